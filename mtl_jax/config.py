@@ -1,0 +1,143 @@
+"""What a run is made of, as frozen dataclasses. Nothing here imports jax."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from mtl_jax.errors import UserError
+
+TASKS = ("classifier", "sentiment")
+DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
+
+Pooling = Literal["mean", "cls", "pooler"]
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
+
+# What a config.json may say without a change in the numbers that this encoder computes.
+_SUPPORTED_ONLY: dict[str, tuple[object, ...]] = {
+    "model_type": ("bert",),
+    "position_embedding_type": ("absolute", None),
+    "is_decoder": (False, None),
+    "add_cross_attention": (False, None),
+    "chunk_size_feed_forward": (0, None),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The fields of a transformers ``BertConfig`` that change the numbers."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.hidden_act not in ACTIVATIONS:
+            raise UserError(
+                f"hidden_act {self.hidden_act!r} is not supported: use one of "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}: correct the checkpoint's config.json"
+            )
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any], origin: str = "config.json") -> BertConfig:
+        """Reads a transformers ``config.json``.
+
+        Args:
+            fields: The parsed JSON object. Fields that do not change the encoder's
+                numbers are passed over.
+            origin: What to call the file in an error.
+
+        Raises:
+            UserError: A field asks for something that this encoder does not compute.
+        """
+        for name, supported in _SUPPORTED_ONLY.items():
+            value = fields.get(name, supported[0] if name != "model_type" else None)
+            if value not in supported:
+                raise UserError(
+                    f"{origin}: {name} {value!r} is not supported: use a checkpoint with "
+                    f"{name} {supported[0]!r}"
+                )
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in fields.items() if name in known})
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which sentences and labels a run reads."""
+
+    dataset: str = "sentences"
+    """the default corpus `sentences`, or the name of any TFDS data set"""
+    train_file: str | None = None
+    """CSV or JSON Lines file to train on, in the place of --dataset"""
+    validation_file: str | None = None
+    """its validation file; without one, every tenth line of the training file by a hash"""
+    test_file: str | None = None
+    """its test file; without one, no test metrics"""
+    text_column: str = "text"
+    """the column or feature that holds the text"""
+    label_columns: tuple[str, ...] = ("classifier=classifier", "sentiment=sentiment")
+    """task=column pairs; an empty label or -1 is a missing one"""
+    max_length: int = 128
+    """tokens kept of each text, special tokens included"""
+    max_train_examples: int | None = None
+    """train on this many examples only"""
+    max_evaluation_examples: int | None = None
+    """evaluate on this many examples of each split only"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Everything that is needed to repeat it."""
+
+    workdir: str
+    """folder for config, metrics, certificate and checkpoints; run again to resume"""
+    scenario: str = "backbone_frozen"
+    """what is frozen: all_frozen, backbone_frozen, classifier_frozen, sentiment_frozen, \
+none_frozen, top_1, top_2, ..."""
+    backbone: str = DEFAULT_BACKBONE
+    """checkpoint: a folder, or a name on the hub"""
+    data: DataConfig = DataConfig()
+    pooling: Pooling | None = None
+    """how a sentence becomes one vector; by default what the checkpoint declares, else mean"""
+    seed: int = 0
+    """seeds the heads, the order of the data and dropout"""
+    epochs: int = 3
+    """passes over the training examples"""
+    batch_size: int = 32
+    """examples per step, over all devices"""
+    head_learning_rate: float = 3e-3
+    """peak learning rate of the two heads"""
+    backbone_learning_rate: float = 1e-4
+    """peak learning rate of the trainable part of the backbone"""
+    weight_decay: float = 0.01
+    """AdamW's, for everything but biases and layer norms"""
+    warmup_fraction: float = 0.1
+    """part of the steps in which the learning rates rise; then they fall linearly to 0"""
+    clip_norm: float = 1.0
+    """largest global norm of the trainable part's gradient"""
+    classifier_weight: float = 1.0
+    """weight of the classifier task in the loss"""
+    sentiment_weight: float = 1.0
+    """weight of the sentiment task in the loss"""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """precision of the computation (parameters stay float32); by default float32"""
+    parallel: Literal["auto", "jit", "pmap", "mesh"] = "auto"
+    """jit on one device, pmap or a jit mesh over all; auto: jit on one device, pmap on several"""
+    checkpoint_every: int = 0
+    """steps between checkpoints; 0: one at the end of each epoch"""
