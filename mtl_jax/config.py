@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal
 
 from mtl_jax.errors import UserError
@@ -100,6 +101,14 @@ class DataConfig:
     max_evaluation_examples: int | None = None
     """evaluate on this many examples of each split only"""
 
+    def absolute(self) -> DataConfig:
+        """The same, with file names that hold from any folder."""
+        names = ("train_file", "validation_file", "test_file")
+        files = {name: getattr(self, name) for name in names}
+        return dataclasses.replace(
+            self, **{name: _absolute(file) if file else None for name, file in files.items()}
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -135,9 +144,47 @@ none_frozen, top_1, top_2, ..."""
     """weight of the classifier task in the loss"""
     sentiment_weight: float = 1.0
     """weight of the sentiment task in the loss"""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """precision of the computation (parameters stay float32); by default float32"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """precision of the computation; parameters and optimizer state stay float32"""
     parallel: Literal["auto", "jit", "pmap", "mesh"] = "auto"
     """jit on one device, pmap or a jit mesh over all; auto: jit on one device, pmap on several"""
     checkpoint_every: int = 0
-    """steps between checkpoints; 0: one at the end of each epoch"""
+    """steps between checkpoints within an epoch; 0: only at the end of each"""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{_flag(name)} {getattr(self, name)} must be at least 1")
+        for name in (
+            "head_learning_rate",
+            "backbone_learning_rate",
+            "weight_decay",
+            "classifier_weight",
+            "sentiment_weight",
+            "checkpoint_every",
+            "seed",
+        ):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{_flag(name)} {getattr(self, name)} must not be negative")
+        if not 0 <= self.warmup_fraction <= 1:
+            raise UserError(f"--warmup-fraction {self.warmup_fraction} must be between 0 and 1")
+        if not self.clip_norm > 0:
+            raise UserError(f"--clip-norm {self.clip_norm} must be above 0")
+
+    def absolute(self) -> TrainConfig:
+        """The same, with file names that hold from any folder."""
+        folder = Path(self.backbone).expanduser()
+        return dataclasses.replace(
+            self,
+            workdir=_absolute(self.workdir),
+            data=self.data.absolute(),
+            backbone=_absolute(self.backbone) if folder.is_dir() else self.backbone,
+        )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())

@@ -1,0 +1,120 @@
+"""Reads the lines of ``results.jsonl``: which arms, in which order, which number per seed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+from mtl_jax.config import TASKS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+Result = dict[str, Any]
+
+BASELINE = "all_frozen"
+REFERENCE = "none_frozen"
+
+_LAST = ("classifier_frozen", "sentiment_frozen", REFERENCE)
+
+
+def read_results(path: Path) -> list[Result]:
+    """Reads a ``results.jsonl``, passing over empty lines."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def arm_order(names: Iterable[str]) -> list[str]:
+    """Sorts arms from the most frozen to the least; recipes come last, as they were met."""
+
+    def rank(name: str) -> tuple[int, int]:
+        top = re.fullmatch(r"top_(\d+)", name)
+        if top:
+            return (2, int(top.group(1)))
+        if name in _LAST:
+            return (3, _LAST.index(name))
+        return {BASELINE: (0, 0), "backbone_frozen": (1, 0)}.get(name, (4, 0))
+
+    return sorted(dict.fromkeys(names), key=rank)
+
+
+def arms_of(results: Sequence[Result]) -> list[str]:
+    """The arms that have a result, in the fixed order."""
+    return arm_order(result["arm"] for result in results)
+
+
+def trained_arms(results: Sequence[Result]) -> list[str]:
+    """The arms that train something."""
+    return [arm for arm in arms_of(results) if arm != BASELINE]
+
+
+def evaluation_split(results: Sequence[Result]) -> str:
+    """``test`` where every arm has test metrics, else ``validation``.
+
+    One split for all: a table that mixed the two would compare unlike numbers.
+    """
+    return "test" if all(result.get("test") for result in results) else "validation"
+
+
+def lookup(result: Any, *path: str) -> float | None:
+    """The number under a path of keys; None where it is missing, null or not finite."""
+    for key in path:
+        if not isinstance(result, dict):
+            return None
+        result = result.get(key)
+    if isinstance(result, bool) or not isinstance(result, int | float):
+        return None
+    return float(result) if math.isfinite(result) else None
+
+
+def quality(metrics: Any) -> float | None:
+    """The one number an arm is judged by: the mean over tasks of macro-F1.
+
+    Tasks without labels are left out of the mean.
+
+    Args:
+        metrics: ``{task: {"macro_f1": …}}``, the metrics on one split.
+    """
+    scores = [lookup(metrics, task, "macro_f1") for task in TASKS]
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known else None
+
+
+def gap(result: Result, task: str, split: str) -> float | None:
+    """Macro-F1 on the training examples minus macro-F1 on ``split``."""
+    train = lookup(result, "train", task, "macro_f1")
+    other = lookup(result, split, task, "macro_f1")
+    return None if train is None or other is None else train - other
+
+
+def per_seed(
+    results: Sequence[Result], arm: str, number: Callable[[Result], float | None]
+) -> dict[int, float]:
+    """One number per seed of an arm, without the seeds that lack it.
+
+    Where a file holds an arm and seed twice, the later line counts.
+    """
+    found = {result["seed"]: number(result) for result in results if result["arm"] == arm}
+    return {seed: value for seed, value in sorted(found.items()) if value is not None}
+
+
+def numbers(results: Sequence[Result], arm: str, *path: str) -> dict[int, float]:
+    """The number under a path of keys, per seed of an arm."""
+    return per_seed(results, arm, lambda result: lookup(result, *path))
+
+
+def qualities(results: Sequence[Result], arm: str, split: str) -> dict[int, float]:
+    """The mean macro-F1 over tasks on a split, per seed of an arm."""
+    return per_seed(results, arm, lambda result: quality(result.get(split)))
+
+
+def sources_of(results: Sequence[Result], split: str) -> list[str]:
+    """The sources that the sentiment scores are split by, in the order of the file."""
+    found: dict[str, None] = {}
+    for result in results:
+        metrics = (result.get(split) or {}).get("sentiment") or {}
+        found.update(dict.fromkeys(metrics.get("weighted_f1_by_source") or {}))
+    return list(found)

@@ -1,0 +1,185 @@
+"""What the report says, in which order: results in, a document out."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments import plots, tables, wording
+from experiments.arms import REFERENCE, Result, arms_of, evaluation_split, numbers
+from experiments.document import (
+    Block,
+    Bullets,
+    Cell,
+    Code,
+    Document,
+    Facts,
+    Heading,
+    Paragraph,
+    Picture,
+    Row,
+    Table,
+)
+from experiments.recommendation import Recommendation, alternatives, explain, recommend
+from experiments.statistics import mean_interval
+
+Failure = Mapping[str, Any]
+
+
+def build(
+    results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
+) -> Document:
+    """The report as data.
+
+    Args:
+        results: Lines of ``results.jsonl``.
+        failures: Arms without a result.
+        context: See ``write_report``.
+    """
+    subtitle = [wording.count_of(len(arms_of(results)), "scenario")]
+    subtitle.append(wording.count_of(len({result["seed"] for result in results}), "seed"))
+    if context.get("started"):
+        subtitle.append(str(context["started"]))
+    blocks = [*_warnings(results, failures), *_findings(results)]
+    blocks += _details(results) if results else []
+    blocks += _origin(results, failures, context)
+    return Document("What to freeze", " · ".join(subtitle), tuple(blocks))
+
+
+def _findings(results: Sequence[Result]) -> list[Block]:
+    advice = recommend(results)
+    if advice is None:
+        return [Paragraph("No scenario has validation scores, so none is recommended.", "lead")]
+    blocks: list[Block] = [
+        Paragraph(" ".join(explain(advice)), "lead"),
+        Facts(tuple(_facts(advice, results))),
+    ]
+    others = alternatives(advice, results)
+    return [*blocks, Bullets(tuple(others))] if others else blocks
+
+
+def _facts(advice: Recommendation, results: Sequence[Result]) -> list[tuple[str, Cell]]:
+    chosen = advice.chosen.arm
+    facts = [("Recommended", Cell(f"`{chosen}`"))]
+    if advice.score:
+        score = Cell(wording.fixed(advice.score.mean), wording.plus_minus(advice.score))
+        facts.append((f"Macro-F1, {advice.split}", score))
+    for label, key, digits in (
+        ("Training time", "train_seconds", None),
+        ("Trained parameters", "trainable_parameters", 0),
+    ):
+        mine, theirs = (
+            mean_interval(numbers(results, arm, key).values()) for arm in (chosen, REFERENCE)
+        )
+        if mine:
+            text = wording.duration(mine.mean) if digits is None else wording.fixed(mine.mean, 0)
+            ratio = wording.ratio(mine.mean, theirs.mean if theirs else None)
+            compared = ratio and chosen != REFERENCE
+            facts.append((label, Cell(text, f"{ratio} {REFERENCE}" if compared else "")))
+    return facts
+
+
+def _warnings(results: Sequence[Result], failures: Sequence[Failure]) -> list[Block]:
+    changed = [r for r in results if r.get("frozen_digest_unchanged") is False]
+    blocks: list[Block] = []
+    if changed:
+        runs = ", ".join(f"`{r['arm']}` seed {r['seed']}" for r in changed)
+        blocks.append(Paragraph(f"Frozen parameters changed in {runs}: distrust them.", "warning"))
+    if failures:
+        failed = f"{wording.count_of(len(failures), 'run')} failed; see the end of the report."
+        blocks.append(Paragraph(failed, "warning"))
+    return blocks
+
+
+def _details(results: Sequence[Result]) -> list[Block]:
+    advice = recommend(results)
+    chosen = advice.chosen.arm if advice else None
+    split = evaluation_split(results)
+    blocks: list[Block] = [Heading("Quality")]
+    if split == "validation":
+        blocks.append(
+            Paragraph(
+                "The data has no test split. Everything here is measured on the validation "
+                "split, on which the best epochs were chosen too, so it is optimistic."
+            )
+        )
+    blocks += _figure(plots.quality_against_cost, results)
+    blocks.append(tables.quality_table(results, chosen))
+    blocks.append(Heading("Differences to full fine-tuning"))
+    blocks.append(tables.difference_table(results, chosen) or Paragraph(_unpaired(results)))
+    blocks += [Heading("Cost"), tables.cost_table(results, chosen)]
+    blocks.append(Paragraph(_digests(results)))
+    blocks.append(Heading("Learning and overfitting"))
+    blocks += _figure(plots.learning_curves, results)
+    blocks += _figure(plots.gap_bars, results)
+    blocks.append(tables.gap_table(results, chosen))
+    sources = tables.source_table(results, chosen)
+    if sources:
+        blocks += [Heading("Sentiment by source"), *_figure(plots.by_source, results), sources]
+    return blocks
+
+
+def _unpaired(results: Sequence[Result]) -> str:
+    if REFERENCE in arms_of(results):
+        return f"No other scenario shares a seed with `{REFERENCE}`: there is nothing to pair."
+    return f"`{REFERENCE}` has no result in this study: there is nothing to compare with."
+
+
+def _digests(results: Sequence[Result]) -> str:
+    kept = sum(result.get("frozen_digest_unchanged") is True for result in results)
+    runs = wording.count_of(len(results), "run")
+    if kept == len(results):
+        return (
+            f"Every frozen parameter kept its bytes: in all {runs} the digest of the frozen "
+            "leaves is the same before and after."
+        )
+    return f"The digest of the frozen leaves is the same before and after in {kept} of {runs}."
+
+
+def _origin(
+    results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
+) -> list[Block]:
+    blocks: list[Block] = []
+    if failures:
+        blocks += [Heading("Failed runs"), Bullets(tuple(failure_text(item) for item in failures))]
+    blocks.append(Heading("How this was made"))
+    if context.get("command"):
+        blocks.append(Code(str(context["command"])))
+    facts = [(name, context.get(name)) for name in ("started", "machine", "seeds")]
+    if context.get("seconds") is not None:
+        facts.append(("took", wording.duration(float(context["seconds"]))))
+    for key in ("train_examples", "test_examples", "epochs", "total_parameters"):
+        values = sorted({int(result[key]) for result in results if result.get(key)})
+        facts.append((key.replace("_", " "), ", ".join(f"{value:,}" for value in values)))
+    blocks += _pairs("", {name: value for name, value in facts if value})
+    if context.get("data"):
+        blocks.append(Bullets(tuple(str(note) for note in context["data"])))
+    blocks += _pairs("Settings", context.get("settings") or {})
+    blocks += _pairs("Versions", context.get("versions") or {})
+    return blocks
+
+
+def _pairs(title: str, values: Mapping[str, Any]) -> list[Block]:
+    if not values:
+        return []
+    rows = []
+    for name, value in values.items():
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        rows.append(Row((Cell(str(name)), Cell(text.strip("[]")))))
+    return [Table(title, ("what", "value"), tuple(rows), textual=True)]
+
+
+def failure_text(failure: Failure) -> str:
+    """One line on a run that has no result."""
+    return f"`{failure.get('arm')}` seed {failure.get('seed')}: {failure.get('error')}"
+
+
+def _figure(plot: plots.Plot, results: Sequence[Result]) -> list[Block]:
+    drawn = plot(results)
+    if drawn is None:
+        return []
+    buffer = io.BytesIO()
+    plots.save(drawn.figure, buffer)
+    return [Picture(f"{drawn.name}.png", buffer.getvalue(), drawn.caption)]

@@ -1,0 +1,239 @@
+"""The figures of the report. Each returns None where its numbers are missing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import IO, TYPE_CHECKING
+
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from experiments.arms import (
+    Result,
+    arms_of,
+    evaluation_split,
+    gap,
+    lookup,
+    numbers,
+    per_seed,
+    qualities,
+    sources_of,
+    trained_arms,
+)
+from experiments.drawing import (
+    arm_axis,
+    draw_interval,
+    name_points,
+    panel_row,
+    reference_lines,
+    seconds_axis,
+)
+from experiments.palette import INK, SOFT, looks, styled
+from experiments.statistics import Interval, mean_interval
+from experiments.tables import PUBLISHED, has_published
+from mtl_jax.config import TASKS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A figure with its file name, without suffix, and the text beneath it."""
+
+    name: str
+    figure: Figure
+    caption: str
+
+
+Plot = Callable[[Sequence[Result]], Drawn | None]
+
+
+def save(figure: Figure, file: IO[bytes]) -> None:
+    """Writes a figure as PNG, at twice the resolution of a plain screen."""
+    with styled():
+        figure.savefig(file, format="png")
+
+
+def quality_against_cost(results: Sequence[Result]) -> Drawn | None:
+    """Mean macro-F1 over training seconds: a point per seed, a mean with its interval."""
+    split = evaluation_split(results)
+    runs: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, tuple[float, Interval]] = {}
+    for arm in trained_arms(results):
+        scores, seconds = qualities(results, arm, split), numbers(results, arm, "train_seconds")
+        seeds = [seed for seed in scores if seconds.get(seed, 0) > 0]
+        interval = mean_interval([scores[seed] for seed in seeds])
+        if interval:
+            runs[arm] = [(seconds[seed], scores[seed]) for seed in seeds]
+            points[arm] = (sum(seconds[seed] for seed in seeds) / len(seeds), interval)
+    if not points:
+        return None
+    look = looks(arms_of(results))
+    with styled():
+        figure, (axes,) = panel_row(1, 4.8)
+        for arm, (x, interval) in points.items():
+            axes.scatter(*zip(*runs[arm], strict=True), s=14, color=look[arm].colour, alpha=0.45)
+            draw_interval(axes, x, interval, look[arm])
+        seconds_axis(axes)
+        axes.margins(x=0.1, y=0.1)
+        axes.set(
+            title=f"What the training time buys ({split} split)",
+            xlabel="training time of one run, seconds (log scale)",
+            ylabel="macro-F1, mean of both tasks",
+        )
+        reference_lines(axes, results)
+        name_points(figure, axes, points)
+    return Drawn(
+        "quality_against_cost",
+        figure,
+        f"Macro-F1 on the {split} split, the mean of both tasks, against training time. Small "
+        "points are seeds, large ones their mean with its 95 % interval. Dashed lines need no "
+        "training: the nearest-neighbour probe on frozen features, and the majority class.",
+    )
+
+
+def learning_curves(results: Sequence[Result]) -> Drawn | None:
+    """Validation macro-F1 of each task over training seconds, mean and range over seeds."""
+    curves = {task: _curves(results, task) for task in TASKS}
+    if not any(curves.values()):
+        return None
+    look = looks(arms_of(results))
+    with styled():
+        figure, panels = panel_row(len(TASKS), 4.2, sharey=False)
+        for axes, task in zip(panels, TASKS, strict=True):
+            for arm, points in curves[task].items():
+                seconds, means, lows, highs = zip(*points, strict=True)
+                style = look[arm]
+                axes.fill_between(seconds, lows, highs, color=style.colour, alpha=0.15, lw=0)
+                axes.plot(
+                    seconds,
+                    means,
+                    color=style.colour,
+                    marker=style.marker,
+                    ms=4.5,
+                    lw=1.6,
+                    label=arm,
+                )
+            seconds_axis(axes)
+            axes.set(title=f"{task}, validation", xlabel="training time, seconds (log scale)")
+        panels[0].set_ylabel("macro-F1")
+        handles = [
+            Line2D([], [], color=look[a].colour, marker=look[a].marker, ms=5, lw=1.6, label=a)
+            for a in trained_arms(results)
+            if any(a in curves[task] for task in TASKS)
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    return Drawn(
+        "learning_curves",
+        figure,
+        "Macro-F1 on the validation split as training goes on, a marker per evaluation. Lines "
+        "are means over seeds, bands run from the worst seed to the best.",
+    )
+
+
+def gap_bars(results: Sequence[Result]) -> Drawn | None:
+    """Macro-F1 on training examples minus that on the evaluation split, per arm and task."""
+    split = evaluation_split(results)
+    rows: dict[str, dict[str, Interval]] = {}
+    for task in TASKS:
+        for arm in trained_arms(results):
+            values = per_seed(results, arm, lambda result, t=task: gap(result, t, split))
+            interval = mean_interval(values.values())
+            if interval:
+                rows.setdefault(task, {})[arm] = interval
+    if not rows:
+        return None
+    arms = [arm for arm in trained_arms(results) if any(arm in found for found in rows.values())]
+    look = looks(arms_of(results))
+    with styled():
+        figure, panels = panel_row(len(rows), 1.3 + 0.36 * len(arms))
+        for axes, (task, found) in zip(panels, rows.items(), strict=True):
+            for arm, interval in found.items():
+                axes.barh(
+                    arms.index(arm),
+                    interval.mean,
+                    height=0.62,
+                    color=look[arm].colour,
+                    xerr=interval.half_width,
+                    error_kw={"ecolor": INK, "elinewidth": 1.2, "capsize": 3},
+                )
+            axes.axvline(0, color=INK, lw=1)
+            arm_axis(axes, arms)
+            axes.set(title=f"{task}: train minus {split}", xlabel="macro-F1 difference")
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+    return Drawn(
+        "gap",
+        figure,
+        f"How far the fit to the training examples runs ahead of the {split} split. Bars are "
+        "means over seeds, lines 95 % intervals; 0 means no overfitting.",
+    )
+
+
+def by_source(results: Sequence[Result]) -> Drawn | None:
+    """Weighted F1 of sentiment per source, beside the published figures where they apply."""
+    split = evaluation_split(results)
+    sources = sources_of(results, split)
+    if not sources:
+        return None
+    arms = trained_arms(results)
+    look = looks(arms_of(results))
+    path = (split, "sentiment", "weighted_f1_by_source")
+    published = PUBLISHED if has_published(sources) else {}
+    lines = dict(zip(published, ("-", "--", ":"), strict=False))
+    with styled():
+        figure, panels = panel_row(len(sources), 1.7 + 0.34 * len(arms))
+        for axes, source in zip(panels, sources, strict=True):
+            for name, scores in published.items():
+                axes.axvline(scores[source], color=SOFT, ls=lines[name], lw=1.3)
+            for arm in arms:
+                interval = mean_interval(numbers(results, arm, *path, source).values())
+                if interval:
+                    draw_interval(axes, arms.index(arm), interval, look[arm], across=True)
+            arm_axis(axes, arms)
+            axes.set_title(source.replace("_", " "))
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        figure.supxlabel(f"weighted F1, sentiment, {split} split", fontsize=9.5)
+        if published:
+            handles = [
+                Line2D([], [], color=SOFT, ls=lines[name], lw=1.3, label=name) for name in published
+            ]
+            figure.legend(
+                handles=handles,
+                loc="outside upper center",
+                ncols=3,
+                title="published (Hutto & Gilbert, 2014)",
+                title_fontsize=9.5,
+            )
+    caption = "Weighted F1 of the sentiment task by source: means over seeds, 95 % intervals."
+    if published:
+        caption += " Upright lines are published figures, which were not measured on this split."
+    return Drawn("by_source", figure, caption)
+
+
+def _curves(
+    results: Sequence[Result], task: str
+) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Per arm: seconds, mean, lowest and highest score at each evaluation.
+
+    Seconds differ from seed to seed, so evaluations are matched by epoch and drawn at
+    their mean time.
+    """
+    curves = {}
+    for arm in trained_arms(results):
+        at: dict[float, list[tuple[float, float]]] = {}
+        for result in results:
+            for point in (result.get("curve") or []) if result["arm"] == arm else []:
+                epoch, seconds = lookup(point, "epoch"), lookup(point, "seconds")
+                score = lookup(point, "validation", task, "macro_f1")
+                if epoch is not None and score is not None and seconds and seconds > 0:
+                    at.setdefault(epoch, []).append((seconds, score))
+        if at:
+            curves[arm] = [_summary(at[epoch]) for epoch in sorted(at)]
+    return curves
+
+
+def _summary(points: Sequence[tuple[float, float]]) -> tuple[float, float, float, float]:
+    seconds, scores = zip(*points, strict=True)
+    return sum(seconds) / len(points), sum(scores) / len(points), min(scores), max(scores)

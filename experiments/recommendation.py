@@ -1,0 +1,270 @@
+"""Which scenario to use: a rule over the numbers, and sentences that say how sure it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+from experiments import wording
+from experiments.arms import (
+    REFERENCE,
+    Result,
+    evaluation_split,
+    numbers,
+    qualities,
+    trained_arms,
+)
+from experiments.statistics import (
+    Interval,
+    PairedDifference,
+    mean_interval,
+    paired_difference,
+    t_factor,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TOLERANCE = 0.01
+
+# From this many seeds on the t factor is within 15 % of its limit, and needs no warning.
+_FEW_SEEDS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """An arm that may be recommended: what it costs, and how it does on validation."""
+
+    arm: str
+    seconds: float
+    """mean training time over seeds"""
+    validation: float
+    """mean macro-F1 over tasks and seeds; the choice rests on this alone"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """The chosen arm, what it was chosen from, and how it compares."""
+
+    chosen: Candidate
+    best: Candidate
+    """the highest validation mean"""
+    candidates: tuple[Candidate, ...]
+    """every eligible arm, cheapest first"""
+    tolerance: float
+    split: str
+    """where the comparisons below were measured"""
+    score: Interval | None
+    """the chosen arm's macro-F1 on ``split``"""
+    opponent: Candidate | None
+    """what the chosen arm is compared with: full fine-tuning, else the best other arm"""
+    difference: PairedDifference | None
+    """chosen minus opponent on ``split``, over shared seeds"""
+
+
+def recommend(results: Sequence[Result], tolerance: float = TOLERANCE) -> Recommendation | None:
+    """Chooses the cheapest arm that is within ``tolerance`` of the best on validation.
+
+    The test split has no part in the choice, so its numbers stay an unbiased estimate for
+    the arm that was chosen. ``all_frozen`` trains nothing and is not eligible. Equal cost
+    is decided by the higher validation mean, then by the fixed order of the arms.
+
+    Args:
+        results: Lines of ``results.jsonl``.
+        tolerance: Macro-F1, in [0, 1], that one may give up for a lower cost.
+
+    Returns:
+        None where no arm has both validation scores and a training time.
+    """
+    found = []
+    for arm in trained_arms(results):
+        validation = mean_interval(qualities(results, arm, "validation").values())
+        seconds = mean_interval(numbers(results, arm, "train_seconds").values())
+        if validation and seconds:
+            found.append(Candidate(arm, seconds.mean, validation.mean))
+    if not found:
+        return None
+    candidates = sorted(found, key=lambda candidate: (candidate.seconds, -candidate.validation))
+    best = max(candidates, key=lambda candidate: candidate.validation)
+    chosen = next(candidate for candidate in candidates if _within(candidate, best, tolerance))
+    others = [candidate for candidate in candidates if candidate is not chosen]
+    opponent = next(
+        (candidate for candidate in others if candidate.arm == REFERENCE),
+        max(others, key=lambda candidate: candidate.validation, default=None),
+    )
+    split = evaluation_split(results)
+    scores = qualities(results, chosen.arm, split)
+    return Recommendation(
+        chosen=chosen,
+        best=best,
+        candidates=tuple(candidates),
+        tolerance=tolerance,
+        split=split,
+        score=mean_interval(scores.values()),
+        opponent=opponent,
+        difference=paired_difference(scores, qualities(results, opponent.arm, split))
+        if opponent
+        else None,
+    )
+
+
+def explain(advice: Recommendation) -> list[str]:
+    """The recommendation in plain sentences: the choice, and how sure it is."""
+    return [_choice(advice), *_evidence(advice)]
+
+
+def alternatives(advice: Recommendation, results: Sequence[Result]) -> list[str]:
+    """A sentence on what each other arm gives up, and for what.
+
+    Args:
+        advice: The recommendation that they are compared with.
+        results: The lines of ``results.jsonl`` that it was made from.
+    """
+    traded = [arm for arm in advice.candidates if _is_trade(arm, advice)]
+    sentences = [_trade(arm, advice, results) for arm in traded]
+    dominated = [
+        candidate.arm
+        for candidate in advice.candidates
+        if candidate not in traded and candidate not in (advice.chosen, advice.opponent)
+    ]
+    if dominated:
+        verb = "costs" if len(dominated) == 1 else "cost"
+        sentences.append(
+            f"{wording.listing(dominated)} {verb} at least as much time as "
+            f"`{advice.chosen.arm}` and did no better on validation."
+        )
+    return sentences
+
+
+def _within(candidate: Candidate, best: Candidate, tolerance: float) -> bool:
+    # Exactly at the tolerance counts, whichever way the subtraction happens to round.
+    return best.validation - candidate.validation <= tolerance or math.isclose(
+        best.validation - candidate.validation, tolerance, abs_tol=1e-9
+    )
+
+
+def _is_trade(candidate: Candidate, advice: Recommendation) -> bool:
+    """Whether an arm offers something for what it takes: cheaper, or better on validation.
+
+    The opponent has a sentence of its own.
+    """
+    if candidate in (advice.chosen, advice.opponent):
+        return False
+    cheaper = candidate.seconds < advice.chosen.seconds
+    return cheaper or candidate.validation > advice.chosen.validation
+
+
+def _choice(advice: Recommendation) -> str:
+    chosen, best, count = advice.chosen, advice.best, len(advice.candidates)
+    if count == 1:
+        return f"`{chosen.arm}` is the only scenario with results, so there is no choice to make."
+    if chosen is best:
+        sentence = (
+            f"Use `{chosen.arm}`: of {count} scenarios it has the best validation macro-F1 "
+            f"({wording.fixed(chosen.validation)}, the mean of tasks and seeds), "
+        )
+        near = [c for c in advice.candidates if _within(c, best, advice.tolerance)]
+        if len(near) == 1:
+            return f"{sentence}and no other is within {advice.tolerance:g} of it."
+        return f"{sentence}and no cheaper one is within {advice.tolerance:g} of it."
+    return (
+        f"Use `{chosen.arm}`: it takes the least training time of those of the {count} scenarios "
+        f"whose validation macro-F1 (the mean of tasks and seeds) is within "
+        f"{advice.tolerance:g} of the best, {wording.fixed(chosen.validation)} against "
+        f"{wording.fixed(best.validation)} of `{best.arm}`, with {_time(chosen, best)}."
+    )
+
+
+def _evidence(advice: Recommendation) -> list[str]:
+    """What the comparison split says of the chosen arm, and how far that can be trusted."""
+    score, difference, opponent = advice.score, advice.difference, advice.opponent
+    if score is None:
+        return []
+    where = (
+        "On the test split, which had no part in the choice, it scores"
+        if advice.split == "test"
+        else "There is no test split, so what follows is measured on the validation split that "
+        "the choice was made on, and flatters the chosen scenario; there it scores"
+    )
+    head = f"{where} {wording.fixed(score.mean)} {wording.plus_minus(score)}".rstrip()
+    if opponent is None or difference is None:
+        other = f" `{opponent.arm}` shares no seed with it." if opponent else ""
+        return [f"{head}.{other}", *_seeds(score.n)]
+    gap = difference.interval
+    # The sentence on the choice has already said what the best arm costs.
+    time = "" if opponent is advice.best else f", with {_time(advice.chosen, opponent)}"
+    compared = f"{head}, {_against(gap.mean)} `{opponent.arm}`{time}."
+    return [compared, *_certainty(gap, advice.tolerance), *_seeds(gap.n)]
+
+
+def _certainty(gap: Interval, tolerance: float) -> list[str]:
+    if gap.low is None:
+        return []
+    text = f"The 95 % interval of that difference is {wording.limits(gap)}"
+    if gap.excludes(0):
+        verdict = "it excludes 0, so, taken alone, the difference is more than the luck of the seed"
+    else:
+        verdict = "it includes 0, so these seeds do not tell the two apart"
+    loss = (
+        f"a loss of more than {tolerance:g} is ruled out"
+        if gap.low >= -tolerance
+        else f"a loss of more than {tolerance:g} is not ruled out"
+    )
+    return [f"{text}: {verdict}, and {loss}."]
+
+
+def _seeds(n: int) -> list[str]:
+    if n == 1:
+        return [
+            "This rests on 1 seed: there is no interval, and a difference may be the luck of "
+            "that seed. Run at least 3."
+        ]
+    if n < _FEW_SEEDS:
+        return [
+            f"It rests on {n} seeds: the interval is wide, {t_factor(n):.1f} standard errors to "
+            f"each side, where many seeds would need 2.0."
+        ]
+    return [f"It rests on {n} seeds."]
+
+
+def _trade(other: Candidate, advice: Recommendation, results: Sequence[Result]) -> str:
+    chosen = advice.chosen
+    difference = paired_difference(
+        qualities(results, other.arm, advice.split), qualities(results, chosen.arm, advice.split)
+    )
+    time = _time(other, chosen)
+    if difference is None:
+        return f"`{other.arm}` shares no seed with `{chosen.arm}`; it takes {time}."
+    gap = difference.interval
+    verb = "gives up" if gap.mean < 0 else "gains"
+    # A loss is written as a positive amount given up, and its limits turn round with it.
+    amount = Interval(-gap.mean, _negative(gap.high), _negative(gap.low), gap.n)
+    shown = amount if gap.mean < 0 else gap
+    limits = f" {_plain_limits(shown)}" if shown.low is not None else ""
+    unsure = ", an interval that includes 0," if gap.excludes(0) is False else ""
+    return (
+        f"`{other.arm}` {verb} {wording.fixed(shown.mean)}{limits}{unsure} of {advice.split} "
+        f"macro-F1 against `{chosen.arm}`, for {time}."
+    )
+
+
+def _against(difference: float) -> str:
+    if abs(difference) < 0.0005:
+        return "the same to three decimals as"
+    side = "above" if difference > 0 else "below"
+    return f"{wording.fixed(abs(difference))} {side}"
+
+
+def _time(one: Candidate, other: Candidate) -> str:
+    if one.seconds <= 0 or other.seconds <= 0:
+        return f"{wording.duration(one.seconds)} of training against {other.seconds:.1f} s"
+    return wording.factor(one.seconds, other.seconds, "training time")
+
+
+def _negative(value: float | None) -> float | None:
+    return None if value is None else -value
+
+
+def _plain_limits(interval: Interval) -> str:
+    return f"[{wording.fixed(interval.low)}, {wording.fixed(interval.high)}]"

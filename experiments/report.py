@@ -1,0 +1,111 @@
+"""Writes what a study found: ``report.md``, ``report.html`` and its pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from experiments import tables
+from experiments.arms import Result, evaluation_split, read_results
+from experiments.document import Cell, Picture, Row, Table
+from experiments.outline import Failure, build, failure_text
+from experiments.recommendation import explain, recommend
+from experiments.render import to_html, to_markdown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+
+def write_report(
+    workdir: Path,
+    results: Sequence[Result],
+    failures: Sequence[Failure] = (),
+    context: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes ``report.md``, ``report.html`` and the pictures into ``workdir``.
+
+    Each file appears whole or not at all, so a reader never meets half a report.
+
+    Args:
+        workdir: The folder of the study; made if it is missing.
+        results: Lines of ``results.jsonl``.
+        failures: Arms without a result, each with ``arm``, ``seed`` and ``error``.
+        context: How the study was made: any of ``command``, ``started``, ``seconds``,
+            ``machine``, ``versions``, ``data``, ``seeds`` and ``settings``.
+
+    Returns:
+        The path of ``report.html``.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    document = build(results, failures, context or {})
+    for block in document.blocks:
+        if isinstance(block, Picture):
+            _write(workdir / block.name, block.png)
+    _write(workdir / "report.md", to_markdown(document).encode())
+    path = workdir / "report.html"
+    _write(path, to_html(document).encode())
+    return path
+
+
+def rebuild_report(workdir: Path) -> Path:
+    """Writes the report again from ``results.jsonl``, without failures and context."""
+    return write_report(workdir, read_results(workdir / "results.jsonl"))
+
+
+def print_table(
+    results: Sequence[Result],
+    failures: Sequence[Failure] = (),
+    console: Console | None = None,
+) -> None:
+    """Prints the quality and the cost of each arm, and the recommendation, to the terminal.
+
+    Args:
+        results: Lines of ``results.jsonl``.
+        failures: Arms without a result.
+        console: Where to print; standard output by default.
+    """
+    console = console or Console()
+    if results:
+        advice = recommend(results)
+        console.print(_rich(_summary(results, advice.chosen.arm if advice else None)))
+        if advice:
+            console.print("\n" + escape(" ".join(explain(advice)).replace("`", "")))
+    for failure in failures:
+        console.print(f"[red]{escape(failure_text(failure).replace('`', ''))}[/red]")
+
+
+def _summary(results: Sequence[Result], chosen: str | None) -> Table:
+    """Quality and cost side by side, narrow enough for a terminal of 80 columns."""
+    cost = {row.cells[0].text: row for row in tables.cost_table(results, chosen).rows}
+    rows = []
+    for row in tables.quality_table(results, chosen).rows:
+        cells = [row.cells[i] for i in (0, 2)] + [Cell(row.cells[i].text) for i in (4, 6)]
+        price = cost.get(row.cells[0].text)
+        seconds = price.cells[2] if price else Cell("")
+        rows.append(Row((*cells, seconds), row.style))
+    columns = ("scenario", "mean macro-F1", "classifier", "sentiment", "train s")
+    return Table(f"Macro-F1 on the {evaluation_split(results)} split", columns, tuple(rows))
+
+
+def _rich(table: Table) -> RichTable:
+    drawn = RichTable(
+        title=escape(table.title), title_style="bold", title_justify="left", box=SIMPLE_HEAD
+    )
+    for index, column in enumerate(table.columns):
+        drawn.add_column(escape(column), justify="right" if index else "left", no_wrap=True)
+    styles = {"chosen": "bold", "reference": "dim italic"}
+    for row in table.rows:
+        cells = [escape(cell.plain.replace("`", "")) for cell in row.cells]
+        drawn.add_row(*cells, style=styles.get(row.style))
+    return drawn
+
+
+def _write(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_bytes(content)
+    draft.replace(path)

@@ -1,0 +1,34 @@
+"""mtl_jax: what to freeze when two text tasks share a pre-trained BERT."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtl_jax.bert import BertEncoder as BertEncoder
+    from mtl_jax.config import BertConfig as BertConfig
+    from mtl_jax.config import DataConfig as DataConfig
+    from mtl_jax.config import TrainConfig as TrainConfig
+    from mtl_jax.errors import UserError as UserError
+    from mtl_jax.pretrained import load_backbone as load_backbone
+
+__version__ = "0.1.0"
+
+# Looked up when first used, so that importing the package, as the command line's --help
+# does, does not import jax.
+_HOMES = {
+    "BertConfig": "config",
+    "BertEncoder": "bert",
+    "DataConfig": "config",
+    "TrainConfig": "config",
+    "UserError": "errors",
+    "load_backbone": "pretrained",
+}
+__all__ = ["BertConfig", "BertEncoder", "DataConfig", "TrainConfig", "UserError", "load_backbone"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

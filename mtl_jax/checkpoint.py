@@ -1,0 +1,147 @@
+"""Checkpoints through Orbax: the best one by validation, and the last one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from mtl_jax.errors import UserError
+from mtl_jax.freeze import Freeze, Params
+from mtl_jax.step import TrainState
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics["score"]
+
+
+def _optimizer(state: TrainState) -> dict[str, Any]:
+    return {"opt_state": state.opt_state, "step": state.step, "rng": state.rng}
+
+
+class Checkpoints:
+    """The folder ``checkpoints`` of a run.
+
+    A checkpoint is written beside the old ones under a temporary name and renamed when it
+    is whole, so that a save that fails or is killed leaves the good ones usable. Its parts:
+    ``params`` (the whole model), ``optimizer`` (state, step, key), ``data`` (the data
+    iterator) and ``progress`` (JSON).
+    """
+
+    def __init__(self, folder: Path):
+        policy = preservation_policy.AnyPreservationPolicy(
+            [
+                preservation_policy.LatestN(1),
+                preservation_policy.BestN(
+                    get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        self._folder = folder
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy, best_fn=_score, create=True
+            ),
+        )
+
+    @property
+    def last_step(self) -> int | None:
+        """The step of the newest checkpoint, or None."""
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best scored checkpoint, or None."""
+        return self._manager.best_step()
+
+    def save(
+        self,
+        params: Params,
+        state: TrainState,
+        data: grain.DatasetIterator[Any],
+        progress: dict[str, Any],
+        score: float | None,
+    ) -> None:
+        """Saves in the background what ``restore`` needs.
+
+        Args:
+            params: The whole model's parameters.
+            state: One copy of the training state.
+            data: The iterator whose next batch is the one after ``state.step``.
+            progress: Any JSON object.
+            score: What the best checkpoint is chosen by, higher is better; None for one
+                that is only there to resume from.
+
+        Raises:
+            UserError: This save, or the one before it, could not be written.
+        """
+        args = ocp.args.Composite(
+            params=ocp.args.StandardSave(params),
+            optimizer=ocp.args.StandardSave(_optimizer(state)),
+            data=grain.checkpoint.CheckpointSave(data),
+            progress=ocp.args.JsonSave(progress),
+        )
+        metrics = None if score is None else {"score": score}
+        step = int(state.step)
+        try:
+            self._manager.save(step, args=args, metrics=metrics, force=True)
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from error
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk; raises ``UserError`` if it can't be."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: Exception) -> UserError:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        return UserError(
+            f"the checkpoint could not be saved in {self._folder} ({reason}): free some disk "
+            f"space and run again to resume from step {self.last_step or 0}"
+        )
+
+    def restore_params(self, step: int) -> Params:
+        """The whole model's parameters at ``step``."""
+        return self._manager.restore(
+            step, args=ocp.args.Composite(params=ocp.args.StandardRestore())
+        )["params"]
+
+    def restore(
+        self, step: int, template: TrainState, data: grain.DatasetIterator[Any], freeze: Freeze
+    ) -> tuple[Params, TrainState, dict[str, Any]]:
+        """Restores everything for training to go on; ``data`` is moved to its place.
+
+        Args:
+            step: One of the saved steps.
+            template: A state of the same shapes.
+            data: An iterator over the same data.
+            freeze: Which of the parameters belong to the state.
+
+        Returns:
+            The whole model's parameters, the training state, the saved progress.
+        """
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _optimizer(template))
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(),
+                optimizer=ocp.args.StandardRestore(shapes),
+                data=grain.checkpoint.CheckpointRestore(data),
+                progress=ocp.args.JsonRestore(),
+            ),
+        )
+        params = restored["params"]
+        trainable, _ = freeze.split(params)
+        state = template.replace(trainable=trainable, **restored["optimizer"])
+        return params, state, restored["progress"]
+
+    def close(self) -> None:
+        """Waits for the background work and releases the folder."""
+        self._manager.close()

@@ -1,0 +1,43 @@
+"""What a run says while it works, on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """Prints one line."""
+    _console.print(message, markup=False)
+
+
+@contextlib.contextmanager
+def training_bar(title: str, total: int, done: int) -> Iterator[Callable[..., None]]:
+    """A progress bar where there is a terminal, and nothing elsewhere.
+
+    Yields:
+        ``update(done, losses, rate)``: steps done, mean loss per task, examples per second.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=_console, transient=True, disable=not _console.is_terminal
+    ) as progress:
+        bar = progress.add_task(title, total=total, completed=done, status="compiling")
+
+        def update(done: int, losses: Mapping[str, float], rate: float) -> None:
+            words = [f"{task} {loss:.3f}" for task, loss in losses.items()]
+            status = "  ".join([*words, f"{rate:.0f} examples/s"])
+            progress.update(bar, completed=done, status=status)
+
+        yield update

@@ -1,0 +1,110 @@
+"""Batches of packed texts, in an order that Grain shuffles and can resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+
+import grain
+import numpy as np
+
+from mtl_jax.data.examples import MISSING
+from mtl_jax.data.packing import Layout, Placement, TrainPlan, evaluation_plan
+from mtl_jax.data.tokens import Tokens
+
+HostBatch = dict[str, np.ndarray]
+"""A ``model.Batch`` on the host, with ``example``: int32 [rows, slots], which text it is, or -1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSet:
+    """The texts of a split, ready to be batched.
+
+    Attributes:
+        tokens: Their ids.
+        labels: Per task int32 [n].
+        pooled: Their vectors, float32 [n, hidden], where these are a fixed function of the
+            text; batches then hold them in the place of the tokens.
+    """
+
+    tokens: Tokens
+    labels: Mapping[str, np.ndarray]
+    pooled: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def make_batch(texts: TextSet, layout: Layout, placement: Placement) -> HostBatch:
+    """Lays the texts of ``placement`` out in rows, one after the other."""
+    cells = (layout.rows, layout.slots)
+    batch = {"example": np.full(cells, -1, np.int32)}
+    batch |= {task: np.full(cells, MISSING, np.int32) for task in texts.labels}
+    slot = _rank_in_group(placement.rows)
+    where = (placement.rows, slot)
+    batch["example"][where] = placement.texts
+    for task, labels in texts.labels.items():
+        batch[task][where] = labels[placement.texts]
+    if texts.pooled is not None:
+        batch["pooled"] = np.zeros((*cells, texts.pooled.shape[1]), np.float32)
+        batch["pooled"][where] = texts.pooled[placement.texts]
+        return batch
+    shape = (layout.rows, layout.length)
+    for name in ("input_ids", "segment_ids", "position_ids"):
+        batch[name] = np.zeros(shape, np.int32)
+    ends = np.zeros(layout.rows, np.int64)
+    for text, row, segment in zip(placement.texts, placement.rows, slot + 1, strict=True):
+        ids = texts.tokens.ids[texts.tokens.offsets[text] : texts.tokens.offsets[text + 1]]
+        span = slice(ends[row], ends[row] + len(ids))
+        batch["input_ids"][row, span] = ids
+        batch["segment_ids"][row, span] = segment
+        batch["position_ids"][row, span] = np.arange(len(ids))
+        ends[row] += len(ids)
+    return batch
+
+
+def _rank_in_group(groups: np.ndarray) -> np.ndarray:
+    """[2, 0, 2, 2, 0] -> [0, 0, 1, 2, 1]."""
+    order = np.argsort(groups, kind="stable")
+    ordered = groups[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    sizes = np.diff(np.append(starts, len(groups)))
+    rank = np.empty(len(groups), np.int64)
+    rank[order] = np.arange(len(groups)) - np.repeat(starts, sizes)
+    return rank
+
+
+def train_batches(
+    texts: TextSet, plan: TrainPlan, seed: int, epochs: int
+) -> grain.DatasetIterator[HostBatch]:
+    """All batches of a run; the iterator's state can be saved and set.
+
+    Every epoch holds every text once, in an order that depends on ``seed`` and the epoch
+    alone.
+    """
+    texts_of, batches_of = (
+        grain.MapDataset.range(size).seed(seed + offset).shuffle().repeat(epochs)
+        for offset, size in enumerate((len(texts), plan.steps))
+    )
+
+    @functools.lru_cache(maxsize=2)
+    def placements(epoch: int) -> list[Placement]:
+        def draw(dataset: grain.MapDataset[int], size: int) -> np.ndarray:
+            return np.array([dataset[epoch * size + i] for i in range(size)], np.int64)
+
+        return plan.epoch(draw(texts_of, len(texts)), draw(batches_of, plan.steps))
+
+    def batch(index: int) -> HostBatch:
+        epoch, step = divmod(index, plan.steps)
+        return make_batch(texts, plan.layout, placements(epoch)[step])
+
+    dataset = grain.MapDataset.range(epochs * plan.steps).map(batch)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def evaluation_batches(texts: TextSet, layout: Layout) -> Iterator[HostBatch]:
+    """Every text once, in batches of one shape."""
+    for placement in evaluation_plan(texts.tokens.lengths, layout):
+        yield make_batch(texts, layout, placement)

@@ -1,0 +1,39 @@
+"""What a file or a TFDS data set gives, before its labels become numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The rows of one split, in their order in the source."""
+
+    texts: list[str]
+    labels: dict[str, list[str | None]]
+    """the class name of each row, None where it is missing, per task that has a column"""
+    groups: list[str] | None
+    """where each row comes from, if the source says so"""
+    place: Callable[[int], str]
+    """names a row, by its index, in an error"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where tables come from."""
+
+    name: str
+    fingerprint: str
+    """digest of the contents, wherever they lie"""
+    splits: tuple[str, ...]
+    """those there are, of train, validation and test"""
+    classes: dict[str, tuple[str, ...]]
+    """the classes of each task for which the source declares them"""
+    notes: tuple[str, ...]
+    """what a reader of the data should know"""
+    read: Callable[[str], Table]
+    """reads one of the splits, and nothing else"""

@@ -1,0 +1,131 @@
+"""Texts to token ids, with the tokenizer that the checkpoint carries."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mtl_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+# Enough for the tokenizer's threads to share, few enough to keep the memory small.
+_CHUNK = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """The token ids of n texts, one after the other.
+
+    Each text is a single segment, so that its token types are all 0.
+    """
+
+    ids: np.ndarray
+    """int32 [total]"""
+    offsets: np.ndarray
+    """int64 [n + 1]: text i is ``ids[offsets[i]:offsets[i + 1]]``"""
+    truncated: int
+    """texts that were cut to the maximal length"""
+    empty: int
+    """texts with nothing but special tokens"""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [n]: the tokens of each text, special ones included."""
+        return np.diff(self.offsets)
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a checkpoint, from local files only.
+
+    Args:
+        folder: A folder in transformers' layout.
+
+    Raises:
+        UserError: The folder holds no tokenizer that can be loaded.
+    """
+    remedy = "name a checkpoint that carries tokenizer.json or vocab.txt"
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise UserError(f"{folder} holds no tokenizer: {remedy}")
+    try:
+        return _auto_tokenizer().from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(f"cannot load the tokenizer in {folder} ({reason}): {remedy}") from error
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> Tokens:
+    """Tokenises texts, each a single segment with its special tokens.
+
+    Args:
+        tokenizer: What ``load_tokenizer`` gives.
+        texts: n texts.
+        max_length: Tokens kept of each text; a cut text keeps its special tokens.
+
+    Raises:
+        UserError: max_length leaves no room beside the special tokens.
+    """
+    special = tokenizer.num_special_tokens_to_add()
+    if max_length <= special:
+        raise UserError(
+            f"--max-length {max_length} leaves no room beside {special} special tokens: "
+            f"use at least {special + 1}"
+        )
+    ids, lengths, truncated = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], 0
+    for start in range(0, len(texts), _CHUNK):
+        chunk = list(texts[start : start + _CHUNK])
+        encoded = _ids(tokenizer, chunk, max_length)
+        full = [i for i, text_ids in enumerate(encoded) if len(text_ids) == max_length]
+        # A full text may have fitted exactly: only its untruncated length tells.
+        whole = _ids(tokenizer, [chunk[i] for i in full], None) if full else []
+        truncated += sum(len(text_ids) > max_length for text_ids in whole)
+        lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+        ids.append(np.fromiter(itertools.chain.from_iterable(encoded), np.int32))
+    all_lengths = np.concatenate(lengths)
+    return Tokens(
+        ids=np.concatenate(ids),
+        offsets=np.concatenate([[0], np.cumsum(all_lengths)]),
+        truncated=truncated,
+        empty=int(np.sum(all_lengths <= special)),
+    )
+
+
+def _ids(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int | None
+) -> list[list[int]]:
+    encoded = tokenizer(
+        texts,
+        truncation=max_length is not None,
+        max_length=max_length,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return encoded["input_ids"]  # pyright: ignore[reportReturnType]  (lists unless asked else)
+
+
+def _auto_tokenizer() -> type[AutoTokenizer]:
+    """Imports transformers without its advice to install PyTorch, which nothing here needs."""
+    switch = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        from transformers import AutoTokenizer
+    finally:
+        if before is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = before
+    return AutoTokenizer

@@ -1,0 +1,161 @@
+"""Runs the model over whole splits, and turns logits into metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.neighbors import KNeighborsClassifier
+
+from mtl_jax.config import TASKS, BertConfig, Pooling
+from mtl_jax.data.batches import TextSet, evaluation_batches
+from mtl_jax.data.packing import Layout
+from mtl_jax.inputs import Split
+from mtl_jax.metrics import Metrics, split_metrics
+from mtl_jax.model import MultiTaskModel
+from mtl_jax.parallel import Compiled, Runner, make_runner
+from mtl_jax.step import eval_step, pooled_step
+
+NEIGHBOURS = 20
+
+# Enough tokens to keep a device busy; rows shorter than the longest text do not exist.
+_TOKENS_PER_BATCH = 4096
+# A row has room for as many texts as it holds when each has this many tokens.
+_SHORT_TEXT = 4
+
+
+def evaluation_layout(max_length: int, devices: int) -> Layout:
+    """One shape that takes every text of at most ``max_length`` tokens."""
+    length = -(-max_length // 8) * 8
+    rows = max(_TOKENS_PER_BATCH // length // devices, 1) * devices
+    return Layout(rows, length, max(length // _SHORT_TEXT, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """What a model is built and its evaluation compiled from."""
+
+    bert: BertConfig
+    classes: tuple[int, int]
+    pooling: Pooling
+    dtype: str
+    max_length: int
+    parallel: str
+
+    def model(self) -> MultiTaskModel:
+        """The Flax module."""
+        return MultiTaskModel(self.bert, self.classes, self.pooling, jnp.dtype(self.dtype))
+
+
+class Evaluator:
+    """The compiled evaluation steps of one model, for any parameters.
+
+    Attributes:
+        runner: How the steps run; parameters are given as it replicates them.
+    """
+
+    def __init__(self, spec: ModelSpec):
+        model = spec.model()
+        self.runner: Runner = make_runner(spec.parallel)
+        self._layout = evaluation_layout(spec.max_length, self.runner.devices)
+        self._on_tokens = Compiled(self.runner, eval_step, model)
+        self._on_pooled = Compiled(self.runner, eval_step, model)
+        self._pool = Compiled(self.runner, pooled_step, model)
+
+    @property
+    def compile_seconds(self) -> float:
+        """What compiling took so far."""
+        return sum(step.seconds for step in (self._on_tokens, self._on_pooled, self._pool))
+
+    def logits(
+        self, params: Any, texts: TextSet
+    ) -> tuple[dict[str, np.ndarray], dict[str, float | None]]:
+        """Per task float32 [n, classes], and the mean loss over its labels, in nats."""
+        step = self._on_tokens if texts.pooled is None else self._on_pooled
+        totals = dict.fromkeys(TASKS, np.zeros(2))
+
+        def run(batch: Any) -> Any:
+            logits, losses = step(params, batch)
+            for task, loss in self.runner.fetch(losses).items():
+                totals[task] = totals[task] + np.asarray(loss, np.float64)
+            return logits
+
+        logits = self._collect(run, texts)
+        return logits, {
+            task: float(total / count) if count else None for task, (total, count) in totals.items()
+        }
+
+    def pooled(self, params: Any, texts: TextSet) -> np.ndarray:
+        """The pooled vectors, float32 [n, hidden]."""
+        return self._collect(functools.partial(self._pool, params), texts)
+
+    def _collect(self, step: Callable[[Any], Any], texts: TextSet) -> Any:
+        outputs: list[Any] = []
+        examples: list[np.ndarray] = []
+        for batch in evaluation_batches(texts, self._layout):
+            index = batch.pop("example")
+            used = index >= 0
+            rows = self.runner.gather(step(self.runner.shard(batch)))
+            outputs.append(jax.tree.map(lambda leaf, used=used: leaf[used], rows))
+            examples.append(index[used])
+        order = np.argsort(np.concatenate(examples))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *outputs)
+
+    def metrics(
+        self, params: Any, split: Split, classes: Mapping[str, Sequence[str]]
+    ) -> Metrics:
+        """``metrics.split_metrics`` of a split, and the mean ``loss`` per task, in nats."""
+        logits, losses = self.logits(params, split.texts)
+        predicted = {task: values.argmax(-1) for task, values in logits.items()}
+        result = split_metrics(
+            split.examples.labels, predicted, classes, split.examples.groups
+        )
+        for task, loss in losses.items():
+            result[task]["loss"] = loss
+        return result
+
+
+@functools.lru_cache(maxsize=8)
+def evaluator(spec: ModelSpec) -> Evaluator:
+    """The evaluator of ``spec``; a process compiles it once."""
+    return Evaluator(spec)
+
+
+def neighbour_probe(known: Split, asked: Split, classes: Mapping[str, Sequence[str]]) -> Metrics:
+    """What frozen vectors tell without any training: a vote of the nearest neighbours.
+
+    Args:
+        known: A split with ``pooled`` vectors and labels.
+        asked: The split to predict, with ``pooled`` vectors.
+        classes: Per task the names of its classes.
+
+    Returns:
+        ``metrics.split_metrics`` of the majority among the ``NEIGHBOURS`` vectors of
+        ``known`` with the largest cosine similarity.
+    """
+    predicted = {}
+    for task in TASKS:
+        labels = known.examples.labels[task]
+        present = labels >= 0
+        vote = KNeighborsClassifier(min(NEIGHBOURS, max(int(present.sum()), 1)), metric="cosine")
+        if present.any():
+            vote.fit(known.texts.pooled[present], labels[present])
+            predicted[task] = vote.predict(asked.texts.pooled)
+        else:
+            predicted[task] = np.zeros(len(asked.texts), np.int32)
+    return split_metrics(asked.examples.labels, predicted, classes, asked.examples.groups)
+
+
+def majority_baseline(known: Split, asked: Split, classes: Mapping[str, Sequence[str]]) -> Metrics:
+    """Chance: every example is given the most frequent class of ``known``."""
+    predicted = {}
+    for task in TASKS:
+        labels = known.examples.labels[task]
+        counts = np.bincount(labels[labels >= 0], minlength=len(classes[task]))
+        predicted[task] = np.full(len(asked.texts), counts.argmax(), np.int32)
+    return split_metrics(asked.examples.labels, predicted, classes, asked.examples.groups)

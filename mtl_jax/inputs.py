@@ -1,0 +1,109 @@
+"""What a run starts from: the data, the tokenizer, the pre-trained backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mtl_jax import pretrained
+from mtl_jax.config import BertConfig, DataConfig, Pooling, TrainConfig
+from mtl_jax.data.batches import TextSet
+from mtl_jax.data.examples import Corpus, Examples, load_corpus
+from mtl_jax.data.tokens import load_tokenizer, tokenize
+from mtl_jax.errors import UserError
+from mtl_jax.freeze import Params, digest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+
+class TextReader:
+    """Turns texts into token ids for one backbone."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, bert: BertConfig, max_length: int):
+        self.tokenizer = tokenizer
+        self.max_length = min(max_length, bert.max_position_embeddings)
+        self._vocab_size = bert.vocab_size
+
+    def __call__(self, texts: list[str], labels: Mapping[str, np.ndarray]) -> TextSet:
+        """Tokenises ``texts``, cut to ``max_length`` tokens or the model's positions."""
+        tokens = tokenize(self.tokenizer, texts, self.max_length)
+        if len(tokens.ids) and tokens.ids.max() >= self._vocab_size:
+            raise UserError(
+                f"the tokenizer has ids up to {tokens.ids.max()}, the backbone a vocabulary of "
+                f"{self._vocab_size}: use the tokenizer of the same checkpoint"
+            )
+        return TextSet(tokens, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split, read and tokenised."""
+
+    examples: Examples
+    texts: TextSet
+
+
+class Inputs:
+    """Everything that runs of different scenarios and seeds share.
+
+    Attributes:
+        corpus: The data; a split is read when it is first asked for.
+        reader: The checkpoint's tokenizer.
+        bert: The backbone's configuration.
+        backbone: The backbone's parameters, without a pooler that nothing would use.
+        pooling: How a text's token vectors become one.
+        weights_digest: SHA-256 of the backbone's parameters.
+        pooled: What the frozen backbone made of a split, kept from run to run.
+    """
+
+    def __init__(self, backbone: str, data: DataConfig, pooling: Pooling | None):
+        folder = pretrained.resolve_backbone(backbone)
+        self.bert, self.backbone = pretrained.load_backbone(folder)
+        self.pooling: Pooling = pooling or pretrained.default_pooling(folder)
+        if self.pooling == "pooler" and "pooler" not in self.backbone:
+            raise UserError(
+                f"backbone {backbone!r} has no pooler: use --pooling mean or --pooling cls"
+            )
+        if self.pooling != "pooler":
+            self.backbone.pop("pooler", None)
+        self.weights_digest = digest(self.backbone)
+        self.reader = TextReader(load_tokenizer(folder), self.bert, data.max_length)
+        self.corpus: Corpus = load_corpus(data)
+        self.pooled: dict[Any, Any] = {}
+        self._splits: dict[str, Split] = {}
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Inputs:
+        """What ``config`` names."""
+        return cls(config.backbone, config.data, config.pooling)
+
+    @property
+    def classes(self) -> Mapping[str, tuple[str, ...]]:
+        """Per task the names of its classes."""
+        return self.corpus.classes
+
+    def split(self, name: str) -> Split:
+        """A split, read and tokenised once."""
+        if name not in self._splits:
+            examples = self.corpus.read(name)
+            self._splits[name] = Split(examples, self.reader(examples.texts, examples.labels))
+        return self._splits[name]
+
+    def notes(self) -> list[str]:
+        """Counts that a user should see: of the data, and of the splits read so far."""
+        notes = list(self.corpus.notes)
+        for name, split in self._splits.items():
+            if split.texts.tokens.truncated:
+                notes.append(
+                    f"{name}: {split.texts.tokens.truncated} of {len(split.texts)} texts were cut "
+                    f"to {self.reader.max_length} tokens"
+                )
+        return notes
+
+
+def parameters(backbone: Params, heads: Params) -> Params:
+    """The model's parameter tree."""
+    return {"backbone": backbone, **heads}

@@ -1,0 +1,99 @@
+"""Keeps count of a run's losses and seconds, and notices a loss that is not finite."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mtl_jax.config import TASKS
+from mtl_jax.errors import UserError
+
+
+class Meter:
+    """Sums over the steps since ``reset``; a JSON object can carry it over a restart.
+
+    A step's metrics are read when the next step has been dispatched, so that the device
+    never waits for the host.
+
+    Attributes:
+        train_seconds: Seconds in training steps, without compilation and evaluation.
+        compile_seconds: Seconds spent compiling the training step.
+        examples: Examples trained on.
+    """
+
+    def __init__(self, saved: Mapping[str, Any] | None = None):
+        saved = saved or {}
+        self.train_seconds: float = saved.get("train_seconds", 0.0)
+        self.compile_seconds: float = saved.get("compile_seconds", 0.0)
+        self.examples: int = saved.get("examples", 0)
+        self._sums: dict[str, list[float]] = saved.get("sums") or self._zero()
+        self._pending: tuple[int, Mapping[str, Any]] | None = None
+        self._started = 0.0
+        self.last: dict[str, Any] = {}
+
+    @staticmethod
+    def _zero() -> dict[str, list[float]]:
+        return {task: [0.0, 0.0] for task in TASKS}
+
+    def state(self) -> dict[str, Any]:
+        """What ``saved`` takes."""
+        return {
+            "train_seconds": self.train_seconds,
+            "compile_seconds": self.compile_seconds,
+            "examples": self.examples,
+            "sums": self._sums,
+        }
+
+    @property
+    def rate(self) -> float:
+        """Examples per second, over the run."""
+        return self.examples / self.train_seconds if self.train_seconds else 0.0
+
+    def resume(self) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+
+    def lap(self, compile_seconds: float = 0.0) -> None:
+        """Books the time since the clock was last read, less what compiling took of it."""
+        now = time.perf_counter()
+        self.train_seconds += now - self._started - compile_seconds
+        self.compile_seconds += compile_seconds
+        self._started = now
+
+    def add(self, step: int, metrics: Mapping[str, Any], examples: int) -> None:
+        """Takes the metrics of a step that may still be running, and reads those before."""
+        self.flush()
+        self._pending = (step, metrics)
+        self.examples += examples
+
+    def flush(self) -> None:
+        """Reads what is pending; waits for the device.
+
+        Raises:
+            UserError: A loss is not finite.
+        """
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        losses = {}
+        for task, (total, count) in metrics["loss"].items():
+            if not math.isfinite(total):
+                raise UserError(
+                    f"the {task} loss is not finite at step {step}: lower the learning rates; the "
+                    "last checkpoint is kept"
+                )
+            self._sums[task][0] += float(total)
+            self._sums[task][1] += float(count)
+            losses[task] = float(total) / max(float(count), 1.0)
+        self.last = {"step": step, "loss": losses, "grad_norm": float(metrics["grad_norm"])}
+
+    def mean_losses(self) -> dict[str, float | None]:
+        """Per task the mean loss in nats since ``reset``; None without a label."""
+        return {task: total / count if count else None for task, (total, count) in self._sums.items()}
+
+    def reset(self) -> None:
+        """Starts the sums anew, at the start of an epoch."""
+        self._sums = self._zero()

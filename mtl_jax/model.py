@@ -1,0 +1,79 @@
+"""The one model: a shared BERT backbone, a pooled vector per text, two Dense heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from mtl_jax.bert import BertEncoder
+from mtl_jax.config import TASKS, BertConfig, Pooling
+
+Batch = Mapping[str, jax.Array]
+"""Rows of packed texts: int32 [rows, length] ``input_ids``, ``position_ids`` (from 0 in each
+text) and ``segment_ids`` (1 ... slots; 0 is padding), with int32 [rows, slots] labels per task;
+or, in the place of the tokens, the ``pooled`` vectors themselves, float32 [rows, slots, hidden].
+"""
+
+
+class MultiTaskModel(nn.Module):
+    """Backbone and heads; the tree is ``backbone``, ``classifier``, ``sentiment``.
+
+    Attributes:
+        config: The backbone's.
+        classes: Number of classes of the two heads, ``classifier`` first.
+        pooling: How a text's token vectors become one.
+        dtype: Precision of the computation.
+    """
+
+    config: BertConfig
+    classes: tuple[int, int]
+    pooling: Pooling = "mean"
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        init = nn.initializers.normal(self.config.initializer_range)
+        self.backbone = BertEncoder(self.config, self.dtype)
+        self.classifier = nn.Dense(self.classes[0], kernel_init=init)
+        self.sentiment = nn.Dense(self.classes[1], kernel_init=init)
+        rate = self.config.classifier_dropout
+        self.dropout = nn.Dropout(self.config.hidden_dropout_prob if rate is None else rate)
+
+    def __call__(
+        self, batch: Batch, *, train: bool = False, frozen_depth: int = 0
+    ) -> dict[str, jax.Array]:
+        """Logits per task, float32 [rows, slots, classes]; see ``BertEncoder`` for the flags."""
+        if "pooled" in batch:
+            pooled = batch["pooled"]
+        else:
+            pooled = self.pooled(batch, train=train, frozen_depth=frozen_depth)
+        pooled = self.dropout(pooled, deterministic=not train)
+        return {"classifier": self.classifier(pooled), "sentiment": self.sentiment(pooled)}
+
+    def init_heads(self, rng: jax.Array) -> dict[str, Any]:
+        """Fresh parameters of the two heads: normal kernels, zero biases."""
+        vectors = jnp.zeros((1, 1, self.config.hidden_size))
+        return dict(self.init(rng, {"pooled": vectors})["params"])
+
+    def pooled(self, batch: Batch, *, train: bool = False, frozen_depth: int = 0) -> jax.Array:
+        """One vector per text, float32 [rows, slots, hidden]; empty slots hold no meaning."""
+        segments, positions = batch["segment_ids"], batch["position_ids"]
+        hidden = self.backbone(
+            batch["input_ids"],
+            position_ids=positions,
+            segment_ids=segments,
+            train=train,
+            frozen_depth=frozen_depth,
+        )
+        slots = batch[TASKS[0]].shape[1]
+        member = segments[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]
+        if self.pooling == "mean":
+            weights = member / jnp.maximum(member.sum(-1, keepdims=True), 1)
+        else:
+            weights = member & (positions[:, None, :] == 0)
+        vectors = jnp.einsum("rst,rth->rsh", weights.astype(jnp.float32), hidden)
+        return self.backbone.pool(vectors) if self.pooling == "pooler" else vectors

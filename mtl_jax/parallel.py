@@ -1,0 +1,173 @@
+"""Ways to run the pure steps: jit on one device, jit over a mesh, pmap over several.
+
+``jax.pmap`` is in maintenance; it is kept for the code and clusters that expect it. The
+mesh does the same with shardings, and a test holds the three equal.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mtl_jax.step import eval_step, pooled_step, train_step
+
+AXIS = "devices"
+
+
+class Runner(Protocol):
+    """Places arrays on devices and compiles the steps for them."""
+
+    devices: int
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts the same values on every device."""
+        ...
+
+    def fetch(self, tree: Any) -> Any:
+        """The inverse of ``replicate``: one copy."""
+        ...
+
+    def shard(self, batch: Mapping[str, np.ndarray]) -> Any:
+        """Spreads a batch's rows over the devices."""
+        ...
+
+    def gather(self, rows: Any) -> Any:
+        """Rows of every device, on the host: numpy [rows, ...]."""
+        ...
+
+    def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
+        """Wraps one of the three steps, its first argument bound; the result has ``lower``."""
+        ...
+
+
+class JitRunner:
+    """One device."""
+
+    devices = 1
+
+    def replicate(self, tree: Any) -> Any:
+        """See ``Runner``."""
+        return jax.device_put(tree)
+
+    def fetch(self, tree: Any) -> Any:
+        """See ``Runner``."""
+        return tree
+
+    def shard(self, batch: Mapping[str, np.ndarray]) -> Any:
+        """See ``Runner``."""
+        return jax.device_put(dict(batch))
+
+    def gather(self, rows: Any) -> Any:
+        """See ``Runner``."""
+        return jax.tree.map(np.asarray, rows)
+
+    def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
+        """See ``Runner``."""
+        return jax.jit(functools.partial(step, static), donate_argnums=0 if donate else ())
+
+
+class MeshRunner(JitRunner):
+    """``jit`` over a one-dimensional mesh of all local devices."""
+
+    def __init__(self) -> None:
+        self.devices = jax.local_device_count()
+        mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self._by_row = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def replicate(self, tree: Any) -> Any:
+        """See ``Runner``."""
+        return jax.device_put(tree, self._everywhere)
+
+    def shard(self, batch: Mapping[str, np.ndarray]) -> Any:
+        """See ``Runner``."""
+        return jax.device_put(dict(batch), self._by_row)
+
+    def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
+        """See ``Runner``."""
+        shardings = {
+            train_step: self._everywhere,
+            eval_step: (self._by_row, self._everywhere),
+            pooled_step: self._by_row,
+        }
+        return jax.jit(
+            functools.partial(step, static),
+            donate_argnums=0 if donate else (),
+            out_shardings=shardings[step],
+        )
+
+
+class PmapRunner:
+    """``pmap`` over all local devices, reducing over the named axis."""
+
+    def __init__(self) -> None:
+        self.devices = jax.local_device_count()
+
+    def replicate(self, tree: Any) -> Any:
+        """See ``Runner``."""
+        mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+        sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+        stacked = jax.tree.map(
+            lambda leaf: np.broadcast_to(np.asarray(leaf), (self.devices, *np.shape(leaf))), tree
+        )
+        return jax.device_put(stacked, sharding)
+
+    def fetch(self, tree: Any) -> Any:
+        """See ``Runner``."""
+        return jax.tree.map(lambda leaf: leaf[0], tree)
+
+    def shard(self, batch: Mapping[str, np.ndarray]) -> Any:
+        """See ``Runner``."""
+        return {
+            name: array.reshape(self.devices, -1, *array.shape[1:])
+            for name, array in batch.items()
+        }
+
+    def gather(self, rows: Any) -> Any:
+        """See ``Runner``."""
+        return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), rows)
+
+    def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
+        """See ``Runner``."""
+        return jax.pmap(
+            functools.partial(step, static, axis_name=AXIS),
+            axis_name=AXIS,
+            donate_argnums=0 if donate else (),
+        )
+
+
+def make_runner(kind: Literal["auto", "jit", "pmap", "mesh"]) -> Runner:
+    """The runner of that name; ``auto`` is jit on one device and pmap on several."""
+    if kind == "auto":
+        kind = "jit" if jax.local_device_count() == 1 else "pmap"
+    return {"jit": JitRunner, "pmap": PmapRunner, "mesh": MeshRunner}[kind]()
+
+
+class Compiled:
+    """A step that is compiled once, at its first call, for the shapes of that call.
+
+    A call with other shapes fails instead of compiling again.
+
+    Attributes:
+        seconds: What compiling took, so far.
+    """
+
+    def __init__(
+        self, runner: Runner, step: Callable[..., Any], static: Any, *, donate: bool = False
+    ):
+        self._wrapped = runner.jit(step, static, donate)
+        self._executable: Callable[..., Any] | None = None
+        self.seconds = 0.0
+
+    def __call__(self, *args: Any) -> Any:
+        if self._executable is None:
+            start = time.perf_counter()
+            self._executable = self._wrapped.lower(*args).compile()
+            self.seconds = time.perf_counter() - start
+        return self._executable(*args)

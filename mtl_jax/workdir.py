@@ -1,0 +1,139 @@
+"""The folder of a run: ``config.json``, ``metrics.jsonl``, ``certificate.json``, the tokenizer."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from mtl_jax.errors import UserError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} can't be written ({error.strerror}): make room or access") from error
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [*old, *(name for name in new if name not in old)]
+        return [
+            line
+            for name in names
+            for line in _differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
+        ]
+    return [] if old == new else [f"{path} was {old!r}, now {new!r}"]
+
+
+class Workdir:
+    """Opens the folder of a run, or makes it.
+
+    Attributes:
+        path: The folder.
+        checkpoints: The folder of the checkpoints in it.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser()
+        self.checkpoints = self.path / "checkpoints"
+        self._metrics = self.path / "metrics.jsonl"
+        self._lock: IO[bytes] | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run has begun here."""
+        return (self.path / "config.json").exists()
+
+    def config(self) -> dict[str, Any]:
+        """What ``claim`` recorded.
+
+        Raises:
+            UserError: No run has begun here.
+        """
+        try:
+            return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.path} is not the folder of a run (no config.json): train one there first"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path}/config.json can't be read ({error})") from error
+
+    def claim(self, record: dict[str, Any]) -> None:
+        """Records what the run is, or checks that it is the run that was begun here.
+
+        Args:
+            record: JSON. What is under ``environment`` may change from one start to the
+                next.
+
+        Raises:
+            UserError: The folder belongs to another run, or holds something else.
+        """
+        record = json.loads(json.dumps(record))
+        self._take_lock()
+        if self.exists:
+            old, new = self.config(), dict(record)
+            old.pop("environment", None)
+            new.pop("environment", None)
+            if changed := _differences(old, new):
+                raise UserError(
+                    f"{self.path} was made with another configuration ({'; '.join(changed)}): "
+                    "use another --workdir, or the settings it was made with"
+                )
+            return
+        write_json(self.path / "config.json", record)
+
+    def _take_lock(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("wb")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is working in {self.path}: wait for it, or use another --workdir"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"--workdir {self.path} can't be used ({error.strerror}): name another folder"
+            ) from error
+
+    def close(self) -> None:
+        """Lets another process work here."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Appends a line to ``metrics.jsonl``."""
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``, without one that a kill left unfinished."""
+        if not self._metrics.exists():
+            return []
+        lines = self._metrics.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def rewind(self, step: int) -> None:
+        """Drops what ``metrics.jsonl`` says of steps after ``step``, which will come again."""
+        kept = [record for record in self.records() if record["step"] <= step]
+        temporary = self._metrics.with_suffix(".rewound")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
+        temporary.replace(self._metrics)
+
+    def certificate(self) -> dict[str, Any]:
+        """What ``certificate.json`` says."""
+        return json.loads((self.path / "certificate.json").read_text(encoding="utf-8"))
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of the finished run, or None."""
+        final = [record for record in self.records() if record["event"] == "result"]
+        return final[-1] if final else None

@@ -1,0 +1,182 @@
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtl_jax.config import DataConfig
+from mtl_jax.data.examples import MISSING, Examples, load_corpus
+from mtl_jax.errors import UserError
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def rows(count, **labels):
+    return [
+        {"text": f"text {i}", **{k: v[i % len(v)] for k, v in labels.items()}} for i in range(count)
+    ]
+
+
+def config(train, *pairs, **settings):
+    return DataConfig(train_file=train, label_columns=pairs or ("sentiment=mood",), **settings)
+
+
+def test_take_keeps_the_order_asked_for():
+    examples = Examples(
+        ["a", "b", "c"], {"sentiment": np.array([0, 1, 2], np.int32)}, np.array(["x", "y", "z"])
+    )
+    taken = examples.take([2, 0])
+    assert taken.texts == ["c", "a"]
+    assert taken.labels["sentiment"].tolist() == [2, 0]
+    assert taken.groups is not None
+    assert taken.groups.tolist() == ["z", "x"]
+    assert len(examples.take([])) == 0
+
+
+def test_a_tenth_is_set_aside_by_the_text(tmp_path):
+    data = rows(200, mood=["up", "down"])
+    data += data[:50]
+    corpus = load_corpus(config(write(tmp_path / "t.jsonl", data)))
+    assert corpus.splits == ("train", "validation")
+    train, validation = corpus.read("train"), corpus.read("validation")
+    expected = [
+        row["text"]
+        for row in data
+        if int(hashlib.sha256(row["text"].encode()).hexdigest(), 16) % 10 == 0
+    ]
+    assert validation.texts == expected
+    assert 10 < len(expected) < 40
+    assert len(train) == 250 - len(expected)
+    assert not set(train.texts) & set(expected)
+    assert corpus.notes == ("validation: a tenth of the training texts, set aside by hash",)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=3), min_size=2))
+def test_something_is_on_either_side_of_any_texts(tmp_path_factory, texts):
+    path = tmp_path_factory.mktemp("any") / "t.jsonl"
+    corpus = load_corpus(config(write(path, [{"text": t, "mood": "up"} for t in texts])))
+    if len(set(texts)) < 2:
+        with pytest.raises(UserError, match="name a --validation-file"):
+            corpus.read("train")
+        return
+    train, validation = corpus.read("train"), corpus.read("validation")
+    assert len(train) > 0
+    assert len(validation) > 0
+    assert not set(train.texts) & set(validation.texts)
+    assert sorted(train.texts + validation.texts) == sorted(texts)
+
+
+def test_missing_labels_and_tasks_without_a_column(tmp_path):
+    data = [
+        {"text": "a", "mood": "up"},
+        {"text": "b", "mood": None},
+        {"text": "c", "mood": -1},
+        {"text": " ", "mood": ""},
+        {"text": "e"},
+        {"text": "f", "mood": "down"},
+    ]
+    file = write(tmp_path / "t.jsonl", data)
+    corpus = load_corpus(config(file, validation_file=file))
+    assert corpus.classes == {"classifier": ("unlabelled",), "sentiment": ("down", "up")}
+    examples = corpus.read("train")
+    assert examples.labels["sentiment"].tolist() == [1, MISSING, MISSING, MISSING, MISSING, 0]
+    assert examples.labels["classifier"].tolist() == [MISSING] * 6
+    assert {labels.dtype for labels in examples.labels.values()} == {np.dtype(np.int32)}
+    assert examples.groups is None
+    assert corpus.notes == (
+        "train: 1 of 6 texts are empty",
+        "train: 4 of 6 have no sentiment label",
+        "validation: 1 of 6 texts are empty",
+        "validation: 4 of 6 have no sentiment label",
+    )
+
+
+def test_a_limit_keeps_the_same_examples_in_their_order(tmp_path):
+    file = write(tmp_path / "t.jsonl", rows(100, mood=["up", "down"]))
+    files = {"validation_file": file, "test_file": file}
+    whole = load_corpus(config(file, **files)).read("train")
+    limited = load_corpus(config(file, **files, max_train_examples=7, max_evaluation_examples=5))
+    train = limited.read("train")
+    positions = [whole.texts.index(text) for text in train.texts]
+    assert positions == sorted(positions)
+    assert len(set(positions)) == 7
+    digests = [
+        hashlib.sha256(f"{i}\n{text}".encode()).digest() for i, text in enumerate(whole.texts)
+    ]
+    assert {digests[i] for i in positions} == set(sorted(digests)[:7])
+    np.testing.assert_array_equal(train.labels["sentiment"], whole.labels["sentiment"][positions])
+    assert [len(limited.read(split)) for split in ("validation", "test")] == [5, 5]
+    assert set(limited.read("test").texts) < set(train.texts)
+
+
+def test_the_test_split_is_not_parsed_before_it_is_asked_for(tmp_path):
+    file = write(tmp_path / "t.jsonl", rows(40, mood=["up"]))
+    (tmp_path / "test.jsonl").write_text("not JSON\n")
+    corpus = load_corpus(config(file, test_file=str(tmp_path / "test.jsonl")))
+    assert corpus.splits == ("train", "validation", "test")
+    assert len(corpus.read("train")) + len(corpus.read("validation")) == 40
+    assert len(corpus.notes) == 1
+    with pytest.raises(UserError, match=r"test\.jsonl, line 1: malformed JSON"):
+        corpus.read("test")
+
+
+def test_the_fingerprint_follows_every_file(tmp_path):
+    train = write(tmp_path / "t.jsonl", rows(20, mood=["up"]))
+    test = write(tmp_path / "u.jsonl", rows(3, mood=["up"]))
+    moved = write(tmp_path / "moved.jsonl", rows(20, mood=["up"]))
+    first = load_corpus(config(train, test_file=test)).fingerprint
+    assert load_corpus(config(moved, test_file=test)).fingerprint == first
+    assert load_corpus(config(train)).fingerprint != first
+    assert load_corpus(config(train, validation_file=test)).fingerprint != first
+    write(tmp_path / "u.jsonl", rows(4, mood=["up"]))
+    assert load_corpus(config(train, test_file=test)).fingerprint != first
+
+
+def test_a_label_that_training_lacks_names_the_line(tmp_path):
+    train = write(tmp_path / "t.jsonl", rows(20, mood=["up", "down"]))
+    other = write(tmp_path / "v.jsonl", rows(3, mood=["up", "down", "sideways"]))
+    corpus = load_corpus(config(train, validation_file=other))
+    with pytest.raises(
+        UserError,
+        match=r"v\.jsonl, line 3: sentiment label 'sideways' is not among .* \(down, up\): correct",
+    ):
+        corpus.read("validation")
+
+
+def test_no_label_at_all(tmp_path):
+    train = write(tmp_path / "t.jsonl", rows(20, mood=["", None]))
+    with pytest.raises(UserError, match="no row has a sentiment label in 'mood': name another col"):
+        load_corpus(config(train)).read("train")
+
+
+def test_a_split_that_is_not_there(tmp_path):
+    corpus = load_corpus(config(write(tmp_path / "t.jsonl", rows(20, mood=["up"]))))
+    with pytest.raises(UserError, match="has no test split: use one of train, validation"):
+        corpus.read("test")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        (("mood",), "'mood' is not a pair: write task=column"),
+        (("sentiment=",), "'sentiment=' is not a pair"),
+        (("topic=mood",), "there is no task 'topic': use classifier or sentiment"),
+        (("sentiment=a", "sentiment=b"), "names the task 'sentiment' twice"),
+        ((), "--label-columns is empty"),
+    ],
+)
+def test_wrong_label_columns(pairs, words):
+    with pytest.raises(UserError, match=words):
+        load_corpus(DataConfig(label_columns=pairs))
+
+
+def test_settings_that_make_no_sense():
+    with pytest.raises(UserError, match="--max-train-examples 0 must be at least 1"):
+        load_corpus(DataConfig(max_train_examples=0))
+    with pytest.raises(UserError, match="--test-file needs --train-file"):
+        load_corpus(DataConfig(test_file="t.csv"))

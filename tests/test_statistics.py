@@ -1,0 +1,98 @@
+import math
+
+import pytest
+import scipy.stats
+
+from experiments.statistics import Interval, holm, mean_interval, paired_difference, t_factor
+
+
+def test_mean_interval_by_hand():
+    # Mean 2, standard deviation 1, t_{2} at 97.5 % = 4.302653: 2 ± 4.302653 / sqrt(3).
+    interval = mean_interval([1.0, 2.0, 3.0])
+    assert interval is not None
+    assert interval.mean == 2.0
+    assert interval.half_width == pytest.approx(2.484138, abs=1e-6)
+    assert interval.low == pytest.approx(-0.484138, abs=1e-6)
+    assert interval.n == 3
+
+
+def test_mean_interval_equals_scipy():
+    values, confidence = [0.71, 0.74, 0.69, 0.77, 0.72], 0.9
+    interval = mean_interval(values, confidence)
+    assert interval is not None
+    expected = scipy.stats.t.interval(
+        confidence, len(values) - 1, interval.mean, scipy.stats.sem(values)
+    )
+    assert (interval.low, interval.high) == pytest.approx(expected)
+
+
+def test_one_seed_has_no_limits():
+    interval = mean_interval([0.7])
+    assert interval is not None
+    assert interval == Interval(0.7, None, None, 1)
+    assert interval.half_width is None
+    assert interval.excludes(0) is None
+    assert mean_interval([]) is None
+
+
+def test_excludes():
+    assert Interval(0.2, 0.1, 0.3, 3).excludes(0)
+    assert not Interval(0.2, -0.1, 0.5, 3).excludes(0)
+
+
+def test_t_factor_of_two_degrees_of_freedom():
+    assert t_factor(3) == pytest.approx(4.302653, abs=1e-6)
+
+
+def test_paired_difference_equals_scipy():
+    arm = {0: 0.70, 1: 0.73, 2: 0.69, 3: 0.75}
+    reference = {0: 0.74, 1: 0.75, 2: 0.74, 3: 0.76}
+    found = paired_difference(arm, reference)
+    expected = scipy.stats.ttest_rel(list(arm.values()), list(reference.values()))
+    limits = expected.confidence_interval()
+    assert found is not None
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert (found.interval.low, found.interval.high) == pytest.approx((limits.low, limits.high))
+    assert found.interval.mean == pytest.approx(-0.03)
+
+
+def test_only_shared_seeds_are_paired():
+    found = paired_difference({0: 0.5, 1: 0.7, 9: 99.0}, {1: 0.6, 0: 0.6, 5: -99.0})
+    assert found is not None
+    assert found.interval.n == 2
+    assert found.interval.mean == pytest.approx(0.0)
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_one_shared_seed_has_no_p_value():
+    found = paired_difference({0: 0.5, 1: 0.7}, {1: 0.6})
+    assert found is not None
+    assert found.p_value is None
+    assert found.interval.low is None
+
+
+@pytest.mark.parametrize(("shift", "p_value"), [(0.0, 1.0), (0.25, 0.0)])
+def test_differences_without_spread(shift: float, p_value: float):
+    reference = {0: 0.5, 1: 0.75, 2: 0.25}
+    found = paired_difference({s: v + shift for s, v in reference.items()}, reference)
+    assert found is not None
+    assert found.p_value == p_value
+    assert found.interval == Interval(shift, shift, shift, 3)
+
+
+def test_holm_by_hand():
+    # In order: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 1 x 0.04 raised to the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_holm_leaves_out_what_was_not_compared():
+    assert holm([None, 0.02, None, 0.5]) == [None, 0.04, None, 0.5]
+    assert holm([]) == []
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_holm_never_lowers_a_p_value():
+    p_values = [0.2, 0.01, 0.04, 0.04, 0.6]
+    corrected = holm(p_values)
+    assert all(q is not None and p <= q <= 1 for p, q in zip(p_values, corrected, strict=True))
+    assert math.isclose(corrected[1] or 0, 0.05)

@@ -1,0 +1,218 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from mtl_jax.config import DataConfig
+from mtl_jax.data import tfds_source
+from mtl_jax.data.examples import MISSING, load_corpus
+from mtl_jax.errors import UserError
+
+DIE = "TOY_REVIEWS_DIE"
+
+
+class ToyReviews(tfds.core.GeneratorBasedBuilder):
+    """A data set with a feature of every kind."""
+
+    VERSION = tfds.core.Version("1.2.0")
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "text": tfds.features.Text(),
+                    "mood": tfds.features.ClassLabel(names=["down", "up"]),
+                    "stars": np.int64,
+                    "kind": tfds.features.Text(),
+                    "score": np.float32,
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {
+            "train": self._generate_examples("train", 60),
+            "test": self._generate_examples("test", 6),
+        }
+
+    def _generate_examples(self, split, count):
+        for i in range(count):
+            if DIE in os.environ and i == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield (
+                i,
+                {
+                    "text": f"{split} é {i}",
+                    "mood": (i % 3) - 1,
+                    "stars": (-1, 9, 10)[i % 3],
+                    "kind": ("", "short", "long")[i % 3],
+                    "score": 0.5,
+                },
+            )
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    return tmp_path / "tfds"
+
+
+def load(name="toy_reviews", *pairs):
+    return load_corpus(DataConfig(dataset=name, label_columns=pairs or ("sentiment=mood",)))
+
+
+def test_a_builder_is_prepared_and_read(root, capfd):
+    corpus = load()
+    assert corpus.name == "toy_reviews/1.2.0"
+    assert corpus.splits == ("train", "validation", "test")
+    assert corpus.classes == {"classifier": ("unlabelled",), "sentiment": ("down", "up")}
+    test = corpus.read("test")
+    by_text = dict(zip(test.texts, test.labels["sentiment"].tolist(), strict=True))
+    assert by_text == {f"test é {i}": (MISSING, 0, 1)[i % 3] for i in range(6)}
+    assert test.groups is None
+    train, validation = corpus.read("train"), corpus.read("validation")
+    assert len(train) + len(validation) == 60
+    assert len(validation) > 0
+    assert corpus.notes[0] == "validation: a tenth of the training texts, set aside by hash"
+    assert capfd.readouterr().out == ""
+
+
+def test_integer_and_string_labels_are_learned_from_train(root):
+    corpus = load("toy_reviews", "sentiment=stars", "classifier=kind")
+    assert corpus.classes == {"classifier": ("long", "short"), "sentiment": ("9", "10")}
+    labels = corpus.read("test").labels
+    assert sorted(labels["sentiment"].tolist()) == [-1, -1, 0, 0, 1, 1]
+    np.testing.assert_array_equal(labels["classifier"] == 1, labels["sentiment"] == 0)
+
+
+def test_a_prepared_folder_is_read_where_it_lies(root, tmp_path):
+    first = load()
+    moved = tmp_path / "elsewhere"
+    shutil.move(root / "toy_reviews" / "1.2.0", moved)
+    second = load(str(moved))
+    assert second.name == first.name
+    assert second.fingerprint == first.fingerprint
+    assert len(second.read("test")) == 6
+
+
+def test_a_prepared_data_set_needs_neither_its_code_nor_a_network(root):
+    load()
+    program = (
+        "import socket\n"
+        "def refuse(*args): raise AssertionError('network')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "from mtl_jax.config import DataConfig\n"
+        "from mtl_jax.data.examples import load_corpus\n"
+        "config = DataConfig(dataset='toy_reviews', label_columns=('sentiment=mood',))\n"
+        "print(len(load_corpus(config).read('test')))\n"
+    )
+    done = run(program)
+    assert (done.stdout, done.stderr) == ("6\n", "")
+
+
+def test_a_preparation_that_is_killed_half_way_harms_nothing(root, monkeypatch):
+    monkeypatch.setenv(DIE, "1")
+    program = "import sys; sys.path.insert(0, 'tests')\nimport test_tfds_source as t\nt.load()\n"
+    assert run(program).returncode == -signal.SIGKILL
+    left = list(root.glob("toy_reviews/incomplete.*_1.2.0"))
+    assert len(left) == 1
+    monkeypatch.delenv(DIE)
+    assert len(load().read("test")) == 6
+    assert [p.name for p in root.glob("toy_reviews/[!.]*")] == ["1.2.0"]
+
+
+def test_a_builder_that_another_process_prepared_meanwhile(root):
+    early = ToyReviews(data_dir=root, file_format=tfds_source.FILE_FORMAT)
+    assert not early.data_path.exists()
+    load()
+    assert tfds_source.prepare(early).info.splits["test"].num_examples == 6
+
+
+def test_the_cache_is_used_where_no_folder_is_set(tmp_path, monkeypatch):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path))
+    load()
+    assert (tmp_path / "tfds/toy_reviews/1.2.0/dataset_info.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "words"),
+    [
+        (
+            "toy_review",
+            (),
+            r"no TFDS data set 'toy_review' \(did you mean toy_reviews.*\?\): name one",
+        ),
+        ("toy reviews", (), r"'toy reviews'.*: "),
+        (
+            "toy_reviews",
+            ("sentiment=kinds",),
+            r"no feature 'kinds'; it has 'text', 'mood', 'stars',",
+        ),
+        (
+            "toy_reviews",
+            ("sentiment=score",),
+            r"'score' is neither a class, an integer nor a string",
+        ),
+    ],
+)
+def test_mistakes_name_the_remedy(root, name, pairs, words):
+    with pytest.raises(UserError, match=words):
+        load(name, *pairs)
+
+
+def test_a_text_must_be_a_text(root):
+    with pytest.raises(UserError, match="feature 'stars' is not a text: name another with --text"):
+        load_corpus(
+            DataConfig(
+                dataset="toy_reviews", text_column="stars", label_columns=("sentiment=mood",)
+            )
+        )
+
+
+def test_a_data_set_that_cannot_be_fetched(root, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with pytest.raises(
+        UserError, match=r"TFDS cannot prepare ag_news_subset/1\.0\.0 \(.*TFDS_DATA"
+    ):
+        load_corpus(
+            DataConfig(
+                dataset="ag_news_subset",
+                text_column="description",
+                label_columns=("classifier=label",),
+            )
+        )
+    assert list(root.glob("ag_news_subset/[!.]*")) == []
+
+
+def test_files_of_another_format(root):
+    load()
+    described = root / "toy_reviews/1.2.0/dataset_info.json"
+    described.write_text(described.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(UserError, match=r"XXX"):
+        load().read("test")
+
+
+def test_a_damaged_file(root):
+    load()
+    (root / "toy_reviews/1.2.0/toy_reviews-test.array_record-00000-of-00001").unlink()
+    with pytest.raises(UserError, match=r"XXX"):
+        load().read("test")
+
+
+def run(program):
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
