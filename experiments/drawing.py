@@ -112,8 +112,8 @@ def name_points(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, In
     taken = [_extent(axes, x, interval) for x, interval in points.values()]
     for arm, (x, interval) in points.items():
         mean = (x, interval.mean)
-        text = axes.annotate(arm, mean, textcoords="offset points", color=INK, zorder=4)
         place = _PLACES[0]
+        text = axes.annotate(arm, mean, place, textcoords="offset points", color=INK, zorder=4)
         for place in _PLACES:
             text.set_position(place)
             text.set_horizontalalignment("left" if place[0] > 0 else "right")

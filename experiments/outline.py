@@ -166,8 +166,9 @@ def _pairs(title: str, values: Mapping[str, Any]) -> list[Block]:
         return []
     rows = []
     for name, value in values.items():
-        text = value if isinstance(value, str) else json.dumps(value, default=str)
-        rows.append(Row((Cell(str(name)), Cell(text.strip("[]")))))
+        parts = value if isinstance(value, list | tuple) else [value]
+        text = ", ".join(x if isinstance(x, str) else json.dumps(x, default=str) for x in parts)
+        rows.append(Row((Cell(str(name)), Cell(text))))
     return [Table(title, ("what", "value"), tuple(rows), textual=True)]
 
 

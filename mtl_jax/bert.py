@@ -68,9 +68,7 @@ class Embeddings(nn.Module):
         summed = (
             self.word(input_ids) + self.token_type(token_type_ids) + self.position(position_ids)
         )
-        return self.dropout(
-            self.layer_norm(summed).astype(self.dtype), deterministic=deterministic
-        )
+        return self.dropout(self.layer_norm(summed).astype(self.dtype), deterministic=deterministic)
 
 
 class Attention(nn.Module):
@@ -170,9 +168,7 @@ class BertEncoder(nn.Module):
 
     def setup(self) -> None:
         self.embeddings = Embeddings(self.config, self.dtype)
-        self.layer = [
-            Layer(self.config, self.dtype) for _ in range(self.config.num_hidden_layers)
-        ]
+        self.layer = [Layer(self.config, self.dtype) for _ in range(self.config.num_hidden_layers)]
         self.pooler = _dense(self.config, self.config.hidden_size, self.dtype)
 
     def __call__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from mtl_jax.errors import UserError
 
@@ -12,6 +12,7 @@ TASKS = ("classifier", "sentiment")
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
 Pooling = Literal["mean", "cls", "pooler"]
+Parallel = Literal["auto", "jit", "pmap", "mesh"]
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
 
 # What a config.json may say without a change in the numbers that this encoder computes.
@@ -110,22 +111,15 @@ class DataConfig:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """One training run. Everything that is needed to repeat it."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run and a study of many runs have in common."""
 
-    workdir: str
-    """folder for config, metrics, certificate and checkpoints; run again to resume"""
-    scenario: str = "backbone_frozen"
-    """what is frozen: all_frozen, backbone_frozen, classifier_frozen, sentiment_frozen, \
-none_frozen, top_1, top_2, ..."""
     backbone: str = DEFAULT_BACKBONE
     """checkpoint: a folder, or a name on the hub"""
     data: DataConfig = DataConfig()
     pooling: Pooling | None = None
     """how a sentence becomes one vector; by default what the checkpoint declares, else mean"""
-    seed: int = 0
-    """seeds the heads, the order of the data and dropout"""
     epochs: int = 3
     """passes over the training examples"""
     batch_size: int = 32
@@ -146,7 +140,7 @@ none_frozen, top_1, top_2, ..."""
     """weight of the sentiment task in the loss"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """precision of the computation; parameters and optimizer state stay float32"""
-    parallel: Literal["auto", "jit", "pmap", "mesh"] = "auto"
+    parallel: Parallel = "auto"
     """jit on one device, pmap or a jit mesh over all; auto: jit on one device, pmap on several"""
     checkpoint_every: int = 0
     """steps between checkpoints within an epoch; 0: only at the end of each"""
@@ -162,7 +156,6 @@ none_frozen, top_1, top_2, ..."""
             "classifier_weight",
             "sentiment_weight",
             "checkpoint_every",
-            "seed",
         ):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{_flag(name)} {getattr(self, name)} must not be negative")
@@ -171,15 +164,32 @@ none_frozen, top_1, top_2, ..."""
         if not self.clip_norm > 0:
             raise UserError(f"--clip-norm {self.clip_norm} must be above 0")
 
-    def absolute(self) -> TrainConfig:
+    def absolute(self) -> Self:
         """The same, with file names that hold from any folder."""
         folder = Path(self.backbone).expanduser()
         return dataclasses.replace(
             self,
-            workdir=_absolute(self.workdir),
             data=self.data.absolute(),
             backbone=_absolute(self.backbone) if folder.is_dir() else self.backbone,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Settings):
+    """One training run. Everything that is needed to repeat it."""
+
+    workdir: str
+    """folder for config, metrics, certificate and checkpoints; run again to resume"""
+    scenario: str = "backbone_frozen"
+    """what is frozen: all_frozen, backbone_frozen, classifier_frozen, sentiment_frozen, \
+none_frozen, top_1, top_2, ..."""
+    seed: int = 0
+    """seeds the heads, the order of the data and dropout"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed} must not be negative")
 
 
 def _flag(name: str) -> str:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
-from mtl_jax.config import TASKS, BertConfig, Pooling
+from mtl_jax.config import TASKS, BertConfig, Parallel, Pooling
 from mtl_jax.data.batches import TextSet, evaluation_batches
 from mtl_jax.data.packing import Layout
 from mtl_jax.inputs import Split
@@ -45,7 +45,7 @@ class ModelSpec:
     pooling: Pooling
     dtype: str
     max_length: int
-    parallel: str
+    parallel: Parallel
 
     def model(self) -> MultiTaskModel:
         """The Flax module."""
@@ -106,15 +106,11 @@ class Evaluator:
         order = np.argsort(np.concatenate(examples))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *outputs)
 
-    def metrics(
-        self, params: Any, split: Split, classes: Mapping[str, Sequence[str]]
-    ) -> Metrics:
+    def metrics(self, params: Any, split: Split, classes: Mapping[str, Sequence[str]]) -> Metrics:
         """``metrics.split_metrics`` of a split, and the mean ``loss`` per task, in nats."""
         logits, losses = self.logits(params, split.texts)
         predicted = {task: values.argmax(-1) for task, values in logits.items()}
-        result = split_metrics(
-            split.examples.labels, predicted, classes, split.examples.groups
-        )
+        result = split_metrics(split.examples.labels, predicted, classes, split.examples.groups)
         for task, loss in losses.items():
             result[task]["loss"] = loss
         return result

@@ -12,7 +12,7 @@ from mtl_jax.data.batches import TextSet
 from mtl_jax.data.examples import Corpus, Examples, load_corpus
 from mtl_jax.data.tokens import load_tokenizer, tokenize
 from mtl_jax.errors import UserError
-from mtl_jax.freeze import Params, digest
+from mtl_jax.freeze import digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,14 +61,9 @@ class Inputs:
 
     def __init__(self, backbone: str, data: DataConfig, pooling: Pooling | None):
         folder = pretrained.resolve_backbone(backbone)
-        self.bert, self.backbone = pretrained.load_backbone(folder)
+        self.bert, params = pretrained.load_backbone(folder)
         self.pooling: Pooling = pooling or pretrained.default_pooling(folder)
-        if self.pooling == "pooler" and "pooler" not in self.backbone:
-            raise UserError(
-                f"backbone {backbone!r} has no pooler: use --pooling mean or --pooling cls"
-            )
-        if self.pooling != "pooler":
-            self.backbone.pop("pooler", None)
+        self.backbone = pretrained.without_unused_pooler(params, self.pooling, backbone)
         self.weights_digest = digest(self.backbone)
         self.reader = TextReader(load_tokenizer(folder), self.bert, data.max_length)
         self.corpus: Corpus = load_corpus(data)
@@ -102,8 +97,3 @@ class Inputs:
                     f"to {self.reader.max_length} tokens"
                 )
         return notes
-
-
-def parameters(backbone: Params, heads: Params) -> Params:
-    """The model's parameter tree."""
-    return {"backbone": backbone, **heads}

@@ -92,7 +92,9 @@ class Meter:
 
     def mean_losses(self) -> dict[str, float | None]:
         """Per task the mean loss in nats since ``reset``; None without a label."""
-        return {task: total / count if count else None for task, (total, count) in self._sums.items()}
+        return {
+            task: total / count if count else None for task, (total, count) in self._sums.items()
+        }
 
     def reset(self) -> None:
         """Starts the sums anew, at the start of an epoch."""

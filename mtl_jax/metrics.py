@@ -52,7 +52,9 @@ def split_metrics(
         classes: Per task the names of its classes.
         groups: str [n], the source of each example, or None.
     """
-    result = {task: task_metrics(labels[task], predicted[task], len(classes[task])) for task in TASKS}
+    result = {
+        task: task_metrics(labels[task], predicted[task], len(classes[task])) for task in TASKS
+    }
     by_source = {}
     for group in () if groups is None else sorted(set(groups.tolist())):
         chosen = (groups == group) & (labels["sentiment"] >= 0)

@@ -66,6 +66,4 @@ def make_optimizer(freeze: Freeze, config: OptimizerConfig) -> optax.GradientTra
         )
         for group, peak in config.learning_rates
     }
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm), freeze.multi_transform(groups)
-    )
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), freeze.multi_transform(groups))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mtl_jax.config import Parallel
 from mtl_jax.step import eval_step, pooled_step, train_step
 
 AXIS = "devices"
@@ -125,8 +126,7 @@ class PmapRunner:
     def shard(self, batch: Mapping[str, np.ndarray]) -> Any:
         """See ``Runner``."""
         return {
-            name: array.reshape(self.devices, -1, *array.shape[1:])
-            for name, array in batch.items()
+            name: array.reshape(self.devices, -1, *array.shape[1:]) for name, array in batch.items()
         }
 
     def gather(self, rows: Any) -> Any:
@@ -142,7 +142,7 @@ class PmapRunner:
         )
 
 
-def make_runner(kind: Literal["auto", "jit", "pmap", "mesh"]) -> Runner:
+def make_runner(kind: Parallel) -> Runner:
     """The runner of that name; ``auto`` is jit on one device and pmap on several."""
     if kind == "auto":
         kind = "jit" if jax.local_device_count() == 1 else "pmap"
@@ -166,8 +166,9 @@ class Compiled:
         self.seconds = 0.0
 
     def __call__(self, *args: Any) -> Any:
-        if self._executable is None:
+        executable = self._executable
+        if executable is None:
             start = time.perf_counter()
-            self._executable = self._wrapped.lower(*args).compile()
+            executable = self._executable = self._wrapped.lower(*args).compile()
             self.seconds = time.perf_counter() - start
-        return self._executable(*args)
+        return executable(*args)

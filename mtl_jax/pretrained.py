@@ -226,7 +226,9 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
             with safetensors.safe_open(path, "numpy") as file:
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (safetensors.SafetensorError, TypeError) as error:
-            raise UserError(f"{path} can't be read ({error}): fetch the checkpoint again") from error
+            raise UserError(
+                f"{path} can't be read ({error}): fetch the checkpoint again"
+            ) from error
     return tensors
 
 
@@ -264,3 +266,14 @@ def default_pooling(folder: Path) -> Pooling:
     if declared.exists() and _read_json(declared).get("pooling_mode_cls_token"):
         return "cls"
     return "mean"
+
+
+def without_unused_pooler(params: dict[str, Any], pooling: Pooling, name: str) -> dict[str, Any]:
+    """The backbone without a pooler that ``pooling`` would never run.
+
+    Raises:
+        UserError: ``pooling`` needs a pooler, and the checkpoint has none.
+    """
+    if pooling == "pooler" and "pooler" not in params:
+        raise UserError(f"backbone {name!r} has no pooler: use --pooling mean or --pooling cls")
+    return {k: v for k, v in params.items() if pooling == "pooler" or k != "pooler"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -101,7 +101,7 @@ def train_step(
             frozen_depth=program.frozen_depth,
             rngs={"dropout": rng},
         )
-        losses = _losses(logits, batch)
+        losses = _losses(cast("dict[str, jax.Array]", logits), batch)
         total = sum(
             weight * losses[task][0] / jnp.maximum(counts[task], 1.0)
             for task, weight in zip(TASKS, program.task_weights, strict=True)
@@ -124,7 +124,7 @@ def eval_step(
         The logits of this device's rows, {task: [rows, slots, classes]}, and the losses,
         {task: (sum, count)}, reduced over ``axis_name``.
     """
-    logits = model.apply({"params": params}, batch)
+    logits = cast("dict[str, jax.Array]", model.apply({"params": params}, batch))
     losses = _losses(logits, batch)
     return logits, jax.lax.psum(losses, axis_name) if axis_name else losses
 
@@ -134,4 +134,4 @@ def pooled_step(
 ) -> jax.Array:
     """The pooled vectors of this device's rows, float32 [rows, slots, hidden]."""
     del axis_name  # every row is computed on its own
-    return model.apply({"params": params}, batch, method="pooled")
+    return cast("jax.Array", model.apply({"params": params}, batch, method="pooled"))

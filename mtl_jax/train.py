@@ -225,9 +225,7 @@ def _fit(run: Run, workdir: Workdir, checkpoints: Checkpoints) -> Meter:
     return meter
 
 
-def _result(
-    run: Run, workdir: Workdir, checkpoints: Checkpoints, meter: Meter
-) -> dict[str, Any]:
+def _result(run: Run, workdir: Workdir, checkpoints: Checkpoints, meter: Meter) -> dict[str, Any]:
     """Measures the best checkpoint; the test split is read here, and nowhere else."""
     config, inputs, classes = run.config, run.inputs, run.inputs.classes
     best = checkpoints.best_step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,13 +14,42 @@ from mtl_jax.errors import UserError
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all."""
+    _replace(path, json.dumps(value, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} can't be written ({error.strerror}): make room or access") from error
+        raise UserError(
+            f"{path} can't be written ({error.strerror}): make room or access"
+        ) from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file, less a last line that a kill left unfinished."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Appends an object to a JSON Lines file."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written ({error.strerror}): make room or access"
+        ) from error
+
+
+def rewrite_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Replaces a JSON Lines file, whole or not at all."""
+    _replace(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -28,7 +58,9 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
         return [
             line
             for name in names
-            for line in _differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
+            for line in _differences(
+                old.get(name), new.get(name), f"{path}.{name}" if path else name
+            )
         ]
     return [] if old == new else [f"{path} was {old!r}, now {new!r}"]
 
@@ -112,22 +144,15 @@ class Workdir:
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends a line to ``metrics.jsonl``."""
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self._metrics, record)
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``, without one that a kill left unfinished."""
-        if not self._metrics.exists():
-            return []
-        lines = self._metrics.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        """The lines of ``metrics.jsonl``."""
+        return read_lines(self._metrics)
 
     def rewind(self, step: int) -> None:
         """Drops what ``metrics.jsonl`` says of steps after ``step``, which will come again."""
-        kept = [record for record in self.records() if record["step"] <= step]
-        temporary = self._metrics.with_suffix(".rewound")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), "utf-8")
-        temporary.replace(self._metrics)
+        rewrite_lines(self._metrics, [r for r in self.records() if r["step"] <= step])
 
     def certificate(self) -> dict[str, Any]:
         """What ``certificate.json`` says."""

@@ -171,5 +171,5 @@ def test_other_features_of_the_corpus_can_be_named():
     corpus = load_corpus(DataConfig(label_columns=("sentiment=classifier",)))
     assert corpus.classes["classifier"] == ("unlabelled",)
     assert corpus.classes["sentiment"] == ("tweet", "movie_review", "product_review", "editorial")
-    with pytest.raises(UserError, match=r"no feature 'mood'; it has 'classifier', 'id', "):
+    with pytest.raises(UserError, match=r"no feature 'mood'; it has 'text', 'id', 'cl"):
         load_corpus(DataConfig(label_columns=("sentiment=mood",)))

@@ -239,6 +239,9 @@ def _label(value: bytes | str | int, names: tuple[str, ...] | None) -> str | Non
     return None if label.strip() in ("", "-1") else label.strip()
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    # TFDS wraps an error in its own circumstances; the cause says what happened.
+    while error.__cause__ is not None:
+        error = error.__cause__
     words = f"{type(error).__name__}: {error}".split("\n")[0]
     return words if len(words) <= 200 else f"{words[:197]}..."

@@ -60,7 +60,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise UserError(f"{folder} holds no tokenizer: {remedy}")
     try:
-        return _auto_tokenizer().from_pretrained(folder, local_files_only=True)
+        return auto_tokenizer().from_pretrained(folder, local_files_only=True)
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise UserError(f"cannot load the tokenizer in {folder} ({reason}): {remedy}") from error
@@ -116,7 +116,7 @@ def _ids(
     return encoded["input_ids"]  # pyright: ignore[reportReturnType]  (lists unless asked else)
 
 
-def _auto_tokenizer() -> type[AutoTokenizer]:
+def auto_tokenizer() -> type[AutoTokenizer]:
     """Imports transformers without its advice to install PyTorch, which nothing here needs."""
     switch = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(switch)

@@ -1,0 +1,1 @@
+"""Studies: each a question, the runs that answer it, and a report."""

@@ -1,0 +1,218 @@
+"""Which parts of the model should be frozen? Every scenario, several seeds, one report.
+
+    python -m experiments.freezing --workdir DIR
+
+The defaults are the quick study that ``./launch.sh`` runs, on a part of the Sentences
+corpus. ``experiments/README.md`` has the answers of real runs, with their commands, times
+and machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import platform
+import resource
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtl_jax.cli import guarded, import_transformers_alone, parse
+from mtl_jax.config import DataConfig, Settings, TrainConfig
+from mtl_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from mtl_jax.inputs import Inputs
+
+_SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Freezing(Settings):
+    """Train every scenario with every seed, and report what freezing costs and buys."""
+
+    workdir: str
+    """folder for the arms, results.jsonl and the report; run again to go on"""
+    scenarios: tuple[str, ...] = (
+        "all_frozen",
+        "backbone_frozen",
+        "top_1",
+        "top_2",
+        "classifier_frozen",
+        "sentiment_frozen",
+        "none_frozen",
+    )
+    """the scenarios to compare"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """the seeds to train each with"""
+    epochs: int = 3
+    """passes over the training examples"""
+    data: DataConfig = DataConfig(max_train_examples=512, max_evaluation_examples=512)
+    keep_checkpoints: bool = False
+    """keep the checkpoints of finished arms"""
+
+    def arms(self) -> Iterator[TrainConfig]:
+        """The runs, seed by seed, so that a study cut short has whole seeds to compare."""
+        shared = {name: getattr(self, name) for name in _SETTINGS}
+        for seed in self.seeds:
+            for scenario in self.scenarios:
+                workdir = Path(self.workdir) / "arms" / f"{scenario}-seed{seed}"
+                yield TrainConfig(**shared, workdir=str(workdir), scenario=scenario, seed=seed)
+
+
+def run(study: Freezing, command: str) -> Path:
+    """Trains the arms that are not done yet, and writes the report.
+
+    Args:
+        study: The settings.
+        command: How it was called, for the report.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        UserError: The settings are wrong, or the folder holds a study with others.
+    """
+    from experiments.arms import read_results
+    from experiments.report import print_table, write_report
+    from mtl_jax.console import say
+    from mtl_jax.inputs import Inputs
+    from mtl_jax.scenarios import scenario_rules
+    from mtl_jax.workdir import Workdir
+
+    started = time.time()
+    study = study.absolute()
+    inputs = Inputs(study.backbone, study.data, study.pooling)
+    for scenario in study.scenarios:
+        scenario_rules(scenario, inputs.bert.num_hidden_layers)
+    folder = Workdir(study.workdir)
+    with contextlib.closing(folder):
+        folder.claim(_record(study, inputs))
+        results_file = folder.path / "results.jsonl"
+        failures = _train_arms(study, inputs, results_file)
+        results = _wanted(read_results(results_file), study)
+        if not results:
+            raise UserError(
+                f"no arm of the study in {study.workdir} could be trained; the first failed with: "
+                f"{failures[0]['error']}"
+            )
+        context = _context(study, inputs, command, started)
+        report = write_report(folder.path, results, failures, context)
+    print_table(results, failures)
+    say(f"{len(results)} arms in {time.time() - started:.0f} s; the report is {report}")
+    return report
+
+
+def _train_arms(study: Freezing, inputs: Inputs, results_file: Path) -> list[dict[str, Any]]:
+    from mtl_jax.console import say
+    from mtl_jax.train import train
+    from mtl_jax.workdir import append_line, read_lines, rewrite_lines
+
+    finished = read_lines(results_file)
+    # Without a line that a kill left unfinished, which the next one would else be glued to.
+    rewrite_lines(results_file, finished)
+    done = {(result["arm"], result["seed"]) for result in finished}
+    failures = []
+    arms = list(study.arms())
+    for number, arm in enumerate(arms, start=1):
+        if (arm.scenario, arm.seed) in done:
+            continue
+        say(f"arm {number} of {len(arms)}: {arm.scenario}, seed {arm.seed}")
+        try:
+            result = train(arm, inputs)
+        except Exception as error:  # noqa: BLE001  (one arm must not take the others with it)
+            failures.append({"arm": arm.scenario, "seed": arm.seed, "error": _one_line(error)})
+            say(f"arm {number} failed: {failures[-1]['error']}")
+            continue
+        append_line(results_file, _line(arm, result))
+        if not study.keep_checkpoints:
+            shutil.rmtree(Path(arm.workdir) / "checkpoints")
+    return failures
+
+
+def _line(arm: TrainConfig, result: dict[str, Any]) -> dict[str, Any]:
+    """One line of ``results.jsonl``: the run's result and its learning curve."""
+    from mtl_jax.workdir import Workdir
+
+    curve = [record for record in Workdir(arm.workdir).records() if record["event"] == "epoch"]
+    kept = {name: value for name, value in result.items() if name not in ("event", "scenario")}
+    return {"arm": arm.scenario, "seed": arm.seed, **kept, "curve": curve}
+
+
+def _wanted(results: list[dict[str, Any]], study: Freezing) -> list[dict[str, Any]]:
+    """What this call asks for, where the folder holds more."""
+    return [
+        result
+        for result in results
+        if result["arm"] in study.scenarios and result["seed"] in study.seeds
+    ]
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def _record(study: Freezing, inputs: Inputs) -> dict[str, Any]:
+    """What may not change from one call on a folder to the next; arms may be added."""
+    settings = {
+        name: value for name, value in dataclasses.asdict(study).items() if name in _SETTINGS
+    }
+    return {
+        "study": "freezing",
+        "settings": settings,
+        "weights_sha256": inputs.weights_digest,
+        "data": {"name": inputs.corpus.name, "fingerprint": inputs.corpus.fingerprint},
+    }
+
+
+def _context(study: Freezing, inputs: Inputs, command: str, started: float) -> dict[str, Any]:
+    settings = {
+        name: value
+        for name, value in dataclasses.asdict(study).items()
+        if name not in ("data", "workdir", "scenarios", "seeds", "keep_checkpoints")
+    }
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "command": command,
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "seconds": time.time() - started,
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {_devices()}; peak memory {peak:.1f} GiB",
+        "versions": {name: version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
+        "data": inputs.notes(),
+        "seeds": list(study.seeds),
+        "settings": settings | {name: v for name, v in dataclasses.asdict(study.data).items()},
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _devices() -> str:
+    import jax
+
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def _main(argv: Sequence[str]) -> None:
+    study = parse(Freezing, argv, "python -m experiments.freezing", __doc__ or "")
+    import_transformers_alone()
+    run(study, shlex.join(["python", "-m", "experiments.freezing", *argv]))
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(_main, sys.argv[1:]))

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# ./launch.sh        makes .venv, installs, runs the quick freezing study, says where the report is
+# ./launch.sh test   makes .venv, installs, runs the tests
+# Further arguments go to the study, or to pytest. PYTHON names another interpreter.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+say() { printf '== %s\n' "$*" >&2; }
+fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
+
+case "${1-}" in
+    test) task=test; extras=test; shift ;;
+    lint) task=lint; extras=lint; shift ;;
+    "" | -*) task=study; extras= ;;
+    *) fail "unknown task '$1': use ./launch.sh, or ./launch.sh test" ;;
+esac
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON-}" python3 python3.14 python3.13 python3.12 python3.11; do
+        if [ -n "$candidate" ] && "$candidate" -c \
+            'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+    fail "no Python 3.11 or newer with venv was found: install one, or name it with PYTHON=..."
+}
+
+# The environment is made anew when what it is made from has changed, or was cut short.
+install() {
+    local wanted
+    wanted="$extras $(cat pyproject.toml)"
+    if [ -f .venv/installed ] && [ "$(cat .venv/installed)" = "$wanted" ]; then
+        return
+    fi
+    if [ ! -x .venv/bin/python ]; then
+        local python
+        python=$(find_python)
+        say "making .venv with $("$python" --version)"
+        "$python" -m venv .venv
+    fi
+    say "installing mtl_jax and what it needs into .venv (about 600 MB)"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+        --editable ".${extras:+[$extras]}"
+    printf '%s' "$wanted" > .venv/installed
+}
+
+install
+case "$task" in
+    test)
+        say "running the tests"
+        exec .venv/bin/python -m pytest "$@"
+        ;;
+    lint)
+        .venv/bin/ruff check .
+        .venv/bin/ruff format --check .
+        .venv/bin/pyright
+        exec .venv/bin/lint-imports
+        ;;
+    study)
+        case " $* " in
+            *" --workdir"*) ;;
+            *) set -- --workdir runs/freezing "$@" ;;
+        esac
+        say "running the freezing study: seven scenarios, three seeds, some minutes on two cores"
+        exec .venv/bin/python -m experiments.freezing "$@"
+        ;;
+esac

@@ -1,0 +1,83 @@
+"""What every command line here does alike: flat flags, one-line errors, exit statuses."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from mtl_jax.data import tokens
+from mtl_jax.errors import UserError
+
+
+def parse(kind: Any, argv: Sequence[str], prog: str, description: str) -> Any:
+    """Flags to a dataclass, or to one of a union of them, by subcommand.
+
+    Raises:
+        SystemExit: ``--help`` was asked for (status 0).
+        UserError: The flags are wrong.
+    """
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                kind,
+                args=list(argv),
+                prog=prog,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_unboxed(errors.getvalue())) from None
+
+
+def _unboxed(message: str) -> str:
+    """The text of a message that is framed for a terminal, as one line."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in message.splitlines()]
+    lines = [line.strip("│╭╮╰╯─┌┐└┘ ") for line in lines]
+    title, *body = [line for line in lines if line]
+    text = " ".join(body)
+    return text if text.startswith(title) else f"{title}: {text}"
+
+
+def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+    """Runs a command; a user's mistake becomes one line on standard error and status 2."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        main(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to resume", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read standard output has left; the interpreter must not flush it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def import_transformers_alone() -> None:
+    """Imports transformers before it can import PyTorch or TensorFlow.
+
+    It imports PyTorch, seconds and hundreds of megabytes, wherever that is installed,
+    though nothing here needs more of it than a tokenizer. For processes of our own only:
+    afterwards transformers takes PyTorch for absent.
+    """
+    hidden = [name for name in ("torch", "tensorflow") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    try:
+        tokens.auto_tokenizer()
+    finally:
+        for name in hidden:
+            del sys.modules[name]

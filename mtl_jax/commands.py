@@ -1,0 +1,118 @@
+"""The commands of ``python -m mtl_jax``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import subcommand
+
+from mtl_jax.cli import guarded, import_transformers_alone, parse
+from mtl_jax.config import DEFAULT_BACKBONE, Pooling, TrainConfig
+from mtl_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Print the metrics of a trained folder's best checkpoint as JSON."""
+
+    workdir: str
+    """folder of a run"""
+    split: Literal["train", "validation", "test"] = "test"
+    """which part of its data"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Read lines of text, write JSON lines: both tasks' labels with their probabilities."""
+
+    workdir: str
+    """folder of a run"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Extract:
+    """Read lines of text, write their pooled vectors as a float32 .npy file."""
+
+    output: str
+    """the .npy file to write"""
+    backbone: str | None = None
+    """checkpoint: a folder, or a name on the hub; sentence-transformers/all-MiniLM-L6-v2 \
+unless --workdir is given"""
+    workdir: str | None = None
+    """folder of a run, in the place of --backbone"""
+    pooling: Pooling | None = None
+    """with --backbone: how a text becomes one vector; by default what the checkpoint declares"""
+    max_length: int = 128
+    """with --backbone: tokens kept of each text, special tokens included"""
+
+
+Command = (
+    Annotated[TrainConfig, subcommand("train", description="Train one scenario.")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Predict, subcommand("predict")]
+    | Annotated[Extract, subcommand("extract")]
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs a command line; returns the exit status."""
+    return guarded(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> None:
+    command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
+    import_transformers_alone()
+    {TrainConfig: _train, Evaluate: _evaluate, Predict: _predict, Extract: _extract}[type(command)](
+        command
+    )
+
+
+_DESCRIPTION = "Multi-task fine-tuning of a BERT that is frozen as far as a scenario says."
+
+
+def _train(config: TrainConfig) -> None:
+    from mtl_jax.train import train
+
+    result = train(config)
+    print(json.dumps(result["test"] or result["validation"]))
+
+
+def _evaluate(command: Evaluate) -> None:
+    from mtl_jax.trained import TrainedModel
+
+    print(json.dumps(TrainedModel(command.workdir).evaluate(command.split)))
+
+
+def _predict(command: Predict) -> None:
+    from mtl_jax.console import say
+    from mtl_jax.trained import TrainedModel, read_lines
+
+    model = TrainedModel(command.workdir)
+    for answer in model.predict(read_lines(sys.stdin.buffer)):
+        print(json.dumps(answer, ensure_ascii=False))
+    if model.cut or model.empty:
+        say(f"{model.cut} texts were cut to {model.reader.max_length} tokens, {model.empty} empty")
+
+
+def _extract(command: Extract) -> None:
+    from mtl_jax.console import say
+    from mtl_jax.trained import TrainedModel, checkpoint_encoder, read_lines, write_vectors
+
+    if command.workdir is not None:
+        if command.backbone is not None or command.pooling is not None:
+            raise UserError("--workdir settles --backbone and --pooling: give one or the other")
+        encoder = TrainedModel(command.workdir)
+    else:
+        backbone = command.backbone or DEFAULT_BACKBONE
+        encoder = checkpoint_encoder(backbone, command.pooling, command.max_length)
+    vectors = encoder.pooled(read_lines(sys.stdin.buffer))
+    rows = write_vectors(Path(command.output), vectors, encoder.width)
+    say(
+        f"{rows} vectors of {encoder.width} in {command.output}; {encoder.cut} texts were cut to "
+        f"{encoder.reader.max_length} tokens, {encoder.empty} empty"
+    )

@@ -1,0 +1,195 @@
+"""A finished run's folder, or a bare checkpoint, put to use on new texts."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import numpy as np
+
+from mtl_jax import pretrained
+from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.config import TASKS, BertConfig, DataConfig, Pooling
+from mtl_jax.console import say
+from mtl_jax.data.batches import TextSet
+from mtl_jax.data.examples import MISSING, load_corpus
+from mtl_jax.data.tokens import load_tokenizer
+from mtl_jax.errors import UserError
+from mtl_jax.evaluate import Evaluator, ModelSpec
+from mtl_jax.freeze import Params
+from mtl_jax.inputs import Split, TextReader
+from mtl_jax.metrics import Metrics
+from mtl_jax.workdir import Workdir
+
+# Texts in memory at a time; enough for the packing to leave little padding.
+_CHUNK = 1024
+
+
+class Encoder:
+    """Texts to pooled vectors.
+
+    Attributes:
+        reader: Tokenises the texts.
+        width: Length of a vector.
+        cut: Texts so far that were longer than the model's positions or ``max_length``.
+        empty: Texts so far with no token of their own.
+    """
+
+    def __init__(self, spec: ModelSpec, params: Params, reader: TextReader):
+        self.reader = reader
+        self.width = spec.bert.hidden_size
+        self.cut = self.empty = 0
+        self._evaluator = Evaluator(spec)
+        self._params = self._evaluator.runner.replicate(params)
+
+    def _chunks(self, texts: Iterable[str]) -> Iterator[tuple[list[str], TextSet]]:
+        texts = iter(texts)
+        while chunk := list(itertools.islice(texts, _CHUNK)):
+            unlabelled = {task: np.full(len(chunk), MISSING, np.int32) for task in TASKS}
+            read = self.reader(chunk, unlabelled)
+            self.cut += read.tokens.truncated
+            self.empty += read.tokens.empty
+            yield chunk, read
+
+    def pooled(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """Chunk by chunk the vectors of ``texts``, float32 [k, hidden]."""
+        for _, read in self._chunks(texts):
+            yield self._evaluator.pooled(self._params, read)
+
+
+class TrainedModel(Encoder):
+    """The best checkpoint of a run, from its folder alone.
+
+    Attributes:
+        classes: Per task the names of its classes.
+    """
+
+    def __init__(self, folder: str | Path):
+        workdir = Workdir(folder)
+        record = workdir.config()
+        settings = record["settings"]
+        self._record = record
+        self.classes: dict[str, tuple[str, ...]] = {
+            task: tuple(names) for task, names in record["classes"].items()
+        }
+        self._data = DataConfig(
+            **settings["data"] | {"label_columns": tuple(settings["data"]["label_columns"])}
+        )
+        bert = BertConfig(**record["bert"])
+        reader = TextReader(load_tokenizer(workdir.path / "tokenizer"), bert, self._data.max_length)
+        if not workdir.checkpoints.is_dir():
+            raise UserError(f"{folder} has no checkpoint yet: train it first")
+        with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
+            if (best := checkpoints.best_step) is None:
+                raise UserError(f"{folder} has no checkpoint yet: run train on it again")
+            params = checkpoints.restore_params(best)
+        spec = ModelSpec(
+            bert=bert,
+            classes=(len(self.classes["classifier"]), len(self.classes["sentiment"])),
+            pooling=record["pooling"],
+            dtype=settings["dtype"],
+            max_length=reader.max_length,
+            parallel=settings["parallel"],
+        )
+        super().__init__(spec, params, reader)
+
+    def evaluate(self, split: str) -> Metrics:
+        """The metrics of a split of the data that the run was trained on.
+
+        Raises:
+            UserError: The data are gone, or have other classes now.
+        """
+        corpus = load_corpus(self._data)
+        if dict(corpus.classes) != self.classes:
+            raise UserError(
+                f"{corpus.name} has other classes now than when the model was trained: "
+                "give it the data it was trained on"
+            )
+        if corpus.fingerprint != self._record["data"]["fingerprint"]:
+            say(f"note: {corpus.name} has changed since the model was trained on it")
+        examples = corpus.read(split)
+        texts = self.reader(examples.texts, examples.labels)
+        return self._evaluator.metrics(self._params, Split(examples, texts), self.classes)
+
+    def predict(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """Per text ``{"text", task: {"label", "probability"} ...}``, in their order."""
+        for chunk, read in self._chunks(texts):
+            logits, _ = self._evaluator.logits(self._params, read)
+            probabilities = {
+                task: np.asarray(jax.nn.softmax(values)) for task, values in logits.items()
+            }
+            for i, text in enumerate(chunk):
+                answer: dict[str, Any] = {"text": text}
+                for task in TASKS:
+                    label = int(probabilities[task][i].argmax())
+                    answer[task] = {
+                        "label": self.classes[task][label],
+                        "probability": round(float(probabilities[task][i][label]), 6),
+                    }
+                yield answer
+
+
+def checkpoint_encoder(backbone: str, pooling: Pooling | None, max_length: int) -> Encoder:
+    """The encoder of a pre-trained checkpoint, as ``all_frozen`` sees it."""
+    folder = pretrained.resolve_backbone(backbone)
+    bert, params = pretrained.load_backbone(folder)
+    pooling = pooling or pretrained.default_pooling(folder)
+    params = pretrained.without_unused_pooler(params, pooling, backbone)
+    reader = TextReader(load_tokenizer(folder), bert, max_length)
+    spec = ModelSpec(bert, (1, 1), pooling, "float32", reader.max_length, "auto")
+    return Encoder(spec, {"backbone": params}, reader)
+
+
+def write_vectors(path: Path, vectors: Iterable[np.ndarray], width: int) -> int:
+    """Streams rows into a ``.npy`` file, which appears when it is whole.
+
+    Args:
+        path: The file, float32 [n, width].
+        vectors: float32 [k, width] arrays.
+        width: Columns, needed where there is no row.
+
+    Returns:
+        The number of rows.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    rows = 0
+    try:
+        with temporary.open("wb") as file:
+            _write_header(file, rows, width)
+            for chunk in vectors:
+                file.write(np.ascontiguousarray(chunk, "<f4").tobytes())
+                rows += len(chunk)
+            # numpy leaves room in the header for the first axis to grow.
+            file.seek(0)
+            _write_header(file, rows, width)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}): name another file") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return rows
+
+
+def _write_header(file: IO[bytes], rows: int, width: int) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def read_lines(stream: IO[bytes]) -> Iterator[str]:
+    """Lines of UTF-8 text without their ends.
+
+    Raises:
+        UserError: A line is not UTF-8.
+    """
+    for number, line in enumerate(stream, start=1):
+        try:
+            yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"standard input, line {number}: not valid UTF-8 ({error.reason}): convert it"
+            ) from error

@@ -1,0 +1,76 @@
+"""A tiny random BERT on disk, four CPU devices, and a cache that the tests share."""
+
+import json
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import pytest
+import safetensors.numpy
+from mtl_jax.bert import BertEncoder
+from mtl_jax.config import BertConfig
+from mtl_jax.pretrained import to_transformers
+
+WORDS = (
+    "[PAD] [UNK] [CLS] [SEP] [MASK] a an the this that film book phone tweet it is was not very "
+    "good bad great awful fine dull bright i you we love hate like liked saw read . , ! ? ##s ##ed"
+).split()
+
+TINY = BertConfig(
+    vocab_size=len(WORDS),
+    hidden_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=32,
+    max_position_embeddings=24,
+    # Far from 0, so that the outputs depend visibly on every weight.
+    initializer_range=0.3,
+)
+
+
+def write_checkpoint(folder, config=TINY, seed=0):
+    """A random BERT with a pooler and a WordPiece tokenizer, in transformers' layout."""
+    encoder = BertEncoder(config)
+    ids = jnp.zeros((1, 4), jnp.int32)
+    key = jax.random.key(seed)
+    params = encoder.init(key, ids)["params"]
+    pooler = encoder.init(key, jnp.zeros((1, config.hidden_size)), method="pool")["params"]
+    fields = {"model_type": "bert", "architectures": ["BertModel"]}
+    fields |= {name: getattr(config, name) for name in config.__dataclass_fields__}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(fields))
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    )
+    tensors = to_transformers({**params, **pooler})
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The folder of the tiny checkpoint; not to be changed."""
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory):
+    """A CSV of 96 short texts with labels for both tasks, some missing; and 32 more twice."""
+    folder = tmp_path_factory.mktemp("reviews")
+    nouns, verdicts = ("film", "book", "phone"), {"good": "pos", "bad": "neg", "fine": "neu"}
+    rows = []
+    for i in range(160):
+        noun, (word, label) = nouns[i % 3], list(verdicts.items())[i // 3 % 3]
+        text = " ".join(["the", noun, "was", *["very"] * (i % 5), word, "!"][: 4 + i % 7])
+        rows.append((text, noun if i % 11 else "", label if i % 7 else "-1"))
+    files = {"train": rows[:96], "validation": rows[96:128], "test": rows[128:]}
+    for name, part in files.items():
+        lines = ["text,topic,mood", *(",".join(row) for row in part)]
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return folder
