@@ -35,6 +35,9 @@ _SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers")
 
 
+_QUICK = DataConfig(max_train_examples=512, max_evaluation_examples=512)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Freezing(Settings):
     """Train every scenario with every seed, and report what freezing costs and buys."""
@@ -55,7 +58,7 @@ class Freezing(Settings):
     """the seeds to train each with"""
     epochs: int = 3
     """passes over the training examples"""
-    data: DataConfig = DataConfig(max_train_examples=512, max_evaluation_examples=512)
+    data: DataConfig = _QUICK
     keep_checkpoints: bool = False
     """keep the checkpoints of finished arms"""
 
@@ -96,6 +99,8 @@ def run(study: Freezing, command: str) -> Path:
     folder = Workdir(study.workdir)
     with contextlib.closing(folder):
         folder.claim(_record(study, inputs))
+        for note in inputs.notes():
+            say(note)
         results_file = folder.path / "results.jsonl"
         failures = _train_arms(study, inputs, results_file)
         results = _wanted(read_results(results_file), study)
@@ -166,12 +171,7 @@ def _record(study: Freezing, inputs: Inputs) -> dict[str, Any]:
     settings = {
         name: value for name, value in dataclasses.asdict(study).items() if name in _SETTINGS
     }
-    return {
-        "study": "freezing",
-        "settings": settings,
-        "weights_sha256": inputs.weights_digest,
-        "data": {"name": inputs.corpus.name, "fingerprint": inputs.corpus.fingerprint},
-    }
+    return {"study": "freezing", "settings": settings, **inputs.record()}
 
 
 def _context(study: Freezing, inputs: Inputs, command: str, started: float) -> dict[str, Any]:
@@ -185,12 +185,13 @@ def _context(study: Freezing, inputs: Inputs, command: str, started: float) -> d
         "command": command,
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": time.time() - started,
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {_devices()}; peak memory {peak:.1f} GiB",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {_devices()}",
+        "memory": f"{peak:.1f} GiB at the peak",
         "versions": {name: version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
         "data": inputs.notes(),
         "seeds": list(study.seeds),
-        "settings": settings | {name: v for name, v in dataclasses.asdict(study.data).items()},
+        "settings": settings | dataclasses.asdict(study.data),
     }
 
 

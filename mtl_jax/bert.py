@@ -139,9 +139,7 @@ class Layer(nn.Module):
         return self.mlp(self.attention(hidden, bias, deterministic), deterministic)
 
 
-def attention_bias(
-    attention_mask: jax.Array | None, segment_ids: jax.Array | None = None
-) -> jax.Array:
+def attention_bias(attention_mask: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
     """What is added to the attention scores: 0 where a token may look, else very negative.
 
     Args:
@@ -155,7 +153,6 @@ def attention_bias(
     if segment_ids is not None:
         visible = segment_ids[:, :, None] == segment_ids[:, None, :]
     else:
-        assert attention_mask is not None
         visible = attention_mask[:, None, :] != 0
     return jnp.where(visible, 0.0, jnp.finfo(jnp.float32).min)[:, None]
 

@@ -134,14 +134,17 @@ def neighbour_probe(known: Split, asked: Split, classes: Mapping[str, Sequence[s
         ``metrics.split_metrics`` of the majority among the ``NEIGHBOURS`` vectors of
         ``known`` with the largest cosine similarity.
     """
+    features, queries = known.texts.pooled, asked.texts.pooled
+    if features is None or queries is None:
+        raise ValueError("both splits need pooled vectors")
     predicted = {}
     for task in TASKS:
         labels = known.examples.labels[task]
         present = labels >= 0
         vote = KNeighborsClassifier(min(NEIGHBOURS, max(int(present.sum()), 1)), metric="cosine")
         if present.any():
-            vote.fit(known.texts.pooled[present], labels[present])
-            predicted[task] = vote.predict(asked.texts.pooled)
+            vote.fit(features[present], labels[present])
+            predicted[task] = vote.predict(queries)
         else:
             predicted[task] = np.zeros(len(asked.texts), np.int32)
     return split_metrics(asked.examples.labels, predicted, classes, asked.examples.groups)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,7 +35,7 @@ class Freeze:
     @classmethod
     def from_rules(cls, params: Params, rules: Sequence[Rule]) -> Freeze:
         """Labels every leaf of ``params``; see ``assign_labels`` for the errors."""
-        return cls(tuple(sorted(assign_labels(flatten_dict(params, sep="/"), rules).items())))
+        return cls(tuple(sorted(assign_labels(_flat(params), rules).items())))
 
     @functools.cached_property
     def tree(self) -> Params:
@@ -49,7 +49,7 @@ class Freeze:
 
     def split(self, params: Params) -> tuple[Params, Params]:
         """``params`` -> (trainable, frozen): each lacks the other's leaves."""
-        flat = flatten_dict(params, sep="/")
+        flat = _flat(params)
         frozen = {path for path, label in self.labels if label == FROZEN}
         return (
             unflatten_dict({k: v for k, v in flat.items() if k not in frozen}, sep="/"),
@@ -59,8 +59,7 @@ class Freeze:
     @staticmethod
     def merge(trainable: Params, frozen: Params) -> Params:
         """The inverse of ``split``."""
-        both = {**flatten_dict(trainable), **flatten_dict(frozen)}
-        return unflatten_dict(both)
+        return unflatten_dict({**_flat(trainable), **_flat(frozen)}, sep="/")
 
     def depth(self, num_layers: int) -> int:
         """How much of the backbone's bottom is frozen, as ``BertEncoder``'s ``frozen_depth``.
@@ -90,8 +89,14 @@ class Freeze:
         (``backbone`` serves ``backbone/layer_5``).
         """
         trainable_labels, _ = self.split(self.tree)
-        chosen = {label: transforms[_longest_prefix(label, transforms)] for label in self.groups}
+        chosen: dict[Hashable, optax.GradientTransformation] = {
+            label: transforms[_longest_prefix(label, transforms)] for label in self.groups
+        }
         return optax.multi_transform(chosen, trainable_labels)
+
+
+def _flat(params: Params) -> dict[str, Any]:
+    return dict(flatten_dict(params, sep="/"))
 
 
 def _longest_prefix(label: str, names: Mapping[str, Any]) -> str:
@@ -103,7 +108,7 @@ def _longest_prefix(label: str, names: Mapping[str, Any]) -> str:
 def digest(params: Params) -> str:
     """SHA-256 over paths, shapes, dtypes and bytes, independent of the order of insertion."""
     hasher = hashlib.sha256()
-    for path, leaf in sorted(flatten_dict(params, sep="/").items()):
+    for path, leaf in sorted(_flat(params).items()):
         array = np.asarray(leaf)
         hasher.update(f"{path} {array.dtype.name} {array.shape}\n".encode())
         hasher.update(array.tobytes())
@@ -130,7 +135,7 @@ def certificate(
         A JSON object: per label the number of leaves and parameters, the bytes of the
         optimizer state, and the digest of the frozen leaves before and after.
     """
-    flat = flatten_dict(params, sep="/")
+    flat = _flat(params)
     per_label: dict[str, dict[str, int]] = {}
     for path, label in freeze.labels:
         entry = per_label.setdefault(label, {"leaves": 0, "parameters": 0})

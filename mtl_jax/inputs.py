@@ -87,6 +87,16 @@ class Inputs:
             self._splits[name] = Split(examples, self.reader(examples.texts, examples.labels))
         return self._splits[name]
 
+    def record(self) -> dict[str, Any]:
+        """What a run depends on, as JSON, for its ``config.json``."""
+        return {
+            "bert": dataclasses.asdict(self.bert),
+            "pooling": self.pooling,
+            "classes": dict(self.classes),
+            "weights_sha256": self.weights_digest,
+            "data": {"name": self.corpus.name, "fingerprint": self.corpus.fingerprint},
+        }
+
     def notes(self) -> list[str]:
         """Counts that a user should see: of the data, and of the splits read so far."""
         notes = list(self.corpus.notes)

@@ -31,7 +31,7 @@ class Meter:
         self._sums: dict[str, list[float]] = saved.get("sums") or self._zero()
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._started = 0.0
-        self.last: dict[str, Any] = {}
+        self._last: dict[str, Any] = {}
 
     @staticmethod
     def _zero() -> dict[str, list[float]]:
@@ -64,18 +64,21 @@ class Meter:
 
     def add(self, step: int, metrics: Mapping[str, Any], examples: int) -> None:
         """Takes the metrics of a step that may still be running, and reads those before."""
-        self.flush()
+        self.read()
         self._pending = (step, metrics)
         self.examples += examples
 
-    def flush(self) -> None:
-        """Reads what is pending; waits for the device.
+    def read(self) -> dict[str, Any]:
+        """Waits for the step that was added last.
+
+        Returns:
+            Its ``step``, mean ``loss`` per task in nats, and ``grad_norm``.
 
         Raises:
             UserError: A loss is not finite.
         """
         if self._pending is None:
-            return
+            return self._last
         step, metrics = self._pending
         self._pending = None
         losses = {}
@@ -88,7 +91,13 @@ class Meter:
             self._sums[task][0] += float(total)
             self._sums[task][1] += float(count)
             losses[task] = float(total) / max(float(count), 1.0)
-        self.last = {"step": step, "loss": losses, "grad_norm": float(metrics["grad_norm"])}
+        self._last = {"step": step, "loss": losses, "grad_norm": float(metrics["grad_norm"])}
+        return self._last
+
+    @property
+    def losses(self) -> Mapping[str, float]:
+        """Per task the mean loss of the last step that was read."""
+        return self._last.get("loss", {})
 
     def mean_losses(self) -> dict[str, float | None]:
         """Per task the mean loss in nats since ``reset``; None without a label."""

@@ -12,6 +12,9 @@ from mtl_jax.config import TASKS
 
 Metrics = dict[str, Any]
 
+# A class without a single example or prediction; scikit-learn's annotations know only "warn".
+_UNDEFINED: Any = 0
+
 
 def task_metrics(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Metrics:
     """Accuracy and macro-F1 over the examples that have a label.
@@ -32,7 +35,7 @@ def task_metrics(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Met
     return {
         "accuracy": float(accuracy_score(true, guess)),
         "macro_f1": float(
-            f1_score(true, guess, labels=range(classes), average="macro", zero_division=0)
+            f1_score(true, guess, labels=range(classes), average="macro", zero_division=_UNDEFINED)
         ),
         "examples": int(present.sum()),
     }
@@ -60,7 +63,9 @@ def split_metrics(
         chosen = (groups == group) & (labels["sentiment"] >= 0)
         if chosen.any():
             true, guess = labels["sentiment"][chosen], predicted["sentiment"][chosen]
-            by_source[group] = float(f1_score(true, guess, average="weighted", zero_division=0))
+            by_source[group] = float(
+                f1_score(true, guess, average="weighted", zero_division=_UNDEFINED)
+            )
     result["sentiment"]["weighted_f1_by_source"] = by_source
     return result
 

@@ -166,6 +166,7 @@ class Compiled:
         self.seconds = 0.0
 
     def __call__(self, *args: Any) -> Any:
+        """Runs the step on arguments as the runner places them."""
         executable = self._executable
         if executable is None:
             start = time.perf_counter()

@@ -52,7 +52,8 @@ def scenario_rules(name: str, num_layers: int) -> tuple[Rule, ...]:
     k = int(top.group(1))
     if not 1 <= k <= num_layers:
         raise UserError(
-            f"scenario {name!r}: the backbone has {num_layers} layers: use top_1 to top_{num_layers}"
+            f"scenario {name!r} is off the backbone's {num_layers} layers: use top_1 to "
+            f"top_{num_layers}"
         )
     frozen = [f"backbone/layer_{i}/*" for i in range(num_layers - k)]
     return (

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import safetensors.numpy
+
 from mtl_jax.bert import BertEncoder
 from mtl_jax.config import BertConfig
 from mtl_jax.pretrained import to_transformers

@@ -39,7 +39,7 @@ class TextSet:
 def make_batch(texts: TextSet, layout: Layout, placement: Placement) -> HostBatch:
     """Lays the texts of ``placement`` out in rows, one after the other."""
     cells = (layout.rows, layout.slots)
-    batch = {"example": np.full(cells, -1, np.int32)}
+    batch: HostBatch = {"example": np.full(cells, -1, np.int32)}
     batch |= {task: np.full(cells, MISSING, np.int32) for task in texts.labels}
     slot = _rank_in_group(placement.rows)
     where = (placement.rows, slot)
