@@ -7,6 +7,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -21,6 +22,11 @@ def _score(metrics: dict[str, float]) -> float:
 
 def _optimizer(state: TrainState) -> dict[str, Any]:
     return {"opt_state": state.opt_state, "step": state.step, "rng": state.rng}
+
+
+def _host_copy(tree: Any) -> Any:
+    """Numpy copies: they fit any number of devices, and outlive a donated buffer."""
+    return jax.tree.map(np.array, tree)
 
 
 class Checkpoints:
@@ -81,8 +87,8 @@ class Checkpoints:
             UserError: This save, or the one before it, could not be written.
         """
         args = ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
-            optimizer=ocp.args.StandardSave(_optimizer(state)),
+            params=ocp.args.StandardSave(_host_copy(params)),
+            optimizer=ocp.args.StandardSave(_host_copy(_optimizer(state))),
             data=grain.checkpoint.CheckpointSave(data),
             progress=ocp.args.JsonSave(progress),
         )
@@ -127,12 +133,11 @@ class Checkpoints:
         Returns:
             The whole model's parameters, the training state, the saved progress.
         """
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _optimizer(template))
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(),
-                optimizer=ocp.args.StandardRestore(shapes),
+                optimizer=ocp.args.StandardRestore(_host_copy(_optimizer(template))),
                 data=grain.checkpoint.CheckpointRestore(data),
                 progress=ocp.args.JsonRestore(),
             ),
