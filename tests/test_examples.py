@@ -125,15 +125,16 @@ def test_the_test_split_is_not_parsed_before_it_is_asked_for(tmp_path):
         corpus.read("test")
 
 
-def test_the_fingerprint_follows_every_file(tmp_path):
+def test_the_fingerprint_follows_what_a_run_learns_and_chooses_from(tmp_path):
     train = write(tmp_path / "t.jsonl", rows(20, mood=["up"]))
     test = write(tmp_path / "u.jsonl", rows(3, mood=["up"]))
     moved = write(tmp_path / "moved.jsonl", rows(20, mood=["up"]))
     first = load_corpus(config(train, test_file=test)).fingerprint
     assert load_corpus(config(moved, test_file=test)).fingerprint == first
-    assert load_corpus(config(train)).fingerprint != first
     assert load_corpus(config(train, validation_file=test)).fingerprint != first
     write(tmp_path / "u.jsonl", rows(4, mood=["up"]))
+    assert load_corpus(config(train, test_file=test)).fingerprint == first
+    write(tmp_path / "t.jsonl", rows(21, mood=["up"]))
     assert load_corpus(config(train, test_file=test)).fingerprint != first
 
 
