@@ -147,7 +147,7 @@ def _origin(
     blocks.append(Heading("How this was made"))
     if context.get("command"):
         blocks.append(Code(str(context["command"])))
-    facts = [(name, context.get(name)) for name in ("started", "machine", "seeds")]
+    facts = [(name, context.get(name)) for name in ("started", "machine", "memory", "seeds")]
     if context.get("seconds") is not None:
         facts.append(("took", wording.duration(float(context["seconds"]))))
     for key in ("train_examples", "test_examples", "epochs", "total_parameters"):

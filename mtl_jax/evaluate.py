@@ -24,7 +24,7 @@ from mtl_jax.step import eval_step, pooled_step
 NEIGHBOURS = 20
 
 # Enough tokens to keep a device busy; rows shorter than the longest text do not exist.
-_TOKENS_PER_BATCH = 4096
+_TOKENS_PER_BATCH = 2048
 # A row has room for as many texts as it holds when each has this many tokens.
 _SHORT_TEXT = 4
 

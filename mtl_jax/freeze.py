@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mtl_jax.errors import UserError
 from mtl_jax.rules import Rule, assign_labels
 from mtl_jax.scenarios import FROZEN
 
@@ -100,9 +101,15 @@ def _flat(params: Params) -> dict[str, Any]:
 
 
 def _longest_prefix(label: str, names: Mapping[str, Any]) -> str:
-    while label not in names and "/" in label:
-        label = label.rpartition("/")[0]
-    return label
+    prefix = label
+    while prefix not in names:
+        prefix = prefix.rpartition("/")[0]
+        if not prefix:
+            raise UserError(
+                f"no learning rate for the label {label!r}: label the rule {FROZEN} or "
+                f"{' or '.join(names)}"
+            )
+    return prefix
 
 
 def digest(params: Params) -> str:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mtl_jax.bert import BertEncoder
+from mtl_jax.bert import BertEncoder, Dropout
 from mtl_jax.config import TASKS, BertConfig, Pooling
 
 Batch = Mapping[str, jax.Array]
@@ -41,7 +41,7 @@ class MultiTaskModel(nn.Module):
         self.classifier = nn.Dense(self.classes[0], kernel_init=init)
         self.sentiment = nn.Dense(self.classes[1], kernel_init=init)
         rate = self.config.classifier_dropout
-        self.dropout = nn.Dropout(self.config.hidden_dropout_prob if rate is None else rate)
+        self.dropout = Dropout(self.config.hidden_dropout_prob if rate is None else rate)
 
     def __call__(
         self, batch: Batch, *, train: bool = False, frozen_depth: int = 0

@@ -262,8 +262,10 @@ def default_pooling(folder: Path) -> Pooling:
     ``mean`` is also the better of the frozen features for a plain BERT (Reimers & Gurevych
     2019, arXiv:1908.10084, table 6).
     """
-    declared = folder / "1_Pooling" / "config.json"
-    if declared.exists() and _read_json(declared).get("pooling_mode_cls_token"):
+    path = folder / "1_Pooling" / "config.json"
+    declared = _read_json(path) if path.exists() else {}
+    # The second is how newer releases of sentence-transformers write it.
+    if declared.get("pooling_mode_cls_token") or declared.get("pooling_mode") == "cls":
         return "cls"
     return "mean"
 

@@ -112,7 +112,7 @@ def train_step(
     updates, opt_state = program.optimizer.update(gradient, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
     state = state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state)
-    return state, {"loss": losses, "grad_norm": optax.global_norm(gradient)}
+    return state, {"loss": losses, "grad_norm": optax.tree.norm(gradient)}
 
 
 def eval_step(

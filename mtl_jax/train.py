@@ -65,13 +65,13 @@ def _fit(run: Run, workdir: Workdir, checkpoints: Checkpoints) -> Meter:
     frozen_before = freezing.digest(frozen)
     state = program.init(trainable, config.seed)
     meter = Meter({"train_seconds": run.feature_seconds})
-    done = checkpoints.last_step or 0
-    if checkpoints.last_step is not None:
-        say(f"resuming from step {done} of {total}")
-        params, state, progress = checkpoints.restore(done, state, data, run.freeze)
+    last, done = checkpoints.last_step, checkpoints.last_step or 0
+    workdir.rewind(last)
+    if last is not None:
+        say(f"resuming from step {last} of {total}")
+        params, state, progress = checkpoints.restore(last, state, data, run.freeze)
         _, frozen = run.freeze.split(params)
         meter = Meter(progress["meter"])
-        workdir.rewind(done)
     state, frozen = runner.replicate(state), runner.replicate(frozen)
 
     def save(score: float | None) -> None:
@@ -88,7 +88,7 @@ def _fit(run: Run, workdir: Workdir, checkpoints: Checkpoints) -> Meter:
         meter.reset()
         save(mean_macro_f1(metrics))
 
-    if total == 0 and checkpoints.last_step is None:
+    if total == 0 and last is None:
         end_epoch(0)
     with training_bar(_title(config), total, done) as update:
         meter.resume()

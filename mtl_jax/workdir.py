@@ -150,9 +150,14 @@ class Workdir:
         """The lines of ``metrics.jsonl``."""
         return read_lines(self._metrics)
 
-    def rewind(self, step: int) -> None:
-        """Drops what ``metrics.jsonl`` says of steps after ``step``, which will come again."""
-        rewrite_lines(self._metrics, [r for r in self.records() if r["step"] <= step])
+    def rewind(self, step: int | None) -> None:
+        """Drops what ``metrics.jsonl`` says of later steps, which will come again.
+
+        Args:
+            step: The step that the run goes on from; None where it starts anew.
+        """
+        kept = [] if step is None else [r for r in self.records() if r["step"] <= step]
+        rewrite_lines(self._metrics, kept)
 
     def certificate(self) -> dict[str, Any]:
         """What ``certificate.json`` says."""

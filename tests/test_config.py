@@ -41,7 +41,7 @@ def test_an_unknown_activation_is_refused_with_those_there_are():
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused():
-    with pytest.raises(UserError, match="hidden_size 768 .* num_attention_heads 7: correct"):
+    with pytest.raises(UserError, match=r"hidden_size 768 .* num_attention_heads 7: correct"):
         BertConfig.from_dict(BERT | {"num_attention_heads": 7})
 
 

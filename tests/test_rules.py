@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mtl_jax.errors import UserError
 from mtl_jax.rules import assign_labels
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+
 from mtl_jax.errors import UserError
 from mtl_jax.model import MultiTaskModel
 from mtl_jax.rules import assign_labels

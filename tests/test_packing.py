@@ -1,0 +1,162 @@
+"""Where texts go, over random lengths and on the real ones."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mtl_jax import assets
+from mtl_jax.config import DataConfig
+from mtl_jax.data.examples import load_corpus
+from mtl_jax.data.packing import Layout, TrainPlan, balance, evaluation_plan
+from mtl_jax.data.tokens import load_tokenizer, tokenize
+from mtl_jax.evaluate import evaluation_layout
+
+examples = settings(max_examples=100, deadline=None, derandomize=True)
+# Short texts and a few long ones, as in life; hypothesis alone prefers small numbers.
+lengths_of = st.lists(
+    st.one_of(st.integers(3, 12), st.integers(3, 12), st.integers(3, 128)), min_size=1, max_size=120
+).map(lambda lengths: np.array(lengths, np.int64))
+batch_sizes, device_counts = st.integers(1, 40), st.integers(1, 5)
+
+
+@pytest.fixture(scope="module")
+def real_lengths():
+    texts = load_corpus(DataConfig()).read("train").texts
+    return tokenize(load_tokenizer(assets.minilm()), texts, 128).lengths
+
+
+def epoch(plan, count, seed):
+    random = np.random.default_rng(seed)
+    return plan.epoch(random.permutation(count), random.permutation(plan.steps))
+
+
+def sizes(placements):
+    return [len(placement.texts) for placement in placements]
+
+
+def assert_fits(placements, lengths, layout):
+    """Every text once; every row within the layout."""
+    placed = np.concatenate([placement.texts for placement in placements])
+    np.testing.assert_array_equal(np.sort(placed), np.arange(len(lengths)))
+    for placement in placements:
+        assert len(placement.texts) == len(placement.rows) > 0
+        assert placement.rows.min() >= 0
+        assert placement.rows.max() < layout.rows
+        tokens = np.bincount(placement.rows, weights=lengths[placement.texts])
+        assert tokens.max() <= layout.length
+        assert np.bincount(placement.rows).max() <= layout.slots
+
+
+@examples
+@given(lengths_of, batch_sizes, device_counts, st.integers(0, 3))
+def test_an_epoch_holds_every_text_once_within_the_layout(lengths, batch_size, devices, seed):
+    plan = TrainPlan(lengths, batch_size, devices, 64)
+    assert plan.steps == -(-len(lengths) // batch_size)
+    assert plan.layout.rows % devices == 0
+    assert plan.layout.length % 8 == 0
+    placements = epoch(plan, len(lengths), seed)
+    assert len(placements) == plan.steps
+    assert_fits(placements, lengths, plan.layout)
+
+
+@examples
+@example(np.array([100] * 4 + [1] * 6), 4, 1)
+@given(lengths_of, batch_sizes, device_counts)
+def test_batches_differ_by_at_most_one_text(lengths, batch_size, devices):
+    plan = TrainPlan(lengths, batch_size, devices, 64)
+    found = sizes(epoch(plan, len(lengths), 0))
+    assert max(found) - min(found) <= 1
+    assert max(found) <= batch_size
+
+
+@examples
+@given(lengths_of, batch_sizes, device_counts, st.randoms(use_true_random=False))
+def test_the_layout_depends_on_the_lengths_alone(lengths, batch_size, devices, random):
+    shuffled = lengths.tolist()
+    random.shuffle(shuffled)
+    plans = [TrainPlan(np.array(these), batch_size, devices, 64) for these in (lengths, shuffled)]
+    assert plans[0].layout == plans[1].layout
+    assert plans[0].steps == plans[1].steps
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 4])
+@pytest.mark.parametrize("count", [5, 8, 12, 100])
+def test_epochs_mix_the_texts_anew(count, batch_size):
+    lengths = np.random.default_rng(0).permutation(count) + 3
+    plan = TrainPlan(lengths, batch_size, 1, 64)
+    compositions = {
+        frozenset(frozenset(placement.texts.tolist()) for placement in epoch(plan, count, seed))
+        for seed in range(12)
+    }
+    assert len(compositions) > (1 if count < 8 else 6)
+
+
+def test_any_two_texts_of_a_real_size_can_meet():
+    plan = TrainPlan(np.random.default_rng(0).integers(3, 60, 64), 16, 1, 64)
+    together = np.zeros((64, 64), bool)
+    for seed in range(300):
+        for placement in epoch(plan, 64, seed):
+            together[np.ix_(placement.texts, placement.texts)] = True
+    assert together.mean() > 0.9
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_padding_of_the_real_corpus_is_at_most_a_twentieth(devices, real_lengths):
+    plan = TrainPlan(real_lengths, 32, devices, 384)
+    area = plan.steps * plan.layout.rows * plan.layout.length
+    assert (len(real_lengths), plan.steps) == (10_639, 333)
+    assert 0 < 1 - real_lengths.sum() / area <= 0.05
+    placements = epoch(plan, len(real_lengths), 0)
+    assert_fits(placements, real_lengths, plan.layout)
+    assert set(sizes(placements)) == {31, 32}
+
+
+def test_attention_weighs_against_long_rows():
+    # 64 texts of 8 tokens fit 1 row of 512 as well as 64 of 8: both without padding.
+    lengths = np.full(640, 8)
+    assert TrainPlan(lengths, 64, 1, 8).layout == Layout(64, 8, 1)
+    assert TrainPlan(lengths, 64, 1, 4096).layout == Layout(64, 8, 1)
+    # Rows come in fours, though two of them stay empty.
+    assert TrainPlan(np.full(6, 8), 6, 4, 64).layout == Layout(8, 8, 1)
+
+
+@examples
+@given(lengths_of, st.integers(1, 9), st.integers(1, 40), st.integers(0, 200))
+def test_evaluation_holds_every_text_once_within_the_layout(lengths, rows, slots, spare):
+    layout = Layout(rows, int(lengths.max()) + spare, slots)
+    placements = evaluation_plan(lengths, layout)
+    assert_fits(placements, lengths, layout)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_evaluation_of_the_real_corpus_needs_few_batches(devices, real_lengths):
+    layout = evaluation_layout(128, devices)
+    placements = evaluation_plan(real_lengths, layout)
+    assert_fits(placements, real_lengths, layout)
+    needed = real_lengths.sum() / (layout.rows * layout.length)
+    assert len(placements) <= 1.05 * needed + 1
+
+
+def test_nothing_to_evaluate():
+    assert evaluation_plan(np.zeros(0, np.int64), Layout(2, 8, 2)) == []
+
+
+@examples
+@given(lengths_of, st.integers(1, 12), st.integers(0, 3))
+def test_balance_is_bounded(lengths, bins, spare):
+    descending = np.sort(lengths)[::-1]
+    slots = -(-len(lengths) // bins) + spare
+    assert np.bincount(balance(descending, bins, slots)).max() <= slots
+    # Without a bound on the items, no bin exceeds the mean of the others by a whole item.
+    totals = np.bincount(
+        balance(descending, bins, len(lengths)), weights=descending, minlength=bins
+    )
+    assert totals.max() <= descending.sum() / bins + descending[0]
+
+
+def test_balance_by_hand():
+    # 7 to bin 0; 5 to 1; 4 to 1 (9); 3 to 0 (10); 2 to 1 (11); 1 to 0 (11).
+    assert balance(np.array([7, 5, 4, 3, 2, 1]), 2, 6).tolist() == [0, 1, 1, 0, 1, 0]
+    # With two slots bin 1 is full after two.
+    assert balance(np.array([7, 1, 1, 1]), 2, 2).tolist() == [0, 1, 1, 0]
