@@ -76,4 +76,6 @@ class MultiTaskModel(nn.Module):
         else:
             weights = member & (positions[:, None, :] == 0)
         vectors = jnp.einsum("rst,rth->rsh", weights.astype(jnp.float32), hidden)
-        return self.backbone.pool(vectors) if self.pooling == "pooler" else vectors
+        if self.pooling == "pooler":
+            vectors = self.backbone.pool(vectors)
+        return vectors.astype(jnp.float32)

@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 from mtl_jax.bert import BertEncoder
-from mtl_jax.config import BertConfig
+from mtl_jax.config import BertConfig, DataConfig
 from mtl_jax.pretrained import to_transformers
 
 WORDS = (
@@ -75,3 +75,49 @@ def reviews(tmp_path_factory):
         lines = ["text,topic,mood", *(",".join(row) for row in part)]
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@pytest.fixture
+def settings(tiny, reviews):
+    """Keyword arguments of a ``TrainConfig`` that trains the tiny BERT on the reviews."""
+    data = DataConfig(
+        train_file=str(reviews / "train.csv"),
+        validation_file=str(reviews / "validation.csv"),
+        test_file=str(reviews / "test.csv"),
+        label_columns=("classifier=topic", "sentiment=mood"),
+    )
+    return {
+        "backbone": str(tiny),
+        "data": data,
+        "epochs": 2,
+        "batch_size": 16,
+        "backbone_learning_rate": 1e-2,
+        "head_learning_rate": 1e-2,
+        "parallel": "jit",
+    }
+
+
+@pytest.fixture
+def flags(settings):
+    """The same as flags of ``python -m mtl_jax train``."""
+    data = settings["data"]
+    return [
+        f"--backbone={settings['backbone']}",
+        f"--train-file={data.train_file}",
+        f"--validation-file={data.validation_file}",
+        f"--test-file={data.test_file}",
+        "--label-columns",
+        *data.label_columns,
+        "--epochs=2",
+        "--batch-size=16",
+        "--backbone-learning-rate=1e-2",
+        "--head-learning-rate=1e-2",
+        "--parallel=jit",
+    ]
+
+
+def without_times(value):
+    """A result or log without what depends on the clock."""
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if "second" not in k}
+    return [without_times(v) for v in value] if isinstance(value, list) else value

@@ -370,7 +370,9 @@ def test_every_dropout_drops_at_the_rate_of_its_field(rates, model):
     )
     values, (before,) = np.asarray(dropped[first][0]), kept[first]
     np.testing.assert_allclose(
-        values[values != 0], np.asarray(before)[values != 0] / (1 - max(rates)), rtol=1e-6
+        values[values != 0],
+        np.asarray(before)[values != 0] / (1 - max(rates)),
+        rtol=1e-5,  # the rate is rounded to a multiple of 2**-16
     )
     masks = [np.asarray(values) == 0 for (values,) in dropped.values() if values.ndim == 3]
     assert all(not np.array_equal(a, b) for a in masks for b in masks if a is not b) or not rates[0]

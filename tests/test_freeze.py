@@ -2,15 +2,15 @@
 
 import functools
 import re
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 import pytest
-from flax.traverse_util import flatten_dict
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from test_step import CLASSES, CONFIG, make_program, random_batch, random_params
+from test_step import CLASSES, CONFIG, flat, make_program, random_batch, random_params
 
 from mtl_jax.bert import BertEncoder
 from mtl_jax.errors import UserError
@@ -26,7 +26,7 @@ PARAMS = random_params()
 PARAMS["classifier"]["bias"][0] = PARAMS["sentiment"]["bias"][0] = -0.0
 for layer in range(LAYERS):
     PARAMS["backbone"][f"layer_{layer}"]["mlp"]["output"]["bias"][:2] = -0.0
-FLAT = flatten_dict(PARAMS, sep="/")
+FLAT = flat(PARAMS)
 PATHS = sorted(FLAT)
 LABELS = (FROZEN, "head", "backbone", *(f"backbone/layer_{i}" for i in range(LAYERS)))
 
@@ -50,12 +50,12 @@ RULES = st.builds(
 
 
 def copy(tree):
-    return jax.tree.map(lambda leaf: np.array(leaf), tree)
+    return jax.tree.map(np.array, tree)
 
 
 def raw(tree):
     """{path: bytes}."""
-    return {path: np.asarray(leaf).tobytes() for path, leaf in flatten_dict(tree, sep="/").items()}
+    return {path: np.asarray(leaf).tobytes() for path, leaf in flat(tree).items()}
 
 
 def depth_of(labels):
@@ -73,7 +73,7 @@ def whole_gradient(program, params, batch, step):
     key = jax.random.fold_in(jax.random.key(7), step)
 
     def loss(params):
-        logits = program.model.apply(
+        logits: Any = program.model.apply(
             {"params": params},
             batch,
             train=True,
@@ -86,7 +86,7 @@ def whole_gradient(program, params, batch, step):
             means.append(total / count)
         return sum(means)
 
-    return flatten_dict(jax.grad(loss)(params), sep="/")
+    return flat(jax.grad(loss)(params))
 
 
 # An example takes part of a second; to shrink a failure would take many minutes.
@@ -157,7 +157,8 @@ def lowered(scenario):
     trainable, frozen = freeze.split(PARAMS)
     arguments = program.init(trainable, 0), frozen, random_batch(rows=8)
     traced = jax.jit(functools.partial(train_step, program)).trace(*arguments)
-    return traced.jaxpr.jaxpr, traced.lower().cost_analysis()["flops"]
+    costs: Any = traced.lower().cost_analysis()
+    return traced.jaxpr.jaxpr, costs["flops"]
 
 
 def products(jaxpr):
@@ -232,6 +233,7 @@ def prefixes():
     encoder, batch = BertEncoder(CONFIG), random_batch()
 
     def states(train, depth):
+        captured: Any
         _, captured = encoder.apply(
             {"params": PARAMS["backbone"]},
             batch["input_ids"],
@@ -261,7 +263,7 @@ def test_the_step_runs_the_prefix_as_evaluation_does():
     freeze, program = make_program(PARAMS, scenario_rules("backbone_frozen", LAYERS))
     trainable, frozen = freeze.split(PARAMS)
     batch = random_batch()
-    vectors = program.model.apply({"params": PARAMS}, batch, method="pooled")
+    vectors: Any = program.model.apply({"params": PARAMS}, batch, method="pooled")
     cached = {task: batch[task] for task in ("classifier", "sentiment")} | {"pooled": vectors}
     state = program.init(trainable, 0)
     by_tokens, by_vectors = (train_step(program, state, frozen, b) for b in (batch, cached))
@@ -275,7 +277,7 @@ def test_the_step_runs_the_prefix_as_evaluation_does():
 def test_split_and_merge_are_inverse(rules):
     freeze = Freeze.from_rules(PARAMS, rules)
     trainable, frozen = freeze.split(PARAMS)
-    parts = [flatten_dict(part, sep="/") for part in (trainable, frozen)]
+    parts = [flat(part) for part in (trainable, frozen)]
     assert sorted([*parts[0], *parts[1]]) == PATHS
     assert {dict(freeze.labels)[path] for path in parts[1]} <= {FROZEN}
     assert FROZEN not in {dict(freeze.labels)[path] for path in parts[0]}
@@ -285,7 +287,7 @@ def test_split_and_merge_are_inverse(rules):
         a is b for a, b in zip(jax.tree.leaves(merged), jax.tree.leaves(PARAMS), strict=True)
     )
     assert jax.tree.structure(freeze.tree) == jax.tree.structure(PARAMS)
-    assert flatten_dict(freeze.tree, sep="/") == dict(freeze.labels)
+    assert flat(freeze.tree) == dict(freeze.labels)
     assert freeze.groups == tuple(sorted({label for _, label in freeze.labels} - {FROZEN}))
     again = Freeze.from_rules(PARAMS, rules)
     assert (freeze, hash(freeze)) == (again, hash(again))
@@ -357,7 +359,7 @@ def test_one_flipped_bit_shows_in_the_certificate(data):
     before = digest(freeze.split(PARAMS)[1])
     changed = copy(PARAMS)
     path = data.draw(st.sampled_from(PATHS))
-    leaf = flatten_dict(changed, sep="/")[path]
+    leaf = flat(changed)[path]
     bits = leaf.reshape(-1).view(np.uint32)
     bits[data.draw(st.integers(0, leaf.size - 1))] ^= np.uint32(1 << data.draw(st.integers(0, 31)))
     found = certificate(freeze, changed, (), before)

@@ -1,0 +1,170 @@
+"""Schedule, AdamW by group, decay and clipping, against the published formulas."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+from test_step import flat, random_params
+
+from mtl_jax.freeze import Freeze
+from mtl_jax.optim import OptimizerConfig, decayed, make_optimizer, warmup_linear
+
+RATES = {"head": 0.1, "backbone": 0.01, "backbone/layer_1": 0.001}
+CONFIG = OptimizerConfig(
+    learning_rates=tuple(RATES.items()),
+    total_steps=10,
+    warmup_steps=0,
+    weight_decay=0.5,
+    clip_norm=1e9,
+)
+RULES = [
+    ("backbone/layer_1/*", "backbone/layer_1"),
+    ("backbone/embeddings/*", "frozen"),
+    ("backbone/*", "backbone"),
+    ("*", "head"),
+]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params()
+
+
+def optimizer_and_trainable(params, config, rules=RULES):
+    freeze = Freeze.from_rules(params, rules)
+    return make_optimizer(freeze, config), freeze.split(params)[0]
+
+
+def rate_of(path):
+    """The peak rate of a leaf under RULES."""
+    if not path.startswith("backbone/"):
+        return RATES["head"]
+    return RATES["backbone/layer_1" if path.startswith("backbone/layer_1/") else "backbone"]
+
+
+def is_decayed(path):
+    return path.endswith(("/kernel", "/embedding"))
+
+
+def adamw(param, gradients, rates, decay):
+    """Loshchilov & Hutter 2019, algorithm 2, with Adam's defaults, in float64."""
+    value = np.asarray(param, np.float64)
+    first = second = np.zeros_like(value)
+    for t, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        first = 0.9 * first + (1 - 0.9) * gradient
+        second = 0.999 * second + (1 - 0.999) * gradient**2
+        step = first / (1 - 0.9**t) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+        value = value - rate * (step + decay * value)
+    return value
+
+
+def test_schedule_by_hand():
+    schedule = warmup_linear(0.8, 3, 10)
+    expected = [0.2, 0.4, 0.6, 0.8, *(0.8 * (10 - t) / 7 for t in range(4, 10)), 0.0, 0.0]
+    np.testing.assert_allclose([schedule(t) for t in range(12)], expected, rtol=1e-6)
+    assert float(schedule(3)) == np.float32(0.8)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "total", "expected"),
+    [
+        (0, 4, [1, 3 / 4, 2 / 4, 1 / 4, 0]),
+        (1, 4, [1 / 2, 1, 2 / 3, 1 / 3, 0]),
+        (0, 1, [1, 0]),
+        (1, 1, [1 / 2, 0]),
+        (4, 4, [1 / 5, 2 / 5, 3 / 5, 1 / 5 * 4 - 3 / 5 + 4 / 5, 0]),
+    ],
+)
+def test_schedule_of_short_runs(warmup, total, expected):
+    if warmup == total == 4:
+        # All of it rises; the last step falls to the end from where the fall begins.
+        expected = [1 / 5, 2 / 5, 3 / 5, 4 / 5, 0]
+    schedule = warmup_linear(1.0, warmup, total)
+    np.testing.assert_allclose([schedule(t) for t in range(total + 1)], expected, rtol=1e-6)
+
+
+def test_a_schedule_is_above_0_in_every_step_of_the_run():
+    for total in range(1, 13):
+        for warmup in range(total + 1):
+            rates = [float(warmup_linear(1.0, warmup, total)(t)) for t in range(total)]
+            assert min(rates) > 0
+            assert max(rates) <= 1
+            assert rates[:warmup] == sorted(rates[:warmup])
+            assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+
+
+def test_decay_applies_to_kernels_and_embeddings(params):
+    mask = flat(decayed(params))
+    assert mask == {path: is_decayed(path) for path in flat(params)}
+    skipped = {path for path, on in mask.items() if not on}
+    assert {path.rpartition("/")[2] for path in skipped} == {"bias", "scale"}
+    assert {"backbone/layer_0/attention/layer_norm/scale", "classifier/bias"} <= skipped
+
+
+def test_one_step_without_gradient_is_the_decay_alone(params):
+    optimizer, trainable = optimizer_and_trainable(params, CONFIG)
+    nothing = jax.tree.map(np.zeros_like, trainable)
+    updates, _ = optimizer.update(nothing, optimizer.init(trainable), trainable)
+    before, after = flat(trainable), flat(optax.apply_updates(trainable, updates))
+    for path, leaf in after.items():
+        if is_decayed(path):
+            expected = before[path] * (1 - rate_of(path) * CONFIG.weight_decay)
+            np.testing.assert_allclose(leaf, expected, rtol=1e-6)
+            assert not np.array_equal(leaf, before[path])
+        else:
+            assert np.array_equal(leaf, before[path])
+
+
+@pytest.mark.parametrize("clip", [1e9, 0.25])
+def test_steps_follow_the_formula_with_the_rate_of_each_group(params, clip):
+    config = dataclasses.replace(CONFIG, warmup_steps=1, clip_norm=clip)
+    optimizer, trainable = optimizer_and_trainable(params, config)
+    draw = np.random.default_rng(0)
+    gradients = [
+        jax.tree.map(lambda p: draw.standard_normal(p.shape).astype(np.float32), trainable)
+        for _ in range(3)
+    ]
+    # A gradient of 0 is not clipped, nor divided by.
+    gradients.insert(1, jax.tree.map(np.zeros_like, trainable))
+    state, value = optimizer.init(trainable), trainable
+    update = jax.jit(optimizer.update)
+    for gradient in gradients:
+        updates, state = update(gradient, state, value)
+        value = optax.apply_updates(value, updates)
+
+    norms = [
+        np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(g)))
+        for g in gradients
+    ]
+    factors = [min(1.0, clip / norm) if norm else 1.0 for norm in norms]
+    assert (min(factors) < 0.05) == (clip == 0.25)
+    schedule = [1 / 2, 1, 8 / 9, 7 / 9]
+    for path, leaf in flat(value).items():
+        clipped = [flat(g)[path] * factor for g, factor in zip(gradients, factors, strict=True)]
+        rates = [rate_of(path) * part for part in schedule]
+        decay = CONFIG.weight_decay if is_decayed(path) else 0.0
+        expected = adamw(flat(trainable)[path], clipped, rates, decay)
+        np.testing.assert_allclose(leaf, expected, rtol=2e-4, atol=2e-6)
+        # The rates are so far apart that another group's would show.
+        moved = np.abs(leaf - flat(trainable)[path]).max()
+        assert 0.1 < moved / rate_of(path) < 10
+
+
+def test_the_frozen_leaves_do_not_count_in_the_clipped_norm(params):
+    """What is clipped to norm 1 has norm 1 over the leaves that train, whatever the rest."""
+    freeze = Freeze.from_rules(params, RULES)
+    trainable, frozen = freeze.split(params)
+    assert sum(leaf.size for leaf in jax.tree.leaves(frozen)) > 500
+    config = dataclasses.replace(CONFIG, clip_norm=1.0)
+    optimizer = make_optimizer(freeze, config)
+    ones = jax.tree.map(np.ones_like, trainable)
+    _, state = optimizer.update(ones, optimizer.init(trainable), trainable)
+    moments = [
+        leaf
+        for path, leaf in jax.tree.leaves_with_path(state)
+        if any(getattr(key, "name", "") == "mu" for key in path)
+    ]
+    norm = np.sqrt(sum(float(np.sum(np.square(leaf))) for leaf in moments))
+    np.testing.assert_allclose(norm, 0.1, rtol=1e-5)

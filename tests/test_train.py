@@ -1,0 +1,232 @@
+"""Whole runs of the tiny BERT: what they leave, how they resume, how they stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import without_times
+from mtl_jax import freeze
+from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.config import TASKS, TrainConfig
+from mtl_jax.data.batches import make_batch
+from mtl_jax.errors import UserError
+from mtl_jax.inputs import Inputs
+from mtl_jax.run import Run
+from mtl_jax.step import eval_step
+from mtl_jax.train import train
+from mtl_jax.workdir import Workdir, read_lines
+
+SCENARIOS = (
+    "all_frozen",
+    "backbone_frozen",
+    "classifier_frozen",
+    "sentiment_frozen",
+    "none_frozen",
+    "top_1",
+)
+
+
+def final_params(folder):
+    checkpoints = Checkpoints(Workdir(folder).checkpoints)
+    assert checkpoints.last_step is not None
+    params = checkpoints.restore_params(checkpoints.last_step)
+    checkpoints.close()
+    return params
+
+
+@pytest.fixture(scope="session")
+def inputs_of():
+    """Inputs by backbone, loaded once."""
+    loaded = {}
+
+    def of(config):
+        key = (config.backbone, config.data)
+        if key not in loaded:
+            loaded[key] = Inputs.of(config)
+        return loaded[key]
+
+    return of
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_scenario_runs_and_leaves_its_proof(scenario, settings, inputs_of, tmp_path):
+    config = TrainConfig(**settings, workdir=str(tmp_path / "run"), scenario=scenario, seed=3)
+    inputs = inputs_of(config)
+    run = Run(config, inputs)
+    result = train(config, inputs)
+
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        ".lock",
+        "certificate.json",
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "tokenizer",
+    }
+    certificate = json.loads((tmp_path / "run" / "certificate.json").read_text())
+    _, before = run.freeze.split(run.params)
+    _, after = run.freeze.split(final_params(tmp_path / "run"))
+    assert certificate["frozen_digest_before"] == freeze.digest(before) == freeze.digest(after)
+    assert certificate["frozen_digest_unchanged"] is result["frozen_digest_unchanged"] is True
+    sizes = [leaf.size for leaf in jax.tree.leaves(run.freeze.split(run.params)[0])]
+    assert result["trainable_parameters"] == sum(sizes)
+    for split in ("train", "validation", "test"):
+        for task in TASKS:
+            assert 0 <= result[split][task]["accuracy"] <= 1
+    trained = scenario != "all_frozen"
+    assert (result["train_seconds"] > 0) is trained
+    assert ("probe" in result and "chance" in result) is not trained
+    log = read_lines(tmp_path / "run" / "metrics.jsonl")
+    epochs = [record["epoch"] for record in log if record["event"] == "epoch"]
+    assert epochs == ([1, 2] if trained else [0])
+    assert log[-1] == result
+    if trained:
+        moved, _ = run.freeze.split(final_params(tmp_path / "run"))
+        start, _ = run.freeze.split(run.params)
+        assert all(
+            not np.array_equal(a, b)
+            for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(moved), strict=True)
+        )
+
+
+def test_a_finished_run_says_so_and_changes_nothing(settings, inputs_of, tmp_path, capsys):
+    config = TrainConfig(**settings, workdir=str(tmp_path))
+    first = train(config, inputs_of(config))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")}
+    capsys.readouterr()
+    assert train(config, inputs_of(config)) == json.loads(json.dumps(first))
+    assert "is done" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")} == before
+
+
+def test_the_same_seed_repeats_and_another_differs(settings, inputs_of, tmp_path):
+    def run(name, seed, inputs):
+        config = TrainConfig(**settings, workdir=str(tmp_path / name), scenario="top_1", seed=seed)
+        return without_times(train(config, inputs))
+
+    shared = inputs_of(TrainConfig(**settings, workdir=""))
+    first = run("a", 0, shared)
+    assert run("b", 0, None) == first  # inputs of its own
+    assert run("c", 1, shared)["train"] != first["train"]
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_end(flags, settings, inputs_of, tmp_path):
+    flags = [*flags, "--scenario=none_frozen", "--checkpoint-every=1", "--epochs=3"]
+    command = [sys.executable, "-m", "mtl_jax", "train", *flags]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    victim = subprocess.Popen(
+        [*command, f"--workdir={tmp_path / 'killed'}"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    # The seventh of 18 steps lies within the second epoch.
+    while not (tmp_path / "killed" / "checkpoints" / "7").exists():
+        assert victim.poll() is None
+        assert time.monotonic() < deadline
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert Workdir(tmp_path / "killed").result() is None
+
+    settings |= {"checkpoint_every": 1, "epochs": 3, "scenario": "none_frozen"}
+    whole = TrainConfig(**settings, workdir=str(tmp_path / "whole"))
+    expected = train(whole, inputs_of(whole))
+    resumed = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'killed'}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "resuming from step" in resumed.stderr
+    result = Workdir(tmp_path / "killed").result()
+    assert without_times(result) == without_times(expected)
+    assert freeze.digest(final_params(tmp_path / "killed")) == freeze.digest(
+        final_params(tmp_path / "whole")
+    )
+    logs = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("killed", "whole")]
+    assert without_times(logs[0]) == without_times(logs[1])
+
+
+def test_another_configuration_is_refused_by_name(settings, inputs_of, tmp_path):
+    config = TrainConfig(**settings, workdir=str(tmp_path))
+    train(config, inputs_of(config))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    other = TrainConfig(**settings | {"weight_decay": 0.5}, workdir=str(tmp_path), seed=7)
+    with pytest.raises(UserError, match=r"weight_decay was 0\.01, now 0\.5.*seed was 0, now 7"):
+        train(other, inputs_of(other))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_two_processes_do_not_share_a_folder(settings, inputs_of, tmp_path):
+    config = TrainConfig(**settings, workdir=str(tmp_path))
+    holder = Workdir(tmp_path)
+    holder.claim({})
+    with pytest.raises(UserError, match="another process is working in"):
+        train(config, inputs_of(config))
+    holder.close()
+    (tmp_path / "config.json").unlink()
+    train(config, inputs_of(config))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(settings, inputs_of, tmp_path):
+    settings |= {"backbone_learning_rate": 1e38, "head_learning_rate": 1e38, "checkpoint_every": 1}
+    config = TrainConfig(**settings, workdir=str(tmp_path), scenario="none_frozen")
+    with pytest.raises(UserError, match=r"the \w+ loss is not finite at step \d+: lower the lear"):
+        train(config, inputs_of(config))
+    assert Workdir(tmp_path).result() is None
+    assert freeze.digest(final_params(tmp_path))  # the last checkpoint is whole
+
+
+def test_the_test_split_is_read_once_at_the_end(settings, tmp_path):
+    broken = tmp_path / "test.csv"
+    broken.write_text("text,topic,mood\nthe film was good,film,ecstatic\n")
+    data = settings["data"]
+    settings["data"] = type(data)(**{**vars(data), "test_file": str(broken)})
+    config = TrainConfig(**settings, workdir=str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"test\.csv, line 2: sentiment label 'ecstatic'"):
+        train(config)
+    log = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [record["epoch"] for record in log if record["event"] == "epoch"] == [1, 2]
+    broken.write_text("text,topic,mood\nthe film was good,film,pos\n")
+    assert train(config)["test"]["sentiment"]["examples"] == 1
+
+
+def test_what_is_cut_or_empty_is_counted(settings, tmp_path, capsys):
+    data = settings["data"]
+    rows = [f"{'very ' * (i % 2 * 40)}good,film,pos" for i in range(8)] + [",film,neg"]
+    (tmp_path / "train.csv").write_text("\n".join(["text,topic,mood", *rows]) + "\n")
+    settings["data"] = type(data)(**{**vars(data), "train_file": str(tmp_path / "train.csv")})
+    settings["data"] = type(data)(**{**vars(settings["data"]), "validation_file": None})
+    settings["data"] = type(data)(**{**vars(settings["data"]), "test_file": None})
+    train(TrainConfig(**settings, workdir=str(tmp_path / "run")))
+    said = capsys.readouterr().err
+    assert "texts were cut to 24 tokens" in said  # the tiny model's positions, not 128
+    assert "1 of" in said
+    assert "texts are empty" in said
+
+
+def test_kept_vectors_give_the_logits_of_the_tokens(settings, inputs_of, tmp_path):
+    config = TrainConfig(**settings, workdir=str(tmp_path), scenario="backbone_frozen")
+    run = Run(config, inputs_of(config))
+    kept, whole = run.split("train").texts, inputs_of(config).split("train").texts
+    assert kept.pooled is not None
+    assert whole.pooled is None
+    order = np.arange(len(whole))
+    placement = run.plan.epoch(order, np.arange(run.plan.steps))[0]
+    logits = []
+    for texts in (kept, whole):
+        batch = make_batch(texts, run.plan.layout, placement)
+        used = batch.pop("example") >= 0
+        values, _ = eval_step(run._model.model(), run.params, batch)  # noqa: SLF001
+        logits.append({task: np.asarray(values[task])[used] for task in TASKS})
+    for task in TASKS:
+        np.testing.assert_allclose(logits[0][task], logits[1][task], atol=2e-6)
