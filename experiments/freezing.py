@@ -71,7 +71,7 @@ class Freezing(Settings):
                 yield TrainConfig(**shared, workdir=str(workdir), scenario=scenario, seed=seed)
 
 
-def run(study: Freezing, command: str) -> Path:
+def run(study: Freezing, command: str) -> int:
     """Trains the arms that are not done yet, and writes the report.
 
     Args:
@@ -79,7 +79,7 @@ def run(study: Freezing, command: str) -> Path:
         command: How it was called, for the report.
 
     Returns:
-        The path of ``report.html``.
+        How many arms failed.
 
     Raises:
         UserError: The settings are wrong, or the folder holds a study with others.
@@ -113,7 +113,7 @@ def run(study: Freezing, command: str) -> Path:
         report = write_report(folder.path, results, failures, context)
     print_table(results, failures)
     say(f"{len(results)} arms in {time.time() - started:.0f} s; the report is {report}")
-    return report
+    return len(failures)
 
 
 def _train_arms(study: Freezing, inputs: Inputs, results_file: Path) -> list[dict[str, Any]]:
@@ -212,7 +212,8 @@ def _devices() -> str:
 def _main(argv: Sequence[str]) -> None:
     study = parse(Freezing, argv, "python -m experiments.freezing", __doc__ or "")
     import_transformers_alone()
-    run(study, shlex.join(["python", "-m", "experiments.freezing", *argv]))
+    if run(study, shlex.join(["python", "-m", "experiments.freezing", *argv])):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

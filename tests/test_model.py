@@ -206,7 +206,8 @@ def test_dropout_before_the_heads(classifier_dropout, hidden_dropout, rate, load
     share = (kept == 0).mean()
     # 16,000 draws: five standard deviations.
     assert share == pytest.approx(rate, abs=5 * (rate * (1 - rate) / kept.size) ** 0.5)
-    np.testing.assert_allclose(kept[kept != 0], 1 / (1 - min(rate, 0.99)), rtol=1e-4)
+    # The rate is rounded to a multiple of 2**-16.
+    np.testing.assert_allclose(kept[kept != 0], 1 / (1 - min(rate, 0.99)), rtol=2e-5)
     np.testing.assert_array_equal(kept, head_inputs(config, params, key=0))
     assert np.array_equal(kept, head_inputs(config, params, key=1)) == (rate in (0.0, 1.0))
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import without_times
+
 from mtl_jax import freeze
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TASKS, TrainConfig
@@ -226,7 +227,7 @@ def test_kept_vectors_give_the_logits_of_the_tokens(settings, inputs_of, tmp_pat
     for texts in (kept, whole):
         batch = make_batch(texts, run.plan.layout, placement)
         used = batch.pop("example") >= 0
-        values, _ = eval_step(run._model.model(), run.params, batch)  # noqa: SLF001
+        values, _ = eval_step(run._model.model(), run.params, batch)
         logits.append({task: np.asarray(values[task])[used] for task in TASKS})
     for task in TASKS:
         np.testing.assert_allclose(logits[0][task], logits[1][task], atol=2e-6)

