@@ -9,8 +9,8 @@ say() { printf '== %s\n' "$*" >&2; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
 case "${1-}" in
-    test) task=test; extras=test; shift ;;
-    lint) task=lint; extras=lint; shift ;;
+    test) task='test'; extras='test'; shift ;;
+    lint) task='lint'; extras='lint'; shift ;;
     "" | -*) task=study; extras= ;;
     *) fail "unknown task '$1': use ./launch.sh, or ./launch.sh test" ;;
 esac
@@ -27,23 +27,23 @@ find_python() {
     fail "no Python 3.11 or newer with venv was found: install one, or name it with PYTHON=..."
 }
 
-# The environment is made anew when what it is made from has changed, or was cut short.
+# Done once per set of extras, and again when pyproject.toml has changed.
 install() {
-    local wanted
-    wanted="$extras $(cat pyproject.toml)"
-    if [ -f .venv/installed ] && [ "$(cat .venv/installed)" = "$wanted" ]; then
+    local done=".venv/installed${extras:+-$extras}"
+    if cmp -s pyproject.toml "$done"; then
         return
     fi
-    if [ ! -x .venv/bin/python ]; then
+    # An environment that was cut short in the making has no pip.
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
         local python
         python=$(find_python)
         say "making .venv with $("$python" --version)"
-        "$python" -m venv .venv
+        "$python" -m venv --clear .venv
     fi
-    say "installing mtl_jax and what it needs into .venv (about 600 MB)"
+    say "installing mtl_jax and what it needs into .venv (1 GB, about a minute)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
         --editable ".${extras:+[$extras]}"
-    printf '%s' "$wanted" > .venv/installed
+    cp pyproject.toml "$done"
 }
 
 install
