@@ -24,6 +24,16 @@ _SUPPORTED_ONLY: dict[str, tuple[object, ...]] = {
     "chunk_size_feed_forward": (0, None),
 }
 
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
@@ -68,6 +78,8 @@ class BertConfig:
         Raises:
             UserError: A field asks for something that this encoder does not compute.
         """
+        if not isinstance(fields, dict):
+            raise UserError(f"{origin} is not a JSON object: fetch the checkpoint again")
         for name, supported in _SUPPORTED_ONLY.items():
             value = fields.get(name, supported[0] if name != "model_type" else None)
             if value not in supported:
@@ -75,8 +87,15 @@ class BertConfig:
                     f"{origin}: {name} {value!r} is not supported: use a checkpoint with "
                     f"{name} {supported[0]!r}"
                 )
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in fields.items() if name in known})
+        known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        for name in _SIZES:
+            size = known.get(name, 1)
+            if not isinstance(size, int) or size < 1:
+                raise UserError(
+                    f"{origin}: {name} {size!r} must be a whole number above 0: "
+                    "fetch the checkpoint again"
+                )
+        return cls(**known)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,8 +207,8 @@ none_frozen, top_1, top_2, ..."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed} must not be negative")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed {self.seed} must be between 0 and {2**32 - 1}")
 
 
 def _flag(name: str) -> str:

@@ -183,6 +183,10 @@ def _from_hub(name: str) -> Path:
 
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"backbone {name!r} is gated: ask for access on its page, then `hf auth login`"
+        ) from error
     except (errors.HFValidationError, errors.RepositoryNotFoundError) as error:
         raise UserError(
             f"unknown backbone {name!r}: name a folder, or a checkpoint on the hub "

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 import jax
+import numpy as np
 
 from mtl_jax.config import TrainConfig
 from mtl_jax.data.packing import Layout, TrainPlan
@@ -72,6 +73,8 @@ class Run:
             parallel=config.parallel,
         )
         heads = self._model.model().init_heads(jax.random.key(config.seed))
+        # On the host: a copy on a device is given away with the state that it begins.
+        heads = jax.tree.map(np.array, heads)
         self.params: Params = {"backbone": inputs.backbone, **heads}
         self.freeze = Freeze.from_rules(self.params, self._rules)
         self.evaluator = evaluator(self._model)

@@ -160,3 +160,18 @@ def test_a_backbone_that_is_a_folder_holds_from_any_folder(tmp_path, monkeypatch
     assert config.data.train_file == str(tmp_path / "a.csv")
     assert TrainConfig(workdir="run", backbone="org/other").absolute().backbone == "org/other"
     assert TrainConfig(workdir="run").absolute().backbone == DEFAULT_BACKBONE
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ([], "not a JSON object"),
+        (BERT | {"hidden_size": "384"}, "hidden_size '384' must be a whole number"),
+        (BERT | {"num_attention_heads": 0}, "num_attention_heads 0 must be a whole number"),
+        (BERT | {"vocab_size": None}, "vocab_size None must be a whole number"),
+    ],
+    ids=str,
+)
+def test_a_damaged_config_is_refused_in_words(fields, words):
+    with pytest.raises(UserError, match=words):
+        BertConfig.from_dict(fields, origin="there/config.json")

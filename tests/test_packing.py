@@ -49,6 +49,7 @@ def assert_fits(placements, lengths, layout):
 
 
 @examples
+@example(np.array([44, 9, 6, 64, 6, 5, 5]), 3, 1, 0)  # the first batch has the fewest texts
 @given(lengths_of, batch_sizes, device_counts, st.integers(0, 3))
 def test_an_epoch_holds_every_text_once_within_the_layout(lengths, batch_size, devices, seed):
     plan = TrainPlan(lengths, batch_size, devices, 64)

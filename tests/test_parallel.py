@@ -1,5 +1,6 @@
 """The three ways to run the steps give the same numbers, on unevenly labelled batches."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,12 +8,14 @@ import numpy as np
 import pytest
 from test_step import CLASSES, CONFIG, NO_DROPOUT, flat, make_program, random_batch, random_params
 
-from mtl_jax.config import TASKS
+from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.freeze import Freeze
+from mtl_jax.losses import masked_cross_entropy
 from mtl_jax.model import MultiTaskModel
 from mtl_jax.parallel import Compiled, JitRunner, MeshRunner, PmapRunner, make_runner
 from mtl_jax.scenarios import scenario_rules
 from mtl_jax.step import eval_step, pooled_step, train_step
+from mtl_jax.train import train as run_training
 
 KINDS = ("jit", "pmap", "mesh")
 ROWS, SLOTS = 8, 3
@@ -235,3 +238,32 @@ def test_replicate_and_fetch_are_inverse(kind):
     fetched = runner.fetch(placed)
     assert jax.tree.structure(fetched) == jax.tree.structure(tree)
     assert jax.tree.all(jax.tree.map(np.array_equal, fetched, tree))
+
+
+@pytest.mark.parametrize(
+    ("kind", "scenario"),
+    [("jit", "top_1"), ("pmap", "backbone_frozen"), ("mesh", "backbone_frozen")],
+)
+def test_a_whole_run_traces_each_step_once(kind, scenario, settings, tmp_path, monkeypatch):
+    """Two epochs with their evaluations, then three splits: one trace to train, one to test."""
+    traced = []
+
+    def counted(logits, labels):
+        traced.append((labels.shape, type(logits)))
+        return masked_cross_entropy(logits, labels)
+
+    monkeypatch.setattr("mtl_jax.step.masked_cross_entropy", counted)
+    # A length that no other test has: nothing of this is compiled already.
+    data = dataclasses.replace(settings["data"], max_length=19)
+    changes = {"data": data, "parallel": kind, "scenario": scenario, "workdir": str(tmp_path)}
+    result = run_training(TrainConfig(**{**settings, **changes}))
+    assert result["step"] == 2 * 96 // 16
+    assert result["frozen_digest_unchanged"]
+    assert result["test_examples"] == 32
+    # Each trace computes the loss of both tasks.
+    assert len(traced) == 2 * len(TASKS)
+    # Another seed is no other program.
+    changes |= {"workdir": str(tmp_path / "other"), "seed": 1}
+    other = run_training(TrainConfig(**{**settings, **changes}))
+    assert other["train"]["classifier"]["loss"] != result["train"]["classifier"]["loss"]
+    assert len(traced) == 2 * len(TASKS)

@@ -34,26 +34,29 @@ class Placement:
     rows: np.ndarray
 
 
-def balance(lengths: np.ndarray, bins: int, slots: int) -> np.ndarray:
+def balance(lengths: np.ndarray, bins: int, slots: int | None = None) -> np.ndarray:
     """Assigns items to bins of nearly equal total, longest first to the emptiest bin.
 
     Args:
         lengths: int [n], in descending order.
         bins: Number of bins.
-        slots: Most items in a bin; ``bins * slots >= n``.
+        slots: Most items in a bin, ``bins * slots >= n``; by default as even a number in
+            each as can be, equal but for one.
 
     Returns:
         int [n], the bin of each item.
     """
+    # The first bins that ask for more than this may have one item more, the others not.
+    fewest, larger = divmod(len(lengths), bins) if slots is None else (slots, 0)
     heap = [(0, 0, index) for index in range(bins)]
     chosen = np.empty(len(lengths), np.int64)
     for item, length in enumerate(lengths.tolist()):
-        total, count, index = heap[0]
-        chosen[item] = index
-        if count + 1 < slots:
-            heapq.heapreplace(heap, (total + length, count + 1, index))
-        else:
+        while heap[0][1] >= fewest + (larger > 0):
             heapq.heappop(heap)
+        total, count, index = heap[0]
+        larger -= count == fewest
+        chosen[item] = index
+        heapq.heapreplace(heap, (total + length, count + 1, index))
     return chosen
 
 
@@ -91,7 +94,7 @@ class TrainPlan:
         self._class = np.empty(count, np.int64)
         self._class[ranks] = descending
         self.steps = _round_up(count, batch_size) // batch_size
-        batch = balance(descending, self.steps, _round_up(count, self.steps) // self.steps)
+        batch = balance(descending, self.steps)
         self._members = [np.flatnonzero(batch == step) for step in range(self.steps)]
         self._lengths = descending
         self.layout = min(

@@ -1,0 +1,220 @@
+"""Checkpoints on a real disk: what is kept, what comes back, what a full disk leaves."""
+
+import contextlib
+import os
+import subprocess
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from test_step import make_program, random_params
+
+from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.data.batches import TextSet, train_batches
+from mtl_jax.data.packing import TrainPlan
+from mtl_jax.data.tokens import Tokens
+from mtl_jax.errors import UserError
+from mtl_jax.scenarios import scenario_rules
+
+TEXTS = 20
+
+
+def batches(seed=0):
+    """An iterator over batches of random texts, as a run has it; 5 in each of 3 epochs."""
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(2, 9, TEXTS)
+    ids = draw.integers(5, 40, lengths.sum()).astype(np.int32)
+    tokens = Tokens(ids, np.concatenate([[0], np.cumsum(lengths)]), 0, 0)
+    labels = {task: np.arange(TEXTS, dtype=np.int32) % 3 for task in ("classifier", "sentiment")}
+    texts = TextSet(tokens, labels)
+    return train_batches(texts, TrainPlan(lengths, 4, 1, 16), seed, 3)
+
+
+class Run:
+    """The pieces of a run that a checkpoint holds, with other numbers at every step."""
+
+    def __init__(self, scenario="backbone_frozen", seed=0):
+        self.params = random_params(seed=seed)
+        self.freeze, program = make_program(self.params, scenario_rules(scenario, 2))
+        self.start = program.init(self.freeze.split(self.params)[0], seed)
+
+    def at(self, step):
+        """Parameters and state of a step: every float is moved by it, to odd bit patterns."""
+
+        def move(leaf):
+            leaf = np.array(leaf)
+            return leaf + step * np.float32(1.1) if leaf.dtype == np.float32 else leaf + step
+
+        params = jax.tree.map(move, self.params)
+        params["classifier"]["bias"][:3] = -0.0, np.nextafter(np.float32(0), np.float32(1)), -1e38
+        state: Any = self.start.replace(
+            step=np.int32(step),
+            trainable=self.freeze.split(params)[0],
+            opt_state=jax.tree.map(move, self.start.opt_state),
+            rng=np.asarray(self.start.rng) + np.uint32(step),
+        )
+        return params, state
+
+
+@pytest.fixture(scope="module")
+def run():
+    return Run()
+
+
+@contextlib.contextmanager
+def opened(folder):
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        yield checkpoints
+
+
+def save(checkpoints, run, step, score, data=None):
+    params, state = run.at(step)
+    checkpoints.save(params, state, data or batches(), {"step": step}, score)
+    checkpoints.wait()
+
+
+def steps(folder):
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def raw(tree):
+    return {
+        jax.tree_util.keystr(path): (np.asarray(leaf).dtype, np.asarray(leaf).tobytes())
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept", "best"),
+    [
+        ([0.1, 0.2, 0.3], [3], 3),
+        ([0.3, 0.2, 0.1], [1, 3], 1),
+        ([0.1, 0.3, 0.2, 0.1], [2, 4], 2),
+        ([0.5, None, None], [1, 3], 1),
+        ([None, None], [2], None),
+        ([None, 0.0, None, 0.1, None], [4, 5], 4),
+    ],
+)
+def test_the_best_and_the_last_are_kept(run, tmp_path, scores, kept, best):
+    with opened(tmp_path) as checkpoints:
+        assert (checkpoints.last_step, checkpoints.best_step) == (None, None)
+        for step, score in enumerate(scores, start=1):
+            save(checkpoints, run, step, score)
+            assert checkpoints.last_step == step
+        assert checkpoints.best_step == best
+    assert steps(tmp_path) == kept
+    with opened(tmp_path) as checkpoints:
+        assert (checkpoints.last_step, checkpoints.best_step) == (len(scores), best)
+
+
+def test_of_equal_scores_the_best_is_one_that_is_kept(run, tmp_path):
+    with opened(tmp_path) as checkpoints:
+        for step, score in enumerate([0.2, 0.4, 0.4, 0.4, 0.1], start=1):
+            save(checkpoints, run, step, score)
+            assert checkpoints.best_step in steps(tmp_path)
+        assert checkpoints.best_step in (2, 3, 4)
+        restored = checkpoints.restore_params(checkpoints.best_step)
+        assert raw(restored) == raw(run.at(checkpoints.best_step)[0])
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.best_step in steps(tmp_path)
+
+
+@pytest.mark.parametrize("scenario", ["all_frozen", "backbone_frozen", "top_1"])
+def test_everything_comes_back_bit_for_bit(scenario, tmp_path):
+    run = Run(scenario)
+    data = batches()
+    for _ in range(7):
+        next(data)
+    params, state = run.at(7)
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(params, state, data, {"meter": {"sums": [0.1, 1e-300]}}, 0.5)
+        following = [next(data) for _ in range(8)]
+        checkpoints.wait()
+    other = batches()
+    with opened(tmp_path) as checkpoints:
+        found, restored, progress = checkpoints.restore(7, run.start, other, run.freeze)
+        assert raw(checkpoints.restore_params(7)) == raw(params)
+    assert raw(found) == raw(params)
+    assert raw(restored) == raw(state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert progress == {"meter": {"sums": [0.1, 1e-300]}}
+    for expected in following:
+        batch = next(other)
+        assert raw(batch) == raw(expected)
+    with pytest.raises(StopIteration):
+        next(other)
+
+
+def test_a_save_in_the_background_does_not_see_what_comes_after(run, tmp_path):
+    """The arrays that were given are donated, deleted and written over before it is done."""
+    params, state = run.at(1)
+    expected = raw(params), raw(state)
+    held: Any = jax.tree.map(jax.numpy.array, (params, state))
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(held[0], held[1], batches(), {}, 0.5)
+        jax.block_until_ready(
+            jax.jit(lambda tree: jax.tree.map(lambda x: x * 0, tree), donate_argnums=0)(held)
+        )
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(held))
+        save(checkpoints, run, 2, 0.1)
+        found, restored, _ = checkpoints.restore(1, run.start, batches(), run.freeze)
+    assert (raw(found), raw(restored)) == expected
+
+
+def test_a_half_written_checkpoint_is_passed_over(run, tmp_path):
+    """What a kill leaves behind: a folder that has not got its final name yet."""
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, run, 3, 0.5)
+    [whole] = tmp_path.iterdir()
+    torn = tmp_path / "5.orbax-checkpoint-tmp"
+    (torn / "params").mkdir(parents=True)
+    for path in whole.rglob("*"):
+        if path.is_file() and path.parent == whole / "params":
+            (torn / "params" / path.name).write_bytes(path.read_bytes()[:10])
+    with opened(tmp_path) as checkpoints:
+        assert (checkpoints.last_step, checkpoints.best_step) == (3, 3)
+        assert raw(checkpoints.restore_params(3)) == raw(run.at(3)[0])
+        save(checkpoints, run, 5, 0.6)
+        assert checkpoints.last_step == 5
+        assert raw(checkpoints.restore_params(5)) == raw(run.at(5)[0])
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of four mebibytes."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small disk")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this system allows no mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_in_one_line_and_spares_the_last_checkpoint(run, small_disk):
+    folder = small_disk / "checkpoints"
+    with opened(folder) as checkpoints:
+        save(checkpoints, run, 1, 0.5)
+    filler = small_disk / "filler"
+    free = os.statvfs(small_disk)
+    filler.write_bytes(bytes(free.f_bavail * free.f_frsize - 8192))
+    with opened(folder) as checkpoints, pytest.raises(UserError) as caught:
+        save(checkpoints, run, 2, 0.9)
+    message = str(caught.value)
+    assert message.startswith(f"the checkpoint could not be saved in {folder} (")
+    assert message.endswith("): free some disk space and run again to resume from step 1")
+    assert len(message.splitlines()) == 1
+    with opened(folder) as checkpoints:
+        assert (checkpoints.last_step, checkpoints.best_step) == (1, 1)
+        found, restored, progress = checkpoints.restore(1, run.start, batches(), run.freeze)
+        assert (raw(found), raw(restored)) == tuple(map(raw, run.at(1)))
+        assert progress == {"step": 1}
+
+    filler.unlink()
+    with opened(folder) as checkpoints:
+        save(checkpoints, run, 2, 0.9)
+        assert raw(checkpoints.restore_params(2)) == raw(run.at(2)[0])
+    assert steps(folder) == [2]
