@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from mtl_jax.errors import UserError
 from mtl_jax.freeze import Freeze, Params
 from mtl_jax.step import TrainState
+
+# Orbax writes the arrays twice, then removes the first copy; the rest is for its small files.
+_COPIES, _SMALL_FILES = 2, 2**18
 
 
 def _score(metrics: dict[str, float]) -> float:
@@ -86,9 +90,12 @@ class Checkpoints:
         Raises:
             UserError: This save, or the one before it, could not be written.
         """
+        self.wait()
+        arrays = _host_copy(params), _host_copy(_optimizer(state))
+        self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
         args = ocp.args.Composite(
-            params=ocp.args.StandardSave(_host_copy(params)),
-            optimizer=ocp.args.StandardSave(_host_copy(_optimizer(state))),
+            params=ocp.args.StandardSave(arrays[0]),
+            optimizer=ocp.args.StandardSave(arrays[1]),
             data=grain.checkpoint.CheckpointSave(data),
             progress=ocp.args.JsonSave(progress),
         )
@@ -106,8 +113,18 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise self._unwritable(error) from error
 
+    def _check_space(self, size: int) -> None:
+        # Beforehand, for Orbax fails in many threads at once, each with a traceback.
+        needed, free = _COPIES * size + _SMALL_FILES, shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise self._unsaved(f"{free / 2**20:.1f} of {needed / 2**20:.1f} MiB are free")
+
     def _unwritable(self, error: Exception) -> UserError:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        # A save that failed leaves the manager without knowledge of those before it.
+        self._manager.reload()
+        return self._unsaved(str(error).splitlines()[0][:200] if str(error) else repr(error))
+
+    def _unsaved(self, reason: str) -> UserError:
         return UserError(
             f"the checkpoint could not be saved in {self._folder} ({reason}): free some disk "
             f"space and run again to resume from step {self.last_step or 0}"

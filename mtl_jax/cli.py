@@ -51,7 +51,9 @@ def _unboxed(message: str) -> str:
 
 def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Runs a command; a user's mistake becomes one line on standard error and status 2."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "asyncio"):
+        # Orbax logs a traceback from each of its threads for an error that it also raises.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         main(argv)
     except UserError as error:

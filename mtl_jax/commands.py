@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -93,6 +94,8 @@ def _predict(command: Predict) -> None:
     from mtl_jax.trained import TrainedModel, read_lines
 
     model = TrainedModel(command.workdir)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: it is JSON
     for answer in model.predict(read_lines(sys.stdin.buffer)):
         print(json.dumps(answer, ensure_ascii=False))
     if model.cut or model.empty:

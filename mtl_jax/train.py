@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 from mtl_jax import freeze as freezing
@@ -10,6 +11,7 @@ from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.console import say, training_bar
 from mtl_jax.data.batches import train_batches
+from mtl_jax.errors import UserError
 from mtl_jax.evaluate import majority_baseline, neighbour_probe
 from mtl_jax.freeze import Freeze
 from mtl_jax.inputs import Inputs
@@ -45,7 +47,7 @@ def train(config: TrainConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         if result := workdir.result():
             say(f"{config.workdir} is done: the result is the last line of its metrics.jsonl")
             return result
-        inputs.reader.tokenizer.save_pretrained(workdir.path / "tokenizer")
+        workdir.keep_tokenizer(inputs.reader.tokenizer)
         for note in () if shared else inputs.notes():
             say(note)
         say(f"{_title(config)}: {texts:,} texts to train on, {held_out:,} to validate")
@@ -81,6 +83,12 @@ def _fit(run: Run, workdir: Workdir, checkpoints: Checkpoints) -> Meter:
     def end_epoch(epoch: int) -> None:
         params = Freeze.merge(state.trainable, frozen)
         metrics = run.evaluator.metrics(params, validation, run.inputs.classes)
+        for task in TASKS:
+            if not math.isfinite(metrics[task]["loss"] or 0.0):
+                raise UserError(
+                    f"the {task} loss on the validation split is not finite after step {done}: "
+                    "lower the learning rates; the last checkpoint is kept"
+                )
         record = {"event": "epoch", "epoch": epoch, "step": done, "seconds": meter.train_seconds}
         losses = {"train_loss": meter.mean_losses(), "validation": metrics}
         workdir.log({**record, **losses})

@@ -72,6 +72,11 @@ class TrainedModel(Encoder):
     def __init__(self, folder: str | Path):
         workdir = Workdir(folder)
         record = workdir.config()
+        if "settings" not in record or "rules" not in record:
+            raise UserError(
+                f"{folder} is not the folder of a run (its config.json is another's): train one "
+                "there first"
+            )
         settings = record["settings"]
         self._record = record
         self.classes: dict[str, tuple[str, ...]] = {
@@ -156,6 +161,8 @@ def write_vectors(path: Path, vectors: Iterable[np.ndarray], width: int) -> int:
     Returns:
         The number of rows.
     """
+    if not path.name or path.is_dir():
+        raise UserError(f"{path} is a folder: name a .npy file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     rows = 0
     try:

@@ -7,9 +7,12 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from mtl_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -122,6 +125,15 @@ class Workdir:
                 )
             return
         write_json(self.path / "config.json", record)
+
+    def keep_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Puts a copy beside the model, so that the folder is all that predicting needs."""
+        try:
+            tokenizer.save_pretrained(self.path / "tokenizer")
+        except OSError as error:
+            raise UserError(
+                f"{self.path} can't be written ({error.strerror}): make room or access"
+            ) from error
 
     def _take_lock(self) -> None:
         try:

@@ -2,11 +2,18 @@
 
 import json
 import os
+import tempfile
+from pathlib import Path
+from typing import Any
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The processes that the tests start share what has been compiled.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "mtl-jax-xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +123,7 @@ def flags(settings):
     ]
 
 
-def without_times(value):
+def without_times(value) -> Any:
     """A result or log without what depends on the clock."""
     if isinstance(value, dict):
         return {k: without_times(v) for k, v in value.items() if "second" not in k}

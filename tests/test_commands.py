@@ -53,10 +53,17 @@ def test_train_evaluate_predict_extract(flags, tmp_path):
     assert evaluated.returncode == 0, evaluated.stderr
     assert json.loads(evaluated.stdout) == json.loads(metrics)
 
-    predicted = call("mtl_jax", "predict", folder, stdin="the film was good !\n\nschön\n")
-    answers = [json.loads(line) for line in predicted.stdout.splitlines()]
+    # The answers are UTF-8 whatever the terminal is.
+    predicted = subprocess.run(
+        [sys.executable, "-m", "mtl_jax", "predict", folder],
+        input="the film was good !\n\nschön\n".encode(),
+        capture_output=True,
+        env={**os.environ, "XLA_FLAGS": "", "PYTHONIOENCODING": "ascii"},
+        check=True,
+    )
+    answers = [json.loads(line) for line in predicted.stdout.decode().splitlines()]
     assert [answer["text"] for answer in answers] == ["the film was good !", "", "schön"]
-    assert "1 empty" in predicted.stderr
+    assert b"1 empty" in predicted.stderr
 
     output = tmp_path / "v.npy"
     extracted = call("mtl_jax", "extract", folder, f"--output={output}", stdin="a\nb\nc")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -225,9 +226,20 @@ def test_kept_vectors_give_the_logits_of_the_tokens(settings, inputs_of, tmp_pat
     placement = run.plan.epoch(order, np.arange(run.plan.steps))[0]
     logits = []
     for texts in (kept, whole):
-        batch = make_batch(texts, run.plan.layout, placement)
+        batch: Any = make_batch(texts, run.plan.layout, placement)
         used = batch.pop("example") >= 0
         values, _ = eval_step(run._model.model(), run.params, batch)
         logits.append({task: np.asarray(values[task])[used] for task in TASKS})
     for task in TASKS:
         np.testing.assert_allclose(logits[0][task], logits[1][task], atol=2e-6)
+
+
+def test_a_last_step_that_diverges_is_no_result(settings, inputs_of, tmp_path):
+    """Its own loss is finite; that of the parameters it leaves is not."""
+    settings |= {"head_learning_rate": 1e38, "batch_size": 96, "epochs": 1, "warmup_fraction": 0}
+    config = TrainConfig(**settings, workdir=str(tmp_path))
+    words = r"the \w+ loss on the validation split is not finite after step 1: lower the learning"
+    with pytest.raises(UserError, match=words):
+        train(config, inputs_of(config))
+    assert Workdir(tmp_path).result() is None
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()

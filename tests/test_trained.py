@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -117,3 +118,17 @@ def test_lines_end_where_lines_end():
 def test_folders_that_are_no_run(tmp_path):
     with pytest.raises(UserError, match=r"is not the folder of a run \(no config\.json\)"):
         TrainedModel(tmp_path)
+
+
+def test_a_checkpoint_is_no_run_though_it_has_a_config(tiny):
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        TrainedModel(tiny)
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "folder"])
+def test_vectors_need_the_name_of_a_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"is a folder: name a \.npy file"):
+        write_vectors(Path(name), iter([]), 3)
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
