@@ -17,12 +17,14 @@ esac
 
 find_python() {
     local candidate
-    for candidate in "${PYTHON-}" python3 python3.14 python3.13 python3.12 python3.11; do
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11; do
         if [ -n "$candidate" ] && "$candidate" -c \
             'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             printf '%s\n' "$candidate"
             return
         fi
+        [ "$candidate" != "${PYTHON-}" ] ||
+            fail "PYTHON=$PYTHON is no Python 3.11 or newer with venv: name another one"
     done
     fail "no Python 3.11 or newer with venv was found: install one, or name it with PYTHON=..."
 }

@@ -35,6 +35,13 @@ _SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers")
 
 
+def _limits(data: DataConfig) -> dict[str, int | None]:
+    return {
+        "max_train_examples": data.max_train_examples,
+        "max_evaluation_examples": data.max_evaluation_examples,
+    }
+
+
 # Few enough sentences for three seeds of seven scenarios in some minutes on two cores.
 _QUICK = DataConfig(max_train_examples=384, max_evaluation_examples=320)
 
@@ -64,6 +71,19 @@ class Freezing(Settings):
     """peak learning rate of the two heads; high, as the steps of the quick study are few"""
     keep_checkpoints: bool = False
     """keep the checkpoints of finished arms"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("scenarios", "seeds"):
+            values = tuple(dict.fromkeys(getattr(self, name)))
+            if not values:
+                raise UserError(f"--{name} is empty: name at least one")
+            object.__setattr__(self, name, values)
+        own = self.data.train_file or self.data.dataset != _QUICK.dataset
+        if own and _limits(self.data) == _limits(_QUICK):
+            # The quick study's limits are meant for the default corpus alone.
+            unlimited = dict.fromkeys(_limits(_QUICK))
+            object.__setattr__(self, "data", dataclasses.replace(self.data, **unlimited))
 
     def arms(self) -> Iterator[TrainConfig]:
         """The runs, seed by seed, so that a study cut short has whole seeds to compare."""
@@ -96,16 +116,22 @@ def run(study: Freezing, command: str) -> int:
 
     started = time.time()
     study = study.absolute()
+    arms = list(study.arms())
     inputs = Inputs(study.backbone, study.data, study.pooling)
     for scenario in study.scenarios:
         scenario_rules(scenario, inputs.bert.num_hidden_layers)
+    texts = {name: len(inputs.split(name).texts) for name in ("train", "validation")}
     folder = Workdir(study.workdir)
     with contextlib.closing(folder):
         folder.claim(_record(study, inputs))
         for note in inputs.notes():
             say(note)
+        say(
+            f"{len(arms)} arms on {texts['train']:,} texts, {texts['validation']:,} to validate; "
+            "--max-train-examples and --max-evaluation-examples set the limits, None lifts them"
+        )
         results_file = folder.path / "results.jsonl"
-        failures = _train_arms(study, inputs, results_file)
+        failures = _train_arms(arms, study.keep_checkpoints, inputs, results_file)
         results = _wanted(read_results(results_file), study)
         if not results:
             raise UserError(
@@ -119,7 +145,9 @@ def run(study: Freezing, command: str) -> int:
     return len(failures)
 
 
-def _train_arms(study: Freezing, inputs: Inputs, results_file: Path) -> list[dict[str, Any]]:
+def _train_arms(
+    arms: Sequence[TrainConfig], keep_checkpoints: bool, inputs: Inputs, results_file: Path
+) -> list[dict[str, Any]]:
     from mtl_jax.console import say
     from mtl_jax.train import train
     from mtl_jax.workdir import append_line, read_lines, rewrite_lines
@@ -129,7 +157,6 @@ def _train_arms(study: Freezing, inputs: Inputs, results_file: Path) -> list[dic
     rewrite_lines(results_file, finished)
     done = {(result["arm"], result["seed"]) for result in finished}
     failures = []
-    arms = list(study.arms())
     for number, arm in enumerate(arms, start=1):
         if (arm.scenario, arm.seed) in done:
             continue
@@ -141,8 +168,8 @@ def _train_arms(study: Freezing, inputs: Inputs, results_file: Path) -> list[dic
             say(f"arm {number} failed: {failures[-1]['error']}")
             continue
         append_line(results_file, _line(arm, result))
-        if not study.keep_checkpoints:
-            shutil.rmtree(Path(arm.workdir) / "checkpoints")
+        if not keep_checkpoints:
+            shutil.rmtree(Path(arm.workdir) / "checkpoints", ignore_errors=True)
     return failures
 
 

@@ -51,7 +51,9 @@ def build(
 def _findings(results: Sequence[Result]) -> list[Block]:
     advice = recommend(results)
     if advice is None:
-        return [Paragraph("No scenario has validation scores, so none is recommended.", "lead")]
+        return [
+            Paragraph("No trained scenario has validation scores: none is recommended.", "lead")
+        ]
     blocks: list[Block] = [
         Paragraph(" ".join(explain(advice)), "lead"),
         Facts(tuple(_facts(advice, results))),

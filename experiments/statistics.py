@@ -100,8 +100,8 @@ def paired_difference(
         return PairedDifference(interval, None)
     error = _standard_error(differences, interval.mean)
     if error == 0:
-        # t is 0/0 or x/0 here: two runs that never differ, or that always differ alike.
-        return PairedDifference(interval, 1.0 if interval.mean == 0 else 0.0)
+        # t is 0/0 or x/0 here: equal differences in a few seeds are no proof of anything.
+        return PairedDifference(interval, 1.0 if interval.mean == 0 else None)
     t = abs(interval.mean) / error
     return PairedDifference(interval, float(2 * scipy.stats.t.sf(t, interval.n - 1)))
 

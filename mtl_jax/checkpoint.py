@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +90,16 @@ class Checkpoints:
                 that is only there to resume from.
 
         Raises:
-            UserError: This save, or the one before it, could not be written.
+            UserError: This save, or the one before it, could not be written, or a
+                parameter is not finite; the checkpoints that were there stay.
         """
         self.wait()
         arrays = _host_copy(params), _host_copy(_optimizer(state))
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays[0])):
+            raise UserError(
+                f"the parameters are not finite after step {int(state.step)}: lower the learning "
+                "rates; the last checkpoint is kept"
+            )
         self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(arrays[0]),
@@ -131,10 +139,15 @@ class Checkpoints:
         )
 
     def restore_params(self, step: int) -> Params:
-        """The whole model's parameters at ``step``."""
-        return self._manager.restore(
-            step, args=ocp.args.Composite(params=ocp.args.StandardRestore())
-        )["params"]
+        """The whole model's parameters at ``step``.
+
+        Raises:
+            UserError: The checkpoint is damaged.
+        """
+        with self._damage_told(step):
+            return self._manager.restore(
+                step, args=ocp.args.Composite(params=ocp.args.StandardRestore())
+            )["params"]
 
     def restore(
         self, step: int, template: TrainState, data: grain.DatasetIterator[Any], freeze: Freeze
@@ -150,19 +163,28 @@ class Checkpoints:
         Returns:
             The whole model's parameters, the training state, the saved progress.
         """
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(),
-                optimizer=ocp.args.StandardRestore(_host_copy(_optimizer(template))),
-                data=grain.checkpoint.CheckpointRestore(data),
-                progress=ocp.args.JsonRestore(),
-            ),
+        args = ocp.args.Composite(
+            params=ocp.args.StandardRestore(),
+            optimizer=ocp.args.StandardRestore(_host_copy(_optimizer(template))),
+            data=grain.checkpoint.CheckpointRestore(data),
+            progress=ocp.args.JsonRestore(),
         )
+        with self._damage_told(step):
+            restored = self._manager.restore(step, args=args)
         params = restored["params"]
         trainable, _ = freeze.split(params)
         state = template.replace(trainable=trainable, **restored["optimizer"])
         return params, state, restored["progress"]
+
+    @contextlib.contextmanager
+    def _damage_told(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except (KeyError, OSError, ValueError) as error:
+            raise UserError(
+                f"the checkpoint {self._folder / str(step)} is damaged "
+                f"({str(error).splitlines()[0][:200]}): remove it and run train again"
+            ) from error
 
     def close(self) -> None:
         """Waits for the background work and releases the folder."""

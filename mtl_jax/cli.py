@@ -60,7 +60,7 @@ def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to resume", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read standard output has left; the interpreter must not flush it again.

@@ -48,8 +48,8 @@ unless --workdir is given"""
     """folder of a run, in the place of --backbone"""
     pooling: Pooling | None = None
     """with --backbone: how a text becomes one vector; by default what the checkpoint declares"""
-    max_length: int = 128
-    """with --backbone: tokens kept of each text, special tokens included"""
+    max_length: int | None = None
+    """with --backbone: tokens kept of each text, special tokens included; by default 128"""
 
 
 Command = (
@@ -107,12 +107,14 @@ def _extract(command: Extract) -> None:
     from mtl_jax.trained import TrainedModel, checkpoint_encoder, read_lines, write_vectors
 
     if command.workdir is not None:
-        if command.backbone is not None or command.pooling is not None:
-            raise UserError("--workdir settles --backbone and --pooling: give one or the other")
+        if (command.backbone, command.pooling, command.max_length) != (None, None, None):
+            raise UserError(
+                "--workdir settles --backbone, --pooling and --max-length: leave them out"
+            )
         encoder = TrainedModel(command.workdir)
     else:
         backbone = command.backbone or DEFAULT_BACKBONE
-        encoder = checkpoint_encoder(backbone, command.pooling, command.max_length)
+        encoder = checkpoint_encoder(backbone, command.pooling, command.max_length or 128)
     vectors = encoder.pooled(read_lines(sys.stdin.buffer))
     rows = write_vectors(Path(command.output), vectors, encoder.width)
     say(

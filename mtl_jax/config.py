@@ -142,7 +142,7 @@ class Settings:
     epochs: int = 3
     """passes over the training examples"""
     batch_size: int = 32
-    """examples per step, over all devices"""
+    """examples per step at most, over all devices; they are spread evenly over the steps"""
     head_learning_rate: float = 3e-3
     """peak learning rate of the two heads"""
     backbone_learning_rate: float = 1e-4

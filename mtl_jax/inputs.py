@@ -100,10 +100,16 @@ class Inputs:
     def notes(self) -> list[str]:
         """Counts that a user should see: of the data, and of the splits read so far."""
         notes = list(self.corpus.notes)
-        for name, split in self._splits.items():
-            if split.texts.tokens.truncated:
-                notes.append(
-                    f"{name}: {split.texts.tokens.truncated} of {len(split.texts)} texts were cut "
-                    f"to {self.reader.max_length} tokens"
-                )
+        for name in self._splits:
+            notes += self.cut(name)
         return notes
+
+    def cut(self, name: str) -> list[str]:
+        """How many texts of a split were cut, in words; nothing where none was."""
+        texts = self.split(name).texts
+        if not texts.tokens.truncated:
+            return []
+        length = self.reader.max_length
+        return [
+            f"{name}: {texts.tokens.truncated} of {len(texts)} texts were cut to {length} tokens"
+        ]

@@ -43,7 +43,8 @@ class Meter:
             "train_seconds": self.train_seconds,
             "compile_seconds": self.compile_seconds,
             "examples": self.examples,
-            "sums": self._sums,
+            # A copy: it is written in the background while the sums go on.
+            "sums": {task: list(sums) for task, sums in self._sums.items()},
         }
 
     @property

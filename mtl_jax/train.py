@@ -137,6 +137,8 @@ def _result(run: Run, workdir: Workdir, checkpoints: Checkpoints, meter: Meter) 
     chosen = next(record for record in epochs if record["step"] == best)
     training = run.split("train")
     test = run.split("test") if "test" in inputs.corpus.splits else None
+    for note in inputs.cut("test") if test else ():
+        say(note)
     certificate = workdir.certificate()
     result = {
         "event": "result",

@@ -88,6 +88,11 @@ class TrainedModel(Encoder):
         bert = BertConfig(**record["bert"])
         reader = TextReader(load_tokenizer(workdir.path / "tokenizer"), bert, self._data.max_length)
         if not workdir.checkpoints.is_dir():
+            if workdir.result():
+                raise UserError(
+                    f"{folder} is done and its checkpoints have been removed: a study keeps them "
+                    "with --keep-checkpoints"
+                )
             raise UserError(f"{folder} has no checkpoint yet: train it first")
         with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
             if (best := checkpoints.best_step) is None:

@@ -124,6 +124,8 @@ class Workdir:
                     "use another --workdir, or the settings it was made with"
                 )
             return
+        if any(path.name != ".lock" for path in self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and holds no run: name a new folder")
         write_json(self.path / "config.json", record)
 
     def keep_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,6 +8,10 @@ import sys
 import pytest
 from conftest import without_times
 
+from experiments.freezing import Freezing
+from mtl_jax.config import DataConfig
+from mtl_jax.errors import UserError
+
 SCENARIOS = ["all_frozen", "backbone_frozen", "none_frozen"]
 TASKS = ["classifier", "sentiment"]
 
@@ -94,3 +98,15 @@ def test_mistakes_are_told_before_anything_is_trained(flags, tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: unknown scenario 'bottom_2'")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_study_of_ones_own_data_takes_all_of_it(settings, tmp_path):
+    quick = Freezing(workdir=str(tmp_path), seeds=(0, 1, 0))
+    assert (quick.data.max_train_examples, quick.data.max_evaluation_examples) == (384, 320)
+    assert quick.seeds == (0, 1)
+    limits = quick.data.__dict__.keys() & {"max_train_examples", "max_evaluation_examples"}
+    data = {**vars(settings["data"]), **{name: getattr(quick.data, name) for name in limits}}
+    own = Freezing(workdir=str(tmp_path), data=DataConfig(**data))
+    assert own.data == settings["data"]
+    with pytest.raises(UserError, match="--scenarios is empty"):
+        Freezing(workdir=str(tmp_path), scenarios=())

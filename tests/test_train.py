@@ -180,12 +180,11 @@ def test_two_processes_do_not_share_a_folder(settings, inputs_of, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(settings, inputs_of, tmp_path):
-    settings |= {"backbone_learning_rate": 1e38, "head_learning_rate": 1e38, "checkpoint_every": 1}
+    settings |= {"backbone_learning_rate": 1e38, "head_learning_rate": 1e38}
     config = TrainConfig(**settings, workdir=str(tmp_path), scenario="none_frozen")
     with pytest.raises(UserError, match=r"the \w+ loss is not finite at step \d+: lower the lear"):
         train(config, inputs_of(config))
     assert Workdir(tmp_path).result() is None
-    assert freeze.digest(final_params(tmp_path))  # the last checkpoint is whole
 
 
 def test_the_test_split_is_read_once_at_the_end(settings, tmp_path):
@@ -243,3 +242,24 @@ def test_a_last_step_that_diverges_is_no_result(settings, inputs_of, tmp_path):
         train(config, inputs_of(config))
     assert Workdir(tmp_path).result() is None
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_an_update_that_diverges_is_never_saved(settings, inputs_of, tmp_path):
+    settings |= {"backbone_learning_rate": 1e38, "head_learning_rate": 1e38, "checkpoint_every": 1}
+    config = TrainConfig(**settings, workdir=str(tmp_path), scenario="none_frozen")
+    with pytest.raises(UserError, match="not finite"):
+        train(config, inputs_of(config))
+    for step in (tmp_path / "checkpoints").iterdir():
+        checkpoints = Checkpoints(tmp_path / "checkpoints")
+        params = checkpoints.restore_params(int(step.name))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+        checkpoints.close()
+
+
+def test_a_folder_with_other_content_is_left_alone(settings, inputs_of, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"mine": 1}\n')
+    config = TrainConfig(**settings, workdir=str(tmp_path))
+    with pytest.raises(UserError, match="is not empty and holds no run: name a new folder"):
+        train(config, inputs_of(config))
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"mine": 1}\n'
+    assert not (tmp_path / "config.json").exists()

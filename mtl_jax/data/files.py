@@ -107,6 +107,7 @@ def _csv_rows(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[int, dict[s
     reader = csv.reader(
         io.StringIO(_decode(path), newline=""), delimiter=_DELIMITERS[_ending(path)], strict=True
     )
+    csv.field_size_limit(2**31 - 1)  # 128 KiB by default, less than some texts
     header: list[str] | None = None
     start = 1
     try:
@@ -161,6 +162,8 @@ def _label(path: Path, line: int, column: str, value: object) -> str | None:
         _fail(
             path, line, f"{column!r} is {_kind(value)}: a label is a string, a number or a boolean"
         )
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of whole numbers with gaps is written as floats
     label = "" if value is None else str(value).strip()
     return None if label in ("", "-1") else label
 

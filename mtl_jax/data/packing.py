@@ -16,6 +16,9 @@ import numpy as np
 # price is that each counts as long as the longest of them.
 _EXCHANGED = 4
 
+# Numbers of rows that are tried for a layout; the best of more would differ little.
+_TRIED = 48
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -110,7 +113,8 @@ class TrainPlan:
     def _row_counts(self, devices: int) -> range:
         tokens = self._lengths.sum() / self.steps
         most = max(int(tokens / self._lengths.max()), 1)
-        return range(devices, _round_up(most, devices) + 1, devices)
+        step = devices * max(most // (_TRIED * devices), 1)
+        return range(devices, _round_up(most, devices) + 1, step)
 
     def _fit(self, rows: int, steps: int) -> Layout:
         length = slots = 0
