@@ -57,7 +57,7 @@ case "$task" in
     lint)
         .venv/bin/ruff check .
         .venv/bin/ruff format --check .
-        .venv/bin/pyright
+        .venv/bin/pyright --pythonpath .venv/bin/python
         exec .venv/bin/lint-imports
         ;;
     study)

@@ -185,7 +185,7 @@ def _some_dimensions(states):
 
 def reference(folder, ids, mask, types):
     """Everything that PyTorch computes: states of all depths, pooler, gradients."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  (optional)
     from transformers import BertModel
 
     loaded: Any = BertModel.from_pretrained(
