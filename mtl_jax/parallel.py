@@ -163,6 +163,9 @@ class Compiled:
     ):
         self._wrapped = runner.jit(step, static, donate)
         self._executable: Callable[..., Any] | None = None
+        # The devices of a CPU share its few threads: with two steps in flight, those that
+        # wait in the second's reduction can keep the first's from ever being complete.
+        self._one_at_a_time = runner.devices > 1 and jax.default_backend() == "cpu"
         self.seconds = 0.0
 
     def __call__(self, *args: Any) -> Any:
@@ -172,4 +175,7 @@ class Compiled:
             start = time.perf_counter()
             executable = self._executable = self._wrapped.lower(*args).compile()
             self.seconds = time.perf_counter() - start
-        return executable(*args)
+        result = executable(*args)
+        if self._one_at_a_time:
+            jax.block_until_ready(result)
+        return result
