@@ -107,12 +107,11 @@ def run(study: Freezing, command: str) -> int:
     Raises:
         UserError: The settings are wrong, or the folder holds a study with others.
     """
-    from experiments.arms import read_results
     from experiments.report import print_table, write_report
     from mtl_jax.console import say
     from mtl_jax.inputs import Inputs
     from mtl_jax.scenarios import scenario_rules
-    from mtl_jax.workdir import Workdir
+    from mtl_jax.workdir import Workdir, read_lines
 
     started = time.time()
     study = study.absolute()
@@ -132,7 +131,7 @@ def run(study: Freezing, command: str) -> int:
         )
         results_file = folder.path / "results.jsonl"
         failures = _train_arms(arms, study.keep_checkpoints, inputs, results_file)
-        results = _wanted(read_results(results_file), study)
+        results = _wanted(read_lines(results_file), study)
         if not results:
             raise UserError(
                 f"no arm of the study in {study.workdir} could be trained; the first failed with: "
