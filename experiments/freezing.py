@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtl_jax.cli import guarded, import_transformers_alone, parse
+from mtl_jax.cli import guarded, parse, prepare
 from mtl_jax.config import DataConfig, Settings, TrainConfig
 from mtl_jax.errors import UserError
 
@@ -116,7 +116,7 @@ def run(study: Freezing, command: str) -> int:
     started = time.time()
     study = study.absolute()
     arms = list(study.arms())
-    inputs = Inputs(study.backbone, study.data, study.pooling)
+    inputs = Inputs(study)
     for scenario in study.scenarios:
         scenario_rules(scenario, inputs.bert.num_hidden_layers)
     texts = {name: len(inputs.split(name).texts) for name in ("train", "validation")}
@@ -240,7 +240,7 @@ def _devices() -> str:
 
 def _main(argv: Sequence[str]) -> None:
     study = parse(Freezing, argv, "python -m experiments.freezing", __doc__ or "")
-    import_transformers_alone()
+    prepare()
     if run(study, shlex.join(["python", "-m", "experiments.freezing", *argv])):
         sys.exit(1)
 

@@ -8,6 +8,7 @@ float32 whatever ``dtype`` is.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -39,26 +40,38 @@ def _layer_norm(config: BertConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False)
 
 
-class Dropout(nn.Module):
-    """Inverted dropout that spends 16 random bits an element, a twelfth less CPU time a step.
+def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform bits, uint32 ``shape``: each element's index and the key through a hash.
 
-    ``flax.linen.Dropout`` spends 32. The rate is rounded to a multiple of 2**-16, and the
-    kept elements are scaled by what is really kept.
+    The hash is MurmurHash3's finaliser (Appleby 2011), once for each word of the key. A step
+    draws a bit pattern for every activation; from JAX's counter-based generators they cost a
+    tenth of its time on a CPU, from this one next to nothing, as it fuses with its use.
     """
+    first, second = jax.random.key_data(key).ravel()[:2]
+    index = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    return _mixed(_mixed(index ^ first) + second)
+
+
+def _mixed(word: jax.Array) -> jax.Array:
+    word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
+    return word ^ (word >> 16)
+
+
+class Dropout(nn.Module):
+    """Inverted dropout (Srivastava et al. 2014), with ``random_bits``."""
 
     rate: float
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-        kept = round((1 - self.rate) * 2**16)
-        if deterministic or kept == 2**16:
+        if deterministic or self.rate == 0:
             return x
-        width = x.shape[-1]
-        words = (*x.shape[:-1], (width + 1) // 2)
-        bits = jax.random.bits(self.make_rng("dropout"), words, jnp.uint32)
-        halves = jax.lax.bitcast_convert_type(bits, jnp.uint16)
-        halves = halves.reshape(*x.shape[:-1], -1)[..., :width]
-        return jnp.where(halves < kept, x * (2**16 / max(kept, 1)), 0)
+        if self.rate >= 1:
+            return jnp.zeros_like(x)
+        bits = random_bits(self.make_rng("dropout"), x.shape)
+        kept = bits >= jnp.uint32(self.rate * 2**32)
+        return jnp.where(kept, x / (1 - self.rate), 0).astype(x.dtype)
 
 
 class Embeddings(nn.Module):

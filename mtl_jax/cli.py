@@ -13,6 +13,7 @@ from typing import Any
 
 import tyro
 
+from mtl_jax import process
 from mtl_jax.data import tokens
 from mtl_jax.errors import UserError
 
@@ -67,6 +68,13 @@ def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def prepare() -> None:
+    """What a command does before its first array; for processes of our own only."""
+    import_transformers_alone()
+    process.keep_freed_memory()
+    process.keep_compiled()
 
 
 def import_transformers_alone() -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import subcommand
 
-from mtl_jax.cli import guarded, import_transformers_alone, parse
+from mtl_jax.cli import guarded, parse, prepare
 from mtl_jax.config import DEFAULT_BACKBONE, Pooling, TrainConfig
 from mtl_jax.errors import UserError
 
@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> None:
     command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
-    import_transformers_alone()
+    prepare()
     {TrainConfig: _train, Evaluate: _evaluate, Predict: _predict, Extract: _extract}[type(command)](
         command
     )

@@ -130,6 +130,10 @@ class DataConfig:
         )
 
 
+# Where and how much may be kept changes no number: a run may go on with other limits.
+LIMITS = ("cache_memory", "cache_disk", "cache_folder")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a run and a study of many runs have in common."""
@@ -161,6 +165,14 @@ class Settings:
     """precision of the computation; parameters and optimizer state stay float32"""
     parallel: Parallel = "auto"
     """jit on one device, pmap or a jit mesh over all; auto: jit on one device, pmap on several"""
+    prefix_cache: bool = True
+    """compute what the frozen bottom of the backbone makes of the texts once, and keep it"""
+    cache_memory: float = 1.0
+    """GiB of such activations kept in memory; larger ones go to files"""
+    cache_disk: float = 20.0
+    """GiB of such files at most; the least recently used make room"""
+    cache_folder: str | None = None
+    """folder of such files; by default activations in the cache folder of mtl_jax"""
     checkpoint_every: int = 0
     """steps between checkpoints within an epoch; 0: only at the end of each"""
 
@@ -175,6 +187,8 @@ class Settings:
             "classifier_weight",
             "sentiment_weight",
             "checkpoint_every",
+            "cache_memory",
+            "cache_disk",
         ):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{_flag(name)} {getattr(self, name)} must not be negative")
@@ -190,6 +204,7 @@ class Settings:
             self,
             data=self.data.absolute(),
             backbone=_absolute(self.backbone) if folder.is_dir() else self.backbone,
+            cache_folder=_absolute(self.cache_folder) if self.cache_folder else None,
         )
 
 

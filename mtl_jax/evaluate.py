@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,13 +13,14 @@ import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
 from mtl_jax.config import TASKS, BertConfig, Parallel, Pooling
-from mtl_jax.data.batches import TextSet, evaluation_batches
+from mtl_jax.data.batches import HostBatch, TextSet, evaluation_batches
 from mtl_jax.data.packing import Layout
 from mtl_jax.inputs import Split
 from mtl_jax.metrics import Metrics, split_metrics
 from mtl_jax.model import MultiTaskModel
 from mtl_jax.parallel import Compiled, Runner, make_runner
-from mtl_jax.step import eval_step, pooled_step
+from mtl_jax.step import eval_step, pooled_step, states_step
+from mtl_jax.store import Write
 
 NEIGHBOURS = 20
 
@@ -60,23 +61,30 @@ class Evaluator:
     """
 
     def __init__(self, spec: ModelSpec):
-        model = spec.model()
+        self._model = spec.model()
         self.runner: Runner = make_runner(spec.parallel)
-        self._layout = evaluation_layout(spec.max_length, self.runner.devices)
-        self._on_tokens = Compiled(self.runner, eval_step, model)
-        self._on_pooled = Compiled(self.runner, eval_step, model)
-        self._pool = Compiled(self.runner, pooled_step, model)
+        self.layout = evaluation_layout(spec.max_length, self.runner.devices)
+        self._steps: dict[Any, Compiled] = {}
 
     @property
     def compile_seconds(self) -> float:
         """What compiling took so far."""
-        return sum(step.seconds for step in (self._on_tokens, self._on_pooled, self._pool))
+        return sum(step.seconds for step in self._steps.values())
+
+    def _step(self, step: Callable[..., Any], texts: TextSet, *static: Any) -> Compiled:
+        """The step, compiled for what batches of ``texts`` hold."""
+        key = (step, texts.depth, texts.pooled is None, *static)
+        if key not in self._steps:
+            model = self._model.clone(states_depth=texts.depth)
+            bound = (model, *static) if static else model
+            self._steps[key] = Compiled(self.runner, step, bound)
+        return self._steps[key]
 
     def logits(
         self, params: Any, texts: TextSet
     ) -> tuple[dict[str, np.ndarray], dict[str, float | None]]:
         """Per task float32 [n, classes], and the mean loss over its labels, in nats."""
-        step = self._on_tokens if texts.pooled is None else self._on_pooled
+        step = self._step(eval_step, texts)
         totals = dict.fromkeys(TASKS, np.zeros(2))
 
         def run(batch: Any) -> Any:
@@ -92,17 +100,42 @@ class Evaluator:
 
     def pooled(self, params: Any, texts: TextSet) -> np.ndarray:
         """The pooled vectors, float32 [n, hidden]."""
-        return self._collect(functools.partial(self._pool, params), texts)
+        return self._collect(functools.partial(self._step(pooled_step, texts), params), texts)
+
+    def states(self, params: Any, texts: TextSet, depth: int, write: Write) -> None:
+        """Computes the token states at ``depth`` and writes them in the order of the ids."""
+        step = functools.partial(self._step(states_step, texts, depth), params)
+        offsets = texts.tokens.offsets.tolist()
+        for batch, rows in self._run(step, texts):
+            states = rows[batch["segment_ids"] > 0]
+            start = 0
+            for text in batch["example"][batch["example"] >= 0].tolist():
+                stop = start + offsets[text + 1] - offsets[text]
+                write(offsets[text], states[start:stop])
+                start = stop
+
+    def _run(self, step: Callable[[Any], Any], texts: TextSet) -> Iterator[tuple[HostBatch, Any]]:
+        """Every batch with what ``step`` makes of it, on the host.
+
+        The next batch is made and sent off before the last one is waited for.
+        """
+        waiting: tuple[HostBatch, Any] | None = None
+        for batch in evaluation_batches(texts, self.layout):
+            inputs = {name: array for name, array in batch.items() if name != "example"}
+            sent = batch, step(self.runner.shard(inputs))
+            if waiting:
+                yield waiting[0], self.runner.gather(waiting[1])
+            waiting = sent
+        if waiting:
+            yield waiting[0], self.runner.gather(waiting[1])
 
     def _collect(self, step: Callable[[Any], Any], texts: TextSet) -> Any:
         outputs: list[Any] = []
         examples: list[np.ndarray] = []
-        for batch in evaluation_batches(texts, self._layout):
-            index = batch.pop("example")
-            used = index >= 0
-            rows = self.runner.gather(step(self.runner.shard(batch)))
+        for batch, rows in self._run(step, texts):
+            used = batch["example"] >= 0
             outputs.append(jax.tree.map(lambda leaf, used=used: leaf[used], rows))
-            examples.append(index[used])
+            examples.append(batch["example"][used])
         order = np.argsort(np.concatenate(examples))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *outputs)
 

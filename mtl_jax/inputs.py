@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl_jax import pretrained
-from mtl_jax.config import BertConfig, DataConfig, Pooling, TrainConfig
+from mtl_jax.assets import cache_dir
+from mtl_jax.config import BertConfig, Pooling, Settings
 from mtl_jax.data.batches import TextSet
 from mtl_jax.data.examples import Corpus, Examples, load_corpus
 from mtl_jax.data.tokens import load_tokenizer, tokenize
 from mtl_jax.errors import UserError
 from mtl_jax.freeze import digest
+from mtl_jax.store import GIB, Store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,24 +59,24 @@ class Inputs:
         backbone: The backbone's parameters, without a pooler that nothing would use.
         pooling: How a text's token vectors become one.
         weights_digest: SHA-256 of the backbone's parameters.
-        pooled: What the frozen backbone made of a split, kept from run to run.
+        store: What the frozen bottom of the backbone made of the texts, from run to run.
     """
 
-    def __init__(self, backbone: str, data: DataConfig, pooling: Pooling | None):
+    def __init__(self, settings: Settings):
+        backbone, data = settings.backbone, settings.data
         folder = pretrained.resolve_backbone(backbone)
         self.bert, params = pretrained.load_backbone(folder)
-        self.pooling: Pooling = pooling or pretrained.default_pooling(folder)
+        self.pooling: Pooling = settings.pooling or pretrained.default_pooling(folder)
         self.backbone = pretrained.without_unused_pooler(params, self.pooling, backbone)
         self.weights_digest = digest(self.backbone)
         self.reader = TextReader(load_tokenizer(folder), self.bert, data.max_length)
         self.corpus: Corpus = load_corpus(data)
-        self.pooled: dict[Any, Any] = {}
+        self.store = Store(
+            int(settings.cache_memory * GIB),
+            int(settings.cache_disk * GIB),
+            Path(settings.cache_folder or cache_dir() / "activations"),
+        )
         self._splits: dict[str, Split] = {}
-
-    @classmethod
-    def of(cls, config: TrainConfig) -> Inputs:
-        """What ``config`` names."""
-        return cls(config.backbone, config.data, config.pooling)
 
     @property
     def classes(self) -> Mapping[str, tuple[str, ...]]:

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mtl_jax.bert import BertEncoder, Dropout
+from mtl_jax.bert import BertEncoder, Dropout, attention_bias
 from mtl_jax.config import TASKS, BertConfig, Pooling
 
 Batch = Mapping[str, jax.Array]
 """Rows of packed texts: int32 [rows, length] ``input_ids``, ``position_ids`` (from 0 in each
 text) and ``segment_ids`` (1 ... slots; 0 is padding), with int32 [rows, slots] labels per task;
-or, in the place of the tokens, the ``pooled`` vectors themselves, float32 [rows, slots, hidden].
+or, in the place of ``input_ids``, what the frozen part of the backbone made of them: ``states``,
+[rows, length, hidden], or the ``pooled`` vectors themselves, float32 [rows, slots, hidden].
 """
 
 
@@ -28,12 +29,14 @@ class MultiTaskModel(nn.Module):
         classes: Number of classes of the two heads, ``classifier`` first.
         pooling: How a text's token vectors become one.
         dtype: Precision of the computation.
+        states_depth: Where a batch's ``states`` enter: 1 + k is the input of layer k.
     """
 
     config: BertConfig
     classes: tuple[int, int]
     pooling: Pooling = "mean"
     dtype: DTypeLike = jnp.float32
+    states_depth: int = 0
 
     def setup(self) -> None:
         init = nn.initializers.normal(self.config.initializer_range)
@@ -62,13 +65,18 @@ class MultiTaskModel(nn.Module):
     def pooled(self, batch: Batch, *, train: bool = False, frozen_depth: int = 0) -> jax.Array:
         """One vector per text, float32 [rows, slots, hidden]; empty slots hold no meaning."""
         segments, positions = batch["segment_ids"], batch["position_ids"]
-        hidden = self.backbone(
-            batch["input_ids"],
-            position_ids=positions,
-            segment_ids=segments,
-            train=train,
-            frozen_depth=frozen_depth,
-        )
+        if "states" in batch:
+            bias = attention_bias(segments, segments)
+            start = self.states_depth - 1
+            hidden = self.backbone.run_layers(batch["states"], bias, start, train=train)
+        else:
+            hidden = self.backbone(
+                batch["input_ids"],
+                position_ids=positions,
+                segment_ids=segments,
+                train=train,
+                frozen_depth=frozen_depth,
+            )
         slots = batch[TASKS[0]].shape[1]
         member = segments[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]
         if self.pooling == "mean":
@@ -79,3 +87,14 @@ class MultiTaskModel(nn.Module):
         if self.pooling == "pooler":
             vectors = self.backbone.pool(vectors)
         return vectors.astype(jnp.float32)
+
+    def states(self, batch: Batch, depth: int) -> jax.Array:
+        """The input of layer ``depth - 1``, [rows, length, hidden], from tokens or ``states``."""
+        segments, start = batch["segment_ids"], self.states_depth
+        if "states" in batch:
+            hidden = batch["states"]
+        else:
+            hidden = self.backbone.embed(batch["input_ids"], None, batch["position_ids"])
+            start = 1
+        bias = attention_bias(segments, segments)
+        return self.backbone.run_layers(hidden, bias, start - 1, depth - 1)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from importlib.metadata import version
 from typing import Any
 
 import jax
 import numpy as np
 
-from mtl_jax.config import TrainConfig
+from mtl_jax.config import LIMITS, TrainConfig
 from mtl_jax.data.packing import Layout, TrainPlan
 from mtl_jax.evaluate import ModelSpec, evaluator
 from mtl_jax.freeze import Freeze, Params
 from mtl_jax.inputs import Inputs, Split
 from mtl_jax.optim import OptimizerConfig, make_optimizer
 from mtl_jax.parallel import Compiled, make_runner
+from mtl_jax.prefix import SHALLOWEST, Prefix
 from mtl_jax.scenarios import scenario_rules
-from mtl_jax.step import Program, train_step
+from mtl_jax.step import Program, stream, train_step
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -34,13 +34,14 @@ class TrainSpec:
     task_weights: tuple[float, float]
     layout: Layout
     on_pooled: bool
+    states_depth: int
 
 
 # A study holds as many scenarios as this at a time.
 @functools.lru_cache(maxsize=16)
 def _compiled(spec: TrainSpec) -> tuple[Program, Compiled]:
     program = Program(
-        spec.model.model(),
+        spec.model.model().clone(states_depth=spec.states_depth),
         make_optimizer(spec.freeze, spec.optimizer),
         spec.freeze.depth(spec.model.bert.num_hidden_layers),
         spec.task_weights,
@@ -72,7 +73,7 @@ class Run:
             max_length=inputs.reader.max_length,
             parallel=config.parallel,
         )
-        heads = self._model.model().init_heads(jax.random.key(config.seed))
+        heads = self._model.model().init_heads(stream(config.seed, "heads"))
         # On the host: a copy on a device is given away with the state that it begins.
         heads = jax.tree.map(np.array, heads)
         self.params: Params = {"backbone": inputs.backbone, **heads}
@@ -94,21 +95,23 @@ class Run:
         return self.evaluator.compile_seconds - self._compiled_before
 
     def split(self, name: str) -> Split:
-        """A split; with pooled vectors where the whole backbone is frozen."""
+        """A split, with what the frozen bottom of the backbone makes of its texts."""
         split = self.inputs.split(name)
-        if not self.freeze.backbone_frozen:
+        if not self.config.prefix_cache or self.states_depth < SHALLOWEST:
             return split
-        key = (name, self.config.dtype)
-        if key not in self.inputs.pooled:
-            started = time.perf_counter() - self.evaluator.compile_seconds
-            params = self.evaluator.runner.replicate(self.params)
-            vectors = self.evaluator.pooled(params, split.texts)
-            seconds = time.perf_counter() - self.evaluator.compile_seconds - started
-            self.inputs.pooled[key] = vectors, seconds
-        vectors, seconds = self.inputs.pooled[key]
+        prefix = Prefix(self._model, self.evaluator, self.inputs.backbone, self.inputs.store)
+        if self.freeze.backbone_frozen:
+            texts, seconds = prefix.pooled(split.texts)
+        else:
+            texts, seconds = prefix.states(split.texts, self.states_depth)
         if name == "train":
             self.feature_seconds = seconds
-        return dataclasses.replace(split, texts=dataclasses.replace(split.texts, pooled=vectors))
+        return dataclasses.replace(split, texts=texts)
+
+    @property
+    def states_depth(self) -> int:
+        """Where the frozen bottom of the backbone ends; see ``prefix``."""
+        return self.freeze.depth(self.inputs.bert.num_hidden_layers)
 
     def compiled(self) -> tuple[Program, Compiled]:
         """The training program and its step, shared by runs that differ in nothing of it."""
@@ -131,7 +134,8 @@ class Run:
                 optimizer,
                 weights,
                 self.plan.layout,
-                self.freeze.backbone_frozen,
+                self.config.prefix_cache and self.freeze.backbone_frozen,
+                self.states_depth if self.config.prefix_cache else 0,
             )
         )
 
@@ -139,11 +143,13 @@ class Run:
         """``config.json``: everything that is needed to repeat the run."""
         settings = dataclasses.asdict(self.config)
         del settings["workdir"]
+        limits = {name: settings.pop(name) for name in LIMITS}
         return {
             "settings": settings,
             "rules": self._rules,
             **self.inputs.record(),
             "environment": {
+                "limits": limits,
                 "versions": {package: version(package) for package in _PACKAGES},
                 "devices": [device.device_kind for device in jax.local_devices()],
             },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import flax.struct
 import jax
@@ -34,6 +34,11 @@ class TrainState(flax.struct.PyTreeNode):
     rng: jax.Array
 
 
+def stream(seed: int, use: Literal["heads", "dropout"]) -> jax.Array:
+    """The key of one of a run's uses of chance, independent of the others."""
+    return jax.random.fold_in(jax.random.key(seed), ("heads", "dropout").index(use))
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """What the steps are compiled for."""
@@ -49,7 +54,7 @@ class Program:
             step=jnp.zeros((), jnp.int32),
             trainable=trainable,
             opt_state=self.optimizer.init(trainable),
-            rng=jax.random.key_data(jax.random.key(seed)),
+            rng=jax.random.key_data(stream(seed, "dropout")),
         )
 
 
@@ -127,6 +132,23 @@ def eval_step(
     logits = cast("dict[str, jax.Array]", model.apply({"params": params}, batch))
     losses = _losses(logits, batch)
     return logits, jax.lax.psum(losses, axis_name) if axis_name else losses
+
+
+def states_step(
+    prefix: tuple[MultiTaskModel, int],
+    params: Params,
+    batch: Batch,
+    *,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """The token states of this device's rows at a depth, [rows, length, hidden].
+
+    ``prefix`` is the model and the depth; see ``MultiTaskModel.states``.
+    """
+    del axis_name  # every row is computed on its own
+    model, depth = prefix
+    states = model.apply({"params": params}, batch, depth, method="states")
+    return cast("jax.Array", states)
 
 
 def pooled_step(

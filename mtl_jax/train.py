@@ -28,7 +28,7 @@ def train(config: TrainConfig, inputs: Inputs | None = None) -> dict[str, Any]:
 
     Args:
         config: The settings.
-        inputs: What ``Inputs.of(config)`` gives, to share it between runs.
+        inputs: What ``Inputs(config)`` gives, to share it between runs.
 
     Returns:
         The result, which is also the last line of ``metrics.jsonl``.
@@ -38,7 +38,7 @@ def train(config: TrainConfig, inputs: Inputs | None = None) -> dict[str, Any]:
             is as it was.
     """
     config = config.absolute()
-    shared, inputs = inputs, inputs or Inputs.of(config)
+    shared, inputs = inputs, inputs or Inputs(config)
     run = Run(config, inputs)
     texts, held_out = (len(inputs.split(name).texts) for name in ("train", "validation"))
     workdir = Workdir(config.workdir)

@@ -15,7 +15,7 @@ from mtl_jax.freeze import Freeze
 from mtl_jax.model import MultiTaskModel
 from mtl_jax.optim import OptimizerConfig, make_optimizer
 from mtl_jax.scenarios import scenario_rules
-from mtl_jax.step import Program, eval_step, pooled_step, train_step
+from mtl_jax.step import Program, eval_step, pooled_step, stream, train_step
 
 CONFIG = dataclasses.replace(conftest.TINY, num_hidden_layers=2)
 NO_DROPOUT = dataclasses.replace(
@@ -237,4 +237,4 @@ def test_dropout_depends_on_the_seed_and_the_step_alone():
     state, logged = run(program, freeze, params, [batch, batch])
     assert losses_of(logged[0])["classifier"][0] == losses[0, 0]
     assert int(state.step) == 2
-    assert np.array_equal(state.rng, jax.random.key_data(jax.random.key(0)))
+    assert np.array_equal(state.rng, jax.random.key_data(stream(0, "dropout")))

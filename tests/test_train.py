@@ -50,7 +50,7 @@ def inputs_of():
     def of(config):
         key = (config.backbone, config.data)
         if key not in loaded:
-            loaded[key] = Inputs.of(config)
+            loaded[key] = Inputs(config)
         return loaded[key]
 
     return of

@@ -26,11 +26,16 @@ class TextSet:
         labels: Per task int32 [n].
         pooled: Their vectors, float32 [n, hidden], where these are a fixed function of the
             text; batches then hold them in the place of the tokens.
+        states: What the frozen layers made of their tokens, [total, hidden], in the order of
+            ``tokens.ids``; batches then hold them in the place of the ids.
+        depth: Where ``states`` are from: 1 + k is the input of layer k.
     """
 
     tokens: Tokens
     labels: Mapping[str, np.ndarray]
     pooled: np.ndarray | None = None
+    states: np.ndarray | None = None
+    depth: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -51,16 +56,20 @@ def make_batch(texts: TextSet, layout: Layout, placement: Placement) -> HostBatc
         batch["pooled"][where] = texts.pooled[placement.texts]
         return batch
     shape = (layout.rows, layout.length)
-    for name in ("input_ids", "segment_ids", "position_ids"):
+    for name in ("segment_ids", "position_ids"):
         batch[name] = np.zeros(shape, np.int32)
+    name, per_token = "input_ids", texts.tokens.ids
+    if texts.states is not None:
+        name, per_token = "states", texts.states
+    batch[name] = np.zeros((*shape, *per_token.shape[1:]), per_token.dtype)
     ends = np.zeros(layout.rows, np.int64)
     for text, row, segment in zip(placement.texts, placement.rows, slot + 1, strict=True):
-        ids = texts.tokens.ids[texts.tokens.offsets[text] : texts.tokens.offsets[text + 1]]
-        span = slice(ends[row], ends[row] + len(ids))
-        batch["input_ids"][row, span] = ids
+        own = per_token[texts.tokens.offsets[text] : texts.tokens.offsets[text + 1]]
+        span = slice(ends[row], ends[row] + len(own))
+        batch[name][row, span] = own
         batch["segment_ids"][row, span] = segment
-        batch["position_ids"][row, span] = np.arange(len(ids))
-        ends[row] += len(ids)
+        batch["position_ids"][row, span] = np.arange(len(own))
+        ends[row] += len(own)
     return batch
 
 
@@ -83,9 +92,10 @@ def train_batches(
     Every epoch holds every text once, in an order that depends on ``seed`` and the epoch
     alone.
     """
+    seeds = np.random.SeedSequence(seed).generate_state(2).tolist()
     texts_of, batches_of = (
-        grain.MapDataset.range(size).seed(seed + offset).shuffle().repeat(epochs)
-        for offset, size in enumerate((len(texts), plan.steps))
+        grain.MapDataset.range(size).seed(own_seed).shuffle().repeat(epochs)
+        for own_seed, size in zip(seeds, (len(texts), plan.steps), strict=True)
     )
 
     @functools.lru_cache(maxsize=2)
