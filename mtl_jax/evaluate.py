@@ -57,11 +57,13 @@ class Evaluator:
     """The compiled evaluation steps of one model, for any parameters.
 
     Attributes:
+        model: The model.
+        layout: The shape of the batches.
         runner: How the steps run; parameters are given as it replicates them.
     """
 
     def __init__(self, spec: ModelSpec):
-        self._model = spec.model()
+        self.model = spec.model()
         self.runner: Runner = make_runner(spec.parallel)
         self.layout = evaluation_layout(spec.max_length, self.runner.devices)
         self._steps: dict[Any, Compiled] = {}
@@ -75,7 +77,7 @@ class Evaluator:
         """The step, compiled for what batches of ``texts`` hold."""
         key = (step, texts.depth, texts.pooled is None, *static)
         if key not in self._steps:
-            model = self._model.clone(states_depth=texts.depth)
+            model = self.model.clone(states_depth=texts.depth)
             bound = (model, *static) if static else model
             self._steps[key] = Compiled(self.runner, step, bound)
         return self._steps[key]

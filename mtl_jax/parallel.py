@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mtl_jax.config import Parallel
-from mtl_jax.step import eval_step, pooled_step, states_step, train_step
+from mtl_jax.step import eval_step, pooled_step, scanned_steps, states_step, train_step
 
 AXIS = "devices"
 
@@ -94,6 +94,7 @@ class MeshRunner(JitRunner):
         """See ``Runner``."""
         shardings = {
             train_step: self._everywhere,
+            scanned_steps: self._everywhere,
             eval_step: (self._by_row, self._everywhere),
             pooled_step: self._by_row,
             states_step: self._by_row,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from mtl_jax.config import LIMITS, TrainConfig
+from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.packing import Layout, TrainPlan
 from mtl_jax.evaluate import ModelSpec, evaluator
 from mtl_jax.freeze import Freeze, Params
@@ -19,7 +21,10 @@ from mtl_jax.optim import OptimizerConfig, make_optimizer
 from mtl_jax.parallel import Compiled, make_runner
 from mtl_jax.prefix import SHALLOWEST, Prefix
 from mtl_jax.scenarios import scenario_rules
-from mtl_jax.step import Program, stream, train_step
+from mtl_jax.step import Program, TrainState, scanned_steps, stream, train_step
+
+# Steps on kept vectors between two looks at the progress; they take milliseconds.
+_STEPS_AT_ONCE = 256
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -35,18 +40,68 @@ class TrainSpec:
     layout: Layout
     on_pooled: bool
     states_depth: int
+    steps_at_once: int
+
+
+class Stepper:
+    """Runs training steps: one at a time, or many at once where only heads are trained.
+
+    Attributes:
+        program: What the steps are compiled for.
+        most: Steps at a time, at most.
+        step: The compiled step.
+    """
+
+    def __init__(self, spec: TrainSpec):
+        self.program = Program(
+            spec.model.model().clone(states_depth=spec.states_depth),
+            make_optimizer(spec.freeze, spec.optimizer),
+            spec.freeze.depth(spec.model.bert.num_hidden_layers),
+            spec.task_weights,
+        )
+        self.most = spec.steps_at_once
+        self._runner = make_runner(spec.model.parallel)
+        step = scanned_steps if spec.on_pooled else train_step
+        self.step = Compiled(self._runner, step, self.program, donate=True)
+
+    def vectors(self, texts: TextSet) -> Any:
+        """What ``__call__`` needs of texts with ``pooled`` vectors, on every device."""
+        if texts.pooled is None:
+            return None
+        return self._runner.replicate({"pooled": texts.pooled, **texts.labels})
+
+    def __call__(
+        self, state: TrainState, frozen: Params, vectors: Any, batches: Sequence[HostBatch]
+    ) -> tuple[TrainState, list[Any]]:
+        """Takes one step per batch.
+
+        Args:
+            state: Given away.
+            frozen: The frozen partition.
+            vectors: From ``vectors``.
+            batches: At most ``most`` of them, from ``train_batches``.
+
+        Returns:
+            The state after the last, and the metrics of each step.
+        """
+        if vectors is None:
+            batch = {name: array for name, array in batches[0].items() if name != "example"}
+            state, metrics = self.step(state, frozen, self._runner.shard(batch))
+            return state, [self._runner.fetch(metrics)]
+        rows, slots = batches[0]["example"].shape
+        examples = np.full((rows, self.most, slots), -1, np.int32)
+        for i, batch in enumerate(batches):
+            examples[:, i] = batch["example"]
+        sharded = self._runner.shard({"example": examples})
+        state, metrics = self.step(state, frozen, vectors, sharded)
+        metrics = jax.tree.map(np.asarray, self._runner.fetch(metrics))
+        return state, [jax.tree.map(lambda m, i=i: m[i], metrics) for i in range(len(batches))]
 
 
 # A study holds as many scenarios as this at a time.
 @functools.lru_cache(maxsize=16)
-def _compiled(spec: TrainSpec) -> tuple[Program, Compiled]:
-    program = Program(
-        spec.model.model().clone(states_depth=spec.states_depth),
-        make_optimizer(spec.freeze, spec.optimizer),
-        spec.freeze.depth(spec.model.bert.num_hidden_layers),
-        spec.task_weights,
-    )
-    return program, Compiled(make_runner(spec.model.parallel), train_step, program, donate=True)
+def _stepper(spec: TrainSpec) -> Stepper:
+    return Stepper(spec)
 
 
 class Run:
@@ -109,12 +164,17 @@ class Run:
         return dataclasses.replace(split, texts=texts)
 
     @property
+    def warmup_steps(self) -> int:
+        """Steps in which the learning rates rise."""
+        return round(self.config.warmup_fraction * self.total_steps)
+
+    @property
     def states_depth(self) -> int:
         """Where the frozen bottom of the backbone ends; see ``prefix``."""
         return self.freeze.depth(self.inputs.bert.num_hidden_layers)
 
-    def compiled(self) -> tuple[Program, Compiled]:
-        """The training program and its step, shared by runs that differ in nothing of it."""
+    def stepper(self) -> Stepper:
+        """The compiled training step, shared by runs that differ in nothing of it."""
         config = self.config
         optimizer = OptimizerConfig(
             learning_rates=(
@@ -122,20 +182,22 @@ class Run:
                 ("backbone", config.backbone_learning_rate),
             ),
             total_steps=self.total_steps,
-            warmup_steps=round(config.warmup_fraction * self.total_steps),
+            warmup_steps=self.warmup_steps,
             weight_decay=config.weight_decay,
             clip_norm=config.clip_norm,
         )
         weights = (config.classifier_weight, config.sentiment_weight)
-        return _compiled(
+        on_pooled = config.prefix_cache and self.freeze.backbone_frozen
+        return _stepper(
             TrainSpec(
                 self._model,
                 self.freeze,
                 optimizer,
                 weights,
                 self.plan.layout,
-                self.config.prefix_cache and self.freeze.backbone_frozen,
-                self.states_depth if self.config.prefix_cache else 0,
+                on_pooled,
+                self.states_depth if config.prefix_cache else 0,
+                min(self.plan.steps, _STEPS_AT_ONCE) if on_pooled else 1,
             )
         )
 

@@ -120,6 +120,56 @@ def train_step(
     return state, {"loss": losses, "grad_norm": optax.tree.norm(gradient)}
 
 
+def scanned_steps(
+    program: Program,
+    state: TrainState,
+    frozen: Params,
+    vectors: Mapping[str, jax.Array],
+    batches: Mapping[str, jax.Array],
+    *,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Many updates of the heads in one program, on vectors that stay on the device.
+
+    Args:
+        program: As of ``train_step``.
+        state: As of ``train_step``.
+        frozen: As of ``train_step``.
+        vectors: ``pooled``, float32 [n, hidden], and per task int32 [n] labels.
+        batches: ``example``, int32 [rows, steps, slots]: which vector, or -1. A step without
+            any is passed over.
+        axis_name: As of ``train_step``.
+
+    Returns:
+        The state after the last step, and the metrics of ``train_step``, each [steps].
+    """
+    examples = jnp.moveaxis(batches["example"], 1, 0)
+
+    def update(state: TrainState, example: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+        batch = take(vectors, example)
+        return train_step(program, state, frozen, batch, axis_name=axis_name)
+
+    def skip(state: TrainState, example: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+        metrics = jax.eval_shape(update, state, example)[1]
+        return state, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics)
+
+    def step(state: TrainState, example: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+        there = (example >= 0).any()
+        if axis_name:
+            there = jax.lax.pmax(there.astype(jnp.int32), axis_name) > 0
+        return jax.lax.cond(there, update, skip, state, example)
+
+    return jax.lax.scan(step, state, examples)
+
+
+def take(vectors: Mapping[str, jax.Array], example: jax.Array) -> Batch:
+    """The batch of the vectors and labels that ``example``, int32 [rows, slots], names."""
+    batch: dict[str, jax.Array] = {"pooled": vectors["pooled"][jnp.maximum(example, 0)]}
+    for task in TASKS:
+        batch[task] = jnp.where(example >= 0, vectors[task][example], -1)
+    return batch
+
+
 def eval_step(
     model: MultiTaskModel, params: Params, batch: Batch, *, axis_name: str | None = None
 ) -> tuple[dict[str, jax.Array], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from typing import Any
 
@@ -61,11 +62,12 @@ def train(config: TrainConfig, inputs: Inputs | None = None) -> dict[str, Any]:
 def _fit(run: Run, workdir: Workdir, checkpoints: Checkpoints) -> Meter:
     config, runner, plan, total = run.config, run.evaluator.runner, run.plan, run.total_steps
     training, validation = run.split("train"), run.split("validation")
-    program, step_fn = run.compiled()
+    stepper = run.stepper()
+    vectors = stepper.vectors(training.texts) if total else None
     data = train_batches(training.texts, plan, config.seed, config.epochs)
     trainable, frozen = run.freeze.split(run.params)
     frozen_before = freezing.digest(frozen)
-    state = program.init(trainable, config.seed)
+    state = stepper.program.init(trainable, config.seed)
     meter = Meter({"train_seconds": run.feature_seconds})
     last, done = checkpoints.last_step, checkpoints.last_step or 0
     workdir.rewind(last)
@@ -75,6 +77,10 @@ def _fit(run: Run, workdir: Workdir, checkpoints: Checkpoints) -> Meter:
         _, frozen = run.freeze.split(params)
         meter = Meter(progress["meter"])
     state, frozen = runner.replicate(state), runner.replicate(frozen)
+
+    def until_stop(done: int) -> int:
+        every = [plan.steps, *([config.checkpoint_every] if config.checkpoint_every else [])]
+        return min(steps - done % steps for steps in every)
 
     def save(score: float | None) -> None:
         params = runner.fetch(Freeze.merge(state.trainable, frozen))
@@ -101,16 +107,17 @@ def _fit(run: Run, workdir: Workdir, checkpoints: Checkpoints) -> Meter:
     with training_bar(_title(config), total, done) as update:
         meter.resume()
         while done < total:
-            batch = next(data)
-            examples = int((batch.pop("example") >= 0).sum())
-            compiled = step_fn.seconds
-            state, metrics = step_fn(state, frozen, runner.shard(batch))
-            done += 1
-            meter.add(done, runner.fetch(metrics), examples)
-            meter.lap(step_fn.seconds - compiled)
+            batches = list(itertools.islice(data, min(stepper.most, until_stop(done))))
+            compiled = stepper.step.seconds
+            state, metrics = stepper(state, frozen, vectors, batches)
+            meter.lap(stepper.step.seconds - compiled)
+            for batch, of_step in zip(batches, metrics, strict=True):
+                done += 1
+                meter.add(done, of_step, int((batch["example"] >= 0).sum()))
+                if done % _LOG_EVERY == 0:
+                    rate = {"examples_per_second": meter.rate}
+                    workdir.log({"event": "step", **meter.read(), **rate})
             update(done, meter.losses, meter.rate)
-            if done % _LOG_EVERY == 0:
-                workdir.log({"event": "step", **meter.read(), "examples_per_second": meter.rate})
             ends_epoch = done % plan.steps == 0
             if ends_epoch or (config.checkpoint_every and done % config.checkpoint_every == 0):
                 meter.read()

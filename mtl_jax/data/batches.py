@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping
 
 import grain
@@ -41,14 +40,20 @@ class TextSet:
         return len(self.tokens)
 
 
+def index_batch(layout: Layout, placement: Placement) -> HostBatch:
+    """Which text is where, without the texts: ``example``, int32 [rows, slots], or -1."""
+    example = np.full((layout.rows, layout.slots), -1, np.int32)
+    example[placement.rows, _rank_in_group(placement.rows)] = placement.texts
+    return {"example": example}
+
+
 def make_batch(texts: TextSet, layout: Layout, placement: Placement) -> HostBatch:
     """Lays the texts of ``placement`` out in rows, one after the other."""
     cells = (layout.rows, layout.slots)
-    batch: HostBatch = {"example": np.full(cells, -1, np.int32)}
+    batch = index_batch(layout, placement)
     batch |= {task: np.full(cells, MISSING, np.int32) for task in texts.labels}
     slot = _rank_in_group(placement.rows)
     where = (placement.rows, slot)
-    batch["example"][where] = placement.texts
     for task, labels in texts.labels.items():
         batch[task][where] = labels[placement.texts]
     if texts.pooled is not None:
@@ -84,30 +89,46 @@ def _rank_in_group(groups: np.ndarray) -> np.ndarray:
     return rank
 
 
+class Order:
+    """The order of a run's data, shuffled by Grain; it depends on the seed alone."""
+
+    def __init__(self, plan: TrainPlan, count: int, seed: int, epochs: int):
+        seeds = np.random.SeedSequence(seed).generate_state(2).tolist()
+        self._plan = plan
+        self._shuffled = [
+            (size, grain.MapDataset.range(size).seed(own_seed).shuffle().repeat(epochs))
+            for own_seed, size in zip(seeds, (count, plan.steps), strict=True)
+        ]
+        self._last: tuple[int, list[Placement]] | None = None
+
+    def placements(self, epoch: int) -> list[Placement]:
+        """Where every text of an epoch goes, batch by batch."""
+        if self._last is None or self._last[0] != epoch:
+            texts, batches = (
+                np.array([shuffled[epoch * size + i] for i in range(size)], np.int64)
+                for size, shuffled in self._shuffled
+            )
+            self._last = epoch, self._plan.epoch(texts, batches)
+        return self._last[1]
+
+
 def train_batches(
     texts: TextSet, plan: TrainPlan, seed: int, epochs: int
 ) -> grain.DatasetIterator[HostBatch]:
     """All batches of a run; the iterator's state can be saved and set.
 
     Every epoch holds every text once, in an order that depends on ``seed`` and the epoch
-    alone.
+    alone. Of texts with ``pooled`` vectors, which are on the device already, it gives the
+    ``index_batch`` only.
     """
-    seeds = np.random.SeedSequence(seed).generate_state(2).tolist()
-    texts_of, batches_of = (
-        grain.MapDataset.range(size).seed(own_seed).shuffle().repeat(epochs)
-        for own_seed, size in zip(seeds, (len(texts), plan.steps), strict=True)
-    )
-
-    @functools.lru_cache(maxsize=2)
-    def placements(epoch: int) -> list[Placement]:
-        def draw(dataset: grain.MapDataset[int], size: int) -> np.ndarray:
-            return np.array([dataset[epoch * size + i] for i in range(size)], np.int64)
-
-        return plan.epoch(draw(texts_of, len(texts)), draw(batches_of, plan.steps))
+    order = Order(plan, len(texts), seed, epochs)
 
     def batch(index: int) -> HostBatch:
         epoch, step = divmod(index, plan.steps)
-        return make_batch(texts, plan.layout, placements(epoch)[step])
+        placement = order.placements(epoch)[step]
+        if texts.pooled is not None:
+            return index_batch(plan.layout, placement)
+        return make_batch(texts, plan.layout, placement)
 
     dataset = grain.MapDataset.range(epochs * plan.steps).map(batch)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)

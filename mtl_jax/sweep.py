@@ -1,0 +1,244 @@
+"""Many pairs of heads on one frozen backbone, trained at once in one compiled program.
+
+A run of a sweep does what ``train`` does for the scenario ``backbone_frozen`` with the same
+settings: the same initial heads, order of the data, dropout, steps and choice of the epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mtl_jax.config import TASKS, TrainConfig
+from mtl_jax.data.batches import Order, index_batch
+from mtl_jax.errors import UserError
+from mtl_jax.inputs import Inputs
+from mtl_jax.metrics import Metrics
+from mtl_jax.optim import OptimizerConfig, make_optimizer
+from mtl_jax.run import Run
+from mtl_jax.step import Program, TrainState, stream, take, train_step
+
+# The runs of one seed share the order of their data and dropout's masks: only once computed.
+_OF_RUN: Any = TrainState(step=None, trainable=0, opt_state=0, rng=None)  # pyright: ignore
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The runs of a sweep: every seed with every combination of the others."""
+
+    seeds: tuple[int, ...]
+    head_learning_rate: tuple[float, ...]
+    weight_decay: tuple[float, ...]
+    classifier_weight: tuple[float, ...]
+    sentiment_weight: tuple[float, ...]
+
+    def settings(self) -> list[dict[str, float]]:
+        """Every combination of what is not the seed."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "seeds"]
+        values = itertools.product(*(getattr(self, name) for name in names))
+        return [dict(zip(names, combination, strict=True)) for combination in values]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found.
+
+    Attributes:
+        settings: The combinations, n of them.
+        validation: float64 [seeds, n, epochs], the mean over tasks of macro-F1; NaN after a
+            run has diverged.
+        chosen: The index of the combination with the best mean over seeds of the best
+            epoch's score; one that diverged with any seed is not chosen.
+        test: Per seed the metrics of the chosen combination's best epoch on the test split,
+            which no choice has seen; empty without such a split.
+        feature_seconds: What computing the vectors took.
+        compile_seconds: What compiling took.
+    """
+
+    settings: list[dict[str, float]]
+    validation: np.ndarray
+    chosen: int
+    test: list[Metrics]
+    feature_seconds: float
+    compile_seconds: float
+
+
+def sweep(config: TrainConfig, grid: Grid, inputs: Inputs) -> SweepResult:
+    """Trains every run of ``grid``.
+
+    Args:
+        config: What the runs have in common; its workdir is not used.
+        grid: The runs.
+        inputs: The data and the backbone.
+
+    Raises:
+        UserError: The scenario trains more than heads, or no combination has converged.
+    """
+    run = Run(config, inputs)
+    if not run.freeze.backbone_frozen or not run.freeze.groups or not config.prefix_cache:
+        raise UserError(
+            f"a sweep trains heads on kept vectors: use --scenario backbone_frozen, not "
+            f"{config.scenario}, and no --no-prefix-cache"
+        )
+    heads = _Heads(run, grid)
+    scores = np.stack([heads.epoch(epoch) for epoch in range(config.epochs)], axis=-1)
+    settled = np.where(np.isnan(scores).any(-1), -1.0, scores.max(-1))
+    if not (settled >= 0).all(0).any():
+        raise UserError("every setting of the sweep has diverged: lower the learning rates")
+    chosen = int(np.where((settled >= 0).all(0), settled.mean(0), -1.0).argmax())
+    test = []
+    if "test" in inputs.corpus.splits:
+        split = run.split("test")
+        for seed in range(len(grid.seeds)):
+            params = {**run.params, **heads.best(seed, chosen)}
+            replicated = run.evaluator.runner.replicate(params)
+            test.append(run.evaluator.metrics(replicated, split, inputs.classes))
+    compiling = heads.compile_seconds + run.evaluation_compile_seconds
+    return SweepResult(heads.settings, scores, chosen, test, run.feature_seconds, compiling)
+
+
+class _Heads:
+    """The states of all runs, [seeds, settings, ...], spread over the devices by seed."""
+
+    def __init__(self, run: Run, grid: Grid):
+        config = run.config
+        self._run, self.settings = run, grid.settings()
+        self._executables: dict[Callable[..., Any], Any] = {}
+        self.compile_seconds = 0.0
+        self._model = run.evaluator.model
+        self._count = len(grid.seeds)
+        devices = jax.local_devices()
+        # Every device takes equally many seeds; some may come twice, and are left out again.
+        padded = -(-self._count // len(devices)) * len(devices)
+        seeds = [grid.seeds[i % self._count] for i in range(padded)]
+        mesh = Mesh(np.array(devices), ("runs",))
+        self._by_seed = NamedSharding(mesh, PartitionSpec("runs"))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        self._settings = jax.device_put(
+            {name: jnp.array([s[name] for s in self.settings]) for name in self.settings[0]},
+            everywhere,
+        )
+        training, validation = run.split("train"), run.split("validation")
+        self._orders = [Order(run.plan, len(training.texts), seed, config.epochs) for seed in seeds]
+        self._vectors, self._held_out = (
+            jax.device_put({"pooled": texts.pooled, **texts.labels}, everywhere)
+            for texts in (training.texts, validation.texts)
+        )
+        initial = jax.vmap(lambda seed: self._model.init_heads(stream(seed, "heads")))
+        seeds = jax.device_put(jnp.array(seeds, jnp.uint32), self._by_seed)
+        self._states = self._call(self._begin, self._settings, initial(seeds), seeds)
+        self._best = jax.tree.map(jnp.copy, self._states.trainable)
+        self._best_scores = np.full((padded, len(self.settings)), -1.0)
+
+    def _program(self, setting: Mapping[str, Any]) -> Program:
+        config, run = self._run.config, self._run
+        optimizer = OptimizerConfig(
+            learning_rates=(("head", setting["head_learning_rate"]),),
+            total_steps=run.total_steps,
+            warmup_steps=run.warmup_steps,
+            weight_decay=setting["weight_decay"],
+            clip_norm=config.clip_norm,
+        )
+        weights = (setting["classifier_weight"], setting["sentiment_weight"])
+        return Program(self._model, make_optimizer(run.freeze, optimizer), 0, weights)
+
+    def _call(self, function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Any:
+        """Calls a function that is compiled at its first call."""
+        if function not in self._executables:
+            started = time.perf_counter()
+            lowered = jax.jit(function, donate_argnums=donate).lower(*args)
+            self._executables[function] = lowered.compile()
+            self.compile_seconds += time.perf_counter() - started
+        return self._executables[function](*args)
+
+    def _begin(self, settings: Any, heads: Any, seeds: jax.Array) -> TrainState:
+        def of_setting(setting: Any, heads: Any, seed: Any) -> TrainState:
+            return self._program(setting).init(heads, seed)
+
+        of_seed = jax.vmap(of_setting, in_axes=(0, None, None), out_axes=_OF_RUN)
+        return jax.vmap(of_seed, in_axes=(None, 0, 0))(settings, heads, seeds)
+
+    def _train(
+        self, states: TrainState, settings: Any, vectors: Any, examples: jax.Array
+    ) -> TrainState:
+        def update(setting: Any, state: TrainState, batch: Any) -> TrainState:
+            return train_step(self._program(setting), state, {}, batch)[0]
+
+        updates = jax.vmap(update, in_axes=(0, _OF_RUN, None), out_axes=_OF_RUN)
+
+        def of_seed(state: TrainState, examples: jax.Array) -> TrainState:
+            def step(state: TrainState, example: jax.Array) -> tuple[TrainState, None]:
+                return updates(settings, state, take(vectors, example)), None
+
+            return jax.lax.scan(step, state, examples)[0]
+
+        return jax.vmap(of_seed)(states, examples)
+
+    def _evaluate(self, heads: Any, vectors: Any) -> dict[str, jax.Array]:
+        """Per task [seeds, settings, 3, classes]: hits, predictions and labels of each class."""
+
+        def of_run(heads: Any) -> dict[str, jax.Array]:
+            logits: Any = self._model.apply({"params": heads}, {"pooled": vectors["pooled"]})
+            return {task: _class_counts(logits[task], vectors[task]) for task in TASKS}
+
+        return jax.vmap(jax.vmap(of_run))(heads)
+
+    def _better(self, better: jax.Array, new: Any, old: Any) -> Any:
+        def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+            return jnp.where(better.reshape(better.shape + (1,) * (a.ndim - 2)), a, b)
+
+        return jax.tree.map(choose, new, old)
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Trains all runs for an epoch; the validation scores, [seeds, settings]."""
+        examples = np.stack(
+            [
+                [
+                    index_batch(self._run.plan.layout, placement)["example"]
+                    for placement in order.placements(epoch)
+                ]
+                for order in self._orders
+            ]
+        )
+        examples = jax.device_put(examples, self._by_seed)
+        args = self._states, self._settings, self._vectors, examples
+        self._states = self._call(self._train, *args, donate=(0,))
+        heads = self._states.trainable
+        scores = _scores(jax.device_get(self._call(self._evaluate, heads, self._held_out)))
+        better = scores > self._best_scores
+        better_there = jax.device_put(better, self._by_seed)
+        self._best = self._call(self._better, better_there, heads, self._best)
+        self._best_scores = np.where(better, scores, self._best_scores)
+        return scores[: self._count]
+
+    def best(self, seed: int, setting: int) -> Any:
+        """The heads of a run after its best epoch, on the host."""
+        return jax.tree.map(lambda leaf: np.asarray(leaf[seed, setting]), self._best)
+
+
+def _class_counts(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    classes = jnp.arange(logits.shape[-1])
+    predicted = logits.argmax(-1)[:, None] == classes
+    true = labels[:, None] == classes
+    predicted &= labels[:, None] >= 0
+    counts = jnp.stack([(predicted & true).sum(0), predicted.sum(0), true.sum(0)])
+    # What is not a number takes part in no comparison: the counts would hide it.
+    return jnp.where(jnp.isfinite(logits).all(), counts.astype(jnp.float32), jnp.nan)
+
+
+def _scores(counts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """``metrics.mean_macro_f1`` from the class counts of many runs."""
+    scores = []
+    for task in TASKS:
+        hits, predicted, true = np.moveaxis(np.asarray(counts[task], np.float64), -2, 0)
+        if true.any():
+            scores.append((2 * hits / np.maximum(predicted + true, 1)).mean(-1))
+    return np.mean(scores, axis=0) if scores else np.zeros(counts[TASKS[0]].shape[:2])
