@@ -11,19 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import platform
-import resource
 import shlex
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.machine import circumstances
 from mtl_jax.cli import guarded, parse, prepare
 from mtl_jax.config import DataConfig, Settings, TrainConfig
 from mtl_jax.errors import UserError
@@ -32,7 +28,6 @@ if TYPE_CHECKING:
     from mtl_jax.inputs import Inputs
 
 _SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers")
 
 
 def _limits(data: DataConfig) -> dict[str, int | None]:
@@ -209,33 +204,12 @@ def _context(study: Freezing, inputs: Inputs, command: str, started: float) -> d
         for name, value in dataclasses.asdict(study).items()
         if name not in ("data", "workdir", "scenarios", "seeds", "keep_checkpoints")
     }
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
-        "command": command,
-        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-        "seconds": time.time() - started,
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {_devices()}",
-        "memory": f"{peak:.1f} GiB at the peak",
-        "versions": {name: version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
+        **circumstances(command, started),
         "data": inputs.notes(),
         "seeds": list(study.seeds),
         "settings": settings | dataclasses.asdict(study.data),
     }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _devices() -> str:
-    import jax
-
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def _main(argv: Sequence[str]) -> None:

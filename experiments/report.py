@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 
 from experiments import tables
 from experiments.arms import Result, evaluation_split, read_results
-from experiments.document import Cell, Picture, Row, Table
+from experiments.document import Cell, Document, Picture, Row, Table
 from experiments.outline import Failure, build, failure_text
 from experiments.recommendation import explain, recommend
 from experiments.render import to_html, to_markdown
@@ -41,8 +41,16 @@ def write_report(
     Returns:
         The path of ``report.html``.
     """
+    return write_document(workdir, build(results, failures, context or {}))
+
+
+def write_document(workdir: Path, document: Document) -> Path:
+    """Writes a document as ``report.md``, ``report.html`` and its pictures.
+
+    Returns:
+        The path of ``report.html``.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
-    document = build(results, failures, context or {})
     for block in document.blocks:
         if isinstance(block, Picture):
             _write(workdir / block.name, block.png)
@@ -72,7 +80,7 @@ def print_table(
     console = console or Console()
     if results:
         advice = recommend(results)
-        console.print(_rich(_summary(results, advice.chosen.arm if advice else None)))
+        console.print(rich_table(_summary(results, advice.chosen.arm if advice else None)))
         if advice:
             console.print("\n" + escape(" ".join(explain(advice)).replace("`", "")))
     for failure in failures:
@@ -92,7 +100,8 @@ def _summary(results: Sequence[Result], chosen: str | None) -> Table:
     return Table(f"Macro-F1 on the {evaluation_split(results)} split", columns, tuple(rows))
 
 
-def _rich(table: Table) -> RichTable:
+def rich_table(table: Table) -> RichTable:
+    """A table for the terminal; the chosen row is bold."""
     drawn = RichTable(
         title=escape(table.title), title_style="bold", title_justify="left", box=SIMPLE_HEAD
     )

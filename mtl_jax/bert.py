@@ -193,14 +193,23 @@ def attention_bias(attention_mask: jax.Array, segment_ids: jax.Array | None = No
 
 
 class BertEncoder(nn.Module):
-    """Embeddings, L layers and an optional pooler; pure under ``apply``."""
+    """Embeddings, L layers and an optional pooler; pure under ``apply``.
+
+    Attributes:
+        config: Sizes, activation, dropout rates.
+        dtype: Precision of the computation.
+        remat: Whether the backward pass computes each layer's activations again.
+    """
 
     config: BertConfig
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         self.embeddings = Embeddings(self.config, self.dtype)
-        self.layer = [Layer(self.config, self.dtype) for _ in range(self.config.num_hidden_layers)]
+        # The third argument of a layer, whether it runs without dropout, is no array.
+        layer = nn.remat(Layer, static_argnums=(3,)) if self.remat else Layer
+        self.layer = [layer(self.config, self.dtype) for _ in range(self.config.num_hidden_layers)]
         self.pooler = _dense(self.config, self.config.hidden_size, self.dtype)
 
     def __call__(

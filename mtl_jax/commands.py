@@ -13,8 +13,35 @@ from typing import Annotated, Literal
 from tyro.conf import subcommand
 
 from mtl_jax.cli import guarded, parse, prepare
-from mtl_jax.config import DEFAULT_BACKBONE, Pooling, TrainConfig
+from mtl_jax.config import DEFAULT_BACKBONE, Pooling, Settings, TrainConfig
 from mtl_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(Settings):
+    """Print what scenarios would cost in memory, FLOPs and time; train none of them."""
+
+    scenario: tuple[str, ...] = (
+        "all_frozen",
+        "backbone_frozen",
+        "top_1",
+        "top_2",
+        "classifier_frozen",
+        "sentiment_frozen",
+        "none_frozen",
+    )
+    """as of train; several"""
+    measure_seconds: float = 5.0
+    """how long to measure each at most, compilation aside"""
+    json: bool = False
+    """print a JSON line for each in the place of a table"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scenario:
+            raise UserError("--scenario is empty: name at least one")
+        if not self.measure_seconds >= 0:
+            raise UserError(f"--measure-seconds {self.measure_seconds} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +81,7 @@ unless --workdir is given"""
 
 Command = (
     Annotated[TrainConfig, subcommand("train", description="Train one scenario.")]
+    | Annotated[Plan, subcommand("plan")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
     | Annotated[Extract, subcommand("extract")]
@@ -68,11 +96,16 @@ def run(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> None:
     command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
     prepare()
-    {TrainConfig: _train, Evaluate: _evaluate, Predict: _predict, Extract: _extract}[type(command)](
-        command
-    )
+    {
+        TrainConfig: _train,
+        Plan: _plan,
+        Evaluate: _evaluate,
+        Predict: _predict,
+        Extract: _extract,
+    }[type(command)](command)
 
 
+_WIDEST = 250
 _DESCRIPTION = "Multi-task fine-tuning of a BERT that is frozen as far as a scenario says."
 
 
@@ -81,6 +114,24 @@ def _train(config: TrainConfig) -> None:
 
     result = train(config)
     print(json.dumps(result["test"] or result["validation"]))
+
+
+def _plan(command: Plan) -> None:
+    from rich.console import Console
+
+    from mtl_jax.plan import plan, table
+
+    estimates = plan(command, command.scenario, command.measure_seconds)
+    if command.json:
+        for estimate in estimates:
+            print(json.dumps(estimate.record()))
+        return
+    # Only a terminal has a width; a file takes the whole of a row.
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDEST, color_system=None)
+    console.print(table(estimates))
+    for estimate in estimates:
+        for warning in estimate.warnings:
+            print(f"warning: {estimate.scenario}: {warning}")
 
 
 def _evaluate(command: Evaluate) -> None:

@@ -116,6 +116,8 @@ class DataConfig:
     """task=column pairs; an empty label or -1 is a missing one"""
     max_length: int = 128
     """tokens kept of each text, special tokens included"""
+    long_texts: Literal["cut", "refuse"] = "cut"
+    """what becomes of longer ones; those that are cut are counted"""
     max_train_examples: int | None = None
     """train on this many examples only"""
     max_evaluation_examples: int | None = None
@@ -165,6 +167,8 @@ class Settings:
     """precision of the computation; parameters and optimizer state stay float32"""
     parallel: Parallel = "auto"
     """jit on one device, pmap or a jit mesh over all; auto: jit on one device, pmap on several"""
+    remat: bool = False
+    """compute a layer's activations again in the backward pass: less memory, more time"""
     prefix_cache: bool = True
     """compute what the frozen bottom of the backbone makes of the texts once, and keep it"""
     cache_memory: float = 1.0
@@ -216,7 +220,7 @@ class TrainConfig(Settings):
     """folder for config, metrics, certificate and checkpoints; run again to resume"""
     scenario: str = "backbone_frozen"
     """what is frozen: all_frozen, backbone_frozen, classifier_frozen, sentiment_frozen, \
-none_frozen, top_1, top_2, ..."""
+none_frozen, top_1, top_2, ..., or a JSON file of [pattern, label] rules"""
     seed: int = 0
     """seeds the heads, the order of the data and dropout"""
 

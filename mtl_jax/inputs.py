@@ -76,6 +76,7 @@ class Inputs:
             int(settings.cache_disk * GIB),
             Path(settings.cache_folder or cache_dir() / "activations"),
         )
+        self._refuse_long = data.long_texts == "refuse"
         self._splits: dict[str, Split] = {}
 
     @property
@@ -87,7 +88,14 @@ class Inputs:
         """A split, read and tokenised once."""
         if name not in self._splits:
             examples = self.corpus.read(name)
-            self._splits[name] = Split(examples, self.reader(examples.texts, examples.labels))
+            texts = self.reader(examples.texts, examples.labels)
+            if texts.tokens.truncated and self._refuse_long:
+                raise UserError(
+                    f"{name}: {texts.tokens.truncated} of {len(texts)} texts are longer than "
+                    f"{self.reader.max_length} tokens: shorten them, raise --max-length, or use "
+                    "--long-texts cut"
+                )
+            self._splits[name] = Split(examples, texts)
         return self._splits[name]
 
     def record(self) -> dict[str, Any]:

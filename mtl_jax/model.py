@@ -30,6 +30,7 @@ class MultiTaskModel(nn.Module):
         pooling: How a text's token vectors become one.
         dtype: Precision of the computation.
         states_depth: Where a batch's ``states`` enter: 1 + k is the input of layer k.
+        remat: As of ``BertEncoder``.
     """
 
     config: BertConfig
@@ -37,10 +38,11 @@ class MultiTaskModel(nn.Module):
     pooling: Pooling = "mean"
     dtype: DTypeLike = jnp.float32
     states_depth: int = 0
+    remat: bool = False
 
     def setup(self) -> None:
         init = nn.initializers.normal(self.config.initializer_range)
-        self.backbone = BertEncoder(self.config, self.dtype)
+        self.backbone = BertEncoder(self.config, self.dtype, self.remat)
         self.classifier = nn.Dense(self.classes[0], kernel_init=init)
         self.sentiment = nn.Dense(self.classes[1], kernel_init=init)
         rate = self.config.classifier_dropout

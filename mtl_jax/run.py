@@ -41,6 +41,7 @@ class TrainSpec:
     on_pooled: bool
     states_depth: int
     steps_at_once: int
+    remat: bool
 
 
 class Stepper:
@@ -54,7 +55,7 @@ class Stepper:
 
     def __init__(self, spec: TrainSpec):
         self.program = Program(
-            spec.model.model().clone(states_depth=spec.states_depth),
+            spec.model.model().clone(states_depth=spec.states_depth, remat=spec.remat),
             make_optimizer(spec.freeze, spec.optimizer),
             spec.freeze.depth(spec.model.bert.num_hidden_layers),
             spec.task_weights,
@@ -198,6 +199,7 @@ class Run:
                 on_pooled,
                 self.states_depth if config.prefix_cache else 0,
                 min(self.plan.steps, _STEPS_AT_ONCE) if on_pooled else 1,
+                config.remat,
             )
         )
 

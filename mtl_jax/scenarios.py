@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
+from pathlib import Path
 
 from mtl_jax.errors import UserError
 from mtl_jax.rules import Rule
 
 FROZEN = "frozen"
+# What the settings name a learning rate for; a label's subgroups share it.
+_GROUPS = ("head", "backbone")
 
 _SCENARIOS: dict[str, tuple[Rule, ...]] = {
     "all_frozen": (("*", FROZEN),),
@@ -32,12 +36,17 @@ def scenario_rules(name: str, num_layers: int) -> tuple[Rule, ...]:
 
     Args:
         name: A key of the table, or ``top_k`` with a number for k: the top k layers, the
-            pooler where there is one, and both heads are trained.
+            pooler where there is one, and both heads are trained; or a ``.json`` file with a
+            list of ``[pattern, label]`` pairs. The labels are ``frozen``, ``head``,
+            ``backbone``, and the latter two's subgroups such as ``backbone/layer_5``.
         num_layers: Layers of the backbone.
 
     Raises:
-        UserError: No such scenario, or k off the model's number of layers.
+        UserError: No such scenario, k off the model's number of layers, or a file that can't
+            be read or holds something else.
     """
+    if name.endswith(".json"):
+        return _rules_in(name)
     if name in _SCENARIOS:
         return _SCENARIOS[name]
     top = re.fullmatch(r"top_(\d+)", name)
@@ -63,3 +72,32 @@ def scenario_rules(name: str, num_layers: int) -> tuple[Rule, ...]:
         ("classifier/*", "head"),
         ("sentiment/*", "head"),
     )
+
+
+def _rules_in(file: str) -> tuple[Rule, ...]:
+    remedy = 'write a JSON list of pairs such as [["backbone/*", "frozen"], ["*", "head"]]'
+    try:
+        pairs = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"scenario file {file} can't be read ({error.strerror}): name one that can, with "
+            "a JSON list of [pattern, label] pairs"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"scenario file {file} is no JSON ({error}): {remedy}") from error
+    if not isinstance(pairs, list) or not pairs:
+        raise UserError(f"scenario file {file} holds no list of rules: {remedy}")
+    for number, pair in enumerate(pairs, 1):
+        if not (
+            isinstance(pair, list)
+            and len(pair) == 2
+            and all(isinstance(text, str) for text in pair)
+        ):
+            raise UserError(f"scenario file {file}: rule {number} is {pair!r}: {remedy}")
+        label = pair[1]
+        if label != FROZEN and label.split("/")[0] not in _GROUPS:
+            raise UserError(
+                f"scenario file {file}: rule {number} has the label {label!r}: use {FROZEN}, "
+                f"{', '.join(_GROUPS)}, or a subgroup such as backbone/layer_0"
+            )
+    return tuple((pattern, label) for pattern, label in pairs)

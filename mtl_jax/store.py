@@ -65,7 +65,8 @@ class Store:
         """
         if (array := self._arrays.pop(key, None)) is None:
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            if size > self.memory:
+            # A file that is there is used whatever the memory: ``in`` has told of it.
+            if size > self.memory or self._path(key).exists():
                 return self._from_disk(key, shape, dtype, fill)
             while self._in_memory() + size > self.memory:
                 del self._arrays[next(iter(self._arrays))]
@@ -91,6 +92,10 @@ class Store:
     ) -> np.ndarray:
         path = self._path(key)
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        with self._trouble_told():
+            # First, so that no trouble with the lock is told with the remedy of another cache.
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.with_name(f".{path.name}.lock").write_bytes(b"")
         with exclusive(path), self._trouble_told():
             # Under the lock such a file can only be what a killed process left.
             for leftover in self.folder.glob(f".{path.name}.*.part"):
@@ -112,12 +117,18 @@ class Store:
                 f"activations of {size / GIB:.2f} GiB exceed --cache-memory and --cache-disk "
                 f"({self.disk / GIB:.2f} GiB): raise one of them, {remedy}"
             )
-        files = sorted(self.folder.glob(f"*{_SUFFIX}"), key=lambda file: file.stat().st_mtime)
-        taken = sum(file.stat().st_size for file in files)
-        while files and taken + size > self.disk:
-            oldest = files.pop(0)
-            taken -= oldest.stat().st_size
-            oldest.unlink()
+        files = []
+        for file in self.folder.glob(f"*{_SUFFIX}"):
+            # Another process may be making room, too.
+            with contextlib.suppress(FileNotFoundError):
+                found = file.stat()
+                files.append((found.st_mtime_ns, found.st_size, file))
+        taken = sum(used for _, used, _ in files)
+        for _, used, file in sorted(files):
+            if taken + size <= self.disk:
+                break
+            file.unlink(missing_ok=True)
+            taken -= used
         if (free := shutil.disk_usage(self.folder).free) < size:
             raise UserError(
                 f"{path.parent} has {free / GIB:.2f} GiB free, activations need "

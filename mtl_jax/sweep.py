@@ -134,7 +134,9 @@ class _Heads:
         )
         initial = jax.vmap(lambda seed: self._model.init_heads(stream(seed, "heads")))
         seeds = jax.device_put(jnp.array(seeds, jnp.uint32), self._by_seed)
-        self._states = self._call(self._begin, self._settings, initial(seeds), seeds)
+        self._states = self._call(
+            self._begin, self._settings, jax.device_put(initial(seeds), self._by_seed), seeds
+        )
         self._best = jax.tree.map(jnp.copy, self._states.trainable)
         self._best_scores = np.full((padded, len(self.settings)), -1.0)
 
@@ -154,8 +156,8 @@ class _Heads:
         """Calls a function that is compiled at its first call."""
         if function not in self._executables:
             started = time.perf_counter()
-            lowered = jax.jit(function, donate_argnums=donate).lower(*args)
-            self._executables[function] = lowered.compile()
+            jitted = jax.jit(function, donate_argnums=donate, out_shardings=self._by_seed)
+            self._executables[function] = jitted.lower(*args).compile()
             self.compile_seconds += time.perf_counter() - started
         return self._executables[function](*args)
 

@@ -522,3 +522,30 @@ def test_a_default_configuration_is_bert_base():
     shapes = jax.eval_shape(BertEncoder(config).init, jax.random.key(0), TINY_IDS)["params"]
     # bert-base-uncased has 109,482,240 with its pooler of 768 x 768 + 768.
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 109_482_240 - 768 * 769
+
+
+SMALL = BertConfig(
+    vocab_size=12,
+    hidden_size=8,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=16,
+    max_position_embeddings=8,
+)
+
+
+def test_rematerialised_layers_compute_the_same_gradients():
+    ids = jnp.arange(12).reshape(2, 6)
+    params = BertEncoder(SMALL).init(jax.random.key(0), ids)["params"]
+    gradients = []
+    for remat in (False, True):
+        encoder = BertEncoder(SMALL, remat=remat)
+
+        def loss(params, encoder=encoder):
+            rngs = {"dropout": jax.random.key(3)}
+            return (encoder.apply({"params": params}, ids, train=True, rngs=rngs) ** 2).sum()
+
+        assert ("prevent_cse" in str(jax.make_jaxpr(jax.grad(loss))(params))) == remat
+        gradients.append(flat(jax.grad(loss)(params)))
+    for path, gradient in gradients[0].items():
+        np.testing.assert_allclose(gradients[1][path], gradient, rtol=1e-5, atol=1e-6)

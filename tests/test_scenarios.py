@@ -114,3 +114,39 @@ def test_an_unknown_name_is_refused_with_the_closest(name, hint):
         f"unknown scenario {name!r}: {hint}use one of all_frozen, backbone_frozen, "
         "classifier_frozen, sentiment_frozen, none_frozen, or top_k with k from 1 to 6"
     )
+
+
+def test_a_json_file_holds_own_rules(tmp_path):
+    file = tmp_path / "own.json"
+    file.write_text('[["classifier/*", "frozen"], ["*/layer_1/*", "backbone/low"], ["*", "head"]]')
+    assert scenario_rules(str(file), LAYERS) == (
+        ("classifier/*", FROZEN),
+        ("*/layer_1/*", "backbone/low"),
+        ("*", "head"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "can't be read (No such file or directory): name one that can"),
+        ("[[", "is no JSON (Expecting value: line 1 column 3 (char 2)): write a JSON list"),
+        ("\xff", "is no JSON ("),
+        ("{}", "holds no list of rules: write a JSON list of pairs such as"),
+        ("[]", "holds no list of rules: write a JSON list of pairs such as"),
+        ('[["*", "head"], ["*"]]', "rule 2 is ['*']: write a JSON list of pairs such as"),
+        ('[["*", 1]]', "rule 1 is ['*', 1]: write a JSON list of pairs such as"),
+        ('["ab"]', "rule 1 is 'ab': write a JSON list of pairs such as"),
+        ('[["*", "body"]]', "rule 1 has the label 'body': use frozen, head, backbone, or a sub"),
+        ('[["*", "frozen/a"]]', "rule 1 has the label 'frozen/a': use frozen"),
+    ],
+)
+def test_a_json_file_that_holds_no_rules_is_refused(tmp_path, text, words):
+    file = tmp_path / "own.json"
+    if text is not None:
+        file.write_text(text, encoding="latin-1")
+    with pytest.raises(UserError) as caught:
+        scenario_rules(str(file), LAYERS)
+    assert str(caught.value).startswith(f"scenario file {file}")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 """Whole runs of the tiny BERT: what they leave, how they resume, how they stop."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -213,6 +214,11 @@ def test_what_is_cut_or_empty_is_counted(settings, tmp_path, capsys):
     assert "texts were cut to 24 tokens" in said  # the tiny model's positions, not 128
     assert "1 of" in said
     assert "texts are empty" in said
+    settings["data"] = dataclasses.replace(settings["data"], long_texts="refuse")
+    words = r"train: 4 of 5 texts are longer than 24 tokens: shorten them, raise --max-length, or"
+    with pytest.raises(UserError, match=words):
+        train(TrainConfig(**settings, workdir=str(tmp_path / "refused")))
+    assert not (tmp_path / "refused").exists()
 
 
 def test_kept_vectors_give_the_logits_of_the_tokens(settings, inputs_of, tmp_path):

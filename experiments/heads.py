@@ -1,0 +1,149 @@
+"""How should the heads of a frozen backbone be trained? Some hundred at once, on kept vectors.
+
+    python -m experiments.heads --workdir DIR
+
+Every seed with every combination of learning rate, weight decay and task weights, in one
+compiled program. The best combination is chosen on validation; the test split is read once,
+for the chosen one. The default is 192 runs on the whole Sentences corpus.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from experiments.machine import circumstances
+from mtl_jax.cli import guarded, parse, prepare
+from mtl_jax.config import Settings, TrainConfig
+from mtl_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mtl_jax.inputs import Inputs
+    from mtl_jax.sweep import Grid, SweepResult
+
+_AXES = ("learning_rates", "weight_decays", "classifier_weights", "sentiment_weights")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heads(Settings):
+    """Train the heads with every combination of settings and seeds, and report the best."""
+
+    workdir: str
+    """folder for results.jsonl and the report"""
+    seeds: tuple[int, ...] = tuple(range(8))
+    """the seeds to train each combination with"""
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
+    """peak learning rates of the heads, in the place of --head-learning-rate"""
+    weight_decays: tuple[float, ...] = (0.0, 0.01, 0.1)
+    """in the place of --weight-decay"""
+    classifier_weights: tuple[float, ...] = (1.0,)
+    """in the place of --classifier-weight"""
+    sentiment_weights: tuple[float, ...] = (1.0,)
+    """in the place of --sentiment-weight"""
+    epochs: int = 10
+    """passes over the training examples"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("seeds", *_AXES):
+            values = tuple(dict.fromkeys(getattr(self, name)))
+            flag = "--" + name.replace("_", "-")
+            if not values:
+                raise UserError(f"{flag} is empty: name at least one")
+            if not all(value >= 0 for value in values):
+                raise UserError(f"{flag} {min(values)} must not be negative")
+            object.__setattr__(self, name, values)
+
+    def grid(self) -> Grid:
+        """The runs."""
+        from mtl_jax.sweep import Grid
+
+        return Grid(self.seeds, *(getattr(self, name) for name in _AXES))
+
+
+def run(study: Heads, command: str) -> None:
+    """Trains the sweep and writes the report.
+
+    Args:
+        study: The settings.
+        command: How it was called, for the report.
+
+    Raises:
+        UserError: The settings are wrong, or the folder holds something else.
+    """
+    from rich.console import Console
+
+    from experiments.heads_report import document, setting_table
+    from experiments.report import rich_table, write_document
+    from mtl_jax.console import say
+    from mtl_jax.inputs import Inputs
+    from mtl_jax.sweep import sweep
+    from mtl_jax.workdir import Workdir, read_lines, rewrite_lines
+
+    started = time.time()
+    study = study.absolute()
+    inputs, grid = Inputs(study), study.grid()
+    count = len(grid.seeds) * len(grid.settings())
+    folder = Workdir(study.workdir)
+    with contextlib.closing(folder):
+        folder.claim(_record(study, inputs))
+        results_file: Path = folder.path / "results.jsonl"
+        if len(read_lines(results_file)) == count:
+            say(f"{study.workdir} is done: its report is {folder.path / 'report.html'}")
+            return
+        say(f"{count} pairs of heads, {study.epochs} epochs each")
+        shared = {field.name: getattr(study, field.name) for field in dataclasses.fields(Settings)}
+        result = sweep(TrainConfig(**shared, workdir="", scenario="backbone_frozen"), grid, inputs)
+        lines = _lines(study, result)
+        for note in inputs.notes():
+            say(note)
+        context = {**circumstances(command, started), "data": inputs.notes()}
+        report = write_document(folder.path, document(lines, context))
+        rewrite_lines(results_file, lines)
+    Console().print(rich_table(setting_table(lines, most=12)))
+    say(f"{count} runs in {time.time() - started:.0f} s; the report is {report}")
+
+
+def _lines(study: Heads, result: SweepResult) -> list[dict[str, Any]]:
+    """The lines of ``results.jsonl``: one for each run."""
+    lines = []
+    for number, setting in enumerate(result.settings):
+        for row, seed in enumerate(study.seeds):
+            scores = result.validation[row, number].tolist()
+            diverged = any(score != score for score in scores)
+            chosen = number == result.chosen
+            lines.append(
+                {
+                    "arm": "backbone_frozen",
+                    "seed": seed,
+                    "setting": setting,
+                    "validation": None if diverged else scores,
+                    "best_epoch": None if diverged else 1 + scores.index(max(scores)),
+                    "chosen": chosen,
+                    "test": result.test[row] if chosen and result.test else None,
+                }
+            )
+    return lines
+
+
+def _record(study: Heads, inputs: Inputs) -> dict[str, Any]:
+    settings = dataclasses.asdict(study)
+    del settings["workdir"]
+    return {"study": "heads", "settings": settings, **inputs.record()}
+
+
+def _main(argv: Sequence[str]) -> None:
+    study = parse(Heads, argv, "python -m experiments.heads", __doc__ or "")
+    prepare()
+    run(study, shlex.join(["python", "-m", "experiments.heads", *argv]))
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(_main, sys.argv[1:]))

@@ -1,0 +1,261 @@
+"""What a run would cost, before it starts: parameters, memory, FLOPs, seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.data.batches import TextSet, evaluation_batches, make_batch, train_batches
+from mtl_jax.data.packing import Placement, evaluation_plan
+from mtl_jax.data.tokens import Tokens
+from mtl_jax.inputs import Inputs
+from mtl_jax.prefix import SHALLOWEST
+from mtl_jax.run import Run
+from mtl_jax.step import Program, pooled_step, states_step, train_step
+
+Place = Literal["none", "memory", "disk", "memory and disk"]
+# By whether some, all or none of the splits are too large for the memory.
+_PLACES: dict[frozenset[bool], Place] = {
+    frozenset(): "none",
+    frozenset({False}): "memory",
+    frozenset({True}): "disk",
+    frozenset({False, True}): "memory and disk",
+}
+
+# The median of more calls would differ little.
+_MOST_CALLS = 50
+# Batches that stand for a split in a measurement: the second is made while the first runs.
+_MEASURED_BATCHES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one scenario would cost.
+
+    FLOPs are XLA's count of the programs before optimization, so that they are the same on
+    every device; they are per training text, its share of the padding included. Seconds are
+    extrapolated from a measurement on this machine; compiling and writing checkpoints are
+    not in them.
+
+    Attributes:
+        trainable_parameters: Parameters that are trained.
+        frozen_parameters: Those that are not.
+        optimizer_state_bytes: Bytes of the optimizer's state.
+        cache_bytes: Bytes of the activations that the run keeps of all splits.
+        cache_place: Where it keeps them under ``--cache-memory``.
+        flops: ``forward``: the model in the training step, from where kept activations enter;
+            ``backward``: the rest of the step, the update included; ``prefix``: what is
+            computed once for each text and kept.
+        seconds: ``prefix``: the activations of all splits; ``training``: all steps;
+            ``validation``: after each epoch; ``final``: training and test split at the end;
+            ``total``.
+    """
+
+    trainable_parameters: int
+    frozen_parameters: int
+    optimizer_state_bytes: int
+    cache_bytes: int
+    cache_place: Place
+    flops: dict[str, int]
+    seconds: dict[str, float]
+
+
+class EvaluationBatches:
+    """The splits, and how an evaluation lays them out, the same for every scenario.
+
+    Attributes:
+        texts: Per split its texts.
+    """
+
+    def __init__(self, inputs: Inputs):
+        self.texts = {name: inputs.split(name).texts for name in inputs.corpus.splits}
+        self._placements: dict[str, list[Placement]] = {}
+
+    def count(self, run: Run, name: str) -> int:
+        """Batches of a split; 0 where there is no such split."""
+        return len(self._of(run, name)) if name in self.texts else 0
+
+    def sample(self, run: Run, name: str) -> TextSet:
+        """The texts of the first batches of a split."""
+        placements = self._of(run, name)[:_MEASURED_BATCHES]
+        return _subset(self.texts[name], np.concatenate([each.texts for each in placements]))
+
+    def _of(self, run: Run, name: str) -> list[Placement]:
+        if name not in self._placements:
+            lengths = self.texts[name].tokens.lengths
+            self._placements[name] = evaluation_plan(lengths, run.evaluator.layout)
+        return self._placements[name]
+
+
+def _subset(texts: TextSet, chosen: np.ndarray) -> TextSet:
+    ids, offsets = texts.tokens.ids, texts.tokens.offsets
+    tokens = Tokens(
+        ids=np.concatenate([ids[offsets[i] : offsets[i + 1]] for i in chosen]),
+        offsets=np.append(0, np.cumsum(texts.tokens.lengths[chosen])),
+        truncated=0,
+        empty=0,
+    )
+    return TextSet(tokens, {task: labels[chosen] for task, labels in texts.labels.items()})
+
+
+def estimate_cost(run: Run, batches: EvaluationBatches, limit: float) -> Cost:
+    """Counts and measures what a run would cost; it is not begun.
+
+    Args:
+        run: The run.
+        batches: Of its inputs.
+        limit: Seconds to measure at most, compilation aside; each of three parts is run at
+            least twice.
+    """
+    program = run.stepper().program
+    trainable, _ = run.freeze.split(run.params)
+    total, trained = (
+        sum(np.size(leaf) for leaf in jax.tree.leaves(tree)) for tree in (run.params, trainable)
+    )
+    state = jax.tree.leaves(jax.eval_shape(program.optimizer.init, trainable))
+    sizes = kept_bytes(run)
+    seconds = _seconds(run, program, batches, limit)
+    return Cost(
+        trainable_parameters=trained,
+        frozen_parameters=total - trained,
+        optimizer_state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in state),
+        cache_bytes=sum(sizes),
+        cache_place=_PLACES[frozenset(size > run.inputs.store.memory for size in sizes)],
+        flops=_flops(run, program, batches),
+        seconds={**seconds, "total": sum(seconds.values())},
+    )
+
+
+def kept_bytes(run: Run) -> list[int]:
+    """Bytes of the activations that a run keeps, split by split; empty where it keeps none."""
+    kept = (_as_kept(run, run.inputs.split(name).texts) for name in run.inputs.corpus.splits)
+    arrays = (texts.states if texts.pooled is None else texts.pooled for texts in kept)
+    return [array.nbytes for array in arrays if array is not None]
+
+
+def _keeps(run: Run) -> bool:
+    return run.config.prefix_cache and run.states_depth >= SHALLOWEST
+
+
+def _as_kept(run: Run, texts: TextSet) -> TextSet:
+    """Texts with zeros, which take no memory, for the activations that the run would keep."""
+    if not _keeps(run):
+        return texts
+    width = run.inputs.bert.hidden_size
+    if run.freeze.backbone_frozen:
+        pooled = np.broadcast_to(np.float32(0), (len(texts), width))
+        return dataclasses.replace(texts, pooled=pooled)
+    zero = np.zeros((), jnp.dtype(run.config.dtype))
+    states = np.broadcast_to(zero, (len(texts.tokens.ids), width))
+    return dataclasses.replace(texts, states=states, depth=run.states_depth)
+
+
+def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, int]:
+    texts, steps = batches.texts["train"], run.plan.steps
+    placement = run.plan.epoch(np.arange(len(texts)), np.arange(steps))[0]
+    batch = make_batch(_as_kept(run, texts), run.plan.layout, placement)
+    del batch["example"]
+
+    def forward(params: Any, batch: Any) -> Any:
+        return program.model.apply(
+            {"params": params},
+            batch,
+            train=True,
+            frozen_depth=program.frozen_depth,
+            rngs={"dropout": jax.random.key(0)},
+        )
+
+    once = step = _counted(forward, run.params, batch)
+    if run.freeze.groups:
+        trainable, frozen = run.freeze.split(run.params)
+        state = jax.eval_shape(functools.partial(program.init, seed=0), trainable)
+        step = _counted(functools.partial(train_step, program), state, frozen, batch)
+    prefix = 0
+    if _keeps(run):
+        model = program.model.clone(states_depth=0)
+        compute = functools.partial(states_step, (model, run.states_depth))
+        if run.freeze.backbone_frozen:
+            compute = functools.partial(pooled_step, model)
+        first = next(evaluation_batches(batches.sample(run, "train"), run.evaluator.layout))
+        del first["example"]
+        prefix = _counted(compute, {"backbone": run.params["backbone"]}, first)
+    return {
+        "forward": round(once * steps / len(texts)),
+        "backward": round((step - once) * steps / len(texts)),
+        "prefix": round(prefix * batches.count(run, "train") / len(texts)),
+    }
+
+
+def _counted(function: Callable[..., Any], *args: Any) -> int:
+    """FLOPs of a function, which is neither compiled nor run."""
+    analysis: Any = jax.jit(function).lower(*args).cost_analysis()
+    return int(analysis["flops"])
+
+
+def _seconds(
+    run: Run, program: Program, batches: EvaluationBatches, limit: float
+) -> dict[str, float]:
+    runner, evaluator = run.evaluator.runner, run.evaluator
+    sample = batches.sample(run, "train")
+    measured = len(evaluation_plan(sample.tokens.lengths, evaluator.layout))
+    prefix = step = 0.0
+    if _keeps(run):
+        backbone = runner.replicate({"backbone": run.params["backbone"]})
+
+        def compute() -> None:
+            if run.freeze.backbone_frozen:
+                evaluator.pooled(backbone, sample)
+            else:
+                evaluator.states(backbone, sample, run.states_depth, lambda *_: None)
+
+        prefix = _median_seconds(compute, limit / 3) / measured
+    kept, params = _as_kept(run, sample), runner.replicate(run.params)
+    evaluation = _median_seconds(lambda: evaluator.logits(params, kept), limit / 3) / measured
+    if run.freeze.groups:
+        step = _step_seconds(run, program, _as_kept(run, batches.texts["train"]), limit / 3)
+    counts = {name: batches.count(run, name) for name in ("train", "validation", "test")}
+    # Where nothing is trained, it is evaluated all the same.
+    epochs = run.config.epochs if run.freeze.groups else 1
+    return {
+        "prefix": prefix * sum(counts.values()),
+        "training": step * run.total_steps,
+        "validation": evaluation * counts["validation"] * epochs,
+        "final": evaluation * (counts["train"] + counts["test"]),
+    }
+
+
+def _step_seconds(run: Run, program: Program, texts: TextSet, limit: float) -> float:
+    runner, stepper = run.evaluator.runner, run.stepper()
+    trainable, frozen = run.freeze.split(run.params)
+    state, frozen = runner.replicate(program.init(trainable, 0)), runner.replicate(frozen)
+    vectors = stepper.vectors(texts)
+    # An epoch has at least as many steps as one call takes.
+    data = train_batches(texts, run.plan, run.config.seed, _MOST_CALLS + 1)
+
+    def call() -> None:
+        nonlocal state
+        batches = list(itertools.islice(data, stepper.most))
+        state, metrics = stepper(state, frozen, vectors, batches)
+        jax.block_until_ready((state, metrics))
+
+    return _median_seconds(call, limit) / stepper.most
+
+
+def _median_seconds(call: Callable[[], Any], limit: float) -> float:
+    """The median of the calls that ``limit`` leaves time for, after one that may compile."""
+    call()
+    seconds: list[float] = []
+    while not seconds or (sum(seconds) < limit and len(seconds) < _MOST_CALLS):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)

@@ -1,0 +1,168 @@
+"""What scenarios would cost and what is wrong with them, before any is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from mtl_jax.config import TASKS, Settings, TrainConfig
+from mtl_jax.console import say
+from mtl_jax.cost import Cost, EvaluationBatches, estimate_cost, kept_bytes
+from mtl_jax.errors import UserError
+from mtl_jax.inputs import Inputs
+from mtl_jax.run import Run
+from mtl_jax.scenarios import FROZEN
+from mtl_jax.store import GIB
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A scenario's cost, None where it can't run, and what a user should know of it."""
+
+    scenario: str
+    cost: Cost | None
+    warnings: tuple[str, ...]
+
+    def record(self) -> dict[str, Any]:
+        """A JSON object: ``scenario``, the fields of the cost, ``warnings``."""
+        cost = dataclasses.asdict(self.cost) if self.cost else {}
+        return {"scenario": self.scenario, **cost, "warnings": list(self.warnings)}
+
+
+def plan(settings: Settings, scenarios: Sequence[str], measure_seconds: float) -> list[Estimate]:
+    """Estimates what each scenario would cost. No workdir is made, no activations are kept.
+
+    Of the test split only the lengths of its texts are used.
+
+    Args:
+        settings: What the runs have in common.
+        scenarios: Names as of ``TrainConfig.scenario``.
+        measure_seconds: See ``estimate_cost``; for each scenario.
+
+    Raises:
+        UserError: The settings or the data are at fault, or no scenario can run.
+    """
+    settings = settings.absolute()
+    inputs = Inputs(settings)
+    batches = EvaluationBatches(inputs)
+    for note in inputs.notes():
+        say(note)
+    common = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
+    estimates = []
+    for scenario in dict.fromkeys(scenarios):
+        say(f"measuring {scenario}")
+        try:
+            run = Run(TrainConfig(**common, workdir="", scenario=scenario), inputs)
+            cost = estimate_cost(run, batches, measure_seconds)
+        except UserError as error:
+            estimates.append(Estimate(scenario, None, (str(error),)))
+        else:
+            estimates.append(Estimate(scenario, cost, warnings_of(run)))
+    if not any(estimate.cost for estimate in estimates):
+        raise UserError("; ".join(text for each in estimates for text in each.warnings))
+    return estimates
+
+
+def warnings_of(run: Run) -> tuple[str, ...]:
+    """What a run's settings ask for that a user can hardly want, with what to do."""
+    return (*_training_warnings(run), *_cache_warnings(run))
+
+
+def _training_warnings(run: Run) -> Iterator[str]:
+    config = run.config
+    if not run.freeze.groups:
+        yield f"nothing is trained: --epochs {config.epochs} has no effect"
+        return
+    rates = {"head": config.head_learning_rate, "backbone": config.backbone_learning_rate}
+    for group in run.freeze.groups:
+        kind = group.split("/")[0]
+        if rates[kind] == 0:
+            yield (
+                f"{group} is trained with --{kind}-learning-rate 0, at full cost, and will not "
+                f"change: raise it, or use a scenario that freezes {group}"
+            )
+    trained = {path.split("/")[0] for path, label in run.freeze.labels if label != FROZEN}
+    weights = dict(zip(TASKS, (config.classifier_weight, config.sentiment_weight), strict=True))
+    labels = run.inputs.split("train").texts.labels
+    if not any(weights.values()):
+        yield "both task weights are 0, and so is every gradient: raise one of them"
+    for task, weight in weights.items():
+        if task in trained and weight == 0:
+            yield (
+                f"the {task} head is trained with --{task}-weight 0, which leaves it without a "
+                "gradient: raise it, or use a scenario that freezes that head"
+            )
+        if not np.any(labels[task] >= 0):
+            yield (
+                f"no training text has a {task} label, so that nothing is learned of that task: "
+                "name its column in --label-columns, or do not rely on its head"
+            )
+    texts = len(run.inputs.split("train").texts)
+    if texts < config.batch_size:
+        yield (
+            f"{texts} training texts are less than one batch: an epoch is one step; lower "
+            f"--batch-size {config.batch_size}"
+        )
+
+
+def _cache_warnings(run: Run) -> Iterator[str]:
+    store = run.inputs.store
+    size = sum(size for size in kept_bytes(run) if size > store.memory)
+    remedy = "lower --max-length, or use --no-prefix-cache"
+    if size > store.disk:
+        yield (
+            f"activations of {size / GIB:.2f} GiB exceed --cache-memory and --cache-disk "
+            f"({store.disk / GIB:.2f} GiB): raise one of them, {remedy}"
+        )
+    folder = store.folder
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if size > free:
+        yield (
+            f"{folder} has {free / GIB:.2f} GiB free, activations need {size / GIB:.2f} GiB: make "
+            f"room, name another --cache-folder, raise --cache-memory, {remedy}"
+        )
+
+
+def table(estimates: Sequence[Estimate]) -> Table:
+    """A row for each scenario that can run; FLOPs are per training text."""
+    titles = ("trained", "frozen", "optimizer", "kept", "in")
+    flops = ("forward", "backward", "once")
+    seconds = ("prefix", "training", "validation", "final", "total")
+    result = Table("scenario", title="FLOPs per training text; time on this machine")
+    for title in (*titles, *(f"{name}\nFLOPs" for name in flops), *(f"{n}\ntime" for n in seconds)):
+        result.add_column(title, justify="right", no_wrap=True)
+    for estimate in estimates:
+        if cost := estimate.cost:
+            result.add_row(
+                estimate.scenario,
+                f"{cost.trainable_parameters:,}",
+                f"{cost.frozen_parameters:,}",
+                _scaled(cost.optimizer_state_bytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB")),
+                _scaled(cost.cache_bytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB")),
+                cost.cache_place,
+                *(_scaled(cost.flops[n], 1000, ("", "k", "M", "G", "T")) for n in cost.flops),
+                *(_duration(cost.seconds[name]) for name in seconds),
+            )
+    return result
+
+
+def _scaled(value: float, base: int, units: Sequence[str]) -> str:
+    """1536 -> ``1.5 KiB``."""
+    power = 0
+    while value >= base and power + 1 < len(units):
+        value, power = value / base, power + 1
+    return f"{value:.{1 if power else 0}f} {units[power]}".rstrip()
+
+
+def _duration(seconds: float) -> str:
+    """5400 -> ``1 h 30 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -1,0 +1,292 @@
+"""What ``plan`` foretells, against what runs do."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import conftest
+import numpy as np
+import pytest
+
+from mtl_jax.config import DataConfig, TrainConfig
+from mtl_jax.errors import UserError
+from mtl_jax.inputs import Inputs
+from mtl_jax.plan import plan, table, warnings_of
+from mtl_jax.run import Run
+from mtl_jax.train import train
+
+CACHED = ("all_frozen", "backbone_frozen", "top_2", "none_frozen")
+
+
+@pytest.fixture(scope="module")
+def reviewed(tiny, reviews):
+    """What ``settings`` gives, for the module."""
+    data = DataConfig(
+        train_file=str(reviews / "train.csv"),
+        validation_file=str(reviews / "validation.csv"),
+        test_file=str(reviews / "test.csv"),
+        label_columns=("classifier=topic", "sentiment=mood"),
+    )
+    return {"backbone": str(tiny), "data": data, "epochs": 2, "batch_size": 16, "parallel": "jit"}
+
+
+@pytest.fixture(scope="module")
+def costs(reviewed):
+    """Costs by scenario, and with ``uncached`` before its name without kept activations."""
+    cached = plan(TrainConfig(**reviewed, workdir=""), CACHED, 0)
+    settings = TrainConfig(**reviewed, workdir="", prefix_cache=False)
+    uncached = plan(settings, ("backbone_frozen", "top_2"), 0)
+    return {e.scenario: e.cost for e in cached} | {
+        f"uncached {e.scenario}": e.cost for e in uncached
+    }
+
+
+@pytest.fixture
+def make_run(settings, tmp_path):
+    """Makes a run of the tiny BERT that differs in some settings."""
+
+    def make(scenario="backbone_frozen", **changes):
+        config = TrainConfig(**settings | changes, workdir="", scenario=scenario)
+        return Run(config, Inputs(config))
+
+    return make
+
+
+@pytest.mark.parametrize("scenario", CACHED)
+def test_parameters_and_optimizer_bytes_are_those_of_the_certificate(
+    scenario, settings, costs, tmp_path
+):
+    train(TrainConfig(**settings, workdir=str(tmp_path), scenario=scenario))
+    certificate = json.loads((tmp_path / "certificate.json").read_text())
+    assert costs[scenario].trainable_parameters == certificate["trainable_parameters"]
+    assert costs[scenario].optimizer_state_bytes == certificate["optimizer_state_bytes"]
+    frozen = certificate["labels"].get("frozen", {"parameters": 0})
+    assert costs[scenario].frozen_parameters == frozen["parameters"]
+
+
+@pytest.mark.parametrize("scenario", CACHED)
+def test_kept_bytes_are_those_of_the_arrays(scenario, costs, make_run):
+    run, expected = make_run(scenario), 0
+    for name in ("train", "validation", "test"):
+        texts = run.split(name).texts
+        expected += sum(array.nbytes for array in (texts.states, texts.pooled) if array is not None)
+    assert costs[scenario].cache_bytes == expected
+    assert costs[scenario].cache_place == ("memory" if expected else "none")
+    assert (costs[scenario].flops["prefix"] > 0) is (expected > 0)
+
+
+def test_half_precision_keeps_half_the_bytes_and_a_small_memory_sends_them_to_disk(
+    reviewed, costs, tmp_path
+):
+    folder = tmp_path / "kept"
+    settings = TrainConfig(
+        **reviewed | {"dtype": "bfloat16", "parallel": "pmap"},
+        workdir="",
+        cache_memory=0.00002,
+        cache_folder=str(folder),
+    )
+    (estimate,) = plan(settings, ["top_2"], 0)
+    assert estimate.cost is not None
+    assert estimate.cost.cache_bytes * 2 == costs["top_2"].cache_bytes
+    # 21 KiB: the validation split fits, the training split does not.
+    assert estimate.cost.cache_place == "memory and disk"
+    assert not folder.exists()
+
+
+def test_what_is_frozen_costs_no_backward(costs):
+    frozen, top, whole = (
+        costs[name].flops for name in ("uncached backbone_frozen", "uncached top_2", "none_frozen")
+    )
+    assert frozen["backward"] < top["backward"] < whole["backward"]
+    assert frozen["backward"] < frozen["forward"] / 10
+    assert costs["all_frozen"].flops["backward"] == 0
+
+
+def test_kept_activations_spare_the_steps_their_flops(costs):
+    kept, whole = costs["top_2"].flops, costs["uncached top_2"].flops
+    assert kept["forward"] < whole["forward"]
+    assert kept["forward"] + kept["backward"] < whole["forward"] + whole["backward"]
+    assert whole["prefix"] == 0
+    assert costs["backbone_frozen"].flops["forward"] < whole["forward"] / 100
+
+
+def test_forward_flops_are_those_of_the_matrix_products(settings, tmp_path):
+    bert = dataclasses.replace(
+        conftest.TINY,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=2,
+        hidden_act="relu",
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    conftest.write_checkpoint(tmp_path / "wide", bert)
+    config = TrainConfig(
+        **settings | {"backbone": str(tmp_path / "wide")}, workdir="", scenario="none_frozen"
+    )
+    (estimate,) = plan(config, ["none_frozen"], 0)
+    run = Run(config, Inputs(config))
+    layout, width = run.plan.layout, bert.hidden_size
+    tokens = layout.rows * layout.length
+    dense = 2 * tokens * (4 * width**2 + 2 * width * bert.intermediate_size)
+    attention = 4 * tokens * layout.length * width
+    pooling = 2 * tokens * layout.slots * width
+    heads = 2 * layout.rows * layout.slots * width * (3 + 3)
+    batch = 2 * (dense + attention) + pooling + heads
+    assert estimate.cost is not None
+    assert estimate.cost.flops["forward"] == pytest.approx(batch * run.plan.steps / 96, rel=0.03)
+    # Each product has two in the backward pass.
+    assert estimate.cost.flops["backward"] == pytest.approx(
+        2 * estimate.cost.flops["forward"], rel=0.1
+    )
+
+
+def test_seconds_add_up_over_the_parts_that_there_are(costs):
+    for name, cost in costs.items():
+        parts = {part: cost.seconds[part] for part in cost.seconds if part != "total"}
+        assert cost.seconds["total"] == pytest.approx(sum(parts.values()))
+        assert (parts["training"] > 0) is (name != "all_frozen")
+        assert (parts["prefix"] > 0) is (cost.cache_bytes > 0)
+        assert parts["validation"] > 0
+        assert parts["final"] > 0
+
+
+@pytest.mark.parametrize(
+    ("scenario", "changes", "words"),
+    [
+        ("all_frozen", {"epochs": 7}, "nothing is trained: --epochs 7 has no effect"),
+        ("backbone_frozen", {"head_learning_rate": 0}, "--head-learning-rate 0"),
+        ("top_1", {"backbone_learning_rate": 0}, "--backbone-learning-rate 0"),
+        ("top_1", {"classifier_weight": 0, "sentiment_weight": 0}, "both task weights are 0"),
+        ("top_1", {"sentiment_weight": 0}, "the sentiment head is trained with --sentiment-weight"),
+        ("backbone_frozen", {"batch_size": 97}, "96 training texts are less than one batch"),
+        (
+            "top_2",
+            {"cache_memory": 0, "cache_disk": 1e-5},
+            "exceed --cache-memory and --cache-disk",
+        ),
+    ],
+)
+def test_a_setting_that_can_hardly_be_meant_is_told(scenario, changes, words, make_run):
+    assert any(words in warning for warning in warnings_of(make_run(scenario, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("scenario", "changes"),
+    [
+        ("backbone_frozen", {}),
+        ("backbone_frozen", {"backbone_learning_rate": 0, "batch_size": 96}),
+        ("sentiment_frozen", {"sentiment_weight": 0}),
+        ("top_2", {"cache_memory": 0}),
+        ("top_2", {"cache_memory": 0, "cache_disk": 0, "prefix_cache": False}),
+    ],
+)
+def test_what_is_in_order_is_not_warned_of(scenario, changes, make_run):
+    assert warnings_of(make_run(scenario, **changes)) == ()
+
+
+def test_a_task_without_a_training_label_is_told(settings, make_run):
+    data = dataclasses.replace(settings["data"], label_columns=("classifier=topic",))
+    (warning,) = warnings_of(make_run("top_1", data=data))
+    assert warning.startswith("no training text has a sentiment label")
+
+
+def test_a_disk_without_room_is_told(make_run, tmp_path):
+    run = make_run("top_2", cache_memory=0, cache_folder=str(tmp_path / "a" / "b"))
+    free = shutil.disk_usage(tmp_path).free
+    tokens = run.inputs.split("train").texts.tokens
+    # Texts without content: as many tokens as the disk has bytes, in no memory.
+    many = dataclasses.replace(tokens, ids=np.broadcast_to(np.int32(5), (free,)))
+    texts = dataclasses.replace(run.inputs.split("train").texts, tokens=many)
+    run.inputs._splits["train"] = dataclasses.replace(run.inputs.split("train"), texts=texts)
+    assert any(f"{tmp_path / 'a' / 'b'} has" in warning for warning in warnings_of(run))
+    assert not (tmp_path / "a").exists()
+
+
+def test_scenarios_that_can_not_run_are_told_and_the_others_go_on(reviewed, tmp_path):
+    idle = tmp_path / "idle.json"
+    idle.write_text('[["layer_9/*", "frozen"], ["backbone/*", "frozen"], ["*", "head"]]')
+    settings = TrainConfig(**reviewed, workdir="")
+    off, own, fine = plan(settings, ["top_9", str(idle), "all_frozen"], 0)
+    assert off.record() == {
+        "scenario": "top_9",
+        "warnings": ["scenario 'top_9' is off the backbone's 3 layers: use top_1 to top_3"],
+    }
+    assert own.cost is None
+    assert own.warnings == (
+        "rule 'layer_9/*' -> 'frozen' matches no parameter: correct the pattern or remove it",
+    )
+    assert fine.cost is not None
+    assert table([off, own, fine]).row_count == 1
+    with pytest.raises(UserError, match=r"'top_9' is off .*; unknown scenario 'nne_frozen'"):
+        plan(settings, ["top_9", "nne_frozen"], 0)
+
+
+def call(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "mtl_jax", "plan", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": "", "MTL_JAX_CACHE": str(cwd / "cache")},
+        cwd=cwd,
+        check=False,
+    )
+
+
+def test_the_command_prints_a_table_then_warnings_and_leaves_nothing(flags, costs, tmp_path):
+    (tmp_path / "rules.json").write_text('[["backbone/*", "frozen"], ["*", "head"]]')
+    scenarios = ["--scenario", "all_frozen", "rules.json", "nne_frozen"]
+    done = call(*flags, *scenarios, "--measure-seconds=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("│")]
+    assert [row.split("│")[1].strip() for row in rows] == ["all_frozen", "rules.json"]
+    assert f"{costs['backbone_frozen'].frozen_parameters:,}" in rows[1]
+    warnings = [line for line in done.stdout.splitlines() if line.startswith("warning: ")]
+    assert [line.split(": ")[1] for line in warnings] == ["all_frozen", "nne_frozen"]
+    assert "did you mean none_frozen?" in warnings[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["rules.json"]
+
+
+def test_json_has_a_line_for_each_and_the_numbers_of_the_function(flags, costs, tmp_path):
+    scenarios = ["--scenario", "backbone_frozen", "top_9"]
+    done = call(*flags, *scenarios, "--measure-seconds=0", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    fine, off = [json.loads(line) for line in done.stdout.splitlines()]
+    expected = dataclasses.asdict(costs["backbone_frozen"])
+    assert expected.keys() | {"scenario", "warnings"} == fine.keys()
+    for name in expected.keys() - {"seconds"}:
+        assert fine[name] == expected[name]
+    assert fine["warnings"] == []
+    assert list(off) == ["scenario", "warnings"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["--scenario", "top_9"], "scenario 'top_9' is off the backbone's 3 layers"),
+        (["--scenario"], "--scenario is empty"),
+        (["--measure-seconds=-1"], "--measure-seconds -1.0 must not be negative"),
+        (["--train-file=nowhere.csv"], "nowhere.csv"),
+        (["--workdir=x"], "--workdir"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(extra, words, flags, tmp_path):
+    done = call(*flags, *extra, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert words in done.stderr.splitlines()[-1]
+
+
+def test_help_needs_no_jax():
+    code = (
+        "import sys\nfrom mtl_jax.commands import run\n"
+        "try: run(['plan', '--help'])\n"
+        "finally: print([m for m in ('jax', 'flax', 'transformers', 'orbax') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "--measure-seconds" in done.stdout

@@ -1,0 +1,432 @@
+"""What the frozen bottom makes of the texts: right, found again, and all the same to training."""
+
+import dataclasses
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY, without_times, write_checkpoint
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mtl_jax import freeze
+from mtl_jax.bert import BertEncoder, attention_bias
+from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.config import TASKS, TrainConfig
+from mtl_jax.data.batches import TextSet
+from mtl_jax.errors import UserError
+from mtl_jax.evaluate import evaluator
+from mtl_jax.inputs import Inputs
+from mtl_jax.prefix import SHALLOWEST, Prefix
+from mtl_jax.run import Run
+from mtl_jax.store import Store
+from mtl_jax.train import train
+from mtl_jax.workdir import Workdir, read_lines
+
+LAYERS = TINY.num_hidden_layers
+DEPTHS = range(SHALLOWEST, 2 + LAYERS)
+# What other shapes, and so another order of summation in float32, may make of numbers of
+# the order of 1.
+STATES_TOLERANCE = 1e-5
+
+
+@pytest.fixture
+def base(settings):
+    """A ``Run`` of the tiny BERT, for its model and its texts."""
+    config = TrainConfig(**settings, workdir="unused")
+    return Run(config, Inputs(config))
+
+
+@pytest.fixture
+def prefix(base, tmp_path):
+    """Makes ``Prefix`` objects, by default each with an empty store in memory."""
+
+    def make(store=None, backbone=None, **changes):
+        spec = dataclasses.replace(base._model, **changes)
+        store = store or Store(2**30, 0, tmp_path / "unused")
+        return Prefix(spec, evaluator(spec), backbone or base.inputs.backbone, store)
+
+    return make
+
+
+@pytest.fixture
+def texts(base):
+    found = base.inputs.split("validation").texts
+    assert len(set(found.tokens.lengths.tolist())) > 3
+    return found
+
+
+def flat(params) -> dict[str, Any]:
+    return dict(flatten_dict(params, sep="/"))
+
+
+def rows_of(texts, array):
+    offsets = texts.tokens.offsets
+    return [array[offsets[i] : offsets[i + 1]] for i in range(len(texts))]
+
+
+def alone(backbone, start, ids_or_states, stop):
+    """The input of layer ``stop`` of one text, without any other text or padding."""
+
+    def layers(encoder):
+        hidden = ids_or_states[None]
+        if start is None:
+            hidden = encoder.embed(hidden)
+        bias = attention_bias(jnp.ones(hidden.shape[:2], jnp.int32))
+        return encoder.run_layers(hidden, bias, start or 0, stop)
+
+    return np.asarray(BertEncoder(TINY).apply({"params": backbone}, method=layers))[0]
+
+
+def assert_states(texts, found, backbone, depth, kept=None, start=None):
+    """Compares with what the encoder makes of each text alone."""
+    source = texts.tokens.ids if kept is None else kept
+    known = {}
+    for text, states in zip(rows_of(texts, source), rows_of(texts, found), strict=True):
+        key = text.tobytes()
+        if key not in known:
+            known[key] = alone(backbone, start, jnp.asarray(text), depth - 1)
+        np.testing.assert_allclose(states, known[key], rtol=0, atol=STATES_TOLERANCE)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_states_are_those_of_every_text_alone(depth, prefix, base, texts):
+    found, seconds = prefix().states(texts, depth)
+    assert found.states.shape == (len(texts.tokens.ids), TINY.hidden_size)
+    assert found.states.dtype == np.float32
+    assert (found.depth, found.tokens, found.pooled) == (depth, texts.tokens, None)
+    assert seconds > 0
+    assert_states(texts, found.states, base.inputs.backbone, depth)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_pooled_vectors_are_those_of_every_text_alone(pooling, kept, prefix, settings, texts):
+    config = TrainConfig(**settings | {"pooling": pooling}, workdir="unused")
+    backbone = Inputs(config).backbone
+    made = prefix(backbone=backbone, pooling=pooling)
+    if kept:
+        made.states(texts, 1 + LAYERS)
+    found, seconds = made.pooled(texts)
+    assert found.pooled.shape == (len(texts), TINY.hidden_size)
+    assert found.states is None
+    assert seconds > 0
+    for ids, vector in zip(rows_of(texts, texts.tokens.ids), found.pooled, strict=True):
+        last = alone(backbone, None, jnp.asarray(ids), LAYERS)
+        expected = last.mean(0) if pooling == "mean" else last[0]
+        if pooling == "pooler":
+            pooler = backbone["pooler"]
+            expected = np.tanh(last[0] @ pooler["kernel"] + pooler["bias"])
+        np.testing.assert_allclose(vector, expected, rtol=0, atol=STATES_TOLERANCE)
+
+
+def test_deeper_states_from_kept_ones_are_those_from_the_ids(prefix, texts):
+    by_steps = prefix()
+    for depth in DEPTHS:
+        found, _ = by_steps.states(texts, depth)
+        direct, _ = prefix().states(texts, depth)
+        np.testing.assert_allclose(found.states, direct.states, rtol=0, atol=1e-6)
+    at_once, _ = prefix().pooled(texts)
+    np.testing.assert_allclose(by_steps.pooled(texts)[0].pooled, at_once.pooled, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_deeper_states_start_at_the_deepest_that_are_kept(on_disk, prefix, base, texts, tmp_path):
+    """Other content is put in the place of what is kept, and followed upwards."""
+    store = Store(0 if on_disk else 2**30, 2**30, tmp_path / "files")
+    made = prefix(store)
+    other = {}
+    for depth in (2, 3):
+        states, _ = made.states(texts, depth)
+        other[depth] = np.asarray(states.states) + np.float32(depth)
+        if on_disk:
+            content = other[depth].tobytes()
+            path = tmp_path / "files" / f"{made.key(texts, depth)}.states"
+            assert path.read_bytes()[:-32] == states.states.tobytes()
+            path.write_bytes(content + hashlib.sha256(content).digest())
+        else:
+            states.states[:] = other[depth]
+    found, _ = made.states(texts, 4)
+    assert_states(texts, found.states, base.inputs.backbone, 4, other[3], 2)
+    clean, _ = prefix().states(texts, 4)
+    assert np.abs(found.states - clean.states).max() > 0.1
+    pooled, _ = made.pooled(texts)
+    expected = [rows.mean(0) for rows in rows_of(texts, found.states)]
+    np.testing.assert_allclose(pooled.pooled, expected, rtol=0, atol=STATES_TOLERANCE)
+
+
+def test_a_boundary_that_moves_down_is_computed_from_the_ids(prefix, base, texts):
+    made = prefix()
+    deep, _ = made.states(texts, 3)
+    before = deep.states.copy()
+    found, seconds = made.states(texts, 2)
+    assert (found.depth, seconds > 0) == (2, True)
+    assert_states(texts, found.states, base.inputs.backbone, 2)
+    assert np.abs(found.states - before).max() > 0.1
+    again, _ = made.states(texts, 3)
+    assert again.states is deep.states
+    np.testing.assert_array_equal(again.states, before)
+
+
+def test_kept_states_are_not_computed_again(prefix, texts, tmp_path):
+    store = Store(0, 2**30, tmp_path)
+    first, seconds = prefix(store).states(texts, 3)
+    assert seconds > 0
+    other = prefix(Store(0, 2**30, tmp_path))
+    found, seconds = other.states(texts, 3)
+    assert seconds == 0
+    assert isinstance(found.states, np.memmap)
+    assert found.states.tobytes() == first.states.tobytes()
+
+
+def changed(backbone, path):
+    """The parameters with the last bit of one of a leaf's numbers another one."""
+    leaves = flat(backbone)
+    leaf = leaves[path].copy()
+    leaf.reshape(-1)[-1] = np.nextafter(leaf.reshape(-1)[-1], np.float32(9))
+    return unflatten_dict({**leaves, path: leaf}, sep="/")
+
+
+def test_the_key_changes_with_every_weight_below_and_with_none_above(prefix, settings, texts):
+    config = TrainConfig(**settings | {"pooling": "pooler"}, workdir="unused")
+    backbone = Inputs(config).backbone
+    stages = ("embeddings", *(f"layer_{i}" for i in range(LAYERS)), "pooler")
+    depths = (*DEPTHS, None)
+    keys = {depth: prefix(backbone=backbone).key(texts, depth) for depth in depths}
+    assert len(set(keys.values())) == len(depths)
+    counts = dict.fromkeys(stages, 0)
+    for path in flat(backbone):
+        stage = path.split("/")[0]
+        counts[stage] += 1
+        other = prefix(backbone=changed(backbone, path))
+        for depth in depths:
+            below = depth is None or stages.index(stage) < depth
+            assert (other.key(texts, depth) != keys[depth]) is below, (path, depth)
+    assert counts == {"embeddings": 5, "layer_0": 16, "layer_1": 16, "layer_2": 16, "pooler": 2}
+
+
+def test_the_key_changes_with_the_ids_and_where_a_text_ends(prefix, texts):
+    made, tokens = prefix(), texts.tokens
+    ids, offsets = tokens.ids.copy(), tokens.offsets.copy()
+    ids[7] += 1
+    offsets[1] += 1
+    for depth in (2, None):
+        others = [
+            TextSet(dataclasses.replace(tokens, **change), texts.labels)
+            for change in ({"ids": ids}, {"offsets": offsets})
+        ]
+        keys = {made.key(some, depth) for some in (texts, *others)}
+        assert len(keys) == 3
+        relabelled = TextSet(tokens, {task: texts.labels[task] * 0 for task in TASKS})
+        assert made.key(relabelled, depth) == made.key(texts, depth)
+
+
+@pytest.mark.parametrize(
+    ("changes", "states", "pooled"),
+    [
+        ({"dtype": "bfloat16"}, True, True),
+        ({"max_length": 16}, True, True),
+        ({"parallel": "pmap"}, True, True),
+        ({"bert": dataclasses.replace(TINY, layer_norm_eps=1e-6)}, True, True),
+        ({"pooling": "cls"}, False, True),
+        ({"classes": (7, 9)}, False, False),
+    ],
+    ids=str,
+)
+def test_the_key_changes_with_all_that_the_numbers_depend_on(
+    changes, states, pooled, prefix, texts
+):
+    assert (prefix(**changes).key(texts, 3) != prefix().key(texts, 3)) is states
+    assert (prefix(**changes).key(texts, None) != prefix().key(texts, None)) is pooled
+
+
+def final_params(folder):
+    checkpoints = Checkpoints(Workdir(folder).checkpoints)
+    assert checkpoints.last_step is not None
+    params = checkpoints.restore_params(checkpoints.last_step)
+    checkpoints.close()
+    return flat(params)
+
+
+def trained(folder, settings, **changes):
+    """The log of a run without its times, and its parameters at the end, by path."""
+    config = TrainConfig(**settings | changes, workdir=str(folder))
+    train(config)
+    return without_times(read_lines(folder / "metrics.jsonl")), final_params(folder)
+
+
+def assert_close(found, expected, loss, parameter):
+    """Losses, metrics and parameters of two runs."""
+    (log, params), (other_log, other_params) = found, expected
+    assert [record["event"] for record in log] == [record["event"] for record in other_log]
+    assert [record["step"] for record in log] == [record["step"] for record in other_log]
+    epochs = [(a, b) for a, b in zip(log, other_log, strict=True) if a["event"] == "epoch"]
+    assert len(epochs) == 2
+    for record, other in epochs:
+        for task in TASKS:
+            assert record["train_loss"][task] == pytest.approx(other["train_loss"][task], rel=loss)
+    for split in ("train", "validation", "test"):
+        for task in TASKS:
+            metrics, expected_metrics = log[-1][split][task], other_log[-1][split][task]
+            assert metrics["examples"] == expected_metrics["examples"]
+            assert metrics["loss"] == pytest.approx(expected_metrics["loss"], rel=loss)
+            one = 1.5 / metrics["examples"]  # a tie may be decided otherwise
+            assert metrics["accuracy"] == pytest.approx(expected_metrics["accuracy"], abs=one)
+    assert params.keys() == other_params.keys()
+    for path, leaf in params.items():
+        # The softmax takes no notice of the keys' biases: their gradient is rounding, which
+        # Adam scales up.
+        if not path.endswith("key/bias"):
+            np.testing.assert_allclose(
+                leaf, other_params[path], rtol=0, atol=parameter, err_msg=path
+            )
+
+
+# After 12 steps of Adam, which divides by the root of the second moment, at a rate of 1e-2.
+LOSS_TOLERANCE, PARAMETER_TOLERANCE = 1e-5, 5e-5
+
+
+@pytest.mark.parametrize(
+    ("scenario", "pooling"),
+    [
+        ("backbone_frozen", "mean"),
+        ("backbone_frozen", "pooler"),
+        ("top_1", "mean"),
+        ("top_1", "cls"),
+        ("top_1", "pooler"),
+        ("top_2", "mean"),
+    ],
+)
+def test_training_is_the_same_with_and_without(scenario, pooling, settings, tmp_path):
+    """With dropout: its draws must be the same, too."""
+    assert TINY.hidden_dropout_prob > 0
+    settings |= {"scenario": scenario, "pooling": pooling}
+    found = trained(tmp_path / "with", settings)
+    expected = trained(tmp_path / "without", settings, prefix_cache=False)
+    assert_close(found, expected, LOSS_TOLERANCE, PARAMETER_TOLERANCE)
+    start = flat(Inputs(TrainConfig(**settings, workdir="")).backbone)
+    moved = {k: np.abs(found[1][f"backbone/{k}"] - leaf).max() for k, leaf in start.items()}
+    top = "" if scenario == "backbone_frozen" else f"layer_{LAYERS - int(scenario[-1])}"
+    for path, distance in moved.items():
+        trains = bool(top) and path.split("/")[0] >= top
+        # The tolerance is small beside what the steps change.
+        assert (distance > 20 * PARAMETER_TOLERANCE) if trains else (distance == 0), path
+
+
+@pytest.mark.parametrize(
+    ("scenario", "dtype"),
+    [("backbone_frozen", "float32"), ("top_1", "float32"), ("top_1", "bfloat16")],
+)
+def test_training_from_files_is_the_same_bit_for_bit(scenario, dtype, settings, tmp_path):
+    settings |= {"scenario": scenario, "dtype": dtype}
+    folder = tmp_path / "files"
+    log, params = trained(tmp_path / "memory", settings, cache_folder=str(folder))
+    assert not folder.exists()
+    from_files = {"cache_memory": 0.0, "cache_folder": str(folder)}
+    for name in ("made", "found"):
+        assert trained(tmp_path / name, settings, **from_files)[0] == log
+        assert freeze.digest(final_params(tmp_path / name)) == freeze.digest(params)
+    # Of the three splits' texts.
+    assert len(list(folder.glob("*.states"))) == 3
+    assert list(folder.glob(".*.part")) == []
+
+
+def test_a_damaged_file_of_a_run_is_made_again(settings, tmp_path, capsys):
+    folder = tmp_path / "files"
+    settings |= {"scenario": "top_1", "cache_memory": 0.0, "cache_folder": str(folder)}
+    log, params = trained(tmp_path / "first", settings)
+    for path in folder.glob("*.states"):
+        path.write_bytes(path.read_bytes()[:-1])
+    capsys.readouterr()
+    again, found = trained(tmp_path / "second", settings)
+    assert capsys.readouterr().err.count("is damaged: computing it again") == 3
+    assert again == log
+    assert freeze.digest(found) == freeze.digest(params)
+
+
+def test_bfloat16_is_kept_as_such(settings, tmp_path):
+    settings |= {"scenario": "top_1", "dtype": "bfloat16"}
+    config = TrainConfig(**settings, workdir="unused")
+    texts = Run(config, Inputs(config)).split("train").texts
+    assert texts.states is not None
+    assert texts.states.dtype == jnp.bfloat16
+    found = trained(tmp_path / "with", settings)
+    expected = trained(tmp_path / "without", settings, prefix_cache=False)
+    # Eight bits: the sums of another order differ in the third digit.
+    assert_close(found, expected, 1e-2, 4e-2)
+
+
+@pytest.fixture(scope="module")
+def without_dropout(tmp_path_factory):
+    config = dataclasses.replace(TINY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return str(write_checkpoint(tmp_path_factory.mktemp("plain") / "checkpoint", config))
+
+
+@pytest.mark.parametrize("scenario", ["backbone_frozen", "top_1"])
+@pytest.mark.parametrize("kind", ["pmap", "mesh"])
+def test_four_devices_with_kept_states_are_one(kind, scenario, settings, without_dropout, tmp_path):
+    """Without dropout, which every device draws for itself."""
+    settings |= {"scenario": scenario, "backbone": without_dropout}
+    assert jax.local_device_count() == 4
+    expected = trained(tmp_path / "jit", settings)
+    found = trained(tmp_path / kind, settings, parallel=kind)
+    assert_close(found, expected, LOSS_TOLERANCE, PARAMETER_TOLERANCE)
+
+
+def test_what_is_kept_follows_from_the_scenario(settings, tmp_path):
+    """Kept states of the embeddings alone would cost more than they save: there are none."""
+    for scenario, fields in {
+        "top_3": (None, None, 0),
+        "none_frozen": (None, None, 0),
+        "top_1": ("states", None, 3),
+        "backbone_frozen": (None, "pooled", 0),
+        "all_frozen": (None, "pooled", 0),
+    }.items():
+        for cached in (True, False):
+            changes = {"scenario": scenario, "prefix_cache": cached}
+            config = TrainConfig(**settings | changes, workdir="unused")
+            texts = Run(config, Inputs(config)).split("validation").texts
+            found = (texts.states is not None, texts.pooled is not None, texts.depth)
+            states, pooled, depth = fields if cached else (None, None, 0)
+            assert found == (states is not None, pooled is not None, depth), scenario
+
+
+def test_a_run_goes_on_with_other_limits_but_not_without_its_states(flags, settings, tmp_path):
+    flags = [*flags, "--scenario=top_1", "--checkpoint-every=1", "--epochs=3", "--cache-memory=0"]
+    command = [sys.executable, "-m", "mtl_jax", "train", *flags]
+    folder = tmp_path / "killed"
+    victim = subprocess.Popen(
+        [*command, f"--workdir={folder}", f"--cache-folder={tmp_path / 'files'}"],
+        env={**os.environ, "XLA_FLAGS": ""},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    # The seventh of 18 steps lies within the second epoch.
+    while not (folder / "checkpoints" / "7").exists():
+        assert victim.poll() is None
+        assert time.monotonic() < deadline
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert Workdir(folder).result() is None
+    # The test split has not been read yet.
+    assert len(list((tmp_path / "files").glob("*.states"))) == 2
+
+    settings |= {"scenario": "top_1", "checkpoint_every": 1, "epochs": 3}
+    before = {path: path.read_bytes() for path in folder.glob("*.json*")}
+    with pytest.raises(UserError, match=r"\(settings\.prefix_cache was True, now False\): use an"):
+        trained(folder, settings, prefix_cache=False)
+    assert {path: path.read_bytes() for path in folder.glob("*.json*")} == before
+    other = {"cache_memory": 0.5, "cache_disk": 1.0, "cache_folder": str(tmp_path / "other")}
+    log, params = trained(folder, settings, **other)
+    whole_log, whole_params = trained(tmp_path / "whole", settings)
+    assert log == whole_log
+    assert freeze.digest(params) == freeze.digest(whole_params)
+    assert not (tmp_path / "other").exists()

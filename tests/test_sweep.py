@@ -1,0 +1,152 @@
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.heads import Heads
+from experiments.heads import run as run_heads
+from mtl_jax.config import TASKS, TrainConfig
+from mtl_jax.errors import UserError
+from mtl_jax.inputs import Inputs
+from mtl_jax.metrics import mean_macro_f1, split_metrics
+from mtl_jax.run import Run
+from mtl_jax.step import TrainState, scanned_steps, take, train_step
+from mtl_jax.sweep import Grid, _class_counts, _scores, sweep
+from mtl_jax.train import train
+from mtl_jax.workdir import Workdir
+
+GRID = Grid((0, 3, 4), (1e-3, 5e-2), (0.0, 0.1), (1.0,), (1.0, 0.25))
+
+
+@pytest.fixture(scope="module")
+def swept(tiny, reviews):
+    from mtl_jax.config import DataConfig
+
+    data = DataConfig(
+        train_file=str(reviews / "train.csv"),
+        validation_file=str(reviews / "validation.csv"),
+        test_file=str(reviews / "test.csv"),
+        label_columns=("classifier=topic", "sentiment=mood"),
+    )
+    shared: dict[str, Any] = {"backbone": str(tiny), "data": data, "epochs": 3, "batch_size": 16}
+    shared |= {"parallel": "jit", "clip_norm": 0.5}
+    inputs = Inputs(TrainConfig(workdir="", **shared))
+    return shared, inputs, sweep(TrainConfig(workdir="", **shared), GRID, inputs)
+
+
+@pytest.mark.parametrize(("seed", "setting"), [(0, 0), (1, 3), (2, 5), (2, 7)])
+def test_a_run_of_a_sweep_scores_what_training_it_alone_does(swept, tmp_path, seed, setting):
+    shared, inputs, result = swept
+    config = TrainConfig(
+        workdir=str(tmp_path), seed=GRID.seeds[seed], **shared, **result.settings[setting]
+    )
+    train(config, inputs)
+    epochs = [r for r in Workdir(tmp_path).records() if r["event"] == "epoch"]
+    alone = [mean_macro_f1(record["validation"]) for record in epochs]
+    np.testing.assert_allclose(result.validation[seed, setting], alone, atol=1e-9)
+
+
+def test_the_setting_is_chosen_on_validation_and_tested_as_training_would(swept, tmp_path):
+    shared, inputs, result = swept
+    means = result.validation.max(-1).mean(0)
+    assert means[result.chosen] == means.max()
+    assert len(set(means.tolist())) > 1
+    config = TrainConfig(
+        workdir=str(tmp_path), seed=GRID.seeds[1], **shared, **result.settings[result.chosen]
+    )
+    alone = train(config, inputs)["test"]
+    for task in TASKS:
+        assert result.test[1][task]["accuracy"] == alone[task]["accuracy"]
+        assert result.test[1][task]["loss"] == pytest.approx(alone[task]["loss"], abs=1e-5)
+
+
+def test_many_steps_in_one_program_are_the_steps_one_by_one(settings, tmp_path):
+    config = TrainConfig(**settings, workdir=str(tmp_path), scenario="backbone_frozen")
+    run = Run(config, Inputs(config))
+    texts = run.split("train").texts
+    program = run.stepper().program
+    trainable, _ = run.freeze.split(run.params)
+    vectors = {k: jnp.asarray(v) for k, v in {"pooled": texts.pooled, **texts.labels}.items()}
+    rng = np.random.default_rng(0)
+    examples = jnp.asarray(rng.integers(-1, len(texts), (2, 5, 4)), jnp.int32)
+    examples = examples.at[:, 3:].set(-1)  # not there: passed over
+    scan = jax.jit(lambda s: scanned_steps(program, s, {}, vectors, {"example": examples}))
+    scanned, metrics = scan(program.init(trainable, 0))
+    state: TrainState = program.init(trainable, 0)
+    step = jax.jit(lambda s, b: train_step(program, s, {}, b))
+    losses = []
+    for i in range(3):
+        batch = take(vectors, examples[:, i])
+        state, of_step = step(state, batch)
+        losses.append(float(of_step["loss"]["classifier"][0]))
+    assert int(scanned.step) == int(state.step) == 3
+    np.testing.assert_allclose(metrics["loss"]["classifier"][0], [*losses, 0, 0], rtol=1e-6)
+    for ours, theirs in zip(
+        jax.tree.leaves(scanned.trainable), jax.tree.leaves(state.trainable), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_scores_on_the_device_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    labels: dict[str, Any] = {task: rng.integers(-1, 4, 50) for task in TASKS}
+    labels["sentiment"][labels["sentiment"] == 2] = 1  # a class that is not there
+    logits: dict[str, Any] = {task: rng.normal(size=(50, 4)).astype(np.float32) for task in TASKS}
+    counts = {t: np.asarray(_class_counts(logits[t], labels[t]))[None, None] for t in TASKS}
+    classes = {task: tuple("abcd") for task in TASKS}
+    predicted = {task: logits[task].argmax(-1) for task in TASKS}
+    expected = mean_macro_f1(split_metrics(labels, predicted, classes, None))
+    assert _scores(counts)[0, 0] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_diverged_setting_is_not_chosen(swept):
+    shared, inputs, _ = swept
+    config = TrainConfig(workdir="", **shared | {"warmup_fraction": 0.0})
+    result = sweep(config, Grid((0, 1), (1e38, 1e-2), (0.0,), (1.0,), (1.0,)), inputs)
+    assert np.isnan(result.validation[:, 0]).any()
+    assert result.chosen == 1
+    with pytest.raises(UserError, match="every setting of the sweep has diverged"):
+        sweep(config, Grid((0,), (1e38,), (0.0,), (1.0,), (1.0,)), inputs)
+
+
+def test_a_sweep_of_more_than_heads_is_refused(swept):
+    shared, inputs, _ = swept
+    others: list[dict[str, Any]] = [
+        {"scenario": "top_1"},
+        {"scenario": "all_frozen"},
+        {"prefix_cache": False},
+    ]
+    for other in others:
+        with pytest.raises(UserError, match="use --scenario backbone_frozen"):
+            sweep(TrainConfig(workdir="", **shared, **other), GRID, inputs)
+
+
+def test_the_experiment_leaves_a_line_per_run_and_a_report(swept, tmp_path, capsys):
+    shared, _, result = swept
+    study = Heads(
+        workdir=str(tmp_path),
+        **shared,
+        seeds=GRID.seeds,
+        learning_rates=GRID.head_learning_rate,
+        weight_decays=GRID.weight_decay,
+        sentiment_weights=GRID.sentiment_weight,
+    )
+    run_heads(study, "the command")
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 24
+    chosen = [line for line in lines if line["chosen"]]
+    assert [line["seed"] for line in chosen] == [0, 3, 4]
+    assert chosen[0]["setting"] == result.settings[result.chosen]
+    assert all(line["test"] for line in chosen)
+    assert not any(line["test"] for line in lines if not line["chosen"])
+    np.testing.assert_allclose(chosen[0]["validation"], result.validation[0, result.chosen])
+    assert (tmp_path / "heads.png").read_bytes().startswith(b"\x89PNG")
+    report = (tmp_path / "report.md").read_text()
+    assert report.count("| head_learning_rate") == 7
+    assert report.count("| **head_learning_rate") == 1
+    capsys.readouterr()
+    run_heads(study, "the command")
+    assert "is done" in capsys.readouterr().err
