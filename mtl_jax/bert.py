@@ -8,8 +8,8 @@ float32 whatever ``dtype`` is.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mtl_jax.config import BertConfig
+from mtl_jax.dropout import Dropout
 
 # The names of transformers' ACT2FN; its "gelu" is the exact one, through erf.
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -30,6 +31,9 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+Fused = Literal["xla", "cudnn"]
+
+
 def _dense(config: BertConfig, features: int, dtype: DTypeLike) -> nn.Dense:
     init = nn.initializers.normal(config.initializer_range)
     return nn.Dense(features, dtype=dtype, kernel_init=init)
@@ -38,40 +42,6 @@ def _dense(config: BertConfig, features: int, dtype: DTypeLike) -> nn.Dense:
 def _layer_norm(config: BertConfig) -> nn.LayerNorm:
     # E[x^2] - E[x]^2, Flax's default, cancels in float32; PyTorch computes E[(x - E[x])^2].
     return nn.LayerNorm(config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False)
-
-
-def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Uniform bits, uint32 ``shape``: each element's index and the key through a hash.
-
-    The hash is MurmurHash3's finaliser (Appleby 2011), once for each word of the key. A step
-    draws a bit pattern for every activation; from JAX's counter-based generators they cost a
-    tenth of its time on a CPU, from this one next to nothing, as it fuses with its use.
-    """
-    first, second = jax.random.key_data(key).ravel()[:2]
-    index = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    return _mixed(_mixed(index ^ first) + second)
-
-
-def _mixed(word: jax.Array) -> jax.Array:
-    word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
-    word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
-    return word ^ (word >> 16)
-
-
-class Dropout(nn.Module):
-    """Inverted dropout (Srivastava et al. 2014), with ``random_bits``."""
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-        if deterministic or self.rate == 0:
-            return x
-        if self.rate >= 1:
-            return jnp.zeros_like(x)
-        bits = random_bits(self.make_rng("dropout"), x.shape)
-        kept = bits >= jnp.uint32(self.rate * 2**32)
-        return jnp.where(kept, x / (1 - self.rate), 0).astype(x.dtype)
 
 
 class Embeddings(nn.Module):
@@ -111,6 +81,7 @@ class Attention(nn.Module):
 
     config: BertConfig
     dtype: DTypeLike = jnp.float32
+    fused: Fused | None = None
 
     def setup(self) -> None:
         config = self.config
@@ -127,14 +98,22 @@ class Attention(nn.Module):
         config = self.config
         head_size = config.hidden_size // config.num_attention_heads
         heads = (*hidden.shape[:-1], config.num_attention_heads, head_size)
-        query = self.query(hidden).reshape(heads) * head_size**-0.5
-        key = self.key(hidden).reshape(heads)
-        value = self.value(hidden).reshape(heads)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32) + bias
-        weights = jax.nn.softmax(scores).astype(self.dtype)
-        weights = self.weights_dropout(weights, deterministic=deterministic)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(hidden.shape)
-        update = self.dropout(self.output(mixed), deterministic=deterministic)
+        query, key, value = (
+            dense(hidden).reshape(heads) for dense in (self.query, self.key, self.value)
+        )
+        # jax.nn's attention has no dropout of its weights.
+        if self.fused and (deterministic or config.attention_probs_dropout_prob == 0):
+            mixed = jax.nn.dot_product_attention(
+                query, key, value, mask=bias == 0, implementation=self.fused
+            )
+        else:
+            query = query * head_size**-0.5
+            scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32) + bias
+            weights = jax.nn.softmax(scores).astype(self.dtype)
+            weights = self.weights_dropout(weights, deterministic=deterministic)
+            mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        update = self.output(mixed.reshape(hidden.shape))
+        update = self.dropout(update, deterministic=deterministic)
         return self.layer_norm(hidden + update).astype(self.dtype)
 
 
@@ -164,9 +143,10 @@ class Layer(nn.Module):
 
     config: BertConfig
     dtype: DTypeLike = jnp.float32
+    fused: Fused | None = None
 
     def setup(self) -> None:
-        self.attention = Attention(self.config, self.dtype)
+        self.attention = Attention(self.config, self.dtype, self.fused)
         self.mlp = FeedForward(self.config, self.dtype)
 
     def __call__(self, hidden: jax.Array, bias: jax.Array, deterministic: bool) -> jax.Array:
@@ -199,17 +179,22 @@ class BertEncoder(nn.Module):
         config: Sizes, activation, dropout rates.
         dtype: Precision of the computation.
         remat: Whether the backward pass computes each layer's activations again.
+        fused: The implementation of ``jax.nn.dot_product_attention`` that layers use where the
+            attention weights have no dropout; None for the plain products, always.
     """
 
     config: BertConfig
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    fused: Fused | None = None
 
     def setup(self) -> None:
         self.embeddings = Embeddings(self.config, self.dtype)
         # The third argument of a layer, whether it runs without dropout, is no array.
         layer = nn.remat(Layer, static_argnums=(3,)) if self.remat else Layer
-        self.layer = [layer(self.config, self.dtype) for _ in range(self.config.num_hidden_layers)]
+        self.layer = [
+            layer(self.config, self.dtype, self.fused) for _ in range(self.config.num_hidden_layers)
+        ]
         self.pooler = _dense(self.config, self.config.hidden_size, self.dtype)
 
     def __call__(

@@ -167,6 +167,11 @@ class Settings:
     """precision of the computation; parameters and optimizer state stay float32"""
     parallel: Parallel = "auto"
     """jit on one device, pmap or a jit mesh over all; auto: jit on one device, pmap on several"""
+    attention_dropout: float | None = None
+    """dropout of the attention weights; by default the checkpoint's; 0 lets training use cuDNN's \
+fused attention"""
+    fused_attention: bool = True
+    """on GPUs in bfloat16, cuDNN's fused attention wherever attention weights have no dropout"""
     remat: bool = False
     """compute a layer's activations again in the backward pass: less memory, more time"""
     prefix_cache: bool = True
@@ -198,6 +203,10 @@ class Settings:
                 raise UserError(f"{_flag(name)} {getattr(self, name)} must not be negative")
         if not 0 <= self.warmup_fraction <= 1:
             raise UserError(f"--warmup-fraction {self.warmup_fraction} must be between 0 and 1")
+        if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
+            raise UserError(
+                f"--attention-dropout {self.attention_dropout} must be at least 0 and below 1"
+            )
         if not self.clip_norm > 0:
             raise UserError(f"--clip-norm {self.clip_norm} must be above 0")
 

@@ -47,10 +47,15 @@ class ModelSpec:
     dtype: str
     max_length: int
     parallel: Parallel
+    fused_attention: bool = True
 
     def model(self) -> MultiTaskModel:
         """The Flax module."""
-        return MultiTaskModel(self.bert, self.classes, self.pooling, jnp.dtype(self.dtype))
+        dtype = jnp.dtype(self.dtype)
+        # cuDNN's has no float32.
+        on_gpu = self.fused_attention and jax.default_backend() == "gpu" and dtype == jnp.bfloat16
+        fused = "cudnn" if on_gpu else None
+        return MultiTaskModel(self.bert, self.classes, self.pooling, dtype, fused=fused)
 
 
 class Evaluator:

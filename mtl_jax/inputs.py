@@ -66,6 +66,9 @@ class Inputs:
         backbone, data = settings.backbone, settings.data
         folder = pretrained.resolve_backbone(backbone)
         self.bert, params = pretrained.load_backbone(folder)
+        if settings.attention_dropout is not None:
+            rate = settings.attention_dropout
+            self.bert = dataclasses.replace(self.bert, attention_probs_dropout_prob=rate)
         self.pooling: Pooling = settings.pooling or pretrained.default_pooling(folder)
         self.backbone = pretrained.without_unused_pooler(params, self.pooling, backbone)
         self.weights_digest = digest(self.backbone)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mtl_jax.bert import BertEncoder, Dropout, attention_bias
+from mtl_jax.bert import BertEncoder, Fused, attention_bias
 from mtl_jax.config import TASKS, BertConfig, Pooling
+from mtl_jax.dropout import Dropout
 
 Batch = Mapping[str, jax.Array]
 """Rows of packed texts: int32 [rows, length] ``input_ids``, ``position_ids`` (from 0 in each
@@ -31,6 +32,7 @@ class MultiTaskModel(nn.Module):
         dtype: Precision of the computation.
         states_depth: Where a batch's ``states`` enter: 1 + k is the input of layer k.
         remat: As of ``BertEncoder``.
+        fused: As of ``BertEncoder``.
     """
 
     config: BertConfig
@@ -39,10 +41,11 @@ class MultiTaskModel(nn.Module):
     dtype: DTypeLike = jnp.float32
     states_depth: int = 0
     remat: bool = False
+    fused: Fused | None = None
 
     def setup(self) -> None:
         init = nn.initializers.normal(self.config.initializer_range)
-        self.backbone = BertEncoder(self.config, self.dtype, self.remat)
+        self.backbone = BertEncoder(self.config, self.dtype, self.remat, self.fused)
         self.classifier = nn.Dense(self.classes[0], kernel_init=init)
         self.sentiment = nn.Dense(self.classes[1], kernel_init=init)
         rate = self.config.classifier_dropout

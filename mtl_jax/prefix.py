@@ -124,6 +124,7 @@ class Prefix:
             "ids": hashlib.sha256(texts.tokens.ids.tobytes()).hexdigest(),
             "offsets": hashlib.sha256(texts.tokens.offsets.tobytes()).hexdigest(),
             "dtype": self._spec.dtype,
+            "fused": self._evaluator.model.fused,
             "layout": dataclasses.asdict(self._evaluator.layout),
             "devices": [device.device_kind for device in jax.local_devices()],
             "runner": type(self._evaluator.runner).__name__,

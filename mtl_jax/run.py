@@ -128,6 +128,7 @@ class Run:
             dtype=config.dtype,
             max_length=inputs.reader.max_length,
             parallel=config.parallel,
+            fused_attention=config.fused_attention,
         )
         heads = self._model.model().init_heads(stream(config.seed, "heads"))
         # On the host: a copy on a device is given away with the state that it begins.

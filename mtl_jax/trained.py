@@ -105,6 +105,7 @@ class TrainedModel(Encoder):
             dtype=settings["dtype"],
             max_length=reader.max_length,
             parallel=settings["parallel"],
+            fused_attention=settings.get("fused_attention", True),
         )
         super().__init__(spec, params, reader)
 

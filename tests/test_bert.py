@@ -17,8 +17,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import mtl_jax
 from mtl_jax import assets
-from mtl_jax.bert import BertEncoder, Dropout, attention_bias
+from mtl_jax.bert import BertEncoder, attention_bias
 from mtl_jax.config import ACTIVATIONS, BertConfig
+from mtl_jax.dropout import Dropout
 from mtl_jax.pretrained import to_transformers
 
 SCRIPT = Path(reference.__file__)
@@ -549,3 +550,41 @@ def test_rematerialised_layers_compute_the_same_gradients():
         gradients.append(flat(jax.grad(loss)(params)))
     for path, gradient in gradients[0].items():
         np.testing.assert_allclose(gradients[1][path], gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_fused_attention_computes_the_plain_one_where_weights_have_no_dropout(train):
+    config = dataclasses.replace(SMALL, attention_probs_dropout_prob=0.0)
+    ids = jnp.arange(16).reshape(2, 8) % 12
+    segments = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 2]])
+    params = BertEncoder(config).init(jax.random.key(0), ids)["params"]
+
+    def value_and_gradient(fused):
+        def loss(params):
+            states = BertEncoder(config, fused=fused).apply(
+                {"params": params},
+                ids,
+                segment_ids=segments,
+                train=train,
+                rngs={"dropout": jax.random.key(3)},
+            )
+            return (jnp.where(segments[..., None] > 0, states, 0) ** 3).sum()
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        return {"value": value, **flat(gradient)}
+
+    fused = value_and_gradient("xla")
+    for path, expected in value_and_gradient(None).items():
+        np.testing.assert_allclose(fused[path], expected, rtol=2e-5, atol=1e-5, err_msg=path)
+
+
+def test_dropout_of_the_attention_weights_is_never_left_out():
+    ids = jnp.arange(16).reshape(2, 8) % 12
+    params = BertEncoder(SMALL).init(jax.random.key(0), ids)["params"]
+    states = [
+        BertEncoder(SMALL, fused=fused).apply(
+            {"params": params}, ids, train=True, rngs={"dropout": jax.random.key(3)}
+        )
+        for fused in ("xla", None)
+    ]
+    np.testing.assert_array_equal(*states)

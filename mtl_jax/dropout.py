@@ -1,0 +1,43 @@
+"""Dropout whose random bits cost next to nothing."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def random_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform bits, uint32 ``shape``: each element's index and the key through a hash.
+
+    The hash is MurmurHash3's finaliser (Appleby 2011), once for each word of the key. A step
+    draws a bit pattern for every activation; from JAX's counter-based generators they cost a
+    tenth of its time on a CPU, from this one next to nothing, as it fuses with its use.
+    """
+    first, second = jax.random.key_data(key).ravel()[:2]
+    index = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    return _mixed(_mixed(index ^ first) + second)
+
+
+def _mixed(word: jax.Array) -> jax.Array:
+    word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
+    return word ^ (word >> 16)
+
+
+class Dropout(nn.Module):
+    """Inverted dropout (Srivastava et al. 2014), with ``random_bits``."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        if deterministic or self.rate == 0:
+            return x
+        if self.rate >= 1:
+            return jnp.zeros_like(x)
+        bits = random_bits(self.make_rng("dropout"), x.shape)
+        kept = bits >= jnp.uint32(self.rate * 2**32)
+        return jnp.where(kept, x / (1 - self.rate), 0).astype(x.dtype)
