@@ -542,9 +542,9 @@ def test_rematerialised_layers_compute_the_same_gradients():
     for remat in (False, True):
         encoder = BertEncoder(SMALL, remat=remat)
 
-        def loss(params, encoder=encoder):
+        def loss(params, encoder=encoder) -> Any:
             rngs = {"dropout": jax.random.key(3)}
-            return (encoder.apply({"params": params}, ids, train=True, rngs=rngs) ** 2).sum()
+            return (run(encoder, params, ids, train=True, rngs=rngs) ** 2).sum()
 
         assert ("prevent_cse" in str(jax.make_jaxpr(jax.grad(loss))(params))) == remat
         gradients.append(flat(jax.grad(loss)(params)))
@@ -561,8 +561,9 @@ def test_fused_attention_computes_the_plain_one_where_weights_have_no_dropout(tr
 
     def value_and_gradient(fused):
         def loss(params):
-            states = BertEncoder(config, fused=fused).apply(
-                {"params": params},
+            states = run(
+                BertEncoder(config, fused=fused),
+                params,
                 ids,
                 segment_ids=segments,
                 train=train,
@@ -582,8 +583,12 @@ def test_dropout_of_the_attention_weights_is_never_left_out():
     ids = jnp.arange(16).reshape(2, 8) % 12
     params = BertEncoder(SMALL).init(jax.random.key(0), ids)["params"]
     states = [
-        BertEncoder(SMALL, fused=fused).apply(
-            {"params": params}, ids, train=True, rngs={"dropout": jax.random.key(3)}
+        run(
+            BertEncoder(SMALL, fused=fused),
+            params,
+            ids,
+            train=True,
+            rngs={"dropout": jax.random.key(3)},
         )
         for fused in ("xla", None)
     ]
