@@ -18,7 +18,7 @@ from mtl_jax.freeze import Freeze, certificate, digest, state_bytes
 from mtl_jax.losses import masked_cross_entropy
 from mtl_jax.optim import OptimizerConfig
 from mtl_jax.scenarios import FROZEN, scenario_rules
-from mtl_jax.step import train_step
+from mtl_jax.step import stream, train_step
 
 LAYERS = CONFIG.num_hidden_layers
 PARAMS = random_params()
@@ -70,7 +70,7 @@ def depth_of(labels):
 
 def whole_gradient(program, params, batch, step):
     """The gradient for every parameter, at the dropout of that step, without ``train_step``."""
-    key = jax.random.fold_in(jax.random.key(7), step)
+    key = jax.random.fold_in(stream(7, "dropout"), step)
 
     def loss(params):
         logits: Any = program.model.apply(
