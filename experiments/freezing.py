@@ -37,8 +37,8 @@ def _limits(data: DataConfig) -> dict[str, int | None]:
     }
 
 
-# Few enough sentences for four seeds of seven scenarios in some minutes on two cores.
-_QUICK = DataConfig(max_train_examples=512, max_evaluation_examples=320)
+# Few enough sentences for three seeds of seven scenarios in some minutes on two cores.
+_QUICK = DataConfig(max_train_examples=384, max_evaluation_examples=320)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Freezing(Settings):
         "none_frozen",
     )
     """the scenarios to compare"""
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    seeds: tuple[int, ...] = (0, 1, 2)
     """the seeds to train each with"""
     data: DataConfig = _QUICK
     batch_size: int = 16

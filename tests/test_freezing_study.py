@@ -102,7 +102,7 @@ def test_mistakes_are_told_before_anything_is_trained(flags, tmp_path):
 
 def test_a_study_of_ones_own_data_takes_all_of_it(settings, tmp_path):
     quick = Freezing(workdir=str(tmp_path), seeds=(0, 1, 0))
-    assert (quick.data.max_train_examples, quick.data.max_evaluation_examples) == (512, 320)
+    assert (quick.data.max_train_examples, quick.data.max_evaluation_examples) == (384, 320)
     assert quick.seeds == (0, 1)
     limits = quick.data.__dict__.keys() & {"max_train_examples", "max_evaluation_examples"}
     data = {**vars(settings["data"]), **{name: getattr(quick.data, name) for name in limits}}
