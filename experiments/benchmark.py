@@ -26,7 +26,7 @@ from experiments.benchmark_table import Circumstances, build, print_table
 from experiments.benchmark_workers import MEASUREMENTS, Workers, device, measure
 from experiments.machine import processor
 from experiments.render import to_markdown
-from mtl_jax.cli import guarded, parse
+from mtl_jax.cli import guarded, one_line, parse
 from mtl_jax.config import DEFAULT_BACKBONE, DataConfig, TrainConfig
 from mtl_jax.errors import UserError
 
@@ -188,11 +188,6 @@ def _circumstances(settings: Benchmark, devices: str, load: float, command: str)
     )
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-
-
 def run(settings: Benchmark, command: str) -> int:
     """Measures the rows one by one, and writes what they gave.
 
@@ -243,7 +238,7 @@ def run(settings: Benchmark, command: str) -> int:
                 say(notes[-1])
             except Exception as error:  # noqa: BLE001  (one row must not take the others with it)
                 failed += 1
-                notes.append(f"`{name}` failed: {_one_line(error)}")
+                notes.append(f"`{name}` failed: {one_line(error)}")
                 say(notes[-1])
     circumstances = _circumstances(settings, session.devices, load, command)
     page = build(outcomes, notes, session.records, circumstances)

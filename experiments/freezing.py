@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.machine import circumstances
-from mtl_jax.cli import guarded, parse, prepare
+from mtl_jax.cli import guarded, one_line, parse, prepare
 from mtl_jax.config import DataConfig, Settings, TrainConfig
 from mtl_jax.errors import UserError
 
@@ -158,7 +158,7 @@ def _train_arms(
         try:
             result = train(arm, inputs)
         except Exception as error:  # noqa: BLE001  (one arm must not take the others with it)
-            failures.append({"arm": arm.scenario, "seed": arm.seed, "error": _one_line(error)})
+            failures.append({"arm": arm.scenario, "seed": arm.seed, "error": one_line(error)})
             say(f"arm {number} failed: {failures[-1]['error']}")
             continue
         append_line(results_file, _line(arm, result))
@@ -183,11 +183,6 @@ def _wanted(results: list[dict[str, Any]], study: Freezing) -> list[dict[str, An
         for result in results
         if result["arm"] in study.scenarios and result["seed"] in study.seeds
     ]
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def _record(study: Freezing, inputs: Inputs) -> dict[str, Any]:

@@ -70,6 +70,12 @@ def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     return 0
 
 
+def one_line(error: Exception) -> str:
+    """What failed, for a report that goes on: a user's mistake as told, else with its type."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
 def prepare() -> None:
     """What a command does before its first array; for processes of our own only."""
     import_transformers_alone()

@@ -100,9 +100,7 @@ class Stepper:
 
 
 # A study holds as many scenarios as this at a time.
-@functools.lru_cache(maxsize=16)
-def _stepper(spec: TrainSpec) -> Stepper:
-    return Stepper(spec)
+_stepper = functools.lru_cache(maxsize=16)(Stepper)
 
 
 class Run:
