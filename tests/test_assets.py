@@ -200,51 +200,6 @@ def test_processes_that_fetch_at_once_share_one_download(cache, wheels):
     assert listing(asset.folder) == ["config.json", "sub/more.txt"]
 
 
-TURNS = """
-import os
-import sys
-from pathlib import Path
-from mtl_jax.assets import exclusive
-
-path, count = Path(sys.argv[1]), int(sys.argv[2])
-print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(count):
-    with exclusive(path):
-        # Two that held it at once would find the file there, or lose a turn.
-        os.close(os.open(path.with_name("held"), os.O_CREAT | os.O_EXCL))
-        path.write_text(str(int(path.read_text()) + 1))
-        os.unlink(path.with_name("held"))
-"""
-
-
-def test_the_lock_of_many_processes_is_one_though_its_file_goes_with_each(tmp_path):
-    path = tmp_path / "sum"
-    path.write_text("0")
-    command = [sys.executable, "-c", TURNS, str(path), "100"]
-    pipe = subprocess.PIPE
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) for _ in range(4)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.communicate("go\n", timeout=60)
-    assert [process.returncode for process in processes] == [0] * 4
-    assert path.read_text() == "400"
-    assert listing(tmp_path) == ["sum"]
-
-
-def test_a_lock_that_another_holds_can_be_passed_by(tmp_path):
-    with assets.exclusive(tmp_path / "a"), assets.exclusive(tmp_path / "a", wait=False) as held:
-        assert not held
-        assert listing(tmp_path) == [".a.lock"]
-    with assets.exclusive(tmp_path / "a", wait=False) as held:
-        assert held
-    assert listing(tmp_path) == []
-
-
 def test_a_fetch_that_is_killed_half_way_harms_nothing(cache, wheels):
     asked, answer = threading.Event(), threading.Event()
 

@@ -16,6 +16,7 @@ import numpy as np
 from mtl_jax import assets
 from mtl_jax.data.table import Source, Table
 from mtl_jax.errors import UserError
+from mtl_jax.locks import exclusive
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -128,7 +129,7 @@ def prepare(
     if builder.info.splits:
         return builder
     folder = Path(builder.data_dir)
-    with assets.exclusive(folder):
+    with exclusive(folder):
         if folder.exists():
             # Another process has prepared it since this builder looked.
             return tfds.builder_from_directory(folder)
