@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
+from mtl_jax.arrayfile import Write
 from mtl_jax.config import TASKS, BertConfig, Parallel, Pooling
 from mtl_jax.data.batches import HostBatch, TextSet, evaluation_batches
 from mtl_jax.data.packing import Layout
@@ -20,7 +21,6 @@ from mtl_jax.metrics import Metrics, split_metrics
 from mtl_jax.model import MultiTaskModel
 from mtl_jax.parallel import Compiled, Runner, make_runner
 from mtl_jax.step import eval_step, pooled_step, states_step
-from mtl_jax.store import Write
 
 NEIGHBOURS = 20
 

@@ -122,6 +122,24 @@ def digest(params: Params) -> str:
     return hasher.hexdigest()
 
 
+class Stages:
+    """A backbone's parameters by stage (``embeddings``, ``layer_0`` ...), each hashed once.
+
+    Attributes:
+        params: The parameters, on the host; they must not change.
+    """
+
+    def __init__(self, params: Params):
+        self.params = params
+        self._digests: dict[str, str] = {}
+
+    def digest(self, stage: str) -> str:
+        """``digest`` of one stage."""
+        if stage not in self._digests:
+            self._digests[stage] = digest({stage: self.params[stage]})
+        return self._digests[stage]
+
+
 def state_bytes(opt_state: optax.OptState) -> int:
     """Bytes of every array in an optimizer state, step counters included."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(opt_state) if hasattr(leaf, "nbytes"))

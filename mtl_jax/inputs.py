@@ -14,7 +14,7 @@ from mtl_jax.data.batches import TextSet
 from mtl_jax.data.examples import Corpus, Examples, load_corpus
 from mtl_jax.data.tokens import load_tokenizer, tokenize
 from mtl_jax.errors import UserError
-from mtl_jax.freeze import digest
+from mtl_jax.freeze import Stages, digest
 from mtl_jax.store import GIB, Store
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Inputs:
         backbone: The backbone's parameters, without a pooler that nothing would use.
         pooling: How a text's token vectors become one.
         weights_digest: SHA-256 of the backbone's parameters.
+        stages: The same parameters with the SHA-256 of each stage.
         store: What the frozen bottom of the backbone made of the texts, from run to run.
     """
 
@@ -72,6 +73,7 @@ class Inputs:
         self.pooling: Pooling = settings.pooling or pretrained.default_pooling(folder)
         self.backbone = pretrained.without_unused_pooler(params, self.pooling, backbone)
         self.weights_digest = digest(self.backbone)
+        self.stages = Stages(self.backbone)
         self.reader = TextReader(load_tokenizer(folder), self.bert, data.max_length)
         self.corpus: Corpus = load_corpus(data)
         self.store = Store(

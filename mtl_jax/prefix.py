@@ -17,29 +17,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtl_jax.arrayfile import Write
 from mtl_jax.data.batches import TextSet
 from mtl_jax.evaluate import Evaluator, ModelSpec
-from mtl_jax.freeze import Params, digest
-from mtl_jax.store import Store, Write
+from mtl_jax.freeze import Params, Stages
+from mtl_jax.store import Store
 
 # The embeddings alone cost less to compute than to keep: activations are kept from here on.
 SHALLOWEST = 2
 
 # To be raised when files are made in another way.
-_VERSION = 1
+_VERSION = 2
 
 
 class Prefix:
-    """One backbone's frozen bottom.
+    """One backbone's frozen bottom, for one run.
+
+    What the run gets stays in the store for as long as this object lives.
 
     Args:
         spec: The model.
         evaluator: Its compiled evaluation.
-        backbone: The backbone's parameters, on the host.
+        backbone: The backbone's parameters.
         store: Where the activations are kept.
     """
 
-    def __init__(self, spec: ModelSpec, evaluator: Evaluator, backbone: Params, store: Store):
+    def __init__(self, spec: ModelSpec, evaluator: Evaluator, backbone: Stages, store: Store):
         self._spec, self._evaluator = spec, evaluator
         self._backbone, self._store = backbone, store
 
@@ -56,36 +59,38 @@ class Prefix:
             The texts, and the seconds that computing their states took in this process,
             without compilation.
         """
-        key = self.key(texts, depth)
 
         def fill(write: Write) -> None:
             source = self._deepest(texts, depth)
             self._evaluator.states(self._params(), source, depth, write)
 
-        shape = (len(texts.tokens.ids), self._spec.bert.hidden_size)
-        states = self._get(key, shape, self._spec.dtype, fill)
-        found = dataclasses.replace(texts, states=states, depth=depth)
-        return found, self._store.seconds.get(key, 0.0)
+        states, seconds = self._get(texts, depth, *self._states_form(texts), fill)
+        return dataclasses.replace(texts, states=states, depth=depth), seconds
 
     def pooled(self, texts: TextSet) -> tuple[TextSet, float]:
         """Texts with their ``pooled`` vectors, where the whole backbone is frozen.
 
         Args and returns: as of ``states``.
         """
-        layers = self._spec.bert.num_hidden_layers
-        key = self.key(texts, None)
 
         def fill(write: Write) -> None:
-            source = self._deepest(texts, 2 + layers)
+            source = self._deepest(texts, None)
             write(0, self._evaluator.pooled(self._params(), source))
 
         shape = (len(texts), self._spec.bert.hidden_size)
-        vectors = self._get(key, shape, "float32", fill)
-        return dataclasses.replace(texts, pooled=vectors), self._store.seconds.get(key, 0.0)
+        vectors, seconds = self._get(texts, None, shape, np.dtype(np.float32), fill)
+        return dataclasses.replace(texts, pooled=vectors), seconds
 
     def _get(
-        self, key: str, shape: tuple[int, int], dtype: str, fill: Callable[[Write], None]
-    ) -> np.ndarray:
+        self,
+        texts: TextSet,
+        depth: int | None,
+        shape: tuple[int, int],
+        dtype: np.dtype,
+        fill: Callable[[Write], None],
+    ) -> tuple[np.ndarray, float]:
+        key = self.key(texts, depth)
+
         def working() -> float:
             return time.perf_counter() - self._evaluator.compile_seconds
 
@@ -94,15 +99,28 @@ class Prefix:
             fill(write)
             self._store.seconds[key] = working() - started
 
-        return self._store.get(key, shape, jnp.dtype(dtype), timed)
+        sources = [self.key(texts, shallower) for shallower in self._shallower(depth)]
+        array = self._store.get(key, shape, dtype, timed, self, sources)
+        return array, self._store.seconds.get(key, 0.0)
 
     def _params(self) -> Params:
-        return self._evaluator.runner.replicate({"backbone": self._backbone})
+        return self._evaluator.runner.replicate({"backbone": self._backbone.params})
 
-    def _deepest(self, texts: TextSet, below: int) -> TextSet:
-        for depth in range(below - 1, SHALLOWEST - 1, -1):
-            if self.key(texts, depth) in self._store:
-                return self.states(texts, depth)[0]
+    def _states_form(self, texts: TextSet) -> tuple[tuple[int, int], np.dtype]:
+        """Shape and type of token states."""
+        shape = (len(texts.tokens.ids), self._spec.bert.hidden_size)
+        return shape, jnp.dtype(self._spec.dtype)
+
+    def _shallower(self, depth: int | None) -> range:
+        """The depths that can be gone on from, the deepest first."""
+        below = 2 + self._spec.bert.num_hidden_layers if depth is None else depth
+        return range(below - 1, SHALLOWEST - 1, -1)
+
+    def _deepest(self, texts: TextSet, below: int | None) -> TextSet:
+        for depth in self._shallower(below):
+            states = self._store.find(self.key(texts, depth), *self._states_form(texts))
+            if states is not None:
+                return dataclasses.replace(texts, states=states, depth=depth)
         return texts
 
     def key(self, texts: TextSet, depth: int | None) -> str:
@@ -121,8 +139,7 @@ class Prefix:
             "pooling": self._spec.pooling if depth is None else None,
             "weights": self._weights(depth),
             "bert": dataclasses.asdict(self._spec.bert),
-            "ids": hashlib.sha256(texts.tokens.ids.tobytes()).hexdigest(),
-            "offsets": hashlib.sha256(texts.tokens.offsets.tobytes()).hexdigest(),
+            "tokens": texts.tokens.digest,
             "dtype": self._spec.dtype,
             "fused": self._evaluator.model.fused,
             "layout": dataclasses.asdict(self._evaluator.layout),
@@ -132,7 +149,7 @@ class Prefix:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _weights(self, depth: int | None) -> str:
-        names = ["embeddings", *(f"layer_{i}" for i in range((depth or 1) - 1))]
-        below = self._backbone if depth is None else {n: self._backbone[n] for n in names}
-        return digest(below)
+    def _weights(self, depth: int | None) -> list[str]:
+        below = ["embeddings", *(f"layer_{i}" for i in range((depth or 1) - 1))]
+        stages = sorted(self._backbone.params) if depth is None else below
+        return [self._backbone.digest(stage) for stage in stages]

@@ -143,6 +143,7 @@ class Run:
         )
         self.total_steps = self.plan.steps * config.epochs if self.freeze.groups else 0
         self.feature_seconds = 0.0
+        self._splits: dict[str, Split] = {}
 
     @property
     def evaluation_compile_seconds(self) -> float:
@@ -150,18 +151,29 @@ class Run:
         return self.evaluator.compile_seconds - self._compiled_before
 
     def split(self, name: str) -> Split:
-        """A split, with what the frozen bottom of the backbone makes of its texts."""
-        split = self.inputs.split(name)
-        if not self.config.prefix_cache or self.states_depth < SHALLOWEST:
-            return split
-        prefix = Prefix(self._model, self.evaluator, self.inputs.backbone, self.inputs.store)
+        """A split, with what the frozen bottom of the backbone makes of its texts.
+
+        It is kept for as long as this object lives.
+        """
+        if name not in self._splits:
+            split = self.inputs.split(name)
+            if self.config.prefix_cache and self.states_depth >= SHALLOWEST:
+                split = self._with_kept(split, name)
+            self._splits[name] = split
+        return self._splits[name]
+
+    def _with_kept(self, split: Split, name: str) -> Split:
         if self.freeze.backbone_frozen:
-            texts, seconds = prefix.pooled(split.texts)
+            texts, seconds = self._prefix.pooled(split.texts)
         else:
-            texts, seconds = prefix.states(split.texts, self.states_depth)
+            texts, seconds = self._prefix.states(split.texts, self.states_depth)
         if name == "train":
             self.feature_seconds = seconds
         return dataclasses.replace(split, texts=texts)
+
+    @functools.cached_property
+    def _prefix(self) -> Prefix:
+        return Prefix(self._model, self.evaluator, self.inputs.stages, self.inputs.store)
 
     @property
     def warmup_steps(self) -> int:

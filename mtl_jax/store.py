@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import shutil
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mtl_jax.assets import exclusive
+from mtl_jax.arrayfile import Write, array_bytes, file_bytes, read_array, write_array
 from mtl_jax.console import say
 from mtl_jax.errors import UserError
-
-Write = Callable[[int, np.ndarray], None]
-"""``write(start, rows)`` puts rows at ``start`` of the first axis."""
+from mtl_jax.locks import exclusive
 
 GIB = 2**30
 _SUFFIX = ".states"
-_BLOCK = 2**22
-_DIGEST_SIZE = hashlib.sha256().digest_size
+_REMEDY = "lower --max-length, or use --no-prefix-cache"
 
 
 class Store:
@@ -31,12 +26,12 @@ class Store:
 
     A file is the array's bytes followed by their SHA-256, and appears when it is whole; its
     name is the key, which has to name everything that the array depends on. A file that is
-    cut short or has other bytes is noticed when it is opened, and made again.
+    cut short or has other bytes is noticed when a process first opens it, and made again.
 
     Attributes:
         memory: Bytes that all arrays in memory may take together.
-        disk: Bytes that all files in ``folder`` may take together; the least recently used
-            make room for new ones.
+        disk: Bytes that all files in ``folder`` may take together, whichever version of this
+            project made them; the least recently used make room for new ones.
         folder: Where the files are. Processes may share it.
         seconds: Per key what making it took, as far as it was made here.
     """
@@ -45,12 +40,27 @@ class Store:
         self.memory, self.disk, self.folder = memory, disk, folder
         self.seconds: dict[str, float] = {}
         self._arrays: dict[str, np.ndarray] = {}
+        self._users: weakref.WeakKeyDictionary[object, set[str]] = weakref.WeakKeyDictionary()
 
     def __contains__(self, key: str) -> bool:
         return key in self._arrays or self._path(key).exists()
 
+    def find(self, key: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
+        """The array of that key; None where it is not there, or is damaged."""
+        if (array := self._arrays.pop(key, None)) is None:
+            return read_array(self._path(key), shape, dtype)
+        # Last in the dictionary is last to be given up.
+        self._arrays[key] = array
+        return array
+
     def get(
-        self, key: str, shape: tuple[int, ...], dtype: DTypeLike, fill: Callable[[Write], None]
+        self,
+        key: str,
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
+        fill: Callable[[Write], None],
+        user: object = None,
+        sources: Collection[str] = (),
     ) -> np.ndarray:
         """The array of that key, made by ``fill`` where it is not there.
 
@@ -59,126 +69,161 @@ class Store:
             shape: Its shape.
             dtype: Its type.
             fill: Is given a ``Write`` and writes every row.
+            user: For as long as this object lives, what it has got makes no room for others.
+            sources: Keys of what ``fill`` could start from, which make room last.
 
         Raises:
-            UserError: It fits neither the memory nor the disk, or can't be written.
+            UserError: It fits neither the memory nor the disk, beside what is in use, or
+                can't be written.
         """
-        if (array := self._arrays.pop(key, None)) is None:
-            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            # A file that is there is used whatever the memory: ``in`` has told of it.
-            if size > self.memory or self._path(key).exists():
-                return self._from_disk(key, shape, dtype, fill)
-            while self._in_memory() + size > self.memory:
-                del self._arrays[next(iter(self._arrays))]
-            array = np.empty(shape, dtype)
-            kept = array
-
-            def write(start: int, rows: np.ndarray) -> None:
-                kept[start : start + len(rows)] = rows
-
-            fill(write)
-        # Last in the dictionary is last to be given up.
-        self._arrays[key] = array
+        if (array := self.find(key, shape, dtype)) is None:
+            size = array_bytes(shape, dtype)
+            if size <= self.memory - sum(self._arrays[k].nbytes for k in self._in_use()):
+                array = self._in_memory(key, shape, dtype, fill, sources)
+            else:
+                array = self._on_disk(key, shape, dtype, fill, sources)
+        if user is not None:
+            self._users.setdefault(user, set()).add(key)
         return array
 
-    def _in_memory(self) -> int:
-        return sum(array.nbytes for array in self._arrays.values())
+    def refusals(self, size: int) -> list[str]:
+        """Why there can't be files of ``size`` bytes more, each with a remedy."""
+        reasons, in_use = [], {self._path(key) for key in self._used()}
+        files = self._files()
+        used = sum(size for _, size, path in files if path in in_use)
+        if size + used > self.disk:
+            beside = f" and {used / GIB:.2f} GiB that this run uses already" if used else ""
+            reasons.append(
+                f"activations of {size / GIB:.2f} GiB{beside} exceed --cache-memory and "
+                f"--cache-disk ({self.disk / GIB:.2f} GiB): raise one of them, {_REMEDY}"
+            )
+        room = self._free() + sum(size for _, size, path in files if path not in in_use)
+        if size > room:
+            reasons.append(
+                f"{self.folder} has {room / GIB:.2f} GiB free, activations need "
+                f"{size / GIB:.2f} GiB: make room, name another --cache-folder, {_REMEDY}"
+            )
+        return reasons
+
+    def _used(self) -> set[str]:
+        return set().union(*self._users.values())
+
+    def _in_use(self) -> list[str]:
+        """The keys in memory that are in use."""
+        used = self._used()
+        return [key for key in self._arrays if key in used]
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{_SUFFIX}"
 
-    def _from_disk(
-        self, key: str, shape: tuple[int, ...], dtype: DTypeLike, fill: Callable[[Write], None]
-    ) -> np.ndarray:
-        path = self._path(key)
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        with self._trouble_told():
-            # First, so that no trouble with the lock is told with the remedy of another cache.
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.with_name(f".{path.name}.lock").write_bytes(b"")
-        with exclusive(path), self._trouble_told():
-            # Under the lock such a file can only be what a killed process left.
-            for leftover in self.folder.glob(f".{path.name}.*.part"):
-                leftover.unlink()
-            if path.exists() and not _intact(path, size):
-                say(f"{path} is damaged: computing it again")
-                path.unlink()
-            if not path.exists():
-                self._make_room(path, size + _DIGEST_SIZE)
-                _write_whole(path, np.dtype(dtype), shape, fill)
-            os.utime(path)
-            return np.memmap(path, dtype, "r", shape=shape)
-
-    def _make_room(self, path: Path, size: int) -> None:
-        """Removes the least recently used files until one of ``size`` bytes fits."""
-        remedy = "lower --max-length, or use --no-prefix-cache"
-        if size > self.disk:
-            raise UserError(
-                f"activations of {size / GIB:.2f} GiB exceed --cache-memory and --cache-disk "
-                f"({self.disk / GIB:.2f} GiB): raise one of them, {remedy}"
-            )
+    def _files(self) -> list[tuple[int, int, Path]]:
+        """When each file was last used, its bytes, its path; in the order of their use."""
         files = []
         for file in self.folder.glob(f"*{_SUFFIX}"):
             # Another process may be making room, too.
             with contextlib.suppress(FileNotFoundError):
                 found = file.stat()
-                files.append((found.st_mtime_ns, found.st_size, file))
-        taken = sum(used for _, used, _ in files)
-        for _, used, file in sorted(files):
-            if taken + size <= self.disk:
+                files.append((found.st_atime_ns, found.st_size, file))
+        return sorted(files)
+
+    def _free(self) -> int:
+        folders = (self.folder, *self.folder.absolute().parents)
+        return shutil.disk_usage(next(folder for folder in folders if folder.is_dir())).free
+
+    def _in_memory(
+        self,
+        key: str,
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
+        fill: Callable[[Write], None],
+        sources: Collection[str],
+    ) -> np.ndarray:
+        size, used = array_bytes(shape, dtype), self._in_use()
+        idle = [key for key in self._arrays if key not in used]
+        for other in sorted(idle, key=lambda key: key in sources):
+            if sum(array.nbytes for array in self._arrays.values()) + size <= self.memory:
                 break
-            file.unlink(missing_ok=True)
-            taken -= used
-        if (free := shutil.disk_usage(self.folder).free) < size:
-            raise UserError(
-                f"{path.parent} has {free / GIB:.2f} GiB free, activations need "
-                f"{size / GIB:.2f} GiB: make room, name another --cache-folder, {remedy}"
-            )
+            del self._arrays[other]
+        array = np.empty(shape, dtype)
+
+        def write(start: int, rows: np.ndarray) -> None:
+            array[start : start + len(rows)] = rows
+
+        fill(write)
+        self._arrays[key] = array
+        return array
+
+    def _on_disk(
+        self,
+        key: str,
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
+        fill: Callable[[Write], None],
+        sources: Collection[str],
+    ) -> np.ndarray:
+        path = self._path(key)
+        with exclusive(path, self._trouble), self._trouble_told():
+            # Another process may have made it while this one waited.
+            if (array := read_array(path, shape, dtype)) is not None:
+                return array
+            if path.exists():
+                say(f"{path} is damaged: computing it again")
+                path.unlink()
+            self._clear_leftovers(path)
+            self._make_room(file_bytes(shape, dtype), sources)
+            return write_array(path, shape, dtype, fill)
+
+    def _clear_leftovers(self, own: Path) -> None:
+        """Removes what killed processes left of any file, under the lock of that file."""
+        for leftover in list(self.folder.glob(f".*{_SUFFIX}.*")):
+            path = self._path(leftover.name[1:].partition(_SUFFIX)[0])
+            # What belongs to another user is left to that user's processes.
+            with contextlib.suppress(UserError), contextlib.ExitStack() as stack:
+                if path == own or stack.enter_context(exclusive(path, self._trouble, wait=False)):
+                    for part in self.folder.glob(f".{path.name}.*.part"):
+                        part.unlink(missing_ok=True)
+
+    def _make_room(self, size: int, sources: Collection[str]) -> None:
+        """Removes the least recently used files until one of ``size`` bytes fits.
+
+        A file that another process has mapped may go: its bytes stay until they are unmapped.
+        Those of this run would only have to be made again.
+        """
+        for refusal in self.refusals(size):
+            raise UserError(refusal)
+        files, used = self._files(), {self._path(key) for key in self._used()}
+        last = {self._path(key) for key in sources}
+        taken = sum(size for _, size, _ in files)
+        idle = [file for file in files if file[-1] not in used]
+        for _, its_size, path in sorted(idle, key=lambda file: file[-1] in last):
+            if taken + size <= self.disk and self._free() >= size:
+                break
+            path.unlink(missing_ok=True)
+            taken -= its_size
+
+    def _trouble(self, folder: Path, error: OSError) -> UserError:
+        return UserError(
+            f"activations can't be kept in {folder} ({error.strerror}): make room or "
+            "access, name another --cache-folder, or use --no-prefix-cache"
+        )
 
     @contextlib.contextmanager
     def _trouble_told(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise UserError(
-                f"activations can't be kept in {self.folder} ({error.strerror}): make room or "
-                "access, name another --cache-folder, or use --no-prefix-cache"
-            ) from error
+            raise self._trouble(self.folder, error) from error
 
 
-def _write_whole(
-    path: Path, dtype: np.dtype, shape: tuple[int, ...], fill: Callable[[Write], None]
-) -> None:
-    row_size = int(np.prod(shape[1:])) * dtype.itemsize
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("w+b") as file:
+def in_memory(sizes: Sequence[int], memory: int) -> list[bool]:
+    """Which of the arrays that one user gets, in this order, a ``Store`` keeps in memory.
 
-            def write(start: int, rows: np.ndarray) -> None:
-                # Written, not mapped: a disk that fills is then an error, not a signal.
-                file.seek(start * row_size)
-                file.write(np.ascontiguousarray(rows, dtype).view(np.uint8).data)
-
-            fill(write)
-            digest = _digest(file, shape[0] * row_size)
-            file.seek(shape[0] * row_size)
-            file.write(digest)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _digest(file: IO[bytes], size: int) -> bytes:
-    hasher = hashlib.sha256()
-    file.seek(0)
-    while size > 0 and (block := file.read(min(size, _BLOCK))):
-        hasher.update(block)
-        size -= len(block)
-    return hasher.digest()
-
-
-def _intact(path: Path, size: int) -> bool:
-    if path.stat().st_size != size + _DIGEST_SIZE:
-        return False
-    with path.open("rb") as file:
-        return _digest(file, size) == file.read(_DIGEST_SIZE)
+    Args:
+        sizes: Bytes of each.
+        memory: As of ``Store``; nothing else is in use.
+    """
+    fits = []
+    for size in sizes:
+        fits.append(size <= memory)
+        memory -= size if fits[-1] else 0
+    return fits

@@ -23,6 +23,7 @@ from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.data.batches import TextSet
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import evaluator
+from mtl_jax.freeze import Stages
 from mtl_jax.inputs import Inputs
 from mtl_jax.prefix import SHALLOWEST, Prefix
 from mtl_jax.run import Run
@@ -51,7 +52,7 @@ def prefix(base, tmp_path):
     def make(store=None, backbone=None, **changes):
         spec = dataclasses.replace(base._model, **changes)
         store = store or Store(2**30, 0, tmp_path / "unused")
-        return Prefix(spec, evaluator(spec), backbone or base.inputs.backbone, store)
+        return Prefix(spec, evaluator(spec), Stages(backbone or base.inputs.backbone), store)
 
     return make
 

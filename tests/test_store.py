@@ -132,7 +132,7 @@ def test_a_larger_one_is_a_file_that_every_store_of_the_folder_finds(dtype, tmp_
         assert array.tobytes() == rows.tobytes()
     content = rows.tobytes()
     assert (folder / "ab.states").read_bytes() == content + hashlib.sha256(content).digest()
-    assert listing(folder) == [".ab.states.lock", "ab.states"]
+    assert listing(folder) == ["ab.states"]
 
 
 def test_a_file_is_used_by_a_store_with_memory_too(tmp_path):
@@ -203,7 +203,7 @@ def test_a_fill_that_fails_half_way_leaves_nothing(memory, tmp_path):
     with pytest.raises(ZeroDivisionError):
         get(store, "ab", failing)
     assert "ab" not in store
-    assert memory or listing(tmp_path / "files") == [".ab.states.lock"]
+    assert memory or listing(tmp_path / "files") == []
     np.testing.assert_array_equal(get(store, "ab"), ROWS)
     np.testing.assert_array_equal(get(store, "ab", never), ROWS)
 
@@ -221,7 +221,7 @@ def test_a_process_killed_half_way_harms_nothing(tmp_path):
 
     rows = np.full((1000, 1000), 2, np.float32)
     np.testing.assert_array_equal(get(Store(0, 2**30, folder), "ab", rows=rows), rows)
-    assert listing(folder) == [".ab.states.lock", "ab.states"]
+    assert listing(folder) == ["ab.states"]
 
 
 def test_of_processes_that_ask_at_once_one_makes_it(tmp_path):
@@ -243,7 +243,7 @@ def test_of_processes_that_ask_at_once_one_makes_it(tmp_path):
         assert [other.stdout.read() for other in others if other.stdout] == [found] * 2
     assert [process.returncode for process in (first, *others)] == [0, 0, 0]
     assert fills.read_text() == f"{first.pid}\n"
-    assert listing(folder) == [".ab.states.lock", "ab.states"]
+    assert listing(folder) == ["ab.states"]
 
 
 @pytest.mark.parametrize("below", ["", "further/down"])
@@ -276,7 +276,7 @@ def test_more_than_the_disk_has_is_told_before_anything_is_computed(tmp_path):
     )
     with pytest.raises(UserError, match=words):
         store.get("ab", (2**40, 256), "float32", never)
-    assert listing(tmp_path) == [".ab.states.lock"]
+    assert listing(tmp_path) == []
 
 
 LIMITED = """
@@ -320,7 +320,7 @@ def test_a_write_that_fails_is_told_and_leaves_no_file(rows, tmp_path):
         "name another --cache-folder, or use --no-prefix-cache",
         "(100, 1000)",
     ]
-    assert listing(tmp_path) == [".ab.states.lock", ".cd.states.lock", "cd.states"]
+    assert listing(tmp_path) == ["cd.states"]
 
 
 @pytest.fixture
@@ -348,7 +348,7 @@ def test_a_disk_that_fills_meanwhile_is_told_and_left_as_it_was(small_disk):
 
     with pytest.raises(UserError, match=r"\(No space left on device\): make room or access, "):
         get(Store(0, 2**30, small_disk), "cd", while_another_fills_the_disk, rows)
-    names = [".ab.states.lock", ".cd.states.lock", "ab.states", "filler"]
+    names = ["ab.states", "filler"]
     assert listing(small_disk) == names
     (small_disk / "filler").unlink()
     np.testing.assert_array_equal(get(Store(0, 2**30, small_disk), "cd", rows=rows), rows)

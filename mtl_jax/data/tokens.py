@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import itertools
 import os
 from pathlib import Path
@@ -44,6 +46,14 @@ class Tokens:
     def lengths(self) -> np.ndarray:
         """int64 [n]: the tokens of each text, special ones included."""
         return np.diff(self.offsets)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the ids and of where each text ends."""
+        hasher = hashlib.sha256(f"{self.ids.dtype} {self.offsets.dtype} {len(self)}\n".encode())
+        hasher.update(np.ascontiguousarray(self.offsets).view(np.uint8).data)
+        hasher.update(np.ascontiguousarray(self.ids).view(np.uint8).data)
+        return hasher.hexdigest()
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
