@@ -1,7 +1,9 @@
 """A tiny random BERT on disk, four CPU devices, and a cache that the tests share."""
 
+import contextlib
 import json
 import os
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -84,9 +86,9 @@ def reviews(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def settings(tiny, reviews):
-    """Keyword arguments of a ``TrainConfig`` that trains the tiny BERT on the reviews."""
+@pytest.fixture(scope="session")
+def shared_settings(tiny, reviews):
+    """What ``settings`` gives, for fixtures that live longer than a test; not to be changed."""
     data = DataConfig(
         train_file=str(reviews / "train.csv"),
         validation_file=str(reviews / "validation.csv"),
@@ -102,6 +104,12 @@ def settings(tiny, reviews):
         "head_learning_rate": 1e-2,
         "parallel": "jit",
     }
+
+
+@pytest.fixture
+def settings(shared_settings):
+    """Keyword arguments of a ``TrainConfig`` that trains the tiny BERT on the reviews."""
+    return dict(shared_settings)
 
 
 @pytest.fixture
@@ -121,6 +129,25 @@ def flags(settings):
         "--head-learning-rate=1e-2",
         "--parallel=jit",
     ]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Makes an empty disk of so many mebibytes."""
+    with contextlib.ExitStack() as disks:
+
+        def make(mebibytes):
+            if os.geteuid() != 0:
+                pytest.skip("only root may mount a small disk")
+            folder = tmp_path / "disk"
+            folder.mkdir()
+            mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
+            if subprocess.run(mount, capture_output=True, check=False).returncode:
+                pytest.skip("this system allows no mount")
+            disks.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
+            return folder
+
+        yield make
 
 
 def without_times(value) -> Any:

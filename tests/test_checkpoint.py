@@ -180,26 +180,13 @@ def test_a_half_written_checkpoint_is_passed_over(run, tmp_path):
         assert raw(checkpoints.restore_params(5)) == raw(run.at(5)[0])
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of four mebibytes."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small disk")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this system allows no mount")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def test_a_full_disk_is_told_in_one_line_and_spares_the_last_checkpoint(run, small_disk):
-    folder = small_disk / "checkpoints"
+    disk = small_disk(4)
+    folder = disk / "checkpoints"
     with opened(folder) as checkpoints:
         save(checkpoints, run, 1, 0.5)
-    filler = small_disk / "filler"
-    free = os.statvfs(small_disk)
+    filler = disk / "filler"
+    free = os.statvfs(disk)
     filler.write_bytes(bytes(free.f_bavail * free.f_frsize - 8192))
     with opened(folder) as checkpoints, pytest.raises(UserError) as caught:
         save(checkpoints, run, 2, 0.9)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtl_jax.errors import UserError
-from mtl_jax.store import Store
+from mtl_jax.store import Store, in_memory
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (6, 4)
@@ -69,8 +70,8 @@ def listing(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def get(store, key, fill=None, rows=ROWS):
-    return store.get(key, rows.shape, rows.dtype, fill or filling(rows))
+def get(store, key, fill=None, rows=ROWS, **more):
+    return store.get(key, rows.shape, rows.dtype, fill or filling(rows), **more)
 
 
 def start(folder, fills, value):
@@ -176,6 +177,57 @@ def test_a_damaged_file_is_noticed_said_and_made_again(damage, tmp_path, capsys)
     assert capsys.readouterr().err == ""
 
 
+OPEN = """
+import sys
+from pathlib import Path
+from mtl_jax.store import Store
+
+found = Store(0, 2**20, Path(sys.argv[1])).find("ab", (6, 4), "float32")
+print(found if found is None else found.sum())
+"""
+
+
+def test_a_file_is_read_whole_once_in_each_process(tmp_path):
+    """A change that leaves no trace but in the bytes shows who has read them."""
+    store = Store(0, 2**20, tmp_path)
+    get(store, "ab")
+    path = tmp_path / "ab.states"
+    before = path.stat()
+
+    def command():
+        arguments = [sys.executable, "-c", OPEN, str(tmp_path)]
+        return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert command().stdout == f"{ROWS.sum()}\n"
+    with path.open("r+b") as file:
+        file.write(b"\x7f")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert get(Store(0, 2**20, tmp_path), "ab", never).tobytes() != ROWS.tobytes()
+    assert command().stdout == "None\n"
+    # A change that leaves its time is noticed here, too.
+    os.utime(path)
+    np.testing.assert_array_equal(get(store, "ab"), ROWS)
+    assert command().stdout == f"{ROWS.sum()}\n"
+
+
+def test_another_file_in_its_place_is_noticed(tmp_path, capsys):
+    """Of the same size and with the same time of change."""
+    store = Store(0, 2**20, tmp_path)
+    get(store, "ab")
+    path = tmp_path / "ab.states"
+    before = path.stat()
+    other = tmp_path / "other"
+    other.write_bytes(flipped(path.read_bytes(), 3))
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(path)
+    calls = []
+    np.testing.assert_array_equal(get(store, "ab", filling(ROWS, calls)), ROWS)
+    assert len(calls) == 1
+    assert capsys.readouterr().err == f"{path} is damaged: computing it again\n"
+
+
 def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path, capsys):
     """In each byte of the array and of its digest."""
     store = Store(0, 2**20, tmp_path)
@@ -268,6 +320,27 @@ def test_a_folder_without_access_is_told_with_a_remedy(tmp_path):
         get(Store(0, 2**20, tmp_path), "ab", never)
 
 
+def test_a_disk_without_writes_is_read_from_and_else_told(small_disk):
+    disk = small_disk(1)
+    get(Store(0, 2**20, disk), "ab")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    store = Store(0, 2**20, disk)
+    np.testing.assert_array_equal(get(store, "ab", never), ROWS)
+    with pytest.raises(UserError) as caught:
+        get(store, "cd", never)
+    assert str(caught.value) == (
+        f"activations can't be kept in {disk} (Read-only file system): make room or access, "
+        "name another --cache-folder, or use --no-prefix-cache"
+    )
+    assert listing(disk) == ["ab.states"]
+
+
+def test_a_folder_in_the_place_of_a_file_is_told(tmp_path):
+    (tmp_path / "ab.states").mkdir()
+    with pytest.raises(UserError, match=r"^activations can't be kept in .* \(Is a directory\): "):
+        get(Store(0, 2**20, tmp_path), "ab", never)
+
+
 def test_more_than_the_disk_has_is_told_before_anything_is_computed(tmp_path):
     store = Store(0, 2**62, tmp_path)
     words = (
@@ -323,36 +396,23 @@ def test_a_write_that_fails_is_told_and_leaves_no_file(rows, tmp_path):
     assert listing(tmp_path) == ["cd.states"]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of one mebibyte."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small disk")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this system allows no mount")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def test_a_disk_that_fills_meanwhile_is_told_and_left_as_it_was(small_disk):
+    disk = small_disk(1)
     rows = np.ones((150, 1000), np.float32)
-    get(Store(0, 2**30, small_disk), "ab", rows=rows[:50])
+    get(Store(0, 2**30, disk), "ab", rows=rows[:50])
 
     def while_another_fills_the_disk(write):
-        free = os.statvfs(small_disk)
-        (small_disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - 300_000))
+        free = os.statvfs(disk)
+        (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - 300_000))
         filling(rows)(write)
 
     with pytest.raises(UserError, match=r"\(No space left on device\): make room or access, "):
-        get(Store(0, 2**30, small_disk), "cd", while_another_fills_the_disk, rows)
+        get(Store(0, 2**30, disk), "cd", while_another_fills_the_disk, rows)
     names = ["ab.states", "filler"]
-    assert listing(small_disk) == names
-    (small_disk / "filler").unlink()
-    np.testing.assert_array_equal(get(Store(0, 2**30, small_disk), "cd", rows=rows), rows)
-    get(Store(0, 2**30, small_disk), "ab", never, rows[:50])
+    assert listing(disk) == names
+    (disk / "filler").unlink()
+    np.testing.assert_array_equal(get(Store(0, 2**30, disk), "cd", rows=rows), rows)
+    get(Store(0, 2**30, disk), "ab", never, rows[:50])
 
 
 def test_more_than_both_budgets_names_them(tmp_path):
@@ -407,3 +467,122 @@ def test_a_file_that_is_found_counts_as_used(tmp_path):
     get(store, "aa", never)
     get(store, "cc")
     assert [key in store for key in ("aa", "bb", "cc")] == [True, False, True]
+
+
+class User:
+    """Something that uses what it has got for as long as it lives."""
+
+
+def test_what_is_in_use_makes_no_room_in_memory(tmp_path):
+    """It goes to a file what does not fit beside it."""
+    store, user = Store(2 * SIZE, 2**20, tmp_path), User()
+    first = get(store, "aa", user=user)
+    get(store, "bb")
+    get(store, "cc", user=user)
+    assert [key in store for key in ("aa", "bb", "cc")] == [True, False, True]
+    assert isinstance(get(store, "dd", user=user), np.memmap)
+    assert listing(tmp_path) == ["dd.states"]
+    assert get(store, "aa", never) is first
+    del user
+    assert not isinstance(get(store, "ee"), np.memmap)
+    assert [key in store for key in ("aa", "cc", "dd", "ee")] == [True, False, True, True]
+
+
+def test_files_in_use_make_no_room_and_too_small_a_budget_is_told(tmp_path):
+    store, user = Store(0, 2 * FILE, tmp_path), User()
+    get(store, "aa", user=user)
+    get(store, "bb")
+    get(store, "cc", user=user)
+    used_at(tmp_path, "aa", "cc")
+    names = ["aa.states", "cc.states"]
+    assert listing(tmp_path) == names
+    with pytest.raises(UserError) as caught:
+        get(store, "dd", never, user=user)
+    assert str(caught.value) == (
+        "activations of 0.00 GiB and 0.00 GiB that this run uses already exceed --cache-memory "
+        "and --cache-disk (0.00 GiB): raise one of them, lower --max-length, or use "
+        "--no-prefix-cache"
+    )
+    assert listing(tmp_path) == names
+    del user, caught
+    get(store, "dd")
+    assert listing(tmp_path) == ["cc.states", "dd.states"]
+
+
+@pytest.mark.parametrize("memory", [0, 3 * SIZE])
+def test_what_a_fill_could_start_from_makes_room_last(memory, tmp_path):
+    store = Store(memory, 3 * FILE, tmp_path)
+    for key in ("aa", "bb", "cc"):
+        get(store, key)
+    if not memory:
+        used_at(tmp_path, "aa", "bb", "cc")
+
+    def from_the_oldest(write):
+        found = store.find("aa", SHAPE, ROWS.dtype)
+        assert found is not None
+        write(0, found)
+
+    get(store, "dd", from_the_oldest, sources=["aa"])
+    assert [key in store for key in ("aa", "bb", "cc", "dd")] == [True, False, True, True]
+    rows = np.concatenate([ROWS, ROWS, ROWS])
+    get(store, "ee", rows=rows[:-1], sources=["aa"])  # where nothing else is left, it goes, too
+    assert "aa" not in store
+    assert "ee" in store
+
+
+def test_a_file_that_another_process_removes_stays_with_those_who_have_it(tmp_path):
+    """A map of a file outlives its name."""
+    mine = get(Store(0, FILE, tmp_path), "ab")
+    code = (
+        "import sys; from pathlib import Path; import numpy as np; from mtl_jax.store import Store;"
+        "Store(0, 128, Path(sys.argv[1])).get('cd', (6, 4), 'float32',"
+        "lambda write: write(0, np.zeros((6, 4), np.float32)))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
+    assert listing(tmp_path) == ["cd.states"]
+    np.testing.assert_array_equal(mine, ROWS)
+
+
+def test_files_of_other_versions_count_and_make_room(tmp_path):
+    """Whatever is in them: their key will not be asked for again."""
+    old = tmp_path / f"{'0' * 64}.states"
+    old.write_bytes(bytes(2 * FILE))
+    used_at(tmp_path, "0" * 64)
+    store = Store(0, 3 * FILE, tmp_path)
+    get(store, "aa")
+    assert old.exists()
+    get(store, "bb")
+    assert listing(tmp_path) == ["aa.states", "bb.states"]
+
+
+def test_old_files_make_room_on_a_full_disk(small_disk):
+    disk = small_disk(1)
+    rows = np.ones((100, 1000), np.float32)
+    for key in ("aa", "bb"):
+        get(Store(0, 2**30, disk), key, rows=rows)
+    used_at(disk, "aa", "bb")
+    np.testing.assert_array_equal(get(Store(0, 2**30, disk), "cc", rows=rows), rows)
+    assert listing(disk) == ["bb.states", "cc.states"]
+
+
+def test_what_a_killed_process_left_of_another_file_is_removed(tmp_path):
+    with start(tmp_path, tmp_path / "fills", 1) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["asking\n", "filling\n"]
+        # What is still being made stays.
+        get(Store(0, 2**30, tmp_path), "cd")
+        part = f".ab.states.{process.pid}.part"
+        assert listing(tmp_path) == sorted([part, ".ab.states.lock", "cd.states", "fills"])
+        process.send_signal(signal.SIGKILL)
+    get(Store(0, 2**30, tmp_path), "ef")
+    assert listing(tmp_path) == ["cd.states", "ef.states", "fills"]
+
+
+@given(st.lists(st.integers(1, 6), max_size=5), st.integers(0, 12))
+def test_what_a_run_keeps_in_memory_is_foretold(rows, room):
+    """Arrays of so many rows, and a memory of ``room`` rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        store, user = Store(16 * room, 2**20, Path(folder)), User()
+        arrays = [get(store, f"{i}", rows=ROWS[:n], user=user) for i, n in enumerate(rows)]
+        found = [not isinstance(array, np.memmap) for array in arrays]
+    assert in_memory([16 * n for n in rows], 16 * room) == found

@@ -22,17 +22,9 @@ GRID = Grid((0, 3, 4), (1e-3, 5e-2), (0.0, 0.1), (1.0,), (1.0, 0.25))
 
 
 @pytest.fixture(scope="module")
-def swept(tiny, reviews):
-    from mtl_jax.config import DataConfig
-
-    data = DataConfig(
-        train_file=str(reviews / "train.csv"),
-        validation_file=str(reviews / "validation.csv"),
-        test_file=str(reviews / "test.csv"),
-        label_columns=("classifier=topic", "sentiment=mood"),
-    )
-    shared: dict[str, Any] = {"backbone": str(tiny), "data": data, "epochs": 3, "batch_size": 16}
-    shared |= {"parallel": "jit", "clip_norm": 0.5}
+def swept(shared_settings):
+    own = {"epochs": 3, "clip_norm": 0.5}
+    shared: dict[str, Any] = {k: v for k, v in shared_settings.items() if "rate" not in k} | own
     inputs = Inputs(TrainConfig(workdir="", **shared))
     return shared, inputs, sweep(TrainConfig(workdir="", **shared), GRID, inputs)
 
