@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import subprocess
 from typing import Any
 
 import jax

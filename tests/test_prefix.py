@@ -1,12 +1,16 @@
 """What the frozen bottom makes of the texts: right, found again, and all the same to training."""
 
 import dataclasses
+import functools
 import hashlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +21,7 @@ from conftest import TINY, without_times, write_checkpoint
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtl_jax import freeze
+from mtl_jax import prefix as prefix_module
 from mtl_jax.bert import BertEncoder, attention_bias
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TASKS, TrainConfig
@@ -38,10 +43,10 @@ DEPTHS = range(SHALLOWEST, 2 + LAYERS)
 STATES_TOLERANCE = 1e-5
 
 
-@pytest.fixture
-def base(settings):
+@pytest.fixture(scope="module")
+def base(shared_settings):
     """A ``Run`` of the tiny BERT, for its model and its texts."""
-    config = TrainConfig(**settings, workdir="unused")
+    config = TrainConfig(**shared_settings, workdir="unused")
     return Run(config, Inputs(config))
 
 
@@ -73,9 +78,8 @@ def rows_of(texts, array):
     return [array[offsets[i] : offsets[i + 1]] for i in range(len(texts))]
 
 
-def alone(backbone, start, ids_or_states, stop):
-    """The input of layer ``stop`` of one text, without any other text or padding."""
-
+@functools.partial(jax.jit, static_argnums=(1, 3))
+def layers_alone(backbone, start, ids_or_states, stop):
     def layers(encoder):
         hidden = ids_or_states[None]
         if start is None:
@@ -83,18 +87,20 @@ def alone(backbone, start, ids_or_states, stop):
         bias = attention_bias(jnp.ones(hidden.shape[:2], jnp.int32))
         return encoder.run_layers(hidden, bias, start or 0, stop)
 
-    return np.asarray(BertEncoder(TINY).apply({"params": backbone}, method=layers))[0]
+    return BertEncoder(TINY).apply({"params": backbone}, method=layers)
+
+
+def alone(backbone, start, ids_or_states, stop):
+    """The input of layer ``stop`` of one text, without any other text or padding."""
+    return np.asarray(layers_alone(backbone, start, jnp.asarray(ids_or_states), stop))[0]
 
 
 def assert_states(texts, found, backbone, depth, kept=None, start=None):
     """Compares with what the encoder makes of each text alone."""
     source = texts.tokens.ids if kept is None else kept
-    known = {}
     for text, states in zip(rows_of(texts, source), rows_of(texts, found), strict=True):
-        key = text.tobytes()
-        if key not in known:
-            known[key] = alone(backbone, start, jnp.asarray(text), depth - 1)
-        np.testing.assert_allclose(states, known[key], rtol=0, atol=STATES_TOLERANCE)
+        expected = alone(backbone, start, text, depth - 1)
+        np.testing.assert_allclose(states, expected, rtol=0, atol=STATES_TOLERANCE)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -120,7 +126,7 @@ def test_pooled_vectors_are_those_of_every_text_alone(pooling, kept, prefix, set
     assert found.states is None
     assert seconds > 0
     for ids, vector in zip(rows_of(texts, texts.tokens.ids), found.pooled, strict=True):
-        last = alone(backbone, None, jnp.asarray(ids), LAYERS)
+        last = alone(backbone, None, ids, LAYERS)
         expected = last.mean(0) if pooling == "mean" else last[0]
         if pooling == "pooler":
             pooler = backbone["pooler"]
@@ -263,6 +269,24 @@ def trained(folder, settings, **changes):
     return without_times(read_lines(folder / "metrics.jsonl")), final_params(folder)
 
 
+@pytest.fixture(scope="module")
+def once(shared_settings, tmp_path_factory):
+    """``trained`` with kept activations in memory, once for each settings of this module."""
+    known = {}
+
+    def run(**changes):
+        changes = {"pooling": "mean", "dtype": "float32"} | changes
+        key = repr(sorted(changes.items()))
+        if key not in known:
+            folder = tmp_path_factory.mktemp("once")
+            settings = shared_settings | {"cache_folder": str(folder / "files")}
+            known[key] = trained(folder / "run", settings, **changes)
+            assert not (folder / "files").exists()
+        return known[key]
+
+    return run
+
+
 def assert_close(found, expected, loss, parameter):
     """Losses, metrics and parameters of two runs."""
     (log, params), (other_log, other_params) = found, expected
@@ -305,12 +329,13 @@ LOSS_TOLERANCE, PARAMETER_TOLERANCE = 1e-5, 5e-5
         ("top_2", "mean"),
     ],
 )
-def test_training_is_the_same_with_and_without(scenario, pooling, settings, tmp_path):
+def test_training_is_the_same_with_and_without(scenario, pooling, settings, once):
     """With dropout: its draws must be the same, too."""
     assert TINY.hidden_dropout_prob > 0
-    settings |= {"scenario": scenario, "pooling": pooling}
-    found = trained(tmp_path / "with", settings)
-    expected = trained(tmp_path / "without", settings, prefix_cache=False)
+    changes = {"scenario": scenario, "pooling": pooling}
+    settings |= changes
+    found = once(**changes)
+    expected = once(**changes, prefix_cache=False)
     assert_close(found, expected, LOSS_TOLERANCE, PARAMETER_TOLERANCE)
     start = flat(Inputs(TrainConfig(**settings, workdir="")).backbone)
     moved = {k: np.abs(found[1][f"backbone/{k}"] - leaf).max() for k, leaf in start.items()}
@@ -325,11 +350,11 @@ def test_training_is_the_same_with_and_without(scenario, pooling, settings, tmp_
     ("scenario", "dtype"),
     [("backbone_frozen", "float32"), ("top_1", "float32"), ("top_1", "bfloat16")],
 )
-def test_training_from_files_is_the_same_bit_for_bit(scenario, dtype, settings, tmp_path):
-    settings |= {"scenario": scenario, "dtype": dtype}
+def test_training_from_files_is_the_same_bit_for_bit(scenario, dtype, settings, once, tmp_path):
+    changes = {"scenario": scenario, "dtype": dtype}
+    settings |= changes
     folder = tmp_path / "files"
-    log, params = trained(tmp_path / "memory", settings, cache_folder=str(folder))
-    assert not folder.exists()
+    log, params = once(**changes)
     from_files = {"cache_memory": 0.0, "cache_folder": str(folder)}
     for name in ("made", "found"):
         assert trained(tmp_path / name, settings, **from_files)[0] == log
@@ -339,10 +364,108 @@ def test_training_from_files_is_the_same_bit_for_bit(scenario, dtype, settings, 
     assert list(folder.glob(".*.part")) == []
 
 
-def test_a_damaged_file_of_a_run_is_made_again(settings, tmp_path, capsys):
+OTHER_VERSION = """
+import json
+import sys
+from mtl_jax.config import DataConfig, TrainConfig
+from mtl_jax.inputs import Inputs
+from mtl_jax.run import Run
+
+settings = json.loads(sys.argv[1])
+data = DataConfig(**settings.pop("data"))
+config = TrainConfig(**settings, data=data, workdir="unused")
+Run(config, Inputs(config)).split("validation")
+"""
+
+
+def test_the_files_of_another_version_are_not_used(settings, tmp_path):
+    """The version that this package would be if it made its files in another way."""
     folder = tmp_path / "files"
     settings |= {"scenario": "top_1", "cache_memory": 0.0, "cache_folder": str(folder)}
-    log, params = trained(tmp_path / "first", settings)
+    package = Path(prefix_module.__file__).parent
+    shutil.copytree(package, tmp_path / "other" / "mtl_jax")
+    module = tmp_path / "other" / "mtl_jax" / "prefix.py"
+    source = module.read_text()
+    assert source.count("\n_VERSION = ") == 1
+    module.write_text(source.replace("\n_VERSION = ", "\n_VERSION = 1000 + "))
+    arguments = json.dumps(settings | {"data": dataclasses.asdict(settings["data"])})
+    subprocess.run(
+        [sys.executable, "-c", OTHER_VERSION, arguments], cwd=tmp_path / "other", check=True
+    )
+    (other,) = folder.glob("*.states")
+    # Its numbers are given another scale, and its digest follows.
+    wrong = (np.frombuffer(other.read_bytes()[:-32], np.float32) * 2).tobytes()
+    other.write_bytes(wrong + hashlib.sha256(wrong).digest())
+
+    config = TrainConfig(**settings, workdir="unused")
+    run = Run(config, Inputs(config))
+    states = run.split("validation").texts.states
+    assert states is not None
+    assert states.tobytes() != wrong
+    assert_states(run.inputs.split("validation").texts, states, run.inputs.backbone, 3)
+    assert len(list(folder.glob("*.states"))) == 2
+
+
+def test_a_budget_for_less_than_a_run_ends_in_an_error_and_for_one_run_serves_all(
+    settings, tmp_path
+):
+    """Of two scenarios, one after the other, on the same inputs."""
+    folder = tmp_path / "files"
+    settings |= {"cache_memory": 0.0, "cache_folder": str(folder)}
+    inputs = Inputs(TrainConfig(**settings, workdir="unused"))
+    splits = ("train", "validation", "test")
+    tokens = [len(inputs.split(name).texts.tokens.ids) for name in splits]
+    sizes = [4 * count * TINY.hidden_size + 32 for count in tokens]
+
+    def run(scenario):
+        return Run(TrainConfig(**settings | {"scenario": scenario}, workdir="unused"), inputs)
+
+    inputs.store.disk = sum(sizes)
+    shallow = [run("top_2").split(name).texts for name in splits[:1]]
+    made = run("top_1")
+    for name in splits:
+        kept = made.split(name)
+        assert made.split(name) is kept
+        assert kept.texts.states is not None
+        assert_states(inputs.split(name).texts, kept.texts.states, inputs.backbone, 3)
+        assert sum(path.stat().st_size for path in folder.glob("*.states")) <= sum(sizes)
+    # What had to make room is still right where it is in use.
+    assert shallow[0].states is not None
+    assert_states(inputs.split("train").texts, shallow[0].states, inputs.backbone, 2)
+    assert sorted(path.stat().st_size for path in folder.glob("*.states")) == sorted(sizes)
+
+    inputs.store.disk = sum(sizes) - 1
+    del made
+    made = run("top_2")
+    for name in splits[:2]:
+        made.split(name)
+    files = sorted(folder.iterdir())
+    with pytest.raises(UserError, match=r"^activations of .* that this run uses already exceed "):
+        made.split("test")
+    assert sorted(folder.iterdir()) == files
+
+
+def test_weights_are_hashed_once(base):
+    """A change that must not be made shows when they were read."""
+    params = jax.tree.map(np.copy, base.inputs.backbone)
+    stages = Stages(params)
+    before = {stage: stages.digest(stage) for stage in params}
+    for leaf in jax.tree.leaves(params):
+        leaf += 1
+    assert {stage: stages.digest(stage) for stage in params} == before
+    for stage, known in before.items():
+        assert known == Stages(base.inputs.backbone).digest(stage)
+        assert known != Stages(params).digest(stage)
+
+
+def test_a_damaged_file_of_a_run_is_made_again(settings, once, tmp_path, capsys):
+    folder = tmp_path / "files"
+    log, params = once(scenario="top_1", dtype="float32")
+    settings |= {"scenario": "top_1", "cache_memory": 0.0, "cache_folder": str(folder)}
+    config = TrainConfig(**settings, workdir="unused")
+    run = Run(config, Inputs(config))
+    for split in ("train", "validation", "test"):
+        run.split(split)
     for path in folder.glob("*.states"):
         path.write_bytes(path.read_bytes()[:-1])
     capsys.readouterr()
@@ -352,14 +475,14 @@ def test_a_damaged_file_of_a_run_is_made_again(settings, tmp_path, capsys):
     assert freeze.digest(found) == freeze.digest(params)
 
 
-def test_bfloat16_is_kept_as_such(settings, tmp_path):
-    settings |= {"scenario": "top_1", "dtype": "bfloat16"}
+def test_bfloat16_is_kept_as_such(settings, once):
+    changes = {"scenario": "top_1", "dtype": "bfloat16"}
+    settings |= changes
     config = TrainConfig(**settings, workdir="unused")
     texts = Run(config, Inputs(config)).split("train").texts
     assert texts.states is not None
     assert texts.states.dtype == jnp.bfloat16
-    found = trained(tmp_path / "with", settings)
-    expected = trained(tmp_path / "without", settings, prefix_cache=False)
+    found, expected = once(**changes), once(**changes, prefix_cache=False)
     # Eight bits: the sums of another order differ in the third digit.
     assert_close(found, expected, 1e-2, 4e-2)
 
@@ -372,12 +495,11 @@ def without_dropout(tmp_path_factory):
 
 @pytest.mark.parametrize("scenario", ["backbone_frozen", "top_1"])
 @pytest.mark.parametrize("kind", ["pmap", "mesh"])
-def test_four_devices_with_kept_states_are_one(kind, scenario, settings, without_dropout, tmp_path):
+def test_four_devices_with_kept_states_are_one(kind, scenario, once, without_dropout):
     """Without dropout, which every device draws for itself."""
-    settings |= {"scenario": scenario, "backbone": without_dropout}
+    changes = {"scenario": scenario, "backbone": without_dropout}
     assert jax.local_device_count() == 4
-    expected = trained(tmp_path / "jit", settings)
-    found = trained(tmp_path / kind, settings, parallel=kind)
+    expected, found = once(**changes), once(**changes, parallel=kind)
     assert_close(found, expected, LOSS_TOLERANCE, PARAMETER_TOLERANCE)
 
 
@@ -400,7 +522,7 @@ def test_what_is_kept_follows_from_the_scenario(settings, tmp_path):
 
 
 def test_a_run_goes_on_with_other_limits_but_not_without_its_states(flags, settings, tmp_path):
-    flags = [*flags, "--scenario=top_1", "--checkpoint-every=1", "--epochs=3", "--cache-memory=0"]
+    flags = [*flags, "--scenario=top_1", "--checkpoint-every=4", "--epochs=3", "--cache-memory=0"]
     command = [sys.executable, "-m", "mtl_jax", "train", *flags]
     folder = tmp_path / "killed"
     victim = subprocess.Popen(
@@ -410,8 +532,8 @@ def test_a_run_goes_on_with_other_limits_but_not_without_its_states(flags, setti
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    # The seventh of 18 steps lies within the second epoch.
-    while not (folder / "checkpoints" / "7").exists():
+    # The eighth of 18 steps lies within the second epoch.
+    while not (folder / "checkpoints" / "8").exists():
         assert victim.poll() is None
         assert time.monotonic() < deadline
     victim.send_signal(signal.SIGKILL)
@@ -420,7 +542,7 @@ def test_a_run_goes_on_with_other_limits_but_not_without_its_states(flags, setti
     # The test split has not been read yet.
     assert len(list((tmp_path / "files").glob("*.states"))) == 2
 
-    settings |= {"scenario": "top_1", "checkpoint_every": 1, "epochs": 3}
+    settings |= {"scenario": "top_1", "checkpoint_every": 4, "epochs": 3}
     before = {path: path.read_bytes() for path in folder.glob("*.json*")}
     with pytest.raises(UserError, match=r"\(settings\.prefix_cache was True, now False\): use an"):
         trained(folder, settings, prefix_cache=False)
