@@ -6,14 +6,14 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import subcommand
 
 from mtl_jax.cli import guarded, parse, prepare
-from mtl_jax.config import DEFAULT_BACKBONE, Pooling, Settings, TrainConfig
+from mtl_jax.config import DEFAULT_BACKBONE, LongTexts, Pooling, Settings, TrainConfig
 from mtl_jax.errors import UserError
 
 
@@ -52,6 +52,8 @@ class Evaluate:
     """folder of a run"""
     split: Literal["train", "validation", "test"] = "test"
     """which part of its data"""
+    long_texts: LongTexts | None = None
+    """what becomes of texts longer than --max-length was; by default as in training"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Predict:
 
     workdir: str
     """folder of a run"""
+    long_texts: LongTexts | None = None
+    """what becomes of texts longer than --max-length was; by default as in training"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +81,8 @@ unless --workdir is given"""
     """with --backbone: how a text becomes one vector; by default what the checkpoint declares"""
     max_length: int | None = None
     """with --backbone: tokens kept of each text, special tokens included; by default 128"""
+    long_texts: LongTexts | None = None
+    """what becomes of longer ones; by default as in the training of --workdir, else cut"""
 
 
 Command = (
@@ -137,17 +143,26 @@ def _plan(command: Plan) -> None:
 def _evaluate(command: Evaluate) -> None:
     from mtl_jax.trained import TrainedModel
 
-    print(json.dumps(TrainedModel(command.workdir).evaluate(command.split)))
+    model = TrainedModel(command.workdir, command.long_texts)
+    print(json.dumps(model.evaluate(command.split)))
+
+
+def _lines() -> Iterator[str]:
+    from mtl_jax.trained import read_lines
+
+    # A reader of its own: the thread that reads may still wait when the process ends, and the
+    # interpreter can't close its own standard input then.
+    return read_lines(io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False)))
 
 
 def _predict(command: Predict) -> None:
     from mtl_jax.console import say
-    from mtl_jax.trained import TrainedModel, read_lines
+    from mtl_jax.trained import TrainedModel
 
-    model = TrainedModel(command.workdir)
+    model = TrainedModel(command.workdir, command.long_texts)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: it is JSON
-    for answer in model.predict(read_lines(sys.stdin.buffer)):
+    for answer in model.predict(_lines()):
         print(json.dumps(answer, ensure_ascii=False))
     if model.cut or model.empty:
         say(f"{model.cut} texts were cut to {model.reader.max_length} tokens, {model.empty} empty")
@@ -155,18 +170,20 @@ def _predict(command: Predict) -> None:
 
 def _extract(command: Extract) -> None:
     from mtl_jax.console import say
-    from mtl_jax.trained import TrainedModel, checkpoint_encoder, read_lines, write_vectors
+    from mtl_jax.trained import TrainedModel, checkpoint_encoder, write_vectors
 
     if command.workdir is not None:
         if (command.backbone, command.pooling, command.max_length) != (None, None, None):
             raise UserError(
                 "--workdir settles --backbone, --pooling and --max-length: leave them out"
             )
-        encoder = TrainedModel(command.workdir)
+        encoder = TrainedModel(command.workdir, command.long_texts)
     else:
         backbone = command.backbone or DEFAULT_BACKBONE
-        encoder = checkpoint_encoder(backbone, command.pooling, command.max_length or 128)
-    vectors = encoder.pooled(read_lines(sys.stdin.buffer))
+        encoder = checkpoint_encoder(
+            backbone, command.pooling, command.max_length or 128, command.long_texts or "cut"
+        )
+    vectors = encoder.pooled(_lines())
     rows = write_vectors(Path(command.output), vectors, encoder.width)
     say(
         f"{rows} vectors of {encoder.width} in {command.output}; {encoder.cut} texts were cut to "

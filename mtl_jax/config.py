@@ -12,6 +12,7 @@ TASKS = ("classifier", "sentiment")
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
 Pooling = Literal["mean", "cls", "pooler"]
+LongTexts = Literal["cut", "refuse"]
 Parallel = Literal["auto", "jit", "pmap", "mesh"]
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
 
@@ -116,7 +117,7 @@ class DataConfig:
     """task=column pairs; an empty label or -1 is a missing one"""
     max_length: int = 128
     """tokens kept of each text, special tokens included"""
-    long_texts: Literal["cut", "refuse"] = "cut"
+    long_texts: LongTexts = "cut"
     """what becomes of longer ones; those that are cut are counted"""
     max_train_examples: int | None = None
     """train on this many examples only"""

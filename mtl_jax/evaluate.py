@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -87,10 +87,20 @@ class Evaluator:
             self._steps[key] = Compiled(self.runner, step, bound)
         return self._steps[key]
 
+    def batches(self, texts: TextSet) -> Iterator[HostBatch]:
+        """Every text once; to be made elsewhere than where the batches are run."""
+        return evaluation_batches(texts, self.layout)
+
     def logits(
-        self, params: Any, texts: TextSet
+        self, params: Any, texts: TextSet, batches: Iterable[HostBatch] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, float | None]]:
-        """Per task float32 [n, classes], and the mean loss over its labels, in nats."""
+        """Per task float32 [n, classes], and the mean loss over its labels, in nats.
+
+        Args:
+            params: The parameters, as ``runner`` replicates them.
+            texts: n texts.
+            batches: Their ``batches``, where these have been made already.
+        """
         step = self._step(eval_step, texts)
         totals = dict.fromkeys(TASKS, np.zeros(2))
 
@@ -100,14 +110,17 @@ class Evaluator:
                 totals[task] = totals[task] + np.asarray(loss, np.float64)
             return logits
 
-        logits = self._collect(run, texts)
+        logits = self._collect(run, texts, batches)
         return logits, {
             task: float(total / count) if count else None for task, (total, count) in totals.items()
         }
 
-    def pooled(self, params: Any, texts: TextSet) -> np.ndarray:
-        """The pooled vectors, float32 [n, hidden]."""
-        return self._collect(functools.partial(self._step(pooled_step, texts), params), texts)
+    def pooled(
+        self, params: Any, texts: TextSet, batches: Iterable[HostBatch] | None = None
+    ) -> np.ndarray:
+        """The pooled vectors, float32 [n, hidden]; the arguments are those of ``logits``."""
+        step = functools.partial(self._step(pooled_step, texts), params)
+        return self._collect(step, texts, batches)
 
     def states(self, params: Any, texts: TextSet, depth: int, write: Write) -> None:
         """Computes the token states at ``depth`` and writes them in the order of the ids."""
@@ -121,13 +134,18 @@ class Evaluator:
                 write(offsets[text], states[start:stop])
                 start = stop
 
-    def _run(self, step: Callable[[Any], Any], texts: TextSet) -> Iterator[tuple[HostBatch, Any]]:
+    def _run(
+        self,
+        step: Callable[[Any], Any],
+        texts: TextSet,
+        batches: Iterable[HostBatch] | None = None,
+    ) -> Iterator[tuple[HostBatch, Any]]:
         """Every batch with what ``step`` makes of it, on the host.
 
         The next batch is made and sent off before the last one is waited for.
         """
         waiting: tuple[HostBatch, Any] | None = None
-        for batch in evaluation_batches(texts, self.layout):
+        for batch in self.batches(texts) if batches is None else batches:
             inputs = {name: array for name, array in batch.items() if name != "example"}
             sent = batch, step(self.runner.shard(inputs))
             if waiting:
@@ -136,10 +154,12 @@ class Evaluator:
         if waiting:
             yield waiting[0], self.runner.gather(waiting[1])
 
-    def _collect(self, step: Callable[[Any], Any], texts: TextSet) -> Any:
+    def _collect(
+        self, step: Callable[[Any], Any], texts: TextSet, batches: Iterable[HostBatch] | None
+    ) -> Any:
         outputs: list[Any] = []
         examples: list[np.ndarray] = []
-        for batch, rows in self._run(step, texts):
+        for batch, rows in self._run(step, texts, batches):
             used = batch["example"] >= 0
             outputs.append(jax.tree.map(lambda leaf, used=used: leaf[used], rows))
             examples.append(batch["example"][used])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtl_jax import pretrained
 from mtl_jax.assets import cache_dir
-from mtl_jax.config import BertConfig, Pooling, Settings
+from mtl_jax.config import BertConfig, LongTexts, Pooling, Settings
 from mtl_jax.data.batches import TextSet
 from mtl_jax.data.examples import Corpus, Examples, load_corpus
 from mtl_jax.data.tokens import load_tokenizer, tokenize
@@ -23,22 +23,59 @@ if TYPE_CHECKING:
 
 
 class TextReader:
-    """Turns texts into token ids for one backbone."""
+    """Turns texts into token ids for one backbone.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, bert: BertConfig, max_length: int):
+    Attributes:
+        tokenizer: The checkpoint's.
+        max_length: Tokens of a text at most: what was asked for, or the model's positions.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        bert: BertConfig,
+        max_length: int,
+        long_texts: LongTexts,
+        remedy: str = "shorten them, raise --max-length",
+    ):
         self.tokenizer = tokenizer
         self.max_length = min(max_length, bert.max_position_embeddings)
         self._vocab_size = bert.vocab_size
+        self._long_texts, self._remedy = long_texts, remedy
 
-    def __call__(self, texts: list[str], labels: Mapping[str, np.ndarray]) -> TextSet:
-        """Tokenises ``texts``, cut to ``max_length`` tokens or the model's positions."""
+    def __call__(
+        self, texts: list[str], labels: Mapping[str, np.ndarray], origin: str = "the input"
+    ) -> TextSet:
+        """Tokenises ``texts``; longer ones are cut, or refused.
+
+        Args:
+            texts: n texts.
+            labels: Per task int32 [n].
+            origin: What to call the texts in an error.
+
+        Raises:
+            UserError: There are longer ones and they are refused, or the tokenizer is of
+                another checkpoint.
+        """
         tokens = tokenize(self.tokenizer, texts, self.max_length)
+        if tokens.truncated and self._long_texts == "refuse":
+            raise UserError(
+                f"{origin}: {tokens.truncated} of {len(texts)} texts are longer than "
+                f"{self.max_length} tokens: {self._remedy}, or use --long-texts cut"
+            )
         if len(tokens.ids) and tokens.ids.max() >= self._vocab_size:
             raise UserError(
                 f"the tokenizer has ids up to {tokens.ids.max()}, the backbone a vocabulary of "
                 f"{self._vocab_size}: use the tokenizer of the same checkpoint"
             )
         return TextSet(tokens, labels)
+
+    def cut(self, texts: TextSet, origin: str) -> list[str]:
+        """How many of ``texts`` were cut, in words; nothing where none was."""
+        if not texts.tokens.truncated:
+            return []
+        counts = f"{texts.tokens.truncated} of {len(texts)}"
+        return [f"{origin}: {counts} texts were cut to {self.max_length} tokens"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +111,14 @@ class Inputs:
         self.backbone = pretrained.without_unused_pooler(params, self.pooling, backbone)
         self.weights_digest = digest(self.backbone)
         self.stages = Stages(self.backbone)
-        self.reader = TextReader(load_tokenizer(folder), self.bert, data.max_length)
+        tokenizer = load_tokenizer(folder)
+        self.reader = TextReader(tokenizer, self.bert, data.max_length, data.long_texts)
         self.corpus: Corpus = load_corpus(data)
         self.store = Store(
             int(settings.cache_memory * GIB),
             int(settings.cache_disk * GIB),
             Path(settings.cache_folder or cache_dir() / "activations"),
         )
-        self._refuse_long = data.long_texts == "refuse"
         self._splits: dict[str, Split] = {}
 
     @property
@@ -93,13 +130,7 @@ class Inputs:
         """A split, read and tokenised once."""
         if name not in self._splits:
             examples = self.corpus.read(name)
-            texts = self.reader(examples.texts, examples.labels)
-            if texts.tokens.truncated and self._refuse_long:
-                raise UserError(
-                    f"{name}: {texts.tokens.truncated} of {len(texts)} texts are longer than "
-                    f"{self.reader.max_length} tokens: shorten them, raise --max-length, or use "
-                    "--long-texts cut"
-                )
+            texts = self.reader(examples.texts, examples.labels, name)
             self._splits[name] = Split(examples, texts)
         return self._splits[name]
 
@@ -122,10 +153,4 @@ class Inputs:
 
     def cut(self, name: str) -> list[str]:
         """How many texts of a split were cut, in words; nothing where none was."""
-        texts = self.split(name).texts
-        if not texts.tokens.truncated:
-            return []
-        length = self.reader.max_length
-        return [
-            f"{name}: {texts.tokens.truncated} of {len(texts)} texts were cut to {length} tokens"
-        ]
+        return self.reader.cut(self.split(name).texts, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -13,10 +14,11 @@ import jax
 import numpy as np
 
 from mtl_jax import pretrained
+from mtl_jax.ahead import ahead
 from mtl_jax.checkpoint import Checkpoints
-from mtl_jax.config import TASKS, BertConfig, DataConfig, Pooling
+from mtl_jax.config import TASKS, BertConfig, DataConfig, LongTexts, Pooling
 from mtl_jax.console import say
-from mtl_jax.data.batches import TextSet
+from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.examples import MISSING, load_corpus
 from mtl_jax.data.tokens import load_tokenizer
 from mtl_jax.errors import UserError
@@ -26,12 +28,21 @@ from mtl_jax.inputs import Split, TextReader
 from mtl_jax.metrics import Metrics
 from mtl_jax.workdir import Workdir
 
-# Texts in memory at a time; enough for the packing to leave little padding.
+# Texts in memory at a time, while as many wait; enough for the packing to leave little padding.
 _CHUNK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    lines: list[str]
+    texts: TextSet
+    batches: list[HostBatch]
 
 
 class Encoder:
     """Texts to pooled vectors.
+
+    The next texts are read, tokenised and laid out while the device has those before.
 
     Attributes:
         reader: Tokenises the texts.
@@ -47,19 +58,29 @@ class Encoder:
         self._evaluator = Evaluator(spec)
         self._params = self._evaluator.runner.replicate(params)
 
-    def _chunks(self, texts: Iterable[str]) -> Iterator[tuple[list[str], TextSet]]:
-        texts = iter(texts)
-        while chunk := list(itertools.islice(texts, _CHUNK)):
+    def _read(self, lines: Iterable[str]) -> Iterator[_Chunk]:
+        lines, first = iter(lines), 1
+        while chunk := list(itertools.islice(lines, _CHUNK)):
             unlabelled = {task: np.full(len(chunk), MISSING, np.int32) for task in TASKS}
-            read = self.reader(chunk, unlabelled)
-            self.cut += read.tokens.truncated
-            self.empty += read.tokens.empty
-            yield chunk, read
+            origin = f"lines {first} to {first + len(chunk) - 1}"
+            texts = self.reader(chunk, unlabelled, origin)
+            yield _Chunk(chunk, texts, list(self._evaluator.batches(texts)))
+            first += len(chunk)
+
+    def _chunks(self, lines: Iterable[str]) -> Iterator[_Chunk]:
+        for chunk in ahead(self._read(lines)):
+            self.cut += chunk.texts.tokens.truncated
+            self.empty += chunk.texts.tokens.empty
+            yield chunk
 
     def pooled(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """Chunk by chunk the vectors of ``texts``, float32 [k, hidden]."""
-        for _, read in self._chunks(texts):
-            yield self._evaluator.pooled(self._params, read)
+        """Chunk by chunk the vectors of ``texts``, float32 [k, hidden].
+
+        Raises:
+            UserError: A text is too long, where these are refused.
+        """
+        for chunk in self._chunks(texts):
+            yield self._evaluator.pooled(self._params, chunk.texts, chunk.batches)
 
 
 class TrainedModel(Encoder):
@@ -69,7 +90,17 @@ class TrainedModel(Encoder):
         classes: Per task the names of its classes.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, long_texts: LongTexts | None = None):
+        """Loads it.
+
+        Args:
+            folder: The run's.
+            long_texts: What becomes of texts that are longer than those of the training; by
+                default what became of them in the training.
+
+        Raises:
+            UserError: There is no finished checkpoint of a run.
+        """
         workdir = Workdir(folder)
         record = workdir.config()
         if "settings" not in record or "rules" not in record:
@@ -86,7 +117,13 @@ class TrainedModel(Encoder):
             **settings["data"] | {"label_columns": tuple(settings["data"]["label_columns"])}
         )
         bert = BertConfig(**record["bert"])
-        reader = TextReader(load_tokenizer(workdir.path / "tokenizer"), bert, self._data.max_length)
+        reader = TextReader(
+            load_tokenizer(workdir.path / "tokenizer"),
+            bert,
+            self._data.max_length,
+            long_texts or self._data.long_texts,
+            "shorten them, train with a larger --max-length",
+        )
         if not workdir.checkpoints.is_dir():
             if workdir.result():
                 raise UserError(
@@ -113,7 +150,7 @@ class TrainedModel(Encoder):
         """The metrics of a split of the data that the run was trained on.
 
         Raises:
-            UserError: The data are gone, or have other classes now.
+            UserError: The data are gone, have other classes now, or a text that is too long.
         """
         corpus = load_corpus(self._data)
         if dict(corpus.classes) != self.classes:
@@ -124,17 +161,23 @@ class TrainedModel(Encoder):
         if corpus.fingerprint != self._record["data"]["fingerprint"]:
             say(f"note: {corpus.name} has changed since the model was trained on it")
         examples = corpus.read(split)
-        texts = self.reader(examples.texts, examples.labels)
+        texts = self.reader(examples.texts, examples.labels, split)
+        for note in self.reader.cut(texts, split):
+            say(note)
         return self._evaluator.metrics(self._params, Split(examples, texts), self.classes)
 
     def predict(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """Per text ``{"text", task: {"label", "probability"} ...}``, in their order."""
-        for chunk, read in self._chunks(texts):
-            logits, _ = self._evaluator.logits(self._params, read)
+        """Per text ``{"text", task: {"label", "probability"} ...}``, in their order.
+
+        Raises:
+            UserError: A text is too long, where these are refused.
+        """
+        for chunk in self._chunks(texts):
+            logits, _ = self._evaluator.logits(self._params, chunk.texts, chunk.batches)
             probabilities = {
                 task: np.asarray(jax.nn.softmax(values)) for task, values in logits.items()
             }
-            for i, text in enumerate(chunk):
+            for i, text in enumerate(chunk.lines):
                 answer: dict[str, Any] = {"text": text}
                 for task in TASKS:
                     label = int(probabilities[task][i].argmax())
@@ -145,13 +188,15 @@ class TrainedModel(Encoder):
                 yield answer
 
 
-def checkpoint_encoder(backbone: str, pooling: Pooling | None, max_length: int) -> Encoder:
+def checkpoint_encoder(
+    backbone: str, pooling: Pooling | None, max_length: int, long_texts: LongTexts = "cut"
+) -> Encoder:
     """The encoder of a pre-trained checkpoint, as ``all_frozen`` sees it."""
     folder = pretrained.resolve_backbone(backbone)
     bert, params = pretrained.load_backbone(folder)
     pooling = pooling or pretrained.default_pooling(folder)
     params = pretrained.without_unused_pooler(params, pooling, backbone)
-    reader = TextReader(load_tokenizer(folder), bert, max_length)
+    reader = TextReader(load_tokenizer(folder), bert, max_length, long_texts)
     spec = ModelSpec(bert, (1, 1), pooling, "float32", reader.max_length, "auto")
     return Encoder(spec, {"backbone": params}, reader)
 

@@ -1,7 +1,9 @@
 """A finished folder in use: evaluation, prediction, extraction."""
 
+import dataclasses
 import io
 import json
+import threading
 from pathlib import Path
 
 import jax
@@ -22,10 +24,15 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("trained")
 
 
+@pytest.fixture(scope="module")
+def trained_folder(shared_settings, folder):
+    train(TrainConfig(**shared_settings, workdir=str(folder), scenario="none_frozen"))
+    return folder
+
+
 @pytest.fixture
-def model(settings, folder):
-    train(TrainConfig(**settings, workdir=str(folder), scenario="none_frozen"))
-    return TrainedModel(folder)
+def model(trained_folder):
+    return TrainedModel(trained_folder)
 
 
 def test_evaluation_repeats_the_run(model, folder):
@@ -68,6 +75,108 @@ def test_predictions_are_in_order_and_probabilities(model):
         expected = float(jax.nn.softmax(logits[task][0]).max())
         assert alone[task]["probability"] == pytest.approx(expected, abs=1e-6)
         assert answers[0][task]["probability"] == pytest.approx(expected, abs=1e-5)
+
+
+# Nothing here takes this long, unless it would wait for ever.
+PATIENCE = 60
+
+
+@pytest.mark.parametrize("use", ["predict", "pooled"])
+def test_the_next_texts_are_read_while_the_first_are_used_but_not_waited_for(use, model):
+    served, read = threading.Event(), threading.Event()
+
+    def texts():
+        yield from ["a book"] * 1024
+        # Whoever asks has the first answers before another line has come.
+        assert served.wait(PATIENCE)
+        yield from ["a film !"] * 1023
+        read.set()
+        yield "a film !"
+        yield from ["a phone"] * 3
+
+    answers = getattr(model, use)(texts())
+    first = next(answers)
+    served.set()
+    assert read.wait(PATIENCE)
+    rest = list(answers)
+    if use == "predict":
+        assert [answer["text"] for answer in (first, *rest)] == (
+            ["a book"] * 1024 + ["a film !"] * 1024 + ["a phone"] * 3
+        )
+    else:
+        assert [len(part) for part in (first, *rest)] == [1024, 1024, 3]
+
+
+def test_what_is_counted_is_what_has_been_answered(model):
+    read = threading.Event()
+
+    def texts():
+        yield from [""] * 1024
+        yield from ["very " * 30] * 1023
+        read.set()
+        yield "a book"
+
+    vectors = model.pooled(texts())
+    next(vectors)
+    assert read.wait(PATIENCE)
+    assert (model.cut, model.empty) == (0, 1024)
+    list(vectors)
+    assert (model.cut, model.empty) == (1023, 1024)
+
+
+def test_a_bad_line_is_told_after_the_answers_before_its_chunk(model):
+    lines = [b"a book\n"] * 1500
+    lines[1200] = b"\xff\n"
+    answers = model.predict(read_lines(io.BytesIO(b"".join(lines))))
+    assert {next(answers)["text"] for _ in range(1024)} == {"a book"}
+    with pytest.raises(UserError, match="standard input, line 1201: not valid UTF-8"):
+        next(answers)
+
+
+LONG = ["a book", "very " * 30, "a film !", "very " * 23]
+
+
+def test_long_texts_are_cut_and_counted_or_refused(trained_folder, tiny):
+    assert TrainedModel(trained_folder).reader.max_length == 24
+    encoders = (
+        TrainedModel(trained_folder),
+        TrainedModel(trained_folder, "cut"),
+        checkpoint_encoder(str(tiny), None, 128),
+    )
+    for encoder in encoders:
+        assert np.concatenate(list(encoder.pooled(LONG))).shape == (4, 16)
+        assert encoder.cut == 2
+    refusing = TrainedModel(trained_folder, "refuse")
+    words = (
+        r"^lines 1025 to 1028: 2 of 4 texts are longer than 24 tokens: shorten them, train with "
+        r"a larger --max-length, or use --long-texts cut$"
+    )
+    answers = refusing.predict(["a book"] * 1024 + LONG)
+    assert {next(answers)["text"] for _ in range(1024)} == {"a book"}
+    with pytest.raises(UserError, match=words):
+        next(answers)
+    words = r"^lines 1 to 4: 2 of 4 .*: shorten them, raise --max-length, or use --long-texts cut$"
+    with pytest.raises(UserError, match=words):
+        list(checkpoint_encoder(str(tiny), None, 128, "refuse").pooled(LONG))
+
+
+def test_a_run_that_refused_long_texts_refuses_them_later_unless_told(settings, tmp_path, capsys):
+    test_file = tmp_path / "test.csv"
+    data = dataclasses.replace(settings["data"], test_file=str(test_file), long_texts="refuse")
+    test_file.write_text("text,topic,mood\nthe film was good,film,pos\n")
+    train(TrainConfig(**settings | {"data": data}, workdir=str(tmp_path / "run")))
+    rows = "".join(f"{text},film,pos\n" for text in LONG)
+    test_file.write_text(f"text,topic,mood\n{rows}")
+    refusing = TrainedModel(tmp_path / "run")
+    with pytest.raises(UserError, match="test: 2 of 4 texts are longer than 24 tokens: shorten"):
+        refusing.evaluate("test")
+    with pytest.raises(UserError, match="lines 1 to 4: 2 of 4 texts are longer"):
+        next(refusing.predict(LONG))
+    capsys.readouterr()
+    cutting = TrainedModel(tmp_path / "run", "cut")
+    assert cutting.evaluate("test")["classifier"]["examples"] == 4
+    assert "test: 2 of 4 texts were cut to 24 tokens\n" in capsys.readouterr().err
+    assert len(list(cutting.predict(LONG))) == 4
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
