@@ -21,13 +21,14 @@ from mtl_jax.inputs import Inputs
 from mtl_jax.prefix import SHALLOWEST
 from mtl_jax.run import Run
 from mtl_jax.step import Program, pooled_step, states_step, train_step
+from mtl_jax.store import in_memory
 
 Place = Literal["none", "memory", "disk", "memory and disk"]
-# By whether some, all or none of the splits are too large for the memory.
+# By whether some, all or none of the splits are kept in memory.
 _PLACES: dict[frozenset[bool], Place] = {
     frozenset(): "none",
-    frozenset({False}): "memory",
-    frozenset({True}): "disk",
+    frozenset({True}): "memory",
+    frozenset({False}): "disk",
     frozenset({False, True}): "memory and disk",
 }
 
@@ -122,24 +123,24 @@ def estimate_cost(run: Run, batches: EvaluationBatches, limit: float) -> Cost:
         sum(np.size(leaf) for leaf in jax.tree.leaves(tree)) for tree in (run.params, trainable)
     )
     state = jax.tree.leaves(jax.eval_shape(program.optimizer.init, trainable))
-    sizes = kept_bytes(run)
+    sizes = [array.nbytes for array in kept_arrays(run)]
     seconds = _seconds(run, program, batches, limit)
     return Cost(
         trainable_parameters=trained,
         frozen_parameters=total - trained,
         optimizer_state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in state),
         cache_bytes=sum(sizes),
-        cache_place=_PLACES[frozenset(size > run.inputs.store.memory for size in sizes)],
+        cache_place=_PLACES[frozenset(in_memory(sizes, run.inputs.store.memory))],
         flops=_flops(run, program, batches),
         seconds={**seconds, "total": sum(seconds.values())},
     )
 
 
-def kept_bytes(run: Run) -> list[int]:
-    """Bytes of the activations that a run keeps, split by split; empty where it keeps none."""
+def kept_arrays(run: Run) -> list[np.ndarray]:
+    """The activations that a run keeps, split by split in its order: zeros in their place."""
     kept = (_as_kept(run, run.inputs.split(name).texts) for name in run.inputs.corpus.splits)
     arrays = (texts.states if texts.pooled is None else texts.pooled for texts in kept)
-    return [array.nbytes for array in arrays if array is not None]
+    return [array for array in arrays if array is not None]
 
 
 def _keeps(run: Run) -> bool:

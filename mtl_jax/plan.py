@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from mtl_jax.arrayfile import file_bytes
 from mtl_jax.config import TASKS, Settings, TrainConfig
 from mtl_jax.console import say
-from mtl_jax.cost import Cost, EvaluationBatches, estimate_cost, kept_bytes
+from mtl_jax.cost import Cost, EvaluationBatches, estimate_cost, kept_arrays
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.run import Run
 from mtl_jax.scenarios import FROZEN
-from mtl_jax.store import GIB
+from mtl_jax.store import in_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,22 +111,11 @@ def _training_warnings(run: Run) -> Iterator[str]:
 
 
 def _cache_warnings(run: Run) -> Iterator[str]:
-    store = run.inputs.store
-    size = sum(size for size in kept_bytes(run) if size > store.memory)
-    remedy = "lower --max-length, or use --no-prefix-cache"
-    if size > store.disk:
-        yield (
-            f"activations of {size / GIB:.2f} GiB exceed --cache-memory and --cache-disk "
-            f"({store.disk / GIB:.2f} GiB): raise one of them, {remedy}"
-        )
-    folder = store.folder
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if size > free:
-        yield (
-            f"{folder} has {free / GIB:.2f} GiB free, activations need {size / GIB:.2f} GiB: make "
-            f"room, name another --cache-folder, raise --cache-memory, {remedy}"
-        )
+    store, arrays = run.inputs.store, kept_arrays(run)
+    fits = in_memory([array.nbytes for array in arrays], store.memory)
+    files = [array for array, fit in zip(arrays, fits, strict=True) if not fit]
+    if files:
+        yield from store.refusals(sum(file_bytes(array.shape, array.dtype) for array in files))
 
 
 def table(estimates: Sequence[Estimate]) -> Table:

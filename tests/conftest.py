@@ -112,12 +112,12 @@ def settings(shared_settings):
     return dict(shared_settings)
 
 
-@pytest.fixture
-def flags(settings):
-    """The same as flags of ``python -m mtl_jax train``."""
-    data = settings["data"]
+@pytest.fixture(scope="session")
+def flags(shared_settings):
+    """The same as flags of ``python -m mtl_jax train``; not to be changed."""
+    data = shared_settings["data"]
     return [
-        f"--backbone={settings['backbone']}",
+        f"--backbone={shared_settings['backbone']}",
         f"--train-file={data.train_file}",
         f"--validation-file={data.validation_file}",
         f"--test-file={data.test_file}",

@@ -11,7 +11,7 @@ import conftest
 import numpy as np
 import pytest
 
-from mtl_jax.config import DataConfig, TrainConfig
+from mtl_jax.config import TrainConfig
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.plan import plan, table, warnings_of
@@ -22,22 +22,10 @@ CACHED = ("all_frozen", "backbone_frozen", "top_2", "none_frozen")
 
 
 @pytest.fixture(scope="module")
-def reviewed(tiny, reviews):
-    """What ``settings`` gives, for the module."""
-    data = DataConfig(
-        train_file=str(reviews / "train.csv"),
-        validation_file=str(reviews / "validation.csv"),
-        test_file=str(reviews / "test.csv"),
-        label_columns=("classifier=topic", "sentiment=mood"),
-    )
-    return {"backbone": str(tiny), "data": data, "epochs": 2, "batch_size": 16, "parallel": "jit"}
-
-
-@pytest.fixture(scope="module")
-def costs(reviewed):
+def costs(shared_settings):
     """Costs by scenario, and with ``uncached`` before its name without kept activations."""
-    cached = plan(TrainConfig(**reviewed, workdir=""), CACHED, 0)
-    settings = TrainConfig(**reviewed, workdir="", prefix_cache=False)
+    cached = plan(TrainConfig(**shared_settings, workdir=""), CACHED, 0)
+    settings = TrainConfig(**shared_settings, workdir="", prefix_cache=False)
     uncached = plan(settings, ("backbone_frozen", "top_2"), 0)
     return {e.scenario: e.cost for e in cached} | {
         f"uncached {e.scenario}": e.cost for e in uncached
@@ -56,15 +44,19 @@ def make_run(settings, tmp_path):
 
 
 @pytest.mark.parametrize("scenario", CACHED)
-def test_parameters_and_optimizer_bytes_are_those_of_the_certificate(
-    scenario, settings, costs, tmp_path
-):
-    train(TrainConfig(**settings, workdir=str(tmp_path), scenario=scenario))
-    certificate = json.loads((tmp_path / "certificate.json").read_text())
+def test_what_is_counted_is_what_a_run_leaves(scenario, settings, costs, tmp_path):
+    """In its certificate, and in the files of its activations, of all three splits."""
+    folder = tmp_path / "kept"
+    settings |= {"cache_memory": 0.0, "cache_folder": str(folder)}
+    train(TrainConfig(**settings, workdir=str(tmp_path / "run"), scenario=scenario))
+    certificate = json.loads((tmp_path / "run" / "certificate.json").read_text())
     assert costs[scenario].trainable_parameters == certificate["trainable_parameters"]
     assert costs[scenario].optimizer_state_bytes == certificate["optimizer_state_bytes"]
     frozen = certificate["labels"].get("frozen", {"parameters": 0})
     assert costs[scenario].frozen_parameters == frozen["parameters"]
+    sizes = [path.stat().st_size - 32 for path in folder.glob("*.states")]
+    assert len(sizes) == (0 if scenario == "none_frozen" else 3)
+    assert costs[scenario].cache_bytes == sum(sizes)
 
 
 @pytest.mark.parametrize("scenario", CACHED)
@@ -79,19 +71,19 @@ def test_kept_bytes_are_those_of_the_arrays(scenario, costs, make_run):
 
 
 def test_half_precision_keeps_half_the_bytes_and_a_small_memory_sends_them_to_disk(
-    reviewed, costs, tmp_path
+    settings, costs, tmp_path
 ):
     folder = tmp_path / "kept"
-    settings = TrainConfig(
-        **reviewed | {"dtype": "bfloat16", "parallel": "pmap"},
+    config = TrainConfig(
+        **settings | {"dtype": "bfloat16", "parallel": "pmap"},
         workdir="",
         cache_memory=0.00002,
         cache_folder=str(folder),
     )
-    (estimate,) = plan(settings, ["top_2"], 0)
+    (estimate,) = plan(config, ["top_2"], 0)
     assert estimate.cost is not None
     assert estimate.cost.cache_bytes * 2 == costs["top_2"].cache_bytes
-    # 21 KiB: the validation split fits, the training split does not.
+    # 21 KiB: one of the smaller splits fits, the training split does not.
     assert estimate.cost.cache_place == "memory and disk"
     assert not folder.exists()
 
@@ -195,7 +187,8 @@ def test_a_task_without_a_training_label_is_told(settings, make_run):
 
 
 def test_a_disk_without_room_is_told(make_run, tmp_path):
-    run = make_run("top_2", cache_memory=0, cache_folder=str(tmp_path / "a" / "b"))
+    room = {"cache_disk": 1e9, "cache_folder": str(tmp_path / "a" / "b")}
+    run = make_run("top_2", cache_memory=0, **room)
     free = shutil.disk_usage(tmp_path).free
     tokens = run.inputs.split("train").texts.tokens
     # Texts without content: as many tokens as the disk has bytes, in no memory.
@@ -206,10 +199,10 @@ def test_a_disk_without_room_is_told(make_run, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_scenarios_that_can_not_run_are_told_and_the_others_go_on(reviewed, tmp_path):
+def test_scenarios_that_can_not_run_are_told_and_the_others_go_on(settings, tmp_path):
     idle = tmp_path / "idle.json"
     idle.write_text('[["layer_9/*", "frozen"], ["backbone/*", "frozen"], ["*", "head"]]')
-    settings = TrainConfig(**reviewed, workdir="")
+    settings = TrainConfig(**settings, workdir="")
     off, own, fine = plan(settings, ["top_9", str(idle), "all_frozen"], 0)
     assert off.record() == {
         "scenario": "top_9",
@@ -250,11 +243,58 @@ def test_the_command_prints_a_table_then_warnings_and_leaves_nothing(flags, cost
     assert [path.name for path in tmp_path.iterdir()] == ["rules.json"]
 
 
-def test_json_has_a_line_for_each_and_the_numbers_of_the_function(flags, costs, tmp_path):
-    scenarios = ["--scenario", "backbone_frozen", "top_9"]
-    done = call(*flags, *scenarios, "--measure-seconds=0", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    fine, off = [json.loads(line) for line in done.stdout.splitlines()]
+# Command lines of one process, each with its own output: importing JAX takes the most time.
+ONE_BY_ONE = """
+import json
+import os
+import sys
+from mtl_jax.commands import run
+
+for number, arguments in enumerate(json.loads(sys.argv[1])):
+    for stream, descriptor in (("out", 1), ("err", 2)):
+        os.dup2(os.open(f"{number}.{stream}", os.O_WRONLY | os.O_CREAT), descriptor)
+    status = run(["plan", *arguments])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.write(os.open(f"{number}.status", os.O_WRONLY | os.O_CREAT), str(status).encode())
+"""
+
+LONG_TEXTS = ["--max-length=8", "--measure-seconds=0", "--scenario", "all_frozen", "--json"]
+JSON = ["--scenario", "backbone_frozen", "top_9", "--measure-seconds=0", "--json"]
+MISTAKES = [
+    (["--scenario", "top_9"], "scenario 'top_9' is off the backbone's 3 layers"),
+    (["--scenario"], "--scenario is empty"),
+    (["--measure-seconds=-1"], "--measure-seconds -1.0 must not be negative"),
+    (["--train-file=nowhere.csv"], "nowhere.csv"),
+    (["--workdir=x"], "--workdir"),
+    ([*LONG_TEXTS, "--long-texts=refuse"], "train: 32 of 96 texts are longer than 8 tokens: "),
+]
+
+
+@pytest.fixture(scope="module")
+def ended(flags, tmp_path_factory):
+    """Status, output and errors of a command line of this module, by what it adds to ``flags``."""
+    folder = tmp_path_factory.mktemp("commands")
+    extras = [JSON, LONG_TEXTS, *(extra for extra, _ in MISTAKES)]
+    subprocess.run(
+        [sys.executable, "-c", ONE_BY_ONE, json.dumps([[*flags, *extra] for extra in extras])],
+        env={**os.environ, "XLA_FLAGS": "", "MTL_JAX_CACHE": str(folder / "cache")},
+        cwd=folder,
+        check=True,
+    )
+
+    def of(extra):
+        names = (f"{extras.index(extra)}.{kind}" for kind in ("status", "out", "err"))
+        status, out, err = ((folder / name).read_text() for name in names)
+        return int(status), out, err
+
+    return of
+
+
+def test_json_has_a_line_for_each_and_the_numbers_of_the_function(ended, costs):
+    status, out, err = ended(JSON)
+    assert status == 0, err
+    fine, off = [json.loads(line) for line in out.splitlines()]
     expected = dataclasses.asdict(costs["backbone_frozen"])
     assert expected.keys() | {"scenario", "warnings"} == fine.keys()
     for name in expected.keys() - {"seconds"}:
@@ -263,22 +303,21 @@ def test_json_has_a_line_for_each_and_the_numbers_of_the_function(flags, costs, 
     assert list(off) == ["scenario", "warnings"]
 
 
-@pytest.mark.parametrize(
-    ("extra", "words"),
-    [
-        (["--scenario", "top_9"], "scenario 'top_9' is off the backbone's 3 layers"),
-        (["--scenario"], "--scenario is empty"),
-        (["--measure-seconds=-1"], "--measure-seconds -1.0 must not be negative"),
-        (["--train-file=nowhere.csv"], "nowhere.csv"),
-        (["--workdir=x"], "--workdir"),
-    ],
-)
-def test_a_mistake_is_one_line_and_status_2(extra, words, flags, tmp_path):
-    done = call(*flags, *extra, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert words in done.stderr.splitlines()[-1]
+def test_texts_that_are_cut_are_counted(ended):
+    status, _, err = ended(LONG_TEXTS)
+    assert status == 0
+    said = [line for line in err.splitlines() if "were cut" in line]
+    counts = {"train": "32 of 96", "validation": "11 of 32", "test": "12 of 32"}
+    assert said == [f"{name}: {n} texts were cut to 8 tokens" for name, n in counts.items()]
+
+
+@pytest.mark.parametrize(("extra", "words"), MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(extra, words, ended):
+    status, out, err = ended(extra)
+    assert status == 2
+    assert out == ""
+    assert err.splitlines()[-1].startswith("error: ")
+    assert words in err.splitlines()[-1]
 
 
 def test_help_needs_no_jax():
