@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -49,21 +50,22 @@ def test_train_evaluate_predict_extract(flags, tmp_path):
     metrics, modules = done.stdout.splitlines()
     assert modules == "[]"
 
-    evaluated = call("mtl_jax", "evaluate", folder)
+    evaluated = call("mtl_jax", "evaluate", folder, "--long-texts=refuse")
     assert evaluated.returncode == 0, evaluated.stderr
     assert json.loads(evaluated.stdout) == json.loads(metrics)
 
     # The answers are UTF-8 whatever the terminal is.
     predicted = subprocess.run(
         [sys.executable, "-m", "mtl_jax", "predict", folder],
-        input="the film was good !\n\nschön\n".encode(),
+        input=f"the film was good !\n\nschön\n{'very ' * 30}\n".encode(),
         capture_output=True,
         env={**os.environ, "XLA_FLAGS": "", "PYTHONIOENCODING": "ascii"},
         check=True,
     )
     answers = [json.loads(line) for line in predicted.stdout.decode().splitlines()]
-    assert [answer["text"] for answer in answers] == ["the film was good !", "", "schön"]
-    assert b"1 empty" in predicted.stderr
+    texts = ["the film was good !", "", "schön", "very " * 30]
+    assert [answer["text"] for answer in answers] == texts
+    assert predicted.stderr == b"1 texts were cut to 24 tokens, 1 empty\n"
 
     output = tmp_path / "v.npy"
     extracted = call("mtl_jax", "extract", folder, f"--output={output}", stdin="a\nb\nc")
@@ -71,6 +73,34 @@ def test_train_evaluate_predict_extract(flags, tmp_path):
     vectors = np.load(output)
     assert vectors.shape == (3, 16)
     assert vectors.dtype == np.float32
+
+    assert extracted.stderr.endswith("; 0 texts were cut to 24 tokens, 0 empty\n")
+    arguments = [f"--output={tmp_path / 'x.npy'}", "--long-texts=refuse"]
+    refused = call("mtl_jax", "extract", folder, *arguments, stdin=f"a\n{'very ' * 30}\n")
+    assert_mistake(refused, "lines 1 to 2: 1 of 2 texts are longer than 24 tokens")
+    assert not (tmp_path / "x.npy").exists()
+
+    # Answers do not wait for lines that have not come, nor does the end of the process.
+    with subprocess.Popen(
+        [sys.executable, "-m", "mtl_jax", "predict", folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": ""},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write("a book\n" * 1100)
+        process.stdin.flush()
+        # The system's buffers may hold the last ones of a chunk of 1,024 back.
+        assert [json.loads(process.stdout.readline())["text"] for _ in range(900)] == (
+            ["a book"] * 900
+        )
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "interrupted\n"
+        assert process.wait() == 130
 
     other = call("mtl_jax", "train", folder, "--scenario=top_2", *flags)
     assert_mistake(other, "another configuration", "scenario was 'top_1', now 'top_2'")
