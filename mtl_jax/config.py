@@ -175,6 +175,8 @@ fused attention"""
     """on GPUs in bfloat16, cuDNN's fused attention wherever attention weights have no dropout"""
     remat: bool = False
     """compute a layer's activations again in the backward pass: less memory, more time"""
+    scan_layers: bool = False
+    """run the layers as one scan: a deep model compiles faster, and each step takes longer"""
     prefix_cache: bool = True
     """compute what the frozen bottom of the backbone makes of the texts once, and keep it"""
     cache_memory: float = 1.0

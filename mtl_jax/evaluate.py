@@ -34,7 +34,7 @@ def evaluation_layout(max_length: int, devices: int) -> Layout:
     """One shape that takes every text of at most ``max_length`` tokens."""
     length = -(-max_length // 8) * 8
     rows = max(_TOKENS_PER_BATCH // length // devices, 1) * devices
-    return Layout(rows, length, max(length // _SHORT_TEXT, 1))
+    return Layout(rows, ((1, length),), max(length // _SHORT_TEXT, 1))
 
 
 @dataclasses.dataclass(frozen=True)

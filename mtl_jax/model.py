@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mtl_jax.bert import BertEncoder, Fused, attention_bias
+from mtl_jax.bert import BertEncoder
 from mtl_jax.config import TASKS, BertConfig, Pooling
 from mtl_jax.dropout import Dropout
+from mtl_jax.layers import Blocks, Fused, attention_bias
 
 Batch = Mapping[str, jax.Array]
 """Rows of packed texts: int32 [rows, length] ``input_ids``, ``position_ids`` (from 0 in each
@@ -31,7 +32,9 @@ class MultiTaskModel(nn.Module):
         pooling: How a text's token vectors become one.
         dtype: Precision of the computation.
         states_depth: Where a batch's ``states`` enter: 1 + k is the input of layer k.
+        blocks: How the rows of a batch are cut, see ``attention_bias``; no text crosses a cut.
         remat: As of ``BertEncoder``.
+        scan_layers: As of ``BertEncoder``.
         fused: As of ``BertEncoder``.
     """
 
@@ -40,12 +43,16 @@ class MultiTaskModel(nn.Module):
     pooling: Pooling = "mean"
     dtype: DTypeLike = jnp.float32
     states_depth: int = 0
+    blocks: Blocks | None = None
     remat: bool = False
+    scan_layers: bool = False
     fused: Fused | None = None
 
     def setup(self) -> None:
         init = nn.initializers.normal(self.config.initializer_range)
-        self.backbone = BertEncoder(self.config, self.dtype, self.remat, self.fused)
+        self.backbone = BertEncoder(
+            self.config, self.dtype, self.remat, self.scan_layers, self.fused
+        )
         self.classifier = nn.Dense(self.classes[0], kernel_init=init)
         self.sentiment = nn.Dense(self.classes[1], kernel_init=init)
         rate = self.config.classifier_dropout
@@ -71,7 +78,7 @@ class MultiTaskModel(nn.Module):
         """One vector per text, float32 [rows, slots, hidden]; empty slots hold no meaning."""
         segments, positions = batch["segment_ids"], batch["position_ids"]
         if "states" in batch:
-            bias = attention_bias(segments, segments)
+            bias = attention_bias(segments, segments, self.blocks)
             start = self.states_depth - 1
             hidden = self.backbone.run_layers(batch["states"], bias, start, train=train)
         else:
@@ -79,6 +86,7 @@ class MultiTaskModel(nn.Module):
                 batch["input_ids"],
                 position_ids=positions,
                 segment_ids=segments,
+                blocks=self.blocks,
                 train=train,
                 frozen_depth=frozen_depth,
             )
@@ -101,5 +109,5 @@ class MultiTaskModel(nn.Module):
         else:
             hidden = self.backbone.embed(batch["input_ids"], None, batch["position_ids"])
             start = 1
-        bias = attention_bias(segments, segments)
+        bias = attention_bias(segments, segments, self.blocks)
         return self.backbone.run_layers(hidden, bias, start - 1, depth - 1)

@@ -42,6 +42,7 @@ class TrainSpec:
     states_depth: int
     steps_at_once: int
     remat: bool
+    scan_layers: bool
 
 
 class Stepper:
@@ -55,7 +56,12 @@ class Stepper:
 
     def __init__(self, spec: TrainSpec):
         self.program = Program(
-            spec.model.model().clone(states_depth=spec.states_depth, remat=spec.remat),
+            spec.model.model().clone(
+                states_depth=spec.states_depth,
+                blocks=spec.layout.blocks,
+                remat=spec.remat,
+                scan_layers=spec.scan_layers,
+            ),
             make_optimizer(spec.freeze, spec.optimizer),
             spec.freeze.depth(spec.model.bert.num_hidden_layers),
             spec.task_weights,
@@ -211,6 +217,7 @@ class Run:
                 self.states_depth if config.prefix_cache else 0,
                 min(self.plan.steps, _STEPS_AT_ONCE) if on_pooled else 1,
                 config.remat,
+                config.scan_layers,
             )
         )
 

@@ -50,17 +50,19 @@ def expected(lengths):
     }
 
 
-PLACEMENT = Placement(texts=np.array([3, 0, 2, 1]), rows=np.array([1, 0, 1, 1]))
+PLACEMENT = Placement(
+    texts=np.array([3, 0, 2, 1]), rows=np.array([1, 0, 1, 1]), starts=np.array([0, 0, 2, 6])
+)
 
 
 def test_a_batch_by_hand():
-    batch = make_batch(text_set([2, 1, 3, 2]), Layout(rows=2, length=7, slots=4), PLACEMENT)
+    batch = make_batch(text_set([2, 1, 3, 2]), Layout(2, ((1, 7),), 4), PLACEMENT)
     arrays = {
         "example": [[0, -1, -1, -1], [3, 2, 1, -1]],
         "classifier": [[0, -1, -1, -1], [3, 2, 1, -1]],
         "sentiment": [[1, -1, -1, -1], [-1, 3, -1, -1]],
-        "input_ids": [[0, 1, 0, 0, 0, 0, 0], [300, 301, 200, 201, 202, 100, 0]],
-        "segment_ids": [[1, 1, 0, 0, 0, 0, 0], [1, 1, 2, 2, 2, 3, 0]],
+        "input_ids": [[0, 1, 0, 0, 0, 0, 0], [300, 301, 200, 201, 202, 0, 100]],
+        "segment_ids": [[1, 1, 0, 0, 0, 0, 0], [1, 1, 2, 2, 2, 0, 3]],
         "position_ids": [[0, 1, 0, 0, 0, 0, 0], [0, 1, 0, 1, 2, 0, 0]],
     }
     assert batch.keys() == arrays.keys()
@@ -72,7 +74,7 @@ def test_a_batch_by_hand():
 def test_a_batch_of_vectors_by_hand():
     vectors = np.arange(8, dtype=np.float32).reshape(4, 2) + 1
     texts = text_set([2, 1, 3, 2], vectors)
-    batch = make_batch(texts, Layout(rows=2, length=7, slots=3), PLACEMENT)
+    batch = make_batch(texts, Layout(2, ((1, 7),), 3), PLACEMENT)
     assert batch.keys() == {"example", "classifier", "sentiment", "pooled"}
     expected = [[[1, 2], [0, 0], [0, 0]], [[7, 8], [5, 6], [3, 4]]]
     np.testing.assert_array_equal(batch["pooled"], np.array(expected, np.float32))
@@ -116,7 +118,7 @@ def test_evaluation_holds_every_text_whole(lengths, rows, slots):
         )
     )
     found = {}
-    for batch in evaluation_batches(texts, Layout(rows, 16, slots)):
+    for batch in evaluation_batches(texts, Layout(rows, ((1, 16),), slots)):
         found |= unpacked(batch)
     assert found == expected(lengths)
 

@@ -17,9 +17,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import mtl_jax
 from mtl_jax import assets
-from mtl_jax.bert import BertEncoder, attention_bias
+from mtl_jax.bert import BertEncoder
 from mtl_jax.config import ACTIVATIONS, BertConfig
 from mtl_jax.dropout import Dropout
+from mtl_jax.layers import attention_bias
 from mtl_jax.pretrained import to_transformers
 
 SCRIPT = Path(reference.__file__)
@@ -478,7 +479,7 @@ def test_norms_and_softmax_are_float32_in_bfloat16(model):
 
 def test_attention_bias_of_a_mask():
     low = np.finfo(np.float32).min
-    bias = attention_bias(jnp.array([[1, 1, 0], [1, 0, 0]]))
+    (bias,) = attention_bias(jnp.array([[1, 1, 0], [1, 0, 0]]))
     assert (bias.shape, bias.dtype) == ((2, 1, 1, 3), jnp.float32)
     np.testing.assert_array_equal(bias[:, 0, 0], [[0, 0, low], [0, low, low]])
 
@@ -486,13 +487,23 @@ def test_attention_bias_of_a_mask():
 def test_attention_bias_of_segments():
     low = np.finfo(np.float32).min
     segments = jnp.array([[1, 1, 2, 0], [3, 3, 3, 3]])
-    bias = attention_bias(jnp.ones((2, 4)), segments)
+    (bias,) = attention_bias(jnp.ones((2, 4)), segments)
     assert (bias.shape, bias.dtype) == ((2, 1, 4, 4), jnp.float32)
     expected = [[0, 0, low, low], [0, 0, low, low], [low, low, 0, low], [low, low, low, 0]]
     np.testing.assert_array_equal(bias[0, 0], expected)
     assert not bias[1].any()
     # Segments say all that a mask would: it is not looked at beside them.
-    np.testing.assert_array_equal(attention_bias(jnp.zeros((2, 4)), segments), bias)
+    np.testing.assert_array_equal(attention_bias(jnp.zeros((2, 4)), segments)[0], bias)
+
+
+def test_attention_bias_of_blocks():
+    segments = jnp.array([[1, 1, 2, 0, 3, 4], [1, 1, 1, 2, 3, 3]])
+    long, short = attention_bias(segments, segments, ((1, 2), (2, 2)))
+    (whole,) = attention_bias(segments, segments)
+    np.testing.assert_array_equal(long, whole[:, :, :2, :2])
+    spans = (slice(2, 4), slice(4, 6))
+    blocks = [whole[row, :, span, span] for row in range(2) for span in spans]
+    np.testing.assert_array_equal(short, np.stack(blocks))
 
 
 def test_a_segment_is_encoded_as_if_alone(model):
@@ -533,6 +544,53 @@ SMALL = BertConfig(
     intermediate_size=16,
     max_position_embeddings=8,
 )
+
+
+def with_flags(**flags):
+    """A loss of every parameter, and its gradients, in training."""
+    ids = jnp.arange(12).reshape(2, 6)
+    config = dataclasses.replace(SMALL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    params = BertEncoder(config).init(jax.random.key(0), ids)["params"]
+    encoder = BertEncoder(config, **flags)
+
+    def loss(params) -> Any:
+        rngs = {"dropout": jax.random.key(3)}
+        return (run(encoder, params, ids, train=True, rngs=rngs) ** 3).sum()
+
+    program = str(jax.make_jaxpr(loss)(params))
+    value, gradient = jax.value_and_grad(loss)(params)
+    return program, {"value": value, **flat(gradient)}
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_scanned_layers_compute_the_same(remat):
+    program, expected = with_flags()
+    scanned_program, scanned = with_flags(scan_layers=True, remat=remat)
+    assert ("scan[" in program, "scan[" in scanned_program) == (False, True)
+    assert scanned.keys() == expected.keys()
+    for path, value in expected.items():
+        np.testing.assert_allclose(scanned[path], value, rtol=1e-5, atol=1e-5, err_msg=path)
+
+
+def test_scanned_layers_draw_dropout_of_their_own():
+    ids = jnp.zeros((1, 6), jnp.int32)
+    encoder = BertEncoder(dataclasses.replace(SMALL, hidden_dropout_prob=0.5), scan_layers=True)
+    params = encoder.init(jax.random.key(0), ids)["params"]
+    # Two layers without effect but for their dropout: the same mask twice would go unseen in one.
+    hidden = jnp.ones((1, 6, 8))
+    params = jax.tree.map(jnp.zeros_like, params)
+    for layer in ("layer_0", "layer_1"):
+        params[layer]["mlp"]["output"]["bias"] = jnp.arange(8.0)
+        params[layer]["mlp"]["layer_norm"]["scale"] = jnp.ones(8)
+    drawn = []
+    for key in (0, 0, 1):
+        rngs = {"dropout": jax.random.key(key)}
+        args = hidden, attention_bias(jnp.ones((1, 6)))
+        drawn.append(run(encoder, params, *args, train=True, rngs=rngs, method="run_layers"))
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+    still = run(encoder, params, *args, method="run_layers")
+    assert not np.array_equal(drawn[0], still)
 
 
 def test_rematerialised_layers_compute_the_same_gradients():

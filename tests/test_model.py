@@ -20,10 +20,21 @@ from mtl_jax.model import MultiTaskModel
 POOLINGS = ("mean", "cls", "pooler")
 CLASSES = (4, 3)
 LENGTHS = np.array([5, 9, 3, 7, 4, 12, 1])
-LAYOUT = Layout(rows=7, length=24, slots=5)
+LAYOUT = Layout(7, ((1, 24),), slots=5)
 # Two rows, of 4 and 3 texts in mixed order; the others and a slot of each stay empty.
-PLACEMENT = Placement(texts=np.array([3, 0, 5, 1, 2, 4, 6]), rows=np.array([0, 0, 1, 1, 0, 0, 1]))
-EACH_ALONE = Placement(texts=np.arange(7), rows=np.arange(7))
+PLACEMENT = Placement(
+    texts=np.array([3, 0, 5, 1, 2, 4, 6]),
+    rows=np.array([0, 0, 1, 1, 0, 0, 1]),
+    starts=np.array([0, 7, 0, 12, 12, 15, 21]),
+)
+EACH_ALONE = Placement(np.arange(7), np.arange(7), np.zeros(7, np.int64))
+# The same texts in the blocks of two rows: two in the first, one, one; then one, one, none.
+BLOCKS = ((1, 12), (2, 9))
+IN_BLOCKS = Placement(
+    texts=np.array([3, 0, 5, 1, 2, 4, 6]),
+    rows=np.array([0, 0, 1, 1, 0, 0, 0]),
+    starts=np.array([0, 7, 0, 12, 12, 15, 21]),
+)
 
 
 def make_texts(seed=0):
@@ -39,6 +50,7 @@ def make_texts(seed=0):
 
 PACKED = make_batch(make_texts(), LAYOUT, PLACEMENT)
 UNPACKED = make_batch(make_texts(), LAYOUT, EACH_ALONE)
+BLOCKED = make_batch(make_texts(), Layout(2, BLOCKS, slots=6), IN_BLOCKS)
 
 
 @pytest.fixture(scope="module")
@@ -72,23 +84,30 @@ def test_the_batches_are_what_they_are_meant_to_be():
     assert LENGTHS.sum() == (PACKED["segment_ids"] > 0).sum()
 
 
+@pytest.mark.parametrize(("batch", "blocks"), [(PACKED, None), (BLOCKED, BLOCKS)])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_packed_logits_and_vectors_are_those_of_each_text_alone(pooling, loaded):
+def test_packed_logits_and_vectors_are_those_of_each_text_alone(pooling, batch, blocks, loaded):
     config, params = loaded
-    model = MultiTaskModel(config, CLASSES, pooling)
-    packed, alone = run(model, params, PACKED), run(model, params, UNPACKED)
+    alone_model = MultiTaskModel(config, CLASSES, pooling)
+    model = alone_model.clone(blocks=blocks)
+    packed, alone = run(model, params, batch), run(alone_model, params, UNPACKED)
     for task, classes in zip(TASKS, CLASSES, strict=True):
-        assert packed[task].shape == (7, 5, classes)
+        assert packed[task].shape == (*batch["example"].shape, classes)
         assert packed[task].dtype == jnp.float32
-        found, expected = by_text(packed[task], PACKED), by_text(alone[task], UNPACKED)
+        found, expected = by_text(packed[task], batch), by_text(alone[task], UNPACKED)
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
         assert np.abs(expected[0] - expected[1]).max() > 0.05
         assert np.isfinite(packed[task]).all()
-    vectors = [run(model, params, batch, method="pooled") for batch in (PACKED, UNPACKED)]
-    assert vectors[0].shape == (7, 5, 16)
-    np.testing.assert_allclose(
-        by_text(vectors[0], PACKED), by_text(vectors[1], UNPACKED), rtol=0, atol=2e-5
-    )
+    vectors = run(model, params, batch, method="pooled")
+    expected = by_text(run(alone_model, params, UNPACKED, method="pooled"), UNPACKED)
+    assert vectors.shape == (*batch["example"].shape, 16)
+    np.testing.assert_allclose(by_text(vectors, batch), expected, rtol=0, atol=2e-5)
+    for depth in (2, 4):
+        states = run(model, params, batch, depth=depth, method="states")
+        entered = run(
+            model.clone(states_depth=depth), params, {**batch, "states": states}, method="pooled"
+        )
+        np.testing.assert_allclose(by_text(entered, batch), expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -115,13 +134,19 @@ def losses(model, params, batch):
     return sum(masked_cross_entropy(logits[task], batch[task])[0] for task in TASKS)
 
 
+@pytest.mark.parametrize(("batch", "blocks"), [(PACKED, None), (BLOCKED, BLOCKS)])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_packed_gradients_are_those_of_each_text_alone(pooling, loaded):
+def test_packed_gradients_are_those_of_each_text_alone(pooling, batch, blocks, loaded):
     config, params = loaded
-    model = MultiTaskModel(config, CLASSES, pooling)
     packed, alone = (
-        flat(jax.grad(lambda p, batch=batch: losses(model, p, batch))(params))
-        for batch in (PACKED, UNPACKED)
+        flat(
+            jax.grad(
+                lambda p, batch=batch, blocks=blocks: losses(
+                    MultiTaskModel(config, CLASSES, pooling, blocks=blocks), p, batch
+                )
+            )(params)
+        )
+        for batch, blocks in ((batch, blocks), (UNPACKED, None))
     )
     assert packed.keys() == alone.keys()
     for name, gradient in packed.items():

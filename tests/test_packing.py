@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mtl_jax import assets
 from mtl_jax.config import DataConfig
 from mtl_jax.data.examples import load_corpus
-from mtl_jax.data.packing import Layout, TrainPlan, balance, evaluation_plan
+from mtl_jax.data.packing import Layout, TrainPlan, balance, best_fit, evaluation_plan
 from mtl_jax.data.tokens import load_tokenizer, tokenize
 from mtl_jax.evaluate import evaluation_layout
 
@@ -36,15 +36,21 @@ def sizes(placements):
 
 
 def assert_fits(placements, lengths, layout):
-    """Every text once; every row within the layout."""
+    """Every text once, within one block of the layout; no token of two."""
+    cuts = np.cumsum([0, *(length for count, length in layout.blocks for _ in range(count))])
     placed = np.concatenate([placement.texts for placement in placements])
     np.testing.assert_array_equal(np.sort(placed), np.arange(len(lengths)))
     for placement in placements:
         assert len(placement.texts) == len(placement.rows) > 0
         assert placement.rows.min() >= 0
         assert placement.rows.max() < layout.rows
-        tokens = np.bincount(placement.rows, weights=lengths[placement.texts])
-        assert tokens.max() <= layout.length
+        ends = placement.starts + lengths[placement.texts]
+        assert placement.starts.min() >= 0
+        block = np.searchsorted(cuts, placement.starts, side="right")
+        assert (ends <= cuts[block]).all()
+        spans = np.stack([placement.rows * layout.length + at for at in (placement.starts, ends)])
+        spans = spans[:, np.argsort(spans[0])]
+        assert (spans[1, :-1] <= spans[0, 1:]).all()
         assert np.bincount(placement.rows).max() <= layout.slots
 
 
@@ -54,8 +60,8 @@ def assert_fits(placements, lengths, layout):
 def test_an_epoch_holds_every_text_once_within_the_layout(lengths, batch_size, devices, seed):
     plan = TrainPlan(lengths, batch_size, devices, 64)
     assert plan.steps == -(-len(lengths) // batch_size)
-    assert plan.layout.rows % devices == 0
-    assert plan.layout.length % 8 == 0
+    assert plan.layout.rows == devices
+    assert all(length % 8 == 0 for _, length in plan.layout.blocks)
     placements = epoch(plan, len(lengths), seed)
     assert len(placements) == plan.steps
     assert_fits(placements, lengths, plan.layout)
@@ -113,19 +119,42 @@ def test_padding_of_the_real_corpus_is_at_most_a_twentieth(devices, real_lengths
     assert set(sizes(placements)) == {31, 32}
 
 
-def test_attention_weighs_against_long_rows():
-    # 64 texts of 8 tokens fit 1 row of 512 as well as 64 of 8: both without padding.
+def test_texts_of_one_length_have_a_block_each():
+    # 64 texts of 8 tokens fit 1 block of 512 as well as 64 of 8: both without padding.
     lengths = np.full(640, 8)
-    assert TrainPlan(lengths, 64, 1, 8).layout == Layout(64, 8, 1)
-    assert TrainPlan(lengths, 64, 1, 4096).layout == Layout(64, 8, 1)
-    # Rows come in fours, though two of them stay empty.
-    assert TrainPlan(np.full(6, 8), 6, 4, 64).layout == Layout(8, 8, 1)
+    assert TrainPlan(lengths, 64, 1, 8).layout == Layout(1, ((64, 8),), 64)
+    assert TrainPlan(lengths, 64, 1, 4096).layout == Layout(1, ((64, 8),), 64)
+    # Four rows of two blocks, though two blocks stay empty.
+    assert TrainPlan(np.full(6, 8), 6, 4, 64).layout == Layout(4, ((2, 8),), 2)
+
+
+def test_a_few_long_texts_do_not_make_all_blocks_long():
+    lengths = np.where(np.arange(640) % 32 == 0, 128, 16)
+    layout = TrainPlan(lengths, 32, 1, 384).layout
+    assert layout == Layout(1, ((1, 128), (31, 16)), 32)
+
+
+@pytest.mark.parametrize("batch_size", [256, 1024])
+def test_blocks_of_large_batches_are_chosen_from_a_part_of_their_texts(batch_size, real_lengths):
+    plan = TrainPlan(real_lengths, batch_size, 2, 384)
+    area = plan.steps * plan.layout.rows * plan.layout.length
+    assert 1 - real_lengths.sum() / area <= 0.05
+    assert_fits(epoch(plan, len(real_lengths), 0), real_lengths, plan.layout)
+
+
+def test_best_fit_by_hand():
+    bins, before = best_fit(np.array([[6, 4, 3, 2, 2], [6, 6, 1, 0, 0]]), np.array([6, 7]))
+    # 6 fills the first; 4 and 3 the second; 2 fits nowhere. 0 fits anywhere.
+    np.testing.assert_array_equal(bins[0], [0, 1, 1, -1, -1])
+    np.testing.assert_array_equal(before[0, :3], [0, 0, 4])
+    np.testing.assert_array_equal(bins[1, :3], [0, 1, 1])
+    np.testing.assert_array_equal(before[1, :3], [0, 0, 6])
 
 
 @examples
 @given(lengths_of, st.integers(1, 9), st.integers(1, 40), st.integers(0, 200))
 def test_evaluation_holds_every_text_once_within_the_layout(lengths, rows, slots, spare):
-    layout = Layout(rows, int(lengths.max()) + spare, slots)
+    layout = Layout(rows, ((1, int(lengths.max()) + spare),), slots)
     placements = evaluation_plan(lengths, layout)
     assert_fits(placements, lengths, layout)
 
@@ -140,7 +169,7 @@ def test_evaluation_of_the_real_corpus_needs_few_batches(devices, real_lengths):
 
 
 def test_nothing_to_evaluate():
-    assert evaluation_plan(np.zeros(0, np.int64), Layout(2, 8, 2)) == []
+    assert evaluation_plan(np.zeros(0, np.int64), Layout(2, ((1, 8),), 2)) == []
 
 
 @examples

@@ -124,7 +124,8 @@ def test_forward_flops_are_those_of_the_matrix_products(settings, tmp_path):
     layout, width = run.plan.layout, bert.hidden_size
     tokens = layout.rows * layout.length
     dense = 2 * tokens * (4 * width**2 + 2 * width * bert.intermediate_size)
-    attention = 4 * tokens * layout.length * width
+    pairs = layout.rows * sum(count * length**2 for count, length in layout.blocks)
+    attention = 4 * pairs * width
     pooling = 2 * tokens * layout.slots * width
     heads = 2 * layout.rows * layout.slots * width * (3 + 3)
     batch = 2 * (dense + attention) + pooling + heads

@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtl_jax import freeze
 from mtl_jax import prefix as prefix_module
-from mtl_jax.bert import BertEncoder, attention_bias
+from mtl_jax.bert import BertEncoder
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.data.batches import TextSet
@@ -30,6 +30,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluate import evaluator
 from mtl_jax.freeze import Stages
 from mtl_jax.inputs import Inputs
+from mtl_jax.layers import attention_bias
 from mtl_jax.prefix import SHALLOWEST, Prefix
 from mtl_jax.run import Run
 from mtl_jax.store import Store

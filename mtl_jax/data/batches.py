@@ -48,7 +48,7 @@ def index_batch(layout: Layout, placement: Placement) -> HostBatch:
 
 
 def make_batch(texts: TextSet, layout: Layout, placement: Placement) -> HostBatch:
-    """Lays the texts of ``placement`` out in rows, one after the other."""
+    """Lays the texts of ``placement`` out in rows."""
     cells = (layout.rows, layout.slots)
     batch = index_batch(layout, placement)
     batch |= {task: np.full(cells, MISSING, np.int32) for task in texts.labels}
@@ -67,14 +67,13 @@ def make_batch(texts: TextSet, layout: Layout, placement: Placement) -> HostBatc
     if texts.states is not None:
         name, per_token = "states", texts.states
     batch[name] = np.zeros((*shape, *per_token.shape[1:]), per_token.dtype)
-    ends = np.zeros(layout.rows, np.int64)
-    for text, row, segment in zip(placement.texts, placement.rows, slot + 1, strict=True):
+    places = zip(placement.texts, placement.rows, placement.starts, slot + 1, strict=True)
+    for text, row, start, segment in places:
         own = per_token[texts.tokens.offsets[text] : texts.tokens.offsets[text + 1]]
-        span = slice(ends[row], ends[row] + len(own))
+        span = slice(start, start + len(own))
         batch[name][row, span] = own
         batch["segment_ids"][row, span] = segment
         batch["position_ids"][row, span] = np.arange(len(own))
-        ends[row] += len(own)
     return batch
 
 

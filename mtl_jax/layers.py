@@ -1,0 +1,204 @@
+"""The layers of BERT (Devlin et al. 2018, arXiv:1810.04805) in Flax.
+
+Layer normalisation and the softmax are computed in float32 whatever ``dtype`` is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from mtl_jax.config import BertConfig
+from mtl_jax.dropout import Dropout
+
+# The names of transformers' ACT2FN; its "gelu" is the exact one, through erf.
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_new": functools.partial(nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "swish": nn.silu,
+    "tanh": jnp.tanh,
+}
+
+Fused = Literal["xla", "cudnn"]
+
+Blocks = tuple[tuple[int, int], ...]
+"""How a row of tokens is cut for attention, from its start: ``(count, length)`` of blocks."""
+
+Bias = tuple[jax.Array, ...]
+"""What is added to the attention scores, for each kind of block: float32 [batch * count, 1,
+1 or length, length]. A token sees only its own block."""
+
+
+def dense(config: BertConfig, features: int, dtype: DTypeLike) -> nn.Dense:
+    """A Dense layer with BERT's initialisation."""
+    init = nn.initializers.normal(config.initializer_range)
+    return nn.Dense(features, dtype=dtype, kernel_init=init)
+
+
+def _layer_norm(config: BertConfig) -> nn.LayerNorm:
+    # E[x^2] - E[x]^2, Flax's default, cancels in float32; PyTorch computes E[(x - E[x])^2].
+    return nn.LayerNorm(config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False)
+
+
+def attention_bias(
+    attention_mask: jax.Array,
+    segment_ids: jax.Array | None = None,
+    blocks: Blocks | None = None,
+) -> Bias:
+    """0 where a token may look, else very negative.
+
+    Args:
+        attention_mask: [batch, length], nonzero at tokens that may be looked at.
+        segment_ids: int32 [batch, length], in the place of the mask for rows that hold
+            several texts: a token looks at its own segment only; segment 0 is padding.
+        blocks: Parts of a row that no segment crosses, together ``length`` long; by default
+            one, the whole row.
+    """
+    rows, row_length = attention_mask.shape
+    bias, start = [], 0
+    for count, length in blocks or ((1, row_length),):
+        stop = start + count * length
+        shape = (rows * count, length)
+        if segment_ids is not None:
+            segments = segment_ids[:, start:stop].reshape(shape)
+            visible = segments[:, :, None] == segments[:, None, :]
+        else:
+            visible = attention_mask[:, start:stop].reshape(shape)[:, None, :] != 0
+        bias.append(jnp.where(visible, 0.0, jnp.finfo(jnp.float32).min)[:, None])
+        start = stop
+    return tuple(bias)
+
+
+class Embeddings(nn.Module):
+    """The sum of word, position and token-type embeddings, normalised."""
+
+    config: BertConfig
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        config = self.config
+        init = nn.initializers.normal(config.initializer_range)
+        embed = functools.partial(
+            nn.Embed, features=config.hidden_size, dtype=self.dtype, embedding_init=init
+        )
+        self.word = embed(config.vocab_size)
+        self.position = embed(config.max_position_embeddings)
+        self.token_type = embed(config.type_vocab_size)
+        self.layer_norm = _layer_norm(config)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        position_ids: jax.Array,
+        deterministic: bool,
+    ) -> jax.Array:
+        """int32 [batch, length] x 3 -> [batch, length, hidden]."""
+        summed = (
+            self.word(input_ids) + self.token_type(token_type_ids) + self.position(position_ids)
+        )
+        return self.dropout(self.layer_norm(summed).astype(self.dtype), deterministic=deterministic)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with its residual connection and layer norm."""
+
+    config: BertConfig
+    dtype: DTypeLike = jnp.float32
+    fused: Fused | None = None
+
+    def setup(self) -> None:
+        config = self.config
+        self.query = dense(config, config.hidden_size, self.dtype)
+        self.key = dense(config, config.hidden_size, self.dtype)
+        self.value = dense(config, config.hidden_size, self.dtype)
+        self.output = dense(config, config.hidden_size, self.dtype)
+        self.layer_norm = _layer_norm(config)
+        self.weights_dropout = Dropout(config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def __call__(self, hidden: jax.Array, bias: Bias, deterministic: bool) -> jax.Array:
+        """[batch, length, hidden] -> like ``hidden``; ``bias`` is of ``attention_bias``."""
+        query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
+        mixed, start = [], 0
+        for of_kind in bias:
+            blocks, length = of_kind.shape[0], of_kind.shape[-1]
+            stop = start + blocks // len(hidden) * length
+            parts = (
+                whole[:, start:stop].reshape(blocks, length, self.config.num_attention_heads, -1)
+                for whole in (query, key, value)
+            )
+            mixed.append(
+                self._mix(*parts, of_kind, deterministic).reshape(len(hidden), -1, hidden.shape[-1])
+            )
+            start = stop
+        update = self.output(jnp.concatenate(mixed, axis=1))
+        update = self.dropout(update, deterministic=deterministic)
+        return self.layer_norm(hidden + update).astype(self.dtype)
+
+    def _mix(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        bias: jax.Array,
+        deterministic: bool,
+    ) -> jax.Array:
+        """[blocks, length, heads, head size] x 3 -> the same, mixed by attention."""
+        # jax.nn's attention has no dropout of its weights.
+        if self.fused and (deterministic or self.config.attention_probs_dropout_prob == 0):
+            return jax.nn.dot_product_attention(
+                query, key, value, mask=bias == 0, implementation=self.fused
+            )
+        query = query * query.shape[-1] ** -0.5
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32) + bias
+        weights = jax.nn.softmax(scores).astype(self.dtype)
+        weights = self.weights_dropout(weights, deterministic=deterministic)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+class FeedForward(nn.Module):
+    """The position-wise network with its residual connection and layer norm."""
+
+    config: BertConfig
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        config = self.config
+        self.intermediate = dense(config, config.intermediate_size, self.dtype)
+        self.output = dense(config, config.hidden_size, self.dtype)
+        self.layer_norm = _layer_norm(config)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def __call__(self, hidden: jax.Array, deterministic: bool) -> jax.Array:
+        """[batch, length, hidden] -> [batch, length, hidden]."""
+        activation = _ACTIVATIONS[self.config.hidden_act]
+        update = self.output(activation(self.intermediate(hidden)))
+        update = self.dropout(update, deterministic=deterministic)
+        return self.layer_norm(hidden + update).astype(self.dtype)
+
+
+class Layer(nn.Module):
+    """One post-norm transformer layer."""
+
+    config: BertConfig
+    dtype: DTypeLike = jnp.float32
+    fused: Fused | None = None
+
+    def setup(self) -> None:
+        self.attention = Attention(self.config, self.dtype, self.fused)
+        self.mlp = FeedForward(self.config, self.dtype)
+
+    def __call__(self, hidden: jax.Array, bias: Bias, deterministic: bool) -> jax.Array:
+        """[batch, length, hidden] -> like ``hidden``; ``bias`` is of ``attention_bias``."""
+        return self.mlp(self.attention(hidden, bias, deterministic), deterministic)
