@@ -134,12 +134,12 @@ class MeshRunner(JitRunner):
         )
 
 
-def by_device(devices: Sequence[jax.Device]) -> NamedSharding:
+def by_device(devices: Sequence[Any]) -> NamedSharding:
     """The first axis over the devices, as ``pmap`` has it."""
     return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
 
 
-def on_each(tree: Any, devices: Sequence[jax.Device]) -> Any:
+def on_each(tree: Any, devices: Sequence[Any]) -> Any:
     """A copy on every device, each leaf [devices, ...]."""
     stacked = jax.tree.map(
         lambda leaf: np.broadcast_to(np.asarray(leaf), (len(devices), *np.shape(leaf))), tree
