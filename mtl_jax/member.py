@@ -80,12 +80,15 @@ class Member:
         self._share = 1 / members
         self._compiled_before = self.run.evaluator.compile_seconds
 
-    def begin(self, program: Program, texts: TextSet) -> tuple[TrainState, Params]:
+    def begin(
+        self, program: Program, texts: TextSet, feature_seconds: float
+    ) -> tuple[TrainState, Params]:
         """Goes on from the last checkpoint, where there is one.
 
         Args:
             program: What its steps are compiled for.
             texts: The training texts.
+            feature_seconds: What computing their frozen vectors has taken for all members.
 
         Returns:
             The state and the frozen partition to start with.
@@ -101,7 +104,7 @@ class Member:
         last = self.checkpoints.last_step
         self._workdir.rewind(last)
         if last is None:
-            self.meter = Meter({"train_seconds": run.feature_seconds * self._share})
+            self.meter = Meter({"train_seconds": feature_seconds * self._share})
             return state, frozen
         params, state, progress = self.checkpoints.restore(last, state, self.data, run.freeze)
         self.meter = Meter(progress["meter"])

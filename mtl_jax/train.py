@@ -124,7 +124,7 @@ def _fit(members: Sequence[Member], last: int | None) -> None:
     starts = []
     for member in members:
         with member.guarded():
-            starts.append(member.begin(program, training.texts))
+            starts.append(member.begin(program, training.texts, run.feature_seconds))
     members = _under_way(members)
     if not members:
         return
@@ -168,7 +168,8 @@ def _fit(members: Sequence[Member], last: int | None) -> None:
                     if member.outcome is None:
                         with member.guarded():
                             member.add(done, partial(of_step, place), batches[place][index])
-            update(done, _mean_losses(members), members[0].meter.rate)
+            if there := _under_way(members):
+                update(done, _mean_losses(there), there[0].meter.rate)
             ends_epoch = done % plan.steps == 0
             if ends_epoch or (config.checkpoint_every and done % config.checkpoint_every == 0):
                 for member in _under_way(members):
