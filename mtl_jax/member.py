@@ -167,16 +167,14 @@ class Member:
         certificate = freezing.certificate(freeze, params, state.opt_state, before)
         write_json(self._workdir.path / "certificate.json", certificate)
 
-    def finish(self) -> None:
-        """Measures the best checkpoint; the test split is read here, and nowhere else."""
+    def finish(self, training: Split, test: Split | None) -> None:
+        """Measures the best checkpoint on both splits, which makes the result."""
         run, config = self.run, self.run.config
-        evaluator, inputs, classes = run.evaluator, run.inputs, run.inputs.classes
+        evaluator, classes = run.evaluator, run.inputs.classes
         best = self.checkpoints.best_step or 0
         params = evaluator.runner.replicate(self.checkpoints.restore_params(best))
         epochs = [record for record in self._workdir.records() if record["event"] == "epoch"]
         chosen = next(record for record in epochs if record["step"] == best)
-        training = run.split("train")
-        test = run.split("test") if "test" in inputs.corpus.splits else None
         certificate = self._workdir.certificate()
         measured = {
             "test": test and evaluator.metrics(params, test, classes),

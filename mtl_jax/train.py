@@ -84,12 +84,7 @@ def train_seeds(
             group = [member for member in there if member.checkpoints.last_step == step]
             say(f"{_title(group)}: {texts:,} texts to train on, {held_out:,} to validate")
             _fit(group, step)
-            trained = _under_way(group)
-            for note in inputs.cut("test") if trained and "test" in inputs.corpus.splits else ():
-                say(note)
-            for member in trained:
-                with member.guarded():
-                    member.finish()
+            _measure(_under_way(group))
         return [cast("dict[str, Any] | UserError", member.outcome) for member in members]
 
 
@@ -97,12 +92,12 @@ def _refuse_unlike(configs: Sequence[TrainConfig]) -> None:
     if len({config.workdir for config in configs}) < len(configs):
         raise UserError("seeds that are trained at once need a --workdir each")
     for field in dataclasses.fields(TrainConfig):
-        values = [getattr(config, field.name) for config in configs]
-        other = next((value for value in values if value != values[0]), None)
-        if field.name not in _OF_SEED and other is not None:
+        first, *others = (getattr(config, field.name) for config in configs)
+        unlike = [value for value in others if value != first]
+        if unlike and field.name not in _OF_SEED:
             raise UserError(
                 f"runs that are trained at once may differ in {' and '.join(_OF_SEED)}, but "
-                f"{field.name} is {values[0]!r} and {other!r}: train them one after the other"
+                f"{field.name} is {first!r} and {unlike[0]!r}: train them one after the other"
             )
 
 
@@ -182,6 +177,20 @@ def _fit(members: Sequence[Member], last: int | None) -> None:
                     each(Member.save, None)
                 watch.start()
     each(Member.certify)
+
+
+def _measure(members: Sequence[Member]) -> None:
+    """Ends those that are trained; the test split is read here, and nowhere else."""
+    if not members:
+        return
+    run = members[0].run
+    training = run.split("train")
+    test = run.split("test") if "test" in run.inputs.corpus.splits else None
+    for note in run.inputs.cut("test") if test else ():
+        say(note)
+    for member in members:
+        with member.guarded():
+            member.finish(training, test)
 
 
 def _mean_losses(members: Sequence[Member]) -> dict[str, float]:

@@ -254,6 +254,9 @@ def test_only_seed_and_folder_may_differ(of_scenario, inputs_of, tmp_path):
     other = dataclasses.replace(second, batch_size=8)
     with pytest.raises(UserError, match="may differ in seed and workdir, but batch_size is 16 and"):
         train_seeds([first, other], inputs_of(first))
+    named = dataclasses.replace(first, pooling="mean")
+    with pytest.raises(UserError, match="but pooling is 'mean' and None"):
+        train_seeds([named, second], inputs_of(first))
     same = dataclasses.replace(second, workdir=first.workdir)
     with pytest.raises(UserError, match="need a --workdir each"):
         train_seeds([first, same], inputs_of(first))
