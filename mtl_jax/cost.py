@@ -234,9 +234,9 @@ def _seconds(
 
 
 def _step_seconds(run: Run, program: Program, texts: TextSet, limit: float) -> float:
-    runner, stepper = run.evaluator.runner, run.stepper()
+    stepper = run.stepper()
     trainable, frozen = run.freeze.split(run.params)
-    state, frozen = runner.replicate(program.init(trainable, 0)), runner.replicate(frozen)
+    state, frozen = stepper.place([program.init(trainable, 0)], [frozen])
     vectors = stepper.vectors(texts)
     # An epoch has at least as many steps as one call takes.
     data = train_batches(texts, run.plan, run.config.seed, _MOST_CALLS + 1)
@@ -244,8 +244,8 @@ def _step_seconds(run: Run, program: Program, texts: TextSet, limit: float) -> f
     def call() -> None:
         nonlocal state
         batches = list(itertools.islice(data, stepper.most))
-        state, metrics = stepper(state, frozen, vectors, batches)
-        jax.block_until_ready((state, metrics))
+        state, _ = stepper(state, frozen, vectors, [batches])
+        jax.block_until_ready(state)
 
     return _median_seconds(call, limit) / stepper.most
 
