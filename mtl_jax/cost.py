@@ -181,7 +181,7 @@ def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, 
         step = _counted(functools.partial(train_step, program), state, frozen, batch)
     prefix = 0
     if _keeps(run):
-        model = program.model.clone(states_depth=0)
+        model = run.evaluator.model
         compute = functools.partial(states_step, (model, run.states_depth))
         if run.freeze.backbone_frozen:
             compute = functools.partial(pooled_step, model)
