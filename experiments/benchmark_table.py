@@ -27,6 +27,9 @@ _DEFINITIONS = (
     "what XLA took to compile is left out of it, and is in the second table.",
     "Training steps: batching, forward, backward and update. Ours has in it the one pass in which "
     "frozen layers see the training sentences.",
+    "Seeds at once are compared by their training steps: evaluation and checkpoints, which go seed "
+    "by seed and so take eight times as long for eight, are in the whole run only. Macro-F1 and "
+    "optimizer state are those of the first seed.",
     "PyTorch: transformers' `BertModel` with its default attention, dynamic padding to the "
     "longest sentence of a batch, batches grouped by length as `group_by_length` does, frozen "
     "parameters with `requires_grad=False`, AdamW over the others; not compiled, no checkpoint.",

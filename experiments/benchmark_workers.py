@@ -136,11 +136,42 @@ def _heads(config: TrainConfig, variants: int, platform: str) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started - result.compile_seconds}
 
 
+def _seeds(config: TrainConfig, variants: int, platform: str) -> dict[str, Any]:
+    """Trainings with the seeds from 0 to ``variants``, at once, each in a new folder."""
+    from mtl_jax.errors import UserError
+    from mtl_jax.inputs import Inputs
+    from mtl_jax.train import train_seeds
+
+    del platform
+    with tempfile.TemporaryDirectory(dir=config.workdir) as folder:
+        # What an earlier repeat has kept of the frozen layers must not be found again.
+        config = dataclasses.replace(config, cache_folder=f"{folder}/activations")
+        configs = [
+            dataclasses.replace(config, seed=seed, workdir=f"{folder}/seed{seed}")
+            for seed in range(variants)
+        ]
+        started = time.perf_counter()
+        inputs = Inputs(config)
+        results = []
+        for outcome in train_seeds(configs, inputs):
+            if isinstance(outcome, UserError):
+                raise outcome
+            results.append(outcome)
+        seconds = time.perf_counter() - started
+    # Each has an equal share of what all took.
+    total = {key: sum(r[key] for r in results) for key in ("compile_seconds", "train_seconds")}
+    test = results[0]["test"] or results[0]["validation"]
+    measured = {**results[0], **total, "seconds": seconds - total["compile_seconds"], "test": test}
+    lengths = inputs.split("train").texts.tokens.lengths
+    return {**_sample(config, lengths, measured), "seeds": variants}
+
+
 MEASUREMENTS: Mapping[str, Callable[[TrainConfig, int, str], dict[str, Any]]] = {
     "train": _train,
     "pytorch": _pytorch,
     "peak": _peak,
     "heads": _heads,
+    "seeds": _seeds,
 }
 """Run in a worker process with settings, ``Job.variants`` and the platform that jax uses.
 

@@ -66,6 +66,9 @@ class Freezing(Settings):
     """peak learning rate of the two heads; high, as the steps of the quick study are few"""
     keep_checkpoints: bool = False
     """keep the checkpoints of finished arms"""
+    seeds_at_once: int | None = None
+    """seeds of a scenario that are trained in one program, each on one device; by default all of \
+them on an accelerator, which a batch of short sentences leaves idle, and 1 on a CPU"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,19 +77,29 @@ class Freezing(Settings):
             if not values:
                 raise UserError(f"--{name} is empty: name at least one")
             object.__setattr__(self, name, values)
+        if self.seeds_at_once is not None and self.seeds_at_once < 1:
+            raise UserError(f"--seeds-at-once {self.seeds_at_once} must be at least 1")
         own = self.data.train_file or self.data.dataset != _QUICK.dataset
         if own and _limits(self.data) == _limits(_QUICK):
             # The quick study's limits are meant for the default corpus alone.
             unlimited = dict.fromkeys(_limits(_QUICK))
             object.__setattr__(self, "data", dataclasses.replace(self.data, **unlimited))
 
-    def arms(self) -> Iterator[TrainConfig]:
-        """The runs, seed by seed, so that a study cut short has whole seeds to compare."""
+    def groups(self, at_once: int) -> Iterator[list[TrainConfig]]:
+        """The arms that are trained at once.
+
+        They come seed by seed, or so many seeds by so many, so that a study cut short has
+        whole seeds to compare.
+        """
         shared = {name: getattr(self, name) for name in _SETTINGS}
-        for seed in self.seeds:
+        for start in range(0, len(self.seeds), at_once):
             for scenario in self.scenarios:
-                workdir = Path(self.workdir) / "arms" / f"{scenario}-seed{seed}"
-                yield TrainConfig(**shared, workdir=str(workdir), scenario=scenario, seed=seed)
+                group = []
+                for seed in self.seeds[start : start + at_once]:
+                    workdir = str(Path(self.workdir) / "arms" / f"{scenario}-seed{seed}")
+                    arm = TrainConfig(**shared, workdir=workdir, scenario=scenario, seed=seed)
+                    group.append(arm)
+                yield group
 
 
 def run(study: Freezing, command: str) -> int:
@@ -110,40 +123,52 @@ def run(study: Freezing, command: str) -> int:
 
     started = time.time()
     study = study.absolute()
-    arms = list(study.arms())
+    at_once = study.seeds_at_once or _default_at_once(study)
+    groups = list(study.groups(at_once))
     inputs = Inputs(study)
     for scenario in study.scenarios:
         scenario_rules(scenario, inputs.bert.num_hidden_layers)
     texts = {name: len(inputs.split(name).texts) for name in ("train", "validation")}
+    count = len(study.scenarios) * len(study.seeds)
     folder = Workdir(study.workdir)
     with contextlib.closing(folder):
         folder.claim(_record(study, inputs))
         for note in inputs.notes():
             say(note)
         say(
-            f"{len(arms)} arms on {texts['train']:,} texts, {texts['validation']:,} to validate; "
+            f"{count} arms on {texts['train']:,} texts, {texts['validation']:,} to validate; "
             "--max-train-examples and --max-evaluation-examples set the limits, None lifts them"
         )
         results_file = folder.path / "results.jsonl"
-        failures = _train_arms(arms, study.keep_checkpoints, inputs, results_file)
+        failures = _train_arms(groups, study.keep_checkpoints, inputs, results_file)
         results = _wanted(read_lines(results_file), study)
         if not results:
             raise UserError(
                 f"no arm of the study in {study.workdir} could be trained; the first failed with: "
                 f"{failures[0]['error']}"
             )
-        context = _context(study, inputs, command, started)
+        context = _context(
+            dataclasses.replace(study, seeds_at_once=at_once), inputs, command, started
+        )
         report = write_report(folder.path, results, failures, context)
     print_table(results, failures)
     say(f"{len(results)} arms in {time.time() - started:.0f} s; the report is {report}")
     return len(failures)
 
 
+def _default_at_once(study: Freezing) -> int:
+    import jax
+
+    return 1 if jax.default_backend() == "cpu" else len(study.seeds)
+
+
 def _train_arms(
-    arms: Sequence[TrainConfig], keep_checkpoints: bool, inputs: Inputs, results_file: Path
+    groups: Sequence[Sequence[TrainConfig]],
+    keep_checkpoints: bool,
+    inputs: Inputs,
+    results_file: Path,
 ) -> list[dict[str, Any]]:
     from mtl_jax.console import say
-    from mtl_jax.train import train
     from mtl_jax.workdir import append_line, read_lines, rewrite_lines
 
     finished = read_lines(results_file)
@@ -151,20 +176,37 @@ def _train_arms(
     rewrite_lines(results_file, finished)
     done = {(result["arm"], result["seed"]) for result in finished}
     failures = []
-    for number, arm in enumerate(arms, start=1):
-        if (arm.scenario, arm.seed) in done:
-            continue
-        say(f"arm {number} of {len(arms)}: {arm.scenario}, seed {arm.seed}")
-        try:
-            result = train(arm, inputs)
-        except Exception as error:  # noqa: BLE001  (one arm must not take the others with it)
-            failures.append({"arm": arm.scenario, "seed": arm.seed, "error": one_line(error)})
-            say(f"arm {number} failed: {failures[-1]['error']}")
-            continue
-        append_line(results_file, _line(arm, result))
-        if not keep_checkpoints:
-            shutil.rmtree(Path(arm.workdir) / "checkpoints", ignore_errors=True)
+    total, before = sum(map(len, groups)), 0
+    for group in groups:
+        numbers = {arm.workdir: before + place for place, arm in enumerate(group, start=1)}
+        before += len(group)
+        todo = [arm for arm in group if (arm.scenario, arm.seed) not in done]
+        for arm in todo:
+            say(f"arm {numbers[arm.workdir]} of {total}: {arm.scenario}, seed {arm.seed}")
+        for arm, outcome in zip(todo, _train_group(todo, inputs), strict=True):
+            if isinstance(outcome, Exception):
+                error = one_line(outcome)
+                failures.append({"arm": arm.scenario, "seed": arm.seed, "error": error})
+                say(f"arm {numbers[arm.workdir]} failed: {error}")
+                continue
+            append_line(results_file, _line(arm, outcome))
+            if not keep_checkpoints:
+                shutil.rmtree(Path(arm.workdir) / "checkpoints", ignore_errors=True)
     return failures
+
+
+def _train_group(
+    arms: Sequence[TrainConfig], inputs: Inputs
+) -> Sequence[dict[str, Any] | Exception]:
+    """Per arm its result, or what it failed with."""
+    from mtl_jax.train import train_seeds
+
+    if not arms:
+        return []
+    try:
+        return train_seeds(arms, inputs)
+    except Exception as error:  # noqa: BLE001  (one scenario must not take the others with it)
+        return [error] * len(arms)
 
 
 def _line(arm: TrainConfig, result: dict[str, Any]) -> dict[str, Any]:

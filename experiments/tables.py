@@ -113,9 +113,9 @@ def cost_table(results: Sequence[Result], chosen: str | None) -> Table:
     )
     means = {arm: {key: _mean(numbers(results, arm, key)) for key in keys} for arm in arms}
     for arm in arms:
-        # Later seeds of an arm run what the first has compiled.
+        # It is done once: by the first seed, or, where they are trained at once, by all.
         seconds = numbers(results, arm, "compile_seconds")
-        means[arm]["compile_seconds"] = max(seconds.values(), default=None)
+        means[arm]["compile_seconds"] = sum(seconds.values()) if seconds else None
     reference = means.get(REFERENCE, {})
     digits = {
         key: wording.decimals(means[arm][key] for arm in arms)
@@ -135,9 +135,9 @@ def cost_table(results: Sequence[Result], chosen: str | None) -> Table:
 
     rows = [_arm_row(results, arm, chosen, [cell(arm, key) for key in keys]) for arm in arms]
     note = (
-        "Means over seeds; of the compilation, which is counted apart from training, the first "
-        "seed's. Where the whole backbone is frozen, training counts the one pass that computes "
-        "its vectors."
+        "Means over seeds; of the compilation, which is counted apart from training, the sum, as "
+        "the seeds share it. Seeds that are trained at once have equal shares of the time. Where "
+        "the whole backbone is frozen, training counts the one pass that computes its vectors."
     )
     if REFERENCE in arms:
         note += f" In brackets, the ratio to `{REFERENCE}`."

@@ -182,7 +182,7 @@ def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, 
         step = _counted(functools.partial(train_step, program), state, frozen, batch)
     prefix = 0
     if _keeps(run):
-        model = program.model.clone(states_depth=0)
+        model = run.evaluator.model
         compute = functools.partial(states_step, (model, run.states_depth))
         if run.freeze.backbone_frozen:
             compute = functools.partial(pooled_step, model)
@@ -235,9 +235,9 @@ def _seconds(
 
 
 def _step_seconds(run: Run, program: Program, texts: TextSet, limit: float) -> float:
-    runner, stepper = run.evaluator.runner, run.stepper()
+    stepper = run.stepper()
     trainable, frozen = run.freeze.split(run.params)
-    state, frozen = runner.replicate(program.init(trainable, 0)), runner.replicate(frozen)
+    state, frozen = stepper.place([program.init(trainable, 0)], [frozen])
     vectors = stepper.vectors(texts)
     # An epoch has at least as many steps as one call takes.
     data = train_batches(texts, run.plan, run.config.seed, _MOST_CALLS + 1)
@@ -245,8 +245,8 @@ def _step_seconds(run: Run, program: Program, texts: TextSet, limit: float) -> f
     def call() -> None:
         nonlocal state
         batches = list(itertools.islice(data, stepper.most))
-        state, metrics = stepper(state, frozen, vectors, batches)
-        jax.block_until_ready((state, metrics))
+        state, _ = stepper(state, frozen, vectors, [batches])
+        jax.block_until_ready(state)
 
     return _median_seconds(call, limit) / stepper.most
 

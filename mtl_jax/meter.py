@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mtl_jax.config import TASKS
 from mtl_jax.errors import UserError
+
+
+class Stopwatch:
+    """Seconds between two looks, but for those between a look and the next ``start``."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+
+    def start(self) -> None:
+        """Forgets the time since the last look."""
+        self._started = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since it was last looked at or started."""
+        now = time.perf_counter()
+        seconds, self._started = now - self._started, now
+        return seconds
 
 
 class Meter:
@@ -18,8 +35,9 @@ class Meter:
     never waits for the host.
 
     Attributes:
-        train_seconds: Seconds in training steps, without compilation and evaluation.
-        compile_seconds: Seconds spent compiling the training step.
+        train_seconds: Seconds in training steps, without compilation and evaluation; of
+            steps with several seeds at once this run's share.
+        compile_seconds: Seconds spent compiling the training step, shared likewise.
         examples: Examples trained on.
     """
 
@@ -29,8 +47,7 @@ class Meter:
         self.compile_seconds: float = saved.get("compile_seconds", 0.0)
         self.examples: int = saved.get("examples", 0)
         self._sums: dict[str, list[float]] = saved.get("sums") or self._zero()
-        self._pending: tuple[int, Mapping[str, Any]] | None = None
-        self._started = 0.0
+        self._pending: tuple[int, Callable[[], Mapping[str, Any]]] | None = None
         self._last: dict[str, Any] = {}
 
     @staticmethod
@@ -52,19 +69,13 @@ class Meter:
         """Examples per second, over the run."""
         return self.examples / self.train_seconds if self.train_seconds else 0.0
 
-    def resume(self) -> None:
-        """Starts the clock."""
-        self._started = time.perf_counter()
-
-    def lap(self, compile_seconds: float = 0.0) -> None:
-        """Books the time since the clock was last read, less what compiling took of it."""
-        now = time.perf_counter()
-        self.train_seconds += now - self._started - compile_seconds
+    def book(self, seconds: float, compile_seconds: float = 0.0) -> None:
+        """Adds seconds of training steps, and of compiling them."""
+        self.train_seconds += seconds
         self.compile_seconds += compile_seconds
-        self._started = now
 
-    def add(self, step: int, metrics: Mapping[str, Any], examples: int) -> None:
-        """Takes the metrics of a step that may still be running, and reads those before."""
+    def add(self, step: int, metrics: Callable[[], Mapping[str, Any]], examples: int) -> None:
+        """Takes what gives the metrics of a step that may still be running; reads those before."""
         self.read()
         self._pending = (step, metrics)
         self.examples += examples
@@ -80,8 +91,9 @@ class Meter:
         """
         if self._pending is None:
             return self._last
-        step, metrics = self._pending
+        step, pending = self._pending
         self._pending = None
+        metrics = pending()
         losses = {}
         for task, (total, count) in metrics["loss"].items():
             if not math.isfinite(total):

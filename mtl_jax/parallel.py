@@ -1,14 +1,15 @@
 """Ways to run the pure steps: jit on one device, jit over a mesh, pmap over several.
 
 ``jax.pmap`` is in maintenance; it is kept for the code and clusters that expect it. The
-mesh does the same with shardings, and a test holds the three equal.
+mesh does the same with shardings, and a test holds the three equal. All three run one
+training; ``seeds.SeedRunner`` runs those of several seeds at once.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -22,7 +23,11 @@ AXIS = "devices"
 
 
 class Runner(Protocol):
-    """Places arrays on devices and compiles the steps for them."""
+    """Places arrays on devices and compiles the steps for them.
+
+    Attributes:
+        devices: Over how many the rows of one batch are spread.
+    """
 
     devices: int
 
@@ -34,8 +39,16 @@ class Runner(Protocol):
         """The inverse of ``replicate``: one copy."""
         ...
 
-    def shard(self, batch: Mapping[str, np.ndarray]) -> Any:
-        """Spreads a batch's rows over the devices."""
+    def place(self, trees: Sequence[Any]) -> Any:
+        """Puts the trees of all seeds, one of each, on the devices."""
+        ...
+
+    def unplace(self, tree: Any) -> list[Any]:
+        """The inverse of ``place``: one copy of each seed's."""
+        ...
+
+    def shard(self, *batches: Mapping[str, np.ndarray]) -> Any:
+        """Spreads the rows of one batch of each seed over the devices."""
         ...
 
     def gather(self, rows: Any) -> Any:
@@ -47,7 +60,20 @@ class Runner(Protocol):
         ...
 
 
-class JitRunner:
+class _OneSeed:
+    """What a runner of one training makes of trees and batches by seed: there is but one."""
+
+    def place(self: Runner, trees: Sequence[Any]) -> Any:
+        """See ``Runner``."""
+        (tree,) = trees
+        return self.replicate(tree)
+
+    def unplace(self: Runner, tree: Any) -> list[Any]:
+        """See ``Runner``."""
+        return [self.fetch(tree)]
+
+
+class JitRunner(_OneSeed):
     """One device."""
 
     devices = 1
@@ -60,8 +86,9 @@ class JitRunner:
         """See ``Runner``."""
         return tree
 
-    def shard(self, batch: Mapping[str, np.ndarray]) -> Any:
+    def shard(self, *batches: Mapping[str, np.ndarray]) -> Any:
         """See ``Runner``."""
+        (batch,) = batches
         return jax.device_put(dict(batch))
 
     def gather(self, rows: Any) -> Any:
@@ -86,8 +113,9 @@ class MeshRunner(JitRunner):
         """See ``Runner``."""
         return jax.device_put(tree, self._everywhere)
 
-    def shard(self, batch: Mapping[str, np.ndarray]) -> Any:
+    def shard(self, *batches: Mapping[str, np.ndarray]) -> Any:
         """See ``Runner``."""
+        (batch,) = batches
         return jax.device_put(dict(batch), self._by_row)
 
     def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
@@ -106,7 +134,20 @@ class MeshRunner(JitRunner):
         )
 
 
-class PmapRunner:
+def by_device(devices: Sequence[Any]) -> NamedSharding:
+    """The first axis over the devices, as ``pmap`` has it."""
+    return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+
+
+def on_each(tree: Any, devices: Sequence[Any]) -> Any:
+    """A copy on every device, each leaf [devices, ...]."""
+    stacked = jax.tree.map(
+        lambda leaf: np.broadcast_to(np.asarray(leaf), (len(devices), *np.shape(leaf))), tree
+    )
+    return jax.device_put(stacked, by_device(devices))
+
+
+class PmapRunner(_OneSeed):
     """``pmap`` over all local devices, reducing over the named axis."""
 
     def __init__(self) -> None:
@@ -114,19 +155,15 @@ class PmapRunner:
 
     def replicate(self, tree: Any) -> Any:
         """See ``Runner``."""
-        mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
-        sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-        stacked = jax.tree.map(
-            lambda leaf: np.broadcast_to(np.asarray(leaf), (self.devices, *np.shape(leaf))), tree
-        )
-        return jax.device_put(stacked, sharding)
+        return on_each(tree, jax.local_devices())
 
     def fetch(self, tree: Any) -> Any:
         """See ``Runner``."""
         return jax.tree.map(lambda leaf: leaf[0], tree)
 
-    def shard(self, batch: Mapping[str, np.ndarray]) -> Any:
+    def shard(self, *batches: Mapping[str, np.ndarray]) -> Any:
         """See ``Runner``."""
+        (batch,) = batches
         return {
             name: array.reshape(self.devices, -1, *array.shape[1:]) for name, array in batch.items()
         }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -12,16 +11,15 @@ import jax
 import numpy as np
 
 from mtl_jax.config import LIMITS, TrainConfig
-from mtl_jax.data.batches import HostBatch, TextSet
-from mtl_jax.data.packing import Layout, TrainPlan
+from mtl_jax.data.packing import TrainPlan
 from mtl_jax.evaluate import ModelSpec, evaluator
 from mtl_jax.freeze import Freeze, Params
 from mtl_jax.inputs import Inputs, Split
-from mtl_jax.optim import OptimizerConfig, make_optimizer
-from mtl_jax.parallel import Compiled, make_runner
+from mtl_jax.optim import OptimizerConfig
 from mtl_jax.prefix import SHALLOWEST, Prefix
 from mtl_jax.scenarios import scenario_rules
-from mtl_jax.step import Program, TrainState, scanned_steps, stream, train_step
+from mtl_jax.step import stream
+from mtl_jax.stepper import Stepper, TrainSpec, stepper
 
 # Steps on kept vectors between two looks at the progress; they take milliseconds.
 _STEPS_AT_ONCE = 256
@@ -29,88 +27,14 @@ _STEPS_AT_ONCE = 256
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainSpec:
-    """What a training step is compiled from; equal specs share the compiled step."""
-
-    model: ModelSpec
-    freeze: Freeze
-    optimizer: OptimizerConfig
-    task_weights: tuple[float, float]
-    layout: Layout
-    on_pooled: bool
-    states_depth: int
-    steps_at_once: int
-    remat: bool
-    scan_layers: bool
-
-
-class Stepper:
-    """Runs training steps: one at a time, or many at once where only heads are trained.
-
-    Attributes:
-        program: What the steps are compiled for.
-        most: Steps at a time, at most.
-        step: The compiled step.
-    """
-
-    def __init__(self, spec: TrainSpec):
-        self.program = Program(
-            spec.model.model().clone(
-                states_depth=spec.states_depth,
-                blocks=spec.layout.blocks,
-                remat=spec.remat,
-                scan_layers=spec.scan_layers,
-            ),
-            make_optimizer(spec.freeze, spec.optimizer),
-            spec.freeze.depth(spec.model.bert.num_hidden_layers),
-            spec.task_weights,
-        )
-        self.most = spec.steps_at_once
-        self._runner = make_runner(spec.model.parallel)
-        step = scanned_steps if spec.on_pooled else train_step
-        self.step = Compiled(self._runner, step, self.program, donate=True)
-
-    def vectors(self, texts: TextSet) -> Any:
-        """What ``__call__`` needs of texts with ``pooled`` vectors, on every device."""
-        if texts.pooled is None:
-            return None
-        return self._runner.replicate({"pooled": texts.pooled, **texts.labels})
-
-    def __call__(
-        self, state: TrainState, frozen: Params, vectors: Any, batches: Sequence[HostBatch]
-    ) -> tuple[TrainState, list[Any]]:
-        """Takes one step per batch.
-
-        Args:
-            state: Given away.
-            frozen: The frozen partition.
-            vectors: From ``vectors``.
-            batches: At most ``most`` of them, from ``train_batches``.
-
-        Returns:
-            The state after the last, and the metrics of each step.
-        """
-        if vectors is None:
-            batch = {name: array for name, array in batches[0].items() if name != "example"}
-            state, metrics = self.step(state, frozen, self._runner.shard(batch))
-            return state, [self._runner.fetch(metrics)]
-        rows, slots = batches[0]["example"].shape
-        examples = np.full((rows, self.most, slots), -1, np.int32)
-        for i, batch in enumerate(batches):
-            examples[:, i] = batch["example"]
-        sharded = self._runner.shard({"example": examples})
-        state, metrics = self.step(state, frozen, vectors, sharded)
-        metrics = jax.tree.map(np.asarray, self._runner.fetch(metrics))
-        return state, [jax.tree.map(lambda m, i=i: m[i], metrics) for i in range(len(batches))]
-
-
-# A study holds as many scenarios as this at a time.
-_stepper = functools.lru_cache(maxsize=16)(Stepper)
-
-
 class Run:
     """One scenario and seed on its inputs, before its first step.
+
+    Args:
+        config: The settings.
+        inputs: The data and the backbone.
+        together: Whether it is trained at once with other seeds, and so with each batch
+            whole on one device; else ``config.parallel`` spreads it.
 
     Attributes:
         params: The initial parameters, on the host.
@@ -122,8 +46,9 @@ class Run:
             took, where that is what the heads train on.
     """
 
-    def __init__(self, config: TrainConfig, inputs: Inputs):
+    def __init__(self, config: TrainConfig, inputs: Inputs, *, together: bool = False):
         self.config, self.inputs = config, inputs
+        self._together = together
         self._rules = scenario_rules(config.scenario, inputs.bert.num_hidden_layers)
         self._model = ModelSpec(
             bert=inputs.bert,
@@ -144,7 +69,7 @@ class Run:
         self.plan = TrainPlan(
             inputs.split("train").texts.tokens.lengths,
             config.batch_size,
-            self.evaluator.runner.devices,
+            1 if together else self.evaluator.runner.devices,
             inputs.bert.hidden_size,
         )
         self.total_steps = self.plan.steps * config.epochs if self.freeze.groups else 0
@@ -191,8 +116,12 @@ class Run:
         """Where the frozen bottom of the backbone ends; see ``prefix``."""
         return self.freeze.depth(self.inputs.bert.num_hidden_layers)
 
-    def stepper(self) -> Stepper:
-        """The compiled training step, shared by runs that differ in nothing of it."""
+    def stepper(self, seeds: int = 1) -> Stepper:
+        """The compiled training step, shared by runs that differ in nothing of it.
+
+        Args:
+            seeds: How many runs that are trained ``together`` it takes at once.
+        """
         config = self.config
         optimizer = OptimizerConfig(
             learning_rates=(
@@ -206,7 +135,7 @@ class Run:
         )
         weights = (config.classifier_weight, config.sentiment_weight)
         on_pooled = config.prefix_cache and self.freeze.backbone_frozen
-        return _stepper(
+        return stepper(
             TrainSpec(
                 self._model,
                 self.freeze,
@@ -218,6 +147,7 @@ class Run:
                 min(self.plan.steps, _STEPS_AT_ONCE) if on_pooled else 1,
                 config.remat,
                 config.scan_layers,
+                seeds if self._together else None,
             )
         )
 

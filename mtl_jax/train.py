@@ -1,27 +1,25 @@
-"""The training loop, from settings to a finished folder."""
+"""The training loop, from settings to finished folders."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
-import math
-from typing import Any
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
 
-from mtl_jax import freeze as freezing
-from mtl_jax.checkpoint import Checkpoints
-from mtl_jax.config import TASKS, TrainConfig
+from mtl_jax.config import TrainConfig
 from mtl_jax.console import say, training_bar
-from mtl_jax.data.batches import train_batches
 from mtl_jax.errors import UserError
-from mtl_jax.evaluate import majority_baseline, neighbour_probe
-from mtl_jax.freeze import Freeze
 from mtl_jax.inputs import Inputs
-from mtl_jax.meter import Meter
-from mtl_jax.metrics import mean_macro_f1
+from mtl_jax.member import Member
+from mtl_jax.meter import Stopwatch
 from mtl_jax.run import Run
-from mtl_jax.workdir import Workdir, write_json
 
-_LOG_EVERY = 10
+# What may differ between runs that are trained at once.
+_OF_SEED = ("seed", "workdir")
 
 
 def train(config: TrainConfig, inputs: Inputs | None = None) -> dict[str, Any]:
@@ -38,151 +36,169 @@ def train(config: TrainConfig, inputs: Inputs | None = None) -> dict[str, Any]:
         UserError: The settings, the data or the folder are at fault; what was there before
             is as it was.
     """
-    config = config.absolute()
-    shared, inputs = inputs, inputs or Inputs(config)
-    run = Run(config, inputs)
+    (outcome,) = train_seeds([config], inputs)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
+
+
+def train_seeds(
+    configs: Sequence[TrainConfig], inputs: Inputs | None = None
+) -> list[dict[str, Any] | UserError]:
+    """Trains one scenario with several seeds at once; each leaves what ``train`` leaves.
+
+    A step takes one batch of each seed. ``parallel`` ``jit`` keeps them on one device, any
+    other spreads the seeds, not their batches, over all: a seed sees the batches, the
+    initial heads and the dropout that it sees alone on one device, and its numbers differ by
+    rounding. Evaluation and checkpoints go seed by seed. Of what the training steps and
+    compiling took, each result has an equal share.
+
+    Folders that hold the same number of steps go on together, the others in groups of their
+    own.
+
+    Args:
+        configs: The settings, which differ in ``seed`` and ``workdir`` only.
+        inputs: As of ``train``.
+
+    Returns:
+        Per seed the result, or in its place why there is none, as a loss that is not finite,
+        or a folder that belongs to another run: the others do without it.
+
+    Raises:
+        UserError: What the seeds have in common is at fault.
+    """
+    configs = [config.absolute() for config in configs]
+    _refuse_unlike(configs)
+    shared, inputs = inputs, inputs or Inputs(configs[0])
+    runs = [Run(config, inputs, together=len(configs) > 1) for config in configs]
     texts, held_out = (len(inputs.split(name).texts) for name in ("train", "validation"))
-    workdir = Workdir(config.workdir)
-    with contextlib.closing(workdir):
-        workdir.claim(run.record())
-        if result := workdir.result():
-            say(f"{config.workdir} is done: the result is the last line of its metrics.jsonl")
-            return result
-        workdir.keep_tokenizer(inputs.reader.tokenizer)
-        for note in () if shared else inputs.notes():
+    with contextlib.ExitStack() as stack:
+        members = [stack.enter_context(contextlib.closing(Member(run))) for run in runs]
+        for member in members:
+            with member.guarded():
+                member.open()
+        there = _under_way(members)
+        for note in () if shared or not there else inputs.notes():
             say(note)
-        say(f"{_title(config)}: {texts:,} texts to train on, {held_out:,} to validate")
-        with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
-            meter = _fit(run, workdir, checkpoints)
-            result = _result(run, workdir, checkpoints, meter)
-        workdir.log(result)
-        return result
+        for step in dict.fromkeys(member.checkpoints.last_step for member in there):
+            group = [member for member in there if member.checkpoints.last_step == step]
+            say(f"{_title(group)}: {texts:,} texts to train on, {held_out:,} to validate")
+            _fit(group, step)
+            _measure(_under_way(group))
+        return [cast("dict[str, Any] | UserError", member.outcome) for member in members]
 
 
-def _fit(run: Run, workdir: Workdir, checkpoints: Checkpoints) -> Meter:
-    config, runner, plan, total = run.config, run.evaluator.runner, run.plan, run.total_steps
+def _refuse_unlike(configs: Sequence[TrainConfig]) -> None:
+    if len({config.workdir for config in configs}) < len(configs):
+        raise UserError("seeds that are trained at once need a --workdir each")
+    for field in dataclasses.fields(TrainConfig):
+        first, *others = (getattr(config, field.name) for config in configs)
+        unlike = [value for value in others if value != first]
+        if unlike and field.name not in _OF_SEED:
+            raise UserError(
+                f"runs that are trained at once may differ in {' and '.join(_OF_SEED)}, but "
+                f"{field.name} is {first!r} and {unlike[0]!r}: train them one after the other"
+            )
+
+
+def _under_way(members: Sequence[Member]) -> list[Member]:
+    return [member for member in members if member.outcome is None]
+
+
+def _fit(members: Sequence[Member], last: int | None) -> None:
+    """Trains to the end whoever can be, from the step ``last`` on, which all have reached.
+
+    A member that fails keeps its place in the batch, and what becomes of it is not looked at.
+    """
+    for member in members:
+        member.join(len(members))
+    run = members[0].run
+    config, plan, total = run.config, run.plan, run.total_steps
     training, validation = run.split("train"), run.split("validation")
-    stepper = run.stepper()
+    program = run.stepper(len(members)).program
+    starts = []
+    for member in members:
+        with member.guarded():
+            starts.append(member.begin(program, training.texts, run.feature_seconds))
+    members = _under_way(members)
+    if not members:
+        return
+    stepper = run.stepper(len(members))
     vectors = stepper.vectors(training.texts) if total else None
-    data = train_batches(training.texts, plan, config.seed, config.epochs)
-    trainable, frozen = run.freeze.split(run.params)
-    frozen_before = freezing.digest(frozen)
-    state = stepper.program.init(trainable, config.seed)
-    meter = Meter({"train_seconds": run.feature_seconds})
-    last, done = checkpoints.last_step, checkpoints.last_step or 0
-    workdir.rewind(last)
+    state, frozen = stepper.place(*zip(*starts, strict=True))
+    del starts
+    done = last or 0
     if last is not None:
         say(f"resuming from step {last} of {total}")
-        params, state, progress = checkpoints.restore(last, state, data, run.freeze)
-        _, frozen = run.freeze.split(params)
-        meter = Meter(progress["meter"])
-    state, frozen = runner.replicate(state), runner.replicate(frozen)
+    watch = Stopwatch()
 
     def until_stop(done: int) -> int:
         every = [plan.steps, *([config.checkpoint_every] if config.checkpoint_every else [])]
         return min(steps - done % steps for steps in every)
 
-    def save(score: float | None) -> None:
-        params = runner.fetch(Freeze.merge(state.trainable, frozen))
-        checkpoints.save(params, runner.fetch(state), data, {"meter": meter.state()}, score)
+    def lap(compile_seconds: float) -> None:
+        seconds = watch.lap() - compile_seconds
+        for member in members:
+            member.book(seconds, compile_seconds)
 
-    def end_epoch(epoch: int) -> None:
-        params = Freeze.merge(state.trainable, frozen)
-        metrics = run.evaluator.metrics(params, validation, run.inputs.classes)
-        for task in TASKS:
-            if not math.isfinite(metrics[task]["loss"] or 0.0):
-                raise UserError(
-                    f"the {task} loss on the validation split is not finite after step {done}: "
-                    "lower the learning rates; the last checkpoint is kept"
-                )
-        record = {"event": "epoch", "epoch": epoch, "step": done, "seconds": meter.train_seconds}
-        losses = {"train_loss": meter.mean_losses(), "validation": metrics}
-        workdir.log({**record, **losses})
-        say(_epoch_line(epoch, config.epochs, metrics, meter))
-        meter.reset()
-        save(mean_macro_f1(metrics))
+    def each(act: Callable[..., None], *args: Any) -> None:
+        for member, copies in zip(members, stepper.unplace(state, frozen), strict=True):
+            if member.outcome is None:
+                with member.guarded():
+                    act(member, *copies, *args)
 
     if total == 0 and last is None:
-        end_epoch(0)
-    with training_bar(_title(config), total, done) as update:
-        meter.resume()
-        while done < total:
-            batches = list(itertools.islice(data, min(stepper.most, until_stop(done))))
+        each(Member.end_epoch, 0, done, validation)
+    with training_bar(_title(members), total, done) as update:
+        watch.start()
+        while done < total and _under_way(members):
+            steps = min(stepper.most, until_stop(done))
+            batches = [list(itertools.islice(member.data, steps)) for member in members]
             compiled = stepper.step.seconds
             state, metrics = stepper(state, frozen, vectors, batches)
-            meter.lap(stepper.step.seconds - compiled)
-            for batch, of_step in zip(batches, metrics, strict=True):
+            lap(stepper.step.seconds - compiled)
+            for index, of_step in enumerate(metrics):
                 done += 1
-                meter.add(done, of_step, int((batch["example"] >= 0).sum()))
-                if done % _LOG_EVERY == 0:
-                    rate = {"examples_per_second": meter.rate}
-                    workdir.log({"event": "step", **meter.read(), **rate})
-            update(done, meter.losses, meter.rate)
+                for place, member in enumerate(members):
+                    if member.outcome is None:
+                        with member.guarded():
+                            member.add(done, partial(of_step, place), batches[place][index])
+            if there := _under_way(members):
+                update(done, _mean_losses(there), there[0].meter.rate)
             ends_epoch = done % plan.steps == 0
             if ends_epoch or (config.checkpoint_every and done % config.checkpoint_every == 0):
-                meter.read()
-                meter.lap()
+                for member in _under_way(members):
+                    with member.guarded():
+                        member.meter.read()
+                lap(0.0)
                 if ends_epoch:
-                    end_epoch(done // plan.steps)
+                    each(Member.end_epoch, done // plan.steps, done, validation)
                 else:
-                    save(None)
-                meter.resume()
-    checkpoints.wait()
-    params = runner.fetch(Freeze.merge(state.trainable, frozen))
-    optimizer = runner.fetch(state.opt_state)
-    certificate = freezing.certificate(run.freeze, params, optimizer, frozen_before)
-    write_json(workdir.path / "certificate.json", certificate)
-    return meter
+                    each(Member.save, None)
+                watch.start()
+    each(Member.certify)
 
 
-def _result(run: Run, workdir: Workdir, checkpoints: Checkpoints, meter: Meter) -> dict[str, Any]:
-    """Measures the best checkpoint; the test split is read here, and nowhere else."""
-    config, inputs, classes = run.config, run.inputs, run.inputs.classes
-    best = checkpoints.best_step or 0
-    params = run.evaluator.runner.replicate(checkpoints.restore_params(best))
-    epochs = [record for record in workdir.records() if record["event"] == "epoch"]
-    chosen = next(record for record in epochs if record["step"] == best)
+def _measure(members: Sequence[Member]) -> None:
+    """Ends those that are trained; the test split is read here, and nowhere else."""
+    if not members:
+        return
+    run = members[0].run
     training = run.split("train")
-    test = run.split("test") if "test" in inputs.corpus.splits else None
-    for note in inputs.cut("test") if test else ():
+    test = run.split("test") if "test" in run.inputs.corpus.splits else None
+    for note in run.inputs.cut("test") if test else ():
         say(note)
-    certificate = workdir.certificate()
-    result = {
-        "event": "result",
-        "step": epochs[-1]["step"],
-        "scenario": config.scenario,
-        "seed": config.seed,
-        "epochs": config.epochs,
-        "best_epoch": chosen["epoch"],
-        "test": test and run.evaluator.metrics(params, test, classes),
-        "validation": chosen["validation"],
-        "train": run.evaluator.metrics(params, training, classes),
-        "train_seconds": meter.train_seconds if run.freeze.groups else 0.0,
-        "compile_seconds": meter.compile_seconds + run.evaluation_compile_seconds,
-        "examples_per_second": meter.rate,
-        "train_examples": len(training.texts),
-        "test_examples": len(test.texts) if test else 0,
-        "trainable_parameters": certificate["trainable_parameters"],
-        "total_parameters": sum(label["parameters"] for label in certificate["labels"].values()),
-        "optimizer_state_bytes": certificate["optimizer_state_bytes"],
-        "frozen_digest_unchanged": certificate["frozen_digest_unchanged"],
-    }
-    if not run.freeze.groups:
-        asked = test or run.split("validation")
-        result["probe"] = neighbour_probe(training, asked, classes)
-        result["chance"] = majority_baseline(training, asked, classes)
-    return result
+    for member in members:
+        with member.guarded():
+            member.finish(training, test)
 
 
-def _title(config: TrainConfig) -> str:
-    return f"{config.scenario}, seed {config.seed}"
+def _mean_losses(members: Sequence[Member]) -> dict[str, float]:
+    losses = [member.meter.losses for member in members]
+    return {task: statistics.fmean(each[task] for each in losses) for task in losses[0]}
 
 
-def _epoch_line(epoch: int, epochs: int, metrics: dict[str, Any], meter: Meter) -> str:
-    words = []
-    for task in TASKS:
-        if metrics[task]["examples"]:
-            accuracy, f1 = metrics[task]["accuracy"], metrics[task]["macro_f1"]
-            words.append(f"{task} accuracy {accuracy:.3f}, macro-F1 {f1:.3f}")
-    rate = f"{meter.rate:.0f} examples/s" if meter.rate else "nothing to train"
-    return f"epoch {epoch} of {epochs}: validation {'; '.join(words)} ({rate})"
+def _title(members: Sequence[Member]) -> str:
+    config = members[0].run.config
+    seeds = ", ".join(str(member.run.config.seed) for member in members)
+    return f"{config.scenario}, seed{'s' if len(members) > 1 else ''} {seeds}"

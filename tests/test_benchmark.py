@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import Benchmark
-from experiments.benchmark_cases import CASES, OURS, THEIRS, Goal, Job, forward_flops
+from experiments.benchmark_cases import CASES, OURS, THEIRS, Goal, Job, forward_flops, title
 from experiments.benchmark_table import Circumstances, build, outcome_table, sample_table
+from experiments.benchmark_workers import MEASUREMENTS
 from experiments.render import to_markdown
 from mtl_jax.config import DataConfig
 from mtl_jax.errors import UserError
@@ -97,7 +98,8 @@ def test_optimizer_state_growth_and_many_at_once():
         CASES["growth"].judge(grown)
 
     for name, limit in (("heads", 10), ("seeds", 2.5)):
-        many = {"many": [{"seconds": 3 * limit}], "one": [{"seconds": 2.0}]}
+        key = "seconds" if name == "heads" else "train_seconds"
+        many = {"many": [{key: 3 * limit}], "one": [{key: 2.0}]}
         (outcome,) = CASES[name].judge(many)
         assert outcome.value == 1.5 * limit
         assert outcome.verdict == "missed"
@@ -165,6 +167,18 @@ def test_settings_of_a_job(settings, tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             Benchmark(workdir="x", **wrong)
+
+
+def test_seeds_at_once_are_measured_together(settings, tmp_path):
+    asked = Benchmark(workdir=str(tmp_path), data=settings["data"], backbone=settings["backbone"])
+    job = Job("seeds", sentences=32, variants=3)
+    sample = MEASUREMENTS["seeds"](asked.config(job), job.variants, "cpu")
+    assert (sample["seeds"], sample["train_examples"], sample["epochs"]) == (3, 32, 1)
+    assert 0 < sample["train_seconds"] < sample["seconds"]
+    assert sample["compile_seconds"] > 0
+    assert title(sample) == "`backbone_frozen`, 1 epoch of 32 sentences, 3 seeds at once"
+    assert title({**sample, "seeds": 1}) == "`backbone_frozen`, 1 epoch of 32 sentences"
+    assert list(tmp_path.iterdir()) == []
 
 
 def benchmark(folder, flags, *rows):

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 from conftest import without_times
 
-from experiments.freezing import Freezing
+from experiments.freezing import Freezing, run
 from mtl_jax.config import DataConfig
 from mtl_jax.errors import UserError
 
@@ -79,6 +80,50 @@ def test_two_seeds_then_a_third(folder, flags):
     assert "another configuration" in (folder / "report.md").read_text()
 
 
+def test_seeds_at_once_leave_what_one_by_one_does(settings, tmp_path, capsys):
+    scenarios = ("all_frozen", "backbone_frozen", "top_1")
+
+    def study_of(name, at_once, scenarios=scenarios):
+        settings.update(workdir=str(tmp_path / name), seeds=(0, 1), seeds_at_once=at_once)
+        return run(Freezing(**settings, scenarios=scenarios), "the command")
+
+    assert study_of("single", 1) == 0
+    assert study_of("group", 2, scenarios[:1]) == 0
+    # An arm whose folder belongs to something else must not stop the one beside it.
+    taken = tmp_path / "group" / "arms" / "top_1-seed1"
+    taken.mkdir()
+    (taken / "config.json").write_text("{}")
+    capsys.readouterr()
+    assert study_of("group", 2) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("arm ")]
+    assert said[:-1] == [
+        f"arm {3 + i} of 6: {arm}, seed {seed}"
+        for i, (arm, seed) in enumerate((a, s) for a in scenarios[1:] for s in (0, 1))
+    ]
+    assert said[-1].startswith("arm 6 failed: ")
+    assert "another configuration" in said[-1]
+    order = [(arm, seed) for arm in scenarios for seed in (0, 1)]
+    assert [(r["arm"], r["seed"]) for r in lines(tmp_path / "group")] == order[:-1]
+
+    shutil.rmtree(taken)
+    assert study_of("group", None) == 0
+    results = lines(tmp_path / "group")
+    assert [(r["arm"], r["seed"]) for r in results] == order
+    one_by_one = {(r["arm"], r["seed"]): r for r in lines(tmp_path / "single")}
+    for result in results:
+        assert_schema(result)
+        expected = one_by_one[result["arm"], result["seed"]]
+        assert result.keys() == expected.keys()
+        assert len(result["curve"]) == len(expected["curve"])
+        for split in ("test", "train", "validation"):
+            for task in TASKS:
+                found, wanted = result[split][task], expected[split][task]
+                assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
+                assert found["macro_f1"] == pytest.approx(wanted["macro_f1"], abs=1e-6)
+    # What is left to auto is one after the other on a CPU.
+    assert "seeds_at_once | 1 |" in (tmp_path / "group" / "report.md").read_text()
+
+
 def assert_schema(result):
     for split in ("test", "train"):
         for task in TASKS:
@@ -110,3 +155,19 @@ def test_a_study_of_ones_own_data_takes_all_of_it(settings, tmp_path):
     assert own.data == settings["data"]
     with pytest.raises(UserError, match="--scenarios is empty"):
         Freezing(workdir=str(tmp_path), scenarios=())
+    with pytest.raises(UserError, match="--seeds-at-once 0 must be at least 1"):
+        Freezing(workdir=str(tmp_path), seeds_at_once=0)
+
+
+def test_arms_come_by_whole_seeds():
+    asked = Freezing(workdir="x", scenarios=("top_1", "none_frozen"), seeds=(4, 5, 6))
+
+    def order(at_once):
+        return [[(arm.scenario, arm.seed) for arm in group] for group in asked.groups(at_once)]
+
+    both = ("top_1", "none_frozen")
+    assert order(1) == [[(scenario, seed)] for seed in (4, 5, 6) for scenario in both]
+    assert order(2) == [
+        *([(scenario, 4), (scenario, 5)] for scenario in both),
+        *([(scenario, 6)] for scenario in both),
+    ]

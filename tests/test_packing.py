@@ -60,7 +60,7 @@ def assert_fits(placements, lengths, layout):
 def test_an_epoch_holds_every_text_once_within_the_layout(lengths, batch_size, devices, seed):
     plan = TrainPlan(lengths, batch_size, devices, 64)
     assert plan.steps == -(-len(lengths) // batch_size)
-    assert plan.layout.rows == devices
+    assert plan.layout.rows == devices  # of fewer than 64 texts each
     assert all(length % 8 == 0 for _, length in plan.layout.blocks)
     placements = epoch(plan, len(lengths), seed)
     assert len(placements) == plan.steps
@@ -139,6 +139,8 @@ def test_blocks_of_large_batches_are_chosen_from_a_part_of_their_texts(batch_siz
     plan = TrainPlan(real_lengths, batch_size, 2, 384)
     area = plan.steps * plan.layout.rows * plan.layout.length
     assert 1 - real_lengths.sum() / area <= 0.05
+    assert plan.layout.rows == batch_size // 64
+    assert plan.layout.slots < 128
     assert_fits(epoch(plan, len(real_lengths), 0), real_lengths, plan.layout)
 
 

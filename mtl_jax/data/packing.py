@@ -29,6 +29,9 @@ _TRIED = 24
 # weights (measured on a CPU with heads of 32; it only decides how rows are cut).
 _ATTENTION_FLOP = 3
 
+# Texts in a row, about: pooling costs texts x tokens of a row.
+_ROW_TEXTS = 64
+
 # Batches, and texts of a batch, that are looked at to choose the blocks.
 _SAMPLED = 64
 
@@ -140,7 +143,7 @@ class TrainPlan:
         Args:
             lengths: int [n], tokens of each text.
             batch_size: Texts in a batch; the batches of an epoch differ by at most one.
-            devices: Rows, one for each.
+            devices: Each has equally many rows.
             hidden_size: Of the backbone, to weigh attention's cost, quadratic in the length
                 of a block, against the padding of short blocks.
         """
@@ -156,16 +159,17 @@ class TrainPlan:
         padded = np.zeros((self.steps, max(map(len, self._members))), np.int64)
         for step, members in enumerate(self._members):
             padded[step, : len(members)] = descending[members]
-        blocks = _cheapest(padded, devices, hidden_size)
-        bins, starts = best_fit(padded, _capacities(blocks, devices))
+        rows = devices * max(round(padded.shape[1] / (devices * _ROW_TEXTS)), 1)
+        blocks = _cheapest(padded, rows, hidden_size)
+        bins, starts = best_fit(padded, _capacities(blocks, rows))
         per_row = sum(count for count, _ in blocks)
         offsets = np.append(0, np.cumsum(np.repeat(*np.transpose(blocks)[::-1])))[:-1]
         sizes = [len(members) for members in self._members]
         self._rows = [of[:size] // per_row for of, size in zip(bins, sizes, strict=True)]
         starts += offsets[bins % per_row]
         self._starts = [of[:size] for of, size in zip(starts, sizes, strict=True)]
-        slots = max(int(np.bincount(rows).max()) for rows in self._rows)
-        self.layout = Layout(devices, blocks, slots)
+        slots = max(int(np.bincount(of_batch).max()) for of_batch in self._rows)
+        self.layout = Layout(rows, blocks, slots)
 
     def epoch(self, order: np.ndarray, batches: np.ndarray) -> list[Placement]:
         """Places the texts of one epoch.

@@ -1,0 +1,152 @@
+"""The compiled training steps of one run, or of several that differ in their seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtl_jax.data.batches import HostBatch, TextSet
+from mtl_jax.data.packing import Layout
+from mtl_jax.evaluate import ModelSpec
+from mtl_jax.freeze import Freeze, Params
+from mtl_jax.optim import OptimizerConfig, make_optimizer
+from mtl_jax.parallel import Compiled, Runner, make_runner
+from mtl_jax.seeds import SHARED, SeedRunner
+from mtl_jax.step import Program, TrainState, scanned_steps, train_step
+
+StepMetrics = Callable[[int], Mapping[str, Any]]
+"""The metrics of a step by seed, see ``train_step``; the first call waits for the step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSpec:
+    """What a training step is compiled from; equal specs share the compiled step.
+
+    ``seeds`` is how many are trained at once; None for a run by itself, whose batches
+    ``ModelSpec.parallel`` spreads over the devices.
+    """
+
+    model: ModelSpec
+    freeze: Freeze
+    optimizer: OptimizerConfig
+    task_weights: tuple[float, float]
+    layout: Layout
+    on_pooled: bool
+    states_depth: int
+    steps_at_once: int
+    remat: bool
+    scan_layers: bool
+    seeds: int | None
+
+
+class Stepper:
+    """Runs training steps: one at a time, or many at once where only heads are trained.
+
+    Attributes:
+        program: What the steps are compiled for.
+        most: Steps at a time, at most.
+        step: The compiled step.
+    """
+
+    def __init__(self, spec: TrainSpec):
+        self.program = Program(
+            spec.model.model().clone(
+                states_depth=spec.states_depth,
+                blocks=spec.layout.blocks,
+                remat=spec.remat,
+                scan_layers=spec.scan_layers,
+            ),
+            make_optimizer(spec.freeze, spec.optimizer),
+            spec.freeze.depth(spec.model.bert.num_hidden_layers),
+            spec.task_weights,
+        )
+        self.most = spec.steps_at_once
+        self._runner = _runner(spec)
+        step = scanned_steps if spec.on_pooled else train_step
+        self.step = Compiled(self._runner, step, self.program, donate=True)
+
+    def vectors(self, texts: TextSet) -> Any:
+        """What ``__call__`` needs of texts with ``pooled`` vectors, on every device."""
+        if texts.pooled is None:
+            return None
+        return self._runner.replicate({"pooled": texts.pooled, **texts.labels})
+
+    def place(
+        self, states: Sequence[TrainState], frozen: Sequence[Params]
+    ) -> tuple[TrainState, Params]:
+        """Puts the state and the frozen partition of every seed on the devices.
+
+        Of the frozen backbone, which is the same for all, the first seed's is taken.
+        """
+        shared = {name: tree for name, tree in frozen[0].items() if name in SHARED}
+        own = [{k: tree for k, tree in each.items() if k not in SHARED} for each in frozen]
+        held = {**self._runner.replicate(shared), **self._runner.place(own)}
+        return self._runner.place(states), held
+
+    def unplace(self, state: TrainState, frozen: Params) -> list[tuple[TrainState, Params]]:
+        """The inverse of ``place``: one copy of each seed's, until the next step is taken."""
+        shared = self._runner.fetch({k: tree for k, tree in frozen.items() if k in SHARED})
+        own = self._runner.unplace({k: tree for k, tree in frozen.items() if k not in SHARED})
+        states = self._runner.unplace(state)
+        return [(one, {**shared, **heads}) for one, heads in zip(states, own, strict=True)]
+
+    def __call__(
+        self,
+        state: TrainState,
+        frozen: Params,
+        vectors: Any,
+        batches: Sequence[Sequence[HostBatch]],
+    ) -> tuple[TrainState, list[StepMetrics]]:
+        """Takes the same number of steps with every seed.
+
+        Args:
+            state: From ``place``; given away.
+            frozen: From ``place``.
+            vectors: From ``vectors``.
+            batches: Per seed one batch for each step, at most ``most``, from
+                ``train_batches``.
+
+        Returns:
+            The state after the last step, and the metrics of each.
+        """
+        if vectors is None:
+            inputs = [{k: a for k, a in batch.items() if k != "example"} for (batch,) in batches]
+            state, metrics = self.step(state, frozen, self._runner.shard(*inputs))
+            return state, [_when_asked(self._runner, metrics)]
+        examples = [{"example": self._examples(of_seed)} for of_seed in batches]
+        state, metrics = self.step(state, frozen, vectors, self._runner.shard(*examples))
+        found = jax.tree.map(np.asarray, self._runner.unplace(metrics))
+        return state, [functools.partial(_of_step, found, i) for i in range(len(batches[0]))]
+
+    def _examples(self, batches: Sequence[HostBatch]) -> np.ndarray:
+        """int32 [rows, most, slots]: which text is where in each step, or -1."""
+        rows, slots = batches[0]["example"].shape
+        examples = np.full((rows, self.most, slots), -1, np.int32)
+        for i, batch in enumerate(batches):
+            examples[:, i] = batch["example"]
+        return examples
+
+
+def _runner(spec: TrainSpec) -> Runner:
+    if spec.seeds is None:
+        return make_runner(spec.model.parallel)
+    return SeedRunner(spec.seeds, spread=spec.model.parallel != "jit")
+
+
+def _when_asked(runner: Runner, metrics: Any) -> StepMetrics:
+    # So that the device never waits for the host: the next step is sent off before.
+    found = functools.cache(lambda: runner.unplace(metrics))
+    return lambda seed: found()[seed]
+
+
+def _of_step(metrics: Sequence[Any], step: int, seed: int) -> Mapping[str, Any]:
+    return jax.tree.map(lambda leaf: leaf[step], metrics[seed])
+
+
+# A study holds as many scenarios as this at a time.
+stepper = functools.lru_cache(maxsize=16)(Stepper)

@@ -1,0 +1,263 @@
+"""Whole runs of several seeds at once: the folders they leave are those of runs alone."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import conftest
+import jax
+import numpy as np
+import pytest
+from conftest import without_times
+from test_step import flat
+from test_train import final_params
+
+from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.config import TASKS, TrainConfig
+from mtl_jax.data.batches import train_batches
+from mtl_jax.errors import UserError
+from mtl_jax.inputs import Inputs
+from mtl_jax.run import Run
+from mtl_jax.train import train, train_seeds
+from mtl_jax.trained import TrainedModel
+from mtl_jax.workdir import read_lines, rewrite_lines
+
+# What another order of summation in float32 makes of a mean loss, and of a parameter after
+# Adam has divided by the root of the second moment in each of twelve steps.
+LOSS_TOLERANCE, PARAMETER_TOLERANCE = 1e-4, 5e-4
+
+# Of these the last two are best, on validation, after the first of two epochs.
+SEEDS = (1, 3, 5)
+
+
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory):
+    """Checkpoints of one layer, and of two, of which top_1 freezes one."""
+    folder = tmp_path_factory.mktemp("shallow")
+    for layers in (1, 2):
+        config = dataclasses.replace(conftest.TINY, num_hidden_layers=layers)
+        conftest.write_checkpoint(folder / str(layers), config)
+    return folder
+
+
+@pytest.fixture
+def of_scenario(settings, shallow):
+    def of(scenario, parallel="jit"):
+        backbone = shallow / ("2" if scenario == "top_1" else "1")
+        return settings | {"backbone": str(backbone), "scenario": scenario, "parallel": parallel}
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def inputs_of():
+    loaded = {}
+
+    def of(config):
+        key = config.backbone, config.data
+        if key not in loaded:
+            loaded[key] = Inputs(config)
+        return loaded[key]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, inputs_of):
+    """The folder of the seeds' runs, one by one or at once; not to be changed."""
+    done = {}
+
+    def of(settings, at_once):
+        key = settings["scenario"], settings["parallel"], at_once
+        if key not in done:
+            done[key] = folder = tmp_path_factory.mktemp("trained")
+            configs = configs_of(folder, settings)
+            inputs = inputs_of(configs[0])
+            results = (
+                train_seeds(configs, inputs) if at_once else [train(c, inputs) for c in configs]
+            )
+            for seed, result in zip(SEEDS, results, strict=True):
+                assert read_lines(folder / f"seed{seed}" / "metrics.jsonl")[-1] == result
+        return done[key]
+
+    return of
+
+
+def configs_of(folder, settings, seeds=SEEDS):
+    return [TrainConfig(**settings, workdir=str(folder / f"seed{s}"), seed=s) for s in seeds]
+
+
+def assert_same_run(folder, other):
+    """The two folders hold the same run but for rounding and times."""
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *(".lock", "certificate.json", "checkpoints", "config.json", "metrics.jsonl", "tokenizer")
+    ]
+    certificates = [json.loads((f / "certificate.json").read_text()) for f in (folder, other)]
+    assert certificates[0] == certificates[1] | {
+        "frozen_digest_after": certificates[0]["frozen_digest_before"],
+        "frozen_digest_unchanged": True,
+    }
+    logs = [without_times(read_lines(f / "metrics.jsonl")) for f in (folder, other)]
+    assert len(logs[0]) == len(logs[1])
+    for record, expected in zip(*logs, strict=True):
+        assert record.keys() == expected.keys()
+        for name in ("event", "step", "best_epoch", "seed", "trainable_parameters"):
+            assert record.get(name) == expected.get(name)
+        for split in {"train", "validation", "test"} & record.keys():
+            for task in TASKS:
+                found, wanted = record[split][task], expected[split][task]
+                assert found["examples"] == wanted["examples"]
+                assert found["loss"] == pytest.approx(wanted["loss"], rel=LOSS_TOLERANCE)
+                assert found["macro_f1"] == pytest.approx(wanted["macro_f1"], abs=1e-6)
+    assert_same_params(final_params(folder), final_params(other))
+
+
+def assert_same_params(params, others):
+    for (path, leaf), wanted in zip(flat(params).items(), flat(others).values(), strict=True):
+        # The softmax takes no notice of it: its gradient is rounding, which Adam scales up.
+        if not path.endswith("key/bias"):
+            np.testing.assert_allclose(leaf, wanted, rtol=0, atol=PARAMETER_TOLERANCE, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "parallel"),
+    [
+        ("all_frozen", "jit"),
+        ("backbone_frozen", "jit"),
+        ("backbone_frozen", "pmap"),
+        ("top_1", "jit"),
+        ("top_1", "pmap"),
+        ("classifier_frozen", "pmap"),
+        ("none_frozen", "jit"),
+    ],
+)
+def test_a_seed_among_others_is_the_seed_alone(scenario, parallel, of_scenario, trained):
+    alone = trained(of_scenario(scenario), at_once=False)
+    many = trained(of_scenario(scenario, parallel), at_once=True)
+    for seed in SEEDS:
+        assert_same_run(many / f"seed{seed}", alone / f"seed{seed}")
+    configs, others = (
+        json.loads((folder / "seed3" / "config.json").read_text()) for folder in (many, alone)
+    )
+    assert configs["settings"] == others["settings"] | {"parallel": parallel}
+    first, second, third = (
+        read_lines(many / f"seed{seed}" / "metrics.jsonl")[-1] for seed in SEEDS
+    )
+    assert first["train_seconds"] == second["train_seconds"] == third["train_seconds"]
+    assert (first["train_seconds"] > 0) == (scenario != "all_frozen")
+
+
+def test_a_member_can_be_put_to_use(of_scenario, trained):
+    folder = trained(of_scenario("top_1"), at_once=True) / "seed3"
+    result = read_lines(folder / "metrics.jsonl")[-1]
+    model = TrainedModel(folder)
+    found = model.evaluate("test")
+    for task in TASKS:
+        assert found[task]["loss"] == pytest.approx(result["test"][task]["loss"], abs=1e-5)
+        assert found[task]["accuracy"] == result["test"][task]["accuracy"]
+    assert len(list(model.predict(["the film was good"]))) == 1
+
+
+def stopped(source, folder):
+    """A copy of a finished run as a kill within the second epoch leaves it."""
+    shutil.copytree(source, folder)
+    shutil.rmtree(folder / "checkpoints" / "12")
+    (folder / "certificate.json").unlink()
+    log = folder / "metrics.jsonl"
+    rewrite_lines(log, [record for record in read_lines(log) if record["step"] < 12])
+    return folder
+
+
+def test_members_resume_together_or_alone(of_scenario, trained, inputs_of, tmp_path, capsys):
+    whole = trained(of_scenario("top_1"), at_once=True)
+    for seed in SEEDS[1:]:
+        stopped(whole / f"seed{seed}", tmp_path / f"seed{seed}")
+    configs = configs_of(tmp_path, of_scenario("top_1"))
+    inputs = inputs_of(configs[0])
+    train_seeds(configs, inputs)
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "epoch" not in line] == [
+        "top_1, seed 1: 96 texts to train on, 32 to validate",
+        "top_1, seeds 3, 5: 96 texts to train on, 32 to validate",
+        "resuming from step 6 of 12",
+    ]
+    for seed in SEEDS:
+        assert_same_run(tmp_path / f"seed{seed}", whole / f"seed{seed}")
+
+    alone = dataclasses.replace(configs[1], workdir=str(tmp_path / "alone"))
+    stopped(whole / "seed3", Path(alone.workdir))
+    result = train(alone, inputs)
+    assert_same_run(tmp_path / "alone", whole / "seed3")
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")}
+    capsys.readouterr()
+    assert train_seeds([*configs, alone], inputs)[3] == json.loads(json.dumps(result))
+    assert capsys.readouterr().err.count(" is done: ") == 4
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")} == before
+
+
+def test_a_member_that_fails_fails_alone(of_scenario, trained, inputs_of, tmp_path):
+    whole = trained(of_scenario("top_1"), at_once=True)
+    configs = configs_of(tmp_path, of_scenario("top_1"))
+    inputs = inputs_of(configs[0])
+    for seed in SEEDS[1:]:
+        stopped(whole / f"seed{seed}", tmp_path / f"seed{seed}")
+    blow_up(configs[2], inputs)
+    (tmp_path / "seed1").mkdir()
+    (tmp_path / "seed1" / "config.json").write_text("{}")
+    damaged = dataclasses.replace(configs[0], seed=7, workdir=str(tmp_path / "damaged"))
+    shutil.copytree(tmp_path / "seed3", damaged.workdir)
+    config = json.loads((tmp_path / "seed3" / "config.json").read_text())
+    config["settings"]["seed"] = 7
+    (tmp_path / "damaged" / "config.json").write_text(json.dumps(config))
+    shutil.rmtree(tmp_path / "damaged" / "checkpoints" / "6" / "optimizer")
+
+    results = train_seeds([*configs, damaged], inputs)
+    messages = [str(result) for result in results if isinstance(result, UserError)]
+    assert len(messages) == 3
+    for message, words in zip(
+        messages,
+        ("another configuration", "loss is not finite at step 7", "is damaged"),
+        strict=True,
+    ):
+        assert words in message
+    assert isinstance(results[1], dict)
+    assert_same_run(tmp_path / "seed3", whole / "seed3")
+    # What there was to resume from is still there.
+    assert [path.name for path in (tmp_path / "seed5" / "checkpoints").iterdir()] == ["6"]
+    with pytest.raises(UserError, match="loss is not finite at step 7"):
+        train(configs[2], inputs)
+
+
+def blow_up(config, inputs):
+    """Makes the heads in a run's last checkpoint so large that the next loss is infinite."""
+    run = Run(config, inputs)
+    program = run.stepper().program
+    texts = run.split("train").texts
+    checkpoints = Checkpoints(Path(config.workdir) / "checkpoints")
+    data = train_batches(texts, run.plan, config.seed, config.epochs)
+    template = program.init(run.freeze.split(run.params)[0], config.seed)
+    params, state, progress = checkpoints.restore(6, template, data, run.freeze)
+    checkpoints.close()
+    shutil.rmtree(Path(config.workdir) / "checkpoints" / "6")
+    large = jax.tree.map(lambda leaf: np.full_like(leaf, 3e38), params["classifier"]["kernel"])
+    large[:, 0] *= -1
+    params["classifier"]["kernel"] = large
+    checkpoints = Checkpoints(Path(config.workdir) / "checkpoints")
+    checkpoints.save(params, state, data, progress, 0.5)
+    checkpoints.close()
+
+
+def test_only_seed_and_folder_may_differ(of_scenario, inputs_of, tmp_path):
+    first, second = configs_of(tmp_path, of_scenario("top_1"), (0, 1))
+    other = dataclasses.replace(second, batch_size=8)
+    with pytest.raises(UserError, match="may differ in seed and workdir, but batch_size is 16 and"):
+        train_seeds([first, other], inputs_of(first))
+    named = dataclasses.replace(first, pooling="mean")
+    with pytest.raises(UserError, match="but pooling is 'mean' and None"):
+        train_seeds([named, second], inputs_of(first))
+    same = dataclasses.replace(second, workdir=first.workdir)
+    with pytest.raises(UserError, match="need a --workdir each"):
+        train_seeds([first, same], inputs_of(first))
+    assert list(tmp_path.iterdir()) == []
