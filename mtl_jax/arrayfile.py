@@ -104,7 +104,7 @@ def _identity(file: IO[bytes]) -> tuple[int, int, int, int]:
 
 def _intact(file: IO[bytes], size: int) -> bool:
     identity = _identity(file)
-    if os.fstat(file.fileno()).st_size != size + _DIGEST_SIZE:
+    if identity[2] != size + _DIGEST_SIZE:
         return False
     if identity not in _known:
         if _digest(file, size) != file.read(_DIGEST_SIZE):
