@@ -104,15 +104,19 @@ class Evaluator:
             batches: Their ``batches``, where these have been made already.
         """
         step = self._step(eval_step, texts)
-        totals = dict.fromkeys(TASKS, np.zeros(2))
+        losses = []
 
         def run(batch: Any) -> Any:
-            logits, losses = step(params, batch)
-            for task, loss in self.runner.fetch(losses).items():
-                totals[task] = totals[task] + np.asarray(loss, np.float64)
+            logits, of_batch = step(params, batch)
+            # Looked at when all batches are on their way: to add them up here would wait.
+            losses.append(self.runner.fetch(of_batch))
             return logits
 
         logits = self._collect(run, texts, batches)
+        totals = {
+            task: sum((np.array(each[task], np.float64) for each in losses), np.zeros(2))
+            for task in TASKS
+        }
         return logits, {
             task: float(total / count) if count else None for task, (total, count) in totals.items()
         }
