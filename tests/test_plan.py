@@ -219,31 +219,6 @@ def test_scenarios_that_can_not_run_are_told_and_the_others_go_on(settings, tmp_
         plan(settings, ["top_9", "nne_frozen"], 0)
 
 
-def call(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "mtl_jax", "plan", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "XLA_FLAGS": "", "MTL_JAX_CACHE": str(cwd / "cache")},
-        cwd=cwd,
-        check=False,
-    )
-
-
-def test_the_command_prints_a_table_then_warnings_and_leaves_nothing(flags, costs, tmp_path):
-    (tmp_path / "rules.json").write_text('[["backbone/*", "frozen"], ["*", "head"]]')
-    scenarios = ["--scenario", "all_frozen", "rules.json", "nne_frozen"]
-    done = call(*flags, *scenarios, "--measure-seconds=0", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("│")]
-    assert [row.split("│")[1].strip() for row in rows] == ["all_frozen", "rules.json"]
-    assert f"{costs['backbone_frozen'].frozen_parameters:,}" in rows[1]
-    warnings = [line for line in done.stdout.splitlines() if line.startswith("warning: ")]
-    assert [line.split(": ")[1] for line in warnings] == ["all_frozen", "nne_frozen"]
-    assert "did you mean none_frozen?" in warnings[1]
-    assert [path.name for path in tmp_path.iterdir()] == ["rules.json"]
-
-
 # Command lines of one process, each with its own output: importing JAX takes the most time.
 ONE_BY_ONE = """
 import json
@@ -253,14 +228,17 @@ from mtl_jax.commands import run
 
 for number, arguments in enumerate(json.loads(sys.argv[1])):
     for stream, descriptor in (("out", 1), ("err", 2)):
-        os.dup2(os.open(f"{number}.{stream}", os.O_WRONLY | os.O_CREAT), descriptor)
+        path = os.path.join(sys.argv[2], f"{number}.{stream}")
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     status = run(["plan", *arguments])
     sys.stdout.flush()
     sys.stderr.flush()
-    os.write(os.open(f"{number}.status", os.O_WRONLY | os.O_CREAT), str(status).encode())
+    with open(os.path.join(sys.argv[2], f"{number}.status"), "w") as file:
+        print(status, file=file)
 """
 
 LONG_TEXTS = ["--max-length=8", "--measure-seconds=0", "--scenario", "all_frozen", "--json"]
+TABLE = ["--scenario", "all_frozen", "rules.json", "nne_frozen", "--measure-seconds=0"]
 JSON = ["--scenario", "backbone_frozen", "top_9", "--measure-seconds=0", "--json"]
 MISTAKES = [
     (["--scenario", "top_9"], "scenario 'top_9' is off the backbone's 3 layers"),
@@ -275,21 +253,36 @@ MISTAKES = [
 @pytest.fixture(scope="module")
 def ended(flags, tmp_path_factory):
     """Status, output and errors of a command line of this module, by what it adds to ``flags``."""
-    folder = tmp_path_factory.mktemp("commands")
-    extras = [JSON, LONG_TEXTS, *(extra for extra, _ in MISTAKES)]
+    folder, outputs = (tmp_path_factory.mktemp(name) for name in ("commands", "outputs"))
+    (folder / "rules.json").write_text('[["backbone/*", "frozen"], ["*", "head"]]')
+    extras = [TABLE, JSON, LONG_TEXTS, *(extra for extra, _ in MISTAKES)]
+    lines = json.dumps([[*flags, *extra] for extra in extras])
     subprocess.run(
-        [sys.executable, "-c", ONE_BY_ONE, json.dumps([[*flags, *extra] for extra in extras])],
+        [sys.executable, "-c", ONE_BY_ONE, lines, str(outputs)],
         env={**os.environ, "XLA_FLAGS": "", "MTL_JAX_CACHE": str(folder / "cache")},
         cwd=folder,
         check=True,
     )
+    # No command of this module has left anything.
+    assert [path.name for path in folder.iterdir()] == ["rules.json"]
 
     def of(extra):
         names = (f"{extras.index(extra)}.{kind}" for kind in ("status", "out", "err"))
-        status, out, err = ((folder / name).read_text() for name in names)
+        status, out, err = ((outputs / name).read_text() for name in names)
         return int(status), out, err
 
     return of
+
+
+def test_the_command_prints_a_table_then_warnings(ended, costs):
+    status, out, err = ended(TABLE)
+    assert status == 0, err
+    rows = [line for line in out.splitlines() if line.startswith("│")]
+    assert [row.split("│")[1].strip() for row in rows] == ["all_frozen", "rules.json"]
+    assert f"{costs['backbone_frozen'].frozen_parameters:,}" in rows[1]
+    warnings = [line for line in out.splitlines() if line.startswith("warning: ")]
+    assert [line.split(": ")[1] for line in warnings] == ["all_frozen", "nne_frozen"]
+    assert "did you mean none_frozen?" in warnings[1]
 
 
 def test_json_has_a_line_for_each_and_the_numbers_of_the_function(ended, costs):
