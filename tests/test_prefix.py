@@ -288,8 +288,8 @@ def once(shared_settings, tmp_path_factory):
     return run
 
 
-def assert_close(found, expected, loss, parameter):
-    """Losses, metrics and parameters of two runs."""
+def assert_close(found, expected, loss, parameter, ties=1):
+    """Losses, metrics and parameters of two runs; so many ``ties`` may be decided otherwise."""
     (log, params), (other_log, other_params) = found, expected
     assert [record["event"] for record in log] == [record["event"] for record in other_log]
     assert [record["step"] for record in log] == [record["step"] for record in other_log]
@@ -303,8 +303,8 @@ def assert_close(found, expected, loss, parameter):
             metrics, expected_metrics = log[-1][split][task], other_log[-1][split][task]
             assert metrics["examples"] == expected_metrics["examples"]
             assert metrics["loss"] == pytest.approx(expected_metrics["loss"], rel=loss)
-            one = 1.5 / metrics["examples"]  # a tie may be decided otherwise
-            assert metrics["accuracy"] == pytest.approx(expected_metrics["accuracy"], abs=one)
+            few = (ties + 0.5) / metrics["examples"]
+            assert metrics["accuracy"] == pytest.approx(expected_metrics["accuracy"], abs=few)
     assert params.keys() == other_params.keys()
     for path, leaf in params.items():
         # The softmax takes no notice of the keys' biases: their gradient is rounding, which
@@ -484,8 +484,9 @@ def test_bfloat16_is_kept_as_such(settings, once):
     assert texts.states is not None
     assert texts.states.dtype == jnp.bfloat16
     found, expected = once(**changes), once(**changes, prefix_cache=False)
-    # Eight bits: the sums of another order differ in the third digit.
-    assert_close(found, expected, 1e-2, 4e-2)
+    # Eight bits: the sums of another order differ in the third digit, and so do the two best
+    # logits of some of the 32 texts of a split.
+    assert_close(found, expected, 1e-2, 4e-2, ties=3)
 
 
 @pytest.fixture(scope="module")
