@@ -6,6 +6,7 @@ Layer normalisation and the softmax are computed in float32 whatever ``dtype`` i
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -17,9 +18,19 @@ from jax.typing import DTypeLike
 from mtl_jax.config import BertConfig
 from mtl_jax.dropout import Dropout
 
-# The names of transformers' ACT2FN; its "gelu" is the exact one, through erf.
+
+def _gelu(x: jax.Array) -> jax.Array:
+    """X times the normal distribution function of x (Hendrycks & Gimpel 2016, arXiv:1606.08415).
+
+    As in PyTorch through erf. JAX's own goes through erfc, exact to the last digit far below
+    0, where x times it is nothing beside what it is added to, for twice the time.
+    """
+    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+# The names of transformers' ACT2FN; its "gelu" is the exact one.
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu": _gelu,
     "gelu_new": functools.partial(nn.gelu, approximate=True),
     "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
     "relu": nn.relu,
