@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from mtl_jax.arrayfile import Write
 from mtl_jax.config import TASKS, BertConfig, Parallel, Pooling
 from mtl_jax.data.batches import HostBatch, TextSet, evaluation_batches
-from mtl_jax.data.packing import Layout
+from mtl_jax.data.packing import Layout, evaluation_layout
 from mtl_jax.inputs import Split
 from mtl_jax.metrics import Metrics, split_metrics
 from mtl_jax.model import MultiTaskModel
@@ -27,21 +27,15 @@ NEIGHBOURS = 20
 # Enough tokens to keep a device busy; what a CPU's caches hold is a twentieth faster there.
 _TOKENS_PER_BATCH = {"cpu": 1024}
 _TOKENS_ELSEWHERE = 8192
-# A row has room for as many texts as it holds when each has this many tokens.
-_SHORT_TEXT = 4
-
-
-def evaluation_layout(max_length: int, devices: int) -> Layout:
-    """One shape that takes every text of at most ``max_length`` tokens."""
-    length = -(-max_length // 8) * 8
-    tokens = _TOKENS_PER_BATCH.get(jax.default_backend(), _TOKENS_ELSEWHERE)
-    rows = max(tokens // length // devices, 1) * devices
-    return Layout(rows, ((1, length),), max(length // _SHORT_TEXT, 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """What a model is built and its evaluation compiled from."""
+    """What a model is built and its evaluation compiled from.
+
+    ``like`` is the layout of training batches, whose texts those to evaluate are taken to
+    resemble; without one, nothing is taken for granted but ``max_length``.
+    """
 
     bert: BertConfig
     classes: tuple[int, int]
@@ -50,6 +44,7 @@ class ModelSpec:
     max_length: int
     parallel: Parallel
     fused_attention: bool = True
+    like: Layout | None = None
 
     def model(self) -> MultiTaskModel:
         """The Flax module."""
@@ -70,9 +65,10 @@ class Evaluator:
     """
 
     def __init__(self, spec: ModelSpec):
-        self.model = spec.model()
         self.runner: Runner = make_runner(spec.parallel)
-        self.layout = evaluation_layout(spec.max_length, self.runner.devices)
+        tokens = _TOKENS_PER_BATCH.get(jax.default_backend(), _TOKENS_ELSEWHERE)
+        self.layout = evaluation_layout(spec.max_length, tokens, self.runner.devices, spec.like)
+        self.model = spec.model().clone(blocks=self.layout.blocks)
         self._steps: dict[Any, Compiled] = {}
 
     @property
@@ -133,7 +129,11 @@ class Evaluator:
         step = functools.partial(self._step(states_step, texts, depth), params)
         offsets = texts.tokens.offsets.tolist()
         for batch, rows in self._run(step, texts):
-            states = rows[batch["segment_ids"] > 0]
+            # Row by row and text by text, as in ``example``, wherever in its row a text lies.
+            segments = batch["segment_ids"]
+            row, token = np.nonzero(segments)
+            order = np.lexsort((segments[row, token], row))
+            states = rows[row[order], token[order]]
             start = 0
             for text in batch["example"][batch["example"] >= 0].tolist():
                 stop = start + offsets[text + 1] - offsets[text]

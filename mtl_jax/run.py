@@ -16,6 +16,7 @@ from mtl_jax.evaluate import ModelSpec, evaluator
 from mtl_jax.freeze import Freeze, Params
 from mtl_jax.inputs import Inputs, Split
 from mtl_jax.optim import OptimizerConfig
+from mtl_jax.parallel import make_runner
 from mtl_jax.prefix import SHALLOWEST, Prefix
 from mtl_jax.scenarios import scenario_rules
 from mtl_jax.step import stream
@@ -50,6 +51,12 @@ class Run:
         self.config, self.inputs = config, inputs
         self._together = together
         self._rules = scenario_rules(config.scenario, inputs.bert.num_hidden_layers)
+        self.plan = TrainPlan(
+            inputs.split("train").texts.tokens.lengths,
+            config.batch_size,
+            1 if together else make_runner(config.parallel).devices,
+            inputs.bert.hidden_size,
+        )
         self._model = ModelSpec(
             bert=inputs.bert,
             classes=(len(inputs.classes["classifier"]), len(inputs.classes["sentiment"])),
@@ -58,6 +65,7 @@ class Run:
             max_length=inputs.reader.max_length,
             parallel=config.parallel,
             fused_attention=config.fused_attention,
+            like=self.plan.layout,
         )
         heads = self._model.model().init_heads(stream(config.seed, "heads"))
         # On the host: a copy on a device is given away with the state that it begins.
@@ -66,12 +74,6 @@ class Run:
         self.freeze = Freeze.from_rules(self.params, self._rules)
         self.evaluator = evaluator(self._model)
         self._compiled_before = self.evaluator.compile_seconds
-        self.plan = TrainPlan(
-            inputs.split("train").texts.tokens.lengths,
-            config.batch_size,
-            1 if together else self.evaluator.runner.devices,
-            inputs.bert.hidden_size,
-        )
         self.total_steps = self.plan.steps * config.epochs if self.freeze.groups else 0
         self.feature_seconds = 0.0
         self._splits: dict[str, Split] = {}
@@ -163,6 +165,7 @@ class Run:
             "environment": {
                 "limits": limits,
                 "versions": {package: version(package) for package in _PACKAGES},
+                "layout": dataclasses.asdict(self.plan.layout),
                 "devices": [device.device_kind for device in jax.local_devices()],
             },
         }

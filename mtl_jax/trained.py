@@ -20,6 +20,7 @@ from mtl_jax.config import TASKS, BertConfig, DataConfig, LongTexts, Pooling
 from mtl_jax.console import say
 from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.examples import MISSING, load_corpus
+from mtl_jax.data.packing import Layout
 from mtl_jax.data.tokens import load_tokenizer
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import Evaluator, ModelSpec
@@ -143,6 +144,7 @@ class TrainedModel(Encoder):
             max_length=reader.max_length,
             parallel=settings["parallel"],
             fused_attention=settings.get("fused_attention", True),
+            like=_layout(record["environment"].get("layout")),
         )
         super().__init__(spec, params, reader)
 
@@ -186,6 +188,13 @@ class TrainedModel(Encoder):
                         "probability": round(float(probabilities[task][i][label]), 6),
                     }
                 yield answer
+
+
+def _layout(recorded: dict[str, Any] | None) -> Layout | None:
+    """The layout that a run has recorded, so that its own texts give its numbers again."""
+    if recorded is None:
+        return None
+    return Layout(**{**recorded, "blocks": tuple(map(tuple, recorded["blocks"]))})
 
 
 def checkpoint_encoder(
