@@ -12,6 +12,7 @@ from mtl_jax.assets import cache_dir
 from mtl_jax.config import BertConfig, LongTexts, Pooling, Settings
 from mtl_jax.data.batches import TextSet
 from mtl_jax.data.examples import Corpus, Examples, load_corpus
+from mtl_jax.data.packing import TrainPlan
 from mtl_jax.data.tokens import load_tokenizer, tokenize
 from mtl_jax.errors import UserError
 from mtl_jax.freeze import Stages, digest
@@ -120,6 +121,7 @@ class Inputs:
             Path(settings.cache_folder or cache_dir() / "activations"),
         )
         self._splits: dict[str, Split] = {}
+        self._plans: dict[tuple[int, int], TrainPlan] = {}
 
     @property
     def classes(self) -> Mapping[str, tuple[str, ...]]:
@@ -133,6 +135,14 @@ class Inputs:
             texts = self.reader(examples.texts, examples.labels, name)
             self._splits[name] = Split(examples, texts)
         return self._splits[name]
+
+    def plan(self, batch_size: int, devices: int) -> TrainPlan:
+        """Where the training texts go, worked out once for all seeds and scenarios."""
+        if (batch_size, devices) not in self._plans:
+            lengths = self.split("train").texts.tokens.lengths
+            made = TrainPlan(lengths, batch_size, devices, self.bert.hidden_size)
+            self._plans[batch_size, devices] = made
+        return self._plans[batch_size, devices]
 
     def record(self) -> dict[str, Any]:
         """What a run depends on, as JSON, for its ``config.json``."""

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from mtl_jax.config import LIMITS, TrainConfig
-from mtl_jax.data.packing import TrainPlan
 from mtl_jax.evaluate import ModelSpec, evaluator
 from mtl_jax.freeze import Freeze, Params
 from mtl_jax.inputs import Inputs, Split
@@ -51,12 +50,8 @@ class Run:
         self.config, self.inputs = config, inputs
         self._together = together
         self._rules = scenario_rules(config.scenario, inputs.bert.num_hidden_layers)
-        self.plan = TrainPlan(
-            inputs.split("train").texts.tokens.lengths,
-            config.batch_size,
-            1 if together else make_runner(config.parallel).devices,
-            inputs.bert.hidden_size,
-        )
+        devices = 1 if together else make_runner(config.parallel).devices
+        self.plan = inputs.plan(config.batch_size, devices)
         self._model = ModelSpec(
             bert=inputs.bert,
             classes=(len(inputs.classes["classifier"]), len(inputs.classes["sentiment"])),
