@@ -80,8 +80,11 @@ def train_seeds(
         there = _under_way(members)
         for note in () if shared or not there else inputs.notes():
             say(note)
-        for step in dict.fromkeys(member.checkpoints.last_step for member in there):
-            group = [member for member in there if member.checkpoints.last_step == step]
+        # Once for all: the last step of a group that has been trained may be another's first.
+        groups: dict[int | None, list[Member]] = {}
+        for member in there:
+            groups.setdefault(member.checkpoints.last_step, []).append(member)
+        for step, group in groups.items():
             say(f"{_title(group)}: {texts:,} texts to train on, {held_out:,} to validate")
             _fit(group, step)
             _measure(_under_way(group))
@@ -116,17 +119,17 @@ def _fit(members: Sequence[Member], last: int | None) -> None:
     config, plan, total = run.config, run.plan, run.total_steps
     training, validation = run.split("train"), run.split("validation")
     program = run.stepper(len(members)).program
-    starts = []
+    begun = []
     for member in members:
         with member.guarded():
-            starts.append(member.begin(program, training.texts, run.feature_seconds))
-    members = _under_way(members)
-    if not members:
+            begun.append((member, member.begin(program, training.texts, run.feature_seconds)))
+    if not begun:
         return
+    members, starts = zip(*begun, strict=True)
     stepper = run.stepper(len(members))
     vectors = stepper.vectors(training.texts) if total else None
     state, frozen = stepper.place(*zip(*starts, strict=True))
-    del starts
+    del begun, starts
     done = last or 0
     if last is not None:
         say(f"resuming from step {last} of {total}")

@@ -175,6 +175,7 @@ def test_members_resume_together_or_alone(of_scenario, trained, inputs_of, tmp_p
         stopped(whole / f"seed{seed}", tmp_path / f"seed{seed}")
     configs = configs_of(tmp_path, of_scenario("top_1"))
     inputs = inputs_of(configs[0])
+    capsys.readouterr()
     train_seeds(configs, inputs)
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if "epoch" not in line] == [
@@ -195,6 +196,26 @@ def test_members_resume_together_or_alone(of_scenario, trained, inputs_of, tmp_p
     assert train_seeds([*configs, alone], inputs)[3] == json.loads(json.dumps(result))
     assert capsys.readouterr().err.count(" is done: ") == 4
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")} == before
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_who_has_ended_joins_no_later_group(fails, of_scenario, trained, inputs_of, tmp_path):
+    """A run comes to the step at which another, whose frozen head is another, was killed."""
+    whole = trained(of_scenario("classifier_frozen", "pmap"), at_once=True)
+    configs = configs_of(tmp_path, of_scenario("classifier_frozen", "pmap"), SEEDS[:2])
+    stopped(whole / "seed1", tmp_path / "seed1")
+    if fails:
+        shutil.rmtree(tmp_path / "seed1" / "checkpoints")
+        (tmp_path / "seed1" / "certificate.json").mkdir()
+    shutil.copytree(whole / "seed3", tmp_path / "seed3")
+    (tmp_path / "seed3" / "certificate.json").unlink()
+    log = tmp_path / "seed3" / "metrics.jsonl"
+    rewrite_lines(log, read_lines(log)[:-1])
+
+    ended, _ = train_seeds(configs, inputs_of(configs[0]))
+    assert isinstance(ended, UserError) == fails
+    for seed in SEEDS[fails:2]:
+        assert_same_run(tmp_path / f"seed{seed}", whole / f"seed{seed}")
 
 
 def test_a_member_that_fails_fails_alone(of_scenario, trained, inputs_of, tmp_path):
