@@ -67,11 +67,14 @@ def train_seeds(
     Raises:
         UserError: What the seeds have in common is at fault.
     """
+    if not configs:
+        return []
     configs = [config.absolute() for config in configs]
     _refuse_unlike(configs)
     shared, inputs = inputs, inputs or Inputs(configs[0])
     runs = [Run(config, inputs, together=len(configs) > 1) for config in configs]
     texts, held_out = (len(inputs.split(name).texts) for name in ("train", "validation"))
+    inputs.refuse_long()
     with contextlib.ExitStack() as stack:
         members = [stack.enter_context(contextlib.closing(Member(run))) for run in runs]
         for member in members:
@@ -113,19 +116,20 @@ def _fit(members: Sequence[Member], last: int | None) -> None:
 
     A member that fails keeps its place in the batch, and what becomes of it is not looked at.
     """
-    for member in members:
-        member.join(len(members))
     run = members[0].run
+    compiled_before = run.evaluator.compile_seconds
     config, plan, total = run.config, run.plan, run.total_steps
     training, validation = run.split("train"), run.split("validation")
     program = run.stepper(len(members)).program
     begun = []
     for member in members:
         with member.guarded():
-            begun.append((member, member.begin(program, training.texts, run.feature_seconds)))
+            begun.append((member, member.begin(program, training.texts)))
     if not begun:
         return
     members, starts = zip(*begun, strict=True)
+    for member in members:
+        member.join(len(members), run.feature_seconds, compiled_before)
     stepper = run.stepper(len(members))
     vectors = stepper.vectors(training.texts) if total else None
     state, frozen = stepper.place(*zip(*starts, strict=True))
@@ -183,7 +187,7 @@ def _fit(members: Sequence[Member], last: int | None) -> None:
 
 
 def _measure(members: Sequence[Member]) -> None:
-    """Ends those that are trained; the test split is read here, and nowhere else."""
+    """Ends those that are trained; nothing is measured on the test split before."""
     if not members:
         return
     run = members[0].run
