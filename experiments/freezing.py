@@ -129,6 +129,7 @@ def run(study: Freezing, command: str) -> int:
     for scenario in study.scenarios:
         scenario_rules(scenario, inputs.bert.num_hidden_layers)
     texts = {name: len(inputs.split(name).texts) for name in ("train", "validation")}
+    inputs.refuse_long()
     count = len(study.scenarios) * len(study.seeds)
     folder = Workdir(study.workdir)
     with contextlib.closing(folder):
@@ -184,10 +185,9 @@ def _train_arms(
         for arm in todo:
             say(f"arm {numbers[arm.workdir]} of {total}: {arm.scenario}, seed {arm.seed}")
         for arm, outcome in zip(todo, _train_group(todo, inputs), strict=True):
-            if isinstance(outcome, Exception):
-                error = one_line(outcome)
-                failures.append({"arm": arm.scenario, "seed": arm.seed, "error": error})
-                say(f"arm {numbers[arm.workdir]} failed: {error}")
+            if isinstance(outcome, str):
+                failures.append({"arm": arm.scenario, "seed": arm.seed, "error": outcome})
+                say(f"arm {numbers[arm.workdir]} failed: {outcome}")
                 continue
             append_line(results_file, _line(arm, outcome))
             if not keep_checkpoints:
@@ -195,18 +195,17 @@ def _train_arms(
     return failures
 
 
-def _train_group(
-    arms: Sequence[TrainConfig], inputs: Inputs
-) -> Sequence[dict[str, Any] | Exception]:
-    """Per arm its result, or what it failed with."""
+def _train_group(arms: Sequence[TrainConfig], inputs: Inputs) -> Sequence[dict[str, Any] | str]:
+    """Per arm its result, or in words what it failed with: an exception holds the arrays."""
     from mtl_jax.train import train_seeds
 
     if not arms:
         return []
     try:
-        return train_seeds(arms, inputs)
+        outcomes = train_seeds(arms, inputs)
     except Exception as error:  # noqa: BLE001  (one scenario must not take the others with it)
-        return [error] * len(arms)
+        return [one_line(error)] * len(arms)
+    return [one_line(each) if isinstance(each, UserError) else each for each in outcomes]
 
 
 def _line(arm: TrainConfig, result: dict[str, Any]) -> dict[str, Any]:

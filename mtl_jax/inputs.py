@@ -29,6 +29,7 @@ class TextReader:
     Attributes:
         tokenizer: The checkpoint's.
         max_length: Tokens of a text at most: what was asked for, or the model's positions.
+        refuses: Whether longer texts are refused, not cut.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class TextReader:
         self.tokenizer = tokenizer
         self.max_length = min(max_length, bert.max_position_embeddings)
         self._vocab_size = bert.vocab_size
-        self._long_texts, self._remedy = long_texts, remedy
+        self.refuses, self._remedy = long_texts == "refuse", remedy
 
     def __call__(
         self, texts: list[str], labels: Mapping[str, np.ndarray], origin: str = "the input"
@@ -59,7 +60,7 @@ class TextReader:
                 another checkpoint.
         """
         tokens = tokenize(self.tokenizer, texts, self.max_length)
-        if tokens.truncated and self._long_texts == "refuse":
+        if tokens.truncated and self.refuses:
             raise UserError(
                 f"{origin}: {tokens.truncated} of {len(texts)} texts are longer than "
                 f"{self.max_length} tokens: {self._remedy}, or use --long-texts cut"
@@ -143,6 +144,16 @@ class Inputs:
             made = TrainPlan(lengths, batch_size, devices, self.bert.hidden_size)
             self._plans[batch_size, devices] = made
         return self._plans[batch_size, devices]
+
+    def refuse_long(self) -> None:
+        """Where long texts are refused, does so for every split now, and not after training.
+
+        Raises:
+            UserError: There is one.
+        """
+        if self.reader.refuses:
+            for name in self.corpus.splits:
+                self.split(name)
 
     def record(self) -> dict[str, Any]:
         """What a run depends on, as JSON, for its ``config.json``."""

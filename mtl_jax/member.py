@@ -54,7 +54,8 @@ class Member:
         try:
             yield
         except UserError as error:
-            self.outcome = error
+            # Without the traceback, whose frames hold the arrays of the training.
+            self.outcome = UserError(str(error))
 
     def open(self) -> None:
         """Takes the folder; the result of a run that was finished there is the outcome.
@@ -75,20 +76,25 @@ class Member:
         """Waits for the background work and lets others have the folder."""
         self._open.close()
 
-    def join(self, members: int) -> None:
-        """From here on its time is shared by so many, itself among them."""
-        self._share = 1 / members
-        self._compiled_before = self.run.evaluator.compile_seconds
+    def join(self, members: int, feature_seconds: float, compiled_before: float) -> None:
+        """From here on its time is shared by so many that have begun, itself among them.
 
-    def begin(
-        self, program: Program, texts: TextSet, feature_seconds: float
-    ) -> tuple[TrainState, Params]:
+        Args:
+            members: How many.
+            feature_seconds: What computing the training texts' frozen vectors has taken for
+                all of them; a run that goes on has booked it before.
+            compiled_before: The evaluation's ``compile_seconds`` before any of it was theirs.
+        """
+        self._share, self._compiled_before = 1 / members, compiled_before
+        if self.checkpoints.last_step is None:
+            self.book(feature_seconds, 0.0)
+
+    def begin(self, program: Program, texts: TextSet) -> tuple[TrainState, Params]:
         """Goes on from the last checkpoint, where there is one.
 
         Args:
             program: What its steps are compiled for.
             texts: The training texts.
-            feature_seconds: What computing their frozen vectors has taken for all members.
 
         Returns:
             The state and the frozen partition to start with.
@@ -104,7 +110,7 @@ class Member:
         last = self.checkpoints.last_step
         self._workdir.rewind(last)
         if last is None:
-            self.meter = Meter({"train_seconds": feature_seconds * self._share})
+            self.meter = Meter()
             return state, frozen
         params, state, progress = self.checkpoints.restore(last, state, self.data, run.freeze)
         self.meter = Meter(progress["meter"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from importlib.metadata import version
 from typing import Any
 
@@ -134,17 +135,17 @@ class Run:
         on_pooled = config.prefix_cache and self.freeze.backbone_frozen
         return stepper(
             TrainSpec(
-                self._model,
-                self.freeze,
-                optimizer,
-                weights,
-                self.plan.layout,
-                on_pooled,
-                self.states_depth if config.prefix_cache else 0,
-                min(self.plan.steps, _STEPS_AT_ONCE) if on_pooled else 1,
-                config.remat,
-                config.scan_layers,
-                seeds if self._together else None,
+                model=self._model,
+                freeze=self.freeze,
+                optimizer=optimizer,
+                task_weights=weights,
+                layout=self.plan.layout,
+                on_pooled=on_pooled,
+                states_depth=self.states_depth if config.prefix_cache else 0,
+                steps_at_once=_even(self.plan.steps) if on_pooled else 1,
+                remat=config.remat,
+                scan_layers=config.scan_layers,
+                seeds=seeds if self._together else None,
             )
         )
 
@@ -164,3 +165,9 @@ class Run:
                 "devices": [device.device_kind for device in jax.local_devices()],
             },
         }
+
+
+def _even(steps: int) -> int:
+    """At most ``_STEPS_AT_ONCE``, so that the last of an epoch lack as few as can be."""
+    # What is lacking is padded, and with several seeds on a device computed all the same.
+    return math.ceil(steps / math.ceil(steps / _STEPS_AT_ONCE))

@@ -49,7 +49,13 @@ class SeedRunner:
         return jax.tree.map(lambda leaf: leaf[0], tree) if self._several else tree
 
     def place(self, trees: Sequence[Any]) -> Any:
-        """See ``Runner``."""
+        """See ``Runner``.
+
+        Raises:
+            ValueError: There are not as many trees as seeds.
+        """
+        if len(trees) != self._seeds:
+            raise ValueError(f"{len(trees)} trees for {self._seeds} seeds")
         stacked = jax.tree.map(lambda *leaves: self._stack(leaves), *trees)
         return jax.device_put(stacked, by_device(self._devices) if self._several else None)
 

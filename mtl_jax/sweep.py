@@ -111,7 +111,7 @@ class _Heads:
     def __init__(self, run: Run, grid: Grid):
         config = run.config
         self._run, self.settings = run, grid.settings()
-        self._executables: dict[Callable[..., Any], Any] = {}
+        self._executables: dict[str, Any] = {}
         self.compile_seconds = 0.0
         self._model = run.evaluator.model
         self._count = len(grid.seeds)
@@ -154,12 +154,14 @@ class _Heads:
 
     def _call(self, function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Any:
         """Calls a function that is compiled at its first call."""
-        if function not in self._executables:
+        # By name: a bound method as a key would keep this object, and its arrays, alive.
+        name = function.__name__
+        if name not in self._executables:
             started = time.perf_counter()
             jitted = jax.jit(function, donate_argnums=donate, out_shardings=self._by_seed)
-            self._executables[function] = jitted.lower(*args).compile()
+            self._executables[name] = jitted.lower(*args).compile()
             self.compile_seconds += time.perf_counter() - started
-        return self._executables[function](*args)
+        return self._executables[name](*args)
 
     def _begin(self, settings: Any, heads: Any, seeds: jax.Array) -> TrainState:
         def of_setting(setting: Any, heads: Any, seed: Any) -> TrainState:

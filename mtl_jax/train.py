@@ -67,11 +67,14 @@ def train_seeds(
     Raises:
         UserError: What the seeds have in common is at fault.
     """
+    if not configs:
+        return []
     configs = [config.absolute() for config in configs]
     _refuse_unlike(configs)
     shared, inputs = inputs, inputs or Inputs(configs[0])
     runs = [Run(config, inputs, together=len(configs) > 1) for config in configs]
     texts, held_out = (len(inputs.split(name).texts) for name in ("train", "validation"))
+    inputs.refuse_long()
     with contextlib.ExitStack() as stack:
         members = [stack.enter_context(contextlib.closing(Member(run))) for run in runs]
         for member in members:
@@ -80,8 +83,11 @@ def train_seeds(
         there = _under_way(members)
         for note in () if shared or not there else inputs.notes():
             say(note)
-        for step in dict.fromkeys(member.checkpoints.last_step for member in there):
-            group = [member for member in there if member.checkpoints.last_step == step]
+        # Once for all: the last step of a group that has been trained may be another's first.
+        groups: dict[int | None, list[Member]] = {}
+        for member in there:
+            groups.setdefault(member.checkpoints.last_step, []).append(member)
+        for step, group in groups.items():
             say(f"{_title(group)}: {texts:,} texts to train on, {held_out:,} to validate")
             _fit(group, step)
             _measure(_under_way(group))
@@ -110,23 +116,24 @@ def _fit(members: Sequence[Member], last: int | None) -> None:
 
     A member that fails keeps its place in the batch, and what becomes of it is not looked at.
     """
-    for member in members:
-        member.join(len(members))
     run = members[0].run
+    compiled_before = run.evaluator.compile_seconds
     config, plan, total = run.config, run.plan, run.total_steps
     training, validation = run.split("train"), run.split("validation")
     program = run.stepper(len(members)).program
-    starts = []
+    begun = []
     for member in members:
         with member.guarded():
-            starts.append(member.begin(program, training.texts, run.feature_seconds))
-    members = _under_way(members)
-    if not members:
+            begun.append((member, member.begin(program, training.texts)))
+    if not begun:
         return
+    members, starts = zip(*begun, strict=True)
+    for member in members:
+        member.join(len(members), run.feature_seconds, compiled_before)
     stepper = run.stepper(len(members))
     vectors = stepper.vectors(training.texts) if total else None
     state, frozen = stepper.place(*zip(*starts, strict=True))
-    del starts
+    del begun, starts
     done = last or 0
     if last is not None:
         say(f"resuming from step {last} of {total}")
@@ -180,7 +187,7 @@ def _fit(members: Sequence[Member], last: int | None) -> None:
 
 
 def _measure(members: Sequence[Member]) -> None:
-    """Ends those that are trained; the test split is read here, and nowhere else."""
+    """Ends those that are trained; nothing is measured on the test split before."""
     if not members:
         return
     run = members[0].run

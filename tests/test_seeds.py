@@ -172,3 +172,9 @@ def test_a_seed_that_diverges_leaves_the_others_alone():
     for seed in (0, 2):
         for path, leaf in found[0][seed].items():
             assert leaf.tobytes() == healthy[0][seed][path].tobytes()
+
+
+def test_as_many_trees_as_seeds():
+    for trees in (1, 3):
+        with pytest.raises(ValueError, match=f"{trees} trees for 2 seeds"):
+            SeedRunner(2, spread=False).place([{"a": np.zeros(2)}] * trees)

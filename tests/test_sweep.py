@@ -1,3 +1,4 @@
+import gc
 import json
 from typing import Any
 
@@ -14,7 +15,7 @@ from mtl_jax.inputs import Inputs
 from mtl_jax.metrics import mean_macro_f1, split_metrics
 from mtl_jax.run import Run
 from mtl_jax.step import TrainState, scanned_steps, take, train_step
-from mtl_jax.sweep import Grid, _class_counts, _scores, sweep
+from mtl_jax.sweep import Grid, _class_counts, _Heads, _scores, sweep
 from mtl_jax.train import train
 from mtl_jax.workdir import Workdir
 
@@ -102,6 +103,19 @@ def test_a_diverged_setting_is_not_chosen(swept):
     assert result.chosen == 1
     with pytest.raises(UserError, match="every setting of the sweep has diverged"):
         sweep(config, Grid((0,), (1e38,), (0.0,), (1.0,), (1.0,)), inputs)
+
+
+def test_a_sweep_leaves_no_arrays_behind(swept):
+    shared, inputs, _ = swept
+    gc.collect()
+    gc.disable()
+    try:
+        sweep(
+            TrainConfig(workdir="", **shared), Grid((0,), (1e-2,), (0.0,), (1.0,), (1.0,)), inputs
+        )
+        assert not [held for held in gc.get_objects() if type(held) is _Heads]
+    finally:
+        gc.enable()
 
 
 def test_a_sweep_of_more_than_heads_is_refused(swept):

@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+import conftest
 import jax
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.data.batches import make_batch
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
-from mtl_jax.run import Run
+from mtl_jax.run import Run, _even
 from mtl_jax.step import eval_step
 from mtl_jax.train import train
 from mtl_jax.workdir import Workdir, read_lines
@@ -219,6 +220,48 @@ def test_what_is_cut_or_empty_is_counted(settings, tmp_path, capsys):
     with pytest.raises(UserError, match=words):
         train(TrainConfig(**settings, workdir=str(tmp_path / "refused")))
     assert not (tmp_path / "refused").exists()
+
+
+def test_a_long_test_text_is_refused_before_the_first_step(settings, tmp_path):
+    test_file = tmp_path / "test.csv"
+    test_file.write_text(f"text,topic,mood\n{'very ' * 40}good,film,pos\n")
+    data = dataclasses.replace(settings["data"], test_file=str(test_file), long_texts="refuse")
+    config = TrainConfig(**settings | {"data": data}, workdir=str(tmp_path / "run"))
+    with pytest.raises(UserError, match="test: 1 of 1 texts are longer than 24 tokens"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_layers_scanned_and_rematerialised_train_the_same(settings, tmp_path):
+    bert = dataclasses.replace(
+        conftest.TINY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    settings["backbone"] = str(conftest.write_checkpoint(tmp_path / "checkpoint", bert))
+    settings["epochs"] = 1
+    losses = []
+    for flag in (False, True):
+        config = TrainConfig(
+            **settings,
+            workdir=str(tmp_path / str(flag)),
+            scenario="none_frozen",
+            remat=flag,
+            scan_layers=flag,
+        )
+        inputs = Inputs(config)
+        model = Run(config, inputs).stepper().program.model
+        assert (model.remat, model.scan_layers) == (flag, flag)
+        result = train(config, inputs)
+        losses.append(
+            [result[split][task]["loss"] for split in ("train", "test") for task in TASKS]
+        )
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("steps", "at_once"), [(1, 1), (256, 256), (257, 129), (333, 167), (1000, 250)]
+)
+def test_an_epoch_is_cut_evenly(steps, at_once):
+    assert _even(steps) == at_once
 
 
 def test_kept_vectors_give_the_logits_of_the_tokens(settings, inputs_of, tmp_path):

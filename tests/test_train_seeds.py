@@ -1,6 +1,7 @@
 """Whole runs of several seeds at once: the folders they leave are those of runs alone."""
 
 import dataclasses
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +19,9 @@ from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.data.batches import train_batches
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
+from mtl_jax.member import Member
 from mtl_jax.run import Run
+from mtl_jax.stepper import stepper
 from mtl_jax.train import train, train_seeds
 from mtl_jax.trained import TrainedModel
 from mtl_jax.workdir import read_lines, rewrite_lines
@@ -175,6 +178,7 @@ def test_members_resume_together_or_alone(of_scenario, trained, inputs_of, tmp_p
         stopped(whole / f"seed{seed}", tmp_path / f"seed{seed}")
     configs = configs_of(tmp_path, of_scenario("top_1"))
     inputs = inputs_of(configs[0])
+    capsys.readouterr()
     train_seeds(configs, inputs)
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if "epoch" not in line] == [
@@ -195,6 +199,26 @@ def test_members_resume_together_or_alone(of_scenario, trained, inputs_of, tmp_p
     assert train_seeds([*configs, alone], inputs)[3] == json.loads(json.dumps(result))
     assert capsys.readouterr().err.count(" is done: ") == 4
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json*")} == before
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_who_has_ended_joins_no_later_group(fails, of_scenario, trained, inputs_of, tmp_path):
+    """A run comes to the step at which another, whose frozen head is another, was killed."""
+    whole = trained(of_scenario("classifier_frozen", "pmap"), at_once=True)
+    configs = configs_of(tmp_path, of_scenario("classifier_frozen", "pmap"), SEEDS[:2])
+    stopped(whole / "seed1", tmp_path / "seed1")
+    if fails:
+        shutil.rmtree(tmp_path / "seed1" / "checkpoints")
+        (tmp_path / "seed1" / "certificate.json").mkdir()
+    shutil.copytree(whole / "seed3", tmp_path / "seed3")
+    (tmp_path / "seed3" / "certificate.json").unlink()
+    log = tmp_path / "seed3" / "metrics.jsonl"
+    rewrite_lines(log, read_lines(log)[:-1])
+
+    ended, _ = train_seeds(configs, inputs_of(configs[0]))
+    assert isinstance(ended, UserError) == fails
+    for seed in SEEDS[fails:2]:
+        assert_same_run(tmp_path / f"seed{seed}", whole / f"seed{seed}")
 
 
 def test_a_member_that_fails_fails_alone(of_scenario, trained, inputs_of, tmp_path):
@@ -224,6 +248,11 @@ def test_a_member_that_fails_fails_alone(of_scenario, trained, inputs_of, tmp_pa
         assert words in message
     assert isinstance(results[1], dict)
     assert_same_run(tmp_path / "seed3", whole / "seed3")
+    # Nothing holds what the failed ones have computed with.
+    gc.collect()
+    left = [held for held in gc.get_objects() if type(held) in (Run, Member)]
+    folders = {getattr(held, "run", held).config.workdir for held in left}
+    assert not folders & {configs[2].workdir, damaged.workdir}
     # What there was to resume from is still there.
     assert [path.name for path in (tmp_path / "seed5" / "checkpoints").iterdir()] == ["6"]
     with pytest.raises(UserError, match="loss is not finite at step 7"):
@@ -247,6 +276,29 @@ def blow_up(config, inputs):
     checkpoints = Checkpoints(Path(config.workdir) / "checkpoints")
     checkpoints.save(params, state, data, progress, 0.5)
     checkpoints.close()
+
+
+def test_only_who_has_begun_shares_the_time(of_scenario, trained, inputs_of, tmp_path):
+    whole = trained(of_scenario("top_1"), at_once=True)
+    configs = configs_of(tmp_path, of_scenario("top_1"), SEEDS[1:])
+    for seed in SEEDS[1:]:
+        stopped(whole / f"seed{seed}", tmp_path / f"seed{seed}")
+    shutil.rmtree(tmp_path / "seed5" / "checkpoints" / "6" / "optimizer")
+    progress = tmp_path / "seed3" / "checkpoints" / "6" / "progress" / "metadata"
+    before = json.loads(progress.read_text())["meter"]["compile_seconds"]
+    inputs = inputs_of(configs[0])
+    stepper.cache_clear()
+
+    result, failed = train_seeds(configs, inputs)
+    assert isinstance(result, dict)
+    assert "is damaged" in str(failed)
+    compiled = Run(configs[0], inputs, together=True).stepper().step.seconds
+    assert compiled > 0
+    assert result["compile_seconds"] - before == pytest.approx(compiled)
+
+
+def test_no_seeds_no_results():
+    assert train_seeds([]) == []
 
 
 def test_only_seed_and_folder_may_differ(of_scenario, inputs_of, tmp_path):
