@@ -11,8 +11,8 @@ import conftest
 import numpy as np
 import pytest
 
-from mtl_jax import cost
 from mtl_jax.config import TrainConfig
+from mtl_jax.cost import EvaluationBatches, _flops
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.plan import plan, table, warnings_of
@@ -150,9 +150,9 @@ def test_flops_include_what_a_fused_kernel_computes(make_run, tmp_path):
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     plain = dataclasses.replace(conftest.TINY, **still)
     run = make_run("none_frozen", backbone=str(conftest.write_checkpoint(tmp_path / "b", plain)))
-    program, batches = run.stepper().program, cost.EvaluationBatches(run.inputs)
+    program, batches = run.stepper().program, EvaluationBatches(run.inputs)
     fused = dataclasses.replace(program, model=program.model.clone(fused="cudnn"))
-    assert cost._flops(run, fused, batches) == cost._flops(run, program, batches)
+    assert _flops(run, fused, batches) == _flops(run, program, batches)
 
 
 def test_seconds_add_up_over_the_parts_that_there_are(costs):
