@@ -136,8 +136,9 @@ def cost_table(results: Sequence[Result], chosen: str | None) -> Table:
     rows = [_arm_row(results, arm, chosen, [cell(arm, key) for key in keys]) for arm in arms]
     note = (
         "Means over seeds; of the compilation, which is counted apart from training, the sum, as "
-        "the seeds share it. Seeds that are trained at once have equal shares of the time. Where "
-        "the whole backbone is frozen, training counts the one pass that computes its vectors."
+        "the seeds share it. Seeds that are trained at once have equal shares of the time. It "
+        "includes the one pass that computes what frozen layers make of the training texts, in "
+        "full even where that was kept from another run."
     )
     if REFERENCE in arms:
         note += f" In brackets, the ratio to `{REFERENCE}`."

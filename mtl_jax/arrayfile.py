@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,12 @@ from numpy.typing import DTypeLike
 Write = Callable[[int, np.ndarray], None]
 """``write(start, rows)`` puts rows at ``start`` of the first axis."""
 
+Fill = Callable[[Write], float]
+"""Is given a ``Write``, writes every row, and returns the seconds that making them costs."""
+
 _BLOCK = 2**22
 _DIGEST_SIZE = hashlib.sha256().digest_size
+_SECONDS = struct.Struct("<d")
 
 # A new file's time of change lies so far back that no later change can have the same,
 # however coarse the clock of the file system.
@@ -33,23 +38,23 @@ def array_bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
 
 
 def file_bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
-    """Bytes of an array's file: those of the array, then their SHA-256."""
-    return array_bytes(shape, dtype) + _DIGEST_SIZE
+    """Bytes of an array's file: the array, the seconds that it cost, the SHA-256 of both."""
+    return array_bytes(shape, dtype) + _SECONDS.size + _DIGEST_SIZE
 
 
 def write_array(
-    path: Path, shape: tuple[int, ...], dtype: DTypeLike, fill: Callable[[Write], None]
-) -> np.ndarray:
+    path: Path, shape: tuple[int, ...], dtype: DTypeLike, fill: Fill
+) -> tuple[np.ndarray, float]:
     """Makes a file, which appears when it is whole.
 
     Args:
         path: The file. It is written as ``.NAME.PID.part`` beside it.
         shape: The array's shape.
         dtype: Its type.
-        fill: Is given a ``Write`` and writes every row.
+        fill: Makes its rows.
 
     Returns:
-        The array, mapped from the file.
+        The array, mapped from the file, and the seconds.
 
     Raises:
         OSError: It can't be written; nothing is left.
@@ -64,9 +69,10 @@ def write_array(
                 file.seek(start * row_size)
                 file.write(np.ascontiguousarray(rows, dtype).view(np.uint8).data)
 
-            fill(write)
-            digest = _digest(file, shape[0] * row_size)
+            seconds = fill(write)
             file.seek(shape[0] * row_size)
+            file.write(_SECONDS.pack(seconds))
+            digest = _digest(file, file.tell())
             file.write(digest)
             file.flush()
             now = time.time_ns()
@@ -77,22 +83,28 @@ def write_array(
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return array
+    return array, seconds
 
 
-def read_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
-    """The array in a file, mapped; None where the file is not intact, or can't be read at all.
+def read_array(
+    path: Path, shape: tuple[int, ...], dtype: DTypeLike
+) -> tuple[np.ndarray, float] | None:
+    """The array in a file, mapped, and the seconds that it cost.
 
+    None where the file is not intact, or can't be read at all.
     To open it counts as use: it sets the time of the last access.
     """
     try:
         with path.open("rb") as file:
-            if not _intact(file, array_bytes(shape, dtype)):
+            size = array_bytes(shape, dtype)
+            if not _intact(file, size + _SECONDS.size):
                 return None
+            file.seek(size)
+            (seconds,) = _SECONDS.unpack(file.read(_SECONDS.size))
             # The time of change stays, by which the file is known.
             with contextlib.suppress(OSError):
                 os.utime(file.fileno(), ns=(time.time_ns(), os.fstat(file.fileno()).st_mtime_ns))
-            return np.memmap(file, dtype, "r", shape=shape)
+            return np.memmap(file, dtype, "r", shape=shape), seconds
     except OSError:
         return None
 

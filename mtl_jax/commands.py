@@ -150,6 +150,8 @@ def _evaluate(command: Evaluate) -> None:
 def _lines() -> Iterator[str]:
     from mtl_jax.trained import read_lines
 
+    if sys.stdin is None:
+        raise UserError("standard input is closed: give it lines of text, or < /dev/null for none")
     # A reader of its own: the thread that reads may still wait when the process ends, and the
     # interpreter can't close its own standard input then.
     return read_lines(io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False)))
@@ -159,10 +161,11 @@ def _predict(command: Predict) -> None:
     from mtl_jax.console import say
     from mtl_jax.trained import TrainedModel
 
+    lines = _lines()
     model = TrainedModel(command.workdir, command.long_texts)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: it is JSON
-    for answer in model.predict(_lines()):
+    for answer in model.predict(lines):
         print(json.dumps(answer, ensure_ascii=False))
     if model.cut or model.empty:
         say(f"{model.cut} texts were cut to {model.reader.max_length} tokens, {model.empty} empty")
@@ -172,6 +175,7 @@ def _extract(command: Extract) -> None:
     from mtl_jax.console import say
     from mtl_jax.trained import TrainedModel, checkpoint_encoder, write_vectors
 
+    lines = _lines()
     if command.workdir is not None:
         if (command.backbone, command.pooling, command.max_length) != (None, None, None):
             raise UserError(
@@ -183,7 +187,7 @@ def _extract(command: Extract) -> None:
         encoder = checkpoint_encoder(
             backbone, command.pooling, command.max_length or 128, command.long_texts or "cut"
         )
-    vectors = encoder.pooled(_lines())
+    vectors = encoder.pooled(lines)
     rows = write_vectors(Path(command.output), vectors, encoder.width)
     say(
         f"{rows} vectors of {encoder.width} in {command.output}; {encoder.cut} texts were cut to "

@@ -17,6 +17,7 @@ import numpy as np
 from mtl_jax.data.batches import TextSet, evaluation_batches, make_batch, train_batches
 from mtl_jax.data.packing import Placement, evaluation_plan
 from mtl_jax.data.tokens import Tokens
+from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.prefix import SHALLOWEST
 from mtl_jax.run import Run
@@ -165,6 +166,8 @@ def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, 
     placement = run.plan.epoch(np.arange(len(texts)), np.arange(steps))[0]
     batch = make_batch(_as_kept(run, texts), run.plan.layout, placement)
     del batch["example"]
+    # XLA counts one round of a loop, and nothing of what cuDNN computes.
+    program = dataclasses.replace(program, model=program.model.clone(scan_layers=False, fused=None))
 
     def forward(params: Any, batch: Any) -> Any:
         return program.model.apply(
@@ -182,7 +185,7 @@ def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, 
         step = _counted(functools.partial(train_step, program), state, frozen, batch)
     prefix = 0
     if _keeps(run):
-        model = run.evaluator.model
+        model = run.evaluator.model.clone(fused=None)
         compute = functools.partial(states_step, (model, run.states_depth))
         if run.freeze.backbone_frozen:
             compute = functools.partial(pooled_step, model)
@@ -198,7 +201,15 @@ def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, 
 
 def _counted(function: Callable[..., Any], *args: Any) -> int:
     """FLOPs of a function, which is neither compiled nor run."""
-    analysis: Any = jax.jit(function).lower(*args).cost_analysis()
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise UserError(
+            "FLOPs are counted by JAX's CPU backend, which JAX_PLATFORMS leaves out: add cpu to it"
+        ) from error
+    # Other backends count only what they have compiled, each in its own way.
+    with jax.default_device(cpu):
+        analysis: Any = jax.jit(function).lower(*args).cost_analysis()
     return int(analysis["flops"])
 
 

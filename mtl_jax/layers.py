@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -41,12 +41,36 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 Fused = Literal["xla", "cudnn"]
 
+# What cuDNN's attention takes on every card that has it.
+_CUDNN_CAPABILITY = 8.0
+_CUDNN_HEAD_MULTIPLE, _CUDNN_HEAD_MOST = 8, 128
+
 Blocks = tuple[tuple[int, int], ...]
 """How a row of tokens is cut for attention, from its start: ``(count, length)`` of blocks."""
 
 Bias = tuple[jax.Array, ...]
 """What is added to the attention scores, for each kind of block: float32 [batch * count, 1,
 1 or length, length]. A token sees only its own block."""
+
+
+def cudnn_can(config: BertConfig, dtype: DTypeLike, device: Any = None) -> bool:
+    """Whether cuDNN's attention can compute that of a BERT.
+
+    Args:
+        config: The BERT.
+        dtype: Precision of the computation; cuDNN has no float32.
+        device: A JAX device; by default the first of this process.
+    """
+    device = jax.local_devices()[0] if device is None else device
+    head = config.hidden_size // config.num_attention_heads
+    return (
+        jnp.dtype(dtype) == jnp.bfloat16
+        and head % _CUDNN_HEAD_MULTIPLE == 0
+        and head <= _CUDNN_HEAD_MOST
+        # The cards of ROCm are a "gpu", too.
+        and "cuda" in device.client.platform_version
+        and float(device.compute_capability) >= _CUDNN_CAPABILITY
+    )
 
 
 def dense(config: BertConfig, features: int, dtype: DTypeLike) -> nn.Dense:
@@ -168,8 +192,10 @@ class Attention(nn.Module):
         """[blocks, length, heads, head size] x 3 -> the same, mixed by attention."""
         # jax.nn's attention has no dropout of its weights.
         if self.fused and (deterministic or self.config.attention_probs_dropout_prob == 0):
+            # cuDNN takes no mask that is the same for all queries and left to be broadcast.
+            mask = jnp.broadcast_to(bias == 0, (*bias.shape[:2], query.shape[1], key.shape[1]))
             return jax.nn.dot_product_attention(
-                query, key, value, mask=bias == 0, implementation=self.fused
+                query, key, value, mask=mask, implementation=self.fused
             )
         query = query * query.shape[-1] ** -0.5
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32) + bias

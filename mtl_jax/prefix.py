@@ -9,15 +9,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.arrayfile import Write
+from mtl_jax.arrayfile import Fill, Write
 from mtl_jax.data.batches import TextSet
 from mtl_jax.evaluate import Evaluator, ModelSpec
 from mtl_jax.freeze import Params, Stages
@@ -27,7 +27,7 @@ from mtl_jax.store import Store
 SHALLOWEST = 2
 
 # To be raised when files are made in another way.
-_VERSION = 2
+_VERSION = 3
 
 
 class Prefix:
@@ -56,13 +56,15 @@ class Prefix:
             depth: From ``SHALLOWEST`` to 1 + the number of layers.
 
         Returns:
-            The texts, and the seconds that computing their states took in this process,
-            without compilation.
+            The texts, and the seconds that computing their states from the ids takes, without
+            compilation: where they were computed from kept ones, or by another process, as
+            much as all that took, so that the number does not depend on what is kept.
         """
 
-        def fill(write: Write) -> None:
-            source = self._deepest(texts, depth)
+        def fill(write: Write) -> float:
+            source, before = self._deepest(texts, depth)
             self._evaluator.states(self._params(), source, depth, write)
+            return before
 
         states, seconds = self._get(texts, depth, *self._states_form(texts), fill)
         return dataclasses.replace(texts, states=states, depth=depth), seconds
@@ -73,9 +75,10 @@ class Prefix:
         Args and returns: as of ``states``.
         """
 
-        def fill(write: Write) -> None:
-            source = self._deepest(texts, None)
+        def fill(write: Write) -> float:
+            source, before = self._deepest(texts, None)
             write(0, self._evaluator.pooled(self._params(), source))
+            return before
 
         shape = (len(texts), self._spec.bert.hidden_size)
         vectors, seconds = self._get(texts, None, shape, np.dtype(np.float32), fill)
@@ -87,21 +90,21 @@ class Prefix:
         depth: int | None,
         shape: tuple[int, int],
         dtype: np.dtype,
-        fill: Callable[[Write], None],
+        fill: Fill,
     ) -> tuple[np.ndarray, float]:
         key = self.key(texts, depth)
 
         def working() -> float:
             return time.perf_counter() - self._evaluator.compile_seconds
 
-        def timed(write: Write) -> None:
+        def timed(write: Write) -> float:
             started = working()
-            fill(write)
-            self._store.seconds[key] = working() - started
+            before = fill(write)
+            return before + working() - started
 
         sources = [self.key(texts, shallower) for shallower in self._shallower(depth)]
         array = self._store.get(key, shape, dtype, timed, self, sources)
-        return array, self._store.seconds.get(key, 0.0)
+        return array, self._store.seconds[key]
 
     def _params(self) -> Params:
         return self._evaluator.runner.replicate({"backbone": self._backbone.params})
@@ -116,12 +119,15 @@ class Prefix:
         below = 2 + self._spec.bert.num_hidden_layers if depth is None else depth
         return range(below - 1, SHALLOWEST - 1, -1)
 
-    def _deepest(self, texts: TextSet, below: int | None) -> TextSet:
+    def _deepest(self, texts: TextSet, below: int | None) -> tuple[TextSet, float]:
+        """The texts with the deepest states that are kept, and the seconds that these cost."""
         for depth in self._shallower(below):
-            states = self._store.find(self.key(texts, depth), *self._states_form(texts))
+            key = self.key(texts, depth)
+            states = self._store.find(key, *self._states_form(texts))
             if states is not None:
-                return dataclasses.replace(texts, states=states, depth=depth)
-        return texts
+                found = dataclasses.replace(texts, states=states, depth=depth)
+                return found, self._store.seconds[key]
+        return texts, 0.0
 
     def key(self, texts: TextSet, depth: int | None) -> str:
         """SHA-256 of everything that the activations depend on.
@@ -145,7 +151,9 @@ class Prefix:
             "layout": dataclasses.asdict(self._evaluator.layout),
             "devices": [device.device_kind for device in jax.local_devices()],
             "runner": type(self._evaluator.runner).__name__,
-            "jax": version("jax"),
+            "matmul_precision": jax.config.jax_default_matmul_precision,  # pyright: ignore[reportAttributeAccessIssue]
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
+            "versions": [version(package) for package in ("jax", "jaxlib")],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

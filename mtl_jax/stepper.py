@@ -54,12 +54,17 @@ class Stepper:
     """
 
     def __init__(self, spec: TrainSpec):
+        model = spec.model.model()
         self.program = Program(
-            spec.model.model().clone(
+            model.clone(
                 states_depth=spec.states_depth,
                 blocks=spec.layout.blocks,
                 remat=spec.remat,
                 scan_layers=spec.scan_layers,
+                # Under vmap JAX reshapes the mask of cuDNN's attention to one for each head
+                # (``_dot_product_attention_fwd_batcher``), and fails where heads share it. One
+                # for each would be as large as the scores that the kernel is there to avoid.
+                fused=model.fused if spec.seeds is None else None,
             ),
             make_optimizer(spec.freeze, spec.optimizer),
             spec.freeze.depth(spec.model.bert.num_hidden_layers),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import shutil
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mtl_jax.arrayfile import Write, array_bytes, file_bytes, read_array, write_array
+from mtl_jax.arrayfile import Fill, array_bytes, file_bytes, read_array, write_array
 from mtl_jax.console import say
 from mtl_jax.errors import UserError
 from mtl_jax.locks import exclusive
@@ -24,16 +24,18 @@ _REMEDY = "lower --max-length, or use --no-prefix-cache"
 class Store:
     """Arrays that can be computed again, kept for as long as there is room.
 
-    A file is the array's bytes followed by their SHA-256, and appears when it is whole; its
-    name is the key, which has to name everything that the array depends on. A file that is
-    cut short or has other bytes is noticed when a process first opens it, and made again.
+    A file is the array's bytes, the seconds that they cost and the SHA-256 of both, and appears
+    when it is whole; its name is the key, which has to name everything that the array depends
+    on. A file that is cut short or has other bytes is noticed when a process first opens it,
+    and made again.
 
     Attributes:
         memory: Bytes that all arrays in memory may take together.
         disk: Bytes that all files in ``folder`` may take together, whichever version of this
             project made them; the least recently used make room for new ones.
         folder: Where the files are. Processes may share it.
-        seconds: Per key what making it took, as far as it was made here.
+        seconds: Per key what making it took, here or in the process that left its file, as far
+            as it has been found or made here.
     """
 
     def __init__(self, memory: int, disk: int, folder: Path):
@@ -42,13 +44,10 @@ class Store:
         self._arrays: dict[str, np.ndarray] = {}
         self._users: weakref.WeakKeyDictionary[object, set[str]] = weakref.WeakKeyDictionary()
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._arrays or self._path(key).exists()
-
     def find(self, key: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
         """The array of that key; None where it is not there, or is damaged."""
         if (array := self._arrays.pop(key, None)) is None:
-            return read_array(self._path(key), shape, dtype)
+            return self._read(key, shape, dtype)
         # Last in the dictionary is last to be given up.
         self._arrays[key] = array
         return array
@@ -58,7 +57,7 @@ class Store:
         key: str,
         shape: tuple[int, ...],
         dtype: DTypeLike,
-        fill: Callable[[Write], None],
+        fill: Fill,
         user: object = None,
         sources: Collection[str] = (),
     ) -> np.ndarray:
@@ -68,7 +67,7 @@ class Store:
             key: Names the content; hexadecimal.
             shape: Its shape.
             dtype: Its type.
-            fill: Is given a ``Write`` and writes every row.
+            fill: Makes its rows.
             user: For as long as this object lives, what it has got makes no room for others.
             sources: Keys of what ``fill`` could start from, which make room last.
 
@@ -126,6 +125,14 @@ class Store:
                 files.append((found.st_atime_ns, found.st_size, file))
         return sorted(files)
 
+    def _unfinished(self) -> int:
+        """Bytes of the files that are being written."""
+        size = 0
+        for part in self.folder.glob(f".*{_SUFFIX}.*.part"):
+            with contextlib.suppress(FileNotFoundError):
+                size += part.stat().st_size
+        return size
+
     def _free(self) -> int:
         folders = (self.folder, *self.folder.absolute().parents)
         return shutil.disk_usage(next(folder for folder in folders if folder.is_dir())).free
@@ -135,7 +142,7 @@ class Store:
         key: str,
         shape: tuple[int, ...],
         dtype: DTypeLike,
-        fill: Callable[[Write], None],
+        fill: Fill,
         sources: Collection[str],
     ) -> np.ndarray:
         size, used = array_bytes(shape, dtype), self._in_use()
@@ -149,7 +156,7 @@ class Store:
         def write(start: int, rows: np.ndarray) -> None:
             array[start : start + len(rows)] = rows
 
-        fill(write)
+        self.seconds[key] = fill(write)
         self._arrays[key] = array
         return array
 
@@ -158,20 +165,36 @@ class Store:
         key: str,
         shape: tuple[int, ...],
         dtype: DTypeLike,
-        fill: Callable[[Write], None],
+        fill: Fill,
         sources: Collection[str],
     ) -> np.ndarray:
         path = self._path(key)
-        with exclusive(path, self._trouble), self._trouble_told():
+        with self._alone(path), self._trouble_told():
             # Another process may have made it while this one waited.
-            if (array := read_array(path, shape, dtype)) is not None:
+            if (array := self._read(key, shape, dtype)) is not None:
                 return array
             if path.exists():
                 say(f"{path} is damaged: computing it again")
                 path.unlink()
             self._clear_leftovers(path)
             self._make_room(file_bytes(shape, dtype), sources)
-            return write_array(path, shape, dtype, fill)
+            array, self.seconds[key] = write_array(path, shape, dtype, fill)
+            return array
+
+    def _read(self, key: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
+        if (found := read_array(self._path(key), shape, dtype)) is None:
+            return None
+        array, self.seconds[key] = found
+        return array
+
+    @contextlib.contextmanager
+    def _alone(self, path: Path) -> Iterator[None]:
+        """Holds the lock of a file; says so where another process has to be waited for."""
+        with contextlib.ExitStack() as stack:
+            if not stack.enter_context(exclusive(path, self._trouble, wait=False)):
+                say(f"waiting for another process that computes {path}")
+                stack.enter_context(exclusive(path, self._trouble))
+            yield
 
     def _clear_leftovers(self, own: Path) -> None:
         """Removes what killed processes left of any file, under the lock of that file."""
@@ -193,7 +216,8 @@ class Store:
             raise UserError(refusal)
         files, used = self._files(), {self._path(key) for key in self._used()}
         last = {self._path(key) for key in sources}
-        taken = sum(size for _, size, _ in files)
+        # What other processes are writing has no name of its own yet, but takes its room.
+        taken = sum(size for _, size, _ in files) + self._unfinished()
         idle = [file for file in files if file[-1] not in used]
         for _, its_size, path in sorted(idle, key=lambda file: file[-1] in last):
             if taken + size <= self.disk and self._free() >= size:

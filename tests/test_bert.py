@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from mtl_jax import assets
 from mtl_jax.bert import BertEncoder
 from mtl_jax.config import ACTIVATIONS, BertConfig
 from mtl_jax.dropout import Dropout
-from mtl_jax.layers import attention_bias
+from mtl_jax.layers import attention_bias, cudnn_can
 from mtl_jax.pretrained import to_transformers
 
 SCRIPT = Path(reference.__file__)
@@ -635,6 +636,45 @@ def test_fused_attention_computes_the_plain_one_where_weights_have_no_dropout(tr
     fused = value_and_gradient("xla")
     for path, expected in value_and_gradient(None).items():
         np.testing.assert_allclose(fused[path], expected, rtol=2e-5, atol=1e-5, err_msg=path)
+
+
+def test_fused_attention_is_given_a_mask_of_every_query(monkeypatch):
+    """Since cuDNN's check of it refuses any other; no card runs it here."""
+    shapes, attention = [], jax.nn.dot_product_attention
+
+    def noted(*args, mask, **flags):
+        shapes.append(mask.shape)
+        return attention(*args, mask=mask, **flags)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", noted)
+    config = dataclasses.replace(SMALL, attention_probs_dropout_prob=0.0)
+    ids = jnp.ones((2, 8), jnp.int32)
+    BertEncoder(config, fused="xla").init(jax.random.key(0), ids, ids)
+    assert shapes == [(2, 1, 8, 8)] * 2
+
+
+def a_card(version="PJRT C API\ncuda 12090", capability="9.0"):
+    client = SimpleNamespace(platform_version=version)
+    return SimpleNamespace(client=client, compute_capability=capability)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "card", "expected"),
+    [
+        ({}, "bfloat16", a_card(), True),
+        ({"num_attention_heads": 3}, "bfloat16", a_card(capability="8.0"), True),
+        ({}, "float32", a_card(), False),
+        ({"num_attention_heads": 32}, "bfloat16", a_card(), False),
+        ({"num_attention_heads": 2}, "bfloat16", a_card(), False),
+        ({}, "bfloat16", a_card("PJRT C API\nrocm 60300", "gfx942"), False),
+        ({}, "bfloat16", a_card(capability="7.5"), False),
+        ({}, "bfloat16", None, False),
+    ],
+    ids=["right", "large", "float32", "heads of 12", "heads of 192", "rocm", "old", "cpu"],
+)
+def test_cudnn_is_for_what_it_can_compute(changes, dtype, card, expected):
+    config = dataclasses.replace(SMALL, **{"hidden_size": 384, "num_attention_heads": 12} | changes)
+    assert cudnn_can(config, dtype, card) is expected
 
 
 def test_dropout_of_the_attention_weights_is_never_left_out():

@@ -5,9 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 
 def call(*arguments, stdin="", **environment):
@@ -132,6 +135,20 @@ def test_mistakes_of_the_other_commands(tmp_path):
     unknown = call("mtl_jax", "train", f"--workdir={tmp_path / 'x'}", "--dataset=sentenses")
     assert_mistake(unknown, "sentenses")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("command", ["predict --workdir=x", "extract --output=x.npy"])
+def test_a_closed_standard_input_is_told(command, tmp_path):
+    done = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m mtl_jax {command} <&-"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert_mistake(done, "standard input is closed")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_cached_and_no_network(tmp_path):

@@ -27,7 +27,7 @@ from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.data.batches import TextSet
 from mtl_jax.errors import UserError
-from mtl_jax.evaluate import evaluator
+from mtl_jax.evaluate import Evaluator, evaluator
 from mtl_jax.freeze import Stages
 from mtl_jax.inputs import Inputs
 from mtl_jax.layers import attention_bias
@@ -157,7 +157,8 @@ def test_deeper_states_start_at_the_deepest_that_are_kept(on_disk, prefix, base,
         if on_disk:
             content = other[depth].tobytes()
             path = tmp_path / "files" / f"{made.key(texts, depth)}.states"
-            assert path.read_bytes()[:-32] == states.states.tobytes()
+            assert path.read_bytes()[:-40] == states.states.tobytes()
+            content += path.read_bytes()[-40:-32]
             path.write_bytes(content + hashlib.sha256(content).digest())
         else:
             states.states[:] = other[depth]
@@ -183,13 +184,23 @@ def test_a_boundary_that_moves_down_is_computed_from_the_ids(prefix, base, texts
     np.testing.assert_array_equal(again.states, before)
 
 
+def test_seconds_are_those_from_the_ids_whatever_is_kept(prefix, texts, tmp_path):
+    store = Store(2**30, 0, tmp_path)
+    made = prefix(store)
+    made.states(texts, 2)
+    # Far more than a pass takes, so that it is seen in what is computed from it.
+    store.seconds[made.key(texts, 2)] = 1000.0
+    assert made.states(texts, 3)[1] > 1000
+    assert made.pooled(texts)[1] > made.states(texts, 3)[1]
+
+
 def test_kept_states_are_not_computed_again(prefix, texts, tmp_path):
     store = Store(0, 2**30, tmp_path)
     first, seconds = prefix(store).states(texts, 3)
     assert seconds > 0
     other = prefix(Store(0, 2**30, tmp_path))
-    found, seconds = other.states(texts, 3)
-    assert seconds == 0
+    found, again = other.states(texts, 3)
+    assert again == seconds
     assert isinstance(found.states, np.memmap)
     assert found.states.tobytes() == first.states.tobytes()
 
@@ -253,6 +264,23 @@ def test_the_key_changes_with_all_that_the_numbers_depend_on(
 ):
     assert (prefix(**changes).key(texts, 3) != prefix().key(texts, 3)) is states
     assert (prefix(**changes).key(texts, None) != prefix().key(texts, None)) is pooled
+
+
+def test_the_key_changes_with_what_the_numbers_are_computed_by(prefix, texts, monkeypatch):
+    keys = {prefix().key(texts, 3)}
+    with jax.default_matmul_precision("bfloat16"):
+        keys.add(prefix().key(texts, 3))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    keys.add(prefix().key(texts, 3))
+    for package in ("jax", "jaxlib"):
+        with monkeypatch.context() as patch:
+            patch.setattr(prefix_module, "version", lambda name, p=package: f"1.{name == p}")
+            keys.add(prefix().key(texts, 3))
+    made = prefix()
+    made._evaluator = Evaluator(made._spec)
+    made._evaluator.model = made._evaluator.model.clone(fused="xla")
+    keys.add(made.key(texts, 3))
+    assert len(keys) == 6
 
 
 def final_params(folder):
@@ -395,14 +423,15 @@ def test_the_files_of_another_version_are_not_used(settings, tmp_path):
     )
     (other,) = folder.glob("*.states")
     # Its numbers are given another scale, and its digest follows.
-    wrong = (np.frombuffer(other.read_bytes()[:-32], np.float32) * 2).tobytes()
+    wrong = (np.frombuffer(other.read_bytes()[:-40], np.float32) * 2).tobytes()
+    wrong += other.read_bytes()[-40:-32]
     other.write_bytes(wrong + hashlib.sha256(wrong).digest())
 
     config = TrainConfig(**settings, workdir="unused")
     run = Run(config, Inputs(config))
     states = run.split("validation").texts.states
     assert states is not None
-    assert states.tobytes() != wrong
+    assert states.tobytes() != wrong[:-8]
     assert_states(run.inputs.split("validation").texts, states, run.inputs.backbone, 3)
     assert len(list(folder.glob("*.states"))) == 2
 
@@ -416,7 +445,7 @@ def test_a_budget_for_less_than_a_run_ends_in_an_error_and_for_one_run_serves_al
     inputs = Inputs(TrainConfig(**settings, workdir="unused"))
     splits = ("train", "validation", "test")
     tokens = [len(inputs.split(name).texts.tokens.ids) for name in splits]
-    sizes = [4 * count * TINY.hidden_size + 32 for count in tokens]
+    sizes = [4 * count * TINY.hidden_size + 40 for count in tokens]
 
     def run(scenario):
         return Run(TrainConfig(**settings | {"scenario": scenario}, workdir="unused"), inputs)

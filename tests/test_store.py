@@ -1,9 +1,11 @@
 """Large arrays by key: found again, made again when damaged, within their budgets."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 SHAPE = (6, 4)
 ROWS = np.arange(1, 25, dtype=np.float32).reshape(SHAPE)
 SIZE = ROWS.nbytes
-FILE = SIZE + 32  # with the SHA-256
+SECONDS = 0.5
+FILE = SIZE + 40  # with the seconds that it cost, and the SHA-256
 
 # Processes of their own say ``filling`` half-way, wait for a line, and note that they filled.
 BUILD = """
@@ -42,6 +45,7 @@ def fill(write):
     print("filling", flush=True)
     sys.stdin.readline()
     write(500, rows)
+    return 0.5
 
 print("asking", flush=True)
 array = Store(0, 2**30, Path(folder)).get("ab", (1000, 1000), "float32", fill)
@@ -58,12 +62,18 @@ def filling(rows=ROWS, calls=None):
         half = len(rows) // 2
         write(half, rows[half:])
         write(0, rows[:half])
+        return SECONDS
 
     return fill
 
 
 def never(write):
     raise AssertionError("it was made again")
+
+
+def kept(store, *keys):
+    """Of which of the keys there is an array in memory or a file."""
+    return [key in store._arrays or store._path(key).exists() for key in keys]
 
 
 def listing(folder):
@@ -80,6 +90,7 @@ def start(folder, fills, value):
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
 
@@ -89,8 +100,8 @@ def test_an_array_made_once_is_found_again_in_memory(tmp_path):
     first = get(store, "ab")
     np.testing.assert_array_equal(first, ROWS)
     assert get(store, "ab", never) is first
-    assert "ab" in store
-    assert "cd" not in store
+    assert kept(store, "ab") == [True]
+    assert kept(store, "cd") == [False]
     assert not (tmp_path / "files").exists()
 
 
@@ -100,12 +111,12 @@ def test_the_array_used_longest_ago_is_given_up_first(tmp_path):
         get(store, key)
     get(store, "aa", never)
     get(store, "cc")
-    assert [key in store for key in ("aa", "bb", "cc")] == [True, False, True]
+    assert kept(store, "aa", "bb", "cc") == [True, False, True]
     get(store, "aa", never)
     calls = []
     np.testing.assert_array_equal(get(store, "bb", filling(ROWS, calls)), ROWS)
     assert len(calls) == 1
-    assert [key in store for key in ("aa", "bb", "cc")] == [True, True, False]
+    assert kept(store, "aa", "bb", "cc") == [True, True, False]
 
 
 @given(st.lists(st.integers(0, 5), max_size=30), st.integers(5, 16))
@@ -116,8 +127,8 @@ def test_memory_never_holds_more_than_its_budget(order, rows_kept):
         if i < rows_kept:
             rows = np.full((i + 1, 4), i, np.float32)
             np.testing.assert_array_equal(get(store, f"{i}", rows=rows), rows)
-            assert f"{i}" in store
-        assert sum(i + 1 for i in range(6) if f"{i}" in store) <= rows_kept
+            assert kept(store, f"{i}") == [True]
+        assert sum(i + 1 for i in range(6) if kept(store, f"{i}") == [True]) <= rows_kept
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -131,7 +142,7 @@ def test_a_larger_one_is_a_file_that_every_store_of_the_folder_finds(dtype, tmp_
         assert not array.flags.writeable
         assert (array.dtype, array.shape) == (rows.dtype, rows.shape)
         assert array.tobytes() == rows.tobytes()
-    content = rows.tobytes()
+    content = rows.tobytes() + struct.pack("<d", SECONDS)
     assert (folder / "ab.states").read_bytes() == content + hashlib.sha256(content).digest()
     assert listing(folder) == ["ab.states"]
 
@@ -139,7 +150,7 @@ def test_a_larger_one_is_a_file_that_every_store_of_the_folder_finds(dtype, tmp_
 def test_a_file_is_used_by_a_store_with_memory_too(tmp_path):
     get(Store(0, 2**20, tmp_path), "ab")
     store = Store(2**20, 0, tmp_path)
-    assert "ab" in store
+    assert kept(store, "ab") == [True]
     np.testing.assert_array_equal(get(store, "ab", never), ROWS)
 
 
@@ -147,6 +158,17 @@ def flipped(content, position):
     other = bytearray(content)
     other[position] ^= 1 << position % 8
     return bytes(other)
+
+
+@pytest.mark.parametrize("memory", [0, SIZE])
+def test_what_an_array_cost_is_kept_beside_it(memory, tmp_path):
+    store = Store(memory, 2**20, tmp_path)
+    get(store, "ab")
+    assert store.seconds == {"ab": SECONDS}
+    if not memory:
+        other = Store(0, 2**20, tmp_path)
+        get(other, "ab", never)
+        assert other.seconds == {"ab": SECONDS}
 
 
 DAMAGES = {
@@ -254,7 +276,7 @@ def test_a_fill_that_fails_half_way_leaves_nothing(memory, tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         get(store, "ab", failing)
-    assert "ab" not in store
+    assert kept(store, "ab") == [False]
     assert memory or listing(tmp_path / "files") == []
     np.testing.assert_array_equal(get(store, "ab"), ROWS)
     np.testing.assert_array_equal(get(store, "ab", never), ROWS)
@@ -289,6 +311,10 @@ def test_of_processes_that_ask_at_once_one_makes_it(tmp_path):
             assert other.stdout is not None
             other.stdin.close()
             assert other.stdout.readline() == "asking\n"
+            assert other.stderr is not None
+            assert other.stderr.readline() == (
+                f"waiting for another process that computes {folder / 'ab.states'}\n"
+            )
         assert first.stdin is not None
         first.stdin.close()
         assert first.stdout.read() == found
@@ -369,12 +395,13 @@ block = np.ones((int(sys.argv[2]), 1000), np.float32)
 def fill(write):
     for start in range(0, 1000, len(block)):
         write(start, block)
+    return 0.5
 
 try:
     store.get("ab", (1000, 1000), "float32", fill)
 except UserError as error:
     print(error)
-print(store.get("cd", (100, 1000), "float32", lambda write: write(0, block[:100])).shape)
+print(store.get("cd", (100, 1000), "float32", lambda write: write(0, block[:100]) or 0.5).shape)
 """
 
 
@@ -404,7 +431,7 @@ def test_a_disk_that_fills_meanwhile_is_told_and_left_as_it_was(small_disk):
     def while_another_fills_the_disk(write):
         free = os.statvfs(disk)
         (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - 300_000))
-        filling(rows)(write)
+        return filling(rows)(write)
 
     with pytest.raises(UserError, match=r"\(No space left on device\): make room or access, "):
         get(Store(0, 2**30, disk), "cd", while_another_fills_the_disk, rows)
@@ -424,7 +451,7 @@ def test_more_than_both_budgets_names_them(tmp_path):
         "them, lower --max-length, or use --no-prefix-cache"
     )
     # Nothing made room for what would not have fitted.
-    assert "ab" in Store(0, 0, tmp_path)
+    assert kept(Store(0, 0, tmp_path), "ab") == [True]
 
 
 def test_the_disk_budget_counts_every_byte(tmp_path):
@@ -450,10 +477,10 @@ def test_the_files_used_longest_ago_make_room(tmp_path):
     get(store, "aa", never)
     used_at(tmp_path, "cc", "bb", "aa")
     get(store, "dd")
-    assert [key in store for key in ("aa", "bb", "cc", "dd")] == [True, True, False, True]
+    assert kept(store, "aa", "bb", "cc", "dd") == [True, True, False, True]
     rows = np.concatenate([ROWS, ROWS])
     get(store, "ee", rows=rows)  # as large as two, but for a digest
-    assert [key in store for key in ("aa", "bb", "dd", "ee")] == [False, False, True, True]
+    assert kept(store, "aa", "bb", "dd", "ee") == [False, False, True, True]
     # Whoever has an array keeps it.
     np.testing.assert_array_equal(held, ROWS)
     assert (tmp_path / "mine.txt").read_text() == "not of the store"
@@ -466,7 +493,7 @@ def test_a_file_that_is_found_counts_as_used(tmp_path):
     used_at(tmp_path, "aa", "bb")
     get(store, "aa", never)
     get(store, "cc")
-    assert [key in store for key in ("aa", "bb", "cc")] == [True, False, True]
+    assert kept(store, "aa", "bb", "cc") == [True, False, True]
 
 
 class User:
@@ -479,13 +506,13 @@ def test_what_is_in_use_makes_no_room_in_memory(tmp_path):
     first = get(store, "aa", user=user)
     get(store, "bb")
     get(store, "cc", user=user)
-    assert [key in store for key in ("aa", "bb", "cc")] == [True, False, True]
+    assert kept(store, "aa", "bb", "cc") == [True, False, True]
     assert isinstance(get(store, "dd", user=user), np.memmap)
     assert listing(tmp_path) == ["dd.states"]
     assert get(store, "aa", never) is first
     del user
     assert not isinstance(get(store, "ee"), np.memmap)
-    assert [key in store for key in ("aa", "cc", "dd", "ee")] == [True, False, True, True]
+    assert kept(store, "aa", "cc", "dd", "ee") == [True, False, True, True]
 
 
 def test_files_in_use_make_no_room_and_too_small_a_budget_is_told(tmp_path):
@@ -521,13 +548,14 @@ def test_what_a_fill_could_start_from_makes_room_last(memory, tmp_path):
         found = store.find("aa", SHAPE, ROWS.dtype)
         assert found is not None
         write(0, found)
+        return SECONDS
 
     get(store, "dd", from_the_oldest, sources=["aa"])
-    assert [key in store for key in ("aa", "bb", "cc", "dd")] == [True, False, True, True]
+    assert kept(store, "aa", "bb", "cc", "dd") == [True, False, True, True]
     rows = np.concatenate([ROWS, ROWS, ROWS])
     get(store, "ee", rows=rows[:-1], sources=["aa"])  # where nothing else is left, it goes, too
-    assert "aa" not in store
-    assert "ee" in store
+    assert kept(store, "aa") == [False]
+    assert kept(store, "ee") == [True]
 
 
 def test_a_file_that_another_process_removes_stays_with_those_who_have_it(tmp_path):
@@ -535,8 +563,8 @@ def test_a_file_that_another_process_removes_stays_with_those_who_have_it(tmp_pa
     mine = get(Store(0, FILE, tmp_path), "ab")
     code = (
         "import sys; from pathlib import Path; import numpy as np; from mtl_jax.store import Store;"
-        "Store(0, 128, Path(sys.argv[1])).get('cd', (6, 4), 'float32',"
-        "lambda write: write(0, np.zeros((6, 4), np.float32)))"
+        "Store(0, 136, Path(sys.argv[1])).get('cd', (6, 4), 'float32',"
+        "lambda write: write(0, np.zeros((6, 4), np.float32)) or 0.5)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
     assert listing(tmp_path) == ["cd.states"]
@@ -553,6 +581,20 @@ def test_files_of_other_versions_count_and_make_room(tmp_path):
     assert old.exists()
     get(store, "bb")
     assert listing(tmp_path) == ["aa.states", "bb.states"]
+
+
+def test_what_another_process_is_writing_takes_its_room(tmp_path):
+    store = Store(0, 3 * FILE, tmp_path)
+    for key in ("aa", "bb"):
+        get(store, key)
+    used_at(tmp_path, "aa", "bb")
+    part = tmp_path / ".cc.states.1.part"
+    with (tmp_path / ".cc.states.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        part.write_bytes(bytes(FILE))
+        get(store, "dd")
+        assert part.exists()
+    assert kept(store, "aa", "bb", "dd") == [False, True, True]
 
 
 def test_old_files_make_room_on_a_full_disk(small_disk):
