@@ -17,6 +17,7 @@ from mtl_jax.config import TASKS, BertConfig, Parallel, Pooling
 from mtl_jax.data.batches import HostBatch, TextSet, evaluation_batches
 from mtl_jax.data.packing import Layout, evaluation_layout
 from mtl_jax.inputs import Split
+from mtl_jax.layers import cudnn_can
 from mtl_jax.metrics import Metrics, split_metrics
 from mtl_jax.model import MultiTaskModel
 from mtl_jax.parallel import Compiled, Runner, make_runner
@@ -49,9 +50,7 @@ class ModelSpec:
     def model(self) -> MultiTaskModel:
         """The Flax module."""
         dtype = jnp.dtype(self.dtype)
-        # cuDNN's has no float32.
-        on_gpu = self.fused_attention and jax.default_backend() == "gpu" and dtype == jnp.bfloat16
-        fused = "cudnn" if on_gpu else None
+        fused = "cudnn" if self.fused_attention and cudnn_can(self.bert, dtype) else None
         return MultiTaskModel(self.bert, self.classes, self.pooling, dtype, fused=fused)
 
 

@@ -43,8 +43,9 @@ class Run:
         evaluator: The compiled evaluation.
         plan: Where every training text goes.
         total_steps: Steps of the whole run; 0 where nothing trains.
-        feature_seconds: What computing the frozen backbone's vectors of the training texts
-            took, where that is what the heads train on.
+        feature_seconds: What the frozen layers take to make of the training texts, from their
+            ids, what the run keeps of it, in full even where it was kept before; 0 where
+            nothing is kept.
     """
 
     def __init__(self, config: TrainConfig, inputs: Inputs, *, together: bool = False):
