@@ -84,8 +84,14 @@ def test_train_evaluate_predict_extract(flags, tmp_path):
     assert not (tmp_path / "x.npy").exists()
 
     # Answers do not wait for lines that have not come, nor does the end of the process.
+    # A shell's background job, as these tests may be, passes on that interrupts are ignored.
+    interruptible = (
+        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.argv = ['mtl_jax', *sys.argv[1:]]\n"
+        "runpy.run_module('mtl_jax', run_name='__main__', alter_sys=True)"
+    )
     with subprocess.Popen(
-        [sys.executable, "-m", "mtl_jax", "predict", folder],
+        [sys.executable, "-c", interruptible, "predict", folder],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
