@@ -176,7 +176,7 @@ fused attention"""
     remat: bool = False
     """compute a layer's activations again in the backward pass: less memory, more time"""
     scan_layers: bool = False
-    """run the layers as one scan: a deep model compiles faster, and each step takes longer"""
+    """run the layers as one scan, for deep models that take long to compile; steps take longer"""
     prefix_cache: bool = True
     """compute what the frozen bottom of the backbone makes of the texts once, and keep it"""
     cache_memory: float = 1.0
