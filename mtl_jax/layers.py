@@ -20,7 +20,7 @@ from mtl_jax.dropout import Dropout
 
 
 def _gelu(x: jax.Array) -> jax.Array:
-    """X times the normal distribution function of x (Hendrycks & Gimpel 2016, arXiv:1606.08415).
+    """The exact GELU, x Φ(x) (Hendrycks & Gimpel 2016, arXiv:1606.08415).
 
     As in PyTorch through erf. JAX's own goes through erfc, exact to the last digit far below
     0, where x times it is nothing beside what it is added to, for twice the time.

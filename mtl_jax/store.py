@@ -7,6 +7,7 @@ import shutil
 import weakref
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -19,6 +20,16 @@ from mtl_jax.locks import exclusive
 GIB = 2**30
 _SUFFIX = ".states"
 _REMEDY = "lower --max-length, or use --no-prefix-cache"
+
+
+class _Wanted(NamedTuple):
+    """See ``Store.get``."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: DTypeLike
+    fill: Fill
+    sources: Collection[str]
 
 
 class Store:
@@ -77,10 +88,9 @@ class Store:
         """
         if (array := self.find(key, shape, dtype)) is None:
             size = array_bytes(shape, dtype)
-            if size <= self.memory - sum(self._arrays[k].nbytes for k in self._in_use()):
-                array = self._in_memory(key, shape, dtype, fill, sources)
-            else:
-                array = self._on_disk(key, shape, dtype, fill, sources)
+            fits = size <= self.memory - sum(self._arrays[k].nbytes for k in self._in_use())
+            make = self._in_memory if fits else self._on_disk
+            array = make(_Wanted(key, shape, dtype, fill, sources))
         if user is not None:
             self._users.setdefault(user, set()).add(key)
         return array
@@ -137,14 +147,8 @@ class Store:
         folders = (self.folder, *self.folder.absolute().parents)
         return shutil.disk_usage(next(folder for folder in folders if folder.is_dir())).free
 
-    def _in_memory(
-        self,
-        key: str,
-        shape: tuple[int, ...],
-        dtype: DTypeLike,
-        fill: Fill,
-        sources: Collection[str],
-    ) -> np.ndarray:
+    def _in_memory(self, wanted: _Wanted) -> np.ndarray:
+        key, shape, dtype, fill, sources = wanted
         size, used = array_bytes(shape, dtype), self._in_use()
         idle = [key for key in self._arrays if key not in used]
         for other in sorted(idle, key=lambda key: key in sources):
@@ -160,14 +164,8 @@ class Store:
         self._arrays[key] = array
         return array
 
-    def _on_disk(
-        self,
-        key: str,
-        shape: tuple[int, ...],
-        dtype: DTypeLike,
-        fill: Fill,
-        sources: Collection[str],
-    ) -> np.ndarray:
+    def _on_disk(self, wanted: _Wanted) -> np.ndarray:
+        key, shape, dtype, fill, sources = wanted
         path = self._path(key)
         with self._alone(path), self._trouble_told():
             # Another process may have made it while this one waited.

@@ -32,6 +32,11 @@ def block_lengths(blocks: Blocks, rows: int) -> np.ndarray:
     return np.tile(np.repeat(*np.transpose(blocks)[::-1]), rows)
 
 
+def row_length(blocks: Blocks) -> int:
+    """Tokens in a row."""
+    return sum(count * length for count, length in blocks)
+
+
 def cheapest_blocks(lengths: np.ndarray, rows: int, hidden_size: int) -> Blocks:
     """The blocks of a row that hold every batch at little cost.
 

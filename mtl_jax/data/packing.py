@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from mtl_jax.data.bins import balance, best_fit
-from mtl_jax.data.blocks import Blocks, block_lengths, cheapest_blocks
+from mtl_jax.data.blocks import Blocks, block_lengths, cheapest_blocks, row_length
 
 # Neighbours in order of length that may take each other's place from epoch to epoch; the
 # price is that each counts as long as the longest of them.
@@ -41,7 +41,7 @@ class Layout:
     @property
     def length(self) -> int:
         """Tokens in a row."""
-        return sum(count * length for count, length in self.blocks)
+        return row_length(self.blocks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +141,8 @@ def evaluation_layout(max_length: int, tokens: int, devices: int, like: Layout |
     if like:
         blocks = like.blocks if like.blocks[0][1] >= length else (*blocks, *like.blocks)
         # Twice the texts that there are in as many tokens of ``like``.
-        slots = -(-2 * like.slots * sum(n * size for n, size in blocks) // like.length)
-    rows = max(tokens // sum(n * size for n, size in blocks) // devices, 1) * devices
+        slots = -(-2 * like.slots * row_length(blocks) // like.length)
+    rows = max(tokens // row_length(blocks) // devices, 1) * devices
     return Layout(rows, blocks, slots)
 
 
