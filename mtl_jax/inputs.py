@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtl_jax import pretrained
 from mtl_jax.assets import cache_dir
-from mtl_jax.config import BertConfig, LongTexts, Pooling, Settings
+from mtl_jax.config import TASKS, BertConfig, LongTexts, Pooling, Settings
 from mtl_jax.data.batches import TextSet
 from mtl_jax.data.examples import Corpus, Examples, load_corpus
 from mtl_jax.data.packing import TrainPlan
@@ -137,7 +137,10 @@ class Inputs:
             self._splits[name] = Split(examples, texts)
         return self._splits[name]
 
-    def plan(self, batch_size: int, devices: int) -> TrainPlan:
+    def training(self, tasks: tuple[str, ...] = TASKS) -> Split:
+        return self.split("train")
+
+    def plan(self, batch_size: int, devices: int, tasks: tuple[str, ...] = TASKS) -> TrainPlan:
         """Where the training texts go, worked out once for all seeds and scenarios."""
         if (batch_size, devices) not in self._plans:
             lengths = self.split("train").texts.tokens.lengths

@@ -28,6 +28,8 @@ class TextSet:
         states: What the frozen layers made of their tokens, [total, hidden], in the order of
             ``tokens.ids``; batches then hold them in the place of the ids.
         depth: Where ``states`` are from: 1 + k is the input of layer k.
+        targets: Per task that is to be held, log-probabilities, float32 [n, classes]; batches
+            then have them as ``target_`` and the task's name, [rows, slots, classes].
     """
 
     tokens: Tokens
@@ -35,6 +37,7 @@ class TextSet:
     pooled: np.ndarray | None = None
     states: np.ndarray | None = None
     depth: int = 0
+    targets: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -56,6 +59,9 @@ def make_batch(texts: TextSet, layout: Layout, placement: Placement) -> HostBatc
     where = (placement.rows, slot)
     for task, labels in texts.labels.items():
         batch[task][where] = labels[placement.texts]
+    for task, targets in texts.targets.items():
+        batch[f"target_{task}"] = np.zeros((*cells, targets.shape[1]), np.float32)
+        batch[f"target_{task}"][where] = targets[placement.texts]
     if texts.pooled is not None:
         batch["pooled"] = np.zeros((*cells, texts.pooled.shape[1]), np.float32)
         batch["pooled"][where] = texts.pooled[placement.texts]
@@ -91,11 +97,11 @@ def _rank_in_group(groups: np.ndarray) -> np.ndarray:
 class Order:
     """The order of a run's data, shuffled by Grain; it depends on the seed alone."""
 
-    def __init__(self, plan: TrainPlan, count: int, seed: int, epochs: int):
+    def __init__(self, plan: TrainPlan, count: int, seed: int):
         seeds = np.random.SeedSequence(seed).generate_state(2).tolist()
         self._plan = plan
         self._shuffled = [
-            (size, grain.MapDataset.range(size).seed(own_seed).shuffle().repeat(epochs))
+            (size, grain.MapDataset.range(size).seed(own_seed).shuffle().repeat())
             for own_seed, size in zip(seeds, (count, plan.steps), strict=True)
         ]
         self._last: tuple[int, list[Placement]] | None = None
@@ -112,15 +118,15 @@ class Order:
 
 
 def train_batches(
-    texts: TextSet, plan: TrainPlan, seed: int, epochs: int
+    texts: TextSet, plan: TrainPlan, seed: int, start: int, steps: int
 ) -> grain.DatasetIterator[HostBatch]:
-    """All batches of a run; the iterator's state can be saved and set.
+    """Batches ``start`` to ``start + steps`` of an endless order; its state can be saved and set.
 
     Every epoch holds every text once, in an order that depends on ``seed`` and the epoch
     alone. Of texts with ``pooled`` vectors, which are on the device already, it gives the
     ``index_batch`` only.
     """
-    order = Order(plan, len(texts), seed, epochs)
+    order = Order(plan, len(texts), seed)
 
     def batch(index: int) -> HostBatch:
         epoch, step = divmod(index, plan.steps)
@@ -129,7 +135,7 @@ def train_batches(
             return index_batch(plan.layout, placement)
         return make_batch(texts, plan.layout, placement)
 
-    dataset = grain.MapDataset.range(epochs * plan.steps).map(batch)
+    dataset = grain.MapDataset.range(start, start + steps).map(batch)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(dataset.to_iter_dataset(options))
 
