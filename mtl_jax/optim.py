@@ -145,9 +145,10 @@ def scale_by_adam(
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
 
-        def scaled(m: jax.Array, n: jax.Array, taken: jax.Array) -> jax.Array:
-            first, second = ((1 - decay**taken).astype(m.dtype) for decay in (b1, b2))
-            return (m / first) / (jnp.sqrt(n / second) + eps)
+        def scaled(m: jax.Array, n: jax.Array, taken: jax.Array) -> Any:
+            mean: Any = optax.tree.bias_correction(m, b1, taken)
+            square: Any = optax.tree.bias_correction(n, b2, taken)
+            return mean / (jnp.sqrt(square) + eps)
 
         return jax.tree.map(scaled, mu, nu, steps), Moments(steps, mu, nu)
 
@@ -191,7 +192,9 @@ def carried(fresh: Any, before: Any, schedule_steps: int = 0) -> Any:
         *(_merged(*trees) for trees in zip(fresh["moments"], before["moments"], strict=True))
     )
     rates = jax.tree.map(lambda count: jnp.full_like(count, schedule_steps), fresh["rates"])
-    return {**fresh, "moments": moments, "rates": rates}
+    state = fresh.copy()
+    state.update(moments=moments, rates=rates)
+    return state
 
 
 def _merged(fresh: Params, before: Params) -> Params:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from mtl_jax.config import TASKS, OnDrift, Schedule, TrainConfig
 from mtl_jax.errors import UserError
@@ -66,6 +66,12 @@ class Phase:
     distillation_weight: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.scenario, str):
+            raise UserError(f"scenario {self.scenario!r} is no text: name one")
+        for name, kind in (("metric", Metric), ("schedule", Schedule), ("on_drift", OnDrift)):
+            value = getattr(self, name)
+            if value is not None and value not in get_args(kind):
+                raise UserError(f"{name} {value!r}: use {', '.join(get_args(kind))}")
         if self.epochs is not None and self.steps is not None:
             raise UserError("epochs and steps are both given: leave one of them out")
         for name, least, strict in (
@@ -90,8 +96,11 @@ class Phase:
             raise UserError(f"task_metric {self.task_metric!r}: use {' or '.join(TASKS)}")
         if any(not rate >= 0 for _, rate in self.learning_rates):
             raise UserError("learning_rates must not be negative")
-        if self.task_weights is not None and not min(self.task_weights) >= 0:
-            raise UserError(f"task_weights {self.task_weights} must not be negative")
+        if self.task_weights is not None:
+            if len(self.task_weights) != len(TASKS):
+                raise UserError(f"task_weights {self.task_weights}: give one each for {TASKS}")
+            if not min(self.task_weights) >= 0:
+                raise UserError(f"task_weights {self.task_weights} must not be negative")
 
     def completed(self, config: TrainConfig) -> Self:
         """The same with what the settings say in the place of every None that they fill."""
