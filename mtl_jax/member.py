@@ -105,7 +105,7 @@ class Member:
         run, config = self.run, self.run.config
         trainable, frozen = run.freeze.split(run.params)
         self._frozen_before = freezing.digest(frozen)
-        self.data = train_batches(texts, run.plan, config.seed, config.epochs)
+        self.data = train_batches(texts, run.plan, config.seed, 0, run.total_steps)
         state = program.init(trainable, config.seed)
         last = self.checkpoints.last_step
         self._workdir.rewind(last)

@@ -109,7 +109,6 @@ class _Heads:
     """The states of all runs, [seeds, settings, ...], spread over the devices by seed."""
 
     def __init__(self, run: Run, grid: Grid):
-        config = run.config
         self._run, self.settings = run, grid.settings()
         self._executables: dict[str, Any] = {}
         self.compile_seconds = 0.0
@@ -127,7 +126,7 @@ class _Heads:
             everywhere,
         )
         training, validation = run.split("train"), run.split("validation")
-        self._orders = [Order(run.plan, len(training.texts), seed, config.epochs) for seed in seeds]
+        self._orders = [Order(run.plan, seed) for seed in seeds]
         self._vectors, self._held_out = (
             jax.device_put({"pooled": texts.pooled, **texts.labels}, everywhere)
             for texts in (training.texts, validation.texts)

@@ -265,7 +265,7 @@ def blow_up(config, inputs):
     program = run.stepper().program
     texts = run.split("train").texts
     checkpoints = Checkpoints(Path(config.workdir) / "checkpoints")
-    data = train_batches(texts, run.plan, config.seed, config.epochs)
+    data = train_batches(texts, run.plan, config.seed, 0, run.total_steps)
     template = program.init(run.freeze.split(run.params)[0], config.seed)
     params, state, progress = checkpoints.restore(6, template, data, run.freeze)
     checkpoints.close()
