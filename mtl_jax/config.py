@@ -6,14 +6,20 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from mtl_jax import data_config
+from mtl_jax.data_config import absolute_path
 from mtl_jax.errors import UserError
 
-TASKS = ("classifier", "sentiment")
+# So that callers find all settings in one place.
+TASKS = data_config.TASKS
+DataConfig = data_config.DataConfig
+LongTexts = data_config.LongTexts
+
+DEFAULT_DATA = DataConfig()
 DEFAULT_SCENARIO = "backbone_frozen"
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
 Pooling = Literal["mean", "cls", "pooler"]
-LongTexts = Literal["cut", "refuse"]
 Parallel = Literal["auto", "jit", "pmap", "mesh"]
 Schedule = Literal["linear", "slanted_triangular", "constant"]
 OnDrift = Literal["warn", "stop", "back", "distill"]
@@ -102,42 +108,6 @@ class BertConfig:
         return cls(**known)
 
 
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which sentences and labels a run reads."""
-
-    dataset: str = "sentences"
-    """the default corpus `sentences`, or the name of any TFDS data set"""
-    train_file: str | None = None
-    """CSV or JSON Lines file to train on, in the place of --dataset"""
-    validation_file: str | None = None
-    """its validation file; without one, every tenth line of the training file by a hash"""
-    test_file: str | None = None
-    """its test file; without one, no test metrics"""
-    text_column: str = "text"
-    """the column or feature that holds the text"""
-    label_columns: tuple[str, ...] = ("classifier=classifier", "sentiment=sentiment")
-    """task=column pairs; an empty label or -1 is a missing one"""
-    label_fraction: tuple[str, ...] = ()
-    """task=fraction pairs: keep only this part of a task's training labels"""
-    max_length: int = 128
-    """tokens kept of each text, special tokens included"""
-    long_texts: LongTexts = "cut"
-    """what becomes of longer ones; those that are cut are counted"""
-    max_train_examples: int | None = None
-    """train on this many examples only"""
-    max_evaluation_examples: int | None = None
-    """evaluate on this many examples of each split only"""
-
-    def absolute(self) -> DataConfig:
-        """The same, with file names that hold from any folder."""
-        names = ("train_file", "validation_file", "test_file")
-        files = {name: getattr(self, name) for name in names}
-        return dataclasses.replace(
-            self, **{name: _absolute(file) if file else None for name, file in files.items()}
-        )
-
-
 # Where and how much may be kept changes no number: a run may go on with other limits.
 LIMITS = ("cache_memory", "cache_disk", "cache_folder")
 
@@ -148,7 +118,7 @@ class Settings:
 
     backbone: str = DEFAULT_BACKBONE
     """checkpoint: a folder, or a name on the hub"""
-    data: DataConfig = DataConfig()
+    data: DataConfig = DEFAULT_DATA
     pooling: Pooling | None = None
     """how a sentence becomes one vector; by default what the checkpoint declares, else mean"""
     epochs: int = 3
@@ -238,8 +208,8 @@ fused attention"""
         return dataclasses.replace(
             self,
             data=self.data.absolute(),
-            backbone=_absolute(self.backbone) if folder.is_dir() else self.backbone,
-            cache_folder=_absolute(self.cache_folder) if self.cache_folder else None,
+            backbone=absolute_path(self.backbone) if folder.is_dir() else self.backbone,
+            cache_folder=absolute_path(self.cache_folder) if self.cache_folder else None,
         )
 
 
@@ -278,7 +248,3 @@ sentiment_frozen, none_frozen, top_1, top_2, ..., or a JSON file of [pattern, la
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())

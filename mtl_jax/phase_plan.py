@@ -70,7 +70,7 @@ def plan_phases(
         num_layers=inputs.bert.num_hidden_layers,
         epochs=config.epochs,
         labels={task: int((labels[task] >= 0).sum()) for task in TASKS},
-        thinned=tuple(pair.partition("=")[0] for pair in config.data.label_fraction),
+        thinned=tuple(config.data.label_fractions),
     )
     phases = phases_of(config, setting)
     names = [""] if config.recipe is None else _names(config.recipe, phases)

@@ -126,8 +126,8 @@ class _Heads:
             {name: jnp.array([s[name] for s in self.settings]) for name in self.settings[0]},
             everywhere,
         )
-        training, validation = run.split("train"), run.split("validation")
-        self._orders = [Order(run.plan, len(training.texts), seed) for seed in seeds]
+        training, validation = run.training, run.split("validation")
+        self._orders = [Order(run.plan, seed) for seed in seeds]
         self._vectors, self._held_out = (
             jax.device_put({"pooled": texts.pooled, **texts.labels}, everywhere)
             for texts in (training.texts, validation.texts)

@@ -114,9 +114,7 @@ class TrainedModel(Encoder):
         self.classes: dict[str, tuple[str, ...]] = {
             task: tuple(names) for task, names in record["classes"].items()
         }
-        self._data = DataConfig(
-            **settings["data"] | {"label_columns": tuple(settings["data"]["label_columns"])}
-        )
+        self._data = DataConfig(**settings["data"])
         bert = BertConfig(**record["bert"])
         reader = TextReader(
             load_tokenizer(workdir.path / "tokenizer"),

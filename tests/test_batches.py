@@ -129,10 +129,8 @@ LENGTHS = np.random.RandomState(0).randint(3, 30, 60)
 def orders(seed, epochs=3, lengths=LENGTHS):
     """The examples of each batch, [epochs, steps]."""
     plan = TrainPlan(lengths, 8, 1, 16)
-    found = [
-        b["example"].tolist()
-        for b in train_batches(text_set(lengths), plan, seed, 0, epochs * plan.steps)
-    ]
+    batches = train_batches(text_set(lengths), plan, seed, 0, epochs * plan.steps)
+    found = [batch["example"].tolist() for batch in batches]
     return [found[i * plan.steps : (i + 1) * plan.steps] for i in range(epochs)]
 
 
@@ -174,14 +172,14 @@ def test_small_data_are_mixed_anew_too(count):
 def test_an_iterator_goes_on_from_its_saved_state(done):
     plan = TrainPlan(LENGTHS, 8, 1, 16)
     assert plan.steps == 8
-    first = train_batches(text_set(LENGTHS), plan, 5, 0, 3 * plan.steps)
+    first = train_batches(text_set(LENGTHS), plan, 5, 0, 24)
     for _ in range(done):
         next(first)
     # As a checkpoint keeps it: through JSON.
     state = json.loads(json.dumps(first.get_state()))
     rest = list(first)
     assert len(rest) == 24 - done
-    second = train_batches(text_set(LENGTHS), plan, 5, 0, 3 * plan.steps)
+    second = train_batches(text_set(LENGTHS), plan, 5, 0, 24)
     second.set_state(state)
     again = list(second)
     assert len(again) == len(rest)

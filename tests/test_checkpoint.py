@@ -27,7 +27,8 @@ def batches(seed=0):
     tokens = Tokens(ids, np.concatenate([[0], np.cumsum(lengths)]), 0, 0)
     labels = {task: np.arange(TEXTS, dtype=np.int32) % 3 for task in ("classifier", "sentiment")}
     texts = TextSet(tokens, labels)
-    return train_batches(texts, TrainPlan(lengths, 4, 1, 16), seed, 0, 15)
+    plan = TrainPlan(lengths, 4, 1, 16)
+    return train_batches(texts, plan, seed, 0, 3 * plan.steps)
 
 
 class Run:

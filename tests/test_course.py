@@ -94,9 +94,7 @@ def test_the_next_phase_begins_where_the_last_has_paid(before, scores, asked, re
     assert (words is not None) == refused
     if words:
         gain = max(scores) - before
-        assert words == (
-            f"phase 3 changed the best score by {gain:+.4f}, top_1 asks for {asked:g}"
-        )
+        assert words == (f"phase 3 changed the best score by {gain:+.4f}, top_1 asks for {asked:g}")
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,8 @@ def test_the_contract_for_any_rules(rules, seed):
     assert {p for p in paths if p.endswith(("kernel", "embedding"))} <= moved <= paths
 
     # 2: its state is two moments and a counter per trainable leaf, one per group, no more.
-    moments = {k: flat(v) for k, v in state.opt_state["moments"]._asdict().items()}
+    opt_state: Any = state.opt_state
+    moments = {k: flat(v) for k, v in opt_state["moments"]._asdict().items()}
     assert moments["mu"].keys() == moments["nu"].keys() == moments["steps"].keys() == paths
     assert {int(steps) for steps in moments["steps"].values()} == {2}
     leaves = jax.tree.leaves(state.opt_state)

@@ -240,7 +240,7 @@ def test_adam_is_that_of_optax_where_all_leaves_begin_together(params):
             np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-def trained(optimizer, trainable, state, steps):
+def trained(optimizer, trainable, state, steps) -> Any:
     value = trainable
     for seed in steps:
         gradient = gradients_like(flat(value), seed)
@@ -263,8 +263,8 @@ def test_moments_of_what_stays_trainable_are_carried_over(params):
     before, trainable = optimizer_and_trainable(params, CONFIG, first)
     _, old = trained(before, trainable, before.init(trainable), range(3))
     after, trainable = optimizer_and_trainable(params, CONFIG, second)
-    fresh = after.init(trainable)
-    new = carried(fresh, old)
+    fresh: Any = after.init(trainable)
+    new: Any = carried(fresh, old)
     assert jax.tree.structure(new) == jax.tree.structure(fresh)
     stays = {path for path in flat(trainable) if "/layer_1/" in path or "sentiment" in path}
     for name in ("steps", "mu", "nu"):

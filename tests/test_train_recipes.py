@@ -223,9 +223,7 @@ def test_a_plateau_ends_a_phase_and_the_best_goes_on(recipe, inputs, capsys):
     config = recipe(phases)
     train(config, inputs)
     epochs = log_of(config, "epoch")
-    first, second = (
-        [record for record in epochs if record["phase"] == phase] for phase in (1, 2)
-    )
+    first, second = ([record for record in epochs if record["phase"] == phase] for phase in (1, 2))
     assert 3 <= len(first) < 8
     scores = [
         np.mean([record["validation"][task]["macro_f1"] for task in ("classifier", "sentiment")])

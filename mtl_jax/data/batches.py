@@ -42,6 +42,17 @@ class TextSet:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def take(self, indices: np.ndarray) -> TextSet:
+        """Picks texts, int [m]; the result has them in this order."""
+        tokens, places = self.tokens.take(indices)
+        return TextSet(
+            tokens,
+            {task: labels[indices] for task, labels in self.labels.items()},
+            None if self.pooled is None else self.pooled[indices],
+            None if self.states is None else self.states[places],
+            self.depth,
+        )
+
 
 def index_batch(layout: Layout, placement: Placement) -> HostBatch:
     """Which text is where, without the texts: ``example``, int32 [rows, slots], or -1."""
@@ -95,38 +106,47 @@ def _rank_in_group(groups: np.ndarray) -> np.ndarray:
 
 
 class Order:
-    """The order of a run's data, shuffled by Grain; it depends on the seed alone."""
+    """The endless order of a run's data, shuffled by Grain; it depends on the seed alone."""
 
-    def __init__(self, plan: TrainPlan, count: int, seed: int):
+    def __init__(self, plan: TrainPlan, seed: int):
         seeds = np.random.SeedSequence(seed).generate_state(2).tolist()
-        self._plan = plan
+        self._plan, self._seed = plan, seed
         self._shuffled = [
             (size, grain.MapDataset.range(size).seed(own_seed).shuffle().repeat())
-            for own_seed, size in zip(seeds, (count, plan.steps), strict=True)
+            for own_seed, size in zip(seeds, (plan.places, plan.steps), strict=True)
         ]
         self._last: tuple[int, list[Placement]] | None = None
 
     def placements(self, epoch: int) -> list[Placement]:
         """Where every text of an epoch goes, batch by batch."""
         if self._last is None or self._last[0] != epoch:
-            texts, batches = (
+            order, batches = (
                 np.array([shuffled[epoch * size + i] for i in range(size)], np.int64)
                 for size, shuffled in self._shuffled
             )
-            self._last = epoch, self._plan.epoch(texts, batches)
+            mixture = self._plan.mixture
+            chosen = mixture.texts(self._seed, epoch) if mixture else None
+            self._last = epoch, self._plan.epoch(order, batches, chosen)
         return self._last[1]
 
 
 def train_batches(
     texts: TextSet, plan: TrainPlan, seed: int, start: int, steps: int
 ) -> grain.DatasetIterator[HostBatch]:
-    """Batches ``start`` to ``start + steps`` of an endless order; its state can be saved and set.
+    """Batches of a run; the iterator's state can be saved and set.
 
-    Every epoch holds every text once, in an order that depends on ``seed`` and the epoch
-    alone. Of texts with ``pooled`` vectors, which are on the device already, it gives the
-    ``index_batch`` only.
+    Every epoch of ``plan.steps`` batches holds every text once, or what the plan's mixture
+    has of each, in an order that depends on ``seed`` and the epoch alone. Of texts with
+    ``pooled`` vectors, which are on the device already, it gives the ``index_batch`` only.
+
+    Args:
+        texts: What the plan was made for.
+        plan: Where they go.
+        seed: Of the order, which has no end.
+        start: The first batch.
+        steps: How many batches.
     """
-    order = Order(plan, len(texts), seed)
+    order = Order(plan, seed)
 
     def batch(index: int) -> HostBatch:
         epoch, step = divmod(index, plan.steps)
