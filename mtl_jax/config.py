@@ -14,6 +14,7 @@ DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 Pooling = Literal["mean", "cls", "pooler"]
 LongTexts = Literal["cut", "refuse"]
 Parallel = Literal["auto", "jit", "pmap", "mesh"]
+WeightingName = Literal["fixed", "uncertainty", "dynamic_average", "famo", "pcgrad", "gradnorm"]
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
 
 # What a config.json may say without a change in the numbers that this encoder computes.
@@ -164,6 +165,9 @@ class Settings:
     """weight of the classifier task in the loss"""
     sentiment_weight: float = 1.0
     """weight of the sentiment task in the loss"""
+    weighting: WeightingName = "fixed"
+    """what the two weights are multiplied by: 1; or, found in training, by uncertainty (Kendall \
+2018), dynamic_average (Liu 2019), famo (Liu 2023), pcgrad (Yu 2020) or gradnorm (Chen 2018)"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """precision of the computation; parameters and optimizer state stay float32"""
     parallel: Parallel = "auto"

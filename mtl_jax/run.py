@@ -21,6 +21,8 @@ from mtl_jax.prefix import SHALLOWEST, Prefix
 from mtl_jax.scenarios import scenario_rules
 from mtl_jax.step import stream
 from mtl_jax.stepper import Stepper, TrainSpec, stepper
+from mtl_jax.weighting.base import Weighting
+from mtl_jax.weighting.methods import make_weighting, useless
 
 # Steps on kept vectors between two looks at the progress; they take milliseconds.
 _STEPS_AT_ONCE = 256
@@ -115,6 +117,20 @@ class Run:
         """Where the frozen bottom of the backbone ends; see ``prefix``."""
         return self.freeze.depth(self.inputs.bert.num_hidden_layers)
 
+    @property
+    def _task_weights(self) -> tuple[float, float]:
+        return self.config.classifier_weight, self.config.sentiment_weight
+
+    @property
+    def weighting(self) -> Weighting:
+        """How the losses of the tasks are weighed against each other."""
+        return make_weighting(self.config.weighting, self.plan.steps)
+
+    @property
+    def useless_weighting(self) -> str | None:
+        """Why that can do nothing in this run; None where it can."""
+        return useless(self.weighting, self.freeze, self._task_weights)
+
     def stepper(self, seeds: int = 1) -> Stepper:
         """The compiled training step, shared by runs that differ in nothing of it.
 
@@ -132,14 +148,14 @@ class Run:
             weight_decay=config.weight_decay,
             clip_norm=config.clip_norm,
         )
-        weights = (config.classifier_weight, config.sentiment_weight)
         on_pooled = config.prefix_cache and self.freeze.backbone_frozen
         return stepper(
             TrainSpec(
                 model=self._model,
                 freeze=self.freeze,
                 optimizer=optimizer,
-                task_weights=weights,
+                task_weights=self._task_weights,
+                weighting=self.weighting,
                 layout=self.plan.layout,
                 on_pooled=on_pooled,
                 states_depth=self.states_depth if config.prefix_cache else 0,

@@ -89,6 +89,8 @@ def train_seeds(
             groups.setdefault(member.checkpoints.last_step, []).append(member)
         for step, group in groups.items():
             say(f"{_title(group)}: {texts:,} texts to train on, {held_out:,} to validate")
+            if note := group[0].run.useless_weighting:
+                say(f"note: {note}")
             _fit(group, step)
             _measure(_under_way(group))
         return [cast("dict[str, Any] | UserError", member.outcome) for member in members]
