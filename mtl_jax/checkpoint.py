@@ -44,7 +44,9 @@ class _Kept(preservation_policy.PreservationPolicy):
 
 
 def _optimizer(state: TrainState) -> dict[str, Any]:
-    return {"opt_state": state.opt_state, "step": state.step, "rng": state.rng}
+    tree = {"opt_state": state.opt_state, "step": state.step, "rng": state.rng}
+    # Where the weights are fixed there is nothing of it, in checkpoints of before it was, too.
+    return {**tree, "weighting": state.weighting} if jax.tree.leaves(state.weighting) else tree
 
 
 def _host_copy(tree: Any) -> Any:

@@ -23,6 +23,7 @@ Pooling = Literal["mean", "cls", "pooler"]
 Parallel = Literal["auto", "jit", "pmap", "mesh"]
 Schedule = Literal["linear", "slanted_triangular", "constant"]
 OnDrift = Literal["warn", "stop", "back", "distill"]
+WeightingName = Literal["fixed", "uncertainty", "dynamic_average", "famo", "pcgrad", "gradnorm"]
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
 
 # What a config.json may say without a change in the numbers that this encoder computes.
@@ -151,6 +152,9 @@ constant, not at all"""
 stop; distill: hold the predictions by a term of the loss from there on"""
     distillation_weight: float = 1.0
     """weight of that term"""
+    weighting: WeightingName = "fixed"
+    """what the two weights are multiplied by: 1; or, found in training, by uncertainty (Kendall \
+2018), dynamic_average (Liu 2019), famo (Liu 2023), pcgrad (Yu 2020) or gradnorm (Chen 2018)"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """precision of the computation; parameters and optimizer state stay float32"""
     parallel: Parallel = "auto"

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy.special
 
 from mtl_jax.course import Course
+from mtl_jax.evaluate import Evaluator
+from mtl_jax.freeze import Params
+from mtl_jax.inputs import Split
 from mtl_jax.phases import Phase
 
 
@@ -59,6 +62,31 @@ class Reference:
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
         """What ``Reference(**...)`` takes."""
         return {"validation": dict(self.validation), "training": dict(self.training)}
+
+
+def reference(
+    evaluator: Evaluator,
+    params: Params,
+    tasks: Sequence[str],
+    validation: Split,
+    training: Split | None,
+) -> Reference:
+    """What frozen heads predict now.
+
+    Args:
+        evaluator: The compiled evaluation.
+        params: All parameters.
+        tasks: Those of the heads.
+        validation: The texts to watch them on.
+        training: The texts to hold them on, if they are to be held.
+    """
+    placed = evaluator.runner.replicate(params)
+
+    def logits(split: Split) -> dict[str, np.ndarray]:
+        found, _ = evaluator.logits(placed, split.texts)
+        return {task: found[task] for task in tasks}
+
+    return Reference(logits(validation), logits(training) if training else {})
 
 
 def judge(phase: Phase, course: Course, drift: Mapping[str, float], step: int) -> str | None:

@@ -20,3 +20,19 @@ def masked_cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Arra
     present = labels >= 0
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(present, labels, 0))
     return jnp.where(present, losses, 0.0).sum(), present.sum().astype(jnp.float32)
+
+
+def distillation(logits: jax.Array, targets: jax.Array, weight: jax.Array) -> jax.Array:
+    """What holds predictions where they were: weighted KL(before || now), summed, in nats.
+
+    Source: the knowledge distillation loss of Li & Hoiem 2016, "Learning without Forgetting"
+    (arXiv:1606.09282), equation 2, at temperature 1 and less the entropy of the targets,
+    which is constant.
+
+    Args:
+        logits: float32 [..., classes].
+        targets: Log-probabilities before, float32 [..., classes].
+        weight: float32 [...]; 0 where there is no example.
+    """
+    divergence = jnp.exp(targets) * (targets - jax.nn.log_softmax(logits))
+    return (weight * divergence.sum(-1)).sum()

@@ -18,14 +18,13 @@ from mtl_jax.config import TASKS
 from mtl_jax.console import say
 from mtl_jax.course import Course, position_key, score
 from mtl_jax.data.batches import HostBatch, train_batches
-from mtl_jax.drift import Reference, judge
+from mtl_jax.drift import Reference, judge, reference
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import majority_baseline, neighbour_probe
 from mtl_jax.freeze import Freeze, Params
-from mtl_jax.inputs import Split
 from mtl_jax.meter import Meter
 from mtl_jax.metrics import mean_macro_f1
-from mtl_jax.outcome import in_words, run_certificate, run_result
+from mtl_jax.outcome import epoch_record, in_words, run_certificate, run_result
 from mtl_jax.run import Run
 from mtl_jax.step import TrainState
 from mtl_jax.transition import Place, at_checkpoint, at_start, next_phase
@@ -147,7 +146,9 @@ class Member:
         texts, self._reference = run.training.texts, None
         if plan.watched:
             if resumed is None:
-                self._reference = self._predictions(params, plan.watched)
+                held = run.training if plan.phase.on_drift == "distill" else None
+                splits = run.split("validation"), held
+                self._reference = reference(run.evaluator, params, plan.watched, *splits)
             else:
                 self._reference = Reference(**self.checkpoints.restore_reference(resumed))
             texts = dataclasses.replace(texts, targets=self._reference.targets())
@@ -155,18 +156,6 @@ class Member:
         self.data = train_batches(texts, run.plan, run.config.seed, start, max(plan.steps, 1))
         if resumed is not None:
             self.checkpoints.restore_data(resumed, self.data)
-
-    def _predictions(self, params: Params, tasks: tuple[str, ...]) -> Reference:
-        """What the frozen heads of ``tasks`` predict as the phase begins."""
-        run = self.run
-        placed = run.evaluator.runner.replicate(params)
-
-        def logits(split: Split) -> dict[str, np.ndarray]:
-            found, _ = run.evaluator.logits(placed, split.texts)
-            return {task: found[task] for task in tasks}
-
-        held = logits(run.training) if run.phase.on_drift == "distill" else {}
-        return Reference(logits(run.split("validation")), held)
 
     def join(self, members: int) -> None:
         """From here on its time is shared by so many that have begun, itself among them."""
@@ -208,7 +197,7 @@ class Member:
             UserError: The loss there is not finite, or nothing can be written.
         """
         run, course, plan = self.run, self.course, self.run.plans[self.run.index]
-        step, epoch = course.start + done, round(course.passed + plan.epochs(done), 4)
+        step, epoch = course.start + done, course.passed + plan.epochs(done)
         params = run.evaluator.runner.replicate(Freeze.merge(state.trainable, frozen))
         metrics, logits = run.evaluator.measure(params, run.split("validation"), run.inputs.classes)
         for task in TASKS:
@@ -218,16 +207,7 @@ class Member:
                     "lower the learning rates; the last checkpoint is kept"
                 )
         drift = self._reference.drift(logits) if self._reference else {}
-        record = {
-            "event": "epoch",
-            "epoch": int(epoch) if epoch == int(epoch) else epoch,
-            "step": step,
-            "phase": run.index + 1,
-            "scenario": plan.phase.scenario,
-            "seconds": self.meter.train_seconds,
-            "train_loss": self.meter.mean_losses(),
-            "validation": metrics,
-        }
+        record = epoch_record(plan.phase, run.index, step, epoch, self.meter, metrics)
         self._workdir.log(record | ({"drift": drift} if drift else {}))
         words = in_words(metrics, self.meter.rate)
         say(f"{self._name()}epoch {record['epoch']} of {run.config.epochs}: {words}")

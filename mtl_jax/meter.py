@@ -84,7 +84,8 @@ class Meter:
         """Waits for the step that was added last.
 
         Returns:
-            Its ``step``, mean ``loss`` per task in nats, and ``grad_norm``.
+            Its ``step``, mean ``loss`` per task in nats, and ``grad_norm``; ``task_weights``
+            where these are not fixed.
 
         Raises:
             UserError: A loss is not finite.
@@ -105,6 +106,8 @@ class Meter:
             self._sums[task][1] += float(count)
             losses[task] = float(total) / max(float(count), 1.0)
         self._last = {"step": step, "loss": losses, "grad_norm": float(metrics["grad_norm"])}
+        if weights := metrics.get("task_weights"):
+            self._last["task_weights"] = {task: float(weight) for task, weight in weights.items()}
         return self._last
 
     @property

@@ -20,6 +20,8 @@ Batch = Mapping[str, jax.Array]
 text) and ``segment_ids`` (1 ... slots; 0 is padding), with int32 [rows, slots] labels per task;
 or, in the place of ``input_ids``, what the frozen part of the backbone made of them: ``states``,
 [rows, length, hidden], or the ``pooled`` vectors themselves, float32 [rows, slots, hidden].
+Where predictions are held in training: float32 [rows, slots, classes] ``target_`` and the task's
+name, log-probabilities, and float32 [rows, slots] ``hold``, the weight of each text.
 """
 
 

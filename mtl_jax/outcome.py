@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax.config import TASKS, TrainConfig
+from mtl_jax.meter import Meter
+from mtl_jax.phases import Phase
 
 
 def run_certificate(phases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -25,6 +27,37 @@ def run_certificate(phases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **{name: max(phase[name] for phase in phases) for name in largest},
         "frozen_digest_unchanged": all(phase["frozen_digest_unchanged"] for phase in phases),
         "phases": list(phases),
+    }
+
+
+def epoch_record(
+    phase: Phase,
+    index: int,
+    step: int,
+    epoch: float,
+    meter: Meter,
+    validation: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A measurement for ``metrics.jsonl``.
+
+    Args:
+        phase: The phase it is made in.
+        index: Which that is, from 0.
+        step: Steps of the run.
+        epoch: Passes over the training texts; a whole number where it is one.
+        meter: Its losses and seconds.
+        validation: The metrics on validation.
+    """
+    rounded = round(epoch, 4)
+    return {
+        "event": "epoch",
+        "epoch": int(rounded) if rounded == int(rounded) else rounded,
+        "step": step,
+        "phase": index + 1,
+        "scenario": phase.scenario,
+        "seconds": meter.train_seconds,
+        "train_loss": meter.mean_losses(),
+        "validation": validation,
     }
 
 

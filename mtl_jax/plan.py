@@ -88,6 +88,8 @@ def _training_warnings(run: Run) -> Iterator[str]:
             )
     trained = {path.split("/")[0] for path, label in run.freeze.labels if label != FROZEN}
     weights = dict(zip(TASKS, (config.classifier_weight, config.sentiment_weight), strict=True))
+    if run.useless_weighting:
+        yield run.useless_weighting
     labels = run.inputs.split("train").texts.labels
     if not any(weights.values()):
         yield "both task weights are 0, and so is every gradient: raise one of them"

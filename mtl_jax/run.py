@@ -25,6 +25,8 @@ from mtl_jax.prefix import SHALLOWEST, Prefix
 from mtl_jax.step import TrainState, stream
 from mtl_jax.stepper import Stepper, TrainSpec, stepper
 from mtl_jax.store import in_memory
+from mtl_jax.weighting.base import Weighting
+from mtl_jax.weighting.methods import make_weighting, useless
 
 # Steps on kept vectors between two looks at the progress; they take milliseconds.
 _STEPS_AT_ONCE = 256
@@ -190,6 +192,20 @@ class Run:
         names = ["embeddings", *(f"layer_{i}" for i in range(self.states_depth - 1))]
         return [self._stages.digest(name) for name in names[: self.states_depth]]
 
+    @property
+    def _task_weights(self) -> tuple[float, float]:
+        return self.phase.task_weights or (1.0, 1.0)
+
+    @property
+    def weighting(self) -> Weighting:
+        """How the losses of the tasks are weighed against each other; anew in each phase."""
+        return make_weighting(self.config.weighting, self.plan.steps)
+
+    @property
+    def useless_weighting(self) -> str | None:
+        """Why that can do nothing in this phase; None where it can."""
+        return useless(self.weighting, self.freeze, self._task_weights)
+
     def stepper(self, seeds: int = 1) -> Stepper:
         """The compiled training step, shared by runs that differ in nothing of it.
 
@@ -203,7 +219,8 @@ class Run:
                 model=self._model,
                 freeze=self.freeze,
                 optimizer=plan.optimizer,
-                task_weights=plan.phase.task_weights or (1.0, 1.0),
+                task_weights=self._task_weights,
+                weighting=self.weighting,
                 layout=self.plan.layout,
                 on_pooled=on_pooled,
                 states_depth=self.states_depth if config.prefix_cache else 0,

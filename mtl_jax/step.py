@@ -14,8 +14,14 @@ import optax
 
 from mtl_jax.config import TASKS
 from mtl_jax.freeze import Freeze, Params
-from mtl_jax.losses import masked_cross_entropy
+from mtl_jax.losses import distillation, masked_cross_entropy
 from mtl_jax.model import Batch, MultiTaskModel
+from mtl_jax.weighting.base import State, Weighting
+from mtl_jax.weighting.fixed import FIXED, Fixed
+from mtl_jax.weighting.gradient import weighted_gradient
+
+# Beyond any device's index: what is folded into the key of a step for its weighting.
+_WEIGHTING = 2**32 - 1
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -26,12 +32,14 @@ class TrainState(flax.struct.PyTreeNode):
         trainable: The trainable partition of the parameters.
         opt_state: Its optimizer state.
         rng: Key that dropout's keys are folded from.
+        weighting: What the method of weighting carries; see ``Weighting.init``.
     """
 
     step: jax.Array
     trainable: Params
     opt_state: optax.OptState
     rng: jax.Array
+    weighting: State = ()
 
 
 def stream(seed: int, use: Literal["heads", "dropout"]) -> jax.Array:
@@ -47,6 +55,7 @@ class Program:
     optimizer: optax.GradientTransformation
     frozen_depth: int
     task_weights: tuple[float, float]
+    weighting: Weighting = FIXED
 
     def init(self, trainable: Params, seed: int) -> TrainState:
         """The state before the first step."""
@@ -55,6 +64,7 @@ class Program:
             trainable=trainable,
             opt_state=self.optimizer.init(trainable),
             rng=jax.random.key_data(stream(seed, "dropout")),
+            weighting=self.weighting.init(len(TASKS)),
         )
 
 
@@ -78,7 +88,8 @@ def train_step(
 
     The loss is the weighted sum over tasks of the mean over that task's labels, counted
     over all devices before the division: a mean of per-device means would be wrong where
-    the labels are spread unevenly.
+    the labels are spread unevenly. Any ``weighting`` but the fixed one makes weights of its
+    own from what it sees in the step, and from its state.
 
     Args:
         program: Model, optimizer and weights; static.
@@ -90,15 +101,19 @@ def train_step(
 
     Returns:
         The next state, and ``{"loss": {task: (sum, count)}, "grad_norm": norm before
-        clipping}``, the same on every device.
+        clipping}``, the same on every device; with ``"task_weights": {task: weight}`` where
+        these are not fixed.
     """
     reduce = functools.partial(jax.lax.psum, axis_name=axis_name) if axis_name else _identity
-    rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    of_step = rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     if axis_name:
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
     counts = reduce({task: (batch[task] >= 0).sum().astype(jnp.float32) for task in TASKS})
 
-    def loss_fn(trainable: Params) -> tuple[jax.Array, dict[str, Any]]:
+    holds = "hold" in batch
+    held = reduce((batch["hold"] > 0).sum().astype(jnp.float32)) if holds else jnp.zeros(())
+
+    def logits_of(trainable: Params) -> dict[str, jax.Array]:
         logits = program.model.apply(
             {"params": Freeze.merge(trainable, frozen)},
             batch,
@@ -106,18 +121,61 @@ def train_step(
             frozen_depth=program.frozen_depth,
             rngs={"dropout": rng},
         )
-        losses = _losses(cast("dict[str, jax.Array]", logits), batch)
+        return cast("dict[str, jax.Array]", logits)
+
+    def holding(logits: Mapping[str, jax.Array]) -> Any:
+        """The term that holds frozen heads' predictions, a mean over texts."""
+        terms = [
+            distillation(logits[task], batch[f"target_{task}"], batch["hold"])
+            for task in TASKS
+            if f"target_{task}" in batch
+        ]
+        return sum(terms) / jnp.maximum(held, 1.0)
+
+    def loss_fn(trainable: Params) -> tuple[jax.Array, dict[str, Any]]:
+        logits = logits_of(trainable)
+        losses = _losses(logits, batch)
         total = sum(
             weight * losses[task][0] / jnp.maximum(counts[task], 1.0)
             for task, weight in zip(TASKS, program.task_weights, strict=True)
         )
-        return jnp.asarray(total), losses
+        return jnp.asarray(total + holding(logits) if holds else total), losses
 
-    gradient, losses = reduce(jax.grad(loss_fn, has_aux=True)(state.trainable))
-    updates, opt_state = program.optimizer.update(gradient, state.opt_state, state.trainable)
-    trainable = optax.apply_updates(state.trainable, updates)
-    state = state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state)
-    return state, {"loss": losses, "grad_norm": optax.tree.norm(gradient)}
+    def loss_sums(trainable: Params) -> jax.Array:
+        losses = _losses(logits_of(trainable), batch)
+        return jnp.stack([losses[task][0] for task in TASKS])
+
+    def updated(gradient: Params) -> TrainState:
+        updates, opt_state = program.optimizer.update(gradient, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state)
+
+    method = program.weighting
+    if isinstance(method, Fixed):
+        gradient, losses = reduce(jax.grad(loss_fn, has_aux=True)(state.trainable))
+        return updated(gradient), {"loss": losses, "grad_norm": optax.tree.norm(gradient)}
+    gradient, seen, weights = weighted_gradient(
+        method,
+        state.weighting,
+        loss_sums,
+        state.trainable,
+        fixed=jnp.stack([jnp.asarray(w, jnp.float32) for w in program.task_weights]),
+        counts=jnp.stack([counts[task] for task in TASKS]),
+        key=jax.random.fold_in(of_step, _WEIGHTING),
+        reduce=reduce,
+    )
+    if holds:
+        hold = jax.grad(lambda trainable: holding(logits_of(trainable)))(state.trainable)
+        gradient = optax.tree.add(gradient, reduce(hold))
+    after = updated(gradient)
+    sums = reduce(loss_sums(after.trainable)) if method.looks_again else seen.sums
+    after = after.replace(weighting=method.update(state.weighting, seen, sums))
+    metrics = {
+        "loss": {task: (seen.sums[i], counts[task]) for i, task in enumerate(TASKS)},
+        "grad_norm": optax.tree.norm(gradient),
+        "task_weights": {task: weights[i] for i, task in enumerate(TASKS)},
+    }
+    return after, metrics
 
 
 def scanned_steps(
@@ -151,7 +209,10 @@ def scanned_steps(
 
     def skip(state: TrainState, example: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         nothing = jnp.zeros(())
-        return state, {"loss": dict.fromkeys(TASKS, (nothing, nothing)), "grad_norm": nothing}
+        metrics = {"loss": dict.fromkeys(TASKS, (nothing, nothing)), "grad_norm": nothing}
+        if not isinstance(program.weighting, Fixed):
+            metrics["task_weights"] = dict.fromkeys(TASKS, nothing)
+        return state, metrics
 
     def step(state: TrainState, example: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         there = (example >= 0).any()

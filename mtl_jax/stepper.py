@@ -18,6 +18,7 @@ from mtl_jax.optim import OptimizerConfig, make_optimizer
 from mtl_jax.parallel import Compiled, Runner, make_runner
 from mtl_jax.seeds import SHARED, SeedRunner
 from mtl_jax.step import Program, TrainState, scanned_steps, train_step
+from mtl_jax.weighting.base import Weighting
 
 StepMetrics = Callable[[int], Mapping[str, Any]]
 """The metrics of a step by seed, see ``train_step``; the first call waits for the step."""
@@ -35,6 +36,7 @@ class TrainSpec:
     freeze: Freeze
     optimizer: OptimizerConfig
     task_weights: tuple[float, float]
+    weighting: Weighting
     layout: Layout
     on_pooled: bool
     states_depth: int
@@ -69,6 +71,7 @@ class Stepper:
             make_optimizer(spec.freeze, spec.optimizer),
             spec.freeze.depth(spec.model.bert.num_hidden_layers),
             spec.task_weights,
+            spec.weighting,
         )
         self.most = spec.steps_at_once
         self._runner = _runner(spec)

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mtl_jax.config import TASKS, TrainConfig
+from mtl_jax.console import say
 from mtl_jax.data.batches import Order, index_batch
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
@@ -27,7 +28,7 @@ from mtl_jax.run import Run
 from mtl_jax.step import Program, TrainState, stream, take, train_step
 
 # The runs of one seed share the order of their data and dropout's masks: only once computed.
-_OF_RUN: Any = TrainState(step=None, trainable=0, opt_state=0, rng=None)  # pyright: ignore
+_OF_RUN: Any = TrainState(step=None, trainable=0, opt_state=0, rng=None, weighting=0)  # pyright: ignore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,8 @@ def sweep(config: TrainConfig, grid: Grid, inputs: Inputs) -> SweepResult:
             f"a sweep trains heads on kept vectors: use --scenario backbone_frozen, not "
             f"{config.name}, and no --no-prefix-cache"
         )
+    if note := run.useless_weighting:
+        say(f"note: {note}")
     heads = _Heads(run, grid)
     scores = np.stack([heads.epoch(epoch) for epoch in range(config.epochs)], axis=-1)
     settled = np.where(np.isnan(scores).any(-1), -1.0, scores.max(-1))
@@ -148,7 +151,9 @@ class _Heads:
             weight_decay=setting["weight_decay"],
         )
         weights = (setting["classifier_weight"], setting["sentiment_weight"])
-        return Program(self._model, make_optimizer(run.freeze, optimizer), 0, weights)
+        return Program(
+            self._model, make_optimizer(run.freeze, optimizer), 0, weights, run.weighting
+        )
 
     def _call(self, function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Any:
         """Calls a function that is compiled at its first call."""

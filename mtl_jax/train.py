@@ -133,6 +133,8 @@ def _fit(members: Sequence[Member]) -> None:
     config, per_epoch, total = run.config, run.plan.steps, run.total_steps
     texts, held_out = (len(run.split(name).texts) for name in ("training", "validation"))
     say(f"{_title(members)}: {texts:,} texts to train on, {held_out:,} to validate")
+    if note := run.useless_weighting:
+        say(f"note: {note}")
     stepper = run.stepper(len(members))
     vectors = stepper.vectors(run.training.texts) if total else None
     state, frozen = stepper.place(*zip(*starts, strict=True))
