@@ -19,7 +19,7 @@ from mtl_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(Settings):
-    """Print what scenarios would cost in memory, FLOPs and time; train none of them."""
+    """Print what scenarios or a recipe would cost in memory, FLOPs and time; train nothing."""
 
     scenario: tuple[str, ...] = (
         "all_frozen",
@@ -31,6 +31,8 @@ class Plan(Settings):
         "none_frozen",
     )
     """as of train; several"""
+    recipe: str | None = None
+    """as of train; its phases in the place of the scenarios"""
     measure_seconds: float = 5.0
     """how long to measure each at most, compilation aside"""
     json: bool = False
@@ -86,7 +88,7 @@ unless --workdir is given"""
 
 
 Command = (
-    Annotated[TrainConfig, subcommand("train", description="Train one scenario.")]
+    Annotated[TrainConfig, subcommand("train", description="Train one scenario or recipe.")]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
@@ -127,7 +129,7 @@ def _plan(command: Plan) -> None:
 
     from mtl_jax.plan import plan, table
 
-    estimates = plan(command, command.scenario, command.measure_seconds)
+    estimates = plan(command, command.scenario, command.measure_seconds, command.recipe)
     if command.json:
         for estimate in estimates:
             print(json.dumps(estimate.record()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -40,7 +41,7 @@ _MEASURED_BATCHES = 2
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one scenario would cost.
+    """What one scenario, or one phase of a recipe, would cost.
 
     FLOPs are XLA's count of the programs before optimization, so that they are the same on
     every device; they are per training text, its share of the padding included. Seconds are
@@ -56,9 +57,9 @@ class Cost:
         flops: ``forward``: the model in the training step, from where kept activations enter;
             ``backward``: the rest of the step, the update included; ``prefix``: what is
             computed once for each text and kept.
-        seconds: ``prefix``: the activations of all splits; ``training``: all steps;
-            ``validation``: after each epoch; ``final``: training and test split at the end;
-            ``total``.
+        seconds: ``prefix``: the activations of all splits, where no earlier phase has kept
+            them; ``training``: all steps; ``validation``: after each epoch; ``final``: training
+            and test split after the last phase; ``total``.
     """
 
     trainable_parameters: int
@@ -150,7 +151,7 @@ def _as_kept(run: Run, texts: TextSet) -> TextSet:
 
 
 def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, int]:
-    texts, steps = batches.texts["train"], run.plan.steps
+    texts, steps = run.inputs.training(run.phase.tasks).texts, run.plan.steps
     placement = Order(run.plan, run.config.seed).placements(0)[0]
     batch = make_batch(_as_kept(run, texts), run.plan.layout, placement)
     del batch["example"]
@@ -183,7 +184,7 @@ def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, 
     return {
         "forward": round(once * steps / run.plan.places),
         "backward": round((step - once) * steps / run.plan.places),
-        "prefix": round(prefix * batches.count(run, "train") / len(texts)),
+        "prefix": round(prefix * batches.count(run, "train") / len(batches.texts["train"])),
     }
 
 
@@ -221,15 +222,17 @@ def _seconds(
     kept, params = _as_kept(run, sample), runner.replicate(run.params)
     evaluation = _median_seconds(lambda: evaluator.logits(params, kept), limit / 3) / measured
     if run.freeze.groups:
-        step = _step_seconds(run, program, _as_kept(run, batches.texts["train"]), limit / 3)
+        texts = run.inputs.training(run.phase.tasks).texts
+        step = _step_seconds(run, program, _as_kept(run, texts), limit / 3)
     counts = {name: batches.count(run, name) for name in ("train", "validation", "test")}
     # Where nothing is trained, it is evaluated all the same.
-    epochs = run.config.epochs if run.freeze.groups else 1
+    measurements = max(math.ceil(run.total_steps / run.plan.steps), 1)
+    last = run.index + 1 == len(run.plans)
     return {
-        "prefix": prefix * sum(counts.values()),
+        "prefix": 0.0 if run.prepared else prefix * sum(counts.values()),
         "training": step * run.total_steps,
-        "validation": evaluation * counts["validation"] * epochs,
-        "final": evaluation * (counts["train"] + counts["test"]),
+        "validation": evaluation * counts["validation"] * measurements,
+        "final": evaluation * (counts["train"] + counts["test"]) * last,
     }
 
 

@@ -1,4 +1,4 @@
-"""What scenarios would cost and what is wrong with them, before any is trained."""
+"""What scenarios and recipes would cost and what is wrong with them, before any is trained."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mtl_jax.store import in_memory
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A scenario's cost, None where it can't run, and what a user should know of it."""
+    """The cost of a scenario or a phase, None where it can't run, and what a user should know of it."""
 
     scenario: str
     cost: Cost | None
@@ -34,7 +34,12 @@ class Estimate:
         return {"scenario": self.scenario, **cost, "warnings": list(self.warnings)}
 
 
-def plan(settings: Settings, scenarios: Sequence[str], measure_seconds: float) -> list[Estimate]:
+def plan(
+    settings: Settings,
+    scenarios: Sequence[str],
+    measure_seconds: float,
+    recipe: str | None = None,
+) -> list[Estimate]:
     """Estimates what each scenario would cost. No workdir is made, no activations are kept.
 
     Of the test split only the lengths of its texts are used.
@@ -43,6 +48,8 @@ def plan(settings: Settings, scenarios: Sequence[str], measure_seconds: float) -
         settings: What the runs have in common.
         scenarios: Names as of ``TrainConfig.scenario``.
         measure_seconds: See ``estimate_cost``; for each scenario.
+        recipe: In the place of the scenarios, as of ``TrainConfig.recipe``: each of its phases
+            is estimated, as if it took all the steps that it may.
 
     Raises:
         UserError: The settings or the data are at fault, or no scenario can run.
@@ -53,19 +60,32 @@ def plan(settings: Settings, scenarios: Sequence[str], measure_seconds: float) -
     for note in inputs.notes():
         say(note)
     common = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
+    if recipe is not None:
+        run = Run(TrainConfig(**common, workdir="", recipe=recipe), inputs)
+        return [
+            _estimate(
+                f"{i + 1} {run.plans[i].phase.scenario}",
+                run.at(i, run.params),
+                batches,
+                measure_seconds,
+            )
+            for i in range(len(run.plans))
+        ]
     estimates = []
     for scenario in dict.fromkeys(scenarios):
-        say(f"measuring {scenario}")
         try:
             run = Run(TrainConfig(**common, workdir="", scenario=scenario), inputs)
-            cost = estimate_cost(run, batches, measure_seconds)
+            estimates.append(_estimate(scenario, run, batches, measure_seconds))
         except UserError as error:
             estimates.append(Estimate(scenario, None, (str(error),)))
-        else:
-            estimates.append(Estimate(scenario, cost, warnings_of(run)))
     if not any(estimate.cost for estimate in estimates):
         raise UserError("; ".join(text for each in estimates for text in each.warnings))
     return estimates
+
+
+def _estimate(name: str, run: Run, batches: EvaluationBatches, limit: float) -> Estimate:
+    say(f"measuring {name}")
+    return Estimate(name, estimate_cost(run, batches, limit), warnings_of(run))
 
 
 def warnings_of(run: Run) -> tuple[str, ...]:
@@ -78,16 +98,16 @@ def _training_warnings(run: Run) -> Iterator[str]:
     if not run.freeze.groups:
         yield f"nothing is trained: --epochs {config.epochs} has no effect"
         return
-    rates = {"head": config.head_learning_rate, "backbone": config.backbone_learning_rate}
+    rates = dict(run.plans[run.index].optimizer.learning_rates)
     for group in run.freeze.groups:
         kind = group.split("/")[0]
-        if rates[kind] == 0:
+        if rates.get(group, rates[kind]) == 0:
             yield (
                 f"{group} is trained with --{kind}-learning-rate 0, at full cost, and will not "
                 f"change: raise it, or use a scenario that freezes {group}"
             )
     trained = {path.split("/")[0] for path, label in run.freeze.labels if label != FROZEN}
-    weights = dict(zip(TASKS, (config.classifier_weight, config.sentiment_weight), strict=True))
+    weights = run.phase.weights
     if run.useless_weighting:
         yield run.useless_weighting
     labels = run.inputs.split("train").texts.labels

@@ -176,6 +176,13 @@ class Run:
         return self.freeze.depth(self.inputs.bert.num_hidden_layers)
 
     @property
+    def prepared(self) -> bool:
+        """Whether an earlier phase keeps the activations that this one starts from."""
+        layers = self.inputs.bert.num_hidden_layers
+        before = range(self.index)
+        return any(self.index in on_the_way(self.plans, i, layers) for i in before)
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks whose losses count in any phase: what checkpoints are chosen by."""
         counted = {task for plan in self.plans for task in plan.phase.tasks}
