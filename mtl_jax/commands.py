@@ -127,7 +127,7 @@ def _train(config: TrainConfig) -> None:
 def _plan(command: Plan) -> None:
     from rich.console import Console
 
-    from mtl_jax.plan import plan, table
+    from mtl_jax.plan import plan, table, total_time
 
     estimates = plan(command, command.scenario, command.measure_seconds, command.recipe)
     if command.json:
@@ -137,6 +137,8 @@ def _plan(command: Plan) -> None:
     # Only a terminal has a width; a file takes the whole of a row.
     console = Console() if sys.stdout.isatty() else Console(width=_WIDEST, color_system=None)
     console.print(table(estimates))
+    if command.recipe:
+        print(f"all phases: {total_time(estimates)}")
     for estimate in estimates:
         for warning in estimate.warnings:
             print(f"warning: {estimate.scenario}: {warning}")

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from mtl_jax.arrayfile import file_bytes
-from mtl_jax.config import TASKS, Settings, TrainConfig
+from mtl_jax.config import Settings, TrainConfig
 from mtl_jax.console import say
 from mtl_jax.cost import Cost, EvaluationBatches, estimate_cost, kept_arrays
 from mtl_jax.errors import UserError
@@ -22,7 +22,7 @@ from mtl_jax.store import in_memory
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The cost of a scenario or a phase, None where it can't run, and what a user should know of it."""
+    """The cost of a scenario or phase, None where it can't run, and what is to be said of it."""
 
     scenario: str
     cost: Cost | None
@@ -62,15 +62,10 @@ def plan(
     common = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
     if recipe is not None:
         run = Run(TrainConfig(**common, workdir="", recipe=recipe), inputs)
-        return [
-            _estimate(
-                f"{i + 1} {run.plans[i].phase.scenario}",
-                run.at(i, run.params),
-                batches,
-                measure_seconds,
-            )
-            for i in range(len(run.plans))
-        ]
+        phases = [run.at(i, run.params) for i in range(len(run.plans))]
+        names = [f"{phase.index + 1} {phase.phase.scenario}" for phase in phases]
+        named = zip(names, phases, strict=True)
+        return [_estimate(name, phase, batches, measure_seconds) for name, phase in named]
     estimates = []
     for scenario in dict.fromkeys(scenarios):
         try:
@@ -161,6 +156,11 @@ def table(estimates: Sequence[Estimate]) -> Table:
                 *(_duration(cost.seconds[name]) for name in seconds),
             )
     return result
+
+
+def total_time(estimates: Sequence[Estimate]) -> str:
+    """What all of them take together."""
+    return _duration(sum(each.cost.seconds["total"] for each in estimates if each.cost))
 
 
 def _scaled(value: float, base: int, units: Sequence[str]) -> str:
