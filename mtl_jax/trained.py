@@ -104,7 +104,7 @@ class TrainedModel(Encoder):
         """
         workdir = Workdir(folder)
         record = workdir.config()
-        if "settings" not in record or "rules" not in record:
+        if "settings" not in record or "phases" not in record:
             raise UserError(
                 f"{folder} is not the folder of a run (its config.json is another's): train one "
                 "there first"

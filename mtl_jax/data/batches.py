@@ -28,6 +28,8 @@ class TextSet:
         states: What the frozen layers made of their tokens, [total, hidden], in the order of
             ``tokens.ids``; batches then hold them in the place of the ids.
         depth: Where ``states`` are from: 1 + k is the input of layer k.
+        targets: Per task that is to be held, log-probabilities, float32 [n, classes]; batches
+            then have them as ``target_`` and the task's name, [rows, slots, classes].
     """
 
     tokens: Tokens
@@ -35,6 +37,7 @@ class TextSet:
     pooled: np.ndarray | None = None
     states: np.ndarray | None = None
     depth: int = 0
+    targets: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -67,6 +70,9 @@ def make_batch(texts: TextSet, layout: Layout, placement: Placement) -> HostBatc
     where = (placement.rows, slot)
     for task, labels in texts.labels.items():
         batch[task][where] = labels[placement.texts]
+    for task, targets in texts.targets.items():
+        batch[f"target_{task}"] = np.zeros((*cells, targets.shape[1]), np.float32)
+        batch[f"target_{task}"][where] = targets[placement.texts]
     if texts.pooled is not None:
         batch["pooled"] = np.zeros((*cells, texts.pooled.shape[1]), np.float32)
         batch["pooled"][where] = texts.pooled[placement.texts]
