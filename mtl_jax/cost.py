@@ -241,8 +241,7 @@ def _step_seconds(run: Run, program: Program, texts: TextSet, limit: float) -> f
     trainable, frozen = run.freeze.split(run.params)
     state, frozen = stepper.place([program.init(trainable, 0)], [frozen])
     vectors = stepper.vectors(texts)
-    # An epoch has at least as many steps as one call takes.
-    data = train_batches(texts, run.plan, run.config.seed, 0, (_MOST_CALLS + 1) * run.plan.steps)
+    data = train_batches(texts, run.plan, run.config.seed, 0, (_MOST_CALLS + 1) * stepper.most)
 
     def call() -> None:
         nonlocal state

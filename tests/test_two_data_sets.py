@@ -305,7 +305,8 @@ def test_kept_activations_are_picked_with_their_texts(make_inputs):
     texts = make_inputs().split("train").texts
     states = np.arange(2 * len(texts.tokens.ids), dtype=np.float32).reshape(-1, 2)
     pooled = np.arange(len(texts), dtype=np.float32)[:, None]
-    kept = dataclasses.replace(texts, states=states, depth=2, pooled=pooled)
+    targets = {"sentiment": -pooled}
+    kept = dataclasses.replace(texts, states=states, depth=2, pooled=pooled, targets=targets)
     part = kept.take(np.array([5, 0, 5]))
     offsets = texts.tokens.offsets
     spans = [np.arange(offsets[i], offsets[i + 1]) for i in (5, 0, 5)]
@@ -316,6 +317,7 @@ def test_kept_activations_are_picked_with_their_texts(make_inputs):
     np.testing.assert_array_equal(part.tokens.ids, texts.tokens.ids[np.concatenate(spans)])
     assert part.tokens.lengths.tolist() == [len(span) for span in spans]
     assert part.pooled[:, 0].tolist() == [5, 0, 5]
+    assert part.targets["sentiment"][:, 0].tolist() == [-5, 0, -5]
 
 
 def test_evaluation_repeats_the_run(settings, data, tmp_path):

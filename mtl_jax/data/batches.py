@@ -51,6 +51,7 @@ class TextSet:
             None if self.pooled is None else self.pooled[indices],
             None if self.states is None else self.states[places],
             self.depth,
+            {task: targets[indices] for task, targets in self.targets.items()},
         )
 
 
