@@ -82,7 +82,8 @@ class Benchmark:
             batch_size=self.batch_size,
             parallel="jit",
             workdir=self.workdir,
-            scenario=job.scenario,
+            scenario=None if job.recipe else job.scenario,
+            recipe=job.scenario if job.recipe else None,
         )
 
 

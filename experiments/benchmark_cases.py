@@ -35,11 +35,12 @@ class Job:
 
     Attributes:
         measurement: A key of ``benchmark.MEASUREMENTS``.
-        scenario: What is frozen.
+        scenario: What is frozen; the name of a recipe where ``recipe`` says so.
         sentences: Training sentences, before ``--sentences-scale``.
         epochs: Passes over them.
         variants: Heads, or seeds, that are trained at once.
         fresh: Whether it has a process of its own, so that its peak memory can be told.
+        recipe: Whether ``scenario`` is a recipe.
     """
 
     measurement: str
@@ -48,6 +49,7 @@ class Job:
     epochs: int = 1
     variants: int = 1
     fresh: bool = False
+    recipe: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,12 +171,16 @@ def _faster(goal: Goal, *, steps_only: bool = False) -> Callable[[Samples], list
 
 
 def _times_one(
-    name: str, about: str, goal: Goal, key: str = "seconds"
+    name: str,
+    about: str,
+    goal: Goal,
+    key: str = "seconds",
+    labels: tuple[str, str] = ("many", "one"),
 ) -> Callable[[Samples], list[Outcome]]:
-    """What many at once take, as a multiple of what one takes."""
+    """What many at once take, or the first of two, as a multiple of what the other takes."""
 
     def judge(samples: Samples) -> list[Outcome]:
-        many, one = (_values(samples[label], key) for label in ("many", "one"))
+        many, one = (_values(samples[label], key) for label in labels)
         times = statistics.median(many) / statistics.median(one)
         return [Outcome(name, about, spread(many, "s"), spread(one, "s"), times, goal=goal)]
 
@@ -259,6 +265,18 @@ CASES: Mapping[str, Case] = {
         tuple((name, Job("train", scenario=name)) for name in ("backbone_frozen", "none_frozen")),
         _state,
         repeated=False,
+    ),
+    "gradual_unfreezing": Case(
+        (
+            ("recipe", Job("train", "gradual_unfreezing", sentences=1024, epochs=8, recipe=True)),
+            ("full", Job("train", "none_frozen", sentences=1024, epochs=8)),
+        ),
+        _times_one(
+            "gradual_unfreezing",
+            "8 epochs of 1,024 sentences in all, against `none_frozen`: whole run",
+            Goal(high=0.6),
+            labels=("recipe", "full"),
+        ),
     ),
     "growth": Case(
         tuple(

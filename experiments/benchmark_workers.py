@@ -40,7 +40,7 @@ def _sample(config: TrainConfig, lengths: Any, result: Mapping[str, Any]) -> dic
     sizes = bert.hidden_size, bert.intermediate_size, bert.num_hidden_layers
     kept = ("seconds", "compile_seconds", "train_seconds", "optimizer_state_bytes")
     return {
-        "scenario": config.scenario,
+        "scenario": config.name,
         "epochs": config.epochs,
         "train_examples": len(lengths),
         "tokens": int(lengths.sum()),

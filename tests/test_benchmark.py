@@ -51,6 +51,22 @@ def test_speed_up_is_the_ratio_of_medians():
     assert outcome.verdict == "missed"
 
 
+def test_a_recipe_is_judged_by_the_whole_run():
+    samples = {"recipe": [training(5.0), training(7.0)], "full": [training(10.0), training(14.0)]}
+    (outcome,) = CASES["gradual_unfreezing"].judge(samples)
+    assert (outcome.value, outcome.verdict) == (0.5, "reached")
+    samples["recipe"] = [training(9.0)]
+    (outcome,) = CASES["gradual_unfreezing"].judge(samples)
+    assert (outcome.value, outcome.verdict) == (0.75, "missed")
+    (_, job), _ = CASES["gradual_unfreezing"].jobs
+    config = Benchmark(workdir="w").config(job)
+    assert (config.recipe, config.scenario, config.name) == (
+        "gradual_unfreezing",
+        None,
+        "gradual_unfreezing",
+    )
+
+
 def test_full_fine_tuning_is_judged_by_its_steps():
     samples = {OURS: [training(9.0, steps=2.0)], THEIRS: [training(1.0, steps=3.0)]}
     (outcome,) = CASES["none_frozen"].judge(samples)
