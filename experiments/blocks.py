@@ -86,7 +86,7 @@ def gain_grid(
             return Cell(wording.MISSING)
         return difference_cell(per_seed(here, arm, number), per_seed(here, reference, number))
 
-    note = "In brackets, the 95 % interval of the paired t test over seeds, not corrected."
+    note = "Paired by seed; in brackets, the 95 % interval, not corrected."
     return grid(title, results, name, values, cell, note)
 
 
@@ -95,8 +95,8 @@ def comparison_text(comparison: Comparison, reference: str, where: str) -> str:
     interval = comparison.difference.interval
     limits = f" {wording.limits(interval)}" if interval.low is not None else ""
     p_value = wording.p_text(comparison.p_value)
-    # "p < 0.001" has its sign already.
-    p_text = f"Holm's p {p_value if p_value.startswith('<') else f'= {p_value}'}"
+    # "< 0.001" has its sign already.
+    p_text = f"corrected p {p_value if p_value.startswith('<') else f'= {p_value}'}"
     sure = "one shared seed, so no test" if comparison.p_value is None else p_text
     return (
         f"{where}: `{comparison.arm}` {wording.signed(comparison.mean)}{limits} against "

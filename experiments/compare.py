@@ -10,9 +10,10 @@ from experiments.arms import Result, per_seed
 from experiments.statistics import PairedDifference, holm, paired_difference
 
 Number = Callable[[Result], float | None]
+Correction = Callable[[Sequence[float | None]], list[float | None]]
 
 LEVEL = 0.05
-"""What a p-value has to be below, after Holm's correction, for two arms to be told apart."""
+"""What a p-value has to be below, after correction, for two arms to be told apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +59,34 @@ def values_of(results: Sequence[Result], name: str) -> list[Any]:
     return list(dict.fromkeys(result["setting"][name] for result in results))
 
 
+def in_sequence(p_values: Sequence[float | None]) -> list[float | None]:
+    """Corrects for comparisons whose order was fixed before any was made.
+
+    They are made one after the other until one fails, so none costs another its level: the
+    corrected p-value is the largest so far, ``max_{j<=i} p_j``, and that of every comparison
+    behind one that was not made is unknown.
+
+    Source: Maurer, Hothorn & Lehmacher, "Multiple Comparisons in Drug Clinical Trials and
+    Preclinical Assays: A-Priori Ordered Hypotheses", Biometrie in der
+    chemisch-pharmazeutischen Industrie 6, 1995.
+
+    Args:
+        p_values: In the order of the comparisons.
+    """
+    corrected: list[float | None] = []
+    for place, p_value in enumerate(p_values):
+        before = corrected[-1] if place else 0.0
+        corrected.append(None if p_value is None or before is None else max(before, p_value))
+    return corrected
+
+
 def compared(
-    results: Sequence[Result], name: str, arms: Mapping[Any, str], reference: str, number: Number
+    results: Sequence[Result],
+    name: str,
+    arms: Mapping[Any, str],
+    reference: str,
+    number: Number,
+    correct: Correction = holm,
 ) -> list[Comparison]:
     """One comparison for each value of a setting at which both arms share a seed.
 
@@ -69,9 +96,7 @@ def compared(
         arms: Which arm is compared, per value of the setting.
         reference: What it is compared with.
         number: What is compared, such as the quality on a split.
-
-    Returns:
-        With p-values that are Holm's over all values.
+        correct: How the p-values are corrected for there being several values.
     """
     found = []
     for value, arm in arms.items():
@@ -81,7 +106,7 @@ def compared(
         )
         if difference is not None and arm != reference:
             found.append(Comparison(value, arm, difference, None))
-    corrected = holm([comparison.difference.p_value for comparison in found])
+    corrected = correct([comparison.difference.p_value for comparison in found])
     return [
         dataclasses.replace(comparison, p_value=p_value)
         for comparison, p_value in zip(found, corrected, strict=True)

@@ -46,6 +46,8 @@ class Freezing(StudySettings):
         "none_frozen",
     )
     """the scenarios to compare"""
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    """the seeds to train each with"""
     data: DataConfig = _QUICK
     batch_size: int = 16
     """examples per step, over all devices"""

@@ -11,8 +11,8 @@ from experiments.arms import Result, arms_of, evaluation_split, lookup, numbers,
 from experiments.compare import Number, compared, over_all, values_of
 from experiments.document import Block, Bullets, Document, Heading, Paragraph
 from experiments.outline import Failure, picture
-from experiments.study import Report
 from experiments.study_plots import curves
+from mtl_jax.config import TASKS
 
 SETTING = "fraction"
 JOINT = "joint"
@@ -23,41 +23,28 @@ _SAY = {
 }
 
 
-def leave_report(scarce: str, other: str) -> Report:
-    """What writes and prints the report; see ``study.Report``.
-
-    Args:
-        scarce: The task whose labels are thinned.
-        other: The other one.
-    """
-
-    def leave(
-        folder: Path,
-        results: Sequence[Result],
-        failures: Sequence[Failure],
-        context: Mapping[str, Any],
-    ) -> Path:
-        return blocks.leave(folder, document(results, failures, context, scarce, other))
-
-    return leave
-
-
-def document(
+def leave_report(
+    folder: Path,
     results: Sequence[Result],
     failures: Sequence[Failure],
     context: Mapping[str, Any],
-    scarce: str,
-    other: str,
+) -> Path:
+    """Writes and prints the report; see ``study.Report``."""
+    return blocks.leave(folder, document(results, failures, context))
+
+
+def document(
+    results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
 ) -> Document:
     """The report as data.
 
     Args:
-        results: Lines of ``results.jsonl``.
+        results: Lines of ``results.jsonl``, of one scarce task.
         failures: Arms without a result.
         context: See ``report.write_report``.
-        scarce: The task whose labels are thinned.
-        other: The other one.
     """
+    (scarce,) = values_of(results, "scarce_task")
+    (other,) = (task for task in TASKS if task != scarce)
     split = evaluation_split(results)
     fractions = fraction_names(results)
     findings: list[Block] = []
@@ -109,7 +96,7 @@ def of(task: str, split: str) -> Number:
 def fraction_names(results: Sequence[Result]) -> dict[float, str]:
     """The parts of the labels that were kept, the smallest first, in per cent."""
     values = sorted(values_of(results, SETTING))
-    return {value: f"{100 * value:g}\N{NO-BREAK SPACE}%" for value in values}
+    return {value: f"{100 * value:g} %" for value in values}
 
 
 def _finding(results: Sequence[Result], arm: str, scarce: str, split: str) -> list[Block]:

@@ -32,7 +32,6 @@ from mtl_jax.errors import UserError
 if TYPE_CHECKING:
     from mtl_jax.inputs import Inputs
 
-SETTING = "fraction"
 _SCENARIOS = {"joint": "none_frozen", "single_task": "none_frozen"}
 
 
@@ -71,17 +70,20 @@ class ScarceTask(StudySettings):
             thinned["label_columns"] = alone
             changes[f"{self.other_task}_weight"] = 0.0
         shared = {**self.of_a_run(), **changes, "data": dataclasses.replace(self.data, **thinned)}
-        workdir = arm_folder(self.workdir, name, seed, {SETTING: fraction})
+        workdir = arm_folder(self.workdir, name, seed, self._setting(fraction))
         return TrainConfig(
             **shared, workdir=workdir, seed=seed, **protocol(_SCENARIOS.get(name, name))
         )
+
+    def _setting(self, fraction: float) -> dict[str, Any]:
+        return {"scarce_task": self.scarce_task, "fraction": fraction}
 
     def groups(self) -> Iterator[list[Arm]]:
         """The arms that are trained at once: fraction by fraction, so that each is read once."""
         for fraction in sorted(self.fractions):
 
             def arm(name: str, seed: int, fraction: float = fraction) -> Arm:
-                return Arm(name, self.config(name, seed, fraction), {SETTING: fraction})
+                return Arm(name, self.config(name, seed, fraction), self._setting(fraction))
 
             yield from by_seeds(self.arms, self.seeds, self.at_once(), arm)
 
@@ -121,7 +123,7 @@ def run(study: ScarceTask, command: str) -> int:
         workdir=study.workdir,
         record=_record(study, inputs),
         groups=list(study.groups()),
-        report=leave_report(study.scarce_task, study.other_task),
+        report=leave_report,
         settings=study.described("fractions", "arms"),
         notes=[*inputs.notes(), f"the {study.scarce_task} labels are thinned"],
         keep_checkpoints=study.keep_checkpoints,

@@ -38,7 +38,7 @@ from mtl_jax.errors import UserError
 if TYPE_CHECKING:
     from mtl_jax.inputs import Inputs
 
-SETTING = "sentences"
+SETTING = "max_train_examples"
 RECIPES = ("gradual_unfreezing", "top_down_2", "lp_ft", "auto")
 _ONLY_LAYER = re.compile(r"only_layer_(\d+)")
 

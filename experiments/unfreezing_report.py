@@ -22,6 +22,7 @@ from experiments.compare import (
     Number,
     compared,
     having,
+    in_sequence,
     over_all,
     values_of,
 )
@@ -31,7 +32,7 @@ from experiments.statistics import mean_interval
 from experiments.study import is_recipe
 from experiments.study_plots import curves, heat_map
 
-SETTING = "sentences"
+SETTING = "max_train_examples"
 FROZEN, AT_ONCE, GRADUAL = "backbone_frozen", "none_frozen", "gradual_unfreezing"
 
 
@@ -93,9 +94,13 @@ def is_depth(arm: str) -> bool:
 
 
 def depth_gains(results: Sequence[Result], split: str) -> list[Comparison]:
-    """Per size the best depth, chosen on validation, minus the frozen backbone on ``split``."""
+    """Per size the best depth, chosen on validation, minus the frozen backbone on ``split``.
+
+    The largest size comes first, as the most likely to show a gain; a smaller one counts only
+    where every larger one has told the two apart.
+    """
     chosen = {}
-    for size in size_names(results):
+    for size in sorted(size_names(results), reverse=True):
         here = having(results, **{SETTING: size})
         scores = {
             arm: mean_interval(qualities(here, arm, "validation").values())
@@ -105,7 +110,7 @@ def depth_gains(results: Sequence[Result], split: str) -> list[Comparison]:
         known = {arm: interval.mean for arm, interval in scores.items() if interval}
         if known:
             chosen[size] = max(known, key=lambda arm: known[arm])
-    return compared(results, SETTING, chosen, FROZEN, on(split))
+    return compared(results, SETTING, chosen, FROZEN, on(split), in_sequence)
 
 
 def pays_from(gains: Sequence[Comparison]) -> int | None:

@@ -17,16 +17,16 @@ from experiments.unfreezing_report import depth_gains, document, gradual_text, p
 from mtl_jax.config import DataConfig
 from mtl_jax.errors import UserError
 
-ARMS = ("backbone_frozen", "top_1", "none_frozen", "only_layer_0", "only_layer_2")
+ARMS = ("backbone_frozen", "none_frozen", "only_layer_0")
 
 
 def of(size, arm, score, validation=None, seconds=10.0):
-    """Three seeds, whose scores lie 0.001 apart, in an order that depends on the arm."""
-    wobble = (0.0, 0.001, 0.002) if arm == "backbone_frozen" else (0.001, 0.0, 0.002)
+    """Six seeds, whose scores lie 0.001 apart, in an order that depends on the arm."""
+    wobble = 2 * ((0.0, 0.001, 0.002) if arm == "backbone_frozen" else (0.001, 0.0, 0.002))
     return [
         {
             **line(arm, seed, (validation or score) + more, seconds, test=score + more),
-            "setting": {"sentences": size},
+            "setting": {"max_train_examples": size},
         }
         for seed, more in enumerate(wobble)
     ]
@@ -63,11 +63,11 @@ def test_from_how_many_sentences_it_pays():
         "chosen on validation, has +0.040 of test macro-F1 over `backbone_frozen`; with 64 it is "
         "not shown to."
     )
-    larger = [result for result in RESULTS if result["setting"]["sentences"] > 64]
+    larger = [result for result in RESULTS if result["setting"]["max_train_examples"] > 64]
     assert "already with 256 training sentences, the fewest that were tried" in pays_text(
         larger, "test"
     )
-    fewest = [result for result in RESULTS if result["setting"]["sentences"] == 64]
+    fewest = [result for result in RESULTS if result["setting"]["max_train_examples"] == 64]
     assert "not shown to pay up to 64 training sentences" in pays_text(fewest, "test")
     frozen = [result for result in RESULTS if result["arm"] == "backbone_frozen"]
     assert pays_text(frozen, "test").startswith("Nothing can be said")
@@ -93,7 +93,8 @@ def test_gradual_against_at_once():
 def test_the_report_holds_every_arm_at_every_size():
     text = to_markdown(document(RESULTS, [], {"command": "the command"}))
     assert "| arm | 64 | 256 | 1,024 |" in text
-    assert "| `top_1` | 0.501 ± 0.002 | 0.641 ± 0.002 | 0.701 ± 0.002 |" in text
+    # Their standard deviation is 0.00089, its error 0.00037, and t with 5 degrees of freedom 2.57.
+    assert "| `top_1` | 0.501 ± 0.001 | 0.641 ± 0.001 | 0.701 ± 0.001 |" in text
     assert "| `gradual_unfreezing` | 10.0 | 10.0 | 20.0 |" in text
     assert "](heat_map.png)" in text
     assert "](curves.png)" in text
@@ -112,9 +113,11 @@ def test_sizes_and_passes(tmp_path):
     # Steps of a pass: 1, 4, 7, 32.
     assert [study.passes(count) for count in (16, 64, 100, 500)] == [12, 3, 3, 3]
     assert dataclasses.replace(study, min_steps=13).passes(64) == 4
-    for wrong in ({"sizes": (0,)}, {"sizes": ()}, {"min_steps": -1}):
-        with pytest.raises(UserError, match=next(iter(wrong)).replace("_", "-")):
-            Unfreezing(workdir=str(tmp_path), **wrong)
+    for sizes, words in (((0,), "--sizes 0 must be at least 1"), ((), "--sizes is empty")):
+        with pytest.raises(UserError, match=words):
+            Unfreezing(workdir=str(tmp_path), sizes=sizes)
+    with pytest.raises(UserError, match="--min-steps -1 must not be negative"):
+        Unfreezing(workdir=str(tmp_path), min_steps=-1)
 
 
 def test_the_arms_of_a_backbone(tmp_path):
@@ -146,13 +149,13 @@ def test_a_killed_study_goes_on(flags, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(command(killed, flags), stderr=subprocess.PIPE, text=True, env=env)
     assert process.stderr is not None
-    # In the middle of the fourth arm, which has begun its epochs.
-    assert any("arm 4 of 20: only_layer_0" in text for text in process.stderr)
+    # In the middle of the third arm, which has begun its epochs.
+    assert any("arm 3 of 12: only_layer_0" in text for text in process.stderr)
     assert any("epoch 1 of 4" in text for text in process.stderr)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     before = results_in(killed)
-    assert [result["arm"] for result in before] == list(ARMS[:3])
+    assert [result["arm"] for result in before] == list(ARMS[:2])
 
     for folder in (killed, whole):
         done = subprocess.run(
@@ -161,19 +164,19 @@ def test_a_killed_study_goes_on(flags, tmp_path):
         assert done.returncode == 0, done.stderr
         assert "unfreezing" in done.stdout
     after = results_in(killed)
-    assert after[:3] == before
+    assert after[:2] == before
     assert [without_times(result) for result in after] == [
         without_times(result) for result in results_in(whole)
     ]
-    arms = [(r["setting"]["sentences"], r["seed"], r["arm"]) for r in after]
+    arms = [(r["setting"]["max_train_examples"], r["seed"], r["arm"]) for r in after]
     assert arms == [(size, seed, arm) for size in (16, 96) for seed in (0, 1) for arm in ARMS]
-    assert [r["epochs"] for r in after] == [4] * 10 + [2] * 10
+    assert [r["epochs"] for r in after] == [4] * 6 + [2] * 6
     # One layer of 16 wide and 32 within: 4 x (16 x 16 + 16), 2 x 16 x 32 + 32 + 16, 2 norms of
     # 2 x 16, beside two heads of 3 classes each.
     layer, heads = 4 * 272 + 1024 + 48 + 64, 2 * (16 * 3 + 3)
     trained = {r["arm"]: r["trainable_parameters"] for r in after}
-    assert trained["only_layer_0"] == trained["only_layer_2"] == layer + heads
-    assert trained["top_1"] == layer + heads
+    assert trained["only_layer_0"] == layer + heads
+    assert trained["backbone_frozen"] == heads
     for name in ("report.md", "report.html", "heat_map.png", "curves.png"):
         assert (killed / name).stat().st_size > 1000
     assert not list(killed.glob("arms/*/checkpoints"))
