@@ -34,7 +34,7 @@ def leave_report(
     context: Mapping[str, Any],
 ) -> Path:
     """Writes and prints the report; see ``study.Report``."""
-    return blocks.leave(folder, document(results, failures, context))
+    return blocks.leave(folder, document(results, failures, context), most_columns=5)
 
 
 def document(
@@ -146,8 +146,8 @@ def _table(results: Sequence[Result], names: Mapping[str, str], split: str) -> T
                 Cell(f"`{arm}`"),
                 Cell(str(len({r["seed"] for r in here if r["arm"] == arm}))),
                 blocks.mean_cell(scores),
-                over,
                 seconds,
+                over,
                 Cell(wording.fixed(trained.mean if trained else None, 0)),
                 Cell(wording.fixed(total.mean if total else None, 0)),
             )
@@ -158,8 +158,8 @@ def _table(results: Sequence[Result], names: Mapping[str, str], split: str) -> T
         "arm",
         "seeds",
         "macro-F1",
-        f"minus {names[baseline]}",
         "train s",
+        f"minus {names[baseline]}",
         "trained parameters",
         "parameters",
     )

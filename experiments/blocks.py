@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -121,18 +122,32 @@ def report(
     return Document(title, subtitle, (*blocks, *origin(results, (), context)))
 
 
-def leave(folder: Path, document: Document) -> Path:
-    """Writes a document, and prints what it found and its first table."""
+def leave(folder: Path, document: Document, most_columns: int | None = None) -> Path:
+    """Writes a document; prints its first table, less its asides, and what was found.
+
+    Args:
+        folder: Of the study.
+        document: Its report.
+        most_columns: Of the table, on the terminal.
+    """
     path = write_document(folder, document)
     console = Console()
     table = next((block for block in document.blocks if isinstance(block, Table)), None)
     if table is not None:
-        console.print(rich_table(table))
+        console.print(rich_table(_narrow(table, most_columns)))
     for block in document.blocks:
         if isinstance(block, Paragraph) and block.style:
             colour = "red" if block.style == "warning" else "default"
             console.print(f"[{colour}]{escape(block.text.replace('`', ''))}[/{colour}]")
     return path
+
+
+def _narrow(table: Table, most: int | None) -> Table:
+    """What of a table fits a terminal."""
+    rows = (
+        Row(tuple(Cell(cell.text) for cell in row.cells[:most]), row.style) for row in table.rows
+    )
+    return dataclasses.replace(table, columns=table.columns[:most], rows=tuple(rows))
 
 
 def _runs(

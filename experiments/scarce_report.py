@@ -106,15 +106,18 @@ def _finding(results: Sequence[Result], arm: str, scarce: str, split: str) -> li
     if whole is None:
         return []
     gains = compared(results, SETTING, dict.fromkeys(fractions, arm), JOINT, number)
-    told_apart = [gain for gain in gains if gain.verdict != "not told apart"]
-    where = ", ".join(f"{gain.verdict} with {fractions[gain.value]}" for gain in told_apart)
+    where = "; ".join(
+        f"{verdict} with {', '.join(there)}"
+        for verdict in ("better", "worse", "not told apart")
+        if (there := [fractions[gain.value] for gain in gains if gain.verdict == verdict])
+    )
     interval = whole.difference.interval
     limits = f" {wording.limits(interval)}" if interval.low is not None else ""
     what = _SAY.get(arm, f"`{arm}`")
     lead = (
         f"{what} changes the {scarce} macro-F1 on the {split} split by "
         f"{wording.signed(whole.mean)}{limits} against joint training, the mean over all parts "
-        f"of the labels, paired by seed: {where or 'not told apart with any part of them'}."
+        f"of the labels, paired by seed: {where}."
     )
     texts = [
         blocks.comparison_text(gain, JOINT, f"{fractions[gain.value]} of the labels")

@@ -47,7 +47,7 @@ def test_what_freezing_the_scarce_head_buys_is_said_first():
     assert (
         "Freezing the scarce head first changes the sentiment macro-F1 on the test split by +0.020"
     ) in text
-    assert "paired by seed: better with 1 %." in text
+    assert "paired by seed: better with 1 %; not told apart with 100 %." in text
     assert "1 % of the labels: `scarce_head_last` +0.040" in text
     tables = text.split("**classifier macro-F1 on the test split")[1]
     # The untrained head of the other task is no result.
