@@ -123,7 +123,7 @@ def report(
 
 
 def leave(folder: Path, document: Document, most_columns: int | None = None) -> Path:
-    """Writes a document; prints its first table, less its asides, and what was found.
+    """Writes a document; prints its first table of numbers, less the asides, and what was found.
 
     Args:
         folder: Of the study.
@@ -132,7 +132,8 @@ def leave(folder: Path, document: Document, most_columns: int | None = None) -> 
     """
     path = write_document(folder, document)
     console = Console()
-    table = next((block for block in document.blocks if isinstance(block, Table)), None)
+    tables = (block for block in document.blocks if isinstance(block, Table))
+    table = next((table for table in tables if not table.textual), None)
     if table is not None:
         console.print(rich_table(_narrow(table, most_columns)))
     for block in document.blocks:
