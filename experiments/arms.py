@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mtl_jax.config import TASKS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
 Result = dict[str, Any]
@@ -118,3 +119,60 @@ def sources_of(results: Sequence[Result], split: str) -> list[str]:
         metrics = (result.get(split) or {}).get("sentiment") or {}
         found.update(dict.fromkeys(metrics.get("weighted_f1_by_source") or {}))
     return list(found)
+
+
+def setting_name(line: Mapping[str, Any]) -> str:
+    """The setting of a run in words, ``max_train_examples 64``; empty without one."""
+    setting = line.get("setting") or {}
+    return ", ".join(f"{name} {_written(value)}" for name, value in setting.items())
+
+
+def by_setting(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The lines of each setting, in the order of the file; a study without has one, ``""``."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(setting_name(result), []).append(result)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """How many of the runs that a study asks of an arm have a result."""
+
+    runs: int
+    asked: int
+    settings: int
+
+    def __str__(self) -> str:
+        unit = "seed" if self.settings == 1 else "run"
+        return f"{self.runs} of {self.asked} {unit}{'' if self.asked == 1 else 's'}"
+
+
+def unfinished(
+    results: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Finished]:
+    """The arms that lack a result for some seed of the study, in the fixed order.
+
+    A study asks each arm for every seed that any arm has or failed with, in each of the
+    arm's own settings. A mean over the seeds that are left is no fair match for a mean
+    over all: the seed that failed may be the one that every arm does badly with.
+
+    Args:
+        results: Lines of ``results.jsonl``.
+        failures: Runs without a result, with ``arm``, ``seed`` and, if any, ``setting``.
+    """
+    lines = [*results, *failures]
+    seeds = len({line["seed"] for line in lines})
+    found = {}
+    for arm in arm_order(line["arm"] for line in lines):
+        settings = len({setting_name(line) for line in lines if line["arm"] == arm})
+        runs = {(line["seed"], setting_name(line)) for line in results if line["arm"] == arm}
+        if len(runs) < seeds * settings:
+            found[arm] = Finished(len(runs), seeds * settings, settings)
+    return found
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return "all"
+    return f"{value:,}" if isinstance(value, int) else f"{value}"

@@ -182,7 +182,7 @@ def _circumstances(settings: Benchmark, devices: str, load: float, command: str)
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={name: version(name) for name in packages} | {"python": platform.python_version()},
         repeats=settings.repeats,
-        data=settings.data.train_file or settings.data.dataset,
+        data=" and ".join(origin.name for origin in settings.data.origins),
         backbone=settings.backbone,
         batch_size=settings.batch_size,
     )

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from experiments import wording
 from experiments.arms import Result, arms_of, per_seed
+from experiments.claims_report import claims_blocks
 from experiments.compare import Comparison, Number, having
 from experiments.document import Block, Bullets, Cell, Document, Heading, Paragraph, Row, Table
 from experiments.outline import Failure, origin, warnings
@@ -113,13 +114,15 @@ def report(
     failures: Sequence[Failure],
     context: Mapping[str, Any],
 ) -> Document:
-    """The document of a study: warnings, findings, details, and what was counted and how."""
+    """The document of a study: warnings, findings, claims, details, counts, and how it was made."""
     seeds = wording.count_of(len({result["seed"] for result in results}), "seed")
     subtitle = " · ".join((wording.count_of(len(arms_of(results)), "arm"), seeds))
     if context.get("started"):
         subtitle += f" · {context['started']}"
-    blocks = [*warnings(results, failures), *findings, *details, *_runs(results, failures, context)]
-    return Document(title, subtitle, (*blocks, *origin(results, (), context)))
+    claims = claims_blocks(results, failures)
+    blocks = [*warnings(results, failures), *findings, *claims, *details]
+    blocks += [*_runs(results, failures, context), *origin(results, (), context)]
+    return Document(title, subtitle, tuple(blocks))
 
 
 def leave(folder: Path, document: Document, most_columns: int | None = None) -> Path:

@@ -7,13 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments.arms import Result, per_seed
-from experiments.statistics import PairedDifference, holm, paired_difference
+from experiments.statistics import LEVEL, PairedDifference, holm, paired_difference
 
 Number = Callable[[Result], float | None]
 Correction = Callable[[Sequence[float | None]], list[float | None]]
-
-LEVEL = 0.05
-"""What a p-value has to be below, after correction, for two arms to be told apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """``better``, ``worse``, or ``not told apart``."""
-        if self.p_value is None or self.p_value >= LEVEL:
+        if self.p_value is None or self.p_value > LEVEL:
             return "not told apart"
         return "better" if self.mean > 0 else "worse"
 

@@ -102,7 +102,7 @@ def run(study: Freezing, command: str) -> int:
         workdir=study.workdir,
         record={"study": "freezing", "settings": study.record(), **inputs.record()},
         groups=[
-            [Arm(config.scenario, config) for config in group]
+            [Arm(config.name, config) for config in group]
             for group in study.groups(study.at_once())
         ],
         report=_report,

@@ -22,6 +22,7 @@ from experiments.document import (
 from experiments.drawing import panel_row
 from experiments.palette import styled
 from experiments.plots import save
+from experiments.search_report import search_blocks
 from experiments.statistics import Interval, mean_interval
 from mtl_jax.config import TASKS
 
@@ -42,6 +43,15 @@ def by_setting(lines: Sequence[Line]) -> dict[Setting, list[float] | None]:
         elif known is not None:
             known.append(max(line["validation"]))
     return scores
+
+
+def trial_scores(lines: Sequence[Line]) -> list[float]:
+    """The validation score that each setting was judged by: its mean over seeds.
+
+    A setting that diverged with any seed was tried and found nothing: it scores 0, the
+    least that macro-F1 can be.
+    """
+    return [sum(v) / len(v) if v else 0.0 for v in by_setting(lines).values()]
 
 
 def setting_table(lines: Sequence[Line], most: int | None = None) -> Table:
@@ -147,6 +157,7 @@ def document(lines: Sequence[Line], context: Mapping[str, Any]) -> Document:
             "to the largest.",
         ),
         setting_table(lines),
+        *search_blocks(trial_scores(lines)),
         Heading("How it was made"),
         Code(context["command"]),
         Paragraph(

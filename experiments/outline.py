@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import plots, tables, wording
-from experiments.arms import REFERENCE, Result, arms_of, evaluation_split, numbers
+from experiments.arms import REFERENCE, Result, arms_of, evaluation_split, numbers, unfinished
+from experiments.claims_report import claims_blocks
 from experiments.document import (
     Block,
     Bullets,
@@ -43,6 +44,7 @@ def build(
     if context.get("started"):
         subtitle.append(str(context["started"]))
     blocks = [*warnings(results, failures), *_findings(results)]
+    blocks += claims_blocks(results, failures)
     blocks += _details(results) if results else []
     blocks += origin(results, failures, context)
     return Document("What to freeze", " · ".join(subtitle), tuple(blocks))
@@ -93,6 +95,11 @@ def warnings(results: Sequence[Result], failures: Sequence[Failure]) -> list[Blo
     if failures:
         failed = f"{wording.count_of(len(failures), 'run')} failed; see the end of the report."
         blocks.append(Paragraph(failed, "warning"))
+    lacking = unfinished(results, failures)
+    if lacking:
+        arms = "; ".join(f"`{arm}` {finished}" for arm, finished in lacking.items())
+        text = "Results are missing, and means over unlike seeds are no fair match"
+        blocks.append(Paragraph(f"{text}: {arms}.", "warning"))
     return blocks
 
 

@@ -172,7 +172,7 @@ class FineTuning:
         bert = self.model.backbone.config
         self._pad, self._length = bert.pad_token_id, bert.max_position_embeddings
         self._tokenizer = load_tokenizer(config.backbone)
-        self.optimizer = make_optimizer(self.model, freeze(self.model, config.scenario), config)
+        self.optimizer = make_optimizer(self.model, freeze(self.model, config.name), config)
         self._splits: dict[str, tuple[Examples, Tokens]] = {}
         train, self.tokens = self._split("train")
         self._labels = {

@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING
 from experiments import wording
 from experiments.arms import (
     REFERENCE,
+    Finished,
     Result,
     evaluation_split,
     numbers,
     qualities,
     trained_arms,
+    unfinished,
 )
+from experiments.resampling import FEWEST_SEEDS, seeds_needed, smallest_p
 from experiments.statistics import (
+    LEVEL,
     Interval,
     PairedDifference,
     mean_interval,
     paired_difference,
-    t_factor,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 TOLERANCE = 0.01
-
-# From this many seeds on the t factor is within 15 % of its limit, and needs no warning.
-_FEW_SEEDS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Recommendation:
     """the highest validation mean"""
     candidates: tuple[Candidate, ...]
     """every eligible arm, cheapest first"""
+    left_out: Mapping[str, Finished]
+    """trained arms that are not ranked, as they lack seeds that another arm has"""
     tolerance: float
     split: str
     """where the comparisons below were measured"""
@@ -67,8 +69,9 @@ def recommend(results: Sequence[Result], tolerance: float = TOLERANCE) -> Recomm
     """Chooses the cheapest arm that is within ``tolerance`` of the best on validation.
 
     The test split has no part in the choice, so its numbers stay an unbiased estimate for
-    the arm that was chosen. ``all_frozen`` trains nothing and is not eligible. Equal cost
-    is decided by the higher validation mean, then by the fixed order of the arms.
+    the arm that was chosen. ``all_frozen`` trains nothing and is not eligible. Nor is an arm
+    that lacks seeds, unless all do; it may still be the opponent, being paired by seed. Equal
+    cost is decided by the higher validation mean, then by the fixed order of the arms.
 
     Args:
         results: Lines of ``results.jsonl``.
@@ -85,12 +88,15 @@ def recommend(results: Sequence[Result], tolerance: float = TOLERANCE) -> Recomm
             found.append(Candidate(arm, seconds.mean, validation.mean))
     if not found:
         return None
-    candidates = sorted(found, key=lambda candidate: (candidate.seconds, -candidate.validation))
+    lacking = unfinished(results)
+    whole = [candidate for candidate in found if candidate.arm not in lacking]
+    left_out = {each.arm: lacking[each.arm] for each in found if whole and each not in whole}
+    candidates = sorted(whole or found, key=lambda each: (each.seconds, -each.validation))
     best = max(candidates, key=lambda candidate: candidate.validation)
     chosen = next(candidate for candidate in candidates if _within(candidate, best, tolerance))
     others = [candidate for candidate in candidates if candidate is not chosen]
     opponent = next(
-        (candidate for candidate in others if candidate.arm == REFERENCE),
+        (each for each in found if each.arm == REFERENCE and each is not chosen),
         max(others, key=lambda candidate: candidate.validation, default=None),
     )
     split = evaluation_split(results)
@@ -99,6 +105,7 @@ def recommend(results: Sequence[Result], tolerance: float = TOLERANCE) -> Recomm
         chosen=chosen,
         best=best,
         candidates=tuple(candidates),
+        left_out=left_out,
         tolerance=tolerance,
         split=split,
         score=mean_interval(scores.values()),
@@ -111,7 +118,7 @@ def recommend(results: Sequence[Result], tolerance: float = TOLERANCE) -> Recomm
 
 def explain(advice: Recommendation) -> list[str]:
     """The recommendation in plain sentences: the choice, and how sure it is."""
-    return [_choice(advice), *_evidence(advice)]
+    return [_choice(advice), *_unranked(advice), *_evidence(advice)]
 
 
 def alternatives(advice: Recommendation, results: Sequence[Result]) -> list[str]:
@@ -158,7 +165,8 @@ def _is_trade(candidate: Candidate, advice: Recommendation) -> bool:
 def _choice(advice: Recommendation) -> str:
     chosen, best, count = advice.chosen, advice.best, len(advice.candidates)
     if count == 1:
-        return f"`{chosen.arm}` is the only scenario with results, so there is no choice to make."
+        what = "results of every seed" if advice.left_out else "results"
+        return f"`{chosen.arm}` is the only scenario with {what}, so there is no choice to make."
     if chosen is best:
         sentence = (
             f"Use `{chosen.arm}`: of {count} scenarios it has the best validation macro-F1 "
@@ -174,6 +182,13 @@ def _choice(advice: Recommendation) -> str:
         f"{advice.tolerance:g} of the best, {wording.fixed(chosen.validation)} against "
         f"{wording.fixed(best.validation)} of `{best.arm}`, with {_time(chosen, best)}."
     )
+
+
+def _unranked(advice: Recommendation) -> list[str]:
+    if not advice.left_out:
+        return []
+    arms = "; ".join(f"`{arm}`, {finished}" for arm, finished in advice.left_out.items())
+    return [f"Not ranked, for want of runs that others have: {arms}."]
 
 
 def _evidence(advice: Recommendation) -> list[str]:
@@ -195,37 +210,43 @@ def _evidence(advice: Recommendation) -> list[str]:
     # The sentence on the choice has already said what the best arm costs.
     time = "" if opponent is advice.best else f", with {_time(advice.chosen, opponent)}"
     compared = f"{head}, {_against(gap.mean)} `{opponent.arm}`{time}."
-    return [compared, *_certainty(gap, advice.tolerance), *_seeds(gap.n)]
+    return [compared, *_certainty(difference, advice.tolerance), *_seeds(gap.n)]
 
 
-def _certainty(gap: Interval, tolerance: float) -> list[str]:
+def _certainty(difference: PairedDifference, tolerance: float) -> list[str]:
+    gap = difference.interval
     if gap.low is None:
         return []
-    text = f"The 95 % interval of that difference is {wording.limits(gap)}"
-    if gap.excludes(0):
-        verdict = "it excludes 0, so, taken alone, the difference is more than the luck of the seed"
+    text = f"The 95 % bootstrap interval of that difference is {wording.limits(gap)}"
+    p_value = f"permutation p {wording.p_text(difference.p_value)}"
+    if not gap.excludes(0):
+        verdict = f"it includes 0, so these seeds do not tell the two apart ({p_value})"
+    elif difference.p_value <= LEVEL:
+        verdict = (
+            f"it excludes 0, so, taken alone, the difference is more than the luck of the seed "
+            f"({p_value})"
+        )
     else:
-        verdict = "it includes 0, so these seeds do not tell the two apart"
-    loss = (
-        f"a loss of more than {tolerance:g} is ruled out"
-        if gap.low >= -tolerance
-        else f"a loss of more than {tolerance:g} is not ruled out"
-    )
-    return [f"{text}: {verdict}, and {loss}."]
+        verdict = f"it excludes 0, yet that may be the luck of the seed ({p_value})"
+    losses = "no loss" if gap.low >= -tolerance else "losses"
+    return [f"{text}: {verdict}, and it holds {losses} of more than {tolerance:g}."]
 
 
 def _seeds(n: int) -> list[str]:
+    enough = seeds_needed(1, LEVEL)
     if n == 1:
         return [
             "This rests on 1 seed: there is no interval, and a difference may be the luck of "
-            "that seed. Run at least 3."
+            f"that seed. Run at least {enough}."
         ]
-    if n < _FEW_SEEDS:
-        return [
-            f"It rests on {n} seeds: the interval is wide, {t_factor(n):.1f} standard errors to "
-            f"each side, where many seeds would need 2.0."
-        ]
-    return [f"It rests on {n} seeds."]
+    if n >= enough:
+        return [f"It rests on {n} seeds."]
+    interval = "there is no interval, and " if n < FEWEST_SEEDS else ""
+    return [
+        f"It rests on {n} seeds: {interval}the smallest p-value that a permutation test of {n} "
+        f"can give is 2/2^{n} = {smallest_p(n):.4g}. Run at least {enough} to tell a difference "
+        f"from luck at {LEVEL:g}."
+    ]
 
 
 def _trade(other: Candidate, advice: Recommendation, results: Sequence[Result]) -> str:

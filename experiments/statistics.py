@@ -3,6 +3,10 @@
 The unit is the seed: it draws the heads, the order of the data and dropout. An interval
 here says how far the mean would move with other seeds. It says nothing of other test
 examples or other data.
+
+The mean of one arm has Student's t interval, which reads as "± so much" and does not need
+many seeds. What is claimed rests on differences of arms, paired by seed; these have
+bootstrap intervals and permutation tests, which need no normal distribution of the seeds.
 """
 
 from __future__ import annotations
@@ -13,13 +17,18 @@ from typing import TYPE_CHECKING
 
 import scipy.stats
 
+from experiments.resampling import bootstrap_limits, sign_flip_p
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+
+LEVEL = 0.05
+"""the p-value, after correction, from which on a difference is taken for real"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean over ``n`` seeds and its confidence limits; None where one seed gives none."""
+    """A mean over ``n`` seeds and its confidence limits; None where they are too few."""
 
     mean: float
     low: float | None
@@ -28,7 +37,7 @@ class Interval:
 
     @property
     def half_width(self) -> float | None:
-        """Distance from the mean to a limit; the t interval is symmetric."""
+        """Distance from the mean to a limit of a t interval, which is symmetric."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
     def excludes(self, value: float) -> bool | None:
@@ -43,8 +52,8 @@ class PairedDifference:
     """Arm minus reference over the seeds that both have."""
 
     interval: Interval
-    p_value: float | None
-    """Two-sided, of the hypothesis that the mean difference is 0; None with one seed."""
+    p_value: float
+    """Two-sided, of the hypothesis that the mean difference is 0."""
 
 
 def t_factor(n: int, confidence: float = 0.95) -> float:
@@ -70,19 +79,19 @@ def mean_interval(values: Collection[float], confidence: float = 0.95) -> Interv
     mean = math.fsum(values) / n
     if n == 1:
         return Interval(mean, None, None, 1)
-    half = t_factor(n, confidence) * _standard_error(values, mean)
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    half = t_factor(n, confidence) * error
     return Interval(mean, mean - half, mean + half, n)
 
 
 def paired_difference(
     arm: Mapping[int, float], reference: Mapping[int, float], confidence: float = 0.95
 ) -> PairedDifference | None:
-    """Mean difference over shared seeds, with its t interval and two-sided p-value.
+    """Mean difference over shared seeds, its bootstrap limits and its permutation p-value.
 
     Pairing by seed removes what the seed does to both arms alike: they start from the
-    same heads and read the data in the same order.
-
-    Source: the paired t test, Student (1908), as in ``scipy.stats.ttest_rel``.
+    same heads and read the data in the same order. ``experiments.resampling`` has the
+    sources of both.
 
     Args:
         arm: Value per seed.
@@ -93,17 +102,12 @@ def paired_difference(
         None where no seed is shared.
     """
     differences = [arm[seed] - reference[seed] for seed in sorted(arm.keys() & reference.keys())]
-    interval = mean_interval(differences, confidence)
-    if interval is None:
+    p_value = sign_flip_p(differences)
+    if p_value is None:
         return None
-    if interval.n == 1:
-        return PairedDifference(interval, None)
-    error = _standard_error(differences, interval.mean)
-    if error == 0:
-        # t is 0/0 or x/0 here: equal differences in a few seeds are no proof of anything.
-        return PairedDifference(interval, 1.0 if interval.mean == 0 else None)
-    t = abs(interval.mean) / error
-    return PairedDifference(interval, float(2 * scipy.stats.t.sf(t, interval.n - 1)))
+    mean = math.fsum(differences) / len(differences)
+    low, high = bootstrap_limits(differences, confidence) or (None, None)
+    return PairedDifference(Interval(mean, low, high, len(differences)), p_value)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -127,8 +131,3 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, (len(known) - rank) * p))
         corrected[index] = largest
     return corrected
-
-
-def _standard_error(values: Collection[float], mean: float) -> float:
-    n = len(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from mtl_jax.cli import parse, prepare
 from mtl_jax.config import Settings, TrainConfig
 from mtl_jax.errors import UserError
+from mtl_jax.recipes import RECIPES
 
 Made = TypeVar("Made")
 Key = tuple[str, int, tuple[tuple[str, Any], ...]]
@@ -22,9 +23,6 @@ Report = Callable[[Path, list[dict[str, Any]], list[dict[str, Any]], dict[str, A
 ``report.html`` out."""
 
 _OF_A_RUN = tuple(field.name for field in dataclasses.fields(Settings))
-_RECIPE = re.compile(
-    r"gradual_unfreezing|top_down_\d+|lp_ft|sequential_heads|scarce_head_last|auto"
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,7 +153,7 @@ def protocol(name: str) -> dict[str, Any]:
 
 def is_recipe(name: str) -> bool:
     """Whether an arm is a recipe, and not one scenario from start to end."""
-    return _RECIPE.fullmatch(name) is not None
+    return name in RECIPES or re.fullmatch(r"top_down_\d+", name) is not None
 
 
 def by_seeds(

@@ -21,6 +21,7 @@ from experiments.arms import (
     trained_arms,
 )
 from experiments.document import Cell, Row, Table
+from experiments.resampling import smallest_p
 from experiments.statistics import PairedDifference, holm, mean_interval, paired_difference
 from mtl_jax.config import TASKS
 
@@ -172,13 +173,17 @@ def difference_table(results: Sequence[Result], chosen: str | None) -> Table | N
             )
         cells += [Cell(wording.p_text(difference.p_value)), Cell(wording.p_text(p_value))]
         rows.append(_arm_row(results, arm, chosen, cells, seeds=difference.interval.n))
-    family = wording.count_of(sum(p is not None for p in corrected), "comparison")
+    family = wording.count_of(len(found), "comparison")
+    most = max(difference.interval.n for difference in found.values())
     return Table(
         f"Macro-F1 on the {split} split, minus that of {REFERENCE} with the same seed",
         ("scenario", "shared seeds", "mean of tasks", *TASKS, "p", "Holm\N{NO-BREAK SPACE}p"),
         tuple(rows),
-        "In brackets, the 95 % interval of the paired t test. p is two-sided and belongs to the "
-        f"mean of tasks; Holm's correction covers that column's {family}.",
+        "In brackets, the 95 % bootstrap interval of the mean over shared seeds (percentile, "
+        "expanded for few seeds; of 3 or 4 seeds it is their range). p is of the paired "
+        "permutation test, two-sided, and belongs to the mean of tasks; Holm's correction covers "
+        f"that column's {family}. The smallest p that n seeds can give is 2/2^n: "
+        f"{smallest_p(most):.3g} for {most}.",
     )
 
 
@@ -251,8 +256,10 @@ def _arm_row(
 ) -> Row:
     if seeds is None:
         seeds = len({result["seed"] for result in results if result["arm"] == arm})
+    asked = len({result["seed"] for result in results})
+    count = str(seeds) if seeds == asked else f"{seeds} of {asked}"
     style = "chosen" if arm == chosen else ""
-    return Row((Cell(f"`{arm}`"), Cell(str(seeds)), *cells), style)
+    return Row((Cell(f"`{arm}`"), Cell(count), *cells), style)
 
 
 def _mean(values: Mapping[int, float]) -> float | None:

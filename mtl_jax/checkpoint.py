@@ -1,10 +1,10 @@
-"""Checkpoints through Orbax: the best one by validation, and the last one."""
+"""Checkpoints through Orbax: the best one by validation, the last one, and those asked for."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,23 @@ def _score(metrics: dict[str, float]) -> float:
     return metrics["score"]
 
 
+class _Kept(preservation_policy.PreservationPolicy):
+    """Keeps the checkpoints of these steps."""
+
+    def __init__(self) -> None:
+        self.steps: Collection[int] = ()
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[Any],
+        *,
+        context: preservation_policy.PreservationContext,
+    ) -> Sequence[bool]:
+        """As of Orbax."""
+        del context
+        return [checkpoint.step in self.steps for checkpoint in checkpoints]
+
+
 def _optimizer(state: TrainState) -> dict[str, Any]:
     return {"opt_state": state.opt_state, "step": state.step, "rng": state.rng}
 
@@ -41,12 +58,14 @@ class Checkpoints:
     A checkpoint is written beside the old ones under a temporary name and renamed when it
     is whole, so that a save that fails or is killed leaves the good ones usable. Its parts:
     ``params`` (the whole model), ``optimizer`` (state, step, key), ``data`` (the data
-    iterator) and ``progress`` (JSON).
+    iterator), ``progress`` (JSON) and, where there are any, ``reference`` arrays.
     """
 
     def __init__(self, folder: Path):
+        self._kept = _Kept()
         policy = preservation_policy.AnyPreservationPolicy(
             [
+                self._kept,
                 preservation_policy.LatestN(1),
                 preservation_policy.BestN(
                     get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
@@ -78,6 +97,8 @@ class Checkpoints:
         data: grain.DatasetIterator[Any],
         progress: dict[str, Any],
         score: float | None,
+        keep: Collection[int] = (),
+        reference: Mapping[str, Any] | None = None,
     ) -> None:
         """Saves in the background what ``restore`` needs.
 
@@ -88,6 +109,8 @@ class Checkpoints:
             progress: Any JSON object.
             score: What the best checkpoint is chosen by, higher is better; None for one
                 that is only there to resume from.
+            keep: Steps whose checkpoints are needed yet, beside this one and the best.
+            reference: Arrays for ``restore_reference``, where there are any.
 
         Raises:
             UserError: This save, or the one before it, could not be written, or a
@@ -101,12 +124,16 @@ class Checkpoints:
                 "rates; the last checkpoint is kept"
             )
         self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
-        args = ocp.args.Composite(
-            params=ocp.args.StandardSave(arrays[0]),
-            optimizer=ocp.args.StandardSave(arrays[1]),
-            data=grain.checkpoint.CheckpointSave(data),
-            progress=ocp.args.JsonSave(progress),
-        )
+        items: dict[str, Any] = {
+            "params": ocp.args.StandardSave(arrays[0]),
+            "optimizer": ocp.args.StandardSave(arrays[1]),
+            "data": grain.checkpoint.CheckpointSave(data),
+            "progress": ocp.args.JsonSave(progress),
+        }
+        if reference:
+            items["reference"] = ocp.args.StandardSave(reference)
+        args = ocp.args.Composite(**items)
+        self._kept.steps = tuple(keep)
         metrics = None if score is None else {"score": score}
         step = int(state.step)
         try:
@@ -149,32 +176,60 @@ class Checkpoints:
                 step, args=ocp.args.Composite(params=ocp.args.StandardRestore())
             )["params"]
 
-    def restore(
-        self, step: int, template: TrainState, data: grain.DatasetIterator[Any], freeze: Freeze
-    ) -> tuple[Params, TrainState, dict[str, Any]]:
-        """Restores everything for training to go on; ``data`` is moved to its place.
+    def progress(self, step: int) -> dict[str, Any]:
+        """What was saved at ``step`` beside the arrays.
+
+        Raises:
+            UserError: The checkpoint is damaged.
+        """
+        with self._damage_told(step):
+            return self._manager.restore(
+                step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+            )["progress"]
+
+    def restore(self, step: int, template: TrainState, freeze: Freeze) -> tuple[Params, TrainState]:
+        """Restores what training goes on from.
 
         Args:
             step: One of the saved steps.
             template: A state of the same shapes.
-            data: An iterator over the same data.
             freeze: Which of the parameters belong to the state.
 
         Returns:
-            The whole model's parameters, the training state, the saved progress.
+            The whole model's parameters, and the training state.
+
+        Raises:
+            UserError: The checkpoint is damaged.
         """
         args = ocp.args.Composite(
             params=ocp.args.StandardRestore(),
             optimizer=ocp.args.StandardRestore(_host_copy(_optimizer(template))),
-            data=grain.checkpoint.CheckpointRestore(data),
-            progress=ocp.args.JsonRestore(),
         )
         with self._damage_told(step):
             restored = self._manager.restore(step, args=args)
         params = restored["params"]
         trainable, _ = freeze.split(params)
-        state = template.replace(trainable=trainable, **restored["optimizer"])
-        return params, state, restored["progress"]
+        return params, template.replace(trainable=trainable, **restored["optimizer"])
+
+    def restore_data(self, step: int, data: grain.DatasetIterator[Any]) -> None:
+        """Moves an iterator over the same data to its place at ``step``.
+
+        Raises:
+            UserError: The checkpoint is damaged.
+        """
+        args = ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(data))
+        with self._damage_told(step):
+            self._manager.restore(step, args=args)
+
+    def restore_reference(self, step: int) -> dict[str, Any]:
+        """The arrays that were saved as ``reference``.
+
+        Raises:
+            UserError: The checkpoint is damaged.
+        """
+        args = ocp.args.Composite(reference=ocp.args.StandardRestore())
+        with self._damage_told(step):
+            return self._manager.restore(step, args=args)["reference"]
 
     @contextlib.contextmanager
     def _damage_told(self, step: int) -> Iterator[None]:

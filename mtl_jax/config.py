@@ -6,14 +6,23 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from mtl_jax import data_config
+from mtl_jax.data_config import absolute_path
 from mtl_jax.errors import UserError
 
-TASKS = ("classifier", "sentiment")
+# So that callers find all settings in one place.
+TASKS = data_config.TASKS
+DataConfig = data_config.DataConfig
+LongTexts = data_config.LongTexts
+
+DEFAULT_DATA = DataConfig()
+DEFAULT_SCENARIO = "backbone_frozen"
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
 Pooling = Literal["mean", "cls", "pooler"]
-LongTexts = Literal["cut", "refuse"]
 Parallel = Literal["auto", "jit", "pmap", "mesh"]
+Schedule = Literal["linear", "slanted_triangular", "constant"]
+OnDrift = Literal["warn", "stop", "back", "distill"]
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
 
 # What a config.json may say without a change in the numbers that this encoder computes.
@@ -99,40 +108,6 @@ class BertConfig:
         return cls(**known)
 
 
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which sentences and labels a run reads."""
-
-    dataset: str = "sentences"
-    """the default corpus `sentences`, or the name of any TFDS data set"""
-    train_file: str | None = None
-    """CSV or JSON Lines file to train on, in the place of --dataset"""
-    validation_file: str | None = None
-    """its validation file; without one, every tenth line of the training file by a hash"""
-    test_file: str | None = None
-    """its test file; without one, no test metrics"""
-    text_column: str = "text"
-    """the column or feature that holds the text"""
-    label_columns: tuple[str, ...] = ("classifier=classifier", "sentiment=sentiment")
-    """task=column pairs; an empty label or -1 is a missing one"""
-    max_length: int = 128
-    """tokens kept of each text, special tokens included"""
-    long_texts: LongTexts = "cut"
-    """what becomes of longer ones; those that are cut are counted"""
-    max_train_examples: int | None = None
-    """train on this many examples only"""
-    max_evaluation_examples: int | None = None
-    """evaluate on this many examples of each split only"""
-
-    def absolute(self) -> DataConfig:
-        """The same, with file names that hold from any folder."""
-        names = ("train_file", "validation_file", "test_file")
-        files = {name: getattr(self, name) for name in names}
-        return dataclasses.replace(
-            self, **{name: _absolute(file) if file else None for name, file in files.items()}
-        )
-
-
 # Where and how much may be kept changes no number: a run may go on with other limits.
 LIMITS = ("cache_memory", "cache_disk", "cache_folder")
 
@@ -143,7 +118,7 @@ class Settings:
 
     backbone: str = DEFAULT_BACKBONE
     """checkpoint: a folder, or a name on the hub"""
-    data: DataConfig = DataConfig()
+    data: DataConfig = DEFAULT_DATA
     pooling: Pooling | None = None
     """how a sentence becomes one vector; by default what the checkpoint declares, else mean"""
     epochs: int = 3
@@ -156,14 +131,26 @@ class Settings:
     """peak learning rate of the trainable part of the backbone"""
     weight_decay: float = 0.01
     """AdamW's, for everything but biases and layer norms"""
+    layer_decay: float = 1.0
+    """each layer's learning rate is that of the layer above times this"""
+    schedule: Schedule = "linear"
+    """how the learning rates fall after the warm-up: linear, to 0; slanted_triangular, to a 32nd; \
+constant, not at all"""
     warmup_fraction: float = 0.1
-    """part of the steps in which the learning rates rise; then they fall linearly to 0"""
+    """part of the steps in which the learning rates rise"""
     clip_norm: float = 1.0
     """largest global norm of the trainable part's gradient"""
     classifier_weight: float = 1.0
     """weight of the classifier task in the loss"""
     sentiment_weight: float = 1.0
     """weight of the sentiment task in the loss"""
+    drift_limit: float = 0.1
+    """how far the predictions of a frozen head may drift while the backbone trains, in nats"""
+    on_drift: OnDrift = "warn"
+    """what happens beyond: warn; stop the phase; go back to the last measurement within it, and \
+stop; distill: hold the predictions by a term of the loss from there on"""
+    distillation_weight: float = 1.0
+    """weight of that term"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """precision of the computation; parameters and optimizer state stay float32"""
     parallel: Parallel = "auto"
@@ -201,6 +188,7 @@ fused attention"""
             "checkpoint_every",
             "cache_memory",
             "cache_disk",
+            "distillation_weight",
         ):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{_flag(name)} {getattr(self, name)} must not be negative")
@@ -210,8 +198,9 @@ fused attention"""
             raise UserError(
                 f"--attention-dropout {self.attention_dropout} must be at least 0 and below 1"
             )
-        if not self.clip_norm > 0:
-            raise UserError(f"--clip-norm {self.clip_norm} must be above 0")
+        for name in ("clip_norm", "layer_decay", "drift_limit"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{_flag(name)} {getattr(self, name)} must be above 0")
 
     def absolute(self) -> Self:
         """The same, with file names that hold from any folder."""
@@ -219,8 +208,8 @@ fused attention"""
         return dataclasses.replace(
             self,
             data=self.data.absolute(),
-            backbone=_absolute(self.backbone) if folder.is_dir() else self.backbone,
-            cache_folder=_absolute(self.cache_folder) if self.cache_folder else None,
+            backbone=absolute_path(self.backbone) if folder.is_dir() else self.backbone,
+            cache_folder=absolute_path(self.cache_folder) if self.cache_folder else None,
         )
 
 
@@ -230,9 +219,12 @@ class TrainConfig(Settings):
 
     workdir: str
     """folder for config, metrics, certificate and checkpoints; run again to resume"""
-    scenario: str = "backbone_frozen"
-    """what is frozen: all_frozen, backbone_frozen, classifier_frozen, sentiment_frozen, \
-none_frozen, top_1, top_2, ..., or a JSON file of [pattern, label] rules"""
+    scenario: str | None = None
+    """what is frozen: all_frozen, backbone_frozen (the default), classifier_frozen, \
+sentiment_frozen, none_frozen, top_1, top_2, ..., or a JSON file of [pattern, label] rules"""
+    recipe: str | None = None
+    """in the place of a scenario, several in turn: gradual_unfreezing, top_down_1, top_down_2, \
+..., lp_ft, sequential_heads, scarce_head_last, auto, or a .json or .py file of phases"""
     seed: int = 0
     """seeds the heads, the order of the data and dropout"""
 
@@ -240,11 +232,19 @@ none_frozen, top_1, top_2, ..., or a JSON file of [pattern, label] rules"""
         super().__post_init__()
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed {self.seed} must be between 0 and {2**32 - 1}")
+        if self.recipe is None and self.scenario is None:
+            object.__setattr__(self, "scenario", DEFAULT_SCENARIO)
+        elif self.recipe is not None and self.scenario is not None:
+            raise UserError(
+                f"--recipe {self.recipe} names its scenarios itself: leave --scenario "
+                f"{self.scenario} out"
+            )
+
+    @property
+    def name(self) -> str:
+        """What the run is called: its scenario or its recipe."""
+        return str(self.scenario if self.recipe is None else self.recipe)
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())

@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.data.batches import TextSet, evaluation_batches, make_batch, train_batches
+from mtl_jax.data.batches import Order, TextSet, evaluation_batches, make_batch, train_batches
 from mtl_jax.data.packing import Placement, evaluation_plan
-from mtl_jax.data.tokens import Tokens
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.prefix import SHALLOWEST
@@ -89,24 +88,13 @@ class EvaluationBatches:
     def sample(self, run: Run, name: str) -> TextSet:
         """The texts of the first batches of a split."""
         placements = self._of(run, name)[:_MEASURED_BATCHES]
-        return _subset(self.texts[name], np.concatenate([each.texts for each in placements]))
+        return self.texts[name].take(np.concatenate([each.texts for each in placements]))
 
     def _of(self, run: Run, name: str) -> list[Placement]:
         if name not in self._placements:
             lengths = self.texts[name].tokens.lengths
             self._placements[name] = evaluation_plan(lengths, run.evaluator.layout)
         return self._placements[name]
-
-
-def _subset(texts: TextSet, chosen: np.ndarray) -> TextSet:
-    ids, offsets = texts.tokens.ids, texts.tokens.offsets
-    tokens = Tokens(
-        ids=np.concatenate([ids[offsets[i] : offsets[i + 1]] for i in chosen]),
-        offsets=np.append(0, np.cumsum(texts.tokens.lengths[chosen])),
-        truncated=0,
-        empty=0,
-    )
-    return TextSet(tokens, {task: labels[chosen] for task, labels in texts.labels.items()})
 
 
 def estimate_cost(run: Run, batches: EvaluationBatches, limit: float) -> Cost:
@@ -163,7 +151,7 @@ def _as_kept(run: Run, texts: TextSet) -> TextSet:
 
 def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, int]:
     texts, steps = batches.texts["train"], run.plan.steps
-    placement = run.plan.epoch(np.arange(len(texts)), np.arange(steps))[0]
+    placement = Order(run.plan, run.config.seed).placements(0)[0]
     batch = make_batch(_as_kept(run, texts), run.plan.layout, placement)
     del batch["example"]
     # XLA counts one round of a loop, and nothing of what cuDNN computes.
@@ -193,8 +181,8 @@ def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, 
         del first["example"]
         prefix = _counted(compute, {"backbone": run.params["backbone"]}, first)
     return {
-        "forward": round(once * steps / len(texts)),
-        "backward": round((step - once) * steps / len(texts)),
+        "forward": round(once * steps / run.plan.places),
+        "backward": round((step - once) * steps / run.plan.places),
         "prefix": round(prefix * batches.count(run, "train") / len(texts)),
     }
 
@@ -251,7 +239,7 @@ def _step_seconds(run: Run, program: Program, texts: TextSet, limit: float) -> f
     state, frozen = stepper.place([program.init(trainable, 0)], [frozen])
     vectors = stepper.vectors(texts)
     # An epoch has at least as many steps as one call takes.
-    data = train_batches(texts, run.plan, run.config.seed, _MOST_CALLS + 1)
+    data = train_batches(texts, run.plan, run.config.seed, 0, (_MOST_CALLS + 1) * run.plan.steps)
 
     def call() -> None:
         nonlocal state

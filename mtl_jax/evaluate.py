@@ -173,12 +173,18 @@ class Evaluator:
 
     def metrics(self, params: Any, split: Split, classes: Mapping[str, Sequence[str]]) -> Metrics:
         """``metrics.split_metrics`` of a split, and the mean ``loss`` per task, in nats."""
+        return self.measure(params, split, classes)[0]
+
+    def measure(
+        self, params: Any, split: Split, classes: Mapping[str, Sequence[str]]
+    ) -> tuple[Metrics, dict[str, np.ndarray]]:
+        """``metrics`` and the ``logits`` that they come from."""
         logits, losses = self.logits(params, split.texts)
         predicted = {task: values.argmax(-1) for task, values in logits.items()}
         result = split_metrics(split.examples.labels, predicted, classes, split.examples.groups)
         for task, loss in losses.items():
             result[task]["loss"] = loss
-        return result
+        return result, logits
 
 
 @functools.lru_cache(maxsize=8)

@@ -62,6 +62,14 @@ class Freeze:
         """The inverse of ``split``."""
         return unflatten_dict({**_flat(trainable), **_flat(frozen)}, sep="/")
 
+    def by_stage(self) -> Freeze:
+        """The same, with ``backbone`` told apart by stage: ``backbone/layer_5`` ..."""
+
+        def finer(path: str, label: str) -> str:
+            return "/".join(path.split("/")[:2]) if label == "backbone" else label
+
+        return Freeze(tuple((path, finer(path, label)) for path, label in self.labels))
+
     def depth(self, num_layers: int) -> int:
         """How much of the backbone's bottom is frozen, as ``BertEncoder``'s ``frozen_depth``.
 

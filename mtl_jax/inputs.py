@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mtl_jax import pretrained
 from mtl_jax.assets import cache_dir
-from mtl_jax.config import BertConfig, LongTexts, Pooling, Settings
+from mtl_jax.config import TASKS, BertConfig, LongTexts, Pooling, Settings
 from mtl_jax.data.batches import TextSet
 from mtl_jax.data.examples import Corpus, Examples, load_corpus
+from mtl_jax.data.mixing import Mixture, apportion, rates
 from mtl_jax.data.packing import TrainPlan
 from mtl_jax.data.tokens import load_tokenizer, tokenize
 from mtl_jax.errors import UserError
@@ -19,7 +22,6 @@ from mtl_jax.freeze import Stages, digest
 from mtl_jax.store import GIB, Store
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
 
@@ -87,6 +89,10 @@ class Split:
     examples: Examples
     texts: TextSet
 
+    def take(self, indices: np.ndarray) -> Split:
+        """Picks examples, int [m]; the result has them in this order."""
+        return Split(self.examples.take(indices), self.texts.take(indices))
+
 
 class Inputs:
     """Everything that runs of different scenarios and seeds share.
@@ -121,8 +127,10 @@ class Inputs:
             int(settings.cache_disk * GIB),
             Path(settings.cache_folder or cache_dir() / "activations"),
         )
+        self._data = data
         self._splits: dict[str, Split] = {}
-        self._plans: dict[tuple[int, int], TrainPlan] = {}
+        self._training: dict[tuple[str, ...], Split] = {}
+        self._plans: dict[tuple[int, int, tuple[str, ...]], TrainPlan] = {}
 
     @property
     def classes(self) -> Mapping[str, tuple[str, ...]]:
@@ -137,13 +145,49 @@ class Inputs:
             self._splits[name] = Split(examples, texts)
         return self._splits[name]
 
-    def plan(self, batch_size: int, devices: int) -> TrainPlan:
-        """Where the training texts go, worked out once for all seeds and scenarios."""
-        if (batch_size, devices) not in self._plans:
-            lengths = self.split("train").texts.tokens.lengths
-            made = TrainPlan(lengths, batch_size, devices, self.bert.hidden_size)
-            self._plans[batch_size, devices] = made
-        return self._plans[batch_size, devices]
+    def training(self, tasks: Sequence[str] = TASKS) -> Split:
+        """The training texts with a label for at least one of ``tasks``, picked once.
+
+        The labels of other tasks stay as they are. It is ``split("train")`` itself where
+        that has no other texts.
+
+        Raises:
+            UserError: There is none.
+        """
+        tasks = _in_order(tasks)
+        if tasks not in self._training:
+            split = self.split("train")
+            chosen = np.flatnonzero(split.examples.labelled(tasks))
+            if not len(chosen):
+                raise UserError(
+                    f"no training text has a label for {' or '.join(tasks)}: name its column with "
+                    "--label-columns, or raise --max-train-examples"
+                )
+            whole = len(chosen) == len(split.texts)
+            self._training[tasks] = split if whole else split.take(chosen)
+        return self._training[tasks]
+
+    def plan(self, batch_size: int, devices: int, tasks: Sequence[str] = TASKS) -> TrainPlan:
+        """Where the texts of ``training(tasks)`` go, worked out once for all runs.
+
+        Raises:
+            UserError: There is no such text.
+        """
+        key = batch_size, devices, _in_order(tasks)
+        if key not in self._plans:
+            split = self.training(tasks)
+            lengths, mixture = split.texts.tokens.lengths, None
+            if (sources := split.examples.sources) is not None:
+                mixture = Mixture(lengths, sources, self._places(sources))
+            hidden_size = self.bert.hidden_size
+            self._plans[key] = TrainPlan(lengths, batch_size, devices, hidden_size, mixture)
+        return self._plans[key]
+
+    def _places(self, sources: np.ndarray) -> dict[int, int]:
+        """The texts of each data set in an epoch, from that of each text; as many in all."""
+        data, (present, sizes) = self._data, np.unique(sources, return_counts=True)
+        shares = rates(sizes, data.mixing, data.mixing_temperature, data.mixing_cap)
+        return dict(zip(present.tolist(), apportion(shares, len(sources)).tolist(), strict=True))
 
     def refuse_long(self) -> None:
         """Where long texts are refused, does so for every split now, and not after training.
@@ -168,6 +212,12 @@ class Inputs:
     def notes(self) -> list[str]:
         """Counts that a user should see: of the data, and of the splits read so far."""
         notes = list(self.corpus.notes)
+        if (sources := self.split("train").examples.sources) is not None:
+            notes += [
+                f"an epoch has {places} texts of the {int(np.sum(sources == source))} of "
+                f"{self.corpus.sources[source]}"
+                for source, places in self._places(sources).items()
+            ]
         for name in self._splits:
             notes += self.cut(name)
         return notes
@@ -175,3 +225,7 @@ class Inputs:
     def cut(self, name: str) -> list[str]:
         """How many texts of a split were cut, in words; nothing where none was."""
         return self.reader.cut(self.split(name).texts, name)
+
+
+def _in_order(tasks: Sequence[str]) -> tuple[str, ...]:
+    return tuple(task for task in TASKS if task in tasks)

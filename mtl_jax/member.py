@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain
+import numpy as np
 
 from mtl_jax import freeze as freezing
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TASKS
 from mtl_jax.console import say
-from mtl_jax.data.batches import HostBatch, TextSet, train_batches
+from mtl_jax.course import Course, position_key, score
+from mtl_jax.data.batches import HostBatch, train_batches
+from mtl_jax.drift import Reference, judge
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import majority_baseline, neighbour_probe
 from mtl_jax.freeze import Freeze, Params
 from mtl_jax.inputs import Split
 from mtl_jax.meter import Meter
 from mtl_jax.metrics import mean_macro_f1
+from mtl_jax.outcome import in_words, run_certificate, run_result
 from mtl_jax.run import Run
-from mtl_jax.step import Program, TrainState
+from mtl_jax.step import TrainState
+from mtl_jax.transition import Place, at_checkpoint, at_start, next_phase
 from mtl_jax.workdir import Workdir, write_json
 
 _LOG_EVERY = 10
@@ -31,20 +38,28 @@ class Member:
     """A run and its folder; what goes wrong with it under ``guarded`` ends it alone.
 
     Attributes:
-        run: Its parameters, partition and plan.
+        run: Its parameters, partition and plan in its present phase.
+        course: Where it is in its phases, once the folder is open.
         checkpoints: Those in its folder, once that is open.
-        data: Its batches, once it has begun.
-        meter: Its losses and seconds, once it has begun.
+        data: Its batches, once the phase has begun.
+        done: Steps of the phase that had been done when it was begun or gone on with.
+        meter: Its losses and seconds, once the folder is open.
         outcome: Its result, or why there is none; None while it is under way.
     """
 
     checkpoints: Checkpoints
+    course: Course
     data: grain.DatasetIterator[HostBatch]
     meter: Meter
 
     def __init__(self, run: Run):
         self.run = run
+        self.done = 0
         self.outcome: dict[str, Any] | UserError | None = None
+        self._first = run
+        self._place: Place | None = None
+        self._reference: Reference | None = None
+        self._share, self._compiled_before = 1.0, run.evaluator.compile_seconds
         self._open = contextlib.ExitStack()
         self._workdir = self._open.enter_context(contextlib.closing(Workdir(run.config.workdir)))
 
@@ -61,7 +76,8 @@ class Member:
         """Takes the folder; the result of a run that was finished there is the outcome.
 
         Raises:
-            UserError: The folder is in use, belongs to another run, or can't be written.
+            UserError: The folder is in use, belongs to another run, or can't be written; its
+                last checkpoint is damaged.
         """
         self._workdir.claim(self.run.record())
         if result := self._workdir.result():
@@ -71,30 +87,36 @@ class Member:
         self._workdir.keep_tokenizer(self.run.inputs.reader.tokenizer)
         checkpoints = Checkpoints(self._workdir.checkpoints)
         self.checkpoints = self._open.enter_context(contextlib.closing(checkpoints))
+        last = checkpoints.last_step
+        saved = {} if last is None else checkpoints.progress(last)
+        self.course = Course.load(saved["course"]) if saved else Course()
+        self.meter = Meter(saved.get("meter"))
+        self._workdir.rewind(saved.get("lines", 0))
 
     def close(self) -> None:
         """Waits for the background work and lets others have the folder."""
         self._open.close()
 
-    def join(self, members: int, feature_seconds: float, compiled_before: float) -> None:
-        """From here on its time is shared by so many that have begun, itself among them.
+    @property
+    def place(self) -> tuple[int, int, bool]:
+        """Phase, steps done in it, whether it is over: runs at one place can go on together."""
+        course, last = self.course, self.checkpoints.last_step
+        return course.phase, (last or 0) - course.start, course.over is not None
 
-        Args:
-            members: How many.
-            feature_seconds: What computing the training texts' frozen vectors has taken for
-                all of them; a run that goes on has booked it before.
-            compiled_before: The evaluation's ``compile_seconds`` before any of it was theirs.
-        """
-        self._share, self._compiled_before = 1 / members, compiled_before
-        if self.checkpoints.last_step is None:
-            self.book(feature_seconds, 0.0)
+    @property
+    def has_phases(self) -> bool:
+        """Whether it has a phase to begin or to go on with."""
+        course = self.course
+        ended = course.over and (course.stopped or course.phase + 1 == len(self.run.plans))
+        return self.outcome is None and not ended
 
-    def begin(self, program: Program, texts: TextSet) -> tuple[TrainState, Params]:
-        """Goes on from the last checkpoint, where there is one.
+    @property
+    def trains(self) -> bool:
+        """Whether its phase goes on."""
+        return self.outcome is None and self.course.over is None
 
-        Args:
-            program: What its steps are compiled for.
-            texts: The training texts.
+    def begin(self) -> tuple[TrainState, Params]:
+        """Goes on from the last checkpoint, or begins the next phase.
 
         Returns:
             The state and the frozen partition to start with.
@@ -102,125 +124,196 @@ class Member:
         Raises:
             UserError: The checkpoint is damaged.
         """
-        run, config = self.run, self.run.config
-        trainable, frozen = run.freeze.split(run.params)
-        self._frozen_before = freezing.digest(frozen)
-        self.data = train_batches(texts, run.plan, config.seed, config.epochs)
-        state = program.init(trainable, config.seed)
-        last = self.checkpoints.last_step
-        self._workdir.rewind(last)
-        if last is None:
-            self.meter = Meter()
-            return state, frozen
-        params, state, progress = self.checkpoints.restore(last, state, self.data, run.freeze)
-        self.meter = Meter(progress["meter"])
-        return state, run.freeze.split(params)[1]
+        last, resumed = self.checkpoints.last_step, None
+        if (place := self._place) is None:
+            place = at_start(self._first)
+            if last is not None:
+                place = at_checkpoint(self._first, self.checkpoints, last)
+                resumed = None if self.course.over else last
+        if self.course.over:
+            self.checkpoints.wait()
+            place, self.course = next_phase(place, self.course, self._first, self.checkpoints)
+        self.run, self._place = place.run, None
+        self.done = int(place.state.step) - self.course.start
+        frozen = self.run.freeze.split(place.params)[1]
+        if resumed is None:
+            self.course.frozen_before = freezing.digest(frozen)
+        self._follow(place.params, resumed)
+        return place.state, frozen
+
+    def _follow(self, params: Params, resumed: int | None) -> None:
+        """Prepares what the phase needs beside the state: the batches, and what is watched."""
+        run, plan = self.run, self.run.plans[self.run.index]
+        texts, self._reference = run.training.texts, None
+        if plan.watched:
+            if resumed is None:
+                self._reference = self._predictions(params, plan.watched)
+            else:
+                self._reference = Reference(**self.checkpoints.restore_reference(resumed))
+            texts = dataclasses.replace(texts, targets=self._reference.targets())
+        start = self.course.positions.get(position_key(plan.phase.tasks), 0)
+        self.data = train_batches(texts, run.plan, run.config.seed, start, max(plan.steps, 1))
+        if resumed is not None:
+            self.checkpoints.restore_data(resumed, self.data)
+
+    def _predictions(self, params: Params, tasks: tuple[str, ...]) -> Reference:
+        """What the frozen heads of ``tasks`` predict as the phase begins."""
+        run = self.run
+        placed = run.evaluator.runner.replicate(params)
+
+        def logits(split: Split) -> dict[str, np.ndarray]:
+            found, _ = run.evaluator.logits(placed, split.texts)
+            return {task: found[task] for task in tasks}
+
+        held = logits(run.training) if run.phase.on_drift == "distill" else {}
+        return Reference(logits(run.split("validation")), held)
+
+    def join(self, members: int) -> None:
+        """From here on its time is shared by so many that have begun, itself among them."""
+        run = self.run
+        self._share = 1 / members
+        if self.done == 0 and run.feature_seconds:
+            self.book(self.course.book_features(run.frozen_stages, run.feature_seconds), 0.0)
 
     def book(self, seconds: float, compile_seconds: float) -> None:
         """Takes its share of what steps of all members took, and of compiling them."""
         self.meter.book(seconds * self._share, compile_seconds * self._share)
 
-    def add(self, step: int, metrics: Callable[[], Mapping[str, Any]], batch: HostBatch) -> None:
-        """Takes in a step on ``batch``; see ``Meter.add``."""
+    def draw(self, steps: int) -> list[HostBatch]:
+        """The next batches."""
+        batches = list(itertools.islice(self.data, steps))
+        if self._reference and self._reference.training:
+            weight = (self.run.phase.distillation_weight or 0.0) if self.course.holds else 0.0
+            for batch in batches:
+                batch["hold"] = np.where(batch["example"] >= 0, np.float32(weight), np.float32(0))
+        return batches
+
+    def add(self, done: int, metrics: Callable[[], Mapping[str, Any]], batch: HostBatch) -> None:
+        """Takes in the step ``done`` of the phase, on ``batch``; see ``Meter.add``."""
+        step = self.course.start + done
         self.meter.add(step, metrics, int((batch["example"] >= 0).sum()))
         if step % _LOG_EVERY == 0:
             rate = {"examples_per_second": self.meter.rate}
             self._workdir.log({"event": "step", **self.meter.read(), **rate})
 
-    def end_epoch(
-        self, state: TrainState, frozen: Params, epoch: int, step: int, validation: Split
-    ) -> None:
-        """Measures and saves what an epoch has led to.
+    def measure(self, state: TrainState, frozen: Params, done: int) -> None:
+        """Measures and saves what an epoch of the phase, or its last steps, have led to.
 
         Args:
             state: Its state, one copy.
             frozen: Its frozen partition, one copy.
-            epoch: Which epoch has ended, from 1; 0 where nothing is trained.
-            step: Steps done.
-            validation: The split to measure on.
+            done: Steps done in the phase.
 
         Raises:
             UserError: The loss there is not finite, or nothing can be written.
         """
-        run, evaluator = self.run, self.run.evaluator
-        params = evaluator.runner.replicate(Freeze.merge(state.trainable, frozen))
-        metrics = evaluator.metrics(params, validation, run.inputs.classes)
+        run, course, plan = self.run, self.course, self.run.plans[self.run.index]
+        step, epoch = course.start + done, round(course.passed + plan.epochs(done), 4)
+        params = run.evaluator.runner.replicate(Freeze.merge(state.trainable, frozen))
+        metrics, logits = run.evaluator.measure(params, run.split("validation"), run.inputs.classes)
         for task in TASKS:
             if not math.isfinite(metrics[task]["loss"] or 0.0):
                 raise UserError(
                     f"the {task} loss on the validation split is not finite after step {step}: "
                     "lower the learning rates; the last checkpoint is kept"
                 )
-        seconds = self.meter.train_seconds
-        record = {"event": "epoch", "epoch": epoch, "step": step, "seconds": seconds}
-        losses = {"train_loss": self.meter.mean_losses(), "validation": metrics}
-        self._workdir.log({**record, **losses})
-        say(f"{self._name()}epoch {epoch} of {run.config.epochs}: {self._words(metrics)}")
+        drift = self._reference.drift(logits) if self._reference else {}
+        record = {
+            "event": "epoch",
+            "epoch": int(epoch) if epoch == int(epoch) else epoch,
+            "step": step,
+            "phase": run.index + 1,
+            "scenario": plan.phase.scenario,
+            "seconds": self.meter.train_seconds,
+            "train_loss": self.meter.mean_losses(),
+            "validation": metrics,
+        }
+        self._workdir.log(record | ({"drift": drift} if drift else {}))
+        words = in_words(metrics, self.meter.rate)
+        say(f"{self._name()}epoch {record['epoch']} of {run.config.epochs}: {words}")
+        course.measured.append((step, score(plan.phase, metrics)))
+        if drift and (words := judge(plan.phase, course, drift, step)):
+            say(f"{self._name()}warning: {words}")
+            self._workdir.log({"event": "drift", "step": step, "drift": drift, "words": words})
+        course.over = course.over or course.verdict(plan.phase, step, plan.steps)
         self.meter.reset()
-        self.save(state, frozen, mean_macro_f1(metrics))
+        if course.over:
+            self._end_phase(Place.of(run, state, frozen), step)
+        self.save(state, frozen, mean_macro_f1(metrics, run.tasks))
+
+    def _end_phase(self, place: Place, step: int) -> None:
+        run, course = self.run, self.course
+        self._place = place
+        proof = freezing.certificate(
+            run.freeze, place.params, place.state.opt_state, course.frozen_before
+        )
+        course.certificates.append({"scenario": run.phase.scenario, **proof})
+        if run.index + 1 < len(run.plans):
+            course.stopped = course.refusal(run.plans[run.index + 1].phase)
+        record = {"event": "phase", "step": step, "phase": run.index + 1, "over": course.over}
+        self._workdir.log(record | {"stopped": course.stopped})
+        if run.config.recipe:
+            stopped = f"; the recipe stops: {course.stopped}" if course.stopped else ""
+            name = f"phase {run.index + 1}, {run.phase.scenario}"
+            say(f"{self._name()}{name}: {course.over}{stopped}")
 
     def save(self, state: TrainState, frozen: Params, score: float | None) -> None:
         """Leaves a checkpoint; see ``Checkpoints.save``."""
-        params = Freeze.merge(state.trainable, frozen)
-        progress = {"meter": self.meter.state()}
-        self.checkpoints.save(params, state, self.data, progress, score)
+        self.checkpoints.save(
+            Freeze.merge(state.trainable, frozen),
+            state,
+            self.data,
+            {
+                "course": self.course.state(),
+                "meter": self.meter.state(),
+                "lines": self._workdir.lines,
+            },
+            score,
+            keep=self.course.needed(self.run.phase),
+            reference=self._reference.arrays() if self._reference else None,
+        )
 
-    def certify(self, state: TrainState, frozen: Params) -> None:
-        """Leaves ``certificate.json``, when all checkpoints are written."""
+    def finish(self) -> None:
+        """Leaves ``certificate.json`` and measures the best checkpoint, which makes the result."""
         self.checkpoints.wait()
-        params = Freeze.merge(state.trainable, frozen)
-        freeze, before = self.run.freeze, self._frozen_before
-        certificate = freezing.certificate(freeze, params, state.opt_state, before)
+        config, meter, classes = self.run.config, self.meter, self.run.inputs.classes
+        certificate = run_certificate(self.course.certificates)
         write_json(self._workdir.path / "certificate.json", certificate)
-
-    def finish(self, training: Split, test: Split | None) -> None:
-        """Measures the best checkpoint on both splits, which makes the result."""
-        run, config = self.run, self.run.config
-        evaluator, classes = run.evaluator, run.inputs.classes
         best = self.checkpoints.best_step or 0
-        params = evaluator.runner.replicate(self.checkpoints.restore_params(best))
+        run, params = self._best_run(best)
+        placed = run.evaluator.runner.replicate(params)
         epochs = [record for record in self._workdir.records() if record["event"] == "epoch"]
         chosen = next(record for record in epochs if record["step"] == best)
-        certificate = self._workdir.certificate()
+        training = run.split("train")
+        test = run.split("test") if "test" in run.inputs.corpus.splits else None
         measured = {
-            "test": test and evaluator.metrics(params, test, classes),
+            "test": test and run.evaluator.metrics(placed, test, classes),
             "validation": chosen["validation"],
-            "train": evaluator.metrics(params, training, classes),
+            "train": run.evaluator.metrics(placed, training, classes),
         }
-        compiling = (evaluator.compile_seconds - self._compiled_before) * self._share
+        compiling = (run.evaluator.compile_seconds - self._compiled_before) * self._share
+        trains = any(plan.freeze.groups for plan in run.plans)
         result = {
-            "event": "result",
-            "step": epochs[-1]["step"],
-            "scenario": config.scenario,
-            "seed": config.seed,
-            "epochs": config.epochs,
-            "best_epoch": chosen["epoch"],
+            **run_result(config, epochs, chosen, certificate, self.course.stopped),
             **measured,
-            "train_seconds": self.meter.train_seconds if run.freeze.groups else 0.0,
-            "compile_seconds": self.meter.compile_seconds + compiling,
-            "examples_per_second": self.meter.rate,
+            "train_seconds": meter.train_seconds if trains else 0.0,
+            "compile_seconds": meter.compile_seconds + compiling,
+            "examples_per_second": meter.rate,
             "train_examples": len(training.texts),
             "test_examples": len(test.texts) if test else 0,
-            "trainable_parameters": certificate["trainable_parameters"],
-            "total_parameters": sum(part["parameters"] for part in certificate["labels"].values()),
-            "optimizer_state_bytes": certificate["optimizer_state_bytes"],
-            "frozen_digest_unchanged": certificate["frozen_digest_unchanged"],
         }
-        if not run.freeze.groups:
+        if not trains:
             asked = test or run.split("validation")
             result["probe"] = neighbour_probe(training, asked, classes)
             result["chance"] = majority_baseline(training, asked, classes)
         self._workdir.log(result)
         self.outcome = result
 
+    def _best_run(self, step: int) -> tuple[Run, Params]:
+        """The parameters of a checkpoint, and the run in its phase, whose frozen part they have."""
+        params = self.checkpoints.restore_params(step)
+        phase = self.checkpoints.progress(step)["course"]["phase"]
+        return (self.run if phase == self.run.index else self._first.at(phase, params)), params
+
     def _name(self) -> str:
         return f"seed {self.run.config.seed}, " if self._share < 1 else ""
-
-    def _words(self, metrics: dict[str, Any]) -> str:
-        words = []
-        for task in TASKS:
-            if metrics[task]["examples"]:
-                accuracy, f1 = metrics[task]["accuracy"], metrics[task]["macro_f1"]
-                words.append(f"{task} accuracy {accuracy:.3f}, macro-F1 {f1:.3f}")
-        rate = f"{self.meter.rate:.0f} examples/s" if self.meter.rate else "nothing to train"
-        return f"validation {'; '.join(words)} ({rate})"

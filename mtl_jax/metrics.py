@@ -70,7 +70,12 @@ def split_metrics(
     return result
 
 
-def mean_macro_f1(metrics: Metrics) -> float:
-    """What checkpoints are chosen by: macro-F1, its mean over the tasks that have labels."""
-    values = [metrics[task]["macro_f1"] for task in TASKS if metrics[task]["examples"]]
+def mean_macro_f1(metrics: Metrics, tasks: Sequence[str] = TASKS) -> float:
+    """What checkpoints are chosen by: macro-F1, its mean over the tasks that have labels.
+
+    Args:
+        metrics: Of a split.
+        tasks: Of which tasks.
+    """
+    values = [metrics[task]["macro_f1"] for task in tasks if metrics[task]["examples"]]
     return float(np.mean(values)) if values else 0.0

@@ -66,7 +66,7 @@ class Prefix:
             self._evaluator.states(self._params(), source, depth, write)
             return before
 
-        states, seconds = self._get(texts, depth, *self._states_form(texts), fill)
+        states, seconds = self._get(texts, depth, *self.states_form(texts), fill)
         return dataclasses.replace(texts, states=states, depth=depth), seconds
 
     def pooled(self, texts: TextSet) -> tuple[TextSet, float]:
@@ -109,8 +109,8 @@ class Prefix:
     def _params(self) -> Params:
         return self._evaluator.runner.replicate({"backbone": self._backbone.params})
 
-    def _states_form(self, texts: TextSet) -> tuple[tuple[int, int], np.dtype]:
-        """Shape and type of token states."""
+    def states_form(self, texts: TextSet) -> tuple[tuple[int, int], np.dtype]:
+        """Shape and type of the token states of texts."""
         shape = (len(texts.tokens.ids), self._spec.bert.hidden_size)
         return shape, jnp.dtype(self._spec.dtype)
 
@@ -123,7 +123,7 @@ class Prefix:
         """The texts with the deepest states that are kept, and the seconds that these cost."""
         for depth in self._shallower(below):
             key = self.key(texts, depth)
-            states = self._store.find(key, *self._states_form(texts))
+            states = self._store.find(key, *self.states_form(texts))
             if states is not None:
                 found = dataclasses.replace(texts, states=states, depth=depth)
                 return found, self._store.seconds[key]

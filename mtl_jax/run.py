@@ -1,26 +1,30 @@
-"""One scenario and seed made ready: parameters, partition, compiled steps, data."""
+"""One phase of a run made ready: parameters, partition, compiled steps, data."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
 import jax
 import numpy as np
 
-from mtl_jax.config import LIMITS, TrainConfig
+from mtl_jax.arrayfile import file_bytes
+from mtl_jax.config import LIMITS, TASKS, TrainConfig
+from mtl_jax.data.batches import TextSet
 from mtl_jax.evaluate import ModelSpec, evaluator
-from mtl_jax.freeze import Freeze, Params
+from mtl_jax.freeze import Params, Stages
 from mtl_jax.inputs import Inputs, Split
-from mtl_jax.optim import OptimizerConfig
 from mtl_jax.parallel import make_runner
+from mtl_jax.phase_plan import PhasePlan, on_the_way, plan_phases
 from mtl_jax.prefix import SHALLOWEST, Prefix
-from mtl_jax.scenarios import scenario_rules
-from mtl_jax.step import stream
+from mtl_jax.step import TrainState, stream
 from mtl_jax.stepper import Stepper, TrainSpec, stepper
+from mtl_jax.store import in_memory
 
 # Steps on kept vectors between two looks at the progress; they take milliseconds.
 _STEPS_AT_ONCE = 256
@@ -29,7 +33,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 
 class Run:
-    """One scenario and seed on its inputs, before its first step.
+    """One seed in one phase of its scenario or recipe, on its inputs.
 
     Args:
         config: The settings.
@@ -38,22 +42,22 @@ class Run:
             whole on one device; else ``config.parallel`` spreads it.
 
     Attributes:
-        params: The initial parameters, on the host.
-        freeze: Which of them train.
-        evaluator: The compiled evaluation.
+        params: The parameters at the start of the phase, or those that it has been given.
+        plans: The phases of the whole run.
+        index: Which of them this is.
+        freeze: Which of the parameters train.
+        evaluator: The compiled evaluation, the same in all phases.
         plan: Where every training text goes.
-        total_steps: Steps of the whole run; 0 where nothing trains.
+        total_steps: Steps of the phase at most; 0 where nothing trains.
         feature_seconds: What the frozen layers take to make of the training texts, from their
-            ids, what the run keeps of it, in full even where it was kept before; 0 where
+            ids, what the phase keeps of it, in full even where it was kept before; 0 where
             nothing is kept.
     """
 
     def __init__(self, config: TrainConfig, inputs: Inputs, *, together: bool = False):
         self.config, self.inputs = config, inputs
         self._together = together
-        self._rules = scenario_rules(config.scenario, inputs.bert.num_hidden_layers)
         devices = 1 if together else make_runner(config.parallel).devices
-        self.plan = inputs.plan(config.batch_size, devices)
         self._model = ModelSpec(
             bert=inputs.bert,
             classes=(len(inputs.classes["classifier"]), len(inputs.classes["sentiment"])),
@@ -62,23 +66,50 @@ class Run:
             max_length=inputs.reader.max_length,
             parallel=config.parallel,
             fused_attention=config.fused_attention,
-            like=self.plan.layout,
+            like=inputs.plan(config.batch_size, devices).layout,
         )
         heads = self._model.model().init_heads(stream(config.seed, "heads"))
         # On the host: a copy on a device is given away with the state that it begins.
         heads = jax.tree.map(np.array, heads)
         self.params: Params = {"backbone": inputs.backbone, **heads}
-        self.freeze = Freeze.from_rules(self.params, self._rules)
+        self.plans: tuple[PhasePlan, ...] = plan_phases(config, inputs, self.params, devices)
         self.evaluator = evaluator(self._model)
         self._compiled_before = self.evaluator.compile_seconds
-        self.total_steps = self.plan.steps * config.epochs if self.freeze.groups else 0
+        self._stages = inputs.stages
+        self._enter(0)
+
+    def _enter(self, index: int) -> None:
+        self.index = index
+        plan = self.plans[index]
+        self.phase, self.freeze, self.plan = plan.phase, plan.freeze, plan.batches
+        self.total_steps = plan.steps
         self.feature_seconds = 0.0
         self._splits: dict[str, Split] = {}
+
+    def at(self, index: int, params: Params) -> Run:
+        """The same run in another phase.
+
+        Args:
+            index: Which.
+            params: All parameters as they are at its start.
+        """
+        other = copy.copy(self)
+        # That of the parameters before.
+        vars(other).pop("_prefix", None)
+        other.params = params
+        other._stages = Stages(params["backbone"])
+        other._enter(index)
+        return other
 
     @property
     def evaluation_compile_seconds(self) -> float:
         """What this run has spent compiling the evaluation."""
         return self.evaluator.compile_seconds - self._compiled_before
+
+    @property
+    def training(self) -> Split:
+        """The training texts with a label for a task whose loss counts, as ``split``."""
+        return self.split("training")
 
     def split(self, name: str) -> Split:
         """A split, with what the frozen bottom of the backbone makes of its texts.
@@ -86,34 +117,78 @@ class Run:
         It is kept for as long as this object lives.
         """
         if name not in self._splits:
-            split = self.inputs.split(name)
-            if self.config.prefix_cache and self.states_depth >= SHALLOWEST:
-                split = self._with_kept(split, name)
-            self._splits[name] = split
+            split = self._texts(name)
+            if split is self._texts("train"):
+                name = "train"
+            if name not in self._splits:
+                if self.config.prefix_cache and self.states_depth >= SHALLOWEST:
+                    split = self._with_kept(split, name)
+                self._splits[name] = split
         return self._splits[name]
 
+    def _texts(self, name: str) -> Split:
+        if name == "training":
+            return self.inputs.training(self.phase.tasks)
+        return self.inputs.split(name)
+
     def _with_kept(self, split: Split, name: str) -> Split:
+        for depth in self._worth_keeping(split.texts, name):
+            self._prefix.states(split.texts, depth)
         if self.freeze.backbone_frozen:
             texts, seconds = self._prefix.pooled(split.texts)
         else:
             texts, seconds = self._prefix.states(split.texts, self.states_depth)
-        if name == "train":
+        if name in ("train", "training"):
             self.feature_seconds = seconds
         return dataclasses.replace(split, texts=texts)
 
+    def _worth_keeping(self, texts: TextSet, name: str) -> list[int]:
+        """Depths on the way to this one that later phases start from, where there is room."""
+        if name == "test":
+            return []
+        later = on_the_way(self.plans, self.index, self.inputs.bert.num_hidden_layers)
+        alike = {
+            depth
+            for index, depth in later.items()
+            if name == "validation" or self.plans[index].phase.tasks == self.phase.tasks
+        }
+        depths = sorted(depth for depth in alike if SHALLOWEST <= depth < self.states_depth)
+        store, (shape, dtype) = self.inputs.store, self._prefix.states_form(texts)
+        size = math.prod(shape) * dtype.itemsize
+        fits = in_memory([size] * len(depths), store.memory)
+        files = file_bytes(shape, dtype) * fits.count(False)
+        return [] if files and store.refusals(files) else depths
+
     @functools.cached_property
     def _prefix(self) -> Prefix:
-        return Prefix(self._model, self.evaluator, self.inputs.stages, self.inputs.store)
+        return Prefix(self._model, self.evaluator, self._stages, self.inputs.store)
 
     @property
     def warmup_steps(self) -> int:
         """Steps in which the learning rates rise."""
-        return round(self.config.warmup_fraction * self.total_steps)
+        return self.plans[self.index].optimizer.warmup_steps
 
     @property
     def states_depth(self) -> int:
         """Where the frozen bottom of the backbone ends; see ``prefix``."""
         return self.freeze.depth(self.inputs.bert.num_hidden_layers)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks whose losses count in any phase: what checkpoints are chosen by."""
+        counted = {task for plan in self.plans for task in plan.phase.tasks}
+        return tuple(task for task in TASKS if task in counted)
+
+    def start(self) -> TrainState:
+        """The state before the first step, of the run's own parameters."""
+        trainable, _ = self.freeze.split(self.params)
+        return self.stepper().program.init(trainable, self.config.seed)
+
+    @property
+    def frozen_stages(self) -> list[str]:
+        """The digest of each stage of the frozen bottom, from the lowest."""
+        names = ["embeddings", *(f"layer_{i}" for i in range(self.states_depth - 1))]
+        return [self._stages.digest(name) for name in names[: self.states_depth]]
 
     def stepper(self, seeds: int = 1) -> Stepper:
         """The compiled training step, shared by runs that differ in nothing of it.
@@ -121,25 +196,14 @@ class Run:
         Args:
             seeds: How many runs that are trained ``together`` it takes at once.
         """
-        config = self.config
-        optimizer = OptimizerConfig(
-            learning_rates=(
-                ("head", config.head_learning_rate),
-                ("backbone", config.backbone_learning_rate),
-            ),
-            total_steps=self.total_steps,
-            warmup_steps=self.warmup_steps,
-            weight_decay=config.weight_decay,
-            clip_norm=config.clip_norm,
-        )
-        weights = (config.classifier_weight, config.sentiment_weight)
+        config, plan = self.config, self.plans[self.index]
         on_pooled = config.prefix_cache and self.freeze.backbone_frozen
         return stepper(
             TrainSpec(
                 model=self._model,
                 freeze=self.freeze,
-                optimizer=optimizer,
-                task_weights=weights,
+                optimizer=plan.optimizer,
+                task_weights=plan.phase.task_weights or (1.0, 1.0),
                 layout=self.plan.layout,
                 on_pooled=on_pooled,
                 states_depth=self.states_depth if config.prefix_cache else 0,
@@ -157,15 +221,19 @@ class Run:
         limits = {name: settings.pop(name) for name in LIMITS}
         return {
             "settings": settings,
-            "rules": self._rules,
+            "phases": list(self._phase_records()),
             **self.inputs.record(),
             "environment": {
                 "limits": limits,
                 "versions": {package: version(package) for package in _PACKAGES},
-                "layout": dataclasses.asdict(self.plan.layout),
+                "layout": dataclasses.asdict(self._model.like) if self._model.like else None,
                 "devices": [device.device_kind for device in jax.local_devices()],
             },
         }
+
+    def _phase_records(self) -> Iterator[dict[str, Any]]:
+        for plan in self.plans:
+            yield {**dataclasses.asdict(plan.phase), "rules": plan.rules, "most_steps": plan.steps}
 
 
 def _even(steps: int) -> int:

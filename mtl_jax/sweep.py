@@ -22,7 +22,7 @@ from mtl_jax.data.batches import Order, index_batch
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.metrics import Metrics
-from mtl_jax.optim import OptimizerConfig, make_optimizer
+from mtl_jax.optim import make_optimizer
 from mtl_jax.run import Run
 from mtl_jax.step import Program, TrainState, stream, take, train_step
 
@@ -83,10 +83,11 @@ def sweep(config: TrainConfig, grid: Grid, inputs: Inputs) -> SweepResult:
         UserError: The scenario trains more than heads, or no combination has converged.
     """
     run = Run(config, inputs)
-    if not run.freeze.backbone_frozen or not run.freeze.groups or not config.prefix_cache:
+    heads_alone = len(run.plans) == 1 and run.freeze.backbone_frozen and run.freeze.groups
+    if not heads_alone or not config.prefix_cache:
         raise UserError(
             f"a sweep trains heads on kept vectors: use --scenario backbone_frozen, not "
-            f"{config.scenario}, and no --no-prefix-cache"
+            f"{config.name}, and no --no-prefix-cache"
         )
     heads = _Heads(run, grid)
     scores = np.stack([heads.epoch(epoch) for epoch in range(config.epochs)], axis=-1)
@@ -109,7 +110,6 @@ class _Heads:
     """The states of all runs, [seeds, settings, ...], spread over the devices by seed."""
 
     def __init__(self, run: Run, grid: Grid):
-        config = run.config
         self._run, self.settings = run, grid.settings()
         self._executables: dict[str, Any] = {}
         self.compile_seconds = 0.0
@@ -126,8 +126,8 @@ class _Heads:
             {name: jnp.array([s[name] for s in self.settings]) for name in self.settings[0]},
             everywhere,
         )
-        training, validation = run.split("train"), run.split("validation")
-        self._orders = [Order(run.plan, len(training.texts), seed, config.epochs) for seed in seeds]
+        training, validation = run.training, run.split("validation")
+        self._orders = [Order(run.plan, seed) for seed in seeds]
         self._vectors, self._held_out = (
             jax.device_put({"pooled": texts.pooled, **texts.labels}, everywhere)
             for texts in (training.texts, validation.texts)
@@ -141,13 +141,11 @@ class _Heads:
         self._best_scores = np.full((padded, len(self.settings)), -1.0)
 
     def _program(self, setting: Mapping[str, Any]) -> Program:
-        config, run = self._run.config, self._run
-        optimizer = OptimizerConfig(
+        run = self._run
+        optimizer = dataclasses.replace(
+            run.plans[0].optimizer,
             learning_rates=(("head", setting["head_learning_rate"]),),
-            total_steps=run.total_steps,
-            warmup_steps=run.warmup_steps,
             weight_decay=setting["weight_decay"],
-            clip_norm=config.clip_norm,
         )
         weights = (setting["classifier_weight"], setting["sentiment_weight"])
         return Program(self._model, make_optimizer(run.freeze, optimizer), 0, weights)

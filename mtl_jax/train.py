@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.member import Member
 from mtl_jax.meter import Stopwatch
+from mtl_jax.phase_plan import parted
 from mtl_jax.run import Run
 
 # What may differ between runs that are trained at once.
@@ -23,7 +23,7 @@ _OF_SEED = ("seed", "workdir")
 
 
 def train(config: TrainConfig, inputs: Inputs | None = None) -> dict[str, Any]:
-    """Trains one scenario, or goes on where an earlier call on the same folder stopped.
+    """Trains one scenario or recipe, or goes on where an earlier call on the same folder stopped.
 
     Args:
         config: The settings.
@@ -45,7 +45,7 @@ def train(config: TrainConfig, inputs: Inputs | None = None) -> dict[str, Any]:
 def train_seeds(
     configs: Sequence[TrainConfig], inputs: Inputs | None = None
 ) -> list[dict[str, Any] | UserError]:
-    """Trains one scenario with several seeds at once; each leaves what ``train`` leaves.
+    """Trains one scenario or recipe with several seeds at once; each leaves what ``train`` leaves.
 
     A step takes one batch of each seed. ``parallel`` ``jit`` keeps them on one device, any
     other spreads the seeds, not their batches, over all: a seed sees the batches, the
@@ -53,8 +53,9 @@ def train_seeds(
     rounding. Evaluation and checkpoints go seed by seed. Of what the training steps and
     compiling took, each result has an equal share.
 
-    Folders that hold the same number of steps go on together, the others in groups of their
-    own.
+    Folders that are at the same step of the same phase go on together, the others in groups
+    of their own. Where a phase freezes what an earlier one has trained, the seeds have no
+    frozen part in common, and are trained one after the other.
 
     Args:
         configs: The settings, which differ in ``seed`` and ``workdir`` only.
@@ -73,7 +74,9 @@ def train_seeds(
     _refuse_unlike(configs)
     shared, inputs = inputs, inputs or Inputs(configs[0])
     runs = [Run(config, inputs, together=len(configs) > 1) for config in configs]
-    texts, held_out = (len(inputs.split(name).texts) for name in ("train", "validation"))
+    if len(configs) > 1 and parted(runs[0].plans):
+        # A frozen part that differs between the seeds can't be one copy for all of them.
+        return [outcome for config in configs for outcome in train_seeds([config], inputs)]
     inputs.refuse_long()
     with contextlib.ExitStack() as stack:
         members = [stack.enter_context(contextlib.closing(Member(run))) for run in runs]
@@ -84,12 +87,12 @@ def train_seeds(
         for note in () if shared or not there else inputs.notes():
             say(note)
         # Once for all: the last step of a group that has been trained may be another's first.
-        groups: dict[int | None, list[Member]] = {}
+        groups: dict[tuple[int, int, bool], list[Member]] = {}
         for member in there:
-            groups.setdefault(member.checkpoints.last_step, []).append(member)
-        for step, group in groups.items():
-            say(f"{_title(group)}: {texts:,} texts to train on, {held_out:,} to validate")
-            _fit(group, step)
+            groups.setdefault(member.place, []).append(member)
+        for group in groups.values():
+            while phase := [member for member in group if member.has_phases]:
+                _fit(phase)
             _measure(_under_way(group))
         return [cast("dict[str, Any] | UserError", member.outcome) for member in members]
 
@@ -111,37 +114,36 @@ def _under_way(members: Sequence[Member]) -> list[Member]:
     return [member for member in members if member.outcome is None]
 
 
-def _fit(members: Sequence[Member], last: int | None) -> None:
-    """Trains to the end whoever can be, from the step ``last`` on, which all have reached.
+def _fit(members: Sequence[Member]) -> None:
+    """Trains one phase of whoever can be, who are all at one place of it, to its end.
 
-    A member that fails keeps its place in the batch, and what becomes of it is not looked at.
+    A member that fails, or whose phase ends before the others', keeps its place in the batch,
+    and what becomes of it is not looked at.
     """
-    run = members[0].run
-    compiled_before = run.evaluator.compile_seconds
-    config, plan, total = run.config, run.plan, run.total_steps
-    training, validation = run.split("train"), run.split("validation")
-    program = run.stepper(len(members)).program
     begun = []
     for member in members:
         with member.guarded():
-            begun.append((member, member.begin(program, training.texts)))
+            begun.append((member, member.begin()))
     if not begun:
         return
     members, starts = zip(*begun, strict=True)
     for member in members:
-        member.join(len(members), run.feature_seconds, compiled_before)
+        member.join(len(members))
+    run, done = members[0].run, members[0].done
+    config, per_epoch, total = run.config, run.plan.steps, run.total_steps
+    texts, held_out = (len(run.split(name).texts) for name in ("training", "validation"))
+    say(f"{_title(members)}: {texts:,} texts to train on, {held_out:,} to validate")
     stepper = run.stepper(len(members))
-    vectors = stepper.vectors(training.texts) if total else None
+    vectors = stepper.vectors(run.training.texts) if total else None
     state, frozen = stepper.place(*zip(*starts, strict=True))
     del begun, starts
-    done = last or 0
-    if last is not None:
-        say(f"resuming from step {last} of {total}")
+    if done:
+        say(f"resuming from step {done} of {total}")
     watch = Stopwatch()
 
     def until_stop(done: int) -> int:
-        every = [plan.steps, *([config.checkpoint_every] if config.checkpoint_every else [])]
-        return min(steps - done % steps for steps in every)
+        every = [per_epoch, *([config.checkpoint_every] if config.checkpoint_every else [])]
+        return min(total - done, *(steps - done % steps for steps in every))
 
     def lap(compile_seconds: float) -> None:
         seconds = watch.lap() - compile_seconds
@@ -150,54 +152,50 @@ def _fit(members: Sequence[Member], last: int | None) -> None:
 
     def each(act: Callable[..., None], *args: Any) -> None:
         for member, copies in zip(members, stepper.unplace(state, frozen), strict=True):
-            if member.outcome is None:
+            if member.trains:
                 with member.guarded():
                     act(member, *copies, *args)
 
-    if total == 0 and last is None:
-        each(Member.end_epoch, 0, done, validation)
+    if total == 0:
+        each(Member.measure, done)
     with training_bar(_title(members), total, done) as update:
         watch.start()
-        while done < total and _under_way(members):
+        while done < total and _training(members):
             steps = min(stepper.most, until_stop(done))
-            batches = [list(itertools.islice(member.data, steps)) for member in members]
+            batches = [member.draw(steps) for member in members]
             compiled = stepper.step.seconds
             state, metrics = stepper(state, frozen, vectors, batches)
             lap(stepper.step.seconds - compiled)
             for index, of_step in enumerate(metrics):
                 done += 1
                 for place, member in enumerate(members):
-                    if member.outcome is None:
+                    if member.trains:
                         with member.guarded():
                             member.add(done, partial(of_step, place), batches[place][index])
-            if there := _under_way(members):
+            if there := _training(members):
                 update(done, _mean_losses(there), there[0].meter.rate)
-            ends_epoch = done % plan.steps == 0
-            if ends_epoch or (config.checkpoint_every and done % config.checkpoint_every == 0):
-                for member in _under_way(members):
+            measures = done % per_epoch == 0 or done == total
+            if measures or (config.checkpoint_every and done % config.checkpoint_every == 0):
+                for member in _training(members):
                     with member.guarded():
                         member.meter.read()
                 lap(0.0)
-                if ends_epoch:
-                    each(Member.end_epoch, done // plan.steps, done, validation)
-                else:
-                    each(Member.save, None)
+                each(Member.measure, done) if measures else each(Member.save, None)
                 watch.start()
-    each(Member.certify)
+
+
+def _training(members: Sequence[Member]) -> list[Member]:
+    return [member for member in members if member.trains]
 
 
 def _measure(members: Sequence[Member]) -> None:
     """Ends those that are trained; nothing is measured on the test split before."""
-    if not members:
-        return
-    run = members[0].run
-    training = run.split("train")
-    test = run.split("test") if "test" in run.inputs.corpus.splits else None
-    for note in run.inputs.cut("test") if test else ():
-        say(note)
+    if members and "test" in members[0].run.inputs.corpus.splits:
+        for note in members[0].run.inputs.cut("test"):
+            say(note)
     for member in members:
         with member.guarded():
-            member.finish(training, test)
+            member.finish()
 
 
 def _mean_losses(members: Sequence[Member]) -> dict[str, float]:
@@ -206,6 +204,8 @@ def _mean_losses(members: Sequence[Member]) -> dict[str, float]:
 
 
 def _title(members: Sequence[Member]) -> str:
-    config = members[0].run.config
+    run = members[0].run
     seeds = ", ".join(str(member.run.config.seed) for member in members)
-    return f"{config.scenario}, seed{'s' if len(members) > 1 else ''} {seeds}"
+    phase = f", phase {run.index + 1} of {len(run.plans)} ({run.phase.scenario})"
+    many = "s" if len(members) > 1 else ""
+    return f"{run.config.name}{phase if run.config.recipe else ''}, seed{many} {seeds}"

@@ -104,7 +104,7 @@ class TrainedModel(Encoder):
         """
         workdir = Workdir(folder)
         record = workdir.config()
-        if "settings" not in record or "rules" not in record:
+        if "settings" not in record or "phases" not in record:
             raise UserError(
                 f"{folder} is not the folder of a run (its config.json is another's): train one "
                 "there first"
@@ -114,9 +114,7 @@ class TrainedModel(Encoder):
         self.classes: dict[str, tuple[str, ...]] = {
             task: tuple(names) for task, names in record["classes"].items()
         }
-        self._data = DataConfig(
-            **settings["data"] | {"label_columns": tuple(settings["data"]["label_columns"])}
-        )
+        self._data = DataConfig(**settings["data"])
         bert = BertConfig(**record["bert"])
         reader = TextReader(
             load_tokenizer(workdir.path / "tokenizer"),

@@ -164,14 +164,14 @@ class Workdir:
         """The lines of ``metrics.jsonl``."""
         return read_lines(self._metrics)
 
-    def rewind(self, step: int | None) -> None:
-        """Drops what ``metrics.jsonl`` says of later steps, which will come again.
+    @property
+    def lines(self) -> int:
+        """How many lines ``metrics.jsonl`` has."""
+        return len(self.records())
 
-        Args:
-            step: The step that the run goes on from; None where it starts anew.
-        """
-        kept = [] if step is None else [r for r in self.records() if r["step"] <= step]
-        rewrite_lines(self._metrics, kept)
+    def rewind(self, lines: int) -> None:
+        """Drops what ``metrics.jsonl`` says after so many lines, which will come again."""
+        rewrite_lines(self._metrics, self.records()[:lines])
 
     def certificate(self) -> dict[str, Any]:
         """What ``certificate.json`` says."""

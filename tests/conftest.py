@@ -71,14 +71,14 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def reviews(tmp_path_factory):
-    """A CSV of 96 short texts with labels for both tasks, some missing; and 32 more twice."""
+    """A CSV of 96 short texts with labels for one task or both; and 32 more twice."""
     folder = tmp_path_factory.mktemp("reviews")
     nouns, verdicts = ("film", "book", "phone"), {"good": "pos", "bad": "neg", "fine": "neu"}
     rows = []
     for i in range(160):
         noun, (word, label) = nouns[i % 3], list(verdicts.items())[i // 3 % 3]
         text = " ".join(["the", noun, "was", *["very"] * (i % 5), word, "!"][: 4 + i % 7])
-        rows.append((text, noun if i % 11 else "", label if i % 7 else "-1"))
+        rows.append((text, noun if i % 11 else "", label if i % 7 or i % 11 == 0 else "-1"))
     files = {"train": rows[:96], "validation": rows[96:128], "test": rows[128:]}
     for name, part in files.items():
         lines = ["text,topic,mood", *(",".join(row) for row in part)]

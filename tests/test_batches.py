@@ -91,7 +91,7 @@ def test_a_batch_of_vectors_by_hand():
 )
 def test_every_epoch_holds_every_text_whole(lengths, batch_size, devices, seed):
     plan = TrainPlan(np.array(lengths), batch_size, devices, 16)
-    batches = train_batches(text_set(lengths), plan, seed, epochs=2)
+    batches = train_batches(text_set(lengths), plan, seed, 0, 2 * plan.steps)
     for _ in range(2):
         found = {}
         for _ in range(plan.steps):
@@ -129,7 +129,8 @@ LENGTHS = np.random.RandomState(0).randint(3, 30, 60)
 def orders(seed, epochs=3, lengths=LENGTHS):
     """The examples of each batch, [epochs, steps]."""
     plan = TrainPlan(lengths, 8, 1, 16)
-    found = [b["example"].tolist() for b in train_batches(text_set(lengths), plan, seed, epochs)]
+    batches = train_batches(text_set(lengths), plan, seed, 0, epochs * plan.steps)
+    found = [batch["example"].tolist() for batch in batches]
     return [found[i * plan.steps : (i + 1) * plan.steps] for i in range(epochs)]
 
 
@@ -161,7 +162,7 @@ def test_every_epoch_has_an_order_and_a_composition_of_its_own():
 @pytest.mark.parametrize("count", [3, 5, 9])
 def test_small_data_are_mixed_anew_too(count):
     plan = TrainPlan(np.arange(count) + 3, 2, 1, 16)
-    batches = train_batches(text_set(np.arange(count) + 3), plan, 0, epochs=12)
+    batches = train_batches(text_set(np.arange(count) + 3), plan, 0, 0, 12 * plan.steps)
     sets = [frozenset(np.ravel(batch["example"]).tolist()) - {-1} for batch in batches]
     epochs = {frozenset(sets[i : i + plan.steps]) for i in range(0, len(sets), plan.steps)}
     assert len(epochs) > 2
@@ -171,14 +172,14 @@ def test_small_data_are_mixed_anew_too(count):
 def test_an_iterator_goes_on_from_its_saved_state(done):
     plan = TrainPlan(LENGTHS, 8, 1, 16)
     assert plan.steps == 8
-    first = train_batches(text_set(LENGTHS), plan, 5, epochs=3)
+    first = train_batches(text_set(LENGTHS), plan, 5, 0, 24)
     for _ in range(done):
         next(first)
     # As a checkpoint keeps it: through JSON.
     state = json.loads(json.dumps(first.get_state()))
     rest = list(first)
     assert len(rest) == 24 - done
-    second = train_batches(text_set(LENGTHS), plan, 5, epochs=3)
+    second = train_batches(text_set(LENGTHS), plan, 5, 0, 24)
     second.set_state(state)
     again = list(second)
     assert len(again) == len(rest)

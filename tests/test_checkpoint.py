@@ -27,7 +27,8 @@ def batches(seed=0):
     tokens = Tokens(ids, np.concatenate([[0], np.cumsum(lengths)]), 0, 0)
     labels = {task: np.arange(TEXTS, dtype=np.int32) % 3 for task in ("classifier", "sentiment")}
     texts = TextSet(tokens, labels)
-    return train_batches(texts, TrainPlan(lengths, 4, 1, 16), seed, 3)
+    plan = TrainPlan(lengths, 4, 1, 16)
+    return train_batches(texts, plan, seed, 0, 3 * plan.steps)
 
 
 class Run:
@@ -132,7 +133,9 @@ def test_everything_comes_back_bit_for_bit(scenario, tmp_path):
         checkpoints.wait()
     other = batches()
     with opened(tmp_path) as checkpoints:
-        found, restored, progress = checkpoints.restore(7, run.start, other, run.freeze)
+        found, restored = checkpoints.restore(7, run.start, run.freeze)
+        checkpoints.restore_data(7, other)
+        progress = checkpoints.progress(7)
         assert raw(checkpoints.restore_params(7)) == raw(params)
     assert raw(found) == raw(params)
     assert raw(restored) == raw(state)
@@ -157,7 +160,7 @@ def test_a_save_in_the_background_does_not_see_what_comes_after(run, tmp_path):
         )
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(held))
         save(checkpoints, run, 2, 0.1)
-        found, restored, _ = checkpoints.restore(1, run.start, batches(), run.freeze)
+        found, restored = checkpoints.restore(1, run.start, run.freeze)
     assert (raw(found), raw(restored)) == expected
 
 
@@ -195,7 +198,8 @@ def test_a_full_disk_is_told_in_one_line_and_spares_the_last_checkpoint(run, sma
     assert len(message.splitlines()) == 1
     with opened(folder) as checkpoints:
         assert (checkpoints.last_step, checkpoints.best_step) == (1, 1)
-        found, restored, progress = checkpoints.restore(1, run.start, batches(), run.freeze)
+        found, restored = checkpoints.restore(1, run.start, run.freeze)
+        progress = checkpoints.progress(1)
         assert (raw(found), raw(restored)) == tuple(map(raw, run.at(1)))
         assert progress == {"step": 1}
 

@@ -83,9 +83,12 @@ def test_missing_labels_and_tasks_without_a_column(tmp_path):
     file = write(tmp_path / "t.jsonl", data)
     corpus = load_corpus(config(file, validation_file=file))
     assert corpus.classes == {"classifier": ("unlabelled",), "sentiment": ("down", "up")}
-    examples = corpus.read("train")
+    examples = corpus.read("validation")
     assert examples.labels["sentiment"].tolist() == [1, MISSING, MISSING, MISSING, MISSING, 0]
     assert examples.labels["classifier"].tolist() == [MISSING] * 6
+    training = corpus.read("train")
+    assert training.texts == ["a", "f"]
+    assert training.labels["sentiment"].tolist() == [1, 0]
     assert {labels.dtype for labels in examples.labels.values()} == {np.dtype(np.int32)}
     assert examples.groups is None
     assert corpus.notes == (
@@ -93,6 +96,66 @@ def test_missing_labels_and_tasks_without_a_column(tmp_path):
         "train: 4 of 6 have no sentiment label",
         "validation: 1 of 6 texts are empty",
         "validation: 4 of 6 have no sentiment label",
+        "train: 4 of 6 texts have no label and are left out",
+    )
+
+
+def test_a_limit_is_of_the_texts_with_a_label(tmp_path):
+    data = rows(60, mood=["up", None, None])
+    file = write(tmp_path / "t.jsonl", data)
+    limited = load_corpus(config(file, validation_file=file, max_train_examples=5)).read("train")
+    digests = {
+        row["text"]: hashlib.sha256(f"{i}\n{row['text']}".encode()).digest()
+        for i, row in enumerate(data)
+        if row["mood"]
+    }
+    assert set(limited.texts) == set(sorted(digests, key=digests.__getitem__)[:5])
+
+
+def kept_labels(file, *fractions, **settings):
+    """{task: the texts that keep a label}, and the corpus's notes."""
+    pairs = ("classifier=topic", "sentiment=mood")
+    found = load_corpus(
+        config(file, *pairs, validation_file=file, label_fraction=fractions, **settings)
+    )
+    examples = found.read("train")
+    texts = np.array(examples.texts)
+    assert examples.labelled().all()
+    return {task: set(texts[examples.labels[task] >= 0]) for task in examples.labels}, found
+
+
+def test_a_fraction_of_the_labels_is_chosen_by_their_hash_and_nested(tmp_path):
+    data = rows(200, mood=["up", "down", None, "up"], topic=["x", None])
+    file = write(tmp_path / "t.jsonl", data)
+    whole, _ = kept_labels(file)
+    assert [len(texts) for texts in whole.values()] == [100, 150]
+    digests = {
+        row["text"]: hashlib.sha256(f"{i}\nsentiment\n{row['text']}".encode()).digest()
+        for i, row in enumerate(data)
+        if row["mood"]
+    }
+    order = sorted(digests, key=digests.__getitem__)
+    # 1e-9 and 0.001 of 150 are less than one label, 0.01 is one and a half.
+    counts = {"1e-9": 1, "0.001": 1, "0.01": 2, "0.1": 15, "0.5": 75, "0.99": 148, "1": 150}
+    for fraction, count in counts.items():
+        kept, corpus = kept_labels(file, f"sentiment={fraction}")
+        assert kept == {"classifier": whole["classifier"], "sentiment": set(order[:count])}
+        assert f"train: {count} of 150 sentiment labels remain (--label-fraction)" in corpus.notes
+        # What is chosen and tested on keeps all its labels.
+        assert (corpus.read("validation").labels["sentiment"] >= 0).sum() == 150
+
+
+def test_texts_that_keep_no_label_are_left_out_and_counted(tmp_path):
+    file = write(tmp_path / "t.jsonl", rows(200, mood=["up"], topic=["x", None]))
+    kept, corpus = kept_labels(file, "sentiment=0.1", "classifier=0.05", max_train_examples=100)
+    topics = len(kept_labels(file, max_train_examples=100)[0]["classifier"])
+    assert [len(texts) for texts in kept.values()] == [round(topics / 20), 10]
+    left = len(kept["classifier"] | kept["sentiment"])
+    assert len(corpus.read("train")) == left
+    assert corpus.notes[-3:] == (
+        f"train: {round(topics / 20)} of {topics} classifier labels remain (--label-fraction)",
+        "train: 10 of 100 sentiment labels remain (--label-fraction)",
+        f"train: {100 - left} of 100 texts have no label that remains and are left out",
     )
 
 

@@ -7,10 +7,21 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import unflatten_dict
 from test_step import flat, random_params
 
 from mtl_jax.freeze import Freeze
-from mtl_jax.optim import OptimizerConfig, decayed, make_optimizer, warmup_linear
+from mtl_jax.optim import (
+    OptimizerConfig,
+    carried,
+    decayed,
+    layer_rates,
+    make_optimizer,
+    scale_by_adam,
+    slanted_triangular,
+    warmup_constant,
+    warmup_linear,
+)
 
 RATES = {"head": 0.1, "backbone": 0.01, "backbone/layer_1": 0.001}
 CONFIG = OptimizerConfig(
@@ -170,3 +181,116 @@ def test_the_frozen_leaves_do_not_count_in_the_clipped_norm(params):
     ]
     norm = np.sqrt(sum(float(np.sum(np.square(leaf))) for leaf in moments))
     np.testing.assert_allclose(norm, 0.1, rtol=1e-5)
+
+
+def test_slanted_triangle_by_hand():
+    """Howard & Ruder 2018, equation 3: T = 10, cut_frac = 0.2, ratio = 32, peak 0.32."""
+    cut, expected = 2, []
+    for t in range(11):
+        p = t / cut if t < cut else 1 - (t - cut) / (cut * (1 / 0.2 - 1))
+        expected.append(0.32 * (1 + p * 31) / 32)
+    schedule: Any = slanted_triangular(0.32, 2, 10)
+    rates = [float(schedule(t)) for t in range(11)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+    assert [rates[t] for t in (0, 2, 10)] == pytest.approx([0.01, 0.32, 0.01])
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (1, 1), (0, 5), (5, 5)])
+def test_a_short_slanted_triangle_stays_within_its_bounds(warmup, total):
+    schedule: Any = slanted_triangular(1.0, warmup, total)
+    rates = [float(schedule(t)) for t in range(total + 1)]
+    assert all(1 / 32 <= rate <= 1 for rate in rates)
+
+
+def test_a_constant_rate_only_warms_up():
+    schedule: Any = warmup_constant(0.8, 3, 10)
+    expected = [0.2, 0.4, 0.6, 0.8, 0.8, 0.8]
+    np.testing.assert_allclose([float(schedule(t)) for t in range(6)], expected, rtol=1e-6)
+
+
+def test_discriminative_rates():
+    rates = dict(layer_rates((("head", 5.0), ("backbone", 8.0)), 0.5, 3))
+    assert rates == {
+        "head": 5.0,
+        "backbone": 8.0,
+        "backbone/layer_2": 8.0,
+        "backbone/layer_1": 4.0,
+        "backbone/layer_0": 2.0,
+        "backbone/embeddings": 1.0,
+    }
+    own = layer_rates((("backbone", 8.0), ("backbone/layer_1", 7.0)), 0.5, 3)
+    assert dict(own)["backbone/layer_1"] == 7.0
+    assert dict(own)["backbone/layer_0"] == 2.0
+
+
+def gradients_like(tree, seed):
+    draw = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: draw.standard_normal(p.shape).astype(np.float32), tree)
+
+
+def test_adam_is_that_of_optax_where_all_leaves_begin_together(params):
+    ours, theirs = scale_by_adam(), optax.scale_by_adam()
+    states = ours.init(params), theirs.init(params)
+    for seed in range(3):
+        gradient = gradients_like(params, seed)
+        mine, state = jax.jit(ours.update)(gradient, states[0])
+        other, states_of = jax.jit(theirs.update)(gradient, states[1])
+        states = state, states_of
+        for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def trained(optimizer, trainable, state, steps) -> Any:
+    value = trainable
+    for seed in steps:
+        gradient = gradients_like(flat(value), seed)
+        gradient = unflatten_dict(gradient, sep="/")
+        updates, state = optimizer.update(gradient, state, value)
+        value = optax.apply_updates(value, updates)
+    return value, state
+
+
+def test_moments_of_what_stays_trainable_are_carried_over(params):
+    """From the heads and layer 1 to layers 0 and 1 and one head."""
+    first = [("backbone/layer_1/*", "backbone"), ("backbone/*", "frozen"), ("*", "head")]
+    second = [
+        ("backbone/embeddings/*", "frozen"),
+        ("classifier/*", "frozen"),
+        ("sentiment/*", "head"),
+        ("backbone/layer_1/*", "backbone/layer_1"),
+        ("*", "backbone"),
+    ]
+    before, trainable = optimizer_and_trainable(params, CONFIG, first)
+    _, old = trained(before, trainable, before.init(trainable), range(3))
+    after, trainable = optimizer_and_trainable(params, CONFIG, second)
+    fresh: Any = after.init(trainable)
+    new: Any = carried(fresh, old)
+    assert jax.tree.structure(new) == jax.tree.structure(fresh)
+    stays = {path for path in flat(trainable) if "/layer_1/" in path or "sentiment" in path}
+    for name in ("steps", "mu", "nu"):
+        was, now = (flat(getattr(state["moments"], name)) for state in (old, new))
+        assert now.keys() == flat(trainable).keys()
+        for path, leaf in now.items():
+            if path in stays:
+                assert np.array_equal(leaf, was[path])
+                assert np.any(np.asarray(leaf))
+            else:
+                assert not np.any(np.asarray(leaf))
+    assert {int(count) for count in jax.tree.leaves(new["rates"])} == {0}
+    assert {int(count) for count in jax.tree.leaves(carried(fresh, old, 7)["rates"])} == {7}
+
+
+def test_a_leaf_that_begins_late_takes_the_step_of_a_first_one(params):
+    """Adam's first step is the rate, whatever the gradient; others' steps must not change it."""
+    rules = [("*", "head")]
+    config = dataclasses.replace(CONFIG, weight_decay=0.0)
+    heads = [("backbone/*", "frozen"), ("*", "head")]
+    before, trainable = optimizer_and_trainable(params, config, heads)
+    _, old = trained(before, trainable, before.init(trainable), range(5))
+    after, trainable = optimizer_and_trainable(params, config, rules)
+    value, _ = trained(after, trainable, carried(after.init(trainable), old), [9])
+    start, end = flat(trainable), flat(value)
+    for path in start:
+        if path.startswith("backbone/"):
+            moved = np.abs(end[path] - start[path])
+            np.testing.assert_allclose(moved, RATES["head"], rtol=1e-3)

@@ -120,6 +120,18 @@ def head_gradients(batch, params, counts):
     return gradients
 
 
+def one_task_batch(seed, width=CONFIG.hidden_size) -> dict[str, Any]:
+    """Every text has a label of one task: topics on the first rows, moods on the last."""
+    batch = pooled_batch(seed, width)
+    draw = np.random.default_rng(seed)
+    for task, classes in zip(TASKS, CLASSES, strict=True):
+        batch[task] = draw.integers(0, classes, (ROWS, SLOTS)).astype(np.int32)
+    topics = np.arange(ROWS * SLOTS).reshape(ROWS, SLOTS) < 7
+    batch["classifier"][~topics] = -1
+    batch["sentiment"][topics] = -1
+    return batch
+
+
 def norm(arrays):
     return np.sqrt(sum(np.sum(array**2) for array in arrays))
 
@@ -267,3 +279,17 @@ def test_a_whole_run_traces_each_step_once(kind, scenario, settings, tmp_path, m
     other = run_training(TrainConfig(**{**settings, **changes}))
     assert other["train"]["classifier"]["loss"] != result["train"]["classifier"]["loss"]
     assert len(traced) == 2 * len(TASKS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_of_one_task_each_count_by_their_labels_over_all_devices(kind):
+    batch, params = one_task_batch(0), random_params()
+    assert ((batch["classifier"] >= 0) != (batch["sentiment"] >= 0)).all()
+    of_device = [(batch[task].reshape(4, -1) >= 0).sum(1).tolist() for task in TASKS]
+    assert of_device == [[6, 1, 0, 0], [0, 5, 6, 6]]
+    _, [metrics] = train(kind, "backbone_frozen", [batch])
+    assert [int(metrics["loss"][task][1]) for task in TASKS] == [7, 17]
+    expected = norm(head_gradients(batch, params, (7, 17)))
+    np.testing.assert_allclose(metrics["grad_norm"], expected, rtol=1e-5)
+    # Dividing by the texts of the batch would be another gradient.
+    assert abs(norm(head_gradients(batch, params, (24, 24))) / expected - 1) > 0.1

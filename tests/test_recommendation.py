@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 from synthetic_study import line, study
 
+from experiments.arms import unfinished
 from experiments.recommendation import Recommendation, alternatives, explain, recommend
 
 
@@ -80,27 +81,91 @@ def test_sentences_name_the_arms_the_numbers_and_the_seeds():
     text = " ".join(explain(advise(study())))
     assert text.startswith("Use `top_2`: it takes the least training time")
     assert "2.5× less training time" in text
-    assert "The 95 % interval of that difference is [" in text
-    assert "It rests on 3 seeds: the interval is wide, 4.3 standard errors" in text
+    # The differences of the three seeds are -0.004, -0.005 and -0.006.
+    assert "The 95 % bootstrap interval of that difference is [−0.006, −0.004]" in text
+    assert "It rests on 3 seeds: the smallest p-value that a permutation test of 3 can give" in text
+    assert "is 2/2^3 = 0.25. Run at least 6" in text
 
 
-def test_certainty_follows_the_interval():
+def test_an_arm_that_lacks_seeds_is_not_ranked():
+    lines = [line for line in study() if (line["arm"], line["seed"]) != ("top_2", 1)]
+    advice = advise(lines)
+    # Without top_2 the cheapest arm within 0.01 of the best is gradual, at exactly 0.01.
+    assert advice.chosen.arm == "gradual"
+    assert {arm: str(runs) for arm, runs in advice.left_out.items()} == {"top_2": "2 of 3 seeds"}
+    assert "Not ranked, for want of runs that others have: `top_2`, 2 of 3 seeds." in explain(
+        advice
+    )
+
+
+def test_full_fine_tuning_that_lacks_seeds_is_still_compared_with():
+    lines = [line for line in study() if (line["arm"], line["seed"]) != ("none_frozen", 0)]
+    advice = advise(lines)
+    assert (advice.chosen.arm, advice.best.arm) == ("top_2", "top_2")
+    assert advice.opponent is not None
+    assert advice.difference is not None
+    assert advice.opponent.arm == "none_frozen"
+    assert advice.difference.interval.n == 2
+    assert "It rests on 2 seeds: there is no interval, and the smallest" in " ".join(
+        explain(advice)
+    )
+
+
+def test_where_every_arm_lacks_seeds_all_are_ranked():
+    lines = [line("top_1", 0, 0.80, 10), line("none_frozen", 1, 0.80, 90)]
+    advice = advise(lines)
+    assert [each.arm for each in advice.candidates] == ["top_1", "none_frozen"]
+    assert not advice.left_out
+
+
+def test_unfinished_counts_seeds_and_settings():
+    lines = study()[:-1]
+    failures = [{"arm": "top_4", "seed": 1}, {"arm": "top_4", "seed": 7}]
+    found = unfinished(lines, failures)
+    assert {arm: str(runs) for arm, runs in found.items()} == {
+        "all_frozen": "2 of 4 seeds",
+        "backbone_frozen": "3 of 4 seeds",
+        "top_2": "3 of 4 seeds",
+        "top_4": "0 of 4 seeds",
+        "none_frozen": "3 of 4 seeds",
+        "gradual": "3 of 4 seeds",
+    }
+    sizes = [
+        line("top_1", seed, 0.8, 10) | {"setting": {"max_train_examples": size}}
+        for size in (64, None)
+        for seed in (0, 1)
+    ]
+    assert unfinished(sizes) == {}
+    assert str(unfinished(sizes[:-1])["top_1"]) == "3 of 4 runs"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "verdict"),
+    [
+        (3, "it excludes 0, yet that may be the luck of the seed (permutation p 0.250)"),
+        (6, "the difference is more than the luck of the seed (permutation p 0.031)"),
+    ],
+)
+def test_certainty_follows_the_interval_and_the_seeds(seeds: int, verdict: str):
     apart = [
         line(arm, seed, score + 0.0001 * seed * sign, seconds)
         for arm, score, seconds, sign in (("top_1", 0.793, 10, 1), ("none_frozen", 0.80, 90, -1))
-        for seed in range(3)
+        for seed in range(seeds)
     ]
     text = " ".join(explain(advise(apart)))
-    assert "it excludes 0" in text
-    assert "a loss of more than 0.01 is ruled out" in text
+    assert verdict in text
+    assert "it holds no loss of more than 0.01" in text
+
+
+def test_an_interval_around_0_tells_nothing_apart():
     noisy = [
         line(arm, seed, score + 0.02 * seed * sign, seconds)
         for arm, score, seconds, sign in (("top_1", 0.80, 10, 1), ("none_frozen", 0.80, 90, -1))
         for seed in (-1, 0, 1)
     ]
     text = " ".join(explain(advise(noisy)))
-    assert "it includes 0" in text
-    assert "is not ruled out" in text
+    assert "it includes 0, so these seeds do not tell the two apart (permutation p 1.000)" in text
+    assert "it holds losses of more than 0.01" in text
 
 
 def test_one_seed_is_said_and_has_no_interval():

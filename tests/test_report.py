@@ -114,6 +114,7 @@ def test_sections(full: Path):
     markdown = (full / "report.md").read_text(encoding="utf-8")
     sections = [text[3:] for text in markdown.splitlines() if text.startswith("## ")]
     assert sections == [
+        "What the design claims",
         "Quality",
         "Differences to full fine-tuning",
         "Cost",
@@ -129,7 +130,7 @@ def test_sections(full: Path):
 
 
 def test_numbers(full: Path):
-    quality, differences, cost, gaps, sources = read_html(full / "report.html").tables[:5]
+    quality, differences, cost, gaps, sources = read_html(full / "report.html").tables[1:6]
     rows = {row[0]: row for row in quality}
     assert list(rows)[1:4] == ["all_frozen", "20-NN probe", "majority class"]
     assert rows["20-NN probe"][2] == "0.610"
@@ -137,13 +138,42 @@ def test_numbers(full: Path):
     # 0.795 + 0.001 x (-1, 0, 1): mean 0.795, half width 4.3027 x 0.001 / sqrt(3).
     assert rows["top_2"][2] == "0.795 ± 0.002"
     assert [row[0] for row in differences[1:]] == ["backbone_frozen", "top_2", "gradual"]
-    # -0.005 + 0.001 x (1, 0, -1), which gives t = 8.660 on 2 degrees of freedom.
-    assert differences[2][2:] == [*["−0.005 [−0.007, −0.003]"] * 3, "0.013", "0.026"]
+    # -0.005 + 0.001 x (1, 0, -1): the interval is their range, and all have one sign, as all
+    # differences to full fine-tuning have: p is 2/2^3, and three times that after correction.
+    assert differences[2][2:] == [*["−0.005 [−0.006, −0.004]"] * 3, "0.250", "0.750"]
     assert {row[0]: row[2] for row in cost}["top_2"] == "40.0 (0.40×)"
     assert {row[0]: row[4] for row in cost}["top_2"] == "75 (2.50×)"
     assert {row[0]: row[2] for row in cost}["all_frozen"] == "—"
     assert {row[0]: row[2] for row in gaps}["top_2"] == "+0.050 ± 0.000"
     assert {row[0]: row[2] for row in sources}["VADER"] == "0.96"
+
+
+def test_claims(full: Path):
+    claims = read_html(full / "report.html").tables[0]
+    assert claims[0] == ["claim", "verdict", "number", "of"]
+    assert [row[0] for row in claims[1:]] == [
+        "All frozen is fastest and lightest.",
+        "A frozen backbone takes less training time.",
+        "A frozen backbone trains fewer parameters.",
+        "A frozen backbone overfits less.",
+    ]
+    # The failed arm of the study asks for no fourth seed.
+    assert claims[4][1] == ("undecided: too few seeds: 3 can give no Holm p below 0.250; 6 could")
+    assert claims[4][2] == "0.000 [0.000, 0.000], Holm p 1.000, 3 seeds"
+    markdown = (full / "report.md").read_text(encoding="utf-8")
+    assert "Not asked by this study: Freezing the head of the scarce task helps it." in markdown
+    assert "2/2^3 = 0.25; 6 seeds can reach 0.05" in markdown
+
+
+def test_an_arm_with_failed_seeds_is_a_warning_and_counted(tmp_path: Path):
+    results = [r for r in study() if (r["arm"], r["seed"]) != ("top_2", 2)]
+    failures = [{"arm": "top_2", "seed": 2, "error": "out of memory"}]
+    text = report(tmp_path, results, failures=failures)
+    warning = "unlike seeds are no fair match: <code>top_2</code> 2 of 3 seeds."
+    assert text.index(warning) < text.index("Use <code>gradual</code>")
+    quality = read_html(tmp_path / "report.html").tables[1]
+    assert {row[0]: row[1] for row in quality}["top_2"] == "2 of 3"
+    assert {row[0]: row[1] for row in quality}["gradual"] == "3"
 
 
 def test_self_contained_and_escaped(full: Path):

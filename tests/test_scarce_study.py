@@ -9,13 +9,7 @@ from synthetic_study import line, metrics
 from experiments.render import to_markdown
 from experiments.scarce_report import document
 from experiments.scarce_task import ScarceTask, run
-from mtl_jax.config import DataConfig
 from mtl_jax.errors import UserError
-
-thins = pytest.mark.skipif(
-    "label_fraction" not in DataConfig.__dataclass_fields__,
-    reason="needs the thinning of labels",
-)
 
 
 def of(fraction, arm, scores):
@@ -70,7 +64,6 @@ def test_mistakes(tmp_path):
         ScarceTask(workdir=str(tmp_path), arms=())
 
 
-@thins
 def test_the_arms(settings, tmp_path):
     study = ScarceTask(**settings, workdir=str(tmp_path), fractions=(1.0, 0.3), seeds=(0,))
     arms = [arm for group in study.groups() for arm in group]
@@ -78,10 +71,10 @@ def test_the_arms(settings, tmp_path):
         (name, fraction) for fraction in (0.3, 1.0) for name in study.arms
     ]
     configs = {arm.name: arm.config for arm in arms[:4]}
-    fractions = {config.data.__dict__["label_fraction"] for config in configs.values()}
+    fractions = {config.data.label_fraction for config in configs.values()}
     assert fractions == {("sentiment=0.3",)}
     assert configs["joint"].scenario == configs["single_task"].scenario == "none_frozen"
-    assert configs["scarce_head_last"].__dict__["recipe"] == "scarce_head_last"
+    assert configs["scarce_head_last"].recipe == "scarce_head_last"
     alone = configs["single_task"]
     assert alone.data.label_columns == ("sentiment=mood",)
     assert (alone.classifier_weight, alone.sentiment_weight) == (0.0, 1.0)
@@ -90,7 +83,6 @@ def test_the_arms(settings, tmp_path):
     assert (other.classifier_weight, other.sentiment_weight) == (1.0, 0.0)
 
 
-@thins
 def test_a_run(settings, tmp_path):
     asked = {**settings, "workdir": str(tmp_path), "fractions": (0.3, 1.0), "seeds": (0, 1)}
     assert run(ScarceTask(**asked), "the command") == 0

@@ -210,7 +210,11 @@ def test_of_ordered_comparisons_none_counts_behind_one_that_failed():
     ("mean", "p_value", "words"),
     [
         (0.02, 0.0499, "+0.020 [−0.005, +0.045] against `b`, better (corrected p = 0.050)."),
-        (0.02, 0.05, "+0.020 [−0.005, +0.045] against `b`, not told apart (corrected p = 0.050)."),
+        (
+            0.02,
+            0.0501,
+            "+0.020 [−0.005, +0.045] against `b`, not told apart (corrected p = 0.050).",
+        ),
         (-0.02, 0.0002, "−0.020 [−0.005, +0.045] against `b`, worse (corrected p < 0.001)."),
         (0.02, None, "+0.020 [−0.005, +0.045] against `b`, not told apart (one shared seed, so no"),
     ],

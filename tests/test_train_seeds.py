@@ -262,12 +262,12 @@ def test_a_member_that_fails_fails_alone(of_scenario, trained, inputs_of, tmp_pa
 def blow_up(config, inputs):
     """Makes the heads in a run's last checkpoint so large that the next loss is infinite."""
     run = Run(config, inputs)
-    program = run.stepper().program
     texts = run.split("train").texts
     checkpoints = Checkpoints(Path(config.workdir) / "checkpoints")
-    data = train_batches(texts, run.plan, config.seed, config.epochs)
-    template = program.init(run.freeze.split(run.params)[0], config.seed)
-    params, state, progress = checkpoints.restore(6, template, data, run.freeze)
+    data = train_batches(texts, run.plan, config.seed, 0, run.total_steps)
+    params, state = checkpoints.restore(6, run.start(), run.freeze)
+    checkpoints.restore_data(6, data)
+    progress = checkpoints.progress(6)
     checkpoints.close()
     shutil.rmtree(Path(config.workdir) / "checkpoints" / "6")
     large = jax.tree.map(lambda leaf: np.full_like(leaf, 3e38), params["classifier"]["kernel"])

@@ -28,6 +28,8 @@ class TextSet:
         states: What the frozen layers made of their tokens, [total, hidden], in the order of
             ``tokens.ids``; batches then hold them in the place of the ids.
         depth: Where ``states`` are from: 1 + k is the input of layer k.
+        targets: Per task that is to be held, log-probabilities, float32 [n, classes]; batches
+            then have them as ``target_`` and the task's name, [rows, slots, classes].
     """
 
     tokens: Tokens
@@ -35,9 +37,21 @@ class TextSet:
     pooled: np.ndarray | None = None
     states: np.ndarray | None = None
     depth: int = 0
+    targets: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def take(self, indices: np.ndarray) -> TextSet:
+        """Picks texts, int [m]; the result has them in this order."""
+        tokens, places = self.tokens.take(indices)
+        return TextSet(
+            tokens,
+            {task: labels[indices] for task, labels in self.labels.items()},
+            None if self.pooled is None else self.pooled[indices],
+            None if self.states is None else self.states[places],
+            self.depth,
+        )
 
 
 def index_batch(layout: Layout, placement: Placement) -> HostBatch:
@@ -56,6 +70,9 @@ def make_batch(texts: TextSet, layout: Layout, placement: Placement) -> HostBatc
     where = (placement.rows, slot)
     for task, labels in texts.labels.items():
         batch[task][where] = labels[placement.texts]
+    for task, targets in texts.targets.items():
+        batch[f"target_{task}"] = np.zeros((*cells, targets.shape[1]), np.float32)
+        batch[f"target_{task}"][where] = targets[placement.texts]
     if texts.pooled is not None:
         batch["pooled"] = np.zeros((*cells, texts.pooled.shape[1]), np.float32)
         batch["pooled"][where] = texts.pooled[placement.texts]
@@ -89,38 +106,47 @@ def _rank_in_group(groups: np.ndarray) -> np.ndarray:
 
 
 class Order:
-    """The order of a run's data, shuffled by Grain; it depends on the seed alone."""
+    """The endless order of a run's data, shuffled by Grain; it depends on the seed alone."""
 
-    def __init__(self, plan: TrainPlan, count: int, seed: int, epochs: int):
+    def __init__(self, plan: TrainPlan, seed: int):
         seeds = np.random.SeedSequence(seed).generate_state(2).tolist()
-        self._plan = plan
+        self._plan, self._seed = plan, seed
         self._shuffled = [
-            (size, grain.MapDataset.range(size).seed(own_seed).shuffle().repeat(epochs))
-            for own_seed, size in zip(seeds, (count, plan.steps), strict=True)
+            (size, grain.MapDataset.range(size).seed(own_seed).shuffle().repeat())
+            for own_seed, size in zip(seeds, (plan.places, plan.steps), strict=True)
         ]
         self._last: tuple[int, list[Placement]] | None = None
 
     def placements(self, epoch: int) -> list[Placement]:
         """Where every text of an epoch goes, batch by batch."""
         if self._last is None or self._last[0] != epoch:
-            texts, batches = (
+            order, batches = (
                 np.array([shuffled[epoch * size + i] for i in range(size)], np.int64)
                 for size, shuffled in self._shuffled
             )
-            self._last = epoch, self._plan.epoch(texts, batches)
+            mixture = self._plan.mixture
+            chosen = mixture.texts(self._seed, epoch) if mixture else None
+            self._last = epoch, self._plan.epoch(order, batches, chosen)
         return self._last[1]
 
 
 def train_batches(
-    texts: TextSet, plan: TrainPlan, seed: int, epochs: int
+    texts: TextSet, plan: TrainPlan, seed: int, start: int, steps: int
 ) -> grain.DatasetIterator[HostBatch]:
-    """All batches of a run; the iterator's state can be saved and set.
+    """Batches of a run; the iterator's state can be saved and set.
 
-    Every epoch holds every text once, in an order that depends on ``seed`` and the epoch
-    alone. Of texts with ``pooled`` vectors, which are on the device already, it gives the
-    ``index_batch`` only.
+    Every epoch of ``plan.steps`` batches holds every text once, or what the plan's mixture
+    has of each, in an order that depends on ``seed`` and the epoch alone. Of texts with
+    ``pooled`` vectors, which are on the device already, it gives the ``index_batch`` only.
+
+    Args:
+        texts: What the plan was made for.
+        plan: Where they go.
+        seed: Of the order, which has no end.
+        start: The first batch.
+        steps: How many batches.
     """
-    order = Order(plan, len(texts), seed, epochs)
+    order = Order(plan, seed)
 
     def batch(index: int) -> HostBatch:
         epoch, step = divmod(index, plan.steps)
@@ -129,7 +155,7 @@ def train_batches(
             return index_batch(plan.layout, placement)
         return make_batch(texts, plan.layout, placement)
 
-    dataset = grain.MapDataset.range(epochs * plan.steps).map(batch)
+    dataset = grain.MapDataset.range(start, start + steps).map(batch)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(dataset.to_iter_dataset(options))
 

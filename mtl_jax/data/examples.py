@@ -5,21 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mtl_jax.config import TASKS, DataConfig
+from mtl_jax.data.labels import MISSING, learn_classes, number
+from mtl_jax.data.sources import open_sources
 from mtl_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
-    from mtl_jax.data.table import Source, Table
+    from mtl_jax.data.table import Source
 
-MISSING = -1
-"""The label of an example that has none for a task."""
 UNLABELLED = ("unlabelled",)
 """The classes of a task that has no column."""
 
@@ -34,6 +33,8 @@ class Examples:
     """per task an int32 [n]: indices into its classes, MISSING where there is no label"""
     groups: np.ndarray | None
     """str [n]: where each example comes from, for metrics by source; None if unknown"""
+    sources: np.ndarray | None = None
+    """int32 [n]: which of the corpus's data sets each example is of; None where there is one"""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -49,12 +50,71 @@ class Examples:
             texts=[self.texts[i] for i in chosen],
             labels={task: labels[chosen] for task, labels in self.labels.items()},
             groups=None if self.groups is None else self.groups[chosen],
+            sources=None if self.sources is None else self.sources[chosen],
         )
+
+    def labelled(self, tasks: Sequence[str] = TASKS) -> np.ndarray:
+        """Bool [n]: which examples have a label for at least one of ``tasks``."""
+        return np.any([self.labels[task] != MISSING for task in tasks], axis=0)
+
+
+class _DataSet:
+    """One data set with the classes of the tasks that it serves.
+
+    Without a validation split, a tenth of the training examples is set aside as one, by
+    the SHA-256 of the text, so that identical texts land on the same side, those of another
+    data set included.
+    """
+
+    def __init__(self, source: Source, columns: dict[str, str]):
+        self.source, self.columns = source, columns
+        self.carved = "validation" not in source.splits
+        self.splits = ("train", "validation", *(s for s in source.splits if s == "test"))
+        self.read = functools.cache(self._read)
+        self._table = functools.cache(source.read)
+        self.classes = {
+            task: source.classes[task]
+            if task in source.classes
+            else learn_classes(self._table("train").labels[task])
+            for task in columns
+        }
+
+    def _read(self, split: str) -> Examples:
+        if not self.carved or split == "test":
+            return self._numbered(split)
+        examples = self._numbered("train")
+        aside = _set_aside(examples.texts, self.source.name)
+        return examples.take(np.flatnonzero(aside if split == "validation" else ~aside))
+
+    def _numbered(self, split: str) -> Examples:
+        table = self._table(split)
+        labels = {task: np.full(len(table.texts), MISSING, np.int32) for task in TASKS}
+        for task, column in self.columns.items():
+            labels[task] = number(table, task, column, self.classes[task], split)
+        groups = None if table.groups is None else np.asarray(table.groups, dtype=np.str_)
+        return Examples(table.texts, labels, groups)
+
+    def notes(self) -> list[str]:
+        """What to know about it, in words; reads train and validation, never test."""
+        notes = list(self.source.notes)
+        if self.carved:
+            notes.append("validation: a tenth of the training texts, set aside by hash")
+        for split in ("train", "validation"):
+            examples = self.read(split)
+            if empty := sum(not text.strip() for text in examples.texts):
+                notes.append(f"{split}: {empty} of {len(examples)} texts are empty")
+            missing = {task: int(np.sum(examples.labels[task] == MISSING)) for task in self.columns}
+            notes += [
+                f"{split}: {count} of {len(examples)} have no {task} label"
+                for task, count in missing.items()
+                if count
+            ]
+        return notes
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """The splits of one data source. Each is read when it is asked for, not before."""
+    """The splits of the data. Each is read when it is asked for, not before."""
 
     name: str
     classes: dict[str, tuple[str, ...]]
@@ -62,163 +122,120 @@ class Corpus:
     splits: tuple[str, ...]
     """those there are, of train, validation and test"""
     fingerprint: str
-    """digest of the data source as a whole, whatever part of it the settings use"""
-    _read: Callable[[str], Examples] = dataclasses.field(repr=False)
+    """digest of the data as a whole, whatever part of them the settings use"""
+    sources: tuple[str, ...]
+    """the names of the data sets, in the order of their numbers"""
+    _data_sets: tuple[_DataSet, ...] = dataclasses.field(repr=False)
     _limits: dict[str, int | None] = dataclasses.field(repr=False)
-    _source_notes: tuple[str, ...] = dataclasses.field(repr=False)
+    _fractions: dict[str, float] = dataclasses.field(repr=False)
 
     def read(self, split: str) -> Examples:
         """Reads a split, or what the settings keep of it.
 
         A limit keeps the examples with the smallest SHA-256 of position and text, in
-        their order in the source: the same ones whatever the seed.
+        their order in the source: the same ones whatever the seed. Of the training split
+        only examples with a label are kept; of a task whose labels are thinned, those with
+        the smallest SHA-256 of position, task and text: those of a smaller part are among
+        those of a larger one.
 
         Raises:
             UserError: There is no such split, or something is wrong with its contents.
         """
+        return self._kept(split)[0]
+
+    def _kept(self, split: str) -> tuple[Examples, list[str]]:
+        """What is kept of a split, and in words what is not."""
         if split not in self.splits:
             raise UserError(
                 f"{self.name} has no {split} split: use one of {', '.join(self.splits)}"
             )
-        examples = self._read(split)
-        limit = self._limits[split]
-        if limit is None or limit >= len(examples):
-            return examples
-        digests = [_digest(f"{i}\n{text}") for i, text in enumerate(examples.texts)]
-        order = sorted(range(len(digests)), key=digests.__getitem__)
-        return examples.take(sorted(order[:limit]))
+        examples = self._whole(split)
+        training, limit, texts = split == "train", self._limits[split], examples.texts
+        kept = np.flatnonzero(examples.labelled()) if training else np.arange(len(examples))
+        notes = _left_out(len(examples), len(kept), "label")
+        if limit is not None and limit < len(kept):
+            kept = _smallest(kept, limit, lambda i: f"{i}\n{texts[i]}")
+        if not training or not self._fractions:
+            return (examples.take(kept) if len(kept) < len(examples) else examples), notes
+        labels = dict(examples.labels)
+        for task, fraction in self._fractions.items():
+            there = kept[labels[task][kept] != MISSING]
+            count = min(max(round(fraction * len(there)), 1), len(there))
+            chosen = _smallest(there, count, lambda i, task=task: f"{i}\n{task}\n{texts[i]}")
+            thinned = np.full_like(labels[task], MISSING)
+            thinned[chosen] = labels[task][chosen]
+            labels[task] = thinned
+            notes.append(f"train: {count} of {len(there)} {task} labels remain (--label-fraction)")
+        thinned = dataclasses.replace(examples, labels=labels).take(kept)
+        still = np.flatnonzero(thinned.labelled())
+        return thinned.take(still), notes + _left_out(len(kept), len(still), "label that remains")
+
+    def _whole(self, split: str) -> Examples:
+        """The examples of all data sets, one after the other."""
+        if len(self._data_sets) == 1:
+            return self._data_sets[0].read(split)
+        parts = [(i, d, d.read(split)) for i, d in enumerate(self._data_sets) if split in d.splits]
+        return Examples(
+            texts=[text for _, _, part in parts for text in part.texts],
+            labels={task: np.concatenate([p.labels[task] for _, _, p in parts]) for task in TASKS},
+            groups=np.concatenate(
+                [
+                    np.full(len(p), d.source.name) if p.groups is None else p.groups
+                    for _, d, p in parts
+                ]
+            ),
+            sources=np.concatenate([np.full(len(p), i, np.int32) for i, _, p in parts]),
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What to know about the data, in words; reads train and validation, never test."""
-        notes = list(self._source_notes)
-        for split in self.splits:
-            if split != "test":
-                notes += _describe(split, self._read(split), self.classes)
-        return tuple(notes)
+        notes, several = [], len(self._data_sets) > 1
+        for data_set in self._data_sets:
+            where = f"{data_set.source.name}, " if several else ""
+            notes += [where + note for note in data_set.notes()]
+            if "test" in self.splits and "test" not in data_set.splits:
+                notes.append(f"{where}test: there is none, so it says nothing of this data set")
+        return (*notes, *self._kept("train")[1])
 
 
 def load_corpus(config: DataConfig) -> Corpus:
     """Opens the data that the settings name.
 
-    Without a validation split, a tenth of the training examples is set aside as one, by
-    the SHA-256 of the text, so that identical texts land on the same side.
+    Where each task has a data set of its own, a split holds the examples of both, each with
+    a label for one task at most; a test split that one of them lacks is the other's.
 
     Args:
-        config: Files, if it names a training file; else a TFDS data set.
+        config: Names files and TFDS data sets.
 
     Raises:
         UserError: The data cannot be found or fetched, or something is wrong with them.
     """
-    columns = _label_columns(config.label_columns)
-    for name in ("max_train_examples", "max_evaluation_examples"):
-        limit = getattr(config, name)
-        if limit is not None and limit < 1:
-            raise UserError(f"--{name.replace('_', '-')} {limit} must be at least 1")
-    source = _source(config, columns)
-    table = functools.cache(source.read)
-    classes = {}
-    for task in TASKS:
-        if task not in columns:
-            classes[task] = UNLABELLED
-        elif task in source.classes:
-            classes[task] = source.classes[task]
-        else:
-            classes[task] = _learn_classes(table("train").labels[task])
-
-    @functools.cache
-    def read(split: str) -> Examples:
-        if "validation" in source.splits or split == "test":
-            return _number(table(split), classes, columns, split)
-        examples = _number(table("train"), classes, columns, "train")
-        aside = _set_aside(examples.texts, source.name)
-        return examples.take(np.flatnonzero(aside if split == "validation" else ~aside))
-
-    carved = "validation" not in source.splits
+    data_sets = tuple(_DataSet(source, columns) for source, columns in open_sources(config))
+    classes = {task: names for each in data_sets for task, names in each.classes.items()}
+    tests = any("test" in each.splits for each in data_sets)
+    names = tuple(each.source.name for each in data_sets)
     return Corpus(
-        name=source.name,
-        classes=classes,
-        splits=("train", "validation", *(s for s in source.splits if s == "test")),
-        fingerprint=source.fingerprint,
-        _read=read,
+        name=" and ".join(names),
+        classes={task: classes.get(task, UNLABELLED) for task in TASKS},
+        splits=("train", "validation", *(["test"] if tests else [])),
+        fingerprint=_fingerprint(data_sets),
+        sources=names,
+        _data_sets=data_sets,
         _limits={
             "train": config.max_train_examples,
             "validation": config.max_evaluation_examples,
             "test": config.max_evaluation_examples,
         },
-        _source_notes=source.notes
-        + (("validation: a tenth of the training texts, set aside by hash",) if carved else ()),
+        _fractions=config.label_fractions,
     )
 
 
-def _source(config: DataConfig, columns: dict[str, str]) -> Source:
-    if config.train_file is not None:
-        from mtl_jax.data import files
-
-        return files.open_files(config, columns)
-    for name in ("validation_file", "test_file"):
-        if getattr(config, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} needs --train-file: name that one too")
-    from mtl_jax.data import tfds_source
-
-    if config.dataset == "sentences":
-        from mtl_jax.data import sentences
-
-        return sentences.open_sentences(config.text_column, columns)
-    return tfds_source.open_dataset(config.dataset, config.text_column, columns)
-
-
-def _label_columns(pairs: Iterable[str]) -> dict[str, str]:
-    columns: dict[str, str] = {}
-    for pair in pairs:
-        task, _, column = pair.partition("=")
-        if not task or not column:
-            raise UserError(f"--label-columns {pair!r} is not a pair: write task=column")
-        if task not in TASKS:
-            raise UserError(
-                f"--label-columns {pair!r}: there is no task {task!r}: use {' or '.join(TASKS)}"
-            )
-        if task in columns:
-            raise UserError(f"--label-columns names the task {task!r} twice: name it once")
-        columns[task] = column
-    if not columns:
-        raise UserError(f"--label-columns is empty: name a column for {' or '.join(TASKS)}")
-    return columns
-
-
-def _learn_classes(labels: list[str | None]) -> tuple[str, ...]:
-    """The distinct labels, numbers first and by value, then the others by spelling."""
-
-    def order(label: str) -> tuple[bool, float, str]:
-        number = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", label, re.ASCII)
-        return (number is None, float(label) if number else 0.0, label)
-
-    return tuple(sorted({label for label in labels if label is not None}, key=order))
-
-
-def _number(
-    table: Table, classes: dict[str, tuple[str, ...]], columns: dict[str, str], split: str
-) -> Examples:
-    numbered = {task: np.full(len(table.texts), MISSING, np.int32) for task in TASKS}
-    for task, column in columns.items():
-        numbers = {name: number for number, name in enumerate(classes[task])}
-        for i, label in enumerate(table.labels[task]):
-            if label is None:
-                continue
-            if label not in numbers:
-                known = ", ".join(classes[task][:20]) + ", ..." * (len(numbers) > 20)
-                raise UserError(
-                    f"{table.place(i)}: {task} label {label!r} is not among those of the training "
-                    f"data ({known}): correct it, or add such examples to the training data"
-                )
-            numbered[task][i] = numbers[label]
-        if split == "train" and not np.any(numbered[task] != MISSING):
-            raise UserError(
-                f"{table.place(0)} and after: no row has a {task} label in {column!r}: "
-                f"name another column with --label-columns, or leave {task} out of it"
-            )
-    groups = None if table.groups is None else np.asarray(table.groups, dtype=np.str_)
-    return Examples(table.texts, numbered, groups)
+def _fingerprint(data_sets: Sequence[_DataSet]) -> str:
+    if len(data_sets) == 1:
+        return data_sets[0].source.fingerprint
+    lines = [f"{' '.join(each.columns)}: {each.source.fingerprint}\n" for each in data_sets]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _set_aside(texts: list[str], name: str) -> np.ndarray:
@@ -236,15 +253,16 @@ def _set_aside(texts: list[str], name: str) -> np.ndarray:
     return np.asarray([digest in chosen for digest in digests])
 
 
-def _describe(split: str, examples: Examples, classes: dict[str, tuple[str, ...]]) -> list[str]:
-    notes = []
-    if empty := sum(not text.strip() for text in examples.texts):
-        notes.append(f"{split}: {empty} of {len(examples)} texts are empty")
-    for task, labels in examples.labels.items():
-        missing = int(np.sum(labels == MISSING))
-        if missing and classes[task] != UNLABELLED:
-            notes.append(f"{split}: {missing} of {len(examples)} have no {task} label")
-    return notes
+def _smallest(indices: np.ndarray, count: int, words: Callable[[int], str]) -> np.ndarray:
+    """Those ``count`` of the indices whose words have the smallest SHA-256, in their order."""
+    digests = {i: _digest(words(i)) for i in indices.tolist()}
+    return np.sort(np.array(sorted(digests, key=digests.__getitem__)[:count], np.int64))
+
+
+def _left_out(before: int, after: int, what: str) -> list[str]:
+    if after == before:
+        return []
+    return [f"train: {before - after} of {before} texts have no {what} and are left out"]
 
 
 def _digest(text: str) -> int:

@@ -16,34 +16,24 @@ from mtl_jax.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mtl_jax.config import DataConfig
-
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON = (".jsonl", ".json")
 
 
-def open_files(config: DataConfig, columns: dict[str, str]) -> Source:
-    """Opens the files that the settings name.
+def open_files(paths: dict[str, Path], text_column: str, columns: dict[str, str]) -> Source:
+    """Opens the files of a data set.
 
     Every file must be there; it is parsed only when its split is read. The fingerprint
     leaves the test file out: nothing that is trained or chosen depends on it.
 
     Args:
-        config: Names a training file, and maybe one to validate and one to test on.
+        paths: Per split its file: one to train on, maybe one to validate and one to test on.
+        text_column: The column that holds the text.
         columns: The label column of each task that has one.
 
     Raises:
         UserError: A file is not there or is of another kind.
     """
-    paths = {
-        split: Path(name).expanduser()
-        for split, name in (
-            ("train", config.train_file),
-            ("validation", config.validation_file),
-            ("test", config.test_file),
-        )
-        if name is not None
-    }
     whole = hashlib.sha256()
     for split, path in paths.items():
         _check_kind(path)
@@ -56,7 +46,7 @@ def open_files(config: DataConfig, columns: dict[str, str]) -> Source:
         splits=tuple(paths),
         classes={},
         notes=(),
-        read=lambda split: read_table(paths[split], config.text_column, columns),
+        read=lambda split: read_table(paths[split], text_column, columns),
     )
 
 

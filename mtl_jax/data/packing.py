@@ -12,6 +12,7 @@ import numpy as np
 
 from mtl_jax.data.bins import balance, best_fit
 from mtl_jax.data.blocks import Blocks, block_lengths, cheapest_blocks, row_length
+from mtl_jax.data.mixing import Mixture
 
 # Neighbours in order of length that may take each other's place from epoch to epoch; the
 # price is that each counts as long as the longest of them.
@@ -65,9 +66,18 @@ class TrainPlan:
     Attributes:
         layout: The shape that every batch of every epoch has, whatever the seed.
         steps: Batches in an epoch.
+        places: Texts in an epoch.
+        mixture: Which text has which place; None where an epoch holds every text once.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, devices: int, hidden_size: int):
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        batch_size: int,
+        devices: int,
+        hidden_size: int,
+        mixture: Mixture | None = None,
+    ):
         """Plans batches of ``batch_size`` texts.
 
         Args:
@@ -76,8 +86,11 @@ class TrainPlan:
             devices: Each has equally many rows.
             hidden_size: Of the backbone, to weigh attention's cost, quadratic in the length
                 of a block, against the padding of short blocks.
+            mixture: The places of an epoch, where it does not hold every text once.
         """
-        count = len(lengths)
+        self.mixture = mixture
+        lengths = lengths if mixture is None else mixture.lengths
+        self.places = count = len(lengths)
         ranks = np.argsort(-lengths, kind="stable")
         descending = lengths[ranks]
         descending = descending[np.arange(count) // _EXCHANGED * _EXCHANGED]
@@ -93,15 +106,19 @@ class TrainPlan:
         slots = max(int(np.bincount(of_batch).max()) for of_batch in self._rows)
         self.layout = Layout(rows, blocks, slots)
 
-    def epoch(self, order: np.ndarray, batches: np.ndarray) -> list[Placement]:
+    def epoch(
+        self, order: np.ndarray, batches: np.ndarray, chosen: np.ndarray | None = None
+    ) -> list[Placement]:
         """Places the texts of one epoch.
 
         Args:
-            order: A random permutation of the texts, int [n]: decides which of the texts of
-                about equal length go where.
+            order: A random permutation of the texts, int [places]: decides which of the texts
+                of about equal length go where.
             batches: A random permutation of the batches, int [steps].
+            chosen: With a ``mixture``, the text of each place, int [places].
         """
         texts = order[np.argsort(-self._class[order], kind="stable")]
+        texts = texts if chosen is None else chosen[texts]
         return [Placement(texts[self._members[i]], self._rows[i], self._starts[i]) for i in batches]
 
 

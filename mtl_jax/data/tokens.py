@@ -47,6 +47,21 @@ class Tokens:
         """int64 [n]: the tokens of each text, special ones included."""
         return np.diff(self.offsets)
 
+    def take(self, indices: np.ndarray) -> tuple[Tokens, np.ndarray]:
+        """Picks texts.
+
+        Args:
+            indices: int [m]; the result has them in this order.
+
+        Returns:
+            Their ids, with nothing said of what was cut or is empty among them; and where
+            each of the ids was, int64 [total].
+        """
+        lengths = self.lengths[indices]
+        offsets = np.append(0, np.cumsum(lengths))
+        places = np.arange(offsets[-1]) + np.repeat(self.offsets[indices] - offsets[:-1], lengths)
+        return Tokens(self.ids[places], offsets, truncated=0, empty=0), places
+
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the ids and of where each text ends."""

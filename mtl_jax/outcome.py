@@ -1,0 +1,79 @@
+"""What a finished run leaves in words and numbers: its result and its certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtl_jax.config import TASKS, TrainConfig
+
+
+def run_certificate(phases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The certificate of a run from those of its phases.
+
+    Args:
+        phases: ``freeze.certificate`` of each, in their order.
+
+    Returns:
+        That of the last phase, but with the largest ``trainable_parameters`` and
+        ``optimizer_state_bytes`` of all, and unchanged only where every phase left what it
+        froze as it was; and all of them under ``phases``.
+    """
+    largest = ("trainable_parameters", "optimizer_state_bytes")
+    return {
+        **phases[-1],
+        **{name: max(phase[name] for phase in phases) for name in largest},
+        "frozen_digest_unchanged": all(phase["frozen_digest_unchanged"] for phase in phases),
+        "phases": list(phases),
+    }
+
+
+def run_result(
+    config: TrainConfig,
+    epochs: Sequence[Mapping[str, Any]],
+    chosen: Mapping[str, Any],
+    certificate: Mapping[str, Any],
+    stopped: str | None,
+) -> dict[str, Any]:
+    """The part of a result that the folder tells.
+
+    Args:
+        config: The settings.
+        epochs: The measurements, as ``metrics.jsonl`` has them.
+        chosen: That of them which is the best.
+        certificate: See ``run_certificate``.
+        stopped: Why the recipe has ended early, if it has.
+    """
+    result: dict[str, Any] = {
+        "event": "result",
+        "step": epochs[-1]["step"],
+        "scenario": config.scenario,
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "best_epoch": chosen["epoch"],
+    }
+    if config.recipe is not None:
+        result |= {
+            "best_phase": chosen["phase"],
+            "best_scenario": chosen["scenario"],
+            "phases": len(certificate["phases"]),
+            "stopped": stopped,
+        }
+    return result | {
+        "trainable_parameters": certificate["trainable_parameters"],
+        "total_parameters": sum(part["parameters"] for part in certificate["labels"].values()),
+        "optimizer_state_bytes": certificate["optimizer_state_bytes"],
+        "frozen_digest_unchanged": certificate["frozen_digest_unchanged"],
+    }
+
+
+def in_words(metrics: Mapping[str, Any], rate: float) -> str:
+    """What a measurement on validation has shown, for a reader."""
+    words = []
+    for task in TASKS:
+        if metrics[task]["examples"]:
+            accuracy, f1 = metrics[task]["accuracy"], metrics[task]["macro_f1"]
+            words.append(f"{task} accuracy {accuracy:.3f}, macro-F1 {f1:.3f}")
+    speed = f"{rate:.0f} examples/s" if rate else "nothing to train"
+    return f"validation {'; '.join(words)} ({speed})"

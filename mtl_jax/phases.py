@@ -1,0 +1,202 @@
+"""A phase of a run, as data: what trains, how fast, what counts, and when it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self, get_args
+
+from mtl_jax.config import TASKS, OnDrift, Schedule, TrainConfig
+from mtl_jax.errors import UserError
+
+Metric = Literal["mean_macro_f1", "loss"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """What is left at None is as the settings of the run have it.
+
+    A phase is cut into epochs from its start, and measured on validation at the end of each
+    and at its own end.
+
+    Attributes:
+        scenario: As of ``TrainConfig``.
+        epochs: Passes over the training texts, and parts of one; the upper bound of a phase
+            that ends with a plateau. Without ``epochs`` and ``steps``, all of the settings'.
+        steps: The same in optimizer steps.
+        patience: Ends the phase when so many measurements in a row have not raised the best
+            one of the phase by ``min_gain``.
+        min_gain: See ``patience``; in units of ``metric``.
+        metric: What a phase is judged by: the mean over tasks of macro-F1, or of the losses
+            in nats, of which a lower one is the better.
+        task_metric: The one task that ``metric`` is of, in the place of the mean.
+        keep_best: Whether the next phase goes on from the best measurement of this one, its
+            moments included; else from the last.
+        requires_gain: Begins only where the phase before has raised the best measurement by
+            as much; else the recipe ends there.
+        learning_rates: ``(label, peak)``; labels as the scenario's rules have them, or a part
+            of one, such as ``backbone/layer_5``; ``backbone`` and ``head`` are the settings'.
+        layer_decay: Each layer's rate is that of the layer above times this.
+        schedule: How the rates go from step to step.
+        warmup_fraction: The part of the schedule in which they rise.
+        restart: Whether the schedule starts anew; else the phase before and this one share one.
+        task_weights: Of the losses, ``classifier`` first.
+        drift_limit: How far, in nats, a frozen head's predictions may drift; see ``drift``.
+        on_drift: What happens beyond.
+        distillation_weight: Of the term that holds them, where ``on_drift`` says so.
+    """
+
+    scenario: str
+    epochs: float | None = None
+    steps: int | None = None
+    patience: int | None = None
+    min_gain: float = 0.0
+    metric: Metric = "mean_macro_f1"
+    task_metric: str | None = None
+    keep_best: bool = False
+    requires_gain: float | None = None
+    learning_rates: tuple[tuple[str, float], ...] = ()
+    layer_decay: float | None = None
+    schedule: Schedule | None = None
+    warmup_fraction: float | None = None
+    restart: bool = True
+    task_weights: tuple[float, float] | None = None
+    drift_limit: float | None = None
+    on_drift: OnDrift | None = None
+    distillation_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scenario, str):
+            raise UserError(f"scenario {self.scenario!r} is no text: name one")
+        for name, kind in (("metric", Metric), ("schedule", Schedule), ("on_drift", OnDrift)):
+            value = getattr(self, name)
+            if value is not None and value not in get_args(kind):
+                raise UserError(f"{name} {value!r}: use {', '.join(get_args(kind))}")
+        if self.epochs is not None and self.steps is not None:
+            raise UserError("epochs and steps are both given: leave one of them out")
+        for name, least, strict in (
+            ("epochs", 0, True),
+            ("steps", 1, False),
+            ("patience", 1, False),
+            ("min_gain", 0, False),
+            ("layer_decay", 0, True),
+            ("drift_limit", 0, True),
+            ("distillation_weight", 0, False),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (value > least if strict else value >= least):
+                words = "above" if strict else "at least"
+                raise UserError(f"{name} {value} must be {words} {least}")
+        if self.warmup_fraction is not None and not 0 <= self.warmup_fraction < 1:
+            raise UserError(
+                f"warmup_fraction {self.warmup_fraction} must be at least 0 and below 1: the "
+                "schedule would end before it began to fall"
+            )
+        if self.task_metric is not None and self.task_metric not in TASKS:
+            raise UserError(f"task_metric {self.task_metric!r}: use {' or '.join(TASKS)}")
+        if any(not rate >= 0 for _, rate in self.learning_rates):
+            raise UserError("learning_rates must not be negative")
+        if self.task_weights is not None:
+            if len(self.task_weights) != len(TASKS):
+                raise UserError(f"task_weights {self.task_weights}: give one each for {TASKS}")
+            if not min(self.task_weights) >= 0:
+                raise UserError(f"task_weights {self.task_weights} must not be negative")
+
+    def completed(self, config: TrainConfig) -> Self:
+        """The same with what the settings say in the place of every None that they fill."""
+        rates = {
+            "head": config.head_learning_rate,
+            "backbone": config.backbone_learning_rate,
+            **dict(self.learning_rates),
+        }
+        whole = self.epochs is None and self.steps is None
+        filled: dict[str, Any] = {
+            "epochs": float(config.epochs) if whole else self.epochs,
+            "learning_rates": tuple(rates.items()),
+            "layer_decay": config.layer_decay,
+            "schedule": config.schedule,
+            "warmup_fraction": config.warmup_fraction,
+            "task_weights": (config.classifier_weight, config.sentiment_weight),
+            "drift_limit": config.drift_limit,
+            "on_drift": config.on_drift,
+            "distillation_weight": config.distillation_weight,
+        }
+        always = ("epochs", "learning_rates")
+        changes = {
+            name: value
+            for name, value in filled.items()
+            if name in always or getattr(self, name) is None
+        }
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Per task its weight, of a completed phase."""
+        if self.task_weights is None:
+            raise ValueError("the phase is not completed")
+        return dict(zip(TASKS, self.task_weights, strict=True))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks whose losses count, of a completed phase; all where none does."""
+        return tuple(task for task, weight in self.weights.items() if weight > 0) or TASKS
+
+
+def phases_from(objects: Sequence[Mapping[str, Any]], origin: str) -> tuple[Phase, ...]:
+    """Phases from JSON: objects with the fields of ``Phase``, rates as an object by label.
+
+    Raises:
+        UserError: Something else is there; ``origin`` names the file.
+    """
+    if not isinstance(objects, list) or not objects:
+        raise UserError(
+            f'{origin} holds no list of phases: write one such as [{{"scenario": '
+            '"backbone_frozen", "epochs": 1}, {"scenario": "none_frozen", "epochs": 2}]'
+        )
+    return tuple(_phase(fields, f"{origin}: phase {i}") for i, fields in enumerate(objects, 1))
+
+
+def _phase(fields: Any, origin: str) -> Phase:
+    names = [field.name for field in dataclasses.fields(Phase)]
+    if not isinstance(fields, dict) or "scenario" not in fields:
+        raise UserError(f"{origin} is no object with a scenario: {', '.join(names)} are its fields")
+    unknown = [name for name in fields if name not in names]
+    if unknown:
+        raise UserError(f"{origin} has no field {unknown[0]!r}: use {', '.join(names)}")
+    fields = dict(fields)
+    if isinstance(rates := fields.get("learning_rates"), dict):
+        fields["learning_rates"] = tuple(rates.items())
+    if isinstance(weights := fields.get("task_weights"), dict):
+        fields["task_weights"] = tuple(weights.get(task, 0.0) for task in TASKS)
+    elif isinstance(weights, list):
+        fields["task_weights"] = tuple(weights)
+    try:
+        return Phase(**fields)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{origin}: a value is of the wrong type ({error}): correct it") from error
+
+
+def boundaries(phases: Sequence[Phase], steps_per_epoch: Sequence[int]) -> list[int]:
+    """Steps of each completed phase at most.
+
+    Phases in epochs are rounded together, so that three thirds of an epoch are one epoch; each
+    has at least one step.
+
+    Args:
+        phases: All phases of a run.
+        steps_per_epoch: Of each; they differ where the active tasks do.
+    """
+    passed, steps = 0.0, []
+    for phase, per_epoch in zip(phases, steps_per_epoch, strict=True):
+        if phase.steps is not None:
+            passed += phase.steps / per_epoch
+            steps.append(phase.steps)
+            continue
+        until = passed + (phase.epochs or 0.0)
+        # A sum such as 3 x 1/3 may be a little off, and a half be rounded either way.
+        first, last = (round(round(epochs * per_epoch, 6)) for epochs in (passed, until))
+        steps.append(max(last - first, 1))
+        passed = until
+    return steps

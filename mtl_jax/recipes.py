@@ -1,0 +1,268 @@
+"""Recipes: lists of phases by name, and those of one's own from a file.
+
+Every recipe shares ``--epochs`` evenly among its phases, so that whatever is trained for the
+same number of epochs has read as many texts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import json
+import re
+import runpy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.config import TASKS, TrainConfig
+from mtl_jax.errors import UserError
+from mtl_jax.phases import Phase, phases_from
+
+# Howard & Ruder 2018, section 3.2: "we empirically found it to work well".
+_DISCRIMINATIVE = 1 / 2.6
+# What a phase of ``auto`` has to add to the mean macro-F1 for the next one to begin.
+_PAYS = 0.002
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a recipe may depend on.
+
+    Attributes:
+        num_layers: Layers of the backbone.
+        epochs: Passes over the training texts, for all phases together.
+        labels: Per task the number of training labels.
+        thinned: The tasks whose labels have been thinned.
+    """
+
+    num_layers: int
+    epochs: float
+    labels: Mapping[str, int]
+    thinned: tuple[str, ...] = ()
+
+
+Recipe = Callable[[Setting], tuple[Phase, ...]]
+
+
+def gradual_unfreezing(setting: Setting) -> tuple[Phase, ...]:
+    """The heads, then one more layer from the top in each phase, at last the embeddings.
+
+    With discriminative learning rates (each layer's is that of the layer above divided by
+    2.6) and slanted triangular schedules, one for each phase.
+
+    Source: Howard & Ruder 2018, "Universal Language Model Fine-tuning for Text
+    Classification" (arXiv:1801.06146), sections 3.2 and 3.3.
+    """
+    scenarios = _downwards(setting.num_layers)
+    share = setting.epochs / len(scenarios)
+    return tuple(
+        Phase(
+            scenario=scenario,
+            epochs=share,
+            layer_decay=_DISCRIMINATIVE,
+            schedule="slanted_triangular",
+        )
+        for scenario in scenarios
+    )
+
+
+def lp_ft(setting: Setting) -> tuple[Phase, ...]:
+    """Linear probing, then full fine-tuning from the heads that it has found.
+
+    Heads that fit the frozen features spare the backbone the large, distorting gradients of
+    random ones.
+
+    Source: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform
+    Out-of-Distribution" (arXiv:2202.10054).
+    """
+    return _even(setting, "backbone_frozen", "none_frozen")
+
+
+def sequential_heads(setting: Setting) -> tuple[Phase, ...]:
+    """One task, then the other, then both.
+
+    In each of the first two phases the other head is frozen and its loss off. The task with
+    more labels comes first.
+
+    Source: the sequential learning of the scenarios ``classifier_frozen`` and
+    ``sentiment_frozen``; as intermediate-task training, Phang et al. 2018 (arXiv:1811.01088).
+    """
+    last = _scarce(setting)
+    first = next(task for task in TASKS if task != last)
+    third = setting.epochs / 3
+    return (_one_task(first, third), _one_task(last, third), _both(third))
+
+
+def scarce_head_last(setting: Setting) -> tuple[Phase, ...]:
+    """The head of the task with fewer labels is frozen at first, its loss off; then both train.
+
+    Source: the scenarios ``classifier_frozen`` and ``sentiment_frozen``, whose use with
+    imbalanced tasks this is.
+    """
+    rich = next(task for task in TASKS if task != _scarce(setting))
+    return (_one_task(rich, setting.epochs / 2), _both(setting.epochs / 2))
+
+
+def auto(setting: Setting) -> tuple[Phase, ...]:
+    """Unfreezes one more layer only where validation says that the last phase paid.
+
+    A phase ends early when an epoch has not improved on its best one, and hands on its best
+    parameters. The next begins if the phase has raised the best mean macro-F1 so far.
+
+    Source: gradual unfreezing (Howard & Ruder 2018, arXiv:1801.06146) with early stopping
+    (Prechelt 1998, "Early Stopping - But When?") in the place of a fixed number of phases.
+    """
+    scenarios = _downwards(setting.num_layers)
+    share = setting.epochs / len(scenarios)
+    return tuple(
+        Phase(
+            scenario=scenario,
+            epochs=share,
+            patience=1,
+            keep_best=True,
+            requires_gain=_PAYS if i > 1 else None,
+        )
+        for i, scenario in enumerate(scenarios)
+    )
+
+
+def _top_down(k: int) -> Recipe:
+    """The heads, then the top k layers at once with them.
+
+    Source: the order of Howard & Ruder 2018 (arXiv:1801.06146) in two phases, without
+    gradual steps; as "top-k tuning" in Lee et al. 2019 (arXiv:1911.03090).
+    """
+    return lambda setting: _even(setting, "backbone_frozen", f"top_{k}")
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.__name__: recipe
+    for recipe in (gradual_unfreezing, lp_ft, sequential_heads, scarce_head_last, auto)
+}
+
+
+def _downwards(num_layers: int) -> list[str]:
+    return ["backbone_frozen", *(f"top_{k}" for k in range(1, num_layers + 1)), "none_frozen"]
+
+
+def _even(setting: Setting, *scenarios: str) -> tuple[Phase, ...]:
+    share = setting.epochs / len(scenarios)
+    return tuple(Phase(scenario=scenario, epochs=share) for scenario in scenarios)
+
+
+def _one_task(task: str, epochs: float) -> Phase:
+    (other,) = (name for name in TASKS if name != task)
+    weights = (1.0, 0.0) if task == TASKS[0] else (0.0, 1.0)
+    return Phase(scenario=f"{other}_frozen", epochs=epochs, task_weights=weights)
+
+
+def _both(epochs: float) -> Phase:
+    return Phase(scenario="none_frozen", epochs=epochs)
+
+
+def _scarce(setting: Setting) -> str:
+    """The task with fewer labels; of equal ones that which is named in --label-fraction."""
+    return min(
+        reversed(TASKS), key=lambda task: (setting.labels[task], task not in setting.thinned)
+    )
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of a name, or of a ``.json`` or ``.py`` file.
+
+    A JSON file holds a list of objects with the fields of ``Phase``. A Python file defines
+    ``phases``: a list of ``Phase``, or a function from ``Setting`` to one; it is run.
+
+    Raises:
+        UserError: There is no such recipe, or the file can't be read or holds something else.
+    """
+    if name.endswith(".json"):
+        return _of_json(Path(name).expanduser())
+    if name.endswith(".py"):
+        return _of_python(Path(name).expanduser())
+    if name in RECIPES:
+        return RECIPES[name]
+    if top := re.fullmatch(r"top_down_(\d+)", name):
+        return _top_down(int(top.group(1)))
+    close = difflib.get_close_matches(name, [*RECIPES, "top_down_1"], n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise UserError(
+        f"unknown recipe {name!r}: {hint}use one of {', '.join(RECIPES)}, top_down_k with a "
+        "number for k, or a .json or .py file of phases"
+    )
+
+
+def _of_json(file: Path) -> Recipe:
+    try:
+        objects = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"recipe file {file} can't be read ({error.strerror}): name one that can"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"recipe file {file} is no JSON ({error}): write a list of phases"
+        ) from error
+    phases = phases_from(objects, f"recipe file {file}")
+    return lambda _: phases
+
+
+def _of_python(file: Path) -> Recipe:
+    if not file.is_file():
+        raise UserError(f"recipe file {file} is not there: name one that is")
+    try:
+        phases: Any = runpy.run_path(str(file)).get("phases")
+    except Exception as error:
+        raise UserError(
+            f"recipe file {file} failed with {type(error).__name__} ({error}): correct it"
+        ) from error
+
+    def recipe(setting: Setting) -> tuple[Phase, ...]:
+        found = phases(setting) if callable(phases) else phases
+        if not isinstance(found, list | tuple) or not found:
+            raise UserError(
+                f"recipe file {file} defines no phases: write phases = [Phase(...), ...], or a "
+                "function of a Setting that returns such a list"
+            )
+        if unlike := [phase for phase in found if not isinstance(phase, Phase)]:
+            raise UserError(f"recipe file {file}: {unlike[0]!r} is no Phase of mtl_jax.phases")
+        return tuple(found)
+
+    return recipe
+
+
+def phases_of(config: TrainConfig, setting: Setting) -> tuple[Phase, ...]:
+    """The completed phases of a run: those of its recipe, or one of its scenario.
+
+    Raises:
+        UserError: There is no such recipe, or it can't be one; the phase is named.
+    """
+    if config.recipe is None:
+        if config.scenario is None:
+            raise ValueError("neither a scenario nor a recipe")
+        return (Phase(scenario=config.scenario).completed(config),)
+    phases = tuple(phase.completed(config) for phase in recipe_named(config.recipe)(setting))
+    if not phases[0].restart:
+        raise UserError(
+            f"recipe {config.recipe}: phase 1 has no schedule to go on with: leave restart out"
+        )
+    if phases[0].requires_gain is not None:
+        raise UserError(
+            f"recipe {config.recipe}: phase 1 follows on none that could have gained: leave "
+            "requires_gain out"
+        )
+    for number, (before, phase) in enumerate(itertools.pairwise(phases), start=2):
+        if _training_of(before) == _training_of(phase):
+            raise UserError(
+                f"recipe {config.recipe}: phase {number} changes nothing of phase {number - 1}: "
+                "give it another scenario, learning rates or task weights, or make one of the two"
+            )
+    return phases
+
+
+def _training_of(phase: Phase) -> tuple[Any, ...]:
+    """What a phase does while it lasts, whatever ends it."""
+    rates = (phase.learning_rates, phase.layer_decay, phase.schedule, phase.warmup_fraction)
+    return phase.scenario, phase.task_weights, *rates

@@ -1,0 +1,100 @@
+"""From the end of one phase to the start of the next: parameters, moments, partition."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.course import Course
+from mtl_jax.freeze import Freeze, Params
+from mtl_jax.optim import carried
+from mtl_jax.run import Run
+from mtl_jax.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A run at a step.
+
+    Attributes:
+        run: In the phase of that step; its parameters are those of the phase's start.
+        params: All parameters at that step, on the host.
+        state: The training state at that step, one copy.
+    """
+
+    run: Run
+    params: Params
+    state: TrainState
+
+    @classmethod
+    def of(cls, run: Run, state: TrainState, frozen: Params) -> Place:
+        """The place of a state that may be given away to the next step."""
+        params = jax.tree.map(np.array, Freeze.merge(state.trainable, frozen))
+        return cls(run, params, state)
+
+
+def at_start(run: Run) -> Place:
+    """The place before the first step."""
+    return Place(run, run.params, run.start())
+
+
+def at_checkpoint(first: Run, checkpoints: Checkpoints, step: int) -> Place:
+    """The place that a checkpoint has saved, in whichever phase that was.
+
+    Args:
+        first: The run in its first phase.
+        checkpoints: The run's.
+        step: One of the saved steps.
+
+    Raises:
+        UserError: The checkpoint is damaged.
+    """
+    phase = checkpoints.progress(step)["course"]["phase"]
+    shapes = first if phase == 0 else first.at(phase, first.params)
+    params, state = checkpoints.restore(step, shapes.start(), shapes.freeze)
+    return Place(first.at(phase, params), params, state)
+
+
+def next_phase(
+    place: Place, course: Course, first: Run, checkpoints: Checkpoints
+) -> tuple[Place, Course]:
+    """Begins the phase after one that is over.
+
+    The parameters and moments are those of the end of the phase, of its best measurement, or
+    of before a frozen head's predictions drifted, as the phase says; the count of steps goes
+    on in any case.
+
+    Args:
+        place: The end of the phase.
+        course: The run's, there.
+        first: The run in its first phase.
+        checkpoints: The run's.
+
+    Raises:
+        UserError: A checkpoint to go back to is damaged.
+    """
+    plan, following = (place.run.plans[course.phase + i] for i in (0, 1))
+    step = int(place.state.step)
+    params, moments, origin = place.params, place.state.opt_state, course.target(plan.phase, step)
+    if origin is None:
+        params, moments = first.params, first.start().opt_state
+    elif origin != step:
+        back = at_checkpoint(first, checkpoints, origin)
+        params, moments = back.params, _through(place.run, back)
+    run = first.at(course.phase + 1, params)
+    passed = plan.epochs(step - course.start)
+    course = course.next(plan.phase, following.phase, step, origin, passed)
+    fresh = run.start()
+    moments = carried(fresh.opt_state, moments, course.schedule_start)
+    return Place(run, params, fresh.replace(step=place.state.step, opt_state=moments)), course
+
+
+def _through(run: Run, back: Place) -> Any:
+    """The moments to leave a phase with, from a place in it or where it began."""
+    if back.run.index == run.index:
+        return back.state.opt_state
+    return carried(run.start().opt_state, back.state.opt_state)

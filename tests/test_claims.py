@@ -1,0 +1,300 @@
+"""What a study says of the design's claims, on numbers that a reader can work out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pytest
+from synthetic_study import line, study
+
+from experiments.claims import Judged, judge_claims
+from experiments.claims_report import claims_blocks
+from experiments.document import Paragraph, Table
+from experiments.verdicts import Verdict
+
+FASTEST, TIME, PARAMETERS, OVERFITTING, SCARCE, LAYERS, GRADUAL = range(7)
+
+
+def judged(
+    claim: int,
+    results: Sequence[dict[str, Any]],
+    failures: Sequence[Mapping[str, Any]] = (),
+) -> Judged:
+    return judge_claims(results, failures).claims[claim]
+
+
+def runs(
+    arm: str,
+    score: float,
+    seeds: Iterable[int],
+    seconds: float = 10,
+    setting: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    found = [line(arm, seed, score, seconds) for seed in seeds]
+    return [each | {"setting": setting} for each in found] if setting else found
+
+
+def with_gap(results: list[dict[str, Any]], gap: float) -> list[dict[str, Any]]:
+    """The same with so much more macro-F1 on the training examples than on test."""
+    for result in results:
+        for task, scores in result["train"].items():
+            scores["macro_f1"] = result["test"][task]["macro_f1"] + gap
+    return results
+
+
+def overfitting(seeds: int, frozen: float, full: float) -> list[dict[str, Any]]:
+    return [
+        *with_gap(runs("backbone_frozen", 0.7, range(seeds)), frozen),
+        *with_gap(runs("none_frozen", 0.8, range(seeds)), full),
+    ]
+
+
+def layers(seeds: int, high: float, low: float) -> list[dict[str, Any]]:
+    return [
+        *runs("only_layer_10", high, range(seeds)),
+        *runs("only_layer_9", 0.99, range(seeds)),
+        *runs("only_layer_2", low, range(seeds)),
+    ]
+
+
+def test_nothing_trained_is_fastest_and_lightest():
+    finding = judged(FASTEST, study()).finding
+    assert finding.verdict is Verdict.SUPPORTED
+    assert finding.number == (
+        "0.0 s, 0 parameters, 0 B of optimizer state; of the others at least "
+        "5.0 s, 5,000 parameters, 39.1 KiB of optimizer state"
+    )
+    as_light = [*study(), *runs("probe", 0.7, range(3), seconds=0)]
+    assert judged(FASTEST, as_light).finding.verdict is Verdict.NOT_SUPPORTED
+    (alone,) = runs("all_frozen", 0.2, [0], seconds=0)
+    assert judged(FASTEST, [alone]).finding.verdict is Verdict.NOT_ASKED
+
+
+def test_costs_are_compared_directly():
+    time, parameters = (judged(claim, study()).finding for claim in (TIME, PARAMETERS))
+    assert (time.verdict, parameters.verdict) == (Verdict.SUPPORTED,) * 2
+    assert time.number == "5.0 s against 100.0 s a run (0.05×)"
+    assert parameters.number == "5,000 against 100,000"
+
+
+@pytest.mark.parametrize(
+    ("frozen", "full", "verdict"),
+    [
+        ((1, 2, 3), (4, 5, 6), Verdict.SUPPORTED),
+        ((1, 2, 5), (4, 5, 6), Verdict.UNDECIDED),
+        ((7, 8, 9), (4, 5, 6), Verdict.NOT_SUPPORTED),
+        ((1, 2), (4, 5, 6), Verdict.UNDECIDED),
+    ],
+)
+def test_times_must_not_overlap_in_three_runs(
+    frozen: tuple[float, ...], full: tuple[float, ...], verdict: Verdict
+):
+    results = [
+        line(arm, seed, 0.7, seconds)
+        for arm, times in (("backbone_frozen", frozen), ("none_frozen", full))
+        for seed, seconds in enumerate(times)
+    ]
+    assert judged(TIME, results).finding.verdict is verdict
+
+
+def test_times_are_compared_setting_by_setting():
+    results = [
+        each
+        for size, seconds in ((64, 1), (4096, 50))
+        for arm, factor in (("backbone_frozen", 1), ("none_frozen", 10))
+        for each in runs(arm, 0.7, range(3), seconds * factor, {"max_train_examples": size})
+    ]
+    finding = judged(TIME, results).finding
+    assert finding.verdict is Verdict.SUPPORTED
+    assert finding.number == "25.5 s against 255.0 s a run (0.10×)"
+
+
+def test_six_seeds_support_a_claim():
+    finding = judged(OVERFITTING, overfitting(6, frozen=0.05, full=0.1)).finding
+    assert finding.verdict is Verdict.SUPPORTED
+    assert finding.number == "−0.050 [−0.050, −0.050], Holm p 0.031, 6 seeds"
+    assert finding.what == "macro-F1, train minus test, `backbone_frozen` minus `none_frozen`"
+
+
+def test_six_seeds_the_other_way():
+    finding = judged(OVERFITTING, overfitting(6, frozen=0.1, full=0.05)).finding
+    assert finding.verdict is Verdict.NOT_SUPPORTED
+    assert finding.reason == "the difference has the other sign"
+
+
+def test_few_seeds_decide_nothing_either_way():
+    for frozen, full in ((0.05, 0.1), (0.1, 0.05), (0.05, 0.05)):
+        finding = judged(OVERFITTING, overfitting(5, frozen, full)).finding
+        assert finding.verdict is Verdict.UNDECIDED
+        # 2/2^5 = 0.0625, and 2/2^6 = 0.03125.
+        assert finding.reason == "too few seeds: 5 can give no Holm p below 0.062; 6 could"
+    assert judged(OVERFITTING, overfitting(1, 0.05, 0.1)).finding.number == (
+        "−0.050, Holm p 1.000, 1 seed"
+    )
+
+
+def test_an_effect_within_the_margin_is_none():
+    results = overfitting(6, 0.05, 0.05)
+    for result in results[:6]:
+        result["train"]["classifier"]["macro_f1"] += 0.009 * (-1) ** result["seed"]
+    finding = judged(OVERFITTING, results).finding
+    assert finding.verdict is Verdict.NOT_SUPPORTED
+    assert finding.reason == "the interval holds no effect above 0.01"
+
+
+def test_a_wide_scatter_is_undecided():
+    results = overfitting(6, 0.05, 0.05)
+    for result in results[:6]:
+        result["train"]["classifier"]["macro_f1"] += 0.2 * (-1) ** result["seed"]
+    finding = judged(OVERFITTING, results).finding
+    assert finding.verdict is Verdict.UNDECIDED
+    assert finding.reason == "the seeds scatter too widely"
+
+
+def test_the_correction_covers_what_decides_the_claims_of_the_study():
+    both = [*overfitting(6, frozen=0.05, full=0.1), *layers(6, high=0.6, low=0.7)]
+    judgement = judge_claims(both)
+    assert (judgement.family, judgement.details) == (2, 0)
+    gap, layer = (judgement.claims[claim].finding for claim in (OVERFITTING, LAYERS))
+    assert "Holm p 0.062" in gap.number
+    assert gap.verdict is Verdict.UNDECIDED
+    assert gap.reason.endswith("7 could")
+    # Too large a p-value to refute the claim, but an interval on the wrong side of 0.
+    assert "−0.100 [−0.100, −0.100], Holm p 0.062" in layer.number
+    assert layer.verdict is Verdict.NOT_SUPPORTED
+    assert layer.reason == "the interval lies on the wrong side of 0"
+
+
+def test_the_highest_layer_against_the_lowest_by_number():
+    finding = judged(LAYERS, layers(6, high=0.8, low=0.6)).finding
+    assert finding.verdict is Verdict.SUPPORTED
+    assert finding.what == "macro-F1, `only_layer_10` minus `only_layer_2`"
+    assert finding.number.startswith("+0.200 ")
+    assert judged(LAYERS, runs("only_layer_1", 0.7, range(6))).finding.verdict is Verdict.NOT_ASKED
+
+
+def scarce(gains: Mapping[float, float], seeds: int, **setting: Any) -> list[dict[str, Any]]:
+    return [
+        each
+        for fraction, gain in gains.items()
+        for arm, score in (("joint", 0.5), ("scarce_head_last", 0.5 + gain))
+        for each in runs(arm, score, range(seeds), setting={"label_fraction": fraction} | setting)
+    ]
+
+
+def test_the_scarce_head_over_all_fractions_and_in_each():
+    claim = judged(SCARCE, scarce({0.01: 0.04, 0.1: 0.0}, seeds=6))
+    assert claim.finding.verdict is Verdict.SUPPORTED
+    assert claim.finding.number == "+0.020 [+0.020, +0.020], Holm p 0.031, 6 seeds"
+    few, many = claim.details
+    assert (few.what, many.what) == ("label_fraction 0.01", "label_fraction 0.1")
+    # The two fractions are a family of two.
+    assert few.number == "+0.040 [+0.040, +0.040], Holm p 0.062, 6 seeds"
+    assert few.verdict is Verdict.UNDECIDED
+    assert many.verdict is Verdict.NOT_SUPPORTED
+    assert many.number == "0.000 [0.000, 0.000], Holm p 1.000, 6 seeds"
+
+
+@pytest.mark.parametrize(("task", "gain"), [("classifier", "+0.040"), ("sentiment", "+0.540")])
+def test_the_scarce_task_is_the_one_the_study_names(task: str, gain: str):
+    results = scarce({0.1: 0.04}, seeds=6, scarce_task=task)
+    for result in results:
+        if result["arm"] == "scarce_head_last":
+            result["test"]["sentiment"]["macro_f1"] += 0.5
+    assert judged(SCARCE, results).finding.number.startswith(gain)
+
+
+def test_a_seed_without_every_setting_is_left_out_and_counted():
+    results = scarce({0.01: 0.04, 0.1: 0.0}, seeds=7)
+    results.remove(next(r for r in results if r["arm"] == "joint" and r["seed"] == 3))
+    claim = judged(SCARCE, results)
+    assert claim.finding.number == "+0.020 [+0.020, +0.020], Holm p 0.031, 6 of 7 seeds"
+    assert [each.number.rpartition(", ")[2] for each in claim.details] == [
+        "6 of 7 seeds",
+        "7 seeds",
+    ]
+
+
+def test_no_shared_seed_is_said():
+    results = [*runs("joint", 0.5, [0, 1]), *runs("scarce_head_last", 0.6, [2, 3])]
+    finding = judged(SCARCE, results).finding
+    assert finding.verdict is Verdict.UNDECIDED
+    assert finding.reason == "no seed has all that is compared"
+
+
+SIZES = (64, 256, 1024, None)
+
+
+def sized(seeds: int, sizes: Sequence[int | None] = SIZES) -> list[dict[str, Any]]:
+    scores = {
+        "gradual_unfreezing": (0.6, 0.7, 0.8, 0.8),
+        "none_frozen": (0.5, 0.65, 0.8, 0.8),
+        "backbone_frozen": (0.55, 0.66, 0.7, 0.7),
+    }
+    return [
+        each
+        for arm, found in scores.items()
+        for size, score in zip(SIZES, found, strict=True)
+        if size in sizes
+        for each in runs(arm, score, range(seeds), setting={"max_train_examples": size})
+    ]
+
+
+def test_gradual_unfreezing_at_the_smaller_half_of_the_sizes():
+    claim = judged(GRADUAL, sized(7))
+    # The mean of 0.1 at 64 and 0.05 at 256; of the two comparisons of the study (overfitting
+    # is the other) it is the one with the smaller p-value, twice 2/2^7.
+    assert claim.finding.verdict is Verdict.SUPPORTED
+    assert claim.finding.number == "+0.075 [+0.075, +0.075], Holm p 0.031, 7 seeds"
+    assert claim.finding.what == (
+        "macro-F1, `gradual_unfreezing` minus `none_frozen`, up to 256 sentences; above "
+        "`backbone_frozen`: `gradual_unfreezing` from 64 sentences on, `none_frozen` from 1,024 "
+        "sentences on"
+    )
+    assert [each.what for each in claim.details] == [
+        "max_train_examples 64",
+        "max_train_examples 256",
+        "max_train_examples 1,024",
+        "max_train_examples all",
+    ]
+    assert [each.number.partition(" ")[0] for each in claim.details] == [
+        "+0.100",
+        "+0.050",
+        "0.000",
+        "0.000",
+    ]
+
+
+def test_one_training_size_does_not_ask_about_less_data():
+    assert judged(GRADUAL, sized(7, sizes=(64,))).finding.verdict is Verdict.NOT_ASKED
+
+
+def test_an_arm_that_always_failed_leaves_its_claim_undecided():
+    failures = [{"arm": "none_frozen", "seed": seed, "error": "out of memory"} for seed in range(3)]
+    finding = judged(TIME, runs("backbone_frozen", 0.7, range(3)), failures).finding
+    assert finding.verdict is Verdict.UNDECIDED
+    assert finding.reason == "no run of `none_frozen` gave a result"
+
+
+def test_failed_seeds_are_counted():
+    results = overfitting(7, 0.05, 0.1)
+    failed = results.pop()
+    finding = judged(OVERFITTING, results, [{"arm": failed["arm"], "seed": 6}]).finding
+    assert finding.number.endswith("6 of 7 seeds")
+
+
+def test_the_section_lists_what_is_asked_and_what_is_not():
+    blocks = claims_blocks(scarce({0.01: 0.04, 0.1: 0.0}, seeds=6))
+    _, table, rest = blocks
+    assert isinstance(table, Table)
+    assert [row.cells[0].text for row in table.rows] == [
+        "Freezing the head of the scarce task helps it.",
+        "at label_fraction 0.01",
+        "at label_fraction 0.1",
+    ]
+    assert table.rows[0].cells[1].text == "supported"
+    assert "covers 1 comparison, and, as a family of their own, the 2 within" in table.note
+    assert "2/2^6 = 0.0312; 6 seeds can reach 0.05 after it" in table.note
+    assert isinstance(rest, Paragraph)
+    assert "Gradual unfreezing needs less data." in rest.text
+    assert claims_blocks(runs("top_1", 0.7, range(3))) == []
+    assert claims_blocks([]) == []

@@ -1,0 +1,133 @@
+"""Phases as data: what is refused, how settings fill them, how epochs become steps."""
+
+import dataclasses
+import json
+
+import pytest
+
+from mtl_jax.config import TrainConfig
+from mtl_jax.errors import UserError
+from mtl_jax.phases import Phase, boundaries, phases_from
+
+CONFIG = TrainConfig(
+    workdir="",
+    epochs=4,
+    head_learning_rate=0.1,
+    backbone_learning_rate=0.01,
+    sentiment_weight=0.5,
+    layer_decay=0.5,
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"epochs": 1, "steps": 5}, "epochs and steps are both given"),
+        ({"epochs": 0}, "epochs 0 must be above 0"),
+        ({"steps": 0}, "steps 0 must be at least 1"),
+        ({"patience": 0}, "patience 0 must be at least 1"),
+        ({"min_gain": -1}, "min_gain -1 must be at least 0"),
+        ({"layer_decay": 0}, "layer_decay 0 must be above 0"),
+        ({"drift_limit": 0}, "drift_limit 0 must be above 0"),
+        ({"distillation_weight": -1}, "distillation_weight -1 must be at least 0"),
+        ({"warmup_fraction": 1}, "warmup_fraction 1 must be .* end before it began to fall"),
+        ({"task_metric": "topic"}, "task_metric 'topic': use classifier or sentiment"),
+        ({"learning_rates": (("head", -1),)}, "learning_rates must not be negative"),
+        ({"task_weights": (1, -1)}, r"task_weights \(1, -1\) must not be negative"),
+        ({"epochs": float("nan")}, "epochs nan must be above 0"),
+    ],
+)
+def test_a_phase_that_can_not_be_is_refused(fields, words):
+    with pytest.raises(UserError, match=words):
+        Phase(scenario="top_1", **fields)
+
+
+def test_settings_fill_what_a_phase_leaves_open():
+    phase = Phase(scenario="top_1").completed(CONFIG)
+    assert phase == Phase(
+        scenario="top_1",
+        epochs=4.0,
+        learning_rates=(("head", 0.1), ("backbone", 0.01)),
+        layer_decay=0.5,
+        schedule="linear",
+        warmup_fraction=0.1,
+        task_weights=(1.0, 0.5),
+        drift_limit=0.1,
+        on_drift="warn",
+        distillation_weight=1.0,
+    )
+    assert phase.weights == {"classifier": 1.0, "sentiment": 0.5}
+    assert phase.tasks == ("classifier", "sentiment")
+
+
+def test_what_a_phase_says_itself_stays():
+    own = Phase(
+        scenario="top_2",
+        steps=7,
+        learning_rates=(("backbone/layer_1", 0.3), ("head", 0.2)),
+        layer_decay=1.0,
+        schedule="constant",
+        warmup_fraction=0.0,
+        task_weights=(0.0, 2.0),
+        drift_limit=1.0,
+        on_drift="stop",
+        distillation_weight=0.0,
+    )
+    phase = own.completed(CONFIG)
+    assert dict(phase.learning_rates) == {"head": 0.2, "backbone": 0.01, "backbone/layer_1": 0.3}
+    assert dataclasses.replace(phase, learning_rates=own.learning_rates) == own
+    assert phase.tasks == ("sentiment",)
+    assert dataclasses.replace(phase, task_weights=(0.0, 0.0)).tasks == ("classifier", "sentiment")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "per_epoch", "steps"),
+    [
+        ([{"epochs": 1 / 3}] * 3, [10] * 3, [3, 4, 3]),
+        ([{"epochs": 3 / 8}] * 8, [12] * 8, [4, 5, 5, 4, 4, 5, 5, 4]),
+        ([{"epochs": 0.001}] * 2, [10] * 2, [1, 1]),
+        ([{"epochs": 2.0}, {"steps": 5}, {"epochs": 0.5}], [10] * 3, [20, 5, 5]),
+        # Where fewer texts have a label, an epoch is shorter.
+        ([{"epochs": 1.0}, {"epochs": 1.0}], [10, 3], [10, 3]),
+    ],
+)
+def test_epochs_become_steps_that_add_up(lengths, per_epoch, steps):
+    phases = [Phase(scenario="top_1", **length) for length in lengths]
+    assert boundaries(phases, per_epoch) == steps
+
+
+def test_phases_from_json():
+    text = json.dumps(
+        [
+            {"scenario": "backbone_frozen", "epochs": 1, "learning_rates": {"head": 0.5}},
+            {"scenario": "top_1", "task_weights": {"sentiment": 2}, "restart": False},
+            {"scenario": "none_frozen", "task_weights": [1, 0.5], "patience": 2, "keep_best": True},
+        ]
+    )
+    assert phases_from(json.loads(text), "recipe.json") == (
+        Phase(scenario="backbone_frozen", epochs=1, learning_rates=(("head", 0.5),)),
+        Phase(scenario="top_1", task_weights=(0.0, 2), restart=False),
+        Phase(scenario="none_frozen", task_weights=(1, 0.5), patience=2, keep_best=True),
+    )
+
+
+@pytest.mark.parametrize(
+    ("objects", "words"),
+    [
+        ({}, "r.json holds no list of phases"),
+        ([], "r.json holds no list of phases"),
+        ([1], "r.json: phase 1 is no object with a scenario"),
+        ([{"epochs": 1}], "r.json: phase 1 is no object with a scenario"),
+        ([{"scenario": "top_1", "epoch": 1}], "r.json: phase 1 has no field 'epoch': use scenario"),
+        ([{"scenario": "a", "epochs": 1}, {"scenario": "b", "steps": -1}], "phase 2: steps -1 mus"),
+        ([{"scenario": "a", "epochs": "one"}], "r.json: phase 1: a value is of the wrong type"),
+        ([{"scenario": "a", "task_weights": [1]}], "phase 1: task_weights"),
+        ([{"scenario": 1}], "phase 1: scenario 1 is no text"),
+        ([{"scenario": "a", "schedule": "cosine"}], "phase 1: schedule 'cosine': use linear, "),
+        ([{"scenario": "a", "on_drift": "cry"}], "phase 1: on_drift 'cry': use warn, stop, back"),
+        ([{"scenario": "a", "metric": "bleu"}], "phase 1: metric 'bleu': use mean_macro_f1"),
+    ],
+)
+def test_other_json_is_refused(objects, words):
+    with pytest.raises(UserError, match=words):
+        phases_from(objects, "r.json")

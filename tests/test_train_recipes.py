@@ -1,0 +1,329 @@
+"""Whole runs of recipes on the tiny BERT: resumed anywhere, proved in every phase."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import without_times
+
+from mtl_jax import freeze
+from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.config import TrainConfig
+from mtl_jax.errors import UserError
+from mtl_jax.freeze import Freeze
+from mtl_jax.inputs import Inputs
+from mtl_jax.member import Member
+from mtl_jax.recipes import RECIPES
+from mtl_jax.run import Run
+from mtl_jax.scenarios import FROZEN
+from mtl_jax.train import train, train_seeds
+from mtl_jax.trained import TrainedModel
+from mtl_jax.workdir import Workdir, read_lines
+
+
+@pytest.fixture(scope="module")
+def inputs(shared_settings):
+    return Inputs(TrainConfig(**shared_settings, workdir=""))
+
+
+@pytest.fixture
+def recipe(settings, tmp_path):
+    """Settings of a run of phases that are given as JSON objects, or of a recipe by name."""
+
+    def make(phases, name="run", **changes):
+        file = phases
+        if not isinstance(phases, str):
+            file = str(tmp_path / f"{name}.json")
+            (tmp_path / f"{name}.json").write_text(json.dumps(phases))
+        return TrainConfig(**settings | changes, workdir=str(tmp_path / name), recipe=file)
+
+    return make
+
+
+def log_of(config, event):
+    log = read_lines(Workdir(config.workdir).path / "metrics.jsonl")
+    return [record for record in log if record["event"] == event]
+
+
+def certificate_of(config):
+    return Workdir(config.workdir).certificate()
+
+
+@contextlib.contextmanager
+def checkpoints_of(config):
+    with contextlib.closing(Checkpoints(Workdir(config.workdir).checkpoints)) as checkpoints:
+        yield checkpoints
+
+
+def everything(config):
+    """The last checkpoint as {item: {path: bytes}}, and what was saved beside its arrays."""
+    with checkpoints_of(config) as checkpoints:
+        last = checkpoints.last_step
+        assert last is not None
+        progress = checkpoints.progress(last)
+        run = Run(config, Inputs(config))
+        phase = progress["course"]["phase"]
+        run = run.at(phase, run.params) if phase else run
+        params, state = checkpoints.restore(last, run.start(), run.freeze)
+    arrays = {
+        jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
+        for path, leaf in jax.tree.leaves_with_path((params, state.opt_state, state.rng))
+    }
+    return last, arrays, without_times(progress["course"] | {"features": None})
+
+
+@pytest.fixture(scope="module")
+def gradual(shared_settings, inputs, tmp_path_factory):
+    """A whole run of gradual unfreezing, and its folder as a kill after each step leaves it."""
+    folder = tmp_path_factory.mktemp("gradual")
+    settings = shared_settings | {"checkpoint_every": 1, "epochs": 3}
+    config = TrainConfig(**settings, workdir=str(folder / "whole"), recipe="gradual_unfreezing")
+    save = Member.save
+
+    def save_and_copy(member, state, *args):
+        save(member, state, *args)
+        member.checkpoints.wait()
+        shutil.copytree(folder / "whole", folder / f"after-{int(state.step)}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        # A look at the folder: what is tested runs as it is.
+        patch.setattr(Member, "save", save_and_copy)
+        result = train(config, inputs)
+    return config, folder, result
+
+
+STEPS = 18
+
+
+def test_gradual_unfreezing_takes_one_more_layer_in_each_phase(gradual):
+    config, _, result = gradual
+    proofs = certificate_of(config)["phases"]
+    assert [proof["scenario"] for proof in proofs] == [
+        "backbone_frozen",
+        "top_1",
+        "top_2",
+        "top_3",
+        "none_frozen",
+    ]
+    head = [proof["labels"]["head"]["parameters"] for proof in proofs]
+    assert len(set(head)) == 1
+    trained = [proof["trainable_parameters"] for proof in proofs]
+    stages = [
+        {label for label in proof["labels"] if label.startswith("backbone/")} for proof in proofs
+    ]
+    layers = [f"backbone/layer_{i}" for i in (2, 1, 0)]
+    assert stages == [
+        set(),
+        set(layers[:1]),
+        set(layers[:2]),
+        set(layers),
+        {*layers, "backbone/embeddings"},
+    ]
+    assert trained == sorted(trained)
+    assert all(proof["frozen_digest_unchanged"] for proof in proofs)
+    assert [record["step"] for record in log_of(config, "phase")] == [4, 7, 11, 14, 18]
+    assert result["phases"] == 5
+    assert result["recipe"] == "gradual_unfreezing"
+    assert result["step"] == STEPS
+    assert result["trainable_parameters"] == result["total_parameters"] == trained[-1]
+
+
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_interrupted_at_any_step_it_ends_the_same(step, gradual, inputs, tmp_path):
+    config, folder, result = gradual
+    cut = tmp_path / "cut"
+    shutil.copytree(folder / f"after-{step}", cut)
+    # What was logged after the last checkpoint comes again.
+    with (cut / "metrics.jsonl").open("a") as log:
+        log.write('{"event": "step", "step": 99}\n{"event": "ph')
+    resumed = dataclasses.replace(config, workdir=str(cut))
+    assert without_times(train(resumed, inputs)) == without_times(result)
+    assert everything(resumed) == everything(config)
+    logs = [read_lines(Workdir(c.workdir).path / "metrics.jsonl") for c in (resumed, config)]
+    assert without_times(logs[0]) == without_times(logs[1])
+    assert certificate_of(resumed) == certificate_of(config)
+
+
+def test_killed_at_a_phase_edge_it_resumes_to_the_same_end(gradual, flags, tmp_path):
+    config, _, result = gradual
+    flags = [*flags, "--recipe=gradual_unfreezing", "--checkpoint-every=1", "--epochs=3"]
+    command = [sys.executable, "-m", "mtl_jax", "train", *flags, f"--workdir={tmp_path / 'cut'}"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as victim:
+        deadline = time.monotonic() + 240
+        # The seventh step ends the second phase.
+        while not (tmp_path / "cut" / "checkpoints" / "7").exists():
+            assert victim.poll() is None
+            assert time.monotonic() < deadline
+        victim.send_signal(signal.SIGKILL)
+    assert Workdir(tmp_path / "cut").result() is None
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "phase 5, none_frozen: 4 steps done" in ended.stderr
+    assert without_times(Workdir(tmp_path / "cut").result()) == without_times(result)
+    resumed = dataclasses.replace(config, workdir=str(tmp_path / "cut"))
+    assert everything(resumed)[1:] == everything(config)[1:]
+
+
+@pytest.mark.parametrize("name", [*RECIPES, "top_down_2"])
+def test_every_recipe_runs_and_proves_every_phase(name, recipe, inputs, tmp_path):
+    config = recipe(name)
+    ends = {}
+    measured = Member.save
+
+    def look(member, state, frozen, *args):
+        measured(member, state, frozen, *args)
+        ends[member.run.index] = jax.tree.map(np.array, Freeze.merge(state.trainable, frozen))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Member, "save", look)
+        result = train(config, inputs)
+    proofs = certificate_of(config)["phases"]
+    first = Run(config, inputs)
+    assert len(proofs) == len(ends) == result["phases"]
+    assert (result["stopped"] is None) == (len(proofs) == len(first.plans))
+    before = first.params
+    for index, proof in enumerate(proofs):
+        plan = first.plans[index]
+        frozen = plan.freeze.split(ends[index])[1]
+        assert proof["frozen_digest_after"] == freeze.digest(frozen)
+        assert proof["frozen_digest_unchanged"] is True
+        if not plan.phase.keep_best:
+            # Bit for bit what it was when the phase before ended.
+            assert freeze.digest(frozen) == freeze.digest(plan.freeze.split(before)[1])
+        labels = dict(plan.freeze.labels)
+        sizes = {path: leaf.size for path, leaf in freeze._flat(before).items()}
+        assert proof["trainable_parameters"] == sum(
+            size for path, size in sizes.items() if labels[path] != FROZEN
+        )
+        before = ends[index]
+    epochs = log_of(config, "epoch")
+    assert [record["phase"] for record in epochs] == sorted(record["phase"] for record in epochs)
+    assert TrainedModel(config.workdir).evaluate("test") == result["test"]
+
+
+def test_a_plateau_ends_a_phase_and_the_best_goes_on(recipe, inputs, capsys):
+    """A rate so high that the second epoch is worse, then one of 0 that keeps what it gets."""
+    phases = [
+        {"scenario": "none_frozen", "epochs": 8, "patience": 2, "keep_best": True},
+        {"scenario": "backbone_frozen", "steps": 1, "learning_rates": {"head": 1e-30}},
+    ]
+    phases[0] |= {"learning_rates": {"head": 0.3, "backbone": 0.3}, "schedule": "constant"}
+    config = recipe(phases)
+    train(config, inputs)
+    epochs = log_of(config, "epoch")
+    first, second = ([record for record in epochs if record["phase"] == phase] for phase in (1, 2))
+    assert 3 <= len(first) < 8
+    scores = [
+        np.mean([record["validation"][task]["macro_f1"] for task in ("classifier", "sentiment")])
+        for record in first
+    ]
+    assert int(np.argmax(scores)) == len(first) - 3
+    over = log_of(config, "phase")[0]["over"]
+    assert over == "no better for 2 measurements"
+    assert f"phase 1, none_frozen: {over}" in capsys.readouterr().err
+    best = first[int(np.argmax(scores))]
+    for task in ("classifier", "sentiment"):
+        assert second[0]["validation"][task]["macro_f1"] == best["validation"][task]["macro_f1"]
+
+
+def test_auto_stops_where_nothing_is_gained(recipe, inputs, capsys):
+    config = recipe("auto", head_learning_rate=1e-30, backbone_learning_rate=1e-30)
+    result = train(config, inputs)
+    assert result["phases"] == 2
+    assert "phase 2 changed the best score by +0.0000, top_2 asks for 0.002" in result["stopped"]
+    assert f"the recipe stops: {result['stopped']}" in capsys.readouterr().err
+
+
+def test_seeds_go_through_phases_together(recipe, inputs, tmp_path):
+    """Each as alone; a phase that freezes what the seeds have trained apart parts them."""
+    phases = [{"scenario": "backbone_frozen", "steps": 3}, {"scenario": "top_1", "steps": 4}]
+    one_at_a_time = recipe(phases, "alone")
+    together = [
+        dataclasses.replace(one_at_a_time, workdir=str(tmp_path / f"seed{seed}"), seed=seed)
+        for seed in (0, 1)
+    ]
+    results: list[Any] = train_seeds(together, inputs)
+    assert [result["phases"] for result in results] == [2, 2]
+    alone = train(dataclasses.replace(one_at_a_time, seed=1), inputs)
+    for task in ("classifier", "sentiment"):
+        np.testing.assert_allclose(
+            results[1]["validation"][task]["loss"], alone["validation"][task]["loss"], rtol=1e-4
+        )
+    assert all(result["frozen_digest_unchanged"] for result in results)
+
+    back = recipe([{"scenario": "top_1", "steps": 1}, {"scenario": "backbone_frozen", "steps": 1}])
+    apart = [
+        dataclasses.replace(back, workdir=str(tmp_path / f"apart{seed}"), seed=seed)
+        for seed in (0, 1)
+    ]
+    for config, outcome in zip(apart, train_seeds(apart, inputs), strict=True):
+        assert isinstance(outcome, dict)
+        kept = dataclasses.replace(config, workdir=config.workdir + "-tokens", prefix_cache=False)
+        expected = train(kept, inputs)
+        for task in ("classifier", "sentiment"):
+            assert outcome["validation"][task]["loss"] == pytest.approx(
+                expected["validation"][task]["loss"], rel=1e-4
+            )
+
+
+@pytest.mark.parametrize(
+    ("phases", "words"),
+    [
+        (
+            [{"scenario": "backbone_frozen"}, {"scenario": "top_9"}],
+            r"recipe .*run\.json: phase 2: scenario 'top_9' is off the backbone's 3 layers",
+        ),
+        (
+            [{"scenario": "all_frozen"}, {"scenario": "top_1"}],
+            r"phase 1: scenario 'all_frozen' changes nothing: it trains no parameter",
+        ),
+        (
+            [{"scenario": "top_1", "task_weights": [0, 0]}],
+            r"phase 1: scenario 'top_1' changes nothing: all task weights are 0",
+        ),
+        (
+            [{"scenario": "top_1", "learning_rates": {"head": 0, "backbone": 0}}],
+            r"phase 1: scenario 'top_1' changes nothing: all its learning rates are 0",
+        ),
+        (
+            [{"scenario": "top_1", "learning_rates": {"backbone/layer_7": 1}}],
+            r"phase 1: learning_rates names 'backbone/layer_7', which is no part of the model",
+        ),
+    ],
+)
+def test_what_can_not_be_is_refused_before_anything_is_made(phases, words, recipe, inputs):
+    config = recipe(phases)
+    with pytest.raises(UserError, match=words):
+        train(config, inputs)
+    assert not Workdir(config.workdir).path.exists()
+
+
+def test_top_down_of_more_layers_than_there_are(recipe, inputs):
+    with pytest.raises(UserError, match="recipe top_down_4: phase 2: scenario 'top_4' is off"):
+        train(recipe("top_down_4"), inputs)
+
+
+def test_a_shared_schedule_goes_on(recipe, inputs):
+    """Two phases with one schedule take the rates of one of their length."""
+    halves = [{"scenario": "none_frozen", "epochs": 1}, {"scenario": "none_frozen", "epochs": 1}]
+    # The second differs in nothing that changes a number.
+    halves[1] |= {"restart": False, "learning_rates": {"backbone/layer_1": 1e-2}}
+    whole = [{"scenario": "none_frozen", "epochs": 2}]
+    results = [train(recipe(phases, f"of-{len(phases)}"), inputs) for phases in (halves, whole)]
+    for split in ("train", "test"):
+        for task in ("classifier", "sentiment"):
+            losses = [result[split][task]["loss"] for result in results]
+            np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert [result["best_epoch"] for result in results].count(results[0]["best_epoch"]) == 2
