@@ -81,7 +81,8 @@ def document(
             SETTING,
             fractions,
             lambda here, arm: blocks.seconds_cell(numbers(here, arm, "train_seconds")),
-            "Every arm has as many passes over the texts; means over seeds.",
+            "Means over seeds. A pass is over the texts with a label of a task that counts; "
+            "single_task has more passes where its labels are few.",
         ),
     ]
     title = f"What freezing the head of a scarce task buys: {scarce}"

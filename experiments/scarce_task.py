@@ -12,13 +12,16 @@ has a label at all. The arms:
 ``sequential_heads``  one task, then the other, then both
 ``single_task``       the scarce task alone, the other task's weight 0
 
-All have as many passes over the texts. ``single_task`` does without the other task's labels
-altogether: else the best epoch would be chosen with the score of a head that never trains.
+An epoch is a pass over the texts that have a label of a task that counts. ``single_task``
+does without the other task's labels altogether: else the best epoch would be chosen with the
+score of a head that never trains. Its texts are few where labels are scarce; it has more
+passes over them, until there are ``--min-steps`` steps.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -45,10 +48,14 @@ class ScarceTask(StudySettings):
     """parts of its labels that are kept"""
     arms: tuple[str, ...] = ("joint", "scarce_head_last", "sequential_heads", "single_task")
     """joint, single_task, and recipes or scenarios"""
+    min_steps: int = 300
+    """steps of single_task at least: with few labels it has more than --epochs passes"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._refuse_empty("fractions", "arms")
+        if self.min_steps < 0:
+            raise UserError(f"--min-steps {self.min_steps} must not be negative")
         for fraction in self.fractions:
             if not 0 < fraction <= 1:
                 raise UserError(f"--fractions {fraction} must be above 0 and at most 1")
@@ -59,8 +66,8 @@ class ScarceTask(StudySettings):
         (other,) = (task for task in TASKS if task != self.scarce_task)
         return other
 
-    def config(self, name: str, seed: int, fraction: float) -> TrainConfig:
-        """The run of an arm."""
+    def config(self, name: str, seed: int, fraction: float, labels: int) -> TrainConfig:
+        """The run of an arm, where the scarce task has so many labels before it is thinned."""
         # All labels are a fraction, too: of two tasks with as many labels it names the scarce.
         thinned: dict[str, Any] = {"label_fraction": (f"{self.scarce_task}={fraction:g}",)}
         changes: dict[str, Any] = {}
@@ -68,7 +75,9 @@ class ScarceTask(StudySettings):
             columns = self.data.label_columns
             alone = tuple(pair for pair in columns if pair.startswith(f"{self.scarce_task}="))
             thinned["label_columns"] = alone
+            steps_of_one = math.ceil(fraction * labels / self.batch_size)
             changes[f"{self.other_task}_weight"] = 0.0
+            changes["epochs"] = max(self.epochs, math.ceil(self.min_steps / steps_of_one))
         shared = {**self.of_a_run(), **changes, "data": dataclasses.replace(self.data, **thinned)}
         workdir = arm_folder(self.workdir, name, seed, self._setting(fraction))
         return TrainConfig(
@@ -78,12 +87,12 @@ class ScarceTask(StudySettings):
     def _setting(self, fraction: float) -> dict[str, Any]:
         return {"scarce_task": self.scarce_task, "fraction": fraction}
 
-    def groups(self) -> Iterator[list[Arm]]:
+    def groups(self, labels: int) -> Iterator[list[Arm]]:
         """The arms that are trained at once: fraction by fraction, so that each is read once."""
         for fraction in sorted(self.fractions):
 
             def arm(name: str, seed: int, fraction: float = fraction) -> Arm:
-                return Arm(name, self.config(name, seed, fraction), self._setting(fraction))
+                return Arm(name, self.config(name, seed, fraction, labels), self._setting(fraction))
 
             yield from by_seeds(self.arms, self.seeds, self.at_once(), arm)
 
@@ -113,8 +122,10 @@ def run(study: ScarceTask, command: str) -> int:
         scenario = protocol(_SCENARIOS.get(arm, arm))["scenario"]
         if scenario is not None:
             scenario_rules(scenario, inputs.bert.num_hidden_layers)
+    examples = inputs.split("train").examples
+    labels = {task: int((examples.labels[task] >= 0).sum()) for task in TASKS}
     for task in TASKS:
-        if not (inputs.split("train").examples.labels[task] >= 0).any():
+        if not labels[task]:
             raise UserError(
                 f"no training example has a {task} label: name a column for it with --label-columns"
             )
@@ -122,7 +133,7 @@ def run(study: ScarceTask, command: str) -> int:
     plan = Plan(
         workdir=study.workdir,
         record=_record(study, inputs),
-        groups=list(study.groups()),
+        groups=list(study.groups(labels[study.scarce_task])),
         report=leave_report,
         settings=study.described("fractions", "arms"),
         notes=[*inputs.notes(), f"the {study.scarce_task} labels are thinned"],
@@ -132,7 +143,8 @@ def run(study: ScarceTask, command: str) -> int:
 
 
 def _record(study: ScarceTask, inputs: Inputs) -> dict[str, Any]:
-    settings = {**study.record(), "scarce_task": study.scarce_task}
+    own = {"scarce_task": study.scarce_task, "min_steps": study.min_steps}
+    settings = {**study.record(), **own}
     return {"study": "scarce_task", "settings": settings, **inputs.record()}
 
 
