@@ -43,10 +43,10 @@ def build(
     subtitle.append(wording.count_of(len({result["seed"] for result in results}), "seed"))
     if context.get("started"):
         subtitle.append(str(context["started"]))
-    blocks = [*_warnings(results, failures), *_findings(results)]
+    blocks = [*warnings(results, failures), *_findings(results)]
     blocks += claims_blocks(results, failures)
     blocks += _details(results) if results else []
-    blocks += _origin(results, failures, context)
+    blocks += origin(results, failures, context)
     return Document("What to freeze", " · ".join(subtitle), tuple(blocks))
 
 
@@ -85,7 +85,8 @@ def _facts(advice: Recommendation, results: Sequence[Result]) -> list[tuple[str,
     return facts
 
 
-def _warnings(results: Sequence[Result], failures: Sequence[Failure]) -> list[Block]:
+def warnings(results: Sequence[Result], failures: Sequence[Failure]) -> list[Block]:
+    """What a reader has to know before any number: changed bytes, failed runs."""
     changed = [r for r in results if r.get("frozen_digest_unchanged") is False]
     blocks: list[Block] = []
     if changed:
@@ -114,19 +115,19 @@ def _details(results: Sequence[Result]) -> list[Block]:
                 "split, on which the best epochs were chosen too, so it is optimistic."
             )
         )
-    blocks += _figure(plots.quality_against_cost, results)
+    blocks += figure(plots.quality_against_cost, results)
     blocks.append(tables.quality_table(results, chosen))
     blocks.append(Heading("Differences to full fine-tuning"))
     blocks.append(tables.difference_table(results, chosen) or Paragraph(_unpaired(results)))
     blocks += [Heading("Cost"), tables.cost_table(results, chosen)]
     blocks.append(Paragraph(_digests(results)))
     blocks.append(Heading("Learning and overfitting"))
-    blocks += _figure(plots.learning_curves, results)
-    blocks += _figure(plots.gap_bars, results)
+    blocks += figure(plots.learning_curves, results)
+    blocks += figure(plots.gap_bars, results)
     blocks.append(tables.gap_table(results, chosen))
     sources = tables.source_table(results, chosen)
     if sources:
-        blocks += [Heading("Sentiment by source"), *_figure(plots.by_source, results), sources]
+        blocks += [Heading("Sentiment by source"), *figure(plots.by_source, results), sources]
     return blocks
 
 
@@ -147,9 +148,16 @@ def _digests(results: Sequence[Result]) -> str:
     return f"The digest of the frozen leaves is the same before and after in {kept} of {runs}."
 
 
-def _origin(
+def origin(
     results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
 ) -> list[Block]:
+    """How the numbers came to be: failed runs, command, machine, data, settings, versions.
+
+    Args:
+        results: Lines of ``results.jsonl``.
+        failures: Arms without a result.
+        context: See ``report.write_report``.
+    """
     blocks: list[Block] = []
     if failures:
         blocks += [Heading("Failed runs"), Bullets(tuple(failure_text(item) for item in failures))]
@@ -186,10 +194,14 @@ def failure_text(failure: Failure) -> str:
     return f"`{failure.get('arm')}` seed {failure.get('seed')}: {failure.get('error')}"
 
 
-def _figure(plot: plots.Plot, results: Sequence[Result]) -> list[Block]:
+def figure(plot: plots.Plot, results: Sequence[Result]) -> list[Block]:
+    """A picture of the results; nothing where its numbers are missing."""
     drawn = plot(results)
-    if drawn is None:
-        return []
+    return [] if drawn is None else [picture(drawn)]
+
+
+def picture(drawn: plots.Drawn) -> Picture:
+    """A figure as a block of a document."""
     buffer = io.BytesIO()
     plots.save(drawn.figure, buffer)
-    return [Picture(f"{drawn.name}.png", buffer.getvalue(), drawn.caption)]
+    return Picture(f"{drawn.name}.png", buffer.getvalue(), drawn.caption)

@@ -28,7 +28,15 @@ _FIXED = {
     "sentiment_frozen": ("#56B4E9", "v"),
     "none_frozen": ("#0072B2", "D"),
 }
-_OTHERS = (("#D55E00", "P"), ("#000000", "*"), ("#8c564b", "h"), ("#5d3a9b", "d"))
+_OTHERS = (
+    ("#D55E00", "P"),
+    ("#000000", "*"),
+    ("#8c564b", "h"),
+    ("#5d3a9b", "d"),
+    ("#882255", "p"),
+    ("#999933", "<"),
+    ("#332288", ">"),
+)
 
 # How deep one trains is an order, so top_1, top_2 … are steps of one green, pale to dark.
 _DEPTH = LinearSegmentedColormap.from_list("depth", ["#7fd6b8", "#009E73", "#00573f"])

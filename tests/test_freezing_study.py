@@ -9,10 +9,9 @@ import sys
 import pytest
 from conftest import without_times
 
-from experiments.freezing import Freezing, _train_group, run
-from mtl_jax.config import DataConfig, TrainConfig
+from experiments.freezing import Freezing, run
+from mtl_jax.config import DataConfig
 from mtl_jax.errors import UserError
-from mtl_jax.inputs import Inputs
 
 SCENARIOS = ["all_frozen", "backbone_frozen", "none_frozen"]
 TASKS = ["classifier", "sentiment"]
@@ -137,21 +136,6 @@ def assert_schema(result):
     assert isinstance(result["optimizer_state_bytes"], int)
     assert result["frozen_digest_unchanged"] is True
     assert (result["arm"] == "all_frozen") == ("probe" in result)
-
-
-def test_of_a_failed_arm_only_the_words_are_kept(settings, tmp_path):
-    taken = tmp_path / "taken"
-    taken.mkdir()
-    (taken / "config.json").write_text("{}")
-    alone = TrainConfig(**settings, workdir=str(taken))
-    inputs = Inputs(alone)
-    (words,) = _train_group([alone], inputs)
-    assert isinstance(words, str)
-    assert "another configuration" in words
-    unknown = TrainConfig(**settings, workdir=str(tmp_path / "x"), scenario="bottom_2")
-    (words,) = _train_group([unknown], inputs)
-    assert isinstance(words, str)
-    assert words.startswith("unknown scenario 'bottom_2'")
 
 
 def test_mistakes_are_told_before_anything_is_trained(flags, tmp_path):

@@ -1,0 +1,108 @@
+"""What does a larger backbone buy, and how much of it must be trained?
+
+    python -m experiments.backbones --workdir DIR
+
+The same scenarios and seeds on several checkpoints: quality against cost. A checkpoint that
+can't be reached is skipped and counted; the others go on, and the exit status is 1. Call the
+study again on its folder when it can.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line, protocol
+from mtl_jax.cli import guarded
+from mtl_jax.config import DEFAULT_BACKBONE, TrainConfig
+
+SETTING = "backbone"
+# More layers than any BERT has: how many these have is known when they are read.
+_ANY_DEPTH = 200
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Backbones(StudySettings):
+    """Train the same scenarios on several checkpoints, and report quality against cost."""
+
+    backbones: tuple[str, ...] = (
+        DEFAULT_BACKBONE,
+        "bert-base-uncased",
+        "bert-base-multilingual-cased",
+        "bert-large-uncased",
+    )
+    """checkpoints, in the place of --backbone: folders, or names on the hub"""
+    scenarios: tuple[str, ...] = ("backbone_frozen", "top_2", "none_frozen")
+    """the scenarios, or recipes, to train on each"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_empty("backbones", "scenarios")
+        folders = (str(Path(name).expanduser().absolute()) for name in self.backbones)
+        names = zip(self.backbones, folders, strict=True)
+        known = (folder if Path(folder).is_dir() else name for name, folder in names)
+        object.__setattr__(self, "backbones", tuple(dict.fromkeys(known)))
+
+    def groups(self) -> Iterator[list[Arm]]:
+        """The arms that are trained at once: one backbone after the other, as each is large."""
+        for backbone in self.backbones:
+            shared = {**self.of_a_run(), "backbone": backbone}
+
+            def arm(name: str, seed: int, shared: dict = shared) -> Arm:
+                setting = {SETTING: shared["backbone"]}
+                workdir = arm_folder(self.workdir, name, seed, setting)
+                config = TrainConfig(**shared, workdir=workdir, seed=seed, **protocol(name))
+                return Arm(name, config, setting)
+
+            yield from by_seeds(self.scenarios, self.seeds, self.at_once(), arm)
+
+
+def run(study: Backbones, command: str) -> int:
+    """Trains the arms that are not done yet, and writes the report.
+
+    Args:
+        study: The settings.
+        command: How it was called, for the report.
+
+    Returns:
+        How many arms failed, or were skipped.
+
+    Raises:
+        UserError: The settings are wrong, the folder holds a study with others, or no
+            backbone could be read.
+    """
+    from experiments.backbones_report import leave_report
+    from experiments.conduct import Pool, conduct
+    from mtl_jax.data.examples import load_corpus
+    from mtl_jax.scenarios import scenario_rules
+
+    started = time.time()
+    study = study.absolute()
+    for name in study.scenarios:
+        scenario = protocol(name)["scenario"]
+        if scenario is not None:
+            scenario_rules(scenario, _ANY_DEPTH)
+    corpus = load_corpus(study.data)
+    settings = {name: value for name, value in study.record().items() if name != "backbone"}
+    plan = Plan(
+        workdir=study.workdir,
+        record={
+            "study": "backbones",
+            "settings": settings,
+            "data": {"name": corpus.name, "fingerprint": corpus.fingerprint},
+        },
+        groups=list(study.groups()),
+        report=leave_report,
+        settings=study.described("backbone", "scenarios"),
+        keep_checkpoints=study.keep_checkpoints,
+    )
+    return conduct(plan, Pool(), command, started)
+
+
+_MAIN = command_line(Backbones, "experiments.backbones", __doc__ or "", run)
+
+if __name__ == "__main__":
+    sys.exit(guarded(_MAIN, sys.argv[1:]))

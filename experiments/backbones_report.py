@@ -1,0 +1,167 @@
+"""The report of the study of several backbones: quality against cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import blocks, wording
+from experiments.arms import (
+    REFERENCE,
+    Result,
+    arms_of,
+    evaluation_split,
+    numbers,
+    per_seed,
+    quality,
+)
+from experiments.compare import Comparison, compared, having, values_of
+from experiments.document import Block, Bullets, Cell, Document, Heading, Paragraph, Row, Table
+from experiments.outline import Failure, picture
+from experiments.recommendation import TOLERANCE, Recommendation, recommend
+from experiments.statistics import mean_interval
+from experiments.study_plots import cost_scatter
+
+SETTING = "backbone"
+FROZEN = "backbone_frozen"
+
+
+def leave_report(
+    folder: Path,
+    results: Sequence[Result],
+    failures: Sequence[Failure],
+    context: Mapping[str, Any],
+) -> Path:
+    """Writes and prints the report; see ``study.Report``."""
+    return blocks.leave(folder, document(results, failures, context), most_columns=5)
+
+
+def document(
+    results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
+) -> Document:
+    """The report as data.
+
+    Args:
+        results: Lines of ``results.jsonl``.
+        failures: Arms without a result.
+        context: See ``report.write_report``.
+    """
+    split = evaluation_split(results)
+    names = short_names(values_of(results, SETTING))
+    findings: list[Block] = []
+    if unreached := skipped_backbones(failures):
+        count = wording.count_of(len(unreached), "backbone")
+        text = f"{count} could not be read and {'is' if len(unreached) == 1 else 'are'} left out: "
+        findings.append(Paragraph(text + wording.listing(unreached) + ".", "warning"))
+    findings.append(Paragraph(choice_text(results, names, split), "lead"))
+    tuning = tuning_gains(results, split)
+    findings += [
+        Bullets(tuple(blocks.comparison_text(gain, FROZEN, names[gain.value]) for gain in tuning))
+    ]
+    details: list[Block] = [Heading("Quality against cost")]
+    drawn = cost_scatter(results, SETTING, names, lambda r: quality(r.get(split)), split)
+    details += [picture(drawn)] if drawn else []
+    details.append(_table(results, names, split))
+    return blocks.report(
+        "What a larger backbone buys", findings, details, results, failures, context
+    )
+
+
+def skipped_backbones(failures: Sequence[Failure]) -> list[str]:
+    """The backbones that could not be read."""
+    return list(dict.fromkeys(f["setting"][SETTING] for f in failures if f.get("skipped")))
+
+
+def short_names(backbones: Sequence[str]) -> dict[str, str]:
+    """What to call each backbone: the last part of its name, or all where two share that."""
+    last = {backbone: backbone.rstrip("/").rsplit("/", 1)[-1] for backbone in backbones}
+    shared = [name for name in last.values() if list(last.values()).count(name) > 1]
+    return {backbone: backbone if name in shared else name for backbone, name in last.items()}
+
+
+def tuning_gains(results: Sequence[Result], split: str) -> list[Comparison]:
+    """Per backbone full fine-tuning minus its frozen features."""
+    arms = dict.fromkeys(values_of(results, SETTING), REFERENCE)
+    return compared(results, SETTING, arms, FROZEN, lambda result: quality(result.get(split)))
+
+
+def choice(results: Sequence[Result]) -> Recommendation | None:
+    """The cheapest backbone and scenario within the tolerance of the best on validation."""
+    return recommend([{**result, "arm": _pair(result)} for result in results])
+
+
+def choice_text(results: Sequence[Result], names: Mapping[str, str], split: str) -> str:
+    """Which backbone and scenario to use, in words."""
+    advice = choice(results)
+    if advice is None:
+        return "No run has validation scores: no backbone is recommended."
+    pairs = {_pair(r): f"{names[r['setting'][SETTING]]} under `{r['arm']}`" for r in results}
+    interval = advice.score
+    score = interval and f"{wording.fixed(interval.mean)} {wording.plus_minus(interval)}".rstrip()
+    scored = f" On the {split} split it scores {score}." if score else ""
+    best = advice.best
+    if advice.chosen is best:
+        head = (
+            f"Use {pairs[best.arm]}: it has the best validation macro-F1, "
+            f"{wording.fixed(best.validation)}, and nothing cheaper is within {TOLERANCE:g} of it."
+        )
+    else:
+        chosen = advice.chosen
+        cost = (
+            wording.factor(chosen.seconds, best.seconds, "training time")
+            if chosen.seconds > 0
+            else "no training time"
+        )
+        head = (
+            f"Use {pairs[chosen.arm]}: its validation macro-F1 {wording.fixed(chosen.validation)} "
+            f"is within {TOLERANCE:g} of the best, {wording.fixed(best.validation)} of "
+            f"{pairs[best.arm]}, with {cost}."
+        )
+    return head + scored
+
+
+def _pair(result: Result) -> str:
+    return f"{result['setting'][SETTING]} {result['arm']}"
+
+
+def _table(results: Sequence[Result], names: Mapping[str, str], split: str) -> Table:
+    advice = choice(results)
+    baseline = next(iter(names))
+    rows = []
+    for backbone, name in names.items():
+        here = having(results, **{SETTING: backbone})
+        for arm in arms_of(here):
+            scores = per_seed(here, arm, lambda result: quality(result.get(split)))
+            base = per_seed(
+                having(results, **{SETTING: baseline}), arm, lambda r: quality(r.get(split))
+            )
+            over = Cell("") if backbone == baseline else blocks.difference_cell(scores, base)
+            trained, total = (
+                mean_interval(numbers(here, arm, key).values())
+                for key in ("trainable_parameters", "total_parameters")
+            )
+            seconds = blocks.seconds_cell(numbers(here, arm, "train_seconds"))
+            cells = (
+                Cell(f"`{arm}`"),
+                Cell(str(len({r["seed"] for r in here if r["arm"] == arm}))),
+                blocks.mean_cell(scores),
+                seconds,
+                over,
+                Cell(wording.fixed(trained.mean if trained else None, 0)),
+                Cell(wording.fixed(total.mean if total else None, 0)),
+            )
+            chosen = advice is not None and advice.chosen.arm == f"{backbone} {arm}"
+            rows.append(Row((Cell(name), *cells), "chosen" if chosen else ""))
+    columns = (
+        "backbone",
+        "arm",
+        "seeds",
+        "macro-F1",
+        "train s",
+        f"minus {names[baseline]}",
+        "trained parameters",
+        "parameters",
+    )
+    note = f"{blocks.OVER_SEEDS} Differences are of the same arm and seed."
+    return Table(f"Quality on the {split} split and cost", columns, tuple(rows), note)

@@ -1,0 +1,182 @@
+"""Blocks that the reports of studies with several settings are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from experiments import wording
+from experiments.arms import Result, arms_of, per_seed
+from experiments.claims_report import claims_blocks
+from experiments.compare import Comparison, Number, having
+from experiments.document import Block, Bullets, Cell, Document, Heading, Paragraph, Row, Table
+from experiments.outline import Failure, origin, warnings
+from experiments.report import rich_table, write_document
+from experiments.statistics import mean_interval, paired_difference
+
+OVER_SEEDS = (
+    "Mean over seeds ± half of the 95 % Student-t interval, which covers other seeds (heads, "
+    "order of the data, dropout), not other test examples."
+)
+
+
+def mean_cell(values: Mapping[int, float]) -> Cell:
+    """A mean over seeds with half of its interval."""
+    interval = mean_interval(values.values())
+    if interval is None:
+        return Cell(wording.MISSING)
+    return Cell(wording.fixed(interval.mean), wording.plus_minus(interval))
+
+
+def difference_cell(arm: Mapping[int, float], reference: Mapping[int, float]) -> Cell:
+    """A mean paired difference over seeds with its interval."""
+    difference = paired_difference(arm, reference)
+    if difference is None:
+        return Cell(wording.MISSING)
+    return Cell(wording.signed(difference.interval.mean), wording.limits(difference.interval))
+
+
+def seconds_cell(values: Mapping[int, float]) -> Cell:
+    """A mean time over seeds."""
+    interval = mean_interval(values.values())
+    return Cell(wording.fixed(interval.mean, 1) if interval else wording.MISSING)
+
+
+def grid(
+    title: str,
+    results: Sequence[Result],
+    name: str,
+    values: Mapping[Any, str],
+    cell: Callable[[Sequence[Result], str], Cell],
+    note: str = "",
+) -> Table:
+    """A table of arms by the values of a setting.
+
+    Args:
+        title: Of the table.
+        results: Lines of ``results.jsonl``.
+        name: Of the setting.
+        values: What to call each of its values.
+        cell: What to say of an arm, from the results of one value.
+        note: What to say below.
+    """
+    rows = []
+    for arm in arms_of(results):
+        cells = [cell(having(results, **{name: value}), arm) for value in values]
+        rows.append(Row((Cell(f"`{arm}`"), *cells)))
+    return Table(title, ("arm", *values.values()), tuple(rows), note)
+
+
+def gain_grid(
+    title: str,
+    results: Sequence[Result],
+    name: str,
+    values: Mapping[Any, str],
+    number: Number,
+    reference: str,
+) -> Table:
+    """What each arm has over a reference with the same seed, by the values of a setting."""
+
+    def cell(here: Sequence[Result], arm: str) -> Cell:
+        if arm == reference:
+            return Cell(wording.MISSING)
+        return difference_cell(per_seed(here, arm, number), per_seed(here, reference, number))
+
+    note = "Paired by seed; in brackets, the 95 % interval, not corrected."
+    return grid(title, results, name, values, cell, note)
+
+
+def comparison_text(comparison: Comparison, reference: str, where: str) -> str:
+    """One sentence on a comparison: how large, how sure."""
+    interval = comparison.difference.interval
+    limits = f" {wording.limits(interval)}" if interval.low is not None else ""
+    p_value = wording.p_text(comparison.p_value)
+    # "< 0.001" has its sign already.
+    p_text = f"corrected p {p_value if p_value.startswith('<') else f'= {p_value}'}"
+    sure = "one shared seed, so no test" if comparison.p_value is None else p_text
+    return (
+        f"{where}: `{comparison.arm}` {wording.signed(comparison.mean)}{limits} against "
+        f"`{reference}`, {comparison.verdict} ({sure})."
+    )
+
+
+def report(
+    title: str,
+    findings: Sequence[Block],
+    details: Sequence[Block],
+    results: Sequence[Result],
+    failures: Sequence[Failure],
+    context: Mapping[str, Any],
+) -> Document:
+    """The document of a study: warnings, findings, claims, details, counts, and how it was made."""
+    seeds = wording.count_of(len({result["seed"] for result in results}), "seed")
+    subtitle = " · ".join((wording.count_of(len(arms_of(results)), "arm"), seeds))
+    if context.get("started"):
+        subtitle += f" · {context['started']}"
+    claims = claims_blocks(results, failures)
+    blocks = [*warnings(results, failures), *findings, *claims, *details]
+    blocks += [*_runs(results, failures, context), *origin(results, (), context)]
+    return Document(title, subtitle, tuple(blocks))
+
+
+def leave(folder: Path, document: Document, most_columns: int | None = None) -> Path:
+    """Writes a document; prints its first table of numbers, less the asides, and what was found.
+
+    Args:
+        folder: Of the study.
+        document: Its report.
+        most_columns: Of the table, on the terminal.
+    """
+    path = write_document(folder, document)
+    console = Console()
+    tables = (block for block in document.blocks if isinstance(block, Table))
+    table = next((table for table in tables if not table.textual), None)
+    if table is not None:
+        console.print(rich_table(_narrow(table, most_columns)))
+    for block in document.blocks:
+        if isinstance(block, Paragraph) and block.style:
+            colour = "red" if block.style == "warning" else "default"
+            console.print(f"[{colour}]{escape(block.text.replace('`', ''))}[/{colour}]")
+    return path
+
+
+def _narrow(table: Table, most: int | None) -> Table:
+    """What of a table fits a terminal."""
+    rows = (
+        Row(tuple(Cell(cell.text) for cell in row.cells[:most]), row.style) for row in table.rows
+    )
+    return dataclasses.replace(table, columns=table.columns[:most], rows=tuple(rows))
+
+
+def _runs(
+    results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
+) -> list[Block]:
+    """How many runs each arm has, and what the missing ones failed with."""
+    done = Counter(result["arm"] for result in results)
+    skipped = Counter(failure["arm"] for failure in failures if failure.get("skipped"))
+    failed = Counter(failure["arm"] for failure in failures) - skipped
+    rows = [
+        Row((Cell(f"`{arm}`"), *(Cell(str(n[arm])) for n in (asked, done, failed, skipped))))
+        for asked in [context.get("asked") or done + failed + skipped]
+        for arm in asked
+    ]
+    note = "Skipped runs are those whose data or backbone could not be read." if skipped else ""
+    columns = ("arm", "asked for", "finished", "failed", "skipped")
+    blocks: list[Block] = [Heading("Runs"), Table("", columns, tuple(rows), note)]
+    alike: dict[str, list[str]] = {}
+    for failure in failures:
+        setting = "".join(f", {name} {value}" for name, value in _setting(failure).items())
+        run = f"`{failure['arm']}` seed {failure['seed']}{setting}"
+        alike.setdefault(failure["error"], []).append(run)
+    texts = [f"{'; '.join(runs)}: {error}" for error, runs in alike.items()]
+    return [*blocks, Bullets(tuple(texts))] if texts else blocks
+
+
+def _setting(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    return line.get("setting") or {}

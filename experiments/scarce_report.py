@@ -1,0 +1,127 @@
+"""The report of the study of a scarce task: what freezing its head at first buys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import blocks, wording
+from experiments.arms import Result, arms_of, evaluation_split, lookup, numbers, per_seed
+from experiments.compare import Number, compared, over_all, values_of
+from experiments.document import Block, Bullets, Document, Heading, Paragraph
+from experiments.outline import Failure, picture
+from experiments.study_plots import curves
+from mtl_jax.config import TASKS
+
+SETTING = "fraction"
+JOINT = "joint"
+_SAY = {
+    "scarce_head_last": "Freezing the scarce head first",
+    "sequential_heads": "Training one task after the other",
+    "single_task": "Training the scarce task alone",
+}
+
+
+def leave_report(
+    folder: Path,
+    results: Sequence[Result],
+    failures: Sequence[Failure],
+    context: Mapping[str, Any],
+) -> Path:
+    """Writes and prints the report; see ``study.Report``."""
+    return blocks.leave(folder, document(results, failures, context))
+
+
+def document(
+    results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
+) -> Document:
+    """The report as data.
+
+    Args:
+        results: Lines of ``results.jsonl``, of one scarce task.
+        failures: Arms without a result.
+        context: See ``report.write_report``.
+    """
+    (scarce,) = values_of(results, "scarce_task")
+    (other,) = (task for task in TASKS if task != scarce)
+    split = evaluation_split(results)
+    fractions = fraction_names(results)
+    findings: list[Block] = []
+    for arm in arms_of(results):
+        if arm != JOINT:
+            findings += _finding(results, arm, scarce, split)
+    if not findings:
+        findings.append(Paragraph("No arm can be compared with another.", "lead"))
+    both = [arm for arm in arms_of(results) if arm != "single_task"]
+    words = (f"macro-F1 on the {split} split", f"part of the {scarce} labels")
+    panels = [(scarce, arms_of(results), of(scarce, split)), (other, both, of(other, split))]
+    drawn = curves("curves", results, SETTING, fractions, [p for p in panels if p[1]], words)
+    details: list[Block] = [Heading("Quality"), *([picture(drawn)] if drawn else [])]
+    for task in (scarce, other):
+        number = of(task, split)
+        kept = [result for result in results if task == scarce or result["arm"] in both]
+        details.append(
+            blocks.grid(
+                f"{task} macro-F1 on the {split} split, by the part of the {scarce} labels",
+                kept,
+                SETTING,
+                fractions,
+                lambda here, arm, number=number: blocks.mean_cell(per_seed(here, arm, number)),
+                blocks.OVER_SEEDS,
+            )
+        )
+        title = f"{task} macro-F1 minus that of {JOINT}"
+        details.append(blocks.gain_grid(title, kept, SETTING, fractions, number, JOINT))
+    details += [
+        Heading("Cost"),
+        blocks.grid(
+            "Training seconds of one run",
+            results,
+            SETTING,
+            fractions,
+            lambda here, arm: blocks.seconds_cell(numbers(here, arm, "train_seconds")),
+            "Means over seeds. A pass is over the texts with a label of a task that counts; "
+            "single_task has more passes where its labels are few.",
+        ),
+    ]
+    title = f"What freezing the head of a scarce task buys: {scarce}"
+    return blocks.report(title, findings, details, results, failures, context)
+
+
+def of(task: str, split: str) -> Number:
+    """A task's macro-F1 on a split, of a result."""
+    return lambda result: lookup(result, split, task, "macro_f1")
+
+
+def fraction_names(results: Sequence[Result]) -> dict[float, str]:
+    """The parts of the labels that were kept, the smallest first, in per cent."""
+    values = sorted(values_of(results, SETTING))
+    return {value: f"{100 * value:g} %" for value in values}
+
+
+def _finding(results: Sequence[Result], arm: str, scarce: str, split: str) -> list[Block]:
+    """What an arm has over joint training, over all fractions and at each."""
+    number, fractions = of(scarce, split), fraction_names(results)
+    whole = over_all(results, SETTING, arm, JOINT, number)
+    if whole is None:
+        return []
+    gains = compared(results, SETTING, dict.fromkeys(fractions, arm), JOINT, number)
+    where = "; ".join(
+        f"{verdict} with {', '.join(there)}"
+        for verdict in ("better", "worse", "not told apart")
+        if (there := [fractions[gain.value] for gain in gains if gain.verdict == verdict])
+    )
+    interval = whole.difference.interval
+    limits = f" {wording.limits(interval)}" if interval.low is not None else ""
+    what = _SAY.get(arm, f"`{arm}`")
+    lead = (
+        f"{what} changes the {scarce} macro-F1 on the {split} split by "
+        f"{wording.signed(whole.mean)}{limits} against joint training, the mean over all parts "
+        f"of the labels, paired by seed: {where}."
+    )
+    texts = [
+        blocks.comparison_text(gain, JOINT, f"{fractions[gain.value]} of the labels")
+        for gain in gains
+    ]
+    return [Paragraph(lead, "lead"), Bullets(tuple(texts))]

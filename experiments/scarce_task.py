@@ -1,0 +1,154 @@
+"""One task has few labels: what does it buy to freeze that task's head at first?
+
+    python -m experiments.scarce_task --workdir DIR
+
+The labels of one task are thinned to 1, 3, 10, 30 and 100 %; the other task keeps all of its
+own, and so do validation and test. Each step's loss is the sum over tasks of the mean over
+the labels that the step has, so that a thin task weighs as much as a full one wherever it
+has a label at all. The arms:
+
+``joint``             both heads and the backbone from the start
+``scarce_head_last``  the scarce task's head is frozen first, its loss off; then both train
+``sequential_heads``  one task, then the other, then both
+``single_task``       the scarce task alone, the other task's weight 0
+
+An epoch is a pass over the texts that have a label of a task that counts. ``single_task``
+does without the other task's labels altogether: else the best epoch would be chosen with the
+score of a head that never trains. Its texts are few where labels are scarce; it has more
+passes over them, until there are ``--min-steps`` steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line, protocol
+from mtl_jax.cli import guarded
+from mtl_jax.config import TASKS, TrainConfig
+from mtl_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from mtl_jax.inputs import Inputs
+
+_SCENARIOS = {"joint": "none_frozen", "single_task": "none_frozen"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScarceTask(StudySettings):
+    """Thin one task's labels, and report what training its head last, or alone, buys."""
+
+    scarce_task: Literal["classifier", "sentiment"] = "sentiment"
+    """the task whose training labels are thinned"""
+    fractions: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    """parts of its labels that are kept"""
+    arms: tuple[str, ...] = ("joint", "scarce_head_last", "sequential_heads", "single_task")
+    """joint, single_task, and recipes or scenarios"""
+    min_steps: int = 300
+    """steps of single_task at least: with few labels it has more than --epochs passes"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_empty("fractions", "arms")
+        if self.min_steps < 0:
+            raise UserError(f"--min-steps {self.min_steps} must not be negative")
+        for fraction in self.fractions:
+            if not 0 < fraction <= 1:
+                raise UserError(f"--fractions {fraction} must be above 0 and at most 1")
+
+    @property
+    def other_task(self) -> str:
+        """The task that keeps its labels."""
+        (other,) = (task for task in TASKS if task != self.scarce_task)
+        return other
+
+    def config(self, name: str, seed: int, fraction: float, labels: int) -> TrainConfig:
+        """The run of an arm, where the scarce task has so many labels before it is thinned."""
+        # All labels are a fraction, too: of two tasks with as many labels it names the scarce.
+        thinned: dict[str, Any] = {"label_fraction": (f"{self.scarce_task}={fraction:g}",)}
+        changes: dict[str, Any] = {}
+        if name == "single_task":
+            columns = self.data.label_columns
+            alone = tuple(pair for pair in columns if pair.startswith(f"{self.scarce_task}="))
+            thinned["label_columns"] = alone
+            steps_of_one = math.ceil(fraction * labels / self.batch_size)
+            changes[f"{self.other_task}_weight"] = 0.0
+            changes["epochs"] = max(self.epochs, math.ceil(self.min_steps / steps_of_one))
+        shared = {**self.of_a_run(), **changes, "data": dataclasses.replace(self.data, **thinned)}
+        workdir = arm_folder(self.workdir, name, seed, self._setting(fraction))
+        return TrainConfig(
+            **shared, workdir=workdir, seed=seed, **protocol(_SCENARIOS.get(name, name))
+        )
+
+    def _setting(self, fraction: float) -> dict[str, Any]:
+        return {"scarce_task": self.scarce_task, "fraction": fraction}
+
+    def groups(self, labels: int) -> Iterator[list[Arm]]:
+        """The arms that are trained at once: fraction by fraction, so that each is read once."""
+        for fraction in sorted(self.fractions):
+
+            def arm(name: str, seed: int, fraction: float = fraction) -> Arm:
+                return Arm(name, self.config(name, seed, fraction, labels), self._setting(fraction))
+
+            yield from by_seeds(self.arms, self.seeds, self.at_once(), arm)
+
+
+def run(study: ScarceTask, command: str) -> int:
+    """Trains the arms that are not done yet, and writes the report.
+
+    Args:
+        study: The settings.
+        command: How it was called, for the report.
+
+    Returns:
+        How many arms failed.
+
+    Raises:
+        UserError: The settings are wrong, or the folder holds a study with others.
+    """
+    from experiments.conduct import Pool, conduct
+    from experiments.scarce_report import leave_report
+    from mtl_jax.scenarios import scenario_rules
+
+    started = time.time()
+    study = study.absolute()
+    pool = Pool()
+    inputs = pool.get(study)
+    for arm in study.arms:
+        scenario = protocol(_SCENARIOS.get(arm, arm))["scenario"]
+        if scenario is not None:
+            scenario_rules(scenario, inputs.bert.num_hidden_layers)
+    examples = inputs.split("train").examples
+    labels = {task: int((examples.labels[task] >= 0).sum()) for task in TASKS}
+    for task in TASKS:
+        if not labels[task]:
+            raise UserError(
+                f"no training example has a {task} label: name a column for it with --label-columns"
+            )
+    inputs.refuse_long()
+    plan = Plan(
+        workdir=study.workdir,
+        record=_record(study, inputs),
+        groups=list(study.groups(labels[study.scarce_task])),
+        report=leave_report,
+        settings=study.described("fractions", "arms"),
+        notes=[*inputs.notes(), f"the {study.scarce_task} labels are thinned"],
+        keep_checkpoints=study.keep_checkpoints,
+    )
+    return conduct(plan, pool, command, started)
+
+
+def _record(study: ScarceTask, inputs: Inputs) -> dict[str, Any]:
+    own = {"scarce_task": study.scarce_task, "min_steps": study.min_steps}
+    settings = {**study.record(), **own}
+    return {"study": "scarce_task", "settings": settings, **inputs.record()}
+
+
+_MAIN = command_line(ScarceTask, "experiments.scarce_task", __doc__ or "", run)
+
+if __name__ == "__main__":
+    sys.exit(guarded(_MAIN, sys.argv[1:]))

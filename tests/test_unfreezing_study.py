@@ -1,0 +1,184 @@
+"""The unfreezing study: its arms and findings by hand, and as a real process that is killed."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import without_times
+from synthetic_study import line
+
+from experiments.render import to_markdown
+from experiments.unfreezing import Unfreezing, only_layer_rules
+from experiments.unfreezing_report import depth_gains, document, gradual_text, pays_from, pays_text
+from mtl_jax.config import DataConfig
+from mtl_jax.errors import UserError
+
+ARMS = ("backbone_frozen", "none_frozen", "only_layer_0")
+
+
+def of(size, arm, score, validation=None, seconds=10.0):
+    """Six seeds, whose scores lie 0.001 apart, in an order that depends on the arm."""
+    wobble = 2 * ((0.0, 0.001, 0.002) if arm == "backbone_frozen" else (0.001, 0.0, 0.002))
+    return [
+        {
+            **line(arm, seed, (validation or score) + more, seconds, test=score + more),
+            "setting": {"max_train_examples": size},
+        }
+        for seed, more in enumerate(wobble)
+    ]
+
+
+RESULTS = [
+    *of(1024, "backbone_frozen", 0.62),
+    *of(1024, "top_1", 0.70, validation=0.71),
+    *of(1024, "none_frozen", 0.72, validation=0.70),
+    *of(1024, "gradual_unfreezing", 0.75, seconds=20.0),
+    *of(64, "backbone_frozen", 0.50),
+    *of(64, "top_1", 0.50),
+    *of(64, "none_frozen", 0.40),
+    *of(64, "gradual_unfreezing", 0.45),
+    *of(256, "backbone_frozen", 0.60),
+    *of(256, "top_1", 0.64),
+    *of(256, "none_frozen", 0.60),
+    *of(256, "gradual_unfreezing", 0.60),
+]
+
+
+def test_from_how_many_sentences_it_pays():
+    gains = {gain.value: gain for gain in depth_gains(RESULTS, "test")}
+    # Validation chooses the depth, and the test split has the last word on it.
+    assert {size: gain.arm for size, gain in gains.items()} == dict.fromkeys(
+        (64, 256, 1024), "top_1"
+    )
+    assert gains[1024].mean == pytest.approx(0.08)
+    verdicts = {size: gain.verdict for size, gain in gains.items()}
+    assert verdicts == {64: "not told apart", 256: "better", 1024: "better"}
+    assert pays_from(list(gains.values())) == 256
+    assert pays_text(RESULTS, "test") == (
+        "On this data unfreezing pays from 256 training sentences on: there `top_1`, the depth "
+        "chosen on validation, has +0.040 of test macro-F1 over `backbone_frozen`; with 64 it is "
+        "not shown to."
+    )
+    larger = [result for result in RESULTS if result["setting"]["max_train_examples"] > 64]
+    assert "already with 256 training sentences, the fewest that were tried" in pays_text(
+        larger, "test"
+    )
+    fewest = [result for result in RESULTS if result["setting"]["max_train_examples"] == 64]
+    assert "not shown to pay up to 64 training sentences" in pays_text(fewest, "test")
+    frozen = [result for result in RESULTS if result["arm"] == "backbone_frozen"]
+    assert pays_text(frozen, "test").startswith("Nothing can be said")
+
+
+def test_a_gain_that_a_larger_size_does_not_bear_out_is_none():
+    gains = depth_gains(RESULTS, "test")
+    broken = [
+        dataclasses.replace(gain, p_value=1.0) if gain.value == 1024 else gain for gain in gains
+    ]
+    assert pays_from(broken) is None
+
+
+def test_gradual_against_at_once():
+    text = gradual_text(RESULTS, "test")
+    # 0.05, 0 and 0.03 in the three sizes, the same for every seed.
+    assert "+0.027" in text
+    assert "On the most sentences it takes 2.0× more training time." in text
+    few = [result for result in RESULTS if result["arm"] != "gradual_unfreezing"]
+    assert gradual_text(few, "test").startswith("Gradual unfreezing is not compared")
+
+
+def test_the_report_holds_every_arm_at_every_size():
+    text = to_markdown(document(RESULTS, [], {"command": "the command"}))
+    assert "| arm | 64 | 256 | 1,024 |" in text
+    # Their standard deviation is 0.00089, its error 0.00037, and t with 5 degrees of freedom 2.57.
+    assert "| `top_1` | 0.501 ± 0.001 | 0.641 ± 0.001 | 0.701 ± 0.001 |" in text
+    assert "| `gradual_unfreezing` | 10.0 | 10.0 | 20.0 |" in text
+    assert "](heat_map.png)" in text
+    assert "](curves.png)" in text
+    assert text.index("unfreezing pays from 256") < text.index("## Quality")
+
+
+def test_sizes_and_passes(tmp_path):
+    study = Unfreezing(
+        workdir=str(tmp_path), sizes=(None, 500, 64, 100), epochs=3, min_steps=12, batch_size=16
+    )
+    # What exceeds the texts there are is all of them, once.
+    assert study.limits(500) == {64: 64, 100: 100, 500: None}
+    assert study.limits(450) == {64: 64, 100: 100, 450: None}
+    limited = dataclasses.replace(study, data=DataConfig(max_train_examples=450))
+    assert limited.limits(450)[450] == 450
+    # Steps of a pass: 1, 4, 7, 32.
+    assert [study.passes(count) for count in (16, 64, 100, 500)] == [12, 3, 3, 3]
+    assert dataclasses.replace(study, min_steps=13).passes(64) == 4
+    for sizes, words in (((0,), "--sizes 0 must be at least 1"), ((), "--sizes is empty")):
+        with pytest.raises(UserError, match=words):
+            Unfreezing(workdir=str(tmp_path), sizes=sizes)
+    with pytest.raises(UserError, match="--min-steps -1 must not be negative"):
+        Unfreezing(workdir=str(tmp_path), min_steps=-1)
+
+
+def test_the_arms_of_a_backbone(tmp_path):
+    study = Unfreezing(workdir=str(tmp_path))
+    assert study.named_arms(2) == (
+        *("backbone_frozen", "top_1", "top_2", "none_frozen"),
+        *("gradual_unfreezing", "top_down_2", "lp_ft", "auto"),
+        *("only_layer_0", "only_layer_1"),
+    )
+    for wrong, words in (("only_layer_2", "off the backbone's 2 layers"), ("top_3", "is off")):
+        with pytest.raises(UserError, match=words):
+            dataclasses.replace(study, arms=(wrong,)).named_arms(2)
+    assert only_layer_rules("only_layer_4")[0] == ["backbone/layer_4/*", "backbone"]
+
+
+def command(folder, flags):
+    return [
+        *(sys.executable, "-m", "experiments.unfreezing", f"--workdir={folder}", "--arms", *ARMS),
+        *("--sizes", "16", "None", "--seeds", "0", "1", "--min-steps=4", *flags),
+    ]
+
+
+def results_in(folder):
+    # The rules of only_layer_0 are in the study's own folder, whose name is no result.
+    texts = (folder / "results.jsonl").read_text().replace(str(folder), "FOLDER").splitlines()
+    return [json.loads(text) for text in texts]
+
+
+def test_a_killed_study_goes_on(flags, tmp_path):
+    env = {**os.environ, "XLA_FLAGS": ""}
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen(command(killed, flags), stderr=subprocess.PIPE, text=True, env=env)
+    assert process.stderr is not None
+    # In the middle of the third arm, which has begun its epochs.
+    assert any("arm 3 of 12: only_layer_0" in text for text in process.stderr)
+    assert any("epoch 1 of 4" in text for text in process.stderr)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = results_in(killed)
+    assert [result["arm"] for result in before] == list(ARMS[:2])
+
+    for folder in (killed, whole):
+        done = subprocess.run(
+            command(folder, flags), capture_output=True, text=True, env=env, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "unfreezing" in done.stdout
+    after = results_in(killed)
+    assert after[:2] == before
+    assert [without_times(result) for result in after] == [
+        without_times(result) for result in results_in(whole)
+    ]
+    arms = [(r["setting"]["max_train_examples"], r["seed"], r["arm"]) for r in after]
+    assert arms == [(size, seed, arm) for size in (16, 96) for seed in (0, 1) for arm in ARMS]
+    assert [r["epochs"] for r in after] == [4] * 6 + [2] * 6
+    # One layer of 16 wide and 32 within: 4 x (16 x 16 + 16), 2 x 16 x 32 + 32 + 16, 2 norms of
+    # 2 x 16, beside two heads of 3 classes each.
+    layer, heads = 4 * 272 + 1024 + 48 + 64, 2 * (16 * 3 + 3)
+    trained = {r["arm"]: r["trainable_parameters"] for r in after}
+    assert trained["only_layer_0"] == layer + heads
+    assert trained["backbone_frozen"] == heads
+    for name in ("report.md", "report.html", "heat_map.png", "curves.png"):
+        assert (killed / name).stat().st_size > 1000
+    assert not list(killed.glob("arms/*/checkpoints"))
