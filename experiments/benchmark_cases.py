@@ -243,6 +243,7 @@ def _sides(**job: Any) -> tuple[tuple[str, Job], ...]:
     return ((OURS, Job("train", **job)), (THEIRS, Job("pytorch", **job)))
 
 
+_GRADUAL = ("gradual_unfreezing", "none_frozen")
 _FULL = _sides(scenario="none_frozen", sentences=2048)
 
 CASES: Mapping[str, Case] = {
@@ -267,15 +268,15 @@ CASES: Mapping[str, Case] = {
         repeated=False,
     ),
     "gradual_unfreezing": Case(
-        (
-            ("recipe", Job("train", "gradual_unfreezing", sentences=1024, epochs=8, recipe=True)),
-            ("full", Job("train", "none_frozen", sentences=1024, epochs=8)),
+        tuple(
+            (name, Job("train", name, sentences=1024, epochs=8, recipe=name != "none_frozen"))
+            for name in _GRADUAL
         ),
         _times_one(
-            "gradual_unfreezing",
-            "8 epochs of 1,024 sentences in all, against `none_frozen`: whole run",
+            "gradual unfreezing",
+            "8 epochs in all, against `none_frozen`: whole run",
             Goal(high=0.6),
-            labels=("recipe", "full"),
+            labels=_GRADUAL,
         ),
     ),
     "growth": Case(

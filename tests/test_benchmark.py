@@ -52,10 +52,13 @@ def test_speed_up_is_the_ratio_of_medians():
 
 
 def test_a_recipe_is_judged_by_the_whole_run():
-    samples = {"recipe": [training(5.0), training(7.0)], "full": [training(10.0), training(14.0)]}
+    samples = {
+        "gradual_unfreezing": [training(5.0), training(7.0)],
+        "none_frozen": [training(10.0), training(14.0)],
+    }
     (outcome,) = CASES["gradual_unfreezing"].judge(samples)
     assert (outcome.value, outcome.verdict) == (0.5, "reached")
-    samples["recipe"] = [training(9.0)]
+    samples["gradual_unfreezing"] = [training(9.0)]
     (outcome,) = CASES["gradual_unfreezing"].judge(samples)
     assert (outcome.value, outcome.verdict) == (0.75, "missed")
     (_, job), _ = CASES["gradual_unfreezing"].jobs
