@@ -77,7 +77,8 @@ class ScarceTask(StudySettings):
             thinned["label_columns"] = alone
             steps_of_one = math.ceil(fraction * labels / self.batch_size)
             changes[f"{self.other_task}_weight"] = 0.0
-            changes["epochs"] = max(self.epochs, math.ceil(self.min_steps / steps_of_one))
+            epochs = max(self.epochs, math.ceil(self.min_steps / steps_of_one))
+            changes |= self.passes(epochs)
         shared = {**self.of_a_run(), **changes, "data": dataclasses.replace(self.data, **thinned)}
         workdir = arm_folder(self.workdir, name, seed, self._setting(fraction))
         return TrainConfig(

@@ -22,6 +22,9 @@ Report = Callable[[Path, list[dict[str, Any]], list[dict[str, Any]], dict[str, A
 """Writes what was found and prints it: folder, results, failures and context in, the path of
 ``report.html`` out."""
 
+# Of a run with many passes over few texts; each costs as much as training on the validation texts.
+_MEASUREMENTS = 12
+
 _OF_A_RUN = tuple(field.name for field in dataclasses.fields(Settings))
 
 
@@ -57,6 +60,11 @@ them on an accelerator, which a batch of short sentences leaves idle, and 1 on a
     def of_a_run(self) -> dict[str, Any]:
         """The settings that each of its runs has."""
         return {name: getattr(self, name) for name in _OF_A_RUN}
+
+    def passes(self, epochs: int) -> dict[str, int]:
+        """So many epochs, measured no more often than a dozen times, as settings of a run."""
+        between = max(self.measure_every, -(-epochs // _MEASUREMENTS))
+        return {"epochs": epochs, "measure_every": between}
 
     def at_once(self) -> int:
         """How many seeds of an arm are trained in one program on this machine."""

@@ -98,7 +98,7 @@ every top_k, none_frozen, the recipes, and the lowest and the highest layer alon
             for count in sorted(found)
         }
 
-    def passes(self, sentences: int) -> int:
+    def epochs_of(self, sentences: int) -> int:
         """Passes over so many sentences: ``epochs``, or more until there are ``min_steps``."""
         steps_of_one = math.ceil(sentences / self.batch_size)
         return max(self.epochs, math.ceil(self.min_steps / steps_of_one))
@@ -107,7 +107,7 @@ every top_k, none_frozen, the recipes, and the lowest and the highest layer alon
         """The arms that are trained at once: size by size, so that each size is read once."""
         for sentences, limit in self.limits(texts).items():
             data = dataclasses.replace(self.data, max_train_examples=limit)
-            of_size = {**self.of_a_run(), "data": data, "epochs": self.passes(sentences)}
+            of_size = {**self.of_a_run(), "data": data, **self.passes(self.epochs_of(sentences))}
             setting = {SETTING: sentences}
 
             def arm(name: str, seed: int, of_size: Any = of_size, setting: Any = setting) -> Arm:
@@ -162,7 +162,7 @@ def run(study: Unfreezing, command: str) -> int:
     layers, texts = inputs.bert.num_hidden_layers, len(inputs.split("train").texts)
     arms = study.named_arms(layers)
     inputs.refuse_long()
-    passes = {count: study.passes(count) for count in study.limits(texts)}
+    passes = {count: study.epochs_of(count) for count in study.limits(texts)}
     words = ", ".join(f"{count:,} with {number}" for count, number in passes.items())
     note = f"training sentences, with passes over them: {words}"
     plan = Plan(

@@ -176,11 +176,13 @@ fused attention"""
     """GiB of such files at most; the least recently used make room"""
     cache_folder: str | None = None
     """folder of such files; by default activations in the cache folder of mtl_jax"""
+    measure_every: int = 1
+    """epochs of a phase between two measurements on validation, each of which is saved"""
     checkpoint_every: int = 0
-    """steps between checkpoints within an epoch; 0: only at the end of each"""
+    """steps between checkpoints beside those; 0: none"""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "measure_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} {getattr(self, name)} must be at least 1")
         for name in (

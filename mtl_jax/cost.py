@@ -226,7 +226,8 @@ def _seconds(
         step = _step_seconds(run, program, _as_kept(run, texts), limit / 3)
     counts = {name: batches.count(run, name) for name in ("train", "validation", "test")}
     # Where nothing is trained, it is evaluated all the same.
-    measurements = max(math.ceil(run.total_steps / run.plan.steps), 1)
+    between = run.config.measure_every * run.plan.steps
+    measurements = max(math.ceil(run.total_steps / between), 1)
     last = run.index + 1 == len(run.plans)
     return {
         "prefix": 0.0 if run.prepared else prefix * sum(counts.values()),

@@ -16,8 +16,8 @@ Metric = Literal["mean_macro_f1", "loss"]
 class Phase:
     """What is left at None is as the settings of the run have it.
 
-    A phase is cut into epochs from its start, and measured on validation at the end of each
-    and at its own end.
+    A phase is cut into epochs from its start, and measured on validation at the end of each,
+    or of every so many, and at its own end.
 
     Attributes:
         scenario: As of ``TrainConfig``.

@@ -47,7 +47,7 @@ Recipe = Callable[[Setting], tuple[Phase, ...]]
 
 
 def gradual_unfreezing(setting: Setting) -> tuple[Phase, ...]:
-    """The heads, then one more layer from the top in each phase, at last the embeddings.
+    """The heads, then one more layer from the top in each phase, the embeddings with the last.
 
     With discriminative learning rates (each layer's is that of the layer above divided by
     2.6) and slanted triangular schedules, one for each phase.
@@ -144,7 +144,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def _downwards(num_layers: int) -> list[str]:
-    return ["backbone_frozen", *(f"top_{k}" for k in range(1, num_layers + 1)), "none_frozen"]
+    return ["backbone_frozen", *(f"top_{k}" for k in range(1, num_layers)), "none_frozen"]
 
 
 def _even(setting: Setting, *scenarios: str) -> tuple[Phase, ...]:

@@ -130,7 +130,8 @@ def _fit(members: Sequence[Member]) -> None:
     for member in members:
         member.join(len(members))
     run, done = members[0].run, members[0].done
-    config, per_epoch, total = run.config, run.plan.steps, run.total_steps
+    config, total = run.config, run.total_steps
+    between = config.measure_every * run.plan.steps
     texts, held_out = (len(run.split(name).texts) for name in ("training", "validation"))
     say(f"{_title(members)}: {texts:,} texts to train on, {held_out:,} to validate")
     if note := run.useless_weighting:
@@ -144,7 +145,7 @@ def _fit(members: Sequence[Member]) -> None:
     watch = Stopwatch()
 
     def until_stop(done: int) -> int:
-        every = [per_epoch, *([config.checkpoint_every] if config.checkpoint_every else [])]
+        every = [between, *([config.checkpoint_every] if config.checkpoint_every else [])]
         return min(total - done, *(steps - done % steps for steps in every))
 
     def lap(compile_seconds: float) -> None:
@@ -176,7 +177,7 @@ def _fit(members: Sequence[Member]) -> None:
                             member.add(done, partial(of_step, place), batches[place][index])
             if there := _training(members):
                 update(done, _mean_losses(there), there[0].meter.rate)
-            measures = done % per_epoch == 0 or done == total
+            measures = done % between == 0 or done == total
             if measures or (config.checkpoint_every and done % config.checkpoint_every == 0):
                 for member in _training(members):
                     with member.guarded():

@@ -53,6 +53,7 @@ def at_checkpoint(first: Run, checkpoints: Checkpoints, step: int) -> Place:
     Raises:
         UserError: The checkpoint is damaged.
     """
+    checkpoints.wait()
     phase = checkpoints.progress(step)["course"]["phase"]
     shapes = first if phase == 0 else first.at(phase, first.params)
     params, state = checkpoints.restore(step, shapes.start(), shapes.freeze)

@@ -28,8 +28,8 @@ def completed(file, epochs=6, setting=SETTING):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("gradual_unfreezing", ["backbone_frozen", "top_1", "top_2", "top_3", "none_frozen"]),
-        ("auto", ["backbone_frozen", "top_1", "top_2", "top_3", "none_frozen"]),
+        ("gradual_unfreezing", ["backbone_frozen", "top_1", "top_2", "none_frozen"]),
+        ("auto", ["backbone_frozen", "top_1", "top_2", "none_frozen"]),
         ("top_down_2", ["backbone_frozen", "top_2"]),
         ("lp_ft", ["backbone_frozen", "none_frozen"]),
         ("sequential_heads", ["sentiment_frozen", "classifier_frozen", "none_frozen"]),
@@ -61,7 +61,7 @@ def test_gradual_unfreezing_is_as_published():
 
 def test_auto_asks_for_a_gain_from_the_third_phase_on():
     phases = made("auto")
-    assert [phase.requires_gain for phase in phases] == [None, None, 0.002, 0.002, 0.002]
+    assert [phase.requires_gain for phase in phases] == [None, None, 0.002, 0.002]
     assert {(phase.patience, phase.keep_best) for phase in phases} == {(1, True)}
 
 

@@ -100,6 +100,14 @@ def test_every_scenario_runs_and_leaves_its_proof(scenario, settings, inputs_of,
         )
 
 
+def test_a_run_can_be_measured_less_often(settings, inputs_of, tmp_path):
+    settings |= {"epochs": 5, "measure_every": 2}
+    config = TrainConfig(**settings, workdir=str(tmp_path), scenario="top_1")
+    train(config, inputs_of(config))
+    log = read_lines(tmp_path / "metrics.jsonl")
+    assert [record["epoch"] for record in log if record["event"] == "epoch"] == [2, 4, 5]
+
+
 def test_a_finished_run_says_so_and_changes_nothing(settings, inputs_of, tmp_path, capsys):
     config = TrainConfig(**settings, workdir=str(tmp_path))
     first = train(config, inputs_of(config))

@@ -111,8 +111,8 @@ def test_sizes_and_passes(tmp_path):
     limited = dataclasses.replace(study, data=DataConfig(max_train_examples=450))
     assert limited.limits(450)[450] == 450
     # Steps of a pass: 1, 4, 7, 32.
-    assert [study.passes(count) for count in (16, 64, 100, 500)] == [12, 3, 3, 3]
-    assert dataclasses.replace(study, min_steps=13).passes(64) == 4
+    assert [study.epochs_of(count) for count in (16, 64, 100, 500)] == [12, 3, 3, 3]
+    assert dataclasses.replace(study, min_steps=13).epochs_of(64) == 4
     for sizes, words in (((0,), "--sizes 0 must be at least 1"), ((), "--sizes is empty")):
         with pytest.raises(UserError, match=words):
             Unfreezing(workdir=str(tmp_path), sizes=sizes)
