@@ -269,12 +269,12 @@ CASES: Mapping[str, Case] = {
     ),
     "gradual_unfreezing": Case(
         tuple(
-            (name, Job("train", name, sentences=1024, epochs=8, recipe=name != "none_frozen"))
+            (name, Job("train", name, sentences=1024, epochs=7, recipe=name != "none_frozen"))
             for name in _GRADUAL
         ),
         _times_one(
             "gradual unfreezing",
-            "8 epochs in all, against `none_frozen`: whole run",
+            "7 epochs in all, against `none_frozen`: whole run",
             Goal(high=0.6),
             labels=_GRADUAL,
         ),
