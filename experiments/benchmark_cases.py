@@ -198,10 +198,10 @@ def _share_of_peak(goal: Goal) -> Callable[[Samples], list[Outcome]]:
                 3e-9 * s["epochs"] * s["forward_flops"] / s["train_seconds"] for s in samples[side]
             ]
             share = 100 * statistics.median(rates) / statistics.median(peak)
-            name = f"share of peak, {side}"
             about = f"{title(samples[side][0])}: useful FLOPs of the training steps"
             cells = spread(rates, "GFLOP/s"), spread(peak, "GFLOP/s")
             judged = goal if side == OURS else None
+            name = f"share of peak, {side}"
             outcomes.append(Outcome(name, about, *cells, share, " %", judged))
         return outcomes
 
@@ -209,12 +209,10 @@ def _share_of_peak(goal: Goal) -> Callable[[Samples], list[Outcome]]:
 
 
 def _state(samples: Samples) -> list[Outcome]:
-    some, all_ = (
-        samples[name][0]["optimizer_state_bytes"] for name in ("backbone_frozen", "none_frozen")
-    )
-    about = "`backbone_frozen` against `none_frozen`"
-    sizes = Cell(byte_size(some)), Cell(byte_size(all_))
-    return [Outcome("optimizer state", about, *sizes, 100 * some / all_, " %", Goal(high=0.1))]
+    names = ("backbone_frozen", "none_frozen")
+    some, all_ = (samples[name][0]["optimizer_state_bytes"] for name in names)
+    cells = "`backbone_frozen` against `none_frozen`", Cell(byte_size(some)), Cell(byte_size(all_))
+    return [Outcome("optimizer state", *cells, 100 * some / all_, " %", Goal(high=0.1))]
 
 
 def _growth(samples: Samples) -> list[Outcome]:
@@ -229,13 +227,12 @@ def _growth(samples: Samples) -> list[Outcome]:
             )
         many, few = (per_sentence(part) for part in (large, small))
         times = statistics.median(many) / statistics.median(few)
-        name = f"growth, {scenario}"
         about = (
             f"{counts[0]:,} sentences against {counts[1]:,}: training steps; peak memory "
             f"{' against '.join(byte_size(max(_values(p, 'peak_bytes'))) for p in (large, small))}"
         )
         cells = spread(many, "ms a sentence"), spread(few, "ms a sentence")
-        outcomes.append(Outcome(name, about, *cells, times, goal=Goal(0.9, 1.1)))
+        outcomes.append(Outcome(f"growth, {scenario}", about, *cells, times, goal=Goal(0.9, 1.1)))
     return outcomes
 
 
