@@ -87,10 +87,10 @@ class Phase:
             if value is not None and not (value > least if strict else value >= least):
                 words = "above" if strict else "at least"
                 raise UserError(f"{name} {value} must be {words} {least}")
-        if self.warmup_fraction is not None and not 0 <= self.warmup_fraction < 1:
+        if self.warmup_fraction is not None and not 0 <= self.warmup_fraction <= 1:
             raise UserError(
-                f"warmup_fraction {self.warmup_fraction} must be at least 0 and below 1: the "
-                "schedule would end before it began to fall"
+                f"warmup_fraction {self.warmup_fraction} must be between 0 and 1: the schedule "
+                "would end before its rates have risen"
             )
         if self.task_metric is not None and self.task_metric not in TASKS:
             raise UserError(f"task_metric {self.task_metric!r}: use {' or '.join(TASKS)}")

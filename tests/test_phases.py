@@ -30,7 +30,10 @@ CONFIG = TrainConfig(
         ({"layer_decay": 0}, "layer_decay 0 must be above 0"),
         ({"drift_limit": 0}, "drift_limit 0 must be above 0"),
         ({"distillation_weight": -1}, "distillation_weight -1 must be at least 0"),
-        ({"warmup_fraction": 1}, "warmup_fraction 1 must be .* end before it began to fall"),
+        (
+            {"warmup_fraction": 1.5},
+            "warmup_fraction 1.5 must be .* end before its rates have risen",
+        ),
         ({"task_metric": "topic"}, "task_metric 'topic': use classifier or sentiment"),
         ({"learning_rates": (("head", -1),)}, "learning_rates must not be negative"),
         ({"task_weights": (1, -1)}, r"task_weights \(1, -1\) must not be negative"),
