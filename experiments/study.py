@@ -23,7 +23,7 @@ Report = Callable[[Path, list[dict[str, Any]], list[dict[str, Any]], dict[str, A
 ``report.html`` out."""
 
 # Of a run with many passes over few texts; each costs as much as training on the validation texts.
-_MEASUREMENTS = 12
+_MEASUREMENTS = 8
 
 _OF_A_RUN = tuple(field.name for field in dataclasses.fields(Settings))
 
@@ -62,7 +62,7 @@ them on an accelerator, which a batch of short sentences leaves idle, and 1 on a
         return {name: getattr(self, name) for name in _OF_A_RUN}
 
     def passes(self, epochs: int) -> dict[str, int]:
-        """So many epochs, measured no more often than a dozen times, as settings of a run."""
+        """So many epochs, measured some eight times at most, as settings of a run."""
         between = max(self.measure_every, -(-epochs // _MEASUREMENTS))
         return {"epochs": epochs, "measure_every": between}
 
