@@ -42,6 +42,7 @@ class Course:
         measured: ``(step, score)`` of each of its measurements.
         best_before: The best score before it, by its own ``metric``; None in the first.
         steady: Its last measurement before a frozen head's predictions had drifted too far.
+        drifted: Whether they have, at any measurement of the phase.
         holds: Whether those predictions are held by the loss.
         over: Why it is over; None while it is not.
         returns: Whether the next phase goes on from the last steady measurement, or from
@@ -61,6 +62,7 @@ class Course:
     measured: list[tuple[int, float]] = dataclasses.field(default_factory=list)
     best_before: float | None = None
     steady: int | None = None
+    drifted: bool = False
     holds: bool = False
     over: str | None = None
     returns: bool = False

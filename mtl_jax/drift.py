@@ -99,13 +99,17 @@ def judge(phase: Phase, course: Course, drift: Mapping[str, float], step: int) -
         step: Steps of the run.
 
     Returns:
-        What has been done, in words; None where nothing has drifted too far.
+        What has been done, in words; None where nothing has drifted too far, or that has been
+        said in the phase before.
     """
     limit = math.inf if phase.drift_limit is None else phase.drift_limit
     past = {task: far for task, far in drift.items() if far > limit}
     if not past:
         course.steady = step
         return None
+    if course.drifted:
+        return None
+    course.drifted = True
     far = " and ".join(f"that of {task} {value:.3f}" for task, value in past.items())
     words = f"a frozen head's predictions have drifted more than {limit:g} nats, {far}"
     if phase.on_drift == "distill":

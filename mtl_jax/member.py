@@ -213,7 +213,7 @@ class Member:
         course.measured.append((step, score(plan.phase, metrics)))
         if drift and (words := judge(plan.phase, course, drift, step)):
             say(f"{self._name()}warning: {words}")
-            self._workdir.log({"event": "drift", "step": step, "drift": drift, "words": words})
+            self._workdir.log({"event": "drift", "step": step, "words": words})
         course.over = course.over or course.verdict(plan.phase, step, plan.steps)
         self.meter.reset()
         if course.over:

@@ -175,6 +175,7 @@ def test_a_restart_carries_everything_over():
         positions={"classifier": 4},
         best_before=0.25,
         steady=10,
+        drifted=True,
         holds=True,
         over="30 steps done",
         returns=True,
