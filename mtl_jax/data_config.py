@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mtl_jax.errors import UserError
 
@@ -95,6 +95,20 @@ or equal shares"""
     def absolute(self) -> DataConfig:
         """The same, with file names that hold from any folder."""
         return dataclasses.replace(self, **{n: _absolute(getattr(self, n)) for n in _FILES})
+
+    def of_task(self, task: str) -> DataConfig:
+        """The same without the other task: its labels, and a data set of its own."""
+        changes: dict[str, Any] = {
+            name: tuple(pair for pair in getattr(self, name) if pair.startswith(f"{task}="))
+            for name in ("label_columns", "label_fraction")
+        }
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("dataset", "text_column", *_FILES) and isinstance(value, tuple):
+                own = tuple(each for each in value if each.startswith(f"{task}="))
+                changes[field.name] = own or field.default
+        # There is one data set left at most: nothing that a cap could weigh.
+        return dataclasses.replace(self, **changes, mixing_cap=None)
 
     @property
     def columns(self) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Recipes: lists of phases by name, and those of one's own from a file.
 
-Every recipe shares ``--epochs`` evenly among its phases, so that whatever is trained for the
-same number of epochs has read as many texts.
+Every recipe shares ``--epochs`` evenly among its phases. A recipe has so read as many texts
+as a scenario of the same number of epochs, but for two things: ``auto`` may end early, and an
+epoch of a phase in which one task alone counts has the texts with a label of that task only.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.errors import UserError
 from mtl_jax.phases import Phase, phases_from
 
-# Howard & Ruder 2018, section 3.2: "we empirically found it to work well".
-_DISCRIMINATIVE = 1 / 2.6
+# Howard & Ruder 2018 (arXiv:1801.06146), section 3.2: "we empirically found it to work well".
+# Whatever is compared with gradual unfreezing needs them, too, or the rates are what differs.
+HOWARD_RUDER: Mapping[str, Any] = {"layer_decay": 1 / 2.6, "schedule": "slanted_triangular"}
 # What a phase of ``auto`` has to add to the mean macro-F1 for the next one to begin.
 _PAYS = 0.002
 
@@ -34,7 +36,7 @@ class Setting:
         num_layers: Layers of the backbone.
         epochs: Passes over the training texts, for all phases together.
         labels: Per task the number of training labels.
-        thinned: The tasks whose labels have been thinned.
+        thinned: The tasks that ``--label-fraction`` names.
     """
 
     num_layers: int
@@ -57,15 +59,7 @@ def gradual_unfreezing(setting: Setting) -> tuple[Phase, ...]:
     """
     scenarios = _downwards(setting.num_layers)
     share = setting.epochs / len(scenarios)
-    return tuple(
-        Phase(
-            scenario=scenario,
-            epochs=share,
-            layer_decay=_DISCRIMINATIVE,
-            schedule="slanted_triangular",
-        )
-        for scenario in scenarios
-    )
+    return tuple(Phase(scenario=scenario, epochs=share, **HOWARD_RUDER) for scenario in scenarios)
 
 
 def lp_ft(setting: Setting) -> tuple[Phase, ...]:
@@ -83,8 +77,8 @@ def lp_ft(setting: Setting) -> tuple[Phase, ...]:
 def sequential_heads(setting: Setting) -> tuple[Phase, ...]:
     """One task, then the other, then both.
 
-    In each of the first two phases the other head is frozen and its loss off. The task with
-    more labels comes first.
+    In each of the first two phases the other head is frozen and its loss off. The scarce task
+    comes second: that which ``--label-fraction`` names alone, else that with fewer labels.
 
     Source: the sequential learning of the scenarios ``classifier_frozen`` and
     ``sentiment_frozen``; as intermediate-task training, Phang et al. 2018 (arXiv:1811.01088).
@@ -96,7 +90,9 @@ def sequential_heads(setting: Setting) -> tuple[Phase, ...]:
 
 
 def scarce_head_last(setting: Setting) -> tuple[Phase, ...]:
-    """The head of the task with fewer labels is frozen at first, its loss off; then both train.
+    """The head of the scarce task is trained last: frozen at first, its loss off; then both train.
+
+    The scarce task is that which ``--label-fraction`` names alone, else that with fewer labels.
 
     Source: the scenarios ``classifier_frozen`` and ``sentiment_frozen``, whose use with
     imbalanced tasks this is.
@@ -163,10 +159,10 @@ def _both(epochs: float) -> Phase:
 
 
 def _scarce(setting: Setting) -> str:
-    """The task with fewer labels; of equal ones that which is named in --label-fraction."""
-    return min(
-        reversed(TASKS), key=lambda task: (setting.labels[task], task not in setting.thinned)
-    )
+    """The one task that --label-fraction names, else that with fewer labels, else sentiment."""
+    if len(setting.thinned) == 1:
+        return setting.thinned[0]
+    return min(reversed(TASKS), key=lambda task: setting.labels[task])
 
 
 def recipe_named(name: str) -> Recipe:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from mtl_jax.config import LIMITS
 from mtl_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +54,14 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 def rewrite_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Replaces a JSON Lines file, whole or not at all."""
     _replace(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _lasting(record: dict[str, Any]) -> dict[str, Any]:
+    """What of a record may not change, wherever it has the limits: some studies' settings do."""
+    kept = {name: value for name, value in record.items() if name != "environment"}
+    if isinstance(settings := kept.get("settings"), dict):
+        kept["settings"] = {name: v for name, v in settings.items() if name not in LIMITS}
+    return kept
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -107,7 +116,7 @@ class Workdir:
 
         Args:
             record: JSON. What is under ``environment`` may change from one start to the
-                next.
+                next, and so may the limits of what is kept, ``config.LIMITS``.
 
         Raises:
             UserError: The folder belongs to another run, or holds something else.
@@ -115,10 +124,7 @@ class Workdir:
         record = json.loads(json.dumps(record))
         self._take_lock()
         if self.exists:
-            old, new = self.config(), dict(record)
-            old.pop("environment", None)
-            new.pop("environment", None)
-            if changed := _differences(old, new):
+            if changed := _differences(_lasting(self.config()), _lasting(record)):
                 raise UserError(
                     f"{self.path} was made with another configuration ({'; '.join(changed)}): "
                     "use another --workdir, or the settings it was made with"

@@ -155,3 +155,35 @@ def test_settings_without_a_meaning_are_refused_by_name(settings, words):
     with pytest.raises(UserError) as caught:
         DataConfig(**settings)
     assert str(caught.value).startswith(words) or words in str(caught.value)
+
+
+def test_one_of_two_tasks():
+    both = DataConfig(
+        dataset=("classifier=one",),
+        train_file=("sentiment=a.csv",),
+        validation_file=("sentiment=b.csv",),
+        text_column=("classifier=headline", "sentiment=body"),
+        label_columns=("classifier=topic", "sentiment=mood"),
+        label_fraction=("classifier=0.5", "sentiment=0.1"),
+        mixing_cap=50,
+        max_length=7,
+    )
+    assert both.of_task("sentiment") == DataConfig(
+        train_file=("sentiment=a.csv",),
+        validation_file=("sentiment=b.csv",),
+        text_column=("sentiment=body",),
+        label_columns=("sentiment=mood",),
+        label_fraction=("sentiment=0.1",),
+        max_length=7,
+    )
+    assert both.of_task("classifier") == DataConfig(
+        dataset=("classifier=one",),
+        text_column=("classifier=headline",),
+        label_columns=("classifier=topic",),
+        label_fraction=("classifier=0.5",),
+        max_length=7,
+    )
+    one = DataConfig(train_file="a.csv", text_column="body")
+    assert one.of_task("sentiment") == dataclasses.replace(
+        one, label_columns=("sentiment=sentiment",)
+    )

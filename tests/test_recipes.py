@@ -70,13 +70,19 @@ def test_auto_asks_for_a_gain_from_the_third_phase_on():
     [
         ({"classifier": 90, "sentiment": 40}, (), "sentiment"),
         ({"classifier": 40, "sentiment": 90}, (), "classifier"),
-        ({"classifier": 40, "sentiment": 90}, ("sentiment",), "classifier"),
+        # What a study thins is the scarce task, also where it keeps more labels than the other.
+        ({"classifier": 40, "sentiment": 90}, ("sentiment",), "sentiment"),
+        ({"classifier": 90, "sentiment": 40}, ("classifier",), "classifier"),
+        ({"classifier": 40, "sentiment": 90}, ("classifier", "sentiment"), "classifier"),
+        ({"classifier": 90, "sentiment": 90}, ("classifier", "sentiment"), "sentiment"),
         ({"classifier": 90, "sentiment": 90}, (), "sentiment"),
         ({"classifier": 90, "sentiment": 90}, ("classifier",), "classifier"),
         ({"classifier": 90, "sentiment": 90}, ("sentiment",), "sentiment"),
     ],
 )
-def test_the_scarce_task_is_that_with_fewer_labels(labels, thinned, scarce):
+def test_the_scarce_task_is_that_which_is_thinned_alone_else_that_with_fewer_labels(
+    labels, thinned, scarce
+):
     setting = Setting(3, 6.0, labels, thinned)
     alone = {"classifier": (1.0, 0.0), "sentiment": (0.0, 1.0)}
     rich = "sentiment" if scarce == "classifier" else "classifier"
