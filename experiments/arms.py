@@ -124,6 +124,8 @@ def sources_of(results: Sequence[Result], split: str) -> list[str]:
 def setting_name(line: Mapping[str, Any]) -> str:
     """The setting of a run in words, ``max_train_examples 64``; empty without one."""
     setting = line.get("setting") or {}
+    if setting.keys() == {"scarce_task", "fraction"}:
+        return f"{100 * setting['fraction']:g} % of the {setting['scarce_task']} labels"
     return ", ".join(f"{name} {_written(value)}" for name, value in setting.items())
 
 

@@ -15,7 +15,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line, protocol
+from experiments.protocols import check_arms, files_of, protocol
+from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 from mtl_jax.cli import guarded
 from mtl_jax.config import DEFAULT_BACKBONE, TrainConfig
 
@@ -36,7 +37,7 @@ class Backbones(StudySettings):
     )
     """checkpoints, in the place of --backbone: folders, or names on the hub"""
     scenarios: tuple[str, ...] = ("backbone_frozen", "top_2", "none_frozen")
-    """the scenarios, or recipes, to train on each"""
+    """the scenarios, or recipes, or .json files of either, to train on each"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +55,8 @@ class Backbones(StudySettings):
             def arm(name: str, seed: int, shared: dict = shared) -> Arm:
                 setting = {SETTING: shared["backbone"]}
                 workdir = arm_folder(self.workdir, name, seed, setting)
-                config = TrainConfig(**shared, workdir=workdir, seed=seed, **protocol(name))
+                what = protocol(name, self.workdir)
+                config = TrainConfig(**shared, workdir=workdir, seed=seed, **what)
                 return Arm(name, config, setting)
 
             yield from by_seeds(self.scenarios, self.seeds, self.at_once(), arm)
@@ -74,20 +76,25 @@ def run(study: Backbones, command: str) -> int:
         UserError: The settings are wrong, the folder holds a study with others, or no
             backbone could be read.
     """
-    from experiments.backbones_report import leave_report
     from experiments.conduct import Pool, conduct
-    from mtl_jax.data.examples import load_corpus
-    from mtl_jax.scenarios import scenario_rules
 
     started = time.time()
-    study = study.absolute()
-    for name in study.scenarios:
-        scenario = protocol(name)["scenario"]
-        if scenario is not None:
-            scenario_rules(scenario, _ANY_DEPTH)
+    return conduct(plan_of(study.absolute()), Pool(), command, started)
+
+
+def plan_of(study: Backbones) -> Plan:
+    """The study as data. The digest of each backbone's weights is in the lines of its results.
+
+    Raises:
+        UserError: The settings are wrong.
+    """
+    from experiments.backbones_report import leave_report
+    from mtl_jax.data.examples import load_corpus
+
+    check_arms(study.scenarios, _ANY_DEPTH)
     corpus = load_corpus(study.data)
     settings = {name: value for name, value in study.record().items() if name != "backbone"}
-    plan = Plan(
+    return Plan(
         workdir=study.workdir,
         record={
             "study": "backbones",
@@ -97,9 +104,9 @@ def run(study: Backbones, command: str) -> int:
         groups=list(study.groups()),
         report=leave_report,
         settings=study.described("backbone", "scenarios"),
+        files=files_of(study.scenarios),
         keep_checkpoints=study.keep_checkpoints,
     )
-    return conduct(plan, Pool(), command, started)
 
 
 _MAIN = command_line(Backbones, "experiments.backbones", __doc__ or "", run)

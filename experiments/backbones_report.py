@@ -8,6 +8,7 @@ from typing import Any
 
 from experiments import blocks, wording
 from experiments.arms import (
+    BASELINE,
     REFERENCE,
     Result,
     arms_of,
@@ -50,10 +51,14 @@ def document(
     split = evaluation_split(results)
     names = short_names(values_of(results, SETTING))
     findings: list[Block] = []
-    if unreached := skipped_backbones(failures):
+    skipped = skipped_backbones(failures)
+    if unreached := [backbone for backbone in skipped if backbone not in names]:
         count = wording.count_of(len(unreached), "backbone")
         text = f"{count} could not be read and {'is' if len(unreached) == 1 else 'are'} left out: "
         findings.append(Paragraph(text + wording.listing(unreached) + ".", "warning"))
+    findings += [
+        Paragraph(_cut_short(b, results, failures), "warning") for b in skipped if b in names
+    ]
     findings.append(Paragraph(choice_text(results, names, split), "lead"))
     tuning = tuning_gains(results, split)
     findings += [
@@ -69,8 +74,20 @@ def document(
 
 
 def skipped_backbones(failures: Sequence[Failure]) -> list[str]:
-    """The backbones that could not be read."""
+    """The backbones that could not be read, be it for some of their runs only."""
     return list(dict.fromkeys(f["setting"][SETTING] for f in failures if f.get("skipped")))
+
+
+def _cut_short(backbone: str, results: Sequence[Result], failures: Sequence[Failure]) -> str:
+    """What is there of a backbone that could be read once, and later could not."""
+    done = len(having(results, **{SETTING: backbone}))
+    lacking = sum(
+        bool(each.get("skipped")) and each["setting"][SETTING] == backbone for each in failures
+    )
+    return (
+        f"`{backbone}` could not be read for {wording.count_of(lacking, 'run')}: what is said of "
+        f"it is from the {wording.count_of(done, 'run')} that {'is' if done == 1 else 'are'} done."
+    )
 
 
 def short_names(backbones: Sequence[str]) -> dict[str, str]:
@@ -88,7 +105,9 @@ def tuning_gains(results: Sequence[Result], split: str) -> list[Comparison]:
 
 def choice(results: Sequence[Result]) -> Recommendation | None:
     """The cheapest backbone and scenario within the tolerance of the best on validation."""
-    return recommend([{**result, "arm": _pair(result)} for result in results])
+    # Of a pair the name does not tell that nothing is trained, and that it costs nothing.
+    trained = [result for result in results if result["arm"] != BASELINE]
+    return recommend([{**result, "arm": _pair(result)} for result in trained])
 
 
 def choice_text(results: Sequence[Result], names: Mapping[str, str], split: str) -> str:
@@ -101,9 +120,10 @@ def choice_text(results: Sequence[Result], names: Mapping[str, str], split: str)
     score = interval and f"{wording.fixed(interval.mean)} {wording.plus_minus(interval)}".rstrip()
     scored = f" On the {split} split it scores {score}." if score else ""
     best = advice.best
+    of_ranked = " of those ranked" if advice.left_out else ""
     if advice.chosen is best:
         head = (
-            f"Use {pairs[best.arm]}: it has the best validation macro-F1, "
+            f"Use {pairs[best.arm]}: it has the best validation macro-F1{of_ranked}, "
             f"{wording.fixed(best.validation)}, and nothing cheaper is within {TOLERANCE:g} of it."
         )
     else:
@@ -115,10 +135,17 @@ def choice_text(results: Sequence[Result], names: Mapping[str, str], split: str)
         )
         head = (
             f"Use {pairs[chosen.arm]}: its validation macro-F1 {wording.fixed(chosen.validation)} "
-            f"is within {TOLERANCE:g} of the best, {wording.fixed(best.validation)} of "
+            f"is within {TOLERANCE:g} of the best{of_ranked}, {wording.fixed(best.validation)} of "
             f"{pairs[best.arm]}, with {cost}."
         )
-    return head + scored
+    return head + scored + _not_ranked(advice, pairs)
+
+
+def _not_ranked(advice: Recommendation, pairs: Mapping[str, str]) -> str:
+    if not advice.left_out:
+        return ""
+    texts = (f"{pairs[pair]}, {finished}" for pair, finished in advice.left_out.items())
+    return f" Not ranked, for want of runs that others have: {'; '.join(texts)}."
 
 
 def _pair(result: Result) -> str:

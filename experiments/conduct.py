@@ -1,15 +1,19 @@
 """Trains the arms of a study group by group, and goes on with a study that was cut short.
 
-An arm that fails takes no other with it; it is counted, and tried again at the next call.
+An arm that fails takes no other with it; it is counted, and tried again at the next call. The
+report on what is done so far is written again and again, and once more when the study is
+interrupted; a call on a folder in which all is done writes it anew.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 # What the identity of an arm says in a run's place.
 _SAID = ("event", "scenario", "recipe", "seed")
+_WEIGHTS = "weights_sha256"
 # What an ``Inputs`` is made from.
 _OF_INPUTS = (
     "backbone",
@@ -58,7 +63,7 @@ class Pool:
         if key not in self._open:
             try:
                 self._open[key] = Inputs(settings)
-            except Exception as error:
+            except UserError as error:
                 self._refused[key] = one_line(error)
                 raise
         return self._open[key]
@@ -80,7 +85,7 @@ def _inputs_key(settings: Settings) -> tuple[Any, ...]:
 
 
 def conduct(plan: Plan, pool: Pool, command: str, started: float) -> int:
-    """Trains the arms that are not done yet, and writes the report.
+    """Trains the arms that are not done yet, and writes the report, also while it trains.
 
     Args:
         plan: The study.
@@ -95,26 +100,18 @@ def conduct(plan: Plan, pool: Pool, command: str, started: float) -> int:
         UserError: The folder holds another study, or no arm could be trained.
     """
     from mtl_jax.console import say
-    from mtl_jax.workdir import Workdir, read_lines, write_json
+    from mtl_jax.workdir import Workdir, read_lines
 
     arms = [arm for group in plan.groups for arm in group]
+    asked = {arm.key for arm in arms}
     folder = Workdir(plan.workdir)
-    with contextlib.closing(folder):
-        folder.claim(dict(plan.record))
-        for name, content in plan.files.items():
-            (folder.path / name).parent.mkdir(exist_ok=True)
-            write_json(folder.path / name, content)
-        for note in plan.notes:
-            say(note)
-        results_file = folder.path / "results.jsonl"
-        failures = _train_arms(plan, pool, results_file)
-        asked = {arm.key for arm in arms}
-        results = [line for line in read_lines(results_file) if _key(line) in asked]
-        if not results:
-            raise UserError(
-                f"no arm of the study in {plan.workdir} could be trained; the first failed with: "
-                f"{failures[0]['error']}"
-            )
+    results_file = folder.path / "results.jsonl"
+    failures: list[dict[str, Any]] = []
+
+    def results() -> list[dict[str, Any]]:
+        return [line for line in read_lines(results_file) if _key(line) in asked]
+
+    def report() -> Path:
         context = {
             **circumstances(command, started),
             "data": pool.notes(),
@@ -122,33 +119,83 @@ def conduct(plan: Plan, pool: Pool, command: str, started: float) -> int:
             "settings": dict(plan.settings),
             "asked": dict(Counter(arm.name for arm in arms)),
         }
-        report = plan.report(folder.path, results, failures, context)
-    say(f"{len(results)} arms in {time.time() - started:.0f} s; the report is {report}")
+        return plan.report(folder.path, results(), failures, context)
+
+    def so_far() -> None:
+        if not results():
+            return
+        try:
+            # Its table is for the end: here it would stand between the lines on the arms.
+            with contextlib.redirect_stdout(io.StringIO()):
+                report()
+        except Exception as error:  # noqa: BLE001  (the arms to come must not be lost with it)
+            say(f"there is no report so far: {one_line(error)}")
+
+    with contextlib.closing(folder):
+        folder.claim(dict(plan.record))
+        _leave_files(plan, folder.path)
+        for note in plan.notes:
+            say(note)
+        try:
+            _train_arms(plan, pool, results_file, failures, so_far)
+        except KeyboardInterrupt:
+            so_far()
+            raise
+        if not (count := len(results())):
+            raise UserError(
+                f"no arm of the study in {plan.workdir} could be trained; the first failed with: "
+                f"{failures[0]['error']}"
+            )
+        path = report()
+    say(f"{count} arms in {time.time() - started:.0f} s; the report is {path}")
     return len(failures)
+
+
+def _leave_files(plan: Plan, folder: Path) -> None:
+    """Writes the files that the arms read, unless arms may have read something else in them."""
+    from mtl_jax.workdir import write_json
+
+    for name, content in plan.files.items():
+        file = folder / name
+        if file.exists() and json.loads(file.read_text(encoding="utf-8")) != content:
+            raise UserError(
+                f"{file} is not what the study began with: use another --workdir, or a file of "
+                "another name for another arm"
+            )
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, content)
 
 
 def _key(line: Mapping[str, Any]) -> Key:
     return (line["arm"], line["seed"], tuple(line.get("setting", {}).items()))
 
 
-def _train_arms(plan: Plan, pool: Pool, results_file: Path) -> list[dict[str, Any]]:
+def _train_arms(
+    plan: Plan,
+    pool: Pool,
+    results_file: Path,
+    failures: list[dict[str, Any]],
+    so_far: Callable[[], None],
+) -> None:
+    """Trains what has no result yet; the failures are appended to those there are."""
     from mtl_jax.console import say
     from mtl_jax.workdir import append_line, read_lines, rewrite_lines
 
     finished = read_lines(results_file)
     # Without a line that a kill left unfinished, which the next one would else be glued to.
     rewrite_lines(results_file, finished)
-    done = {_key(line) for line in finished}
-    failures = []
+    done = {_key(line): line.get(_WEIGHTS) for line in finished}
     arms = [arm for group in plan.groups for arm in group]
     numbers = {arm.key: number for number, arm in enumerate(arms, start=1)}
     waiting = [[arm for arm in group if arm.key not in done] for group in plan.groups]
     waiting = [group for group in waiting if group]
+    weights = {arm.config.backbone: done[arm.key] for arm in arms if done.get(arm.key)}
+    reported = time.monotonic()
     for place, todo in enumerate(waiting):
         pool.keep_only([group[0].config for group in waiting[place:]])
         for arm in todo:
             say(f"arm {numbers[arm.key]} of {len(arms)}: {arm}")
-        for arm, outcome in zip(todo, _train_group(todo, pool), strict=True):
+        for arm, outcome in zip(todo, _train_group(todo, pool, weights), strict=True):
             if "error" in outcome:
                 failures.append({**arm.identity, **outcome})
                 say(f"arm {numbers[arm.key]} failed: {outcome['error']}")
@@ -156,17 +203,37 @@ def _train_arms(plan: Plan, pool: Pool, results_file: Path) -> list[dict[str, An
             append_line(results_file, _line(arm, outcome))
             if not plan.keep_checkpoints:
                 shutil.rmtree(Path(arm.config.workdir) / "checkpoints", ignore_errors=True)
-    return failures
+        if place + 1 < len(waiting) and time.monotonic() - reported >= plan.report_every:
+            so_far()
+            reported = time.monotonic()
 
 
-def _train_group(arms: Sequence[Arm], pool: Pool) -> list[dict[str, Any]]:
-    """Per arm its result, or a failure, which is ``skipped`` where nothing could be read."""
+def _train_group(arms: Sequence[Arm], pool: Pool, weights: dict[str, str]) -> list[dict[str, Any]]:
+    """Per arm its result, or a failure, which is ``skipped`` where nothing could be read.
+
+    Args:
+        arms: What is trained at once, on the same inputs.
+        pool: Where those are.
+        weights: The digests of the backbones that there are results of; may grow.
+    """
+    backbone = arms[0].config.backbone
     try:
         inputs = pool.get(arms[0].config)
-    except Exception as error:  # noqa: BLE001  (one backbone must not take the others with it)
+    except UserError as error:
         return [{"error": one_line(error), "skipped": True} for _ in arms]
+    except Exception as error:  # noqa: BLE001  (one backbone must not take the others with it)
+        return [{"error": one_line(error)} for _ in arms]
+    if weights.setdefault(backbone, inputs.weights_digest) != inputs.weights_digest:
+        error = (
+            f"backbone {backbone} has other weights than the runs of it that are done: bring "
+            "those back, or use another --workdir"
+        )
+        return [{"error": error} for _ in arms]
     outcomes = train_group([arm.config for arm in arms], inputs)
-    return [{"error": each} if isinstance(each, str) else each for each in outcomes]
+    return [
+        {"error": each} if isinstance(each, str) else {**each, _WEIGHTS: inputs.weights_digest}
+        for each in outcomes
+    ]
 
 
 def train_group(configs: Sequence[TrainConfig], inputs: Inputs) -> Sequence[dict[str, Any] | str]:

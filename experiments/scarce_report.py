@@ -1,4 +1,4 @@
-"""The report of the study of a scarce task: what freezing its head at first buys."""
+"""The report of the study of a scarce task: what freezing its head, or training it last, buys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from mtl_jax.config import TASKS
 SETTING = "fraction"
 JOINT = "joint"
 _SAY = {
-    "scarce_head_last": "Freezing the scarce head first",
+    "scarce_head_frozen": "Freezing the scarce head at first, both losses on,",
+    "scarce_head_last": "Training the scarce head last, its loss off until then,",
     "sequential_heads": "Training one task after the other",
     "single_task": "Training the scarce task alone",
 }
@@ -85,7 +86,7 @@ def document(
             "single_task has more passes where its labels are few.",
         ),
     ]
-    title = f"What freezing the head of a scarce task buys: {scarce}"
+    title = f"What freezing the head of a scarce task, or training it last, buys: {scarce}"
     return blocks.report(title, findings, details, results, failures, context)
 
 

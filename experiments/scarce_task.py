@@ -1,4 +1,4 @@
-"""One task has few labels: what does it buy to freeze that task's head at first?
+"""One task has few labels: what does it buy to freeze its head at first, or to train it last?
 
     python -m experiments.scarce_task --workdir DIR
 
@@ -7,10 +7,12 @@ own, and so do validation and test. Each step's loss is the sum over tasks of th
 the labels that the step has, so that a thin task weighs as much as a full one wherever it
 has a label at all. The arms:
 
-``joint``             both heads and the backbone from the start
-``scarce_head_last``  the scarce task's head is frozen first, its loss off; then both train
-``sequential_heads``  one task, then the other, then both
-``single_task``       the scarce task alone, the other task's weight 0
+``joint``               both heads and the backbone from the start
+``scarce_head_frozen``  the scarce task's head is frozen for the first half of the epochs, both
+                        losses on all the time
+``scarce_head_last``    the scarce task's head is trained last: frozen at first, and its loss off
+``sequential_heads``    one task, then the other, then both
+``single_task``         the scarce task alone, the other task's weight 0
 
 An epoch is a pass over the texts that have a label of a task that counts. ``single_task``
 does without the other task's labels altogether: else the best epoch would be chosen with the
@@ -27,27 +29,36 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line, protocol
+from experiments.protocols import check_arms, files_of, in_study, protocol
+from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 from mtl_jax.cli import guarded
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from mtl_jax.inputs import Inputs
+    from experiments.conduct import Pool
 
 _SCENARIOS = {"joint": "none_frozen", "single_task": "none_frozen"}
+_HEAD_FROZEN = "scarce_head_frozen"
+_HEAD_FROZEN_FILE = "recipes/scarce_head_frozen.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScarceTask(StudySettings):
-    """Thin one task's labels, and report what training its head last, or alone, buys."""
+    """Thin one task's labels, and report what freezing its head, or the task alone, buys."""
 
     scarce_task: Literal["classifier", "sentiment"] = "sentiment"
     """the task whose training labels are thinned"""
     fractions: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """parts of its labels that are kept"""
-    arms: tuple[str, ...] = ("joint", "scarce_head_last", "sequential_heads", "single_task")
-    """joint, single_task, and recipes or scenarios"""
+    arms: tuple[str, ...] = (
+        "joint",
+        "scarce_head_frozen",
+        "scarce_head_last",
+        "sequential_heads",
+        "single_task",
+    )
+    """joint, scarce_head_frozen, single_task, and recipes, scenarios, or .json files of either"""
     min_steps: int = 300
     """steps of single_task at least: with few labels it has more than --epochs passes"""
 
@@ -69,21 +80,40 @@ class ScarceTask(StudySettings):
     def config(self, name: str, seed: int, fraction: float, labels: int) -> TrainConfig:
         """The run of an arm, where the scarce task has so many labels before it is thinned."""
         # All labels are a fraction, too: of two tasks with as many labels it names the scarce.
-        thinned: dict[str, Any] = {"label_fraction": (f"{self.scarce_task}={fraction:g}",)}
+        thinned = (f"{self.scarce_task}={fraction:g}",)
+        data = dataclasses.replace(self.data, label_fraction=thinned)
         changes: dict[str, Any] = {}
         if name == "single_task":
-            columns = self.data.label_columns
-            alone = tuple(pair for pair in columns if pair.startswith(f"{self.scarce_task}="))
-            thinned["label_columns"] = alone
+            data = data.of_task(self.scarce_task)
             steps_of_one = math.ceil(fraction * labels / self.batch_size)
             changes[f"{self.other_task}_weight"] = 0.0
             epochs = max(self.epochs, math.ceil(self.min_steps / steps_of_one))
             changes |= self.passes(epochs)
-        shared = {**self.of_a_run(), **changes, "data": dataclasses.replace(self.data, **thinned)}
+        shared = {**self.of_a_run(), **changes, "data": data, **self._protocol(name)}
         workdir = arm_folder(self.workdir, name, seed, self._setting(fraction))
-        return TrainConfig(
-            **shared, workdir=workdir, seed=seed, **protocol(_SCENARIOS.get(name, name))
-        )
+        return TrainConfig(**shared, workdir=workdir, seed=seed)
+
+    def _protocol(self, name: str) -> dict[str, Any]:
+        if name == _HEAD_FROZEN:
+            return {"recipe": in_study(self.workdir, _HEAD_FROZEN_FILE)}
+        return protocol(_SCENARIOS.get(name, name), self.workdir)
+
+    def files(self) -> dict[str, Any]:
+        """What the arms read in the study's folder, by its path there."""
+        half = self.epochs / 2
+        scenarios = (f"{self.scarce_task}_frozen", "none_frozen")
+        phases = [{"scenario": scenario, "epochs": half} for scenario in scenarios]
+        own = {_HEAD_FROZEN_FILE: phases} if _HEAD_FROZEN in self.arms else {}
+        return own | files_of(self.arms)
+
+    def check(self, layers: int) -> None:
+        """Refuses arms that there are not for a backbone of so many layers.
+
+        Raises:
+            UserError: There is one.
+        """
+        own = (*_SCENARIOS, _HEAD_FROZEN)
+        check_arms([arm for arm in self.arms if arm not in own], layers, own)
 
     def _setting(self, fraction: float) -> dict[str, Any]:
         return {"scarce_task": self.scarce_task, "fraction": fraction}
@@ -112,17 +142,21 @@ def run(study: ScarceTask, command: str) -> int:
         UserError: The settings are wrong, or the folder holds a study with others.
     """
     from experiments.conduct import Pool, conduct
-    from experiments.scarce_report import leave_report
-    from mtl_jax.scenarios import scenario_rules
 
-    started = time.time()
-    study = study.absolute()
-    pool = Pool()
+    started, pool = time.time(), Pool()
+    return conduct(plan_of(study.absolute(), pool), pool, command, started)
+
+
+def plan_of(study: ScarceTask, pool: Pool) -> Plan:
+    """The study as data; the pool alone keeps what is read for it.
+
+    Raises:
+        UserError: The settings are wrong.
+    """
+    from experiments.scarce_report import leave_report
+
     inputs = pool.get(study)
-    for arm in study.arms:
-        scenario = protocol(_SCENARIOS.get(arm, arm))["scenario"]
-        if scenario is not None:
-            scenario_rules(scenario, inputs.bert.num_hidden_layers)
+    study.check(inputs.bert.num_hidden_layers)
     examples = inputs.split("train").examples
     labels = {task: int((examples.labels[task] >= 0).sum()) for task in TASKS}
     for task in TASKS:
@@ -131,22 +165,18 @@ def run(study: ScarceTask, command: str) -> int:
                 f"no training example has a {task} label: name a column for it with --label-columns"
             )
     inputs.refuse_long()
-    plan = Plan(
+    own = {"scarce_task": study.scarce_task, "min_steps": study.min_steps}
+    settings = {**study.record(), **own}
+    return Plan(
         workdir=study.workdir,
-        record=_record(study, inputs),
+        record={"study": "scarce_task", "settings": settings, **inputs.record()},
         groups=list(study.groups(labels[study.scarce_task])),
         report=leave_report,
         settings=study.described("fractions", "arms"),
         notes=[*inputs.notes(), f"the {study.scarce_task} labels are thinned"],
+        files=study.files(),
         keep_checkpoints=study.keep_checkpoints,
     )
-    return conduct(plan, pool, command, started)
-
-
-def _record(study: ScarceTask, inputs: Inputs) -> dict[str, Any]:
-    own = {"scarce_task": study.scarce_task, "min_steps": study.min_steps}
-    settings = {**study.record(), **own}
-    return {"study": "scarce_task", "settings": settings, **inputs.record()}
 
 
 _MAIN = command_line(ScarceTask, "experiments.scarce_task", __doc__ or "", run)

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mtl_jax.cli import parse, prepare
-from mtl_jax.config import Settings, TrainConfig
+from mtl_jax.config import LIMITS, Settings, TrainConfig
 from mtl_jax.errors import UserError
-from mtl_jax.recipes import RECIPES
 
 Made = TypeVar("Made")
 Key = tuple[str, int, tuple[tuple[str, Any], ...]]
@@ -75,7 +74,7 @@ them on an accelerator, which a batch of short sentences leaves idle, and 1 on a
     def record(self) -> dict[str, Any]:
         """What may not change from one call on a folder to the next, as JSON."""
         settings = dataclasses.asdict(self)
-        return {name: settings[name] for name in _OF_A_RUN}
+        return {name: settings[name] for name in _OF_A_RUN if name not in LIMITS}
 
     def described(self, *left_out: str) -> dict[str, Any]:
         """The settings as a report lists them, but for those that it shows elsewhere."""
@@ -128,6 +127,7 @@ class Plan:
         notes: What to say before the first arm.
         files: JSON files that the arms read, by their path in the folder.
         keep_checkpoints: Whether those of finished arms stay.
+        report_every: Seconds of training between two reports on what is done so far.
     """
 
     workdir: str
@@ -138,6 +138,7 @@ class Plan:
     notes: Sequence[str] = ()
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     keep_checkpoints: bool = False
+    report_every: float = 300.0
 
 
 def command_line(
@@ -154,16 +155,6 @@ def command_line(
     return main
 
 
-def protocol(name: str) -> dict[str, Any]:
-    """The fields of a ``TrainConfig`` that an arm's name stands for: a recipe, or a scenario."""
-    return {"scenario": None, "recipe": name} if is_recipe(name) else {"scenario": name}
-
-
-def is_recipe(name: str) -> bool:
-    """Whether an arm is a recipe, and not one scenario from start to end."""
-    return name in RECIPES or re.fullmatch(r"top_down_\d+", name) is not None
-
-
 def by_seeds(
     names: Sequence[str], seeds: Sequence[int], at_once: int, make: Callable[[str, int], Made]
 ) -> Iterator[list[Made]]:
@@ -178,11 +169,11 @@ def by_seeds(
 
 def arm_folder(workdir: str, name: str, seed: int, setting: Mapping[str, Any]) -> str:
     """Where an arm is trained: a name that can be read, and that no other arm has."""
-    plain = ["-".join(map(str, pair)) for pair in setting.items()]
+    plain = [name, *("-".join(map(str, pair)) for pair in setting.items())]
     safe = [re.sub(r"[^A-Za-z0-9.-]+", "_", text) for text in plain]
     marks = [
         "" if text == kept else f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         for text, kept in zip(plain, safe, strict=True)
     ]
-    parts = [name, *(kept + mark for kept, mark in zip(safe, marks, strict=True)), f"seed{seed}"]
+    parts = [*(kept + mark for kept, mark in zip(safe, marks, strict=True)), f"seed{seed}"]
     return str(Path(workdir) / "arms" / "-".join(parts))

@@ -5,10 +5,15 @@
 Every depth from a frozen backbone to full fine-tuning, the recipes beside them, on 64
 sentences up to all of them. An arm of a given number of sentences has as many passes over
 them as every other: a recipe shares them among its phases, so that gradual unfreezing and
-unfreezing at once have read as many texts. Published results disagree on which is better:
-FinBERT (Araci 2019, arXiv:1908.10063) and ULMFiT (Howard & Ruder 2018, arXiv:1801.06146)
-find gradual unfreezing better, T5 (Raffel et al. 2020, arXiv:1910.10683, section 3.5.1)
-finds it slightly worse.
+unfreezing at once have read as many texts. ``auto`` may have read fewer, as it can end early,
+and so may a recipe with phases of one task; one in a file has the passes that the file says.
+
+Gradual unfreezing comes with a learning rate of its own for each layer and with another
+schedule. ``at_once`` is full fine-tuning with those rates and that schedule, so that gradual
+unfreezing differs from it in nothing but its phases. Published results disagree on which is
+better: FinBERT (Araci 2019, arXiv:1908.10063) and ULMFiT (Howard & Ruder 2018,
+arXiv:1801.06146) find gradual unfreezing better, T5 (Raffel et al. 2020, arXiv:1910.10683,
+section 3.5.1) finds it slightly worse.
 
 Few sentences are few steps in ``--epochs`` passes, too few for a backbone to leave where it
 was; small sets have more passes, until there are ``--min-steps`` steps. (Mosbach et al. 2021,
@@ -27,18 +32,20 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line, protocol
+from experiments.protocols import check_arms, files_of, in_study, protocol
+from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 from mtl_jax.cli import guarded
 from mtl_jax.config import TrainConfig
 from mtl_jax.errors import UserError
+from mtl_jax.recipes import HOWARD_RUDER
 
 if TYPE_CHECKING:
-    from mtl_jax.inputs import Inputs
+    from experiments.conduct import Pool
 
 SETTING = "max_train_examples"
+AT_ONCE = "at_once"
 RECIPES = ("gradual_unfreezing", "top_down_2", "lp_ft", "auto")
 _ONLY_LAYER = re.compile(r"only_layer_(\d+)")
 
@@ -50,8 +57,9 @@ class Unfreezing(StudySettings):
     sizes: tuple[int | None, ...] = (64, 256, 1024, 4096, None)
     """numbers of training sentences; None for all there are"""
     arms: tuple[str, ...] = ()
-    """scenarios, recipes, and only_layer_i for heads and one layer; by default backbone_frozen, \
-every top_k, none_frozen, the recipes, and the lowest and the highest layer alone"""
+    """scenarios, recipes, .json files of either, at_once for none_frozen with gradual \
+unfreezing's rates, and only_layer_i for heads and one layer; by default backbone_frozen, every \
+top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer alone"""
     min_steps: int = 150
     """steps at least: a small set has more than --epochs passes until it has as many"""
     batch_size: int = 16
@@ -73,11 +81,11 @@ every top_k, none_frozen, the recipes, and the lowest and the highest layer alon
         Raises:
             UserError: There is no such arm.
         """
-        from mtl_jax.scenarios import scenario_rules
-
         depths = [f"top_{k}" for k in range(1, layers + 1)]
         alone = dict.fromkeys((f"only_layer_{0}", f"only_layer_{layers - 1}"))
-        arms = self.arms or ("backbone_frozen", *depths, "none_frozen", *RECIPES, *alone)
+        recipes = [name for name in RECIPES if layers > 1 or name != "top_down_2"]
+        ends = ("backbone_frozen", *depths, "none_frozen", AT_ONCE)
+        arms = self.arms or (*ends, *recipes, *alone)
         for arm in arms:
             layer = _ONLY_LAYER.fullmatch(arm)
             if layer and int(layer.group(1)) >= layers:
@@ -85,9 +93,8 @@ every top_k, none_frozen, the recipes, and the lowest and the highest layer alon
                     f"arm {arm!r} is off the backbone's {layers} layers: use only_layer_0 to "
                     f"only_layer_{layers - 1}"
                 )
-            scenario = None if layer else protocol(arm)["scenario"]
-            if scenario is not None:
-                scenario_rules(scenario, layers)
+        others = [arm for arm in arms if arm != AT_ONCE and not _ONLY_LAYER.fullmatch(arm)]
+        check_arms(others, layers, (AT_ONCE, "only_layer_i"))
         return arms
 
     def limits(self, texts: int) -> dict[int, int | None]:
@@ -112,15 +119,18 @@ every top_k, none_frozen, the recipes, and the lowest and the highest layer alon
 
             def arm(name: str, seed: int, of_size: Any = of_size, setting: Any = setting) -> Arm:
                 workdir = arm_folder(self.workdir, name, seed, setting)
-                config = TrainConfig(**of_size, workdir=workdir, seed=seed, **self._protocol(name))
+                own = {"workdir": workdir, "seed": seed, **self._protocol(name)}
+                config = TrainConfig(**{**of_size, **own})
                 return Arm(name, config, setting)
 
             yield from by_seeds(self.named_arms(layers), self.seeds, self.at_once(), arm)
 
     def _protocol(self, arm: str) -> dict[str, Any]:
         if _ONLY_LAYER.fullmatch(arm):
-            return {"scenario": str((Path(self.workdir) / rules_file(arm)).absolute())}
-        return protocol(arm)
+            return {"scenario": in_study(self.workdir, rules_file(arm))}
+        if arm == AT_ONCE:
+            return {"scenario": "none_frozen", **HOWARD_RUDER}
+        return protocol(arm, self.workdir)
 
 
 def rules_file(arm: str) -> str:
@@ -153,11 +163,19 @@ def run(study: Unfreezing, command: str) -> int:
         UserError: The settings are wrong, or the folder holds a study with others.
     """
     from experiments.conduct import Pool, conduct
+
+    started, pool = time.time(), Pool()
+    return conduct(plan_of(study.absolute(), pool), pool, command, started)
+
+
+def plan_of(study: Unfreezing, pool: Pool) -> Plan:
+    """The study as data; the pool alone keeps what is read for it.
+
+    Raises:
+        UserError: The settings are wrong.
+    """
     from experiments.unfreezing_report import leave_report
 
-    started = time.time()
-    study = study.absolute()
-    pool = Pool()
     inputs = pool.get(study)
     layers, texts = inputs.bert.num_hidden_layers, len(inputs.split("train").texts)
     arms = study.named_arms(layers)
@@ -165,22 +183,18 @@ def run(study: Unfreezing, command: str) -> int:
     passes = {count: study.epochs_of(count) for count in study.limits(texts)}
     words = ", ".join(f"{count:,} with {number}" for count, number in passes.items())
     note = f"training sentences, with passes over them: {words}"
-    plan = Plan(
+    rules = {rules_file(arm): only_layer_rules(arm) for arm in arms if _ONLY_LAYER.fullmatch(arm)}
+    settings = {**study.record(), "min_steps": study.min_steps}
+    return Plan(
         workdir=study.workdir,
-        record=_record(study, inputs),
+        record={"study": "unfreezing", "settings": settings, **inputs.record()},
         groups=list(study.groups(layers, texts)),
         report=leave_report,
         settings=study.described("sizes", "arms") | {"passes": note},
         notes=[*inputs.notes(), note],
-        files={rules_file(arm): only_layer_rules(arm) for arm in arms if _ONLY_LAYER.match(arm)},
+        files=rules | files_of(arms),
         keep_checkpoints=study.keep_checkpoints,
     )
-    return conduct(plan, pool, command, started)
-
-
-def _record(study: Unfreezing, inputs: Inputs) -> dict[str, Any]:
-    settings = {**study.record(), "min_steps": study.min_steps}
-    return {"study": "unfreezing", "settings": settings, **inputs.record()}
 
 
 _MAIN = command_line(Unfreezing, "experiments.unfreezing", __doc__ or "", run)

@@ -30,6 +30,9 @@ _SCENARIOS: dict[str, tuple[Rule, ...]] = {
     "none_frozen": (("classifier/*", "head"), ("sentiment/*", "head"), ("backbone/*", "backbone")),
 }
 
+SCENARIOS = tuple(_SCENARIOS)
+"""Their names, but for ``top_k``."""
+
 
 def scenario_rules(name: str, num_layers: int) -> tuple[Rule, ...]:
     """The rules of a scenario for a backbone of ``num_layers`` layers.

@@ -12,8 +12,9 @@ from experiments.blocks import comparison_text, report
 from experiments.compare import Comparison, compared, having, in_sequence, over_all, values_of
 from experiments.conduct import Pool, conduct, train_group
 from experiments.document import Bullets, Table
+from experiments.protocols import protocol
 from experiments.statistics import Interval, PairedDifference
-from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, protocol
+from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds
 from mtl_jax.config import TrainConfig
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs

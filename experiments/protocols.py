@@ -1,0 +1,108 @@
+"""What the name of a study's arm stands for: a scenario, or a recipe, built in or in a file."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.config import TASKS
+from mtl_jax.errors import UserError
+from mtl_jax.recipes import RECIPES, Setting, recipe_named
+from mtl_jax.scenarios import SCENARIOS, scenario_rules
+
+
+def is_recipe(name: str) -> bool:
+    """Whether an arm is a recipe, and not one scenario from start to end."""
+    if name.endswith(".json"):
+        return _holds_phases(name)
+    return name in RECIPES or re.fullmatch(r"top_down_\d+", name) is not None
+
+
+def protocol(name: str, workdir: str) -> dict[str, Any]:
+    """The fields of a ``TrainConfig`` that an arm's name stands for: a recipe, or a scenario.
+
+    Args:
+        name: Of the arm; of a ``.json`` file, the copy in the study's folder is meant.
+        workdir: Of the study.
+    """
+    kept = in_study(workdir, kept_as(name)) if name.endswith(".json") else name
+    return {"scenario": None, "recipe": kept} if is_recipe(name) else {"scenario": kept}
+
+
+def in_study(workdir: str, file: str) -> str:
+    """A file that a study leaves for its arms, by a path that holds from any folder."""
+    return str((Path(workdir) / file).expanduser().absolute())
+
+
+def files_of(names: Sequence[str]) -> dict[str, Any]:
+    """What the ``.json`` files among checked arms hold, by where the study keeps its copy."""
+    files = (name for name in names if name.endswith(".json"))
+    return {kept_as(file): _content(file) for file in files}
+
+
+def kept_as(file: str) -> str:
+    """Where in a study's folder the copy of a ``.json`` file is."""
+    return f"files/{Path(file).name}"
+
+
+def check_arms(names: Sequence[str], layers: int, own: Sequence[str] = ()) -> None:
+    """Refuses, before any is trained, an arm that there is not for so many layers.
+
+    Args:
+        names: The arms, but for those of the study's own.
+        layers: Of the backbone.
+        own: What the study's own are called, for the message.
+
+    Raises:
+        UserError: It is neither a scenario nor a recipe, or is off the backbone's layers.
+    """
+    copies: dict[str, str] = {}
+    for name in names:
+        if name.endswith(".json") and copies.setdefault(kept_as(name), name) != name:
+            raise UserError(
+                f"arms {copies[kept_as(name)]} and {name} are files of the same name: rename one"
+            )
+        if is_recipe(name):
+            _check_recipe(name, layers)
+        elif name.endswith(".json") or name in SCENARIOS or re.fullmatch(r"top_\d+", name):
+            scenario_rules(name, layers)
+        else:
+            raise _unknown(name, layers, own)
+
+
+def _check_recipe(name: str, layers: int) -> None:
+    setting = Setting(num_layers=layers, epochs=1.0, labels=dict.fromkeys(TASKS, 1))
+    for number, phase in enumerate(recipe_named(name)(setting), start=1):
+        try:
+            scenario_rules(phase.scenario, layers)
+        except UserError as error:
+            raise UserError(f"recipe {name}: phase {number}: {error}") from error
+
+
+def _unknown(name: str, layers: int, own: Sequence[str]) -> UserError:
+    names = [*own, *SCENARIOS, *RECIPES, "top_1", "top_down_1"]
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    others = "".join(f"{each}, " for each in own)
+    return UserError(
+        f"unknown arm {name!r}: {hint}use {others}a scenario ({', '.join(SCENARIOS)}, or top_k "
+        f"with k from 1 to {layers}), a recipe ({', '.join(RECIPES)}, or top_down_k), or a .json "
+        "file of rules or phases"
+    )
+
+
+def _holds_phases(file: str) -> bool:
+    """Whether a file holds phases: it is for others to say why it can't be read."""
+    try:
+        content = _content(file)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, list) and any(isinstance(each, Mapping) for each in content)
+
+
+def _content(file: str) -> Any:
+    return json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
