@@ -189,7 +189,9 @@ def _train_arms(
     numbers = {arm.key: number for number, arm in enumerate(arms, start=1)}
     waiting = [[arm for arm in group if arm.key not in done] for group in plan.groups]
     waiting = [group for group in waiting if group]
-    weights = {arm.config.backbone: done[arm.key] for arm in arms if done.get(arm.key)}
+    weights: dict[str, str] = {
+        arm.config.backbone: digest for arm in arms if (digest := done.get(arm.key))
+    }
     reported = time.monotonic()
     for place, todo in enumerate(waiting):
         pool.keep_only([group[0].config for group in waiting[place:]])

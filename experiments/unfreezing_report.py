@@ -194,19 +194,18 @@ def gradual_text(results: Sequence[Result], split: str) -> str:
         f"With as many passes over the data, gradual unfreezing {answer}: "
         f"{wording.signed(whole.mean)}{limits} of {split} macro-F1, paired by seed, the mean over "
         f"the sizes (p {_equals(whole.p_value)}); size by size {counts} of {len(gains)}. "
-        f"{_alike(control)}{_time(results)}FinBERT and ULMFiT found gradual unfreezing better, T5 slightly worse."
+        f"{_alike(control)}{_time(results)}FinBERT and ULMFiT found gradual unfreezing better, "
+        "T5 slightly worse."
     )
 
 
 def _alike(control: str) -> str:
-    """Whether the order is all that gradual unfreezing and its opponent differ in."""
+    """Whether their phases are all that gradual unfreezing and its opponent differ in."""
     if control == CONTROL:
-        return (
-            f"`{CONTROL}` has its learning rates and schedule, so that the phases are the cause. "
-        )
+        return f"`{CONTROL}` has the same learning rates and schedule. "
     return (
-        f"The rates of its layers and its schedule differ from those of `{AT_ONCE}`, too, so that "
-        f"the phases need not be the cause: an arm `{CONTROL}` would tell. "
+        f"Its learning rates and schedule differ from those of `{AT_ONCE}`, too, so that the "
+        f"phases need not be the cause; the arm `{CONTROL}` has the same ones. "
     )
 
 

@@ -10,7 +10,7 @@ from conftest import TINY, write_checkpoint
 from synthetic_study import line
 
 from experiments.backbones import Backbones
-from experiments.backbones_report import choice_text, document, short_names, tuning_gains
+from experiments.backbones_report import choice, choice_text, document, short_names, tuning_gains
 from experiments.render import to_markdown
 from mtl_jax.config import BertConfig
 
@@ -28,6 +28,9 @@ RESULTS = [
     *of("large", "backbone_frozen", (0.65, 0.66, 0.67), 50.0),
     *of("large", "none_frozen", (0.705, 0.715, 0.725), 200.0),
 ]
+
+
+LAST = ("large", "none_frozen", 2)
 
 
 def test_the_cheapest_near_the_best_is_recommended():
@@ -53,6 +56,30 @@ def test_a_backbone_that_was_skipped_is_named_first():
     row = next(row for row in text.splitlines() if row.startswith("| large | `none_frozen`"))
     assert row.split(" | ")[5].startswith("+0.005")
     assert "](quality_against_cost.png)" in text
+
+
+def test_a_backbone_that_could_be_read_only_at_first():
+    """Of the larger one's six runs five are done: it is there, but not ranked."""
+    cut = [r for r in RESULTS if (r["setting"]["backbone"], r["arm"], r["seed"]) != LAST]
+    skip = {"arm": LAST[1], "seed": LAST[2], "setting": {"backbone": LAST[0]}, "error": "no hub"}
+    text = to_markdown(document(cut, [{**skip, "skipped": True}], {}))
+    assert "left out" not in text
+    assert "`large` could not be read for 1 run: what is said of it is from the 5 runs" in text
+    names = short_names(["a/small", "large"])
+    assert choice_text(cut, names, "test").startswith(
+        "Use small under `none_frozen`: it has the best validation macro-F1 of those ranked, 0.710"
+    )
+    assert choice_text(cut, names, "test").endswith(
+        "Not ranked, for want of runs that others have: large under `none_frozen`, 2 of 3 seeds."
+    )
+
+
+def test_what_trains_nothing_is_not_recommended():
+    free = of("large", "all_frozen", (0.9, 0.9, 0.9), 0.0)
+    advice = choice([*RESULTS, *free])
+    assert advice is not None
+    assert advice.chosen.arm == "a/small none_frozen"
+    assert choice(free) is None
 
 
 def test_folders_hold_from_anywhere(tmp_path, monkeypatch):
@@ -98,6 +125,9 @@ def test_a_backbone_that_cannot_be_reached_is_counted(flags, tmp_path):
         for seed in (0, 1)
         for arm in ("backbone_frozen", "none_frozen")
     ]
+    # Of each backbone that could be read, which weights it was.
+    digests = {r["setting"]["backbone"]: r["weights_sha256"] for r in results}
+    assert len(set(digests.values())) == 2
     assert results[-1]["total_parameters"] > results[0]["total_parameters"]
     text = (study / "report.md").read_text()
     assert "left out: `somebody/nothing`" in text

@@ -1,14 +1,18 @@
 """The study of a scarce task: its arms and findings by hand, and a real run."""
 
 import dataclasses
+import gc
 import json
+import weakref
 
 import pytest
 from synthetic_study import line, metrics
 
+from experiments.conduct import Pool
 from experiments.render import to_markdown
 from experiments.scarce_report import document
-from experiments.scarce_task import ScarceTask, run
+from experiments.scarce_task import ScarceTask, plan_of, run
+from mtl_jax.config import DataConfig
 from mtl_jax.errors import UserError
 
 
@@ -39,11 +43,14 @@ def test_what_freezing_the_scarce_head_buys_is_said_first():
     text = to_markdown(document(RESULTS, [], {}))
     # 0.0403 with 1 % and 0 with all of the labels.
     assert (
-        "Freezing the scarce head first changes the sentiment macro-F1 on the test split by +0.020"
+        "Training the scarce head last, its loss off until then, changes the sentiment macro-F1 on "
+        "the test split by +0.020"
     ) in text
     assert "paired by seed: better with 1 %; not told apart with 100 %." in text
     assert "1 % of the labels: `scarce_head_last` +0.040" in text
     tables = text.split("**classifier macro-F1 on the test split")[1]
+    # In the details on the claims.
+    assert "at 1 % of the sentiment labels" in text
     # The untrained head of the other task is no result.
     assert "single_task" not in tables.split("## Cost")[0]
     assert "| `scarce_head_last` | 0.910 ± 0.000 | 0.900 ± 0.000 |" in tables
@@ -71,19 +78,75 @@ def test_the_arms(settings, tmp_path):
     assert [(arm.name, arm.setting["fraction"]) for arm in arms] == [
         (name, fraction) for fraction in (0.3, 1.0) for name in study.arms
     ]
-    configs = {arm.name: arm.config for arm in arms[:4]}
+    configs = {arm.name: arm.config for arm in arms[:5]}
     fractions = {config.data.label_fraction for config in configs.values()}
     assert fractions == {("sentiment=0.3",)}
     assert configs["joint"].scenario == configs["single_task"].scenario == "none_frozen"
     assert configs["scarce_head_last"].recipe == "scarce_head_last"
+    file = "recipes/scarce_head_frozen.json"
+    assert configs["scarce_head_frozen"].recipe == str(tmp_path / file)
+    # Both losses are on: no phase has task weights of its own.
+    assert study.files() == {
+        file: [
+            {"scenario": "sentiment_frozen", "epochs": 1.0},
+            {"scenario": "none_frozen", "epochs": 1.0},
+        ]
+    }
+    assert dataclasses.replace(study, arms=("joint",)).files() == {}
     alone = configs["single_task"]
     assert alone.data.label_columns == ("sentiment=mood",)
     assert (alone.classifier_weight, alone.sentiment_weight) == (0.0, 1.0)
     # 25.2 of 84 labels are 2 steps of 16, all are 6.
-    assert [arm.config.epochs for arm in arms] == [2, 2, 2, 4, 2, 2, 2, 2]
+    assert [arm.config.epochs for arm in arms] == [2, 2, 2, 2, 4, 2, 2, 2, 2, 2]
     other = dataclasses.replace(study, scarce_task="classifier").config("single_task", 0, 0.1, 87)
     assert other.data.label_columns == ("classifier=topic",)
     assert (other.classifier_weight, other.sentiment_weight) == (1.0, 0.0)
+
+
+def test_two_data_sets(settings, reviews, tmp_path):
+    """The task that is left out takes its own files with it."""
+    train = reviews / "train.csv"
+    half = reviews / "validation.csv"
+    data = DataConfig(
+        train_file=(f"classifier={half}", f"sentiment={train}"),
+        validation_file=(f"classifier={half}",),
+        text_column=("classifier=text", "sentiment=text"),
+        label_columns=("classifier=topic", "sentiment=mood"),
+    )
+    study = ScarceTask(**{**settings, "data": data}, workdir=str(tmp_path), seeds=(0,))
+    alone = study.config("single_task", 0, 0.3, 84).data
+    assert alone.train_file == (f"sentiment={train}",)
+    assert (alone.validation_file, alone.text_column) == (None, ("sentiment=text",))
+    assert [origin.name for origin in alone.origins] == [str(train)]
+    joint = study.config("joint", 0, 0.3, 84).data
+    assert dataclasses.replace(joint, label_fraction=()) == data
+
+
+def test_what_was_read_to_plan_is_not_kept(settings, tmp_path):
+    pool = Pool()
+    study = ScarceTask(**settings, workdir=str(tmp_path), seeds=(0,))
+    read = weakref.ref(pool.get(study))
+    plan = plan_of(study, pool)
+    assert read() is not None
+    # The arms have other data: their labels are thinned.
+    pool.keep_only([group[0].config for group in plan.groups])
+    gc.collect()
+    assert read() is None
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ("top_3", "scenario 'top_3' is off the backbone's 2 layers"),
+        ("top_down_9", "recipe top_down_9: phase 2: scenario 'top_9' is off"),
+        ("scarce_head_lost", "did you mean scarce_head_last.*use joint, single_task, scarce_head_"),
+    ],
+)
+def test_arms_are_checked_before_any_is_trained(arm, words, settings, tmp_path):
+    study = ScarceTask(**settings, workdir=str(tmp_path / "study"), arms=("joint", arm))
+    with pytest.raises(UserError, match=words):
+        run(study, "the command")
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_run(settings, tmp_path):
@@ -99,4 +162,8 @@ def test_a_run(settings, tmp_path):
         assert result["train"]["classifier"]["examples"] == (0 if alone else 87)
         labels = {0.3: 25, 1.0: 84}[result["setting"]["fraction"]]
         assert result["train"]["sentiment"]["examples"] == labels
+    (joint, frozen) = (
+        next(r for r in results if r["arm"] == arm) for arm in ("joint", "scarce_head_frozen")
+    )
+    assert (frozen["phases"], frozen["epochs"]) == (2, joint["epochs"])
     assert "## Runs" in (tmp_path / "report.md").read_text()

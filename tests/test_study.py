@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ from experiments.blocks import comparison_text, report
 from experiments.compare import Comparison, compared, having, in_sequence, over_all, values_of
 from experiments.conduct import Pool, conduct, train_group
 from experiments.document import Bullets, Table
-from experiments.protocols import protocol
+from experiments.protocols import check_arms, files_of, is_recipe, protocol
 from experiments.statistics import Interval, PairedDifference
 from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds
-from mtl_jax.config import TrainConfig
+from mtl_jax.config import LIMITS, TrainConfig
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
 
@@ -71,7 +72,7 @@ def plan_of(folder, settings, backbones, scenarios, seen):
         return Arm(scenario, config, setting)
 
     def leave(path, results, failures, context):
-        seen[:] = [results, failures, context]
+        seen[:] = [results, list(failures), context]
         return path / "report.html"
 
     return Plan(
@@ -130,6 +131,94 @@ def test_a_study_skips_what_it_cannot_read_and_goes_on(settings, tmp_path, capsy
         conduct(none, Pool(), "the command", 0.0)
 
 
+def test_a_report_is_written_after_each_group_and_when_interrupted(settings, tmp_path):
+    folder, counts = tmp_path / "study", []
+    seen = []
+    backbones = [settings["backbone"]]
+    scenarios = ["backbone_frozen", "top_9", "top_1"]
+    plan = plan_of(folder, settings, backbones, scenarios, seen)
+
+    def leave(path, results, failures, context):
+        counts.append((len(results), len(failures)))
+        print("a table")
+        if len(counts) == 1:
+            raise RuntimeError("a report that can't be drawn")
+        if len(counts) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return path / "report.html"
+
+    plan = dataclasses.replace(plan, report=leave, report_every=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        conduct(plan, Pool(), "the command", 0.0)
+    # After the first arm, which stopped nothing; after the second; and as it was interrupted.
+    assert counts == [(1, 0), (1, 1), (1, 1)]
+    assert conduct(plan, Pool(), "the command", 0.0) == 1
+    # The arm that failed is tried again first; then the last one is done, and that is the end.
+    assert counts[3:] == [(1, 1), (2, 1)]
+    assert conduct(dataclasses.replace(plan, groups=plan.groups[::2]), Pool(), "", 0.0) == 0
+    assert counts[5:] == [(2, 0)]
+
+
+def test_a_study_goes_on_with_other_limits_but_not_with_other_files_or_weights(settings, tmp_path):
+    backbone = write_checkpoint(tmp_path / "mine", seed=3)
+    folder, seen = tmp_path / "study", []
+
+    def study_of(scenarios, files=(("rules/first.json", [["*", "frozen"]]),), **changes):
+        study = StudySettings(**{**settings, **changes}, workdir=str(folder))
+        plan = plan_of(folder, settings, [str(backbone)], scenarios, seen)
+        record = {"study": "test", "settings": study.record()}
+        return dataclasses.replace(plan, record=record, files=dict(files))
+
+    assert conduct(study_of(["backbone_frozen"]), Pool(), "", 0.0) == 0
+    (line,) = seen[0]
+    config = TrainConfig(**{**settings, "backbone": str(backbone)}, workdir="")
+    assert line["weights_sha256"] == Inputs(config).weights_digest
+    # A record from when the limits were among the settings.
+    file = folder / "config.json"
+    record = json.loads(file.read_text())
+    assert not record["settings"].keys() & set(LIMITS)
+    record["settings"] |= {"cache_memory": 1.0, "cache_disk": 20.0, "cache_folder": None}
+    file.write_text(json.dumps(record))
+    assert conduct(study_of(["backbone_frozen"], cache_memory=0.5), Pool(), "", 0.0) == 0
+    with pytest.raises(UserError, match=r"settings.epochs was 2, now 3"):
+        conduct(study_of(["backbone_frozen"], epochs=3), Pool(), "", 0.0)
+    other = (("rules/first.json", [["*", "head"]]),)
+    with pytest.raises(UserError, match=r"rules/first.json is not what the study began with"):
+        conduct(study_of(["backbone_frozen"], other), Pool(), "", 0.0)
+    write_checkpoint(backbone, seed=4)
+    assert conduct(study_of(["backbone_frozen", "top_1"]), Pool(), "", 0.0) == 1
+    assert [result["arm"] for result in seen[0]] == ["backbone_frozen"]
+    assert "has other weights than the runs of it that are done" in seen[1][0]["error"]
+    assert "skipped" not in seen[1][0]
+
+
+def test_arms_of_files(tmp_path):
+    (tmp_path / "phases.json").write_text('[{"scenario": "top_1"}, {"scenario": "top_2"}]')
+    (tmp_path / "rules.json").write_text('[["*", "head"]]')
+    phases, rules = (str(tmp_path / f"{name}.json") for name in ("phases", "rules"))
+    check_arms([phases, rules, "auto", "top_2"], layers=2)
+    assert is_recipe(phases)
+    assert not is_recipe(rules)
+    assert protocol(phases, "/w") == {"scenario": None, "recipe": "/w/files/phases.json"}
+    assert protocol(rules, "/w") == {"scenario": "/w/files/rules.json"}
+    assert files_of([phases, "auto", rules]) == {
+        "files/phases.json": [{"scenario": "top_1"}, {"scenario": "top_2"}],
+        "files/rules.json": [["*", "head"]],
+    }
+    assert Path(arm_folder("w", phases, 3, {})).parent == Path("w") / "arms"
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "rules.json").write_text('[["*", "head"]]')
+    for names, words in (
+        ([rules, str(tmp_path / "b" / "rules.json")], "are files of the same name"),
+        ([phases.replace("phases", "none")], r"none.json can't be read \(No such file"),
+        (["gradual"], r"unknown arm 'gradual'.*scenario \(all_frozen.*recipe \(gradual_unfree"),
+        (["top_down_3"], "recipe top_down_3: phase 2: scenario 'top_3' is off"),
+        (["top_3"], "scenario 'top_3' is off the backbone's 2 layers"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_arms(names, layers=2)
+
+
 def test_folders_of_arms_can_be_read_and_differ():
     assert arm_folder("w", "top_1", 3, {}) == str(Path("w") / "arms" / "top_1-seed3")
     assert arm_folder("w", "top_1", 3, {"sentences": 64}).endswith("/top_1-sentences-64-seed3")
@@ -139,9 +228,9 @@ def test_folders_of_arms_can_be_read_and_differ():
 
 
 def test_names_stand_for_recipes_or_scenarios():
-    assert protocol("top_2") == {"scenario": "top_2"}
+    assert protocol("top_2", "w") == {"scenario": "top_2"}
     for recipe in ("gradual_unfreezing", "top_down_12", "lp_ft", "auto", "scarce_head_last"):
-        assert protocol(recipe) == {"scenario": None, "recipe": recipe}
+        assert protocol(recipe, "w") == {"scenario": None, "recipe": recipe}
 
 
 def test_arms_come_by_whole_seeds():

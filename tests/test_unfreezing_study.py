@@ -11,11 +11,14 @@ import pytest
 from conftest import without_times
 from synthetic_study import line
 
+from experiments.document import Table
+from experiments.phase_counts import best_phases
 from experiments.render import to_markdown
 from experiments.unfreezing import Unfreezing, only_layer_rules
 from experiments.unfreezing_report import depth_gains, document, gradual_text, pays_from, pays_text
 from mtl_jax.config import DataConfig
 from mtl_jax.errors import UserError
+from mtl_jax.recipes import Setting, phases_of
 
 ARMS = ("backbone_frozen", "none_frozen", "only_layer_0")
 
@@ -123,14 +126,68 @@ def test_sizes_and_passes(tmp_path):
 def test_the_arms_of_a_backbone(tmp_path):
     study = Unfreezing(workdir=str(tmp_path))
     assert study.named_arms(2) == (
-        *("backbone_frozen", "top_1", "top_2", "none_frozen"),
+        *("backbone_frozen", "top_1", "top_2", "none_frozen", "at_once"),
         *("gradual_unfreezing", "top_down_2", "lp_ft", "auto"),
         *("only_layer_0", "only_layer_1"),
     )
-    for wrong, words in (("only_layer_2", "off the backbone's 2 layers"), ("top_3", "is off")):
+    assert study.named_arms(1) == (
+        *("backbone_frozen", "top_1", "none_frozen", "at_once"),
+        *("gradual_unfreezing", "lp_ft", "auto", "only_layer_0"),
+    )
+    for wrong, words in (
+        ("only_layer_2", "off the backbone's 2 layers"),
+        ("top_3", "is off"),
+        ("top_down_9", "recipe top_down_9: phase 2: scenario 'top_9' is off"),
+        ("at_onec", "did you mean at_once.*only_layer_i, a scenario .*a recipe "),
+    ):
         with pytest.raises(UserError, match=words):
             dataclasses.replace(study, arms=(wrong,)).named_arms(2)
     assert only_layer_rules("only_layer_4")[0] == ["backbone/layer_4/*", "backbone"]
+
+
+def test_gradual_unfreezing_and_its_control_have_the_same_rates(settings, tmp_path):
+    settings.update(workdir=str(tmp_path), seeds=(0,), sizes=(None,))
+    study = Unfreezing(**settings, arms=("at_once", "gradual_unfreezing", "none_frozen"))
+    ((control,), (gradual,), (plain,)) = study.groups(layers=2, texts=96)
+    setting = Setting(num_layers=2, epochs=3.0, labels={"classifier": 1, "sentiment": 1})
+    phases = phases_of(gradual.config, setting)
+    (at_once,) = phases_of(control.config, setting)
+    rates = {(phase.layer_decay, phase.schedule, phase.learning_rates) for phase in phases}
+    assert rates == {(at_once.layer_decay, at_once.schedule, at_once.learning_rates)}
+    assert (at_once.scenario, at_once.epochs) == ("none_frozen", sum(p.epochs for p in phases))
+    assert (plain.config.layer_decay, plain.config.schedule) == (1.0, "linear")
+
+
+def test_gradual_unfreezing_is_compared_with_its_control_where_there_is_one():
+    without = gradual_text(RESULTS, "test")
+    assert "learning rates and schedule differ from those of `none_frozen`, too" in without
+    control = [
+        result
+        for size, score in ((64, 0.45), (256, 0.6), (1024, 0.72))
+        for result in of(size, "at_once", score)
+    ]
+    text = gradual_text([*RESULTS, *control], "test")
+    # 0, 0 and 0.03 in the three sizes.
+    assert "+0.010" in text
+    assert "`at_once` has the same learning rates and schedule." in text
+    assert "differ" not in text
+
+
+def test_where_the_best_measurements_were():
+    best = {"gradual_unfreezing": (1, 3, 3), "lp_ft": (2, 2, 2)}
+    names = {"gradual_unfreezing": ("backbone_frozen", "top_1", "none_frozen"), "lp_ft": "ab"}
+    results = [
+        {**line(arm, seed, 0.5, 1.0), "best_phase": phase, "best_scenario": names[arm][phase - 1]}
+        for arm, phases in best.items()
+        for seed, phase in enumerate(phases)
+    ]
+    (table,) = best_phases([*results, line("none_frozen", 0, 0.5, 1.0)])
+    assert isinstance(table, Table)
+    assert [[cell.text for cell in row.cells] for row in table.rows] == [
+        ["`gradual_unfreezing`", "1 `backbone_frozen`", "0", "2 `none_frozen`"],
+        ["`lp_ft`", "0", "3 `b`", "0"],
+    ]
+    assert best_phases([line("none_frozen", 0, 0.5, 1.0)]) == []
 
 
 def command(folder, flags):
