@@ -137,7 +137,7 @@ def test_what_was_read_to_plan_is_not_kept(settings, tmp_path):
 @pytest.mark.parametrize(
     ("arm", "words"),
     [
-        ("top_3", "scenario 'top_3' is off the backbone's 2 layers"),
+        ("top_4", "scenario 'top_4' is off the backbone's 3 layers"),
         ("top_down_9", "recipe top_down_9: phase 2: scenario 'top_9' is off"),
         ("scarce_head_lost", "did you mean scarce_head_last.*use joint, single_task, scarce_head_"),
     ],

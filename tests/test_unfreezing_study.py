@@ -180,7 +180,12 @@ def test_where_the_best_measurements_were():
     best = {"gradual_unfreezing": (1, 3, 3), "lp_ft": (2, 2, 2)}
     names = {"gradual_unfreezing": ("backbone_frozen", "top_1", "none_frozen"), "lp_ft": "ab"}
     results = [
-        {**line(arm, seed, 0.5, 1.0), "best_phase": phase, "best_scenario": names[arm][phase - 1]}
+        {
+            **line(arm, seed, 0.5, 1.0),
+            "phases": len(names[arm]),
+            "best_phase": phase,
+            "best_scenario": names[arm][phase - 1],
+        }
         for arm, phases in best.items()
         for seed, phase in enumerate(phases)
     ]
@@ -188,7 +193,7 @@ def test_where_the_best_measurements_were():
     assert isinstance(table, Table)
     assert [[cell.text for cell in row.cells] for row in table.rows] == [
         ["`gradual_unfreezing`", "1 `backbone_frozen`", "0", "2 `none_frozen`"],
-        ["`lp_ft`", "0", "3 `b`", "0"],
+        ["`lp_ft`", "0", "3 `b`", "—"],
     ]
     assert best_phases([line("none_frozen", 0, 0.5, 1.0)]) == []
 
