@@ -145,7 +145,7 @@ class Member:
         texts, self._reference = run.training.texts, None
         if plan.watched:
             if resumed is None:
-                held = run.training if plan.phase.on_drift == "distill" else None
+                held = run.training if plan.held else None
                 splits = run.split("validation"), held
                 self._reference = reference(run.evaluator, params, plan.watched, *splits)
             else:
@@ -209,7 +209,7 @@ class Member:
         record = epoch_record(plan.phase, run.index, step, epoch, self.meter, metrics)
         self._workdir.log(record | ({"drift": drift} if drift else {}))
         words = in_words(metrics, self.meter.rate)
-        say(f"{self._name()}epoch {record['epoch']} of {run.config.epochs}: {words}")
+        say(f"{self._name()}epoch {record['epoch']} of {run.epochs:.4g}: {words}")
         course.measured.append((step, score(plan.phase, metrics)))
         if drift and (words := judge(plan.phase, course, drift, step)):
             say(f"{self._name()}warning: {words}")

@@ -46,6 +46,11 @@ class PhasePlan:
         trained = {path.split("/")[0] for path, label in self.freeze.labels if label != FROZEN}
         return tuple(task for task in TASKS if task not in trained)
 
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Those of them whose predictions the loss may have to hold."""
+        return self.watched if self.phase.on_drift == "distill" else ()
+
     def epochs(self, steps: int) -> float:
         """Passes over the training texts that so many steps are."""
         return steps / self.batches.steps

@@ -176,6 +176,11 @@ class Run:
         return self.freeze.depth(self.inputs.bert.num_hidden_layers)
 
     @property
+    def epochs(self) -> float:
+        """Passes over the training texts in all phases, at most."""
+        return sum(plan.epochs(plan.steps) for plan in self.plans) or self.config.epochs
+
+    @property
     def prepared(self) -> bool:
         """Whether an earlier phase keeps the activations that this one starts from."""
         layers = self.inputs.bert.num_hidden_layers
@@ -235,6 +240,7 @@ class Run:
                 remat=config.remat,
                 scan_layers=config.scan_layers,
                 seeds=seeds if self._together else None,
+                holds=bool(plan.held),
             )
         )
 
