@@ -158,8 +158,7 @@ class Member:
 
     def join(self, members: int) -> None:
         """From here on its time is shared by so many that have begun, itself among them."""
-        run = self.run
-        self._share = 1 / members
+        self._share, run = 1 / members, self.run
         if self.done == 0 and run.feature_seconds:
             new = self.course.book_features(run.features, run.feature_seconds)
             self.book(new, 0.0, members)
