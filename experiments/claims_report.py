@@ -6,8 +6,8 @@ from experiments import wording
 from experiments.claims import Judgement
 from experiments.document import Block, Cell, Heading, Paragraph, Row, Table
 from experiments.resampling import seeds_needed, smallest_p
-from experiments.statistics import LEVEL
-from experiments.verdicts import FEWEST_TIMES, MARGIN, Finding, Verdict
+from experiments.statistics import LEVEL, MARGIN
+from experiments.verdicts import FEWEST_TIMES, Finding, Verdict
 
 
 def claims_blocks(judgement: Judgement) -> list[Block]:

@@ -12,10 +12,22 @@ from typing import Any, TypeVar
 
 from experiments.arms import Result, by_setting, per_seed, qualities, trained_arms
 from experiments.resampling import family_p
-from experiments.statistics import LEVEL, PairedDifference, of_differences, paired_difference
+from experiments.statistics import (
+    LEVEL,
+    MARGIN,
+    PairedDifference,
+    of_differences,
+    paired_difference,
+)
 
 Number = Callable[[Result], float | None]
 Line = TypeVar("Line", bound=Mapping[str, Any])
+
+VERDICTS = (BETTER, WORSE, ALIKE, UNSURE) = (
+    *("better", "worse"),
+    f"alike within {MARGIN:g}",
+    "not told apart",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +54,12 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse``, or ``not told apart``."""
+        """One of ``VERDICTS``, by the rule for claims, which ``experiments.verdicts`` has."""
+        if self.difference.interval.within(MARGIN):
+            return ALIKE
         if self.p_value is None or self.p_value > LEVEL:
-            return "not told apart"
-        return "better" if self.mean > 0 else "worse"
+            return UNSURE
+        return BETTER if self.mean > 0 else WORSE
 
 
 @dataclasses.dataclass(frozen=True)

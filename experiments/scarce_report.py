@@ -9,7 +9,7 @@ from typing import Any
 from experiments import blocks, wording
 from experiments.arms import Result, arms_of, evaluation_split, lookup, numbers, per_seed
 from experiments.claims import Judgement, judge_claims
-from experiments.compare import Comparison, Number, questions, values_of
+from experiments.compare import VERDICTS, Comparison, Number, questions, values_of
 from experiments.document import Block, Bullets, Document, Heading, Paragraph
 from experiments.outline import Failure, picture
 from experiments.study_plots import curves
@@ -126,7 +126,7 @@ def _finding(
         return []
     where = "; ".join(
         f"{verdict} with {', '.join(there)}"
-        for verdict in ("better", "worse", "not told apart")
+        for verdict in VERDICTS
         if (there := [fractions[gain.value] for gain in gains if gain.verdict == verdict])
     )
     what = _SAY.get(arm, f"`{arm}`")

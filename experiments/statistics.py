@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 LEVEL = 0.05
 """the p-value, after correction, from which on a difference is taken for real"""
 
+MARGIN = 0.01
+"""macro-F1, in [0, 1], below which an effect is too small to matter"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Interval:

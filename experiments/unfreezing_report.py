@@ -21,6 +21,10 @@ from experiments.arms import (
 )
 from experiments.claims import judge_claims
 from experiments.compare import (
+    ALIKE,
+    BETTER,
+    VERDICTS,
+    WORSE,
     Comparison,
     Number,
     having,
@@ -97,15 +101,11 @@ def is_depth(arm: str) -> bool:
 
 
 def chosen_depths(results: Sequence[Result], failures: Sequence[Failure]) -> dict[int, str]:
-    """Per seed the depth with the best mean validation score over the other seeds.
+    """Per seed, at one size, the depth with the best mean validation over the other seeds.
 
     A seed's own validation score has no part in its choice: the luck that it shares with the
     seed's test score would flatter the depth that it chose. Depths that lack a seed are not
     ranked, unless all do; nor is anything chosen for an only seed.
-
-    Args:
-        results: Of one size.
-        failures: Of the same size.
     """
     depths = [arm for arm in arms_of(results) if is_depth(arm)]
     lacking = unfinished(results, failures)
@@ -158,7 +158,7 @@ def pays_from(gains: Sequence[Comparison]) -> int | None:
     """The smallest size from which on unfreezing is better at every size; None without one."""
     found = None
     for gain in sorted(gains, key=lambda gain: gain.value, reverse=True):
-        if gain.verdict != "better":
+        if gain.verdict != BETTER:
             break
         found = gain.value
     return found
@@ -175,9 +175,10 @@ def pays_text(results: Sequence[Result], split: str, failures: Sequence[Failure]
         why = (
             "no runs can be compared there"
             if last is None
-            else "frozen features are better there"
-            if last.verdict == "worse"
-            else "the two are not told apart there"
+            else {
+                WORSE: "frozen features are better there",
+                ALIKE: f"the two are {ALIKE} there",
+            }.get(last.verdict, "the two are not told apart there")
         )
         return (
             f"On this data unfreezing is not shown to pay up to {tried[-1]:,} training sentences, "
@@ -222,12 +223,12 @@ def gradual_text(
     interval = whole.difference.interval
     limits = f" {wording.limits(interval)}" if interval.low is not None else ""
     answer = {
-        "better": "is better than unfreezing at once",
-        "worse": "is worse than unfreezing at once",
+        BETTER: "is better than unfreezing at once",
+        WORSE: "is worse than unfreezing at once",
+        ALIKE: f"and unfreezing at once are {ALIKE}",
     }.get(whole.verdict, "is not told apart from unfreezing at once")
     counts = ", ".join(
-        f"{verdict} at {sum(gain.verdict == verdict for gain in within)}"
-        for verdict in ("better", "worse", "not told apart")
+        f"{verdict} at {sum(gain.verdict == verdict for gain in within)}" for verdict in VERDICTS
     )
     p_text = wording.p_equals(whole.p_value) if whole.p_value is not None else wording.MISSING
     return (

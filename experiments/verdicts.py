@@ -32,13 +32,10 @@ from experiments import wording
 from experiments.arms import Result, by_setting, numbers, written
 from experiments.compare import Number, over_all
 from experiments.resampling import seeds_needed, smallest_p
-from experiments.statistics import LEVEL, PairedDifference
+from experiments.statistics import LEVEL, MARGIN, PairedDifference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-MARGIN = 0.01
-"""macro-F1, in [0, 1], below which an effect is too small to matter"""
 
 # With n runs of each, all of either beating all of the other by luck has a chance of
 # 2 n! n! / (2n)!: 1 in 10 for 3, 1 in 35 for 4, which is the first below 0.05.
@@ -92,9 +89,10 @@ def contrast(
         The contrast over all settings, undecided where no seed has them all; and those in
         each setting.
     """
-    found = over_all(results, *pair, number)
+    arm, reference = pair
+    found = over_all(results, arm, reference, number)
     over = _settings(found.settings)
-    text = f"{what}, `{pair[0]}` minus `{pair[1]}`{f', over {over}' if over else ''}"
+    text = f"{what}, `{arm}` minus `{reference}`{f', over {over}' if over else ''}"
     details = [
         Contrast(setting or "no setting", difference, claimed)
         for setting, difference in found.within.items()

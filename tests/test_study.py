@@ -229,6 +229,14 @@ def test_a_comparison_in_words(mean, p_value, words):
     assert comparison_text(comparison, "b", "with 8").startswith(f"with 8: `a` {words}")
 
 
+def test_a_difference_within_the_margin_is_none_whatever_its_p_value():
+    small = PairedDifference(Interval(0.008, 0.006, 0.01, 6), 2 / 64, {})
+    assert Comparison(8, "a", small, 2 / 64).verdict == "alike within 0.01"
+    assert Comparison(8, "a", small, 1.0).verdict == "alike within 0.01"
+    larger = PairedDifference(Interval(0.008, 0.006, 0.0101, 6), 2 / 64, {})
+    assert Comparison(8, "a", larger, 2 / 64).verdict == "better"
+
+
 def test_over_all_values_each_seed_is_paired_with_itself():
     # Seed by seed the means over both sizes: 0.65, 0.655, 0.66 against the same.
     whole = over_all(RESULTS, "top_1", "none_frozen", score)
