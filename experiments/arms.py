@@ -124,7 +124,7 @@ def sources_of(results: Sequence[Result], split: str) -> list[str]:
 def setting_name(line: Mapping[str, Any]) -> str:
     """The setting of a run in words, ``max_train_examples 64``; empty without one."""
     setting = line.get("setting") or {}
-    return ", ".join(f"{name} {_written(value)}" for name, value in setting.items())
+    return ", ".join(f"{name} {written(value)}" for name, value in setting.items())
 
 
 def by_setting(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -172,7 +172,6 @@ def unfinished(
     return found
 
 
-def _written(value: Any) -> str:
-    if value is None:
-        return "all"
+def written(value: Any) -> str:
+    """A setting's value as it is shown."""
     return f"{value:,}" if isinstance(value, int) else f"{value}"
