@@ -126,7 +126,7 @@ def setting_name(line: Mapping[str, Any]) -> str:
     setting = line.get("setting") or {}
     if setting.keys() == {"scarce_task", "fraction"}:
         return f"{100 * setting['fraction']:g} % of the {setting['scarce_task']} labels"
-    return ", ".join(f"{name} {_written(value)}" for name, value in setting.items())
+    return ", ".join(f"{name} {written(value)}" for name, value in setting.items())
 
 
 def by_setting(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -174,7 +174,6 @@ def unfinished(
     return found
 
 
-def _written(value: Any) -> str:
-    if value is None:
-        return "all"
+def written(value: Any) -> str:
+    """A setting's value as it is shown."""
     return f"{value:,}" if isinstance(value, int) else f"{value}"

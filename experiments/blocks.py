@@ -13,39 +13,33 @@ from rich.markup import escape
 
 from experiments import wording
 from experiments.arms import Result, arms_of, per_seed
+from experiments.cells import difference_cell, mean_cell, seconds_cell
+from experiments.claims import Judgement, judge_claims
 from experiments.claims_report import claims_blocks
 from experiments.compare import Comparison, Number, having
 from experiments.document import Block, Bullets, Cell, Document, Heading, Paragraph, Row, Table
 from experiments.outline import Failure, origin, warnings
 from experiments.report import rich_table, write_document
-from experiments.statistics import mean_interval, paired_difference
+from experiments.resampling import seeds_needed
+from experiments.statistics import LEVEL
+
+# Beside what is defined here, the cells that ``grid`` is given.
+__all__ = [
+    "OVER_SEEDS",
+    "comparison_text",
+    "difference_cell",
+    "gain_grid",
+    "grid",
+    "leave",
+    "mean_cell",
+    "report",
+    "seconds_cell",
+]
 
 OVER_SEEDS = (
     "Mean over seeds ± half of the 95 % Student-t interval, which covers other seeds (heads, "
     "order of the data, dropout), not other test examples."
 )
-
-
-def mean_cell(values: Mapping[int, float]) -> Cell:
-    """A mean over seeds with half of its interval."""
-    interval = mean_interval(values.values())
-    if interval is None:
-        return Cell(wording.MISSING)
-    return Cell(wording.fixed(interval.mean), wording.plus_minus(interval))
-
-
-def difference_cell(arm: Mapping[int, float], reference: Mapping[int, float]) -> Cell:
-    """A mean paired difference over seeds with its interval."""
-    difference = paired_difference(arm, reference)
-    if difference is None:
-        return Cell(wording.MISSING)
-    return Cell(wording.signed(difference.interval.mean), wording.limits(difference.interval))
-
-
-def seconds_cell(values: Mapping[int, float]) -> Cell:
-    """A mean time over seeds."""
-    interval = mean_interval(values.values())
-    return Cell(wording.fixed(interval.mean, 1) if interval else wording.MISSING)
 
 
 def grid(
@@ -88,7 +82,10 @@ def gain_grid(
             return Cell(wording.MISSING)
         return difference_cell(per_seed(here, arm, number), per_seed(here, reference, number))
 
-    note = "Paired by seed; in brackets, the 95 % interval, not corrected."
+    note = (
+        f"Paired by seed; in brackets, of {seeds_needed(LEVEL)} seeds or more, the 95 % bootstrap "
+        "interval, not corrected."
+    )
     return grid(title, results, name, values, cell, note)
 
 
@@ -96,10 +93,11 @@ def comparison_text(comparison: Comparison, reference: str, where: str) -> str:
     """One sentence on a comparison: how large, how sure."""
     interval = comparison.difference.interval
     limits = f" {wording.limits(interval)}" if interval.low is not None else ""
-    p_value = wording.p_text(comparison.p_value)
-    # "< 0.001" has its sign already.
-    p_text = f"corrected p {p_value if p_value.startswith('<') else f'= {p_value}'}"
-    sure = "one shared seed, so no test" if comparison.p_value is None else p_text
+    sure = (
+        "not tested, as one that comes before it was not made"
+        if comparison.p_value is None
+        else f"corrected p {wording.p_equals(comparison.p_value)}"
+    )
     return (
         f"{where}: `{comparison.arm}` {wording.signed(comparison.mean)}{limits} against "
         f"`{reference}`, {comparison.verdict} ({sure})."
@@ -113,13 +111,24 @@ def report(
     results: Sequence[Result],
     failures: Sequence[Failure],
     context: Mapping[str, Any],
+    judgement: Judgement | None = None,
 ) -> Document:
-    """The document of a study: warnings, findings, claims, details, counts, and how it was made."""
+    """The document of a study: warnings, findings, claims, details, counts, and how it was made.
+
+    Args:
+        title: Of the document.
+        findings: What the study says, in the order of its weight.
+        details: Tables and figures.
+        results: Lines of ``results.jsonl``.
+        failures: Arms without a result.
+        context: See ``report.write_report``.
+        judgement: Of the claims, where the findings were tested with them.
+    """
     seeds = wording.count_of(len({result["seed"] for result in results}), "seed")
     subtitle = " · ".join((wording.count_of(len(arms_of(results)), "arm"), seeds))
     if context.get("started"):
         subtitle += f" · {context['started']}"
-    claims = claims_blocks(results, failures)
+    claims = claims_blocks(judgement or judge_claims(results, failures))
     blocks = [*warnings(results, failures), *findings, *claims, *details]
     blocks += [*_runs(results, failures, context), *origin(results, (), context)]
     return Document(title, subtitle, tuple(blocks))

@@ -7,7 +7,6 @@ Each claim names the arms that it is about. A study that does not have them does
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -23,11 +22,22 @@ from experiments.arms import (
     qualities,
     quality,
 )
-from experiments.verdicts import Comparison, Finding, Verdict, all_of, below, contrast, judge
+from experiments.compare import Comparison
+from experiments.resampling import family_p
+from experiments.verdicts import (
+    FEWEST_TIMES,
+    Contrast,
+    Finding,
+    Verdict,
+    all_of,
+    below,
+    contrast,
+    judge,
+)
 from mtl_jax.config import TASKS
 
 Arms = tuple[str, ...]
-Answer = tuple[Comparison | Finding | None, Sequence[Comparison]]
+Answer = tuple[Contrast | Finding | None, Sequence[Contrast]]
 """What decides the claim, None where the study does not ask; and the same in each setting."""
 
 _FROZEN = "backbone_frozen"
@@ -56,38 +66,62 @@ class Judged:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """Every claim, judged, and how many comparisons each correction covers."""
+    """Every claim, judged, and what was tested together with them."""
 
     claims: tuple[Judged, ...]
     family: int
-    """comparisons that decide a claim"""
+    """comparisons that decide a claim, or that the report makes over all settings"""
     details: int
     """comparisons within one setting, which are a family of their own"""
     seeds: int
     """that the study asks for"""
+    overall: tuple[Comparison, ...]
+    """the report's own of the first family, corrected"""
+    within: tuple[Comparison, ...]
+    """the report's own of the second, corrected"""
 
 
 def judge_claims(
-    results: Sequence[Result], failures: Sequence[Mapping[str, Any]] = ()
+    results: Sequence[Result],
+    failures: Sequence[Mapping[str, Any]] = (),
+    overall: Sequence[Comparison] = (),
+    within: Sequence[Comparison] = (),
 ) -> Judgement:
     """What a study says of each claim of the design.
 
+    What a report compares beside the claims is tested with them. So a comparison that a claim
+    makes, too, has one p-value; that a family holds it twice changes none.
+
     Args:
-        results: Lines of ``results.jsonl``. Arms are known by their names, and a line may
-            have a ``setting``, such as ``{"max_train_examples": 64}``.
+        results: Lines of ``results.jsonl``, with a ``setting`` where there are several.
         failures: Runs without a result, with ``arm`` and ``seed``.
+        overall: What the report compares over all settings, not corrected yet.
+        within: What it compares within a setting, not corrected yet.
     """
     seeds = len({line["seed"] for line in [*results, *failures]})
     answers = [_answer(claim, results, failures) for claim in CLAIMS]
-    heads = [head for head, _ in answers if isinstance(head, Comparison)]
+    heads = [head for head, _ in answers if isinstance(head, Contrast)]
     details = [each for _, found in answers for each in found]
-    decided, in_settings = iter(judge(heads, seeds)), iter(judge(details, seeds))
+    deciding, overall = _tested(heads, overall, seeds)
+    in_settings, within = _tested(details, within, seeds)
+    decided, shown = iter(deciding), iter(in_settings)
     claims = []
     for claim, (head, found) in zip(CLAIMS, answers, strict=True):
-        finding = next(decided) if isinstance(head, Comparison) else head
+        finding = next(decided) if isinstance(head, Contrast) else head
         finding = finding or Finding("", Verdict.NOT_ASKED)
-        claims.append(Judged(claim.sentence, finding, tuple(next(in_settings) for _ in found)))
-    return Judgement(tuple(claims), len(heads), len(details), seeds)
+        claims.append(Judged(claim.sentence, finding, tuple(next(shown) for _ in found)))
+    family, in_a_setting = len(heads) + len(overall), len(details) + len(within)
+    return Judgement(tuple(claims), family, in_a_setting, seeds, overall, within)
+
+
+def _tested(
+    contrasts: Sequence[Contrast], comparisons: Sequence[Comparison], seeds: int
+) -> tuple[list[Finding], tuple[Comparison, ...]]:
+    """The claims' contrasts, judged, and a report's comparisons, corrected, as one family."""
+    family = (*comparisons, *contrasts)
+    p_values = iter(family_p([each.difference.by_seed for each in family]))
+    tested = tuple(dataclasses.replace(each, p_value=next(p_values)) for each in comparisons)
+    return judge(contrasts, list(p_values), seeds), tested
 
 
 def _answer(
@@ -103,7 +137,7 @@ def _answer(
         return Finding("", Verdict.UNDECIDED, "", reason), ()
     head, details = claim.ask(results, pair)
     remark = claim.remark(results, pair)
-    if isinstance(head, Comparison) and remark:
+    if isinstance(head, Contrast) and remark:
         head = dataclasses.replace(head, what=f"{head.what}; {remark}")
     return head, details
 
@@ -150,7 +184,7 @@ def _less_time(results: Sequence[Result], pair: Arms) -> Answer:
     number = f"{wording.fixed(mine, 1)} s against {wording.fixed(theirs, 1)} s a run"
     ratio = wording.ratio(mine, theirs)
     reason = {
-        Verdict.UNDECIDED: "fewer than 3 runs of each, or their times overlap",
+        Verdict.UNDECIDED: f"fewer than {FEWEST_TIMES} runs of each, or their times overlap",
         Verdict.SUPPORTED: "each of its runs took less than each of the other's",
     }.get(verdict, "")
     return Finding(_what("training time", pair), verdict, f"{number} ({ratio or '—'})", reason), ()
@@ -179,29 +213,23 @@ def _better(results: Sequence[Result], pair: Arms) -> Answer:
 
 
 def _scarce_task_gains(results: Sequence[Result], pair: Arms) -> Answer:
-    """On the task that a line names as ``scarce_task``, else on ``sentiment``."""
+    """On the task that a line's setting names as ``scarce_task``."""
     split = evaluation_split(results)
 
     def scarce(result: Result) -> float | None:
-        setting = result.get("setting") or {}
-        task = result.get("scarce_task") or setting.get("scarce_task") or "sentiment"
-        return lookup(result, split, task, "macro_f1")
+        return lookup(result, split, result["setting"]["scarce_task"], "macro_f1")
 
     return contrast(results, pair, scarce, "macro-F1 of the scarce task")
 
 
-def _size(line: Mapping[str, Any]) -> float | None:
-    """Training sentences of a run's setting; infinite for all that there are."""
-    setting = line.get("setting") or {}
-    if "max_train_examples" not in setting:
-        return None
-    value = setting["max_train_examples"]
-    return math.inf if value is None else float(value)
-
-
-def _by_size(results: Sequence[Result]) -> dict[float, list[Result]]:
-    known = sorted({size for line in results if (size := _size(line)) is not None})
-    return {size: [line for line in results if _size(line) == size] for size in known}
+def _by_size(results: Sequence[Result]) -> dict[int, list[Result]]:
+    """The lines by the training sentences of their setting, the fewest first."""
+    found: dict[int, list[Result]] = {}
+    for line in results:
+        size = (line.get("setting") or {}).get("max_train_examples")
+        if size is not None:
+            found.setdefault(size, []).append(line)
+    return dict(sorted(found.items()))
 
 
 def _better_when_small(results: Sequence[Result], pair: Arms) -> Answer:
@@ -212,10 +240,6 @@ def _better_when_small(results: Sequence[Result], pair: Arms) -> Answer:
     small = [line for size in list(sizes)[: len(sizes) // 2] for line in sizes[size]]
     head, _ = _better(small, pair)
     _, details = _better([line for lines in sizes.values() for line in lines], pair)
-    if isinstance(head, Comparison):
-        largest = max(size for line in small if (size := _size(line)) is not None)
-        what = f"{head.what}, up to {largest:,.0f} sentences"
-        head = dataclasses.replace(head, what=what)
     return head, details
 
 
@@ -224,10 +248,10 @@ def _where_each_wins(results: Sequence[Result], pair: Arms) -> str:
     if _FROZEN not in {result["arm"] for result in results}:
         return ""
     said = [f"`{arm}` {_wins_from(_by_size(results), arm)}" for arm in pair]
-    return f"above `{_FROZEN}`: {', '.join(said)}"
+    return f"above `{_FROZEN}`, by the means and without a test: {', '.join(said)}"
 
 
-def _wins_from(sizes: Mapping[float, Sequence[Result]], arm: str) -> str:
+def _wins_from(sizes: Mapping[int, Sequence[Result]], arm: str) -> str:
     first = None
     for size, lines in sizes.items():
         split = evaluation_split(lines)
@@ -237,9 +261,7 @@ def _wins_from(sizes: Mapping[float, Sequence[Result]], arm: str) -> str:
             first = size if first is None else first
         else:
             first = None
-    if first is None:
-        return "at no size"
-    return "with all sentences alone" if math.isinf(first) else f"from {first:,.0f} sentences on"
+    return "at no size" if first is None else f"from {first:,} sentences on"
 
 
 def _what(quantity: str, pair: Arms) -> str:
@@ -262,7 +284,12 @@ CLAIMS = (
         _named("scarce_head_last", "joint"),
         _scarce_task_gains,
     ),
-    Claim("Higher layers are the task-specific ones.", _outermost_layers, _better),
+    Claim(
+        "Higher layers are the task-specific ones, judged by a proxy: the highest layer, trained "
+        "alone, does better than the lowest.",
+        _outermost_layers,
+        _better,
+    ),
     Claim(
         "Gradual unfreezing needs less data.",
         _named("gradual_unfreezing", REFERENCE),

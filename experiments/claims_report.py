@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from experiments import wording
-from experiments.claims import Judgement, judge_claims
+from experiments.claims import Judgement
 from experiments.document import Block, Cell, Heading, Paragraph, Row, Table
 from experiments.resampling import seeds_needed, smallest_p
-from experiments.statistics import LEVEL
-from experiments.verdicts import MARGIN, Finding, Verdict
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from experiments.arms import Result
+from experiments.statistics import LEVEL, MARGIN
+from experiments.verdicts import FEWEST_TIMES, Finding, Verdict
 
 
-def claims_blocks(
-    results: Sequence[Result], failures: Sequence[Mapping[str, Any]] = ()
-) -> list[Block]:
+def claims_blocks(judgement: Judgement) -> list[Block]:
     """Heading, table and rule; nothing where the study asks for none of the claims.
 
     Any study may put them in its report whose results have the arms' names and, if it has
     several settings, a ``setting`` in each line.
 
     Args:
-        results: Lines of ``results.jsonl``.
-        failures: Runs without a result, with ``arm`` and ``seed``.
+        judgement: Of the claims, with what else the report tests.
     """
-    judgement = judge_claims(results, failures)
     rows = []
     for claim in judgement.claims:
         if claim.finding.verdict is not Verdict.NOT_ASKED:
@@ -56,24 +45,31 @@ def _row(name: str, finding: Finding, in_setting: bool = False) -> Row:
 def _rule(judgement: Judgement) -> str:
     direct = (
         "Counts of parameters and bytes are compared directly, as are training times, of which "
-        "none of three runs or more may overlap."
+        f"none of {FEWEST_TIMES} runs or more may overlap."
     )
     if not judgement.family:
         return direct
+    beside = len(judgement.overall) + len(judgement.within)
     comparisons = wording.count_of(judgement.family, "comparison")
     apart = (
         f", and, as a family of their own, the {judgement.details} within a setting"
         if judgement.details
         else ""
     )
+    found = (
+        f"; {beside} of these are the findings above, one that a claim makes, too, counted twice"
+        if beside
+        else ""
+    )
     seeds = judgement.seeds
     return (
-        f"Supported: the paired permutation test, two-sided, gives a Holm-corrected p of at most "
-        f"{LEVEL:g} in the claimed direction. Not supported: the same in the other direction, or, "
-        f"from {seeds_needed(1, LEVEL)} seeds on, a 95 % bootstrap interval (in brackets) on the "
-        f"wrong side of 0 or within {MARGIN:g} of it. Undecided: everything else. Holm's "
-        f"correction covers {comparisons}{apart}. With {wording.count_of(seeds, 'seed')} the "
-        f"smallest p that the test can give, before correction, is 2/2^{seeds} = "
-        f"{smallest_p(seeds):.3g}; {seeds_needed(judgement.family, LEVEL)} seeds can reach "
-        f"{LEVEL:g} after it. {direct}"
+        f"Not supported, as too small to matter: the 95 % bootstrap interval (in brackets; of "
+        f"{seeds_needed(LEVEL)} seeds or more, not corrected) is within {MARGIN:g} of 0. Else "
+        f"supported: the corrected p of the paired permutation test, two-sided, is at most "
+        f"{LEVEL:g} in the claimed direction; not supported: the same in the other direction; "
+        "undecided: everything else. Comparisons are tested together, by the largest statistic of "
+        "the family over joint flips of the seeds' signs (Westfall & Young 1993, maxT): "
+        f"{comparisons}{apart}{found}. With {wording.count_of(seeds, 'seed')} the smallest p that "
+        f"the test can give is {smallest_p(seeds):.3g}, whatever the size of the family; "
+        f"{seeds_needed(LEVEL)} seeds can reach {LEVEL:g}. {direct}"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments import plots, tables, wording
 from experiments.arms import REFERENCE, Result, arms_of, evaluation_split, numbers, unfinished
+from experiments.claims import judge_claims
 from experiments.claims_report import claims_blocks
 from experiments.document import (
     Block,
@@ -44,7 +45,7 @@ def build(
     if context.get("started"):
         subtitle.append(str(context["started"]))
     blocks = [*warnings(results, failures), *_findings(results)]
-    blocks += claims_blocks(results, failures)
+    blocks += claims_blocks(judge_claims(results, failures))
     blocks += _details(results) if results else []
     blocks += origin(results, failures, context)
     return Document("What to freeze", " · ".join(subtitle), tuple(blocks))
@@ -86,7 +87,7 @@ def _facts(advice: Recommendation, results: Sequence[Result]) -> list[tuple[str,
 
 
 def warnings(results: Sequence[Result], failures: Sequence[Failure]) -> list[Block]:
-    """What a reader has to know before any number: changed bytes, failed runs."""
+    """What a reader has to know before any number: changed bytes, failed runs, no test split."""
     changed = [r for r in results if r.get("frozen_digest_unchanged") is False]
     blocks: list[Block] = []
     if changed:
@@ -100,21 +101,19 @@ def warnings(results: Sequence[Result], failures: Sequence[Failure]) -> list[Blo
         arms = "; ".join(f"`{arm}` {finished}" for arm, finished in lacking.items())
         text = "Results are missing, and means over unlike seeds are no fair match"
         blocks.append(Paragraph(f"{text}: {arms}.", "warning"))
+    if evaluation_split(results) == "validation":
+        text = (
+            "The data has no test split. Everything here is measured on the validation split, on "
+            "which the best epochs were chosen too, so it is optimistic."
+        )
+        blocks.append(Paragraph(text, "warning"))
     return blocks
 
 
 def _details(results: Sequence[Result]) -> list[Block]:
     advice = recommend(results)
     chosen = advice.chosen.arm if advice else None
-    split = evaluation_split(results)
     blocks: list[Block] = [Heading("Quality")]
-    if split == "validation":
-        blocks.append(
-            Paragraph(
-                "The data has no test split. Everything here is measured on the validation "
-                "split, on which the best epochs were chosen too, so it is optimistic."
-            )
-        )
     blocks += figure(plots.quality_against_cost, results)
     blocks.append(tables.quality_table(results, chosen))
     blocks.append(Heading("Differences to full fine-tuning"))

@@ -17,7 +17,8 @@ from experiments.arms import (
     trained_arms,
     unfinished,
 )
-from experiments.resampling import FEWEST_SEEDS, seeds_needed, smallest_p
+from experiments.compare import against
+from experiments.resampling import seeds_needed, smallest_p
 from experiments.statistics import (
     LEVEL,
     Interval,
@@ -63,6 +64,10 @@ class Recommendation:
     """what the chosen arm is compared with: full fine-tuning, else the best other arm"""
     difference: PairedDifference | None
     """chosen minus opponent on ``split``, over shared seeds"""
+    p_value: float | None
+    """of that difference, as one of the family of scenarios against one reference"""
+    family: int
+    """comparisons of that family"""
 
 
 def recommend(results: Sequence[Result], tolerance: float = TOLERANCE) -> Recommendation | None:
@@ -101,6 +106,11 @@ def recommend(results: Sequence[Result], tolerance: float = TOLERANCE) -> Recomm
     )
     split = evaluation_split(results)
     scores = qualities(results, chosen.arm, split)
+    pair = (chosen.arm, opponent.arm if opponent else chosen.arm)
+    # The family of the table of differences, so that a report has one p-value of a comparison;
+    # the mirror image of a difference has the same.
+    base = REFERENCE if REFERENCE in [each.arm for each in found] else pair[1]
+    compared = against(results, base, split)
     return Recommendation(
         chosen=chosen,
         best=best,
@@ -113,6 +123,8 @@ def recommend(results: Sequence[Result], tolerance: float = TOLERANCE) -> Recomm
         difference=paired_difference(scores, qualities(results, opponent.arm, split))
         if opponent
         else None,
+        p_value=next((each.p_value for each in compared if each.arm in pair), None),
+        family=len(compared),
     )
 
 
@@ -210,30 +222,24 @@ def _evidence(advice: Recommendation) -> list[str]:
     # The sentence on the choice has already said what the best arm costs.
     time = "" if opponent is advice.best else f", with {_time(advice.chosen, opponent)}"
     compared = f"{head}, {_against(gap.mean)} `{opponent.arm}`{time}."
-    return [compared, *_certainty(difference, advice.tolerance), *_seeds(gap.n)]
+    return [compared, *_certainty(advice, gap), *_seeds(gap.n)]
 
 
-def _certainty(difference: PairedDifference, tolerance: float) -> list[str]:
-    gap = difference.interval
-    if gap.low is None:
+def _certainty(advice: Recommendation, gap: Interval) -> list[str]:
+    if gap.low is None or advice.p_value is None:
         return []
-    text = f"The 95 % bootstrap interval of that difference is {wording.limits(gap)}"
-    p_value = f"permutation p {wording.p_text(difference.p_value)}"
-    if not gap.excludes(0):
-        verdict = f"it includes 0, so these seeds do not tell the two apart ({p_value})"
-    elif difference.p_value <= LEVEL:
-        verdict = (
-            f"it excludes 0, so, taken alone, the difference is more than the luck of the seed "
-            f"({p_value})"
-        )
-    else:
-        verdict = f"it excludes 0, yet that may be the luck of the seed ({p_value})"
-    losses = "no loss" if gap.low >= -tolerance else "losses"
-    return [f"{text}: {verdict}, and it holds {losses} of more than {tolerance:g}."]
+    verb = "tell" if advice.p_value <= LEVEL else "do not tell"
+    losses = "no loss" if gap.low >= -advice.tolerance else "losses"
+    return [
+        f"The 95 % bootstrap interval of that difference is {wording.limits(gap)}, which holds "
+        f"{losses} of more than {advice.tolerance:g}; these seeds {verb} the two apart "
+        f"(permutation p {wording.p_equals(advice.p_value)}, corrected over "
+        f"{wording.count_of(advice.family, 'comparison')})."
+    ]
 
 
 def _seeds(n: int) -> list[str]:
-    enough = seeds_needed(1, LEVEL)
+    enough = seeds_needed(LEVEL)
     if n == 1:
         return [
             "This rests on 1 seed: there is no interval, and a difference may be the luck of "
@@ -241,11 +247,10 @@ def _seeds(n: int) -> list[str]:
         ]
     if n >= enough:
         return [f"It rests on {n} seeds."]
-    interval = "there is no interval, and " if n < FEWEST_SEEDS else ""
     return [
-        f"It rests on {n} seeds: {interval}the smallest p-value that a permutation test of {n} "
-        f"can give is 2/2^{n} = {smallest_p(n):.4g}. Run at least {enough} to tell a difference "
-        f"from luck at {LEVEL:g}."
+        f"It rests on {n} seeds: a difference of so few has no 95 % bootstrap interval, and the "
+        f"smallest p-value that a permutation test of {n} can give is 2/2^{n} = "
+        f"{smallest_p(n):.4g}. Run at least {enough} to tell a difference from luck at {LEVEL:g}."
     ]
 
 

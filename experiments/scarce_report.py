@@ -8,7 +8,8 @@ from typing import Any
 
 from experiments import blocks, wording
 from experiments.arms import Result, arms_of, evaluation_split, lookup, numbers, per_seed
-from experiments.compare import Number, compared, over_all, values_of
+from experiments.claims import Judgement, judge_claims
+from experiments.compare import VERDICTS, Comparison, Number, questions, values_of
 from experiments.document import Block, Bullets, Document, Heading, Paragraph
 from experiments.outline import Failure, picture
 from experiments.study_plots import curves
@@ -48,10 +49,10 @@ def document(
     (other,) = (task for task in TASKS if task != scarce)
     split = evaluation_split(results)
     fractions = fraction_names(results)
+    judgement = judge(results, failures, of(scarce, split))
     findings: list[Block] = []
     for arm in arms_of(results):
-        if arm != JOINT:
-            findings += _finding(results, arm, scarce, split)
+        findings += _finding(judgement, arm, fractions, (scarce, split))
     if not findings:
         findings.append(Paragraph("No arm can be compared with another.", "lead"))
     both = [arm for arm in arms_of(results) if arm != "single_task"]
@@ -87,7 +88,7 @@ def document(
         ),
     ]
     title = f"What freezing the head of a scarce task, or training it last, buys: {scarce}"
-    return blocks.report(title, findings, details, results, failures, context)
+    return blocks.report(title, findings, details, results, failures, context, judgement)
 
 
 def of(task: str, split: str) -> Number:
@@ -101,26 +102,47 @@ def fraction_names(results: Sequence[Result]) -> dict[float, str]:
     return {value: f"{100 * value:g} %" for value in values}
 
 
-def _finding(results: Sequence[Result], arm: str, scarce: str, split: str) -> list[Block]:
+def judge(results: Sequence[Result], failures: Sequence[Failure], number: Number) -> Judgement:
+    """The claims, tested together with what every arm has over joint training.
+
+    The comparisons over all parts of the labels are one family, for all arms; those at one
+    part are another.
+    """
+    overall: list[Comparison] = []
+    within: list[Comparison] = []
+    for arm in arms_of(results):
+        if arm != JOINT:
+            whole, each = questions(results, SETTING, arm, JOINT, number)
+            overall += whole
+            within += each
+    return judge_claims(results, failures, overall, within)
+
+
+def _finding(
+    judgement: Judgement, arm: str, fractions: Mapping[float, str], words: tuple[str, str]
+) -> list[Block]:
     """What an arm has over joint training, over all fractions and at each."""
-    number, fractions = of(scarce, split), fraction_names(results)
-    whole = over_all(results, SETTING, arm, JOINT, number)
-    if whole is None:
+    gains = [gain for gain in judgement.within if gain.arm == arm]
+    if not gains:
         return []
-    gains = compared(results, SETTING, dict.fromkeys(fractions, arm), JOINT, number)
     where = "; ".join(
         f"{verdict} with {', '.join(there)}"
-        for verdict in ("better", "worse", "not told apart")
+        for verdict in VERDICTS
         if (there := [fractions[gain.value] for gain in gains if gain.verdict == verdict])
     )
-    interval = whole.difference.interval
-    limits = f" {wording.limits(interval)}" if interval.low is not None else ""
     what = _SAY.get(arm, f"`{arm}`")
-    lead = (
-        f"{what} changes the {scarce} macro-F1 on the {split} split by "
-        f"{wording.signed(whole.mean)}{limits} against joint training, the mean over all parts "
-        f"of the labels, paired by seed: {where}."
-    )
+    lead = f"{what} cannot be averaged, as no seed has every part of the labels: {where}."
+    for whole in judgement.overall:
+        if whole.arm == arm and whole.p_value is not None:
+            interval = whole.difference.interval
+            limits = f" {wording.limits(interval)}" if interval.low is not None else ""
+            parts = wording.series([fractions[value] for value in whole.value])
+            lead = (
+                f"{what} changes the {words[0]} macro-F1 on the {words[1]} split by "
+                f"{wording.signed(whole.mean)}{limits} against joint training, the mean over "
+                f"{parts} of the labels, paired by seed: {whole.verdict} (corrected p "
+                f"{wording.p_equals(whole.p_value)}); {where}."
+            )
     texts = [
         blocks.comparison_text(gain, JOINT, f"{fractions[gain.value]} of the labels")
         for gain in gains

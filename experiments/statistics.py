@@ -7,6 +7,7 @@ examples or other data.
 The mean of one arm has Student's t interval, which reads as "± so much" and does not need
 many seeds. What is claimed rests on differences of arms, paired by seed; these have
 bootstrap intervals and permutation tests, which need no normal distribution of the seeds.
+Where several are made, ``experiments.resampling.family_p`` tests them together.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from typing import TYPE_CHECKING
 
 import scipy.stats
 
-from experiments.resampling import bootstrap_limits, sign_flip_p
+from experiments.resampling import bootstrap_limits, family_p
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping
 
 LEVEL = 0.05
 """the p-value, after correction, from which on a difference is taken for real"""
+
+MARGIN = 0.01
+"""macro-F1, in [0, 1], below which an effect is too small to matter"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,12 @@ class Interval:
             return None
         return value < self.low or value > self.high
 
+    def within(self, margin: float) -> bool | None:
+        """Whether both limits are at most ``margin`` off 0; None without limits."""
+        if self.low is None or self.high is None:
+            return None
+        return -margin <= self.low and self.high <= margin
+
 
 @dataclasses.dataclass(frozen=True)
 class PairedDifference:
@@ -53,7 +63,9 @@ class PairedDifference:
 
     interval: Interval
     p_value: float
-    """Two-sided, of the hypothesis that the mean difference is 0."""
+    """two-sided, of the hypothesis that the mean difference is 0; of this comparison alone"""
+    by_seed: Mapping[int, float]
+    """what the mean is taken over"""
 
 
 def t_factor(n: int, confidence: float = 0.95) -> float:
@@ -101,33 +113,17 @@ def paired_difference(
     Returns:
         None where no seed is shared.
     """
-    differences = [arm[seed] - reference[seed] for seed in sorted(arm.keys() & reference.keys())]
-    p_value = sign_flip_p(differences)
+    shared = sorted(arm.keys() & reference.keys())
+    return of_differences({seed: arm[seed] - reference[seed] for seed in shared}, confidence)
+
+
+def of_differences(
+    by_seed: Mapping[int, float], confidence: float = 0.95
+) -> PairedDifference | None:
+    """The same from the differences themselves; None without any."""
+    (p_value,) = family_p([by_seed])
     if p_value is None:
         return None
-    mean = math.fsum(differences) / len(differences)
-    low, high = bootstrap_limits(differences, confidence) or (None, None)
-    return PairedDifference(Interval(mean, low, high, len(differences)), p_value)
-
-
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction over a family of comparisons.
-
-    The i-th smallest of m p-values becomes ``max_{j<=i} min(1, (m - j + 1) p_(j))``, which
-    bounds the chance of any false claim in the family and assumes nothing of how the
-    comparisons depend on each other (all arms here share one reference).
-
-    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian
-    Journal of Statistics 6(2), 1979.
-
-    Args:
-        p_values: One per comparison; None is a comparison that was not made and does not
-            count in the family.
-    """
-    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    corrected: list[float | None] = [None] * len(p_values)
-    largest = 0.0
-    for rank, (p, index) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
-        corrected[index] = largest
-    return corrected
+    mean = math.fsum(by_seed.values()) / len(by_seed)
+    low, high = bootstrap_limits(by_seed.values(), confidence) or (None, None)
+    return PairedDifference(Interval(mean, low, high, len(by_seed)), p_value, by_seed)

@@ -20,9 +20,11 @@ from experiments.arms import (
     sources_of,
     trained_arms,
 )
+from experiments.cells import difference_cell, mean_cell
+from experiments.compare import against
 from experiments.document import Cell, Row, Table
-from experiments.resampling import smallest_p
-from experiments.statistics import PairedDifference, holm, mean_interval, paired_difference
+from experiments.resampling import seeds_needed, smallest_p
+from experiments.statistics import LEVEL, mean_interval
 from mtl_jax.config import TASKS
 
 if TYPE_CHECKING:
@@ -57,10 +59,10 @@ def quality_table(results: Sequence[Result], chosen: str | None) -> Table:
     split = evaluation_split(results)
     rows = []
     for arm in arms_of(results):
-        cells = [_mean_cell(qualities(results, arm, split))]
+        cells = [mean_cell(qualities(results, arm, split))]
         for task in TASKS:
             cells += [
-                _mean_cell(numbers(results, arm, split, task, metric))
+                mean_cell(numbers(results, arm, split, task, metric))
                 for metric in ("accuracy", "macro_f1")
             ]
         rows.append(_arm_row(results, arm, chosen, cells))
@@ -85,7 +87,7 @@ def gap_table(results: Sequence[Result], chosen: str | None) -> Table:
             arm,
             chosen,
             [
-                _mean_cell(
+                mean_cell(
                     per_seed(results, arm, lambda result, t=task: gap(result, t, split)),
                     sign=True,
                 )
@@ -151,39 +153,30 @@ def difference_table(results: Sequence[Result], chosen: str | None) -> Table | N
     """Paired differences to full fine-tuning; None where there is nothing to pair."""
     split = evaluation_split(results)
     reference = qualities(results, REFERENCE, split)
-    found: dict[str, PairedDifference] = {}
-    for arm in trained_arms(results):
-        difference = paired_difference(qualities(results, arm, split), reference)
-        if arm != REFERENCE and difference is not None:
-            found[arm] = difference
+    found = against(results, REFERENCE, split)
     if not found:
         return None
-    corrected = holm([difference.p_value for difference in found.values()])
     rows = []
-    for (arm, difference), p_value in zip(found.items(), corrected, strict=True):
-        cells = [_difference_cell(difference)]
+    for each in found:
+        cells = [difference_cell(qualities(results, each.arm, split), reference)]
         for task in TASKS:
-            path = (split, task, "macro_f1")
-            cells.append(
-                _difference_cell(
-                    paired_difference(
-                        numbers(results, arm, *path), numbers(results, REFERENCE, *path)
-                    )
-                )
+            mine, theirs = (
+                numbers(results, arm, split, task, "macro_f1") for arm in (each.arm, REFERENCE)
             )
-        cells += [Cell(wording.p_text(difference.p_value)), Cell(wording.p_text(p_value))]
-        rows.append(_arm_row(results, arm, chosen, cells, seeds=difference.interval.n))
-    family = wording.count_of(len(found), "comparison")
-    most = max(difference.interval.n for difference in found.values())
+            cells.append(difference_cell(mine, theirs))
+        cells += [Cell(wording.p_text(p)) for p in (each.difference.p_value, each.p_value)]
+        rows.append(_arm_row(results, each.arm, chosen, cells, seeds=each.difference.interval.n))
+    most = max(each.difference.interval.n for each in found)
     return Table(
         f"Macro-F1 on the {split} split, minus that of {REFERENCE} with the same seed",
-        ("scenario", "shared seeds", "mean of tasks", *TASKS, "p", "Holm\N{NO-BREAK SPACE}p"),
+        ("scenario", "shared seeds", "mean of tasks", *TASKS, "p", "corrected\N{NO-BREAK SPACE}p"),
         tuple(rows),
-        "In brackets, the 95 % bootstrap interval of the mean over shared seeds (percentile, "
-        "expanded for few seeds; of 3 or 4 seeds it is their range). p is of the paired "
-        "permutation test, two-sided, and belongs to the mean of tasks; Holm's correction covers "
-        f"that column's {family}. The smallest p that n seeds can give is 2/2^n: "
-        f"{smallest_p(most):.3g} for {most}.",
+        f"In brackets, where {seeds_needed(LEVEL)} seeds or more are shared, the 95 % bootstrap "
+        "interval of their mean (percentile, expanded for few seeds), not corrected. p is of the "
+        "paired permutation test, two-sided, and belongs to the mean of tasks; corrected, it is "
+        f"that of the {wording.count_of(len(found), 'comparison')} of that column, tested together "
+        "(Westfall & Young 1993, maxT over joint flips of the seeds' signs). The smallest p that "
+        f"{wording.count_of(most, 'seed')} can give, in either column, is {smallest_p(most):.3g}.",
     )
 
 
@@ -199,7 +192,7 @@ def source_table(results: Sequence[Result], chosen: str | None) -> Table | None:
             results,
             arm,
             chosen,
-            [_mean_cell(numbers(results, arm, *path, source)) for source in sources],
+            [mean_cell(numbers(results, arm, *path, source)) for source in sources],
         )
         for arm in trained_arms(results)
     ]
@@ -265,18 +258,3 @@ def _arm_row(
 def _mean(values: Mapping[int, float]) -> float | None:
     interval = mean_interval(values.values())
     return interval.mean if interval else None
-
-
-def _mean_cell(values: Mapping[int, float], *, sign: bool = False) -> Cell:
-    interval = mean_interval(values.values())
-    if interval is None:
-        return Cell(wording.MISSING)
-    text = wording.signed(interval.mean) if sign else wording.fixed(interval.mean)
-    return Cell(text, wording.plus_minus(interval))
-
-
-def _difference_cell(difference: PairedDifference | None) -> Cell:
-    if difference is None:
-        return Cell(wording.MISSING)
-    interval = difference.interval
-    return Cell(wording.signed(interval.mean), wording.limits(interval))

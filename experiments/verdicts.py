@@ -1,15 +1,22 @@
 """When a claim is supported, not supported or undecided: the rule, apart from any claim.
 
-The rule for a difference that the seed draws, of a score or of a gap between scores:
+The rule for a difference that the seed draws, of a score or of a gap between scores. What
+comes first decides:
 
-* supported: Holm's p of the paired permutation test is at most 0.05, in the claimed direction;
-* not supported: the same in the other direction; or the bootstrap interval lies on the wrong
-  side of 0; or it lies within 0.01 of 0, so that any effect is too small to matter;
-* undecided: everything else, and the reason says what is lacking.
+1. not supported, as too small to matter: the whole 95 % bootstrap interval of the difference
+   lies within 0.01 of 0. This criterion of equivalence holds the interval of each comparison
+   by itself; it is that of two one-sided tests at 2.5 % each (Schuirmann, "A Comparison of the
+   Two One-Sided Tests Procedure and the Power Approach", Journal of Pharmacokinetics and
+   Biopharmaceutics 15, 1987), and says how large an effect can be, not whether there is one;
+2. supported: the corrected p of the paired permutation test is at most 0.05, and the difference
+   has the claimed sign;
+3. not supported: the same with the other sign;
+4. undecided: everything else, and the reason says what is lacking.
 
-The interval decides only from six seeds on. With fewer, no p-value reaches 0.05, however
-large the difference; and an interval of so few covers less than its 95 %, so that it would
-refute claims on evidence that could never support one.
+Support and refutation take the same evidence. Further comparisons in a family can raise its
+p-values, so that they may leave a claim undecided; no verdict turns into its contrary, as the
+first rule asks for no p. With fewer than six seeds there is no such interval and no p-value
+reaches 0.05, however large the difference: all is undecided.
 
 Numbers that the seed does not draw are compared directly: counts of parameters and bytes
 are the same in every run, and training times scatter with the machine's load alone.
@@ -19,22 +26,21 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments import wording
-from experiments.arms import Result, by_setting, numbers, per_seed
+from experiments.arms import Result, by_setting, numbers, written
+from experiments.compare import Number, over_all
 from experiments.resampling import seeds_needed, smallest_p
-from experiments.statistics import LEVEL, PairedDifference, holm, paired_difference
+from experiments.statistics import LEVEL, MARGIN, PairedDifference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-MARGIN = 0.01
-"""macro-F1, in [0, 1], below which an effect is too small to matter"""
-
-# With n runs of each, all of one beating all of the other by luck has a chance of
-# n! n! / (2n)!: 1 in 20 for 3.
-_FEWEST_TIMES = 3
+# With n runs of each, all of either beating all of the other by luck has a chance of
+# 2 n! n! / (2n)!: 1 in 10 for 3, 1 in 35 for 4, which is the first below 0.05.
+FEWEST_TIMES = 4
+"""runs of each arm from which on their training times are compared"""
 
 
 class Verdict(enum.StrEnum):
@@ -58,7 +64,7 @@ class Finding:
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class Contrast:
     """A difference between two arms that a claim says the sign of."""
 
     what: str
@@ -68,57 +74,48 @@ class Comparison:
 
 
 def contrast(
-    results: Sequence[Result],
-    pair: Sequence[str],
-    number: Callable[[Result], float | None],
-    what: str,
-    claimed: int = 1,
-) -> tuple[Comparison | Finding, list[Comparison]]:
+    results: Sequence[Result], pair: Sequence[str], number: Number, what: str, claimed: int = 1
+) -> tuple[Contrast | Finding, list[Contrast]]:
     """Arm minus reference: over all settings and, where there are several, in each.
-
-    Over all settings, each seed gives the mean of its differences; a seed that lacks a
-    setting would give the mean of others, and is left out.
 
     Args:
         results: Lines of ``results.jsonl``.
         pair: The arm and its reference.
         number: Of a line; None where the line lacks it.
         what: The number in words.
-        claimed: See ``Comparison``.
+        claimed: See ``Contrast``.
 
     Returns:
-        The comparison over all settings, undecided where no seed has them all; and those in
+        The contrast over all settings, undecided where no seed has them all; and those in
         each setting.
     """
-    shared: dict[str, tuple[dict[int, float], dict[int, float]]] = {}
-    for setting, lines in by_setting(results).items():
-        arm, reference = (per_seed(lines, name, number) for name in pair)
-        if arm.keys() & reference.keys():
-            shared[setting] = (arm, reference)
-    arm, reference = (_averages([both[side] for both in shared.values()]) for side in (0, 1))
-    text = f"{what}, `{pair[0]}` minus `{pair[1]}`"
+    arm, reference = pair
+    found = over_all(results, arm, reference, number)
+    over = _settings(found.settings)
+    text = f"{what}, `{arm}` minus `{reference}`{f', over {over}' if over else ''}"
     details = [
-        Comparison(setting or "no setting", difference, claimed)
-        for setting, both in shared.items()
-        if len(shared) > 1 and (difference := paired_difference(*both)) is not None
+        Contrast(setting or "no setting", difference, claimed)
+        for setting, difference in found.within.items()
+        if len(found.within) > 1
     ]
-    overall = paired_difference(arm, reference)
-    if overall is None:
+    if found.difference is None:
         return Finding(text, Verdict.UNDECIDED, "", "no seed has all that is compared"), details
-    return Comparison(text, overall, claimed), details
+    return Contrast(text, found.difference, claimed), details
 
 
-def judge(comparisons: Sequence[Comparison], asked: int) -> list[Finding]:
-    """The verdict on each comparison of a family, with Holm's correction over all of them.
+def judge(
+    contrasts: Sequence[Contrast], p_values: Sequence[float | None], asked: int
+) -> list[Finding]:
+    """The verdict on each contrast.
 
     Args:
-        comparisons: The family.
+        contrasts: What the claims say the sign of.
+        p_values: Of each, corrected for the family that it was tested with.
         asked: Seeds that the study asks for; fewer are said to be so.
     """
-    corrected = holm([each.difference.p_value for each in comparisons])
     return [
-        _decide(each, p_value, len(comparisons), asked)
-        for each, p_value in zip(comparisons, corrected, strict=True)
+        _decide(each, p_value, asked)
+        for each, p_value in zip(contrasts, p_values, strict=True)
         if p_value is not None
     ]
 
@@ -133,7 +130,7 @@ def below(
         arm: Of which the claim says that it has less.
         others: The arms it is compared with.
         key: Of a line: a count, or ``train_seconds``. Times are compared setting by
-            setting, and only where each arm has 3 runs of a setting, unless nothing is
+            setting, and only where each arm has 4 runs of a setting, unless nothing is
             trained, which takes no time in any run.
 
     Returns:
@@ -163,7 +160,7 @@ def all_of(verdicts: set[Verdict]) -> Verdict:
 
 
 def _less(mine: Sequence[float], theirs: Sequence[float], timed: bool) -> Verdict:
-    if timed and max(mine) > 0 and min(len(mine), len(theirs)) < _FEWEST_TIMES:
+    if timed and max(mine) > 0 and min(len(mine), len(theirs)) < FEWEST_TIMES:
         return Verdict.UNDECIDED
     if max(mine) < min(theirs):
         return Verdict.SUPPORTED
@@ -172,45 +169,42 @@ def _less(mine: Sequence[float], theirs: Sequence[float], timed: bool) -> Verdic
     return Verdict.NOT_SUPPORTED
 
 
-def _decide(comparison: Comparison, p_value: float, family: int, asked: int) -> Finding:
-    interval, claimed = comparison.difference.interval, comparison.claimed
+def _decide(contrast: Contrast, p_value: float, asked: int) -> Finding:
+    interval, claimed = contrast.difference.interval, contrast.claimed
     of = "" if interval.n >= asked else f" of {asked}"
     number = (
         f"{wording.signed(interval.mean)} {wording.limits(interval)}".rstrip()
-        + f", Holm p {wording.p_text(p_value)}, "
+        + f", corrected p {wording.p_text(p_value)}, "
         + (f"{interval.n}{of} seeds" if of else wording.count_of(interval.n, "seed"))
     )
 
     def finding(verdict: Verdict, reason: str) -> Finding:
-        return Finding(comparison.what, verdict, number, reason)
+        return Finding(contrast.what, verdict, number, reason)
 
+    if interval.within(MARGIN):
+        reason = f"too small to matter, the whole interval is within {MARGIN:g} of 0"
+        return finding(Verdict.NOT_SUPPORTED, reason)
     if p_value <= LEVEL:
         if interval.mean * claimed > 0:
             return finding(Verdict.SUPPORTED, "")
         return finding(Verdict.NOT_SUPPORTED, "the difference has the other sign")
-    if interval.low is not None and interval.high is not None and smallest_p(interval.n) <= LEVEL:
-        low, high = sorted((claimed * interval.low, claimed * interval.high))
-        if high < 0:
-            return finding(Verdict.NOT_SUPPORTED, "the interval lies on the wrong side of 0")
-        if low >= -MARGIN and high <= MARGIN:
-            reason = f"the interval holds no effect above {MARGIN:g}"
-            return finding(Verdict.NOT_SUPPORTED, reason)
-    needed = seeds_needed(family, LEVEL)
+    needed = seeds_needed(LEVEL)
     if interval.n < needed:
-        least = wording.p_text(min(1.0, family * smallest_p(interval.n)))
-        return finding(
-            Verdict.UNDECIDED,
-            f"too few seeds: {interval.n} can give no Holm p below {least}; {needed} could",
-        )
+        least = wording.p_text(smallest_p(interval.n))
+        reason = f"too few seeds: {interval.n} can give no p below {least}; {needed} could"
+        return finding(Verdict.UNDECIDED, reason)
+    if (alone := contrast.difference.p_value) <= LEVEL:
+        reason = f"p is {wording.p_text(alone)} alone, but not after correction"
+        return finding(Verdict.UNDECIDED, reason)
     return finding(Verdict.UNDECIDED, "the seeds scatter too widely")
 
 
-def _averages(settings: Sequence[Mapping[int, float]]) -> dict[int, float]:
-    """The mean over settings, of each seed that every setting has."""
-    if not settings:
-        return {}
-    seeds = set.intersection(*(set(values) for values in settings))
-    return {seed: sum(v[seed] for v in settings) / len(settings) for seed in sorted(seeds)}
+def _settings(settings: Sequence[Mapping[str, Any]]) -> str:
+    """Settings in words, with each value once: ``max_train_examples 64, 256``."""
+    values: dict[str, dict[str, None]] = {}
+    for name, value in (pair for setting in settings for pair in setting.items()):
+        values.setdefault(name, {})[written(value)] = None
+    return "; ".join(f"{name} {', '.join(found)}" for name, found in values.items())
 
 
 def _mean(runs: Sequence[Sequence[float]]) -> float | None:

@@ -47,6 +47,12 @@ def p_text(p_value: float | None) -> str:
     return "< 0.001" if p_value < 0.001 else fixed(p_value)
 
 
+def p_equals(p_value: float) -> str:
+    """The same after a letter: ``= 0.031``, ``< 0.001``."""
+    text = p_text(p_value)
+    return text if text.startswith("<") else f"= {text}"
+
+
 def decimals(values: Iterable[float | None]) -> int:
     """Decimals for a column of positive numbers: enough for its smallest, the same for all."""
     smallest = min((value for value in values if value), default=1.0)
@@ -99,5 +105,9 @@ def count_of(count: int, noun: str) -> str:
 
 def listing(names: Sequence[str]) -> str:
     """``a, b and c``, each in code style."""
-    quoted = [f"`{name}`" for name in names]
-    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
+    return series([f"`{name}`" for name in names])
+
+
+def series(texts: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"

@@ -125,7 +125,8 @@ class Checkpoints:
                 f"the parameters are not finite after step {int(state.step)}: lower the learning "
                 "rates; the last checkpoint is kept"
             )
-        self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
+        written = jax.tree.leaves((arrays, reference or {}))
+        self._check_space(sum(leaf.nbytes for leaf in written))
         items: dict[str, Any] = {
             "params": ocp.args.StandardSave(arrays[0]),
             "optimizer": ocp.args.StandardSave(arrays[1]),

@@ -246,6 +246,15 @@ sentiment_frozen, none_frozen, top_1, top_2, ..., or a JSON file of [pattern, la
                 f"{self.scenario} out"
             )
 
+    def absolute(self) -> Self:
+        """See ``Settings.absolute``."""
+        files = {
+            name: absolute_path(value)
+            for name in ("scenario", "recipe")
+            if (value := getattr(self, name)) and value.endswith((".json", ".py"))
+        }
+        return dataclasses.replace(super().absolute(), **files)
+
     @property
     def name(self) -> str:
         """What the run is called: its scenario or its recipe."""

@@ -38,7 +38,7 @@ class Course:
         passed: Epochs of the run before it.
         origin: The checkpoint that it began with; None where it began with the run.
         schedule_start: Steps of its schedule before it.
-        positions: Per set of training texts, named by its tasks, the batches before it.
+        positions: Per set of training texts the batches before it.
         measured: ``(step, score)`` of each of its measurements.
         best_before: The best score before it, by its own ``metric``; None in the first.
         steady: Its last measurement before a frozen head's predictions had drifted too far.
@@ -141,7 +141,13 @@ class Course:
         return steps
 
     def next(
-        self, before: Phase, phase: Phase, step: int, origin: int | None, epochs: float
+        self,
+        before: Phase,
+        phase: Phase,
+        step: int,
+        origin: int | None,
+        epochs: float,
+        texts: str,
     ) -> Course:
         """The course at the start of the next phase.
 
@@ -151,9 +157,9 @@ class Course:
             step: Steps of the run.
             origin: The checkpoint that the next phase goes on from.
             epochs: Passes that the phase has made.
+            texts: Names the set of its training texts.
         """
-        steps, key = step - self.start, position_key(before.tasks)
-        best = self.best
+        steps, best = step - self.start, self.best
         # Scores by another metric say nothing of it.
         alike = _judged_by(before) == _judged_by(phase)
         known = [value for value in (self.best_before, best and best[1]) if value is not None]
@@ -163,7 +169,7 @@ class Course:
             passed=self.passed + epochs,
             origin=origin,
             schedule_start=0 if phase.restart else self.schedule_start + steps,
-            positions={**self.positions, key: self.positions.get(key, 0) + steps},
+            positions={**self.positions, texts: self.positions.get(texts, 0) + steps},
             best_before=max(known) if alike and known else None,
             certificates=self.certificates,
             features=self.features,
@@ -173,7 +179,7 @@ class Course:
         """What of ``seconds`` is new, where some of the stages have been paid for before.
 
         Args:
-            stages: The digests of the frozen stages, from the lowest.
+            stages: Names the texts, then each frozen stage, from the lowest.
             seconds: What computing their activations takes from the ids on.
         """
         paid = [
@@ -187,11 +193,6 @@ class Course:
 
 def _judged_by(phase: Phase) -> tuple[Any, ...]:
     return phase.metric, (phase.task_metric,) if phase.task_metric else phase.tasks
-
-
-def position_key(tasks: Sequence[str]) -> str:
-    """The name of the training texts that have a label for one of these tasks."""
-    return "+".join(tasks)
 
 
 def _count(number: int, noun: str) -> str:

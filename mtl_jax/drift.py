@@ -44,12 +44,9 @@ class Reference:
     validation: Mapping[str, np.ndarray]
     training: Mapping[str, np.ndarray]
 
-    def targets(self) -> dict[str, np.ndarray]:
+    def targets(self, tasks: Sequence[str]) -> dict[str, np.ndarray]:
         """Log-probabilities of the training texts, per task that is to be held."""
-        return {
-            task: scipy.special.log_softmax(logits, axis=-1)
-            for task, logits in self.training.items()
-        }
+        return {task: scipy.special.log_softmax(self.training[task], axis=-1) for task in tasks}
 
     def drift(self, logits: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Per watched task its ``divergence``.

@@ -16,7 +16,7 @@ from mtl_jax import freeze as freezing
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TASKS
 from mtl_jax.console import say
-from mtl_jax.course import Course, position_key, score
+from mtl_jax.course import Course, score
 from mtl_jax.data.batches import HostBatch, train_batches
 from mtl_jax.drift import Reference, judge, reference
 from mtl_jax.errors import UserError
@@ -145,27 +145,27 @@ class Member:
         texts, self._reference = run.training.texts, None
         if plan.watched:
             if resumed is None:
-                held = run.training if plan.phase.on_drift == "distill" else None
+                held = run.training if plan.held else None
                 splits = run.split("validation"), held
                 self._reference = reference(run.evaluator, params, plan.watched, *splits)
             else:
                 self._reference = Reference(**self.checkpoints.restore_reference(resumed))
-            texts = dataclasses.replace(texts, targets=self._reference.targets())
-        start = self.course.positions.get(position_key(plan.phase.tasks), 0)
+            texts = dataclasses.replace(texts, targets=self._reference.targets(plan.held))
+        start = self.course.positions.get(plan.texts, 0)
         self.data = train_batches(texts, run.plan, run.config.seed, start, max(plan.steps, 1))
         if resumed is not None:
             self.checkpoints.restore_data(resumed, self.data)
 
     def join(self, members: int) -> None:
         """From here on its time is shared by so many that have begun, itself among them."""
-        run = self.run
-        self._share = 1 / members
+        self._share, run = 1 / members, self.run
         if self.done == 0 and run.feature_seconds:
-            self.book(self.course.book_features(run.frozen_stages, run.feature_seconds), 0.0)
+            new = self.course.book_features(run.features, run.feature_seconds)
+            self.book(new, 0.0, members)
 
-    def book(self, seconds: float, compile_seconds: float) -> None:
-        """Takes its share of what steps of all members took, and of compiling them."""
-        self.meter.book(seconds * self._share, compile_seconds * self._share)
+    def book(self, seconds: float, compile_seconds: float, members: int) -> None:
+        """Takes its share of what steps of so many took, and of compiling them."""
+        self.meter.book(seconds / members, compile_seconds / members)
 
     def draw(self, steps: int) -> list[HostBatch]:
         """The next batches."""
@@ -209,16 +209,18 @@ class Member:
         record = epoch_record(plan.phase, run.index, step, epoch, self.meter, metrics)
         self._workdir.log(record | ({"drift": drift} if drift else {}))
         words = in_words(metrics, self.meter.rate)
-        say(f"{self._name()}epoch {record['epoch']} of {run.config.epochs}: {words}")
+        say(f"{self._name()}epoch {record['epoch']} of {run.epochs:.4g}: {words}")
         course.measured.append((step, score(plan.phase, metrics)))
-        if drift and (words := judge(plan.phase, course, drift, step)):
+        at_risk = {task: far for task, far in drift.items() if task in plan.guarded}
+        if at_risk and (words := judge(plan.phase, course, at_risk, step)):
             say(f"{self._name()}warning: {words}")
             self._workdir.log({"event": "drift", "step": step, "words": words})
         course.over = course.over or course.verdict(plan.phase, step, plan.steps)
         self.meter.reset()
         if course.over:
             self._end_phase(Place.of(run, state, frozen), step)
-        self.save(state, frozen, mean_macro_f1(metrics, run.tasks))
+        # What is gone back from is not chosen, however well it scores.
+        self.save(state, frozen, None if course.returns else mean_macro_f1(metrics, run.tasks))
 
     def _end_phase(self, place: Place, step: int) -> None:
         run, course = self.run, self.course

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.course import chained_steps
@@ -29,6 +30,8 @@ class PhasePlan:
         batches: Where every training text goes in an epoch.
         steps: Its steps at most; 0 where nothing trains.
         optimizer: What its updates depend on.
+        texts: Names the set of its training texts.
+        learned: The tasks whose heads an earlier phase has trained.
     """
 
     phase: Phase
@@ -37,14 +40,26 @@ class PhasePlan:
     batches: TrainPlan
     steps: int
     optimizer: OptimizerConfig
+    texts: str
+    learned: frozenset[str]
 
     @property
     def watched(self) -> tuple[str, ...]:
         """The tasks whose frozen head may be left behind by a backbone that trains."""
         if self.freeze.backbone_frozen:
             return ()
-        trained = {path.split("/")[0] for path, label in self.freeze.labels if label != FROZEN}
+        trained = _heads(self.freeze)
         return tuple(task for task in TASKS if task not in trained)
+
+    @property
+    def guarded(self) -> tuple[str, ...]:
+        """Those of them that have something to lose: a head that never trained has not."""
+        return tuple(task for task in self.watched if task in self.learned)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Those of these whose predictions the loss may have to hold."""
+        return self.guarded if self.phase.on_drift == "distill" else ()
 
     def epochs(self, steps: int) -> float:
         """Passes over the training texts that so many steps are."""
@@ -83,15 +98,57 @@ def plan_phases(
             raise UserError(f"{name}{error}") from error
         if name and (reason := _idle(phase, freezes[-1])):
             raise UserError(f"{name}scenario {phase.scenario!r} changes nothing: {reason}")
-    batches = [inputs.plan(config.batch_size, devices, phase.tasks) for phase in phases]
+    batches, texts = [], []
+    for phase, name in zip(phases, names, strict=True):
+        try:
+            batches.append(inputs.plan(config.batch_size, devices, phase.tasks))
+            texts.append(inputs.training(phase.tasks).texts.tokens.digest)
+        except UserError as error:
+            raise UserError(f"{name}{error}") from error
     bounds = boundaries(phases, [each.steps for each in batches])
     bounds = [steps if freeze.groups else 0 for steps, freeze in zip(bounds, freezes, strict=True)]
-    plans = []
+    plans: list[PhasePlan] = []
+    learned: frozenset[str] = frozenset()
     for i, phase in enumerate(phases):
         total = chained_steps(phases, bounds, i)
         optimizer = _optimizer(config, phase, setting.num_layers, total)
-        plans.append(PhasePlan(phase, rules[i], freezes[i], batches[i], bounds[i], optimizer))
+        laid_out = rules[i], freezes[i], batches[i], bounds[i], optimizer, texts[i], learned
+        plans.append(PhasePlan(phase, *laid_out))
+        learned |= _heads(freezes[i])
+    _refuse_repeats(plans, names)
     return tuple(plans)
+
+
+def _heads(freeze: Freeze) -> frozenset[str]:
+    """The tasks whose heads train."""
+    trained = {path.split("/")[0] for path, label in freeze.labels if label != FROZEN}
+    return frozenset(trained & set(TASKS))
+
+
+def _refuse_repeats(plans: Sequence[PhasePlan], names: Sequence[str]) -> None:
+    """Refuses phases that do what the one before does, and warm-ups as long as their phase."""
+    for number, plan in enumerate(plans, start=1):
+        rise, total = plan.optimizer.warmup_steps, plan.optimizer.total_steps
+        if names[number - 1] and rise >= total > 1 and plan.phase.schedule != "constant":
+            raise UserError(
+                f"{names[number - 1]}its schedule rises for {rise} of {total} steps, and ends "
+                "before it began to fall: lower warmup_fraction"
+            )
+        if number > 1 and _training_of(plans[number - 2]) == _training_of(plan):
+            raise UserError(
+                f"{names[number - 1]}changes nothing of phase {number - 1}: give it another "
+                "scenario, learning rates or task weights, or make one of the two"
+            )
+
+
+def _training_of(plan: PhasePlan) -> tuple[Any, ...]:
+    """What a phase does while it lasts, whatever ends it."""
+    phase, given = plan.phase, dict(plan.optimizer.learning_rates)
+    rates = {group: given.get(group, given[group.split("/")[0]]) for group in plan.freeze.groups}
+    # Labels by stage and their rates may say what those of the whole backbone do.
+    trained = {path: rates.get(label) for path, label in plan.freeze.labels}
+    watch = phase.drift_limit, phase.on_drift, phase.distillation_weight
+    return trained, phase.task_weights, phase.schedule, phase.warmup_fraction, watch
 
 
 def _names(recipe: str, phases: Sequence[Phase]) -> list[str]:
@@ -103,17 +160,15 @@ def _freeze(phase: Phase, params: Params, rules: Sequence[Rule]) -> Freeze:
     finer = {label for label, _ in phase.learning_rates if label.startswith("backbone/")}
     if phase.layer_decay != 1 or finer - set(freeze.groups):
         freeze = freeze.by_stage()
-    if unknown := [label for label, _ in phase.learning_rates if not _is_part(label, params)]:
-        raise UserError(
-            f"learning_rates names {unknown[0]!r}, which is no part of the model: use head, "
-            "backbone, or a stage such as backbone/layer_0"
-        )
+    for label, _ in phase.learning_rates:
+        # The settings give a rate for both of these, whether there is use for it or not.
+        used = (group == label or group.startswith(f"{label}/") for group in freeze.groups)
+        if label not in ("head", "backbone") and not any(used):
+            raise UserError(
+                f"learning_rates names {label!r}, which is no label of what it trains: use "
+                f"{', '.join(freeze.groups)}"
+            )
     return freeze
-
-
-def _is_part(label: str, params: Params) -> bool:
-    group, _, stage = label.partition("/")
-    return group == "head" or (group == "backbone" and (not stage or stage in params[group]))
 
 
 def _idle(phase: Phase, freeze: Freeze) -> str | None:

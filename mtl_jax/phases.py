@@ -3,13 +3,57 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
 from mtl_jax.config import TASKS, OnDrift, Schedule, TrainConfig
 from mtl_jax.errors import UserError
 
 Metric = Literal["mean_macro_f1", "loss"]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_rates(value: Any) -> bool:
+    pairs = isinstance(value, tuple) and all(len(pair) == 2 for pair in value)
+    return pairs and all(_is_text(label) and _is_number(rate) for label, rate in value)
+
+
+def _are_weights(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == len(TASKS) and all(map(_is_number, value))
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "scenario": _is_text,
+    "epochs": _is_number,
+    "steps": _is_count,
+    "patience": _is_count,
+    "min_gain": _is_number,
+    "keep_best": _is_switch,
+    "requires_gain": _is_number,
+    "learning_rates": _are_rates,
+    "layer_decay": _is_number,
+    "warmup_fraction": _is_number,
+    "restart": _is_switch,
+    "task_weights": _are_weights,
+    "drift_limit": _is_number,
+    "distillation_weight": _is_number,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,11 +110,13 @@ class Phase:
     distillation_weight: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.scenario, str):
-            raise UserError(f"scenario {self.scenario!r} is no text: name one")
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            if not (kind(value) or (value is None and name in _OPTIONAL)):
+                raise UserError(f"{name} {value!r} is of the wrong kind: correct it")
         for name, kind in (("metric", Metric), ("schedule", Schedule), ("on_drift", OnDrift)):
             value = getattr(self, name)
-            if value is not None and value not in get_args(kind):
+            if not (value in get_args(kind) or (value is None and name in _OPTIONAL)):
                 raise UserError(f"{name} {value!r}: use {', '.join(get_args(kind))}")
         if self.epochs is not None and self.steps is not None:
             raise UserError("epochs and steps are both given: leave one of them out")
@@ -96,11 +142,8 @@ class Phase:
             raise UserError(f"task_metric {self.task_metric!r}: use {' or '.join(TASKS)}")
         if any(not rate >= 0 for _, rate in self.learning_rates):
             raise UserError("learning_rates must not be negative")
-        if self.task_weights is not None:
-            if len(self.task_weights) != len(TASKS):
-                raise UserError(f"task_weights {self.task_weights}: give one each for {TASKS}")
-            if not min(self.task_weights) >= 0:
-                raise UserError(f"task_weights {self.task_weights} must not be negative")
+        if self.task_weights is not None and not min(self.task_weights) >= 0:
+            raise UserError(f"task_weights {self.task_weights} must not be negative")
 
     def completed(self, config: TrainConfig) -> Self:
         """The same with what the settings say in the place of every None that they fill."""
@@ -142,6 +185,10 @@ class Phase:
         return tuple(task for task, weight in self.weights.items() if weight > 0) or TASKS
 
 
+# What the settings fill, or what is off where it is not given.
+_OPTIONAL = {field.name for field in dataclasses.fields(Phase) if field.default is None}
+
+
 def phases_from(objects: Sequence[Mapping[str, Any]], origin: str) -> tuple[Phase, ...]:
     """Phases from JSON: objects with the fields of ``Phase``, rates as an object by label.
 
@@ -167,15 +214,15 @@ def _phase(fields: Any, origin: str) -> Phase:
     if isinstance(rates := fields.get("learning_rates"), dict):
         fields["learning_rates"] = tuple(rates.items())
     if isinstance(weights := fields.get("task_weights"), dict):
-        fields["task_weights"] = tuple(weights.get(task, 0.0) for task in TASKS)
+        if weights.keys() != set(TASKS):
+            raise UserError(f"{origin}: task_weights {weights}: give one each for {TASKS}")
+        fields["task_weights"] = tuple(weights[task] for task in TASKS)
     elif isinstance(weights, list):
         fields["task_weights"] = tuple(weights)
     try:
         return Phase(**fields)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from error
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{origin}: a value is of the wrong type ({error}): correct it") from error
 
 
 def boundaries(phases: Sequence[Phase], steps_per_epoch: Sequence[int]) -> list[int]:

@@ -119,7 +119,7 @@ def _training_warnings(run: Run) -> Iterator[str]:
                 f"no training text has a {task} label, so that nothing is learned of that task: "
                 "name its column in --label-columns, or do not rely on its head"
             )
-    texts = len(run.inputs.split("train").texts)
+    texts = len(run.inputs.training(run.phase.tasks).texts)
     if texts < config.batch_size:
         yield (
             f"{texts} training texts are less than one batch: an epoch is one step; lower "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
 import json
 import re
 import runpy
@@ -104,8 +103,9 @@ def scarce_head_last(setting: Setting) -> tuple[Phase, ...]:
 def auto(setting: Setting) -> tuple[Phase, ...]:
     """Unfreezes one more layer only where validation says that the last phase paid.
 
-    A phase ends early when an epoch has not improved on its best one, and hands on its best
-    parameters. The next begins if the phase has raised the best mean macro-F1 so far.
+    A phase hands on its best parameters; one of several epochs ends early when an epoch has
+    not improved on its best. The next begins if the phase has raised the best mean macro-F1
+    so far.
 
     Source: gradual unfreezing (Howard & Ruder 2018, arXiv:1801.06146) with early stopping
     (Prechelt 1998, "Early Stopping - But When?") in the place of a fixed number of phases.
@@ -208,15 +208,10 @@ def _of_json(file: Path) -> Recipe:
 def _of_python(file: Path) -> Recipe:
     if not file.is_file():
         raise UserError(f"recipe file {file} is not there: name one that is")
-    try:
-        phases: Any = runpy.run_path(str(file)).get("phases")
-    except Exception as error:
-        raise UserError(
-            f"recipe file {file} failed with {type(error).__name__} ({error}): correct it"
-        ) from error
+    phases: Any = _tried(file, lambda: runpy.run_path(str(file)).get("phases"))
 
     def recipe(setting: Setting) -> tuple[Phase, ...]:
-        found = phases(setting) if callable(phases) else phases
+        found = _tried(file, lambda: phases(setting)) if callable(phases) else phases
         if not isinstance(found, list | tuple) or not found:
             raise UserError(
                 f"recipe file {file} defines no phases: write phases = [Phase(...), ...], or a "
@@ -227,6 +222,17 @@ def _of_python(file: Path) -> Recipe:
         return tuple(found)
 
     return recipe
+
+
+def _tried(file: Path, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except UserError as error:
+        raise UserError(f"recipe file {file}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"recipe file {file} failed with {type(error).__name__} ({error}): correct it"
+        ) from error
 
 
 def phases_of(config: TrainConfig, setting: Setting) -> tuple[Phase, ...]:
@@ -249,16 +255,4 @@ def phases_of(config: TrainConfig, setting: Setting) -> tuple[Phase, ...]:
             f"recipe {config.recipe}: phase 1 follows on none that could have gained: leave "
             "requires_gain out"
         )
-    for number, (before, phase) in enumerate(itertools.pairwise(phases), start=2):
-        if _training_of(before) == _training_of(phase):
-            raise UserError(
-                f"recipe {config.recipe}: phase {number} changes nothing of phase {number - 1}: "
-                "give it another scenario, learning rates or task weights, or make one of the two"
-            )
     return phases
-
-
-def _training_of(phase: Phase) -> tuple[Any, ...]:
-    """What a phase does while it lasts, whatever ends it."""
-    rates = (phase.learning_rates, phase.layer_decay, phase.schedule, phase.warmup_fraction)
-    return phase.scenario, phase.task_weights, *rates

@@ -152,7 +152,7 @@ class Run:
         alike = {
             depth
             for index, depth in later.items()
-            if name == "validation" or self.plans[index].phase.tasks == self.phase.tasks
+            if name == "validation" or self.plans[index].texts == self.plans[self.index].texts
         }
         depths = sorted(depth for depth in alike if SHALLOWEST <= depth < self.states_depth)
         store, (shape, dtype) = self.inputs.store, self._prefix.states_form(texts)
@@ -176,10 +176,16 @@ class Run:
         return self.freeze.depth(self.inputs.bert.num_hidden_layers)
 
     @property
+    def epochs(self) -> float:
+        """Passes over the training texts in all phases, at most."""
+        return sum(plan.epochs(plan.steps) for plan in self.plans) or self.config.epochs
+
+    @property
     def prepared(self) -> bool:
         """Whether an earlier phase keeps the activations that this one starts from."""
         layers = self.inputs.bert.num_hidden_layers
-        before = range(self.index)
+        texts = self.plans[self.index].texts
+        before = [i for i in range(self.index) if self.plans[i].texts == texts]
         return any(self.index in on_the_way(self.plans, i, layers) for i in before)
 
     @property
@@ -194,10 +200,11 @@ class Run:
         return self.stepper().program.init(trainable, self.config.seed)
 
     @property
-    def frozen_stages(self) -> list[str]:
-        """The digest of each stage of the frozen bottom, from the lowest."""
+    def features(self) -> list[str]:
+        """Names the training texts, then each stage of the frozen bottom, from the lowest."""
         names = ["embeddings", *(f"layer_{i}" for i in range(self.states_depth - 1))]
-        return [self._stages.digest(name) for name in names[: self.states_depth]]
+        stages = [self._stages.digest(name) for name in names[: self.states_depth]]
+        return [self.plans[self.index].texts, *stages]
 
     @property
     def _task_weights(self) -> tuple[float, float]:
@@ -211,7 +218,10 @@ class Run:
     @property
     def useless_weighting(self) -> str | None:
         """Why that can do nothing in this phase; None where it can."""
-        return useless(self.weighting, self.freeze, self._task_weights)
+        labels = self.inputs.split("train").texts.labels
+        pairs = zip(TASKS, self._task_weights, strict=True)
+        first, second = (weight * bool((labels[task] >= 0).any()) for task, weight in pairs)
+        return useless(self.weighting, self.freeze, (first, second))
 
     def stepper(self, seeds: int = 1) -> Stepper:
         """The compiled training step, shared by runs that differ in nothing of it.
@@ -235,6 +245,7 @@ class Run:
                 remat=config.remat,
                 scan_layers=config.scan_layers,
                 seeds=seeds if self._together else None,
+                holds=bool(plan.held),
             )
         )
 

@@ -29,7 +29,8 @@ class TrainSpec:
     """What a training step is compiled from; equal specs share the compiled step.
 
     ``seeds`` is how many are trained at once; None for a run by itself, whose batches
-    ``ModelSpec.parallel`` spreads over the devices.
+    ``ModelSpec.parallel`` spreads over the devices. ``holds`` says whether batches have the
+    targets that hold a frozen head's predictions.
     """
 
     model: ModelSpec
@@ -44,6 +45,7 @@ class TrainSpec:
     remat: bool
     scan_layers: bool
     seeds: int | None
+    holds: bool = False
 
 
 class Stepper:

@@ -76,6 +76,8 @@ def train_seeds(
     runs = [Run(config, inputs, together=len(configs) > 1) for config in configs]
     if len(configs) > 1 and parted(runs[0].plans):
         # A frozen part that differs between the seeds can't be one copy for all of them.
+        for note in () if shared else inputs.notes():
+            say(note)
         return [outcome for config in configs for outcome in train_seeds([config], inputs)]
     inputs.refuse_long()
     with contextlib.ExitStack() as stack:
@@ -150,8 +152,9 @@ def _fit(members: Sequence[Member]) -> None:
 
     def lap(compile_seconds: float) -> None:
         seconds = watch.lap() - compile_seconds
-        for member in members:
-            member.book(seconds, compile_seconds)
+        there = _training(members)
+        for member in there:
+            member.book(seconds, compile_seconds, len(there))
 
     def each(act: Callable[..., None], *args: Any) -> None:
         for member, copies in zip(members, stepper.unplace(state, frozen), strict=True):

@@ -33,8 +33,8 @@ class Place:
     @classmethod
     def of(cls, run: Run, state: TrainState, frozen: Params) -> Place:
         """The place of a state that may be given away to the next step."""
-        params = jax.tree.map(np.array, Freeze.merge(state.trainable, frozen))
-        return cls(run, params, state)
+        state, frozen = jax.tree.map(np.array, (state, frozen))
+        return cls(run, Freeze.merge(state.trainable, frozen), state)
 
 
 def at_start(run: Run) -> Place:
@@ -85,17 +85,18 @@ def next_phase(
         params, moments = first.params, first.start().opt_state
     elif origin != step:
         back = at_checkpoint(first, checkpoints, origin)
-        params, moments = back.params, _through(place.run, back)
+        params, moments = back.params, _through(first, place.run.index, back)
     run = first.at(course.phase + 1, params)
     passed = plan.epochs(step - course.start)
-    course = course.next(plan.phase, following.phase, step, origin, passed)
+    course = course.next(plan.phase, following.phase, step, origin, passed, plan.texts)
     fresh = run.start()
     moments = carried(fresh.opt_state, moments, course.schedule_start)
     return Place(run, params, fresh.replace(step=place.state.step, opt_state=moments)), course
 
 
-def _through(run: Run, back: Place) -> Any:
-    """The moments to leave a phase with, from a place in it or where it began."""
-    if back.run.index == run.index:
-        return back.state.opt_state
-    return carried(run.start().opt_state, back.state.opt_state)
+def _through(first: Run, index: int, back: Place) -> Any:
+    """The moments to leave a phase with, from a place in it or in one before it."""
+    moments = back.state.opt_state
+    for between in range(back.run.index + 1, index + 1):
+        moments = carried(first.at(between, first.params).start().opt_state, moments)
+    return moments

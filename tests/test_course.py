@@ -120,21 +120,20 @@ def test_of_equal_measurements_the_first_is_the_best():
 
 
 def test_the_next_phase_knows_what_was_before():
-    old = course(
-        0.5, 0.7, 0.6, start=100, passed=2.0, schedule_start=3, positions={"classifier": 4}
-    )
-    new = old.next(phase(), phase(scenario="top_2"), 130, 130, 1.5)
+    old = course(0.5, 0.7, 0.6, start=100, passed=2.0, schedule_start=3, positions={"some": 4})
+    new = old.next(phase(), phase(scenario="top_2"), 130, 130, 1.5, "all")
     assert new == Course(
         phase=1,
         start=130,
         passed=3.5,
         origin=130,
-        positions={"classifier": 4, "classifier+sentiment": 30},
+        positions={"some": 4, "all": 30},
         best_before=0.7,
     )
-    again = new.next(phase(), phase(restart=False), 140, 140, 0.5)
-    assert (again.schedule_start, again.positions["classifier+sentiment"]) == (10, 40)
-    assert again.next(phase(), phase(restart=False), 145, 145, 0.5).schedule_start == 15
+    again = new.next(phase(), phase(restart=False), 140, 140, 0.5, "all")
+    assert (again.schedule_start, again.positions["all"]) == (10, 40)
+    following = again.next(phase(), phase(restart=False), 145, 145, 0.5, "some")
+    assert (following.schedule_start, following.positions["some"]) == (15, 9)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +148,7 @@ def test_the_next_phase_knows_what_was_before():
 )
 def test_scores_are_compared_with_their_like(before, after, known):
     old = course(0.5, 0.7, best_before=0.8)
-    assert old.next(phase(**before), phase(**after), 20, 20, 1.0).best_before == known
+    assert old.next(phase(**before), phase(**after), 20, 20, 1.0, "all").best_before == known
 
 
 def test_frozen_activations_are_paid_for_once():

@@ -34,7 +34,9 @@ def test_drift_is_by_watched_task():
 
 
 def test_targets_are_log_probabilities():
-    held = Reference({}, {"sentiment": np.log(np.array([[1.0, 3.0]]))}).targets()
+    logits = {"sentiment": np.log(np.array([[1.0, 3.0]])), "classifier": np.zeros((1, 2))}
+    held = Reference({}, logits).targets(["sentiment"])
+    assert list(held) == ["sentiment"]
     np.testing.assert_allclose(np.exp(held["sentiment"]), [[0.25, 0.75]])
 
 
@@ -72,12 +74,12 @@ def inputs(shared_settings):
 def watched(settings, inputs, tmp_path):
     """Trains both heads, then the backbone for sentiment alone, the classifier head frozen."""
 
-    def run(name, **watch):
+    def run(name, last=True, **watch):
         first = {"scenario": "backbone_frozen", "epochs": 2}
         second = {"scenario": "classifier_frozen", "epochs": 3, "task_weights": [0, 1], **watch}
-        last = {"scenario": "backbone_frozen", "steps": 1, "learning_rates": {"head": 1e-30}}
+        still = {"scenario": "backbone_frozen", "steps": 1, "learning_rates": {"head": 1e-30}}
         file = tmp_path / f"{name}.json"
-        file.write_text(json.dumps([first, second, last]))
+        file.write_text(json.dumps([first, second, *([still] if last else [])]))
         settings_of = settings | {"workdir": str(tmp_path / name), "recipe": str(file)}
         train(TrainConfig(**settings_of), inputs)
         log = read_lines(tmp_path / name / "metrics.jsonl")
@@ -101,6 +103,31 @@ def test_drift_is_logged_and_warned_of(watched, capsys):
     # Said once in a phase, not at each measurement.
     assert capsys.readouterr().err.count("warning: a frozen head's predictions have drifted") == 1
     assert len([record for record in log if record["event"] == "drift"]) == 1
+
+
+def test_a_head_that_never_trained_has_nothing_to_lose(settings, inputs, tmp_path, capsys):
+    """Its predictions are those of chance: how far they drift is logged, and that is all."""
+    config = TrainConfig(
+        **settings,
+        workdir=str(tmp_path),
+        scenario="classifier_frozen",
+        drift_limit=1e-3,
+        on_drift="back",
+    )
+    train(config, inputs)
+    log = read_lines(tmp_path / "metrics.jsonl")
+    epochs = [record for record in log if record["event"] == "epoch"]
+    assert [record["epoch"] for record in epochs] == [1, 2]
+    assert epochs[0]["drift"]["classifier"] > 1e-3
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_what_is_gone_back_from_is_not_chosen(watched, tmp_path):
+    """Though no other phase follows: the result is of the phase before."""
+    log = watched("last", last=False, drift_limit=1e-3, on_drift="back")
+    result = log[-1]
+    assert result["event"] == "result"
+    assert (result["best_phase"], result["phases"]) == (1, 2)
 
 
 def test_a_drift_within_the_limit_is_not_warned_of(watched, capsys):

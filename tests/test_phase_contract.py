@@ -41,8 +41,8 @@ def trained_in(freeze):
 @settings(max_examples=8, deadline=None, phases=(Stage.explicit, Stage.generate))
 @given(phases=PHASES)
 def test_every_phase_keeps_the_contract(phases):
-    params, before, taken = copy(PARAMS), None, dict.fromkeys(PATHS, 0)
-    step = 0
+    before: Any = {}
+    params, taken, step = copy(PARAMS), dict.fromkeys(PATHS, 0), 0
     for rules, steps in phases:
         freeze, program = make_program(params, rules)
         trainable, frozen = freeze.split(jax.tree.map(jax.numpy.asarray, params))
@@ -50,7 +50,7 @@ def test_every_phase_keeps_the_contract(phases):
         start, held = raw(params), digest(frozen)
         state = program.init(trainable, 3)
         fresh: Any = state.opt_state
-        opt_state = fresh if before is None else carried(fresh, before)
+        opt_state: Any = carried(fresh, before) if before else fresh
         moments = {k: flat(v) for k, v in opt_state["moments"]._asdict().items()}
         assert all(part.keys() == paths for part in moments.values())
         # Carried over where it stays trainable; else as if it had never been trained.

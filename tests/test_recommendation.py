@@ -1,10 +1,11 @@
 from typing import Any
 
 import pytest
-from synthetic_study import line, study
+from synthetic_study import line, metrics, study
 
 from experiments.arms import unfinished
 from experiments.recommendation import Recommendation, alternatives, explain, recommend
+from experiments.tables import difference_table
 
 
 def advise(lines: list[dict[str, Any]], tolerance: float = 0.01) -> Recommendation:
@@ -82,8 +83,8 @@ def test_sentences_name_the_arms_the_numbers_and_the_seeds():
     assert text.startswith("Use `top_2`: it takes the least training time")
     assert "2.5× less training time" in text
     # The differences of the three seeds are -0.004, -0.005 and -0.006.
-    assert "The 95 % bootstrap interval of that difference is [−0.006, −0.004]" in text
-    assert "It rests on 3 seeds: the smallest p-value that a permutation test of 3 can give" in text
+    assert "0.005 below `none_frozen`" in text
+    assert "It rests on 3 seeds: a difference of so few has no 95 % bootstrap interval" in text
     assert "is 2/2^3 = 0.25. Run at least 6" in text
 
 
@@ -106,7 +107,7 @@ def test_full_fine_tuning_that_lacks_seeds_is_still_compared_with():
     assert advice.difference is not None
     assert advice.opponent.arm == "none_frozen"
     assert advice.difference.interval.n == 2
-    assert "It rests on 2 seeds: there is no interval, and the smallest" in " ".join(
+    assert "the smallest p-value that a permutation test of 2 can give is 2/2^2" in " ".join(
         explain(advice)
     )
 
@@ -139,33 +140,52 @@ def test_unfinished_counts_seeds_and_settings():
     assert str(unfinished(sizes[:-1])["top_1"]) == "3 of 4 runs"
 
 
-@pytest.mark.parametrize(
-    ("seeds", "verdict"),
-    [
-        (3, "it excludes 0, yet that may be the luck of the seed (permutation p 0.250)"),
-        (6, "the difference is more than the luck of the seed (permutation p 0.031)"),
-    ],
-)
-def test_certainty_follows_the_interval_and_the_seeds(seeds: int, verdict: str):
-    apart = [
+def apart(seeds: int) -> list[dict[str, Any]]:
+    return [
         line(arm, seed, score + 0.0001 * seed * sign, seconds)
         for arm, score, seconds, sign in (("top_1", 0.793, 10, 1), ("none_frozen", 0.80, 90, -1))
         for seed in range(seeds)
     ]
-    text = " ".join(explain(advise(apart)))
-    assert verdict in text
-    assert "it holds no loss of more than 0.01" in text
+
+
+def test_certainty_takes_six_seeds():
+    few = " ".join(explain(advise(apart(5))))
+    assert "95 % bootstrap interval of that difference is" not in few
+    text = " ".join(explain(advise(apart(6))))
+    assert "which holds no loss of more than 0.01" in text
+    assert "these seeds tell the two apart (permutation p = 0.031, corrected over 1 comp" in text
+
+
+def test_a_comparison_has_the_p_value_of_the_table_of_differences():
+    # Five seeds of `deep` lose 0.1 and one gains as much: where that one flips, its statistic is
+    # sqrt(6), above that of the 0.007 to 0.006 that the recommended arm loses.
+    deep = [line("deep", seed, 0.5, 100) for seed in range(6)]
+    for result in deep:
+        result["test"] = metrics(0.9 if result["seed"] == 0 else 0.7)
+    flat = [{**result, "test": metrics(0.8)} for result in apart(6) if result["arm"] != "top_1"]
+    lines = [*[result for result in apart(6) if result["arm"] == "top_1"], *flat, *deep]
+    advice = advise(lines)
+    assert (advice.chosen.arm, advice.family, advice.p_value) == ("top_1", 2, 4 / 64)
+    assert advice.difference is not None
+    assert advice.difference.p_value == 2 / 64
+    table = difference_table(lines, advice.chosen.arm)
+    assert table is not None
+    (row,) = [row for row in table.rows if row.cells[0].text == "`top_1`"]
+    assert [cell.text for cell in row.cells[-2:]] == ["0.031", "0.062"]
+    assert "do not tell the two apart (permutation p = 0.062, corrected over 2 comparisons)" in (
+        " ".join(explain(advice))
+    )
 
 
 def test_an_interval_around_0_tells_nothing_apart():
     noisy = [
-        line(arm, seed, score + 0.02 * seed * sign, seconds)
+        line(arm, seed, score + 0.02 * (-1) ** seed * sign, seconds)
         for arm, score, seconds, sign in (("top_1", 0.80, 10, 1), ("none_frozen", 0.80, 90, -1))
-        for seed in (-1, 0, 1)
+        for seed in range(6)
     ]
     text = " ".join(explain(advise(noisy)))
-    assert "it includes 0, so these seeds do not tell the two apart (permutation p 1.000)" in text
-    assert "it holds losses of more than 0.01" in text
+    assert "which holds losses of more than 0.01; these seeds do not tell the two apart" in text
+    assert "(permutation p = 1.000," in text
 
 
 def test_one_seed_is_said_and_has_no_interval():

@@ -10,6 +10,8 @@ import pytest
 from rich.console import Console
 from synthetic_study import line, study
 
+from experiments.document import Cell, Document, Row, Table
+from experiments.render import to_markdown
 from experiments.report import print_table, rebuild_report, write_report
 
 CONTEXT = {
@@ -138,9 +140,9 @@ def test_numbers(full: Path):
     # 0.795 + 0.001 x (-1, 0, 1): mean 0.795, half width 4.3027 x 0.001 / sqrt(3).
     assert rows["top_2"][2] == "0.795 ± 0.002"
     assert [row[0] for row in differences[1:]] == ["backbone_frozen", "top_2", "gradual"]
-    # -0.005 + 0.001 x (1, 0, -1): the interval is their range, and all have one sign, as all
-    # differences to full fine-tuning have: p is 2/2^3, and three times that after correction.
-    assert differences[2][2:] == [*["−0.005 [−0.006, −0.004]"] * 3, "0.250", "0.750"]
+    # -0.005 + 0.001 x (1, 0, -1), of too few seeds for an interval. All differences to full
+    # fine-tuning have one sign: p is 2/2^3, and no other pattern has as large a statistic.
+    assert differences[2][2:] == [*["−0.005"] * 3, "0.250", "0.250"]
     assert {row[0]: row[2] for row in cost}["top_2"] == "40.0 (0.40×)"
     assert {row[0]: row[4] for row in cost}["top_2"] == "75 (2.50×)"
     assert {row[0]: row[2] for row in cost}["all_frozen"] == "—"
@@ -158,11 +160,11 @@ def test_claims(full: Path):
         "A frozen backbone overfits less.",
     ]
     # The failed arm of the study asks for no fourth seed.
-    assert claims[4][1] == ("undecided: too few seeds: 3 can give no Holm p below 0.250; 6 could")
-    assert claims[4][2] == "0.000 [0.000, 0.000], Holm p 1.000, 3 seeds"
+    assert claims[4][1] == ("undecided: too few seeds: 3 can give no p below 0.250; 6 could")
+    assert claims[4][2] == "0.000, corrected p 1.000, 3 seeds"
     markdown = (full / "report.md").read_text(encoding="utf-8")
     assert "Not asked by this study: Freezing the head of the scarce task helps it." in markdown
-    assert "2/2^3 = 0.25; 6 seeds can reach 0.05" in markdown
+    assert "is 0.25, whatever the size of the family; 6 seeds can reach 0.05" in markdown
 
 
 def test_an_arm_with_failed_seeds_is_a_warning_and_counted(tmp_path: Path):
@@ -174,6 +176,12 @@ def test_an_arm_with_failed_seeds_is_a_warning_and_counted(tmp_path: Path):
     quality = read_html(tmp_path / "report.html").tables[1]
     assert {row[0]: row[1] for row in quality}["top_2"] == "2 of 3"
     assert {row[0]: row[1] for row in quality}["gradual"] == "3"
+
+
+def test_an_empty_cell_of_the_chosen_row_stays_empty():
+    row = Row((Cell("`top_1`"), Cell(""), Cell("0.8")), "chosen")
+    text = to_markdown(Document("Title", "", (Table("", ("arm", "note", "score"), (row,)),)))
+    assert "| **`top_1`** |  | **0.8** |" in text
 
 
 def test_self_contained_and_escaped(full: Path):

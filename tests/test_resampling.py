@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -7,24 +8,29 @@ import scipy.stats
 from experiments.resampling import (
     bootstrap_limits,
     expected_best,
+    family_p,
     seeds_needed,
-    sign_flip_p,
     smallest_p,
 )
 
 
-def test_bootstrap_of_few_values_is_their_range():
-    # Far enough out that only a resample of one value, 1 in 27 or 1 in 256, lies there.
-    assert bootstrap_limits([0.7, 0.9, 0.8]) == pytest.approx((0.7, 0.9))
-    assert bootstrap_limits([0.7, 0.9, 0.8, 0.1]) == pytest.approx((0.1, 0.9))
-    assert bootstrap_limits([0.7, 0.9]) is None
-    assert bootstrap_limits([]) is None
+def by_seed(differences: Sequence[float]) -> dict[int, float]:
+    return dict(enumerate(differences))
 
 
-def test_bootstrap_of_five_by_hand():
-    # t_4 = 2.776, times sqrt(5/4) = 3.104, whose normal tail is 0.00096. Of the 5^5 = 3125
-    # resamples 1 has the sum 0 and 5 the sum 1: that tail ends among the sums of 1.
-    assert bootstrap_limits([0, 1, 2, 3, 4]) == pytest.approx((0.2, 3.8))
+def test_few_values_have_no_limits():
+    # The range of 3, 4 and 5 covers 1 - 2/2^n: 75, 87.5 and 93.75 %, each short of 95 %.
+    for values in ([], [0.7, 0.9], [0.7, 0.9, 0.8], [0.7, 0.9, 0.8, 0.1], [0, 1, 2, 3, 4]):
+        assert bootstrap_limits(values) is None
+    assert bootstrap_limits([0, 1, 2, 3, 4], confidence=0.9) is not None
+    assert bootstrap_limits([0, 1, 2, 3], confidence=0.875) is not None
+    assert bootstrap_limits([0, 1, 2], confidence=0.875) is None
+
+
+def test_bootstrap_of_six_by_hand():
+    # t_5 = 2.571, times sqrt(6/5) = 2.816, whose normal tail is 0.0024: of the 6^6 = 46,656
+    # resamples 113. The sums 0 to 3 have 1 + 6 + 21 + 56 = 84 of them, that of 4 has 126 more.
+    assert bootstrap_limits([0, 1, 2, 3, 4, 5]) == pytest.approx((4 / 6, 5 - 4 / 6))
 
 
 def test_bootstrap_of_many_nears_the_t_interval():
@@ -36,7 +42,7 @@ def test_bootstrap_of_many_nears_the_t_interval():
 
 
 def test_bootstrap_without_spread():
-    assert bootstrap_limits([0.1, 0.1, 0.1]) == (0.1, 0.1)
+    assert bootstrap_limits([0.1] * 6) == (0.1, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -52,30 +58,75 @@ def test_bootstrap_without_spread():
     ],
 )
 def test_sign_flips_by_hand(differences: list[float], p_value: float):
-    assert sign_flip_p(differences) == p_value
+    assert family_p([by_seed(differences)]) == [p_value]
 
 
-def test_sign_flips_of_nothing():
-    assert sign_flip_p([]) is None
+def test_a_family_by_hand():
+    """Two comparisons of three seeds; four sign patterns, as their mirror images are alike.
+
+    Statistics, to be divided by sqrt(3) and 3:   +++  -++  +-+  ++-
+                                     1, 1, -1       1    1    1    3
+                                     2, 2,  1       5    1    1    3
+    """
+    first, second = by_seed([1, 1, -1]), by_seed([2, 2, 1])
+    assert family_p([second]) == [2 / 8]
+    # In ++- the first has sqrt(3) = 1.732, above the 5/3 = 1.667 that the second has in +++.
+    assert family_p([first, second]) == [1.0, 4 / 8]
+    # One that is in the family twice, or has the other sign, changes nothing.
+    mirrored = {seed: -value for seed, value in second.items()}
+    assert family_p([first, second, mirrored, second]) == [1.0, 4 / 8, 4 / 8, 4 / 8]
+
+
+def test_the_largest_statistic_is_reached_by_others():
+    # 1, 1, 1 has sqrt(3) in +++ alone; 3, 2, -1 has 4/sqrt(14) there and 6/sqrt(14) in ++-.
+    assert family_p([by_seed([1, 1, 1]), by_seed([3, 2, -1])]) == [2 / 8, 4 / 8]
+
+
+def test_six_seeds_can_decide_in_a_family_of_any_size():
+    family = [by_seed([0.1 + 0.01 * (i == j) for i in range(6)]) for j in range(20)]
+    assert family_p(family) == [2 / 64] * 20
+
+
+def test_what_was_not_compared_is_not_in_the_family():
+    found = by_seed([1, 2, 3, 4])
+    assert family_p([None, found, {}]) == [None, 2 / 16, None]
+    assert family_p([]) == []
+    assert family_p([None]) == [None]
+
+
+def test_a_seed_that_a_comparison_lacks_adds_nothing_to_it():
+    # Of the 8 patterns of seeds 0, 1 and 2, half have no flip between 0 and 1: their statistic
+    # is sqrt(2). The other comparison's sqrt(3) is in two of these.
+    assert family_p([{0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0, 2: 1.0}]) == [4 / 8, 2 / 8]
+
+
+def test_rounding_is_no_difference():
+    assert family_p([by_seed([1e-17] * 6), by_seed([0.0] * 6)]) == [1.0, 1.0]
+    assert family_p([by_seed([0.3, 0.1 + 0.2])]) == family_p([by_seed([0.3, 0.3])]) == [2 / 4]
 
 
 def test_sign_flips_of_many_seeds_are_drawn_and_repeat():
-    differences = [1.0 + 0.01 * i for i in range(20)]
-    p_value = sign_flip_p(differences)
-    # No drawn pattern of 2^20 should reach the one found: 2 (0 + 1) / (9999 + 1).
-    assert p_value == pytest.approx(2e-4)
-    assert sign_flip_p(differences) == p_value
+    found = by_seed([1.0 + 0.01 * i for i in range(20)])
+    # No drawn pattern of 2^20 should reach the one found: (0 + 1) / (9999 + 1).
+    assert family_p([found]) == [1e-4]
+    assert family_p([found]) == family_p([found])
 
 
-@pytest.mark.parametrize("seeds", [1, 2, 3, 6, 8])
+@pytest.mark.parametrize("seeds", [1, 2, 3, 6, 8, 13, 20])
 def test_smallest_p_is_that_of_one_sign(seeds: int):
-    assert smallest_p(seeds) == sign_flip_p([0.5 + 0.1 * i for i in range(seeds)])
+    found = by_seed([0.5 + 0.1 * i for i in range(seeds)])
+    assert family_p([found]) == [smallest_p(seeds)]
 
 
-@pytest.mark.parametrize(("comparisons", "seeds"), [(1, 6), (2, 7), (3, 7), (4, 8), (6, 8), (7, 9)])
-def test_seeds_needed(comparisons: int, seeds: int):
-    assert seeds_needed(comparisons, 0.05) == seeds
-    assert comparisons * smallest_p(seeds) <= 0.05 < comparisons * smallest_p(seeds - 1)
+def test_drawn_patterns_have_a_smallest_p_of_their_own():
+    assert smallest_p(13) == 2 / 2**13
+    assert smallest_p(14) == smallest_p(30) == 1e-4
+
+
+@pytest.mark.parametrize(("level", "seeds"), [(0.05, 6), (0.5, 2), (0.1, 5), (0.01, 8)])
+def test_seeds_needed(level: float, seeds: int):
+    assert seeds_needed(level) == seeds
+    assert smallest_p(seeds) <= level < smallest_p(seeds - 1)
 
 
 def test_expected_best_by_hand():

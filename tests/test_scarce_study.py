@@ -10,7 +10,8 @@ from synthetic_study import line, metrics
 
 from experiments.conduct import Pool
 from experiments.render import to_markdown
-from experiments.scarce_report import document
+from experiments.scarce_report import document, judge
+from experiments.scarce_report import of as of_task
 from experiments.scarce_task import ScarceTask, plan_of, run
 from mtl_jax.config import DataConfig
 from mtl_jax.errors import UserError
@@ -18,7 +19,7 @@ from mtl_jax.errors import UserError
 
 def of(fraction, arm, scores):
     lines = []
-    # Three times over: Holm's correction of a permutation test takes more than three seeds.
+    # Three times over: a permutation test takes six seeds or more.
     for seed, (classifier, sentiment) in enumerate(3 * scores):
         result = line(arm, seed, sentiment, 10.0)
         test = metrics(sentiment)
@@ -46,7 +47,10 @@ def test_what_freezing_the_scarce_head_buys_is_said_first():
         "Training the scarce head last, its loss off until then, changes the sentiment macro-F1 on "
         "the test split by +0.020"
     ) in text
-    assert "paired by seed: better with 1 %; not told apart with 100 %." in text
+    assert (
+        "the mean over 1 % and 100 % of the labels, paired by seed: better (corrected p = 0.004); "
+        "better with 1 %; not told apart with 100 %."
+    ) in text
     assert "1 % of the labels: `scarce_head_last` +0.040" in text
     tables = text.split("**classifier macro-F1 on the test split")[1]
     # In the details on the claims.
@@ -55,6 +59,28 @@ def test_what_freezing_the_scarce_head_buys_is_said_first():
     assert "single_task" not in tables.split("## Cost")[0]
     assert "| `scarce_head_last` | 0.910 ± 0.000 | 0.900 ± 0.000 |" in tables
     assert "](curves.png)" in text
+
+
+def test_every_arm_is_in_the_family_and_in_the_claim():
+    judgement = judge(RESULTS, (), of_task("sentiment", "test"))
+    # Two arms at two fractions, and over both; the claim is on one of these arms.
+    assert [each.arm for each in judgement.overall] == ["scarce_head_last", "single_task"]
+    assert [(each.arm, each.value) for each in judgement.within] == [
+        *(("scarce_head_last", 0.01), ("scarce_head_last", 1.0)),
+        *(("single_task", 0.01), ("single_task", 1.0)),
+    ]
+    assert (judgement.family, judgement.details) == (3, 6)
+    text = to_markdown(document(RESULTS, [], {}))
+    (claim,) = [row for row in text.splitlines() if row.startswith("| Freezing the head of")]
+    # All of nine seeds have one sign: 2/2^9, in the lead as in the claim.
+    assert "+0.020" in claim
+    assert "corrected p 0.004, 9 seeds" in claim
+
+
+def test_a_part_without_results_is_not_averaged_silently():
+    failed = [r for r in RESULTS if r["arm"] == "joint" or r["setting"]["fraction"] < 1]
+    text = to_markdown(document(failed, [], {}))
+    assert "against joint training, the mean over 1 % of the labels, paired by seed" in text
 
 
 def test_nothing_to_compare(tmp_path):

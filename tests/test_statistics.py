@@ -1,9 +1,13 @@
-import math
-
 import pytest
 import scipy.stats
 
-from experiments.statistics import Interval, holm, mean_interval, paired_difference, t_factor
+from experiments.statistics import (
+    Interval,
+    mean_interval,
+    of_differences,
+    paired_difference,
+    t_factor,
+)
 
 
 def test_mean_interval_by_hand():
@@ -40,6 +44,13 @@ def test_excludes():
     assert not Interval(0.2, -0.1, 0.5, 3).excludes(0)
 
 
+def test_within():
+    assert Interval(0.0, -0.01, 0.01, 6).within(0.01)
+    assert not Interval(0.0, -0.01, 0.011, 6).within(0.01)
+    assert not Interval(0.0, -0.011, 0.0, 6).within(0.01)
+    assert Interval(0.0, None, None, 1).within(0.01) is None
+
+
 def test_t_factor_of_two_degrees_of_freedom():
     assert t_factor(3) == pytest.approx(4.302653, abs=1e-6)
 
@@ -49,9 +60,10 @@ def test_paired_difference_by_hand():
     reference = {0: 0.74, 1: 0.75, 2: 0.74, 3: 0.76}
     found = paired_difference(arm, reference)
     assert found is not None
-    # -0.04, -0.02, -0.05, -0.01: all of one sign, and the limits are the range of four.
+    # -0.04, -0.02, -0.05, -0.01: all of one sign, and four are too few for limits.
     assert found.p_value == 2 / 2**4
-    assert (found.interval.low, found.interval.high) == pytest.approx((-0.05, -0.01))
+    assert found.by_seed == pytest.approx({0: -0.04, 1: -0.02, 2: -0.05, 3: -0.01})
+    assert (found.interval.low, found.interval.high) == (None, None)
     assert found.interval.mean == pytest.approx(-0.03)
 
 
@@ -70,28 +82,18 @@ def test_one_shared_seed_shows_nothing():
     assert found.interval.low is None
 
 
-@pytest.mark.parametrize(("shift", "p_value"), [(0.0, 1.0), (0.25, 0.25)])
+@pytest.mark.parametrize(("shift", "p_value"), [(0.0, 1.0), (0.25, 2 / 64)])
 def test_differences_without_spread(shift: float, p_value: float):
-    reference = {0: 0.5, 1: 0.75, 2: 0.25}
+    reference = {0: 0.5, 1: 0.75, 2: 0.25, 3: 0.5, 4: 0.125, 5: 0.0}
     found = paired_difference({s: v + shift for s, v in reference.items()}, reference)
     assert found is not None
     assert found.p_value == p_value
-    assert found.interval == Interval(shift, shift, shift, 3)
+    assert found.interval == Interval(shift, shift, shift, 6)
 
 
-def test_holm_by_hand():
-    # In order: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 1 x 0.04 raised to the one before.
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-
-
-def test_holm_leaves_out_what_was_not_compared():
-    assert holm([None, 0.02, None, 0.5]) == [None, 0.04, None, 0.5]
-    assert holm([]) == []
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-
-
-def test_holm_never_lowers_a_p_value():
-    p_values = [0.2, 0.01, 0.04, 0.04, 0.6]
-    corrected = holm(p_values)
-    assert all(q is not None and p <= q <= 1 for p, q in zip(p_values, corrected, strict=True))
-    assert math.isclose(corrected[1] or 0, 0.05)
+def test_differences_that_are_there_already():
+    found = of_differences({3: 0.2, 5: 0.4})
+    assert found is not None
+    assert found.interval.mean == pytest.approx(0.3)
+    assert found.p_value == 0.5
+    assert of_differences({}) is None

@@ -7,8 +7,16 @@ import pytest
 from synthetic_study import line
 
 from experiments.blocks import comparison_text, report
-from experiments.compare import Comparison, compared, having, in_sequence, over_all, values_of
-from experiments.document import Bullets, Table
+from experiments.compare import (
+    Comparison,
+    compared,
+    having,
+    in_sequence,
+    over_all,
+    questions,
+    values_of,
+)
+from experiments.document import Bullets, Paragraph, Table
 from experiments.statistics import Interval, PairedDifference
 from experiments.study import StudySettings, arm_folder, by_seeds
 from mtl_jax.errors import UserError
@@ -65,18 +73,14 @@ def test_comparisons_are_corrected_over_the_values():
     assert len(having(RESULTS, size=16)) == 7
     arms = {8: "top_1", 16: "top_1"}
     few, many = compared(RESULTS, "size", arms, "none_frozen", score)
-    # Differences 0.01, 0.02, 0.03, and their negatives: one p-value, which Holm doubles.
+    # Differences 0.01, 0.02, 0.03, and -0.01, -0.02, -0.03: one statistic in every pattern, so
+    # that the family is as sure as either alone, 2/2^3.
     assert few.mean == pytest.approx(0.02)
     assert many.mean == pytest.approx(-0.02)
     assert many.difference.interval.n == 3
     (alone,) = compared(RESULTS, "size", {8: "top_1"}, "none_frozen", score)
-    assert alone.p_value is not None
-    assert 0 < alone.p_value < 0.5
-    assert few.p_value == pytest.approx(2 * alone.p_value)
-    assert many.p_value == pytest.approx(2 * alone.p_value)
+    assert (few.p_value, many.p_value, alone.p_value) == (0.25, 0.25, 0.25)
     assert compared(RESULTS, "size", {8: "none_frozen"}, "none_frozen", score) == []
-    ordered = compared(RESULTS, "size", arms, "none_frozen", score, in_sequence)
-    assert [each.p_value for each in ordered] == pytest.approx([alone.p_value] * 2)
 
 
 def test_of_ordered_comparisons_none_counts_behind_one_that_failed():
@@ -95,25 +99,61 @@ def test_of_ordered_comparisons_none_counts_behind_one_that_failed():
             "+0.020 [−0.005, +0.045] against `b`, not told apart (corrected p = 0.050).",
         ),
         (-0.02, 0.0002, "−0.020 [−0.005, +0.045] against `b`, worse (corrected p < 0.001)."),
-        (0.02, None, "+0.020 [−0.005, +0.045] against `b`, not told apart (one shared seed, so no"),
+        (0.02, None, "+0.020 [−0.005, +0.045] against `b`, not told apart (not tested, as one"),
     ],
 )
 def test_a_comparison_in_words(mean, p_value, words):
-    difference = PairedDifference(Interval(mean, -0.005, 0.045, 3), 0.01)
+    difference = PairedDifference(Interval(mean, -0.005, 0.045, 3), 0.01, {})
     comparison = Comparison(8, "a", difference, p_value)
     assert comparison_text(comparison, "b", "with 8").startswith(f"with 8: `a` {words}")
 
 
+def test_a_difference_within_the_margin_is_none_whatever_its_p_value():
+    small = PairedDifference(Interval(0.008, 0.006, 0.01, 6), 2 / 64, {})
+    assert Comparison(8, "a", small, 2 / 64).verdict == "alike within 0.01"
+    assert Comparison(8, "a", small, 1.0).verdict == "alike within 0.01"
+    larger = PairedDifference(Interval(0.008, 0.006, 0.0101, 6), 2 / 64, {})
+    assert Comparison(8, "a", larger, 2 / 64).verdict == "better"
+
+
 def test_over_all_values_each_seed_is_paired_with_itself():
     # Seed by seed the means over both sizes: 0.65, 0.655, 0.66 against the same.
-    whole = over_all(RESULTS, "size", "top_1", "none_frozen", score)
-    assert whole is not None
-    assert whole.mean == pytest.approx(0.0, abs=1e-12)
-    assert whole.difference.interval.n == 3
-    ahead = over_all(having(RESULTS, size=8), "size", "top_1", "none_frozen", score)
-    assert ahead is not None
-    assert ahead.mean == pytest.approx(0.02)
-    assert over_all(RESULTS, "size", "top_1", "all_frozen", score) is None
+    whole = over_all(RESULTS, "top_1", "none_frozen", score)
+    assert whole.difference is not None
+    assert whole.difference.interval.mean == pytest.approx(0.0, abs=1e-12)
+    assert whole.difference.by_seed.keys() == {0, 1, 2}
+    # What is left of the rounding is no difference.
+    assert whole.difference.p_value == 1.0
+    assert [each["size"] for each in whole.settings] == [8, 16]
+    assert list(whole.within) == ["size 8", "size 16"]
+    nothing = over_all(RESULTS, "top_1", "all_frozen", score)
+    assert (nothing.difference, nothing.within, nothing.settings) == (None, {}, ())
+
+
+def test_a_mean_says_what_it_was_taken_over():
+    larger = lines(32, "top_1", (0.8, 0.8, 0.8))
+    (whole,), within = questions([*larger, *RESULTS], "size", "top_1", "none_frozen", score)
+    # Of 32 there is nothing to pair with.
+    assert whole.value == (8, 16)
+    assert [each.value for each in within] == [8, 16]
+    assert [each.mean for each in within] == pytest.approx([0.02, -0.02])
+    # Seeds 0 and 1 at one size, 2 at the other: no seed has both.
+    apart = [r for r in RESULTS if (r["seed"] == 2) == (r["setting"]["size"] == 16)]
+    overall, within = questions(apart, "size", "top_1", "none_frozen", score)
+    assert overall == []
+    assert [each.difference.interval.n for each in within] == [2, 1]
+
+
+def test_without_a_test_split_the_report_warns():
+    alone = [{**result, "test": None} for result in RESULTS]
+
+    def warned(results):
+        blocks = report("Title", (), (), results, (), {}).blocks
+        texts = [b.text for b in blocks if isinstance(b, Paragraph) and b.style == "warning"]
+        return [text for text in texts if text.startswith("The data has no test split.")]
+
+    assert len(warned(alone)) == 1
+    assert warned(RESULTS) == []
 
 
 def test_every_run_that_was_asked_for_is_counted():

@@ -65,29 +65,55 @@ def checkpoints_of(config):
         yield checkpoints
 
 
-def everything(config):
+def everything(config, inputs):
     """The last checkpoint as {item: {path: bytes}}, and what was saved beside its arrays."""
     with checkpoints_of(config) as checkpoints:
         last = checkpoints.last_step
         assert last is not None
         progress = checkpoints.progress(last)
-        run = Run(config, Inputs(config))
+        run = Run(config, inputs)
         phase = progress["course"]["phase"]
         run = run.at(phase, run.params) if phase else run
         params, state = checkpoints.restore(last, run.start(), run.freeze)
     arrays = {
         jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
-        for path, leaf in jax.tree.leaves_with_path((params, state.opt_state, state.rng))
+        for path, leaf in jax.tree.leaves_with_path((params, state.replace(trainable=None)))
     }
     return last, arrays, without_times(progress["course"] | {"features": None})
+
+
+# Every way for a phase to end, to go on from the one before, and to be resumed in.
+MIXED = [
+    {"scenario": "backbone_frozen", "steps": 3, "task_weights": [1, 0], "schedule": "constant"},
+    {"scenario": "top_2", "epochs": 9, "patience": 1, "keep_best": True, "layer_decay": 0.5},
+    {"scenario": "sentiment_frozen", "steps": 3, "on_drift": "back", "drift_limit": 1e-6},
+    {"scenario": "classifier_frozen", "steps": 4, "on_drift": "distill", "drift_limit": 1e-6},
+    {"scenario": "none_frozen", "steps": 3, "restart": False},
+]
+# So large that measurements get worse, and phases end by it.
+MIXED[1] |= {"learning_rates": {"head": 0.3, "backbone": 0.3}}
 
 
 @pytest.fixture(scope="module")
 def gradual(shared_settings, inputs, tmp_path_factory):
     """A whole run of gradual unfreezing, and its folder as a kill after each step leaves it."""
     folder = tmp_path_factory.mktemp("gradual")
-    settings = shared_settings | {"checkpoint_every": 1, "epochs": 3}
-    config = TrainConfig(**settings, workdir=str(folder / "whole"), recipe="gradual_unfreezing")
+    return with_snapshots(shared_settings, inputs, folder, recipe="gradual_unfreezing")
+
+
+@pytest.fixture(scope="module")
+def mixed(shared_settings, inputs, tmp_path_factory):
+    """The same of ``MIXED``, its task weights learned."""
+    folder = tmp_path_factory.mktemp("mixed")
+    (folder / "mixed.json").write_text(json.dumps(MIXED))
+    return with_snapshots(
+        shared_settings, inputs, folder, recipe=str(folder / "mixed.json"), weighting="uncertainty"
+    )
+
+
+def with_snapshots(settings, inputs, folder, **changes):
+    settings = settings | {"checkpoint_every": 1, "epochs": 3, **changes}
+    config = TrainConfig(**settings, workdir=str(folder / "whole"))
     save = Member.save
 
     def save_and_copy(member, state, *args):
@@ -136,23 +162,44 @@ def test_gradual_unfreezing_takes_one_more_layer_in_each_phase(gradual):
     assert result["trainable_parameters"] == result["total_parameters"] == trained[-1]
 
 
+def test_the_mixed_recipe_has_every_end(mixed):
+    config, _, _ = mixed
+    over = [record["over"] for record in log_of(config, "phase")]
+    assert over[0] == "3 steps done"
+    assert over[1] == "no better for 1 measurement"
+    assert over[2].startswith("a frozen head's predictions have drifted")
+    assert over[3:] == ["4 steps done", "3 steps done"]
+    assert all(proof["frozen_digest_unchanged"] for proof in certificate_of(config)["phases"])
+
+
+def test_the_mixed_recipe_interrupted_at_any_step_ends_the_same(mixed, inputs, tmp_path):
+    config, folder, result = mixed
+    steps = sorted(int(path.name.removeprefix("after-")) for path in folder.glob("after-*"))
+    assert steps == list(range(1, steps[-1] + 1))
+    for step in steps:
+        ends_the_same(step, config, folder, result, inputs, tmp_path / str(step))
+
+
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 def test_interrupted_at_any_step_it_ends_the_same(step, gradual, inputs, tmp_path):
     config, folder, result = gradual
-    cut = tmp_path / "cut"
+    ends_the_same(step, config, folder, result, inputs, tmp_path / "cut")
+
+
+def ends_the_same(step, config, folder, result, inputs, cut):
     shutil.copytree(folder / f"after-{step}", cut)
     # What was logged after the last checkpoint comes again.
     with (cut / "metrics.jsonl").open("a") as log:
         log.write('{"event": "step", "step": 99}\n{"event": "ph')
     resumed = dataclasses.replace(config, workdir=str(cut))
     assert without_times(train(resumed, inputs)) == without_times(result)
-    assert everything(resumed) == everything(config)
+    assert everything(resumed, inputs) == everything(config, inputs)
     logs = [read_lines(Workdir(c.workdir).path / "metrics.jsonl") for c in (resumed, config)]
     assert without_times(logs[0]) == without_times(logs[1])
     assert certificate_of(resumed) == certificate_of(config)
 
 
-def test_killed_at_a_phase_edge_it_resumes_to_the_same_end(gradual, flags, tmp_path):
+def test_killed_at_a_phase_edge_it_resumes_to_the_same_end(gradual, inputs, flags, tmp_path):
     config, _, result = gradual
     flags = [*flags, "--recipe=gradual_unfreezing", "--checkpoint-every=1", "--epochs=3"]
     command = [sys.executable, "-m", "mtl_jax", "train", *flags, f"--workdir={tmp_path / 'cut'}"]
@@ -171,7 +218,7 @@ def test_killed_at_a_phase_edge_it_resumes_to_the_same_end(gradual, flags, tmp_p
     assert "phase 4, none_frozen: 4 steps done" in ended.stderr
     assert without_times(Workdir(tmp_path / "cut").result()) == without_times(result)
     resumed = dataclasses.replace(config, workdir=str(tmp_path / "cut"))
-    assert everything(resumed)[1:] == everything(config)[1:]
+    assert everything(resumed, inputs)[1:] == everything(config, inputs)[1:]
 
 
 @pytest.mark.parametrize("name", [*RECIPES, "top_down_2"])
@@ -297,7 +344,30 @@ def test_seeds_go_through_phases_together(recipe, inputs, tmp_path):
         ),
         (
             [{"scenario": "top_1", "learning_rates": {"backbone/layer_7": 1}}],
-            r"phase 1: learning_rates names 'backbone/layer_7', which is no part of the model",
+            r"phase 1: learning_rates names 'backbone/layer_7', which is no label of what it",
+        ),
+        (
+            [{"scenario": "top_1", "learning_rates": {"head/classifer": 1}}],
+            r"phase 1: learning_rates names 'head/classifer', .*: use backbone/layer_2, head",
+        ),
+        (
+            [{"scenario": "top_1", "epochs": 1}, {"scenario": "top_1", "epochs": 2}],
+            "phase 2: changes nothing of phase 1: give it another scenario",
+        ),
+        (
+            [{"scenario": "top_1"}, {"scenario": "top_2"}, {"scenario": "top_2", "patience": 3}],
+            "phase 3: changes nothing of phase 2",
+        ),
+        (
+            [
+                {"scenario": "backbone_frozen"},
+                {"scenario": "backbone_frozen", "learning_rates": {"backbone": 0.5}},
+            ],
+            "phase 2: changes nothing of phase 1",
+        ),
+        (
+            [{"scenario": "top_1", "warmup_fraction": 1}],
+            "phase 1: its schedule rises for 12 of 12 steps, and ends before it began to fall",
         ),
     ],
 )
@@ -306,6 +376,35 @@ def test_what_can_not_be_is_refused_before_anything_is_made(phases, words, recip
     with pytest.raises(UserError, match=words):
         train(config, inputs)
     assert not Workdir(config.workdir).path.exists()
+
+
+def test_a_phase_may_change_its_rates_weights_or_watch_alone(recipe, inputs):
+    changes = [{}, {"learning_rates": {"head": 0.5}}, {"task_weights": [1, 0]}]
+    changes += [{"schedule": "constant"}, {"layer_decay": 0.5}, {"warmup_fraction": 0.5}]
+    changes += [{"on_drift": "stop"}]
+    phases = [{"scenario": "top_2", **change} for change in changes]
+    assert len(Run(recipe(phases), inputs).plans) == len(changes)
+
+
+def test_phases_of_one_task_go_on_in_the_same_texts(recipe, inputs):
+    """All texts here that have a label have been seen once after one epoch in three phases."""
+    phases = [
+        {"scenario": "top_1", "epochs": 1 / 3},
+        {"scenario": "top_2", "epochs": 1 / 3},
+        {"scenario": "top_1", "epochs": 1 / 3},
+    ]
+    seen = []
+    draw = Member.draw
+
+    def look(member, steps):
+        batches = draw(member, steps)
+        seen.extend(batch["example"][batch["example"] >= 0] for batch in batches)
+        return batches
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Member, "draw", look)
+        train(recipe(phases, epochs=1), inputs)
+    assert sorted(np.concatenate(seen).tolist()) == list(range(96))
 
 
 def test_top_down_of_more_layers_than_there_are(recipe, inputs):

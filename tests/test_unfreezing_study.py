@@ -12,11 +12,20 @@ import pytest
 from conftest import without_times
 from synthetic_study import line
 
+from experiments.compare import questions
 from experiments.document import Table
 from experiments.phase_counts import best_phases
 from experiments.render import to_markdown
 from experiments.unfreezing import Unfreezing, only_layer_rules
-from experiments.unfreezing_report import depth_gains, document, gradual_text, pays_from, pays_text
+from experiments.unfreezing_report import (
+    chosen_depths,
+    depth_gains,
+    document,
+    gradual_text,
+    on,
+    pays_from,
+    pays_text,
+)
 from mtl_jax.config import DataConfig
 from mtl_jax.errors import UserError
 from mtl_jax.recipes import Setting, phases_of
@@ -60,12 +69,12 @@ def test_from_how_many_sentences_it_pays():
     )
     assert gains[1024].mean == pytest.approx(0.08)
     verdicts = {size: gain.verdict for size, gain in gains.items()}
-    assert verdicts == {64: "not told apart", 256: "better", 1024: "better"}
+    assert verdicts == {64: "alike within 0.01", 256: "better", 1024: "better"}
     assert pays_from(list(gains.values())) == 256
     assert pays_text(RESULTS, "test") == (
-        "On this data unfreezing pays from 256 training sentences on: there `top_1`, the depth "
-        "chosen on validation, has +0.040 of test macro-F1 over `backbone_frozen`; with 64 it is "
-        "not shown to."
+        "On this data unfreezing pays from 256 training sentences on: there the depth that is "
+        "chosen for each seed on the validation scores of the others, `top_1`, has +0.040 of test "
+        "macro-F1 over `backbone_frozen`; with 64 it is not shown to."
     )
     larger = [result for result in RESULTS if result["setting"]["max_train_examples"] > 64]
     assert "already with 256 training sentences, the fewest that were tried" in pays_text(
@@ -77,6 +86,65 @@ def test_from_how_many_sentences_it_pays():
     assert pays_text(frozen, "test").startswith("Nothing can be said")
 
 
+def depth(arm, validation, test=0.5):
+    return [
+        {**line(arm, seed, score, 10.0, test=test), "setting": {"max_train_examples": 64}}
+        for seed, score in enumerate(validation)
+    ]
+
+
+def test_a_seed_does_not_choose_its_own_depth():
+    # Of seeds 1 and 2 top_1 has the mean 0.5, of 0 and 2, as of 0 and 1, 0.7; none_frozen has
+    # 0.6. With its own score, seed 0 would have chosen top_1 too: 0.633 is the mean of all.
+    scores = [*depth("top_1", (0.9, 0.5, 0.5), 0.7), *depth("none_frozen", (0.6,) * 3, 0.8)]
+    assert chosen_depths(scores, []) == {0: "none_frozen", 1: "top_1", 2: "top_1"}
+    (gain,) = depth_gains([*scores, *depth("backbone_frozen", (0.5,) * 3)], "test")
+    assert gain.difference.by_seed == pytest.approx({0: 0.3, 1: 0.2, 2: 0.2})
+    assert gain.arm == "top_1 / none_frozen"
+    assert chosen_depths(scores[:1], []) == {}
+
+
+def test_depths_that_lack_a_seed_are_not_ranked():
+    # Of what is left top_1 is the best, as the seed that all do badly with has failed there.
+    scores = [
+        *depth("none_frozen", (0.7, 0.7, 0.1)),
+        *depth("top_2", (0.6, 0.6, 0.1)),
+        *depth("top_1", (0.65, 0.65)),
+    ]
+    assert set(chosen_depths(scores, []).values()) == {"none_frozen"}
+    # Where all lack one, all are ranked.
+    two = [result for result in scores if result["seed"] < 2]
+    failures = [{"arm": "top_1", "seed": 2, "setting": {"max_train_examples": 64}}]
+    assert chosen_depths(two, failures) == {0: "none_frozen", 1: "none_frozen"}
+
+
+def test_a_size_without_a_comparison_ends_the_sequence():
+    without = [
+        result
+        for result in RESULTS
+        if (result["arm"], result["setting"]["max_train_examples"]) != ("backbone_frozen", 256)
+    ]
+    gains = depth_gains(without, "test")
+    assert [(gain.value, gain.p_value) for gain in gains] == [(1024, 2 / 64), (64, None)]
+    assert "with 256 it is not shown to." in pays_text(without, "test")
+    text = to_markdown(document(without, [], {}))
+    assert "(not tested, as one that comes before it was not made)" in text
+
+
+def test_the_most_that_were_tried_may_have_failed():
+    failures = [
+        {"arm": arm, "seed": 0, "setting": {"max_train_examples": 4096}, "error": "out of memory"}
+        for arm in ("backbone_frozen", "top_1")
+    ]
+    assert pays_text(RESULTS, "test", failures) == (
+        "On this data unfreezing is not shown to pay up to 4,096 training sentences, the most that "
+        "were tried: no runs can be compared there."
+    )
+    text = to_markdown(document(RESULTS, failures, {}))
+    assert "| arm | 64 | 256 | 1,024 | 4,096 |" in text
+    assert "the mean over 64, 256 and 1,024 sentences" in text
+
+
 def test_a_gain_that_a_larger_size_does_not_bear_out_is_none():
     gains = depth_gains(RESULTS, "test")
     broken = [
@@ -86,12 +154,15 @@ def test_a_gain_that_a_larger_size_does_not_bear_out_is_none():
 
 
 def test_gradual_against_at_once():
-    text = gradual_text(RESULTS, "test")
+    overall, within = questions(
+        RESULTS, "max_train_examples", "gradual_unfreezing", "none_frozen", on("test")
+    )
+    text = gradual_text(RESULTS, overall, within, "test")
     # 0.05, 0 and 0.03 in the three sizes, the same for every seed.
     assert "+0.027" in text
+    assert "the mean over 64, 256 and 1,024 sentences (corrected p = 0.031)" in text
     assert "On the most sentences it takes 2.0× more training time." in text
-    few = [result for result in RESULTS if result["arm"] != "gradual_unfreezing"]
-    assert gradual_text(few, "test").startswith("Gradual unfreezing is not compared")
+    assert gradual_text(RESULTS, [], [], "test").startswith("Gradual unfreezing is not compared")
 
 
 def test_the_report_holds_every_arm_at_every_size():
@@ -103,6 +174,11 @@ def test_the_report_holds_every_arm_at_every_size():
     assert "](heat_map.png)" in text
     assert "](curves.png)" in text
     assert text.index("unfreezing pays from 256") < text.index("## Quality")
+    # Size by size, the findings and the claim say the same.
+    claims = [row for row in text.splitlines() if row.startswith("| at max_train_examples 64 |")]
+    assert sum("| +0.050 [+0.050, +0.050], corrected p 0.031, 6 seeds |" in c for c in claims) == 1
+    (found,) = [row for row in text.splitlines() if row.startswith("- 64 sentences: `gradual")]
+    assert found.endswith("against `none_frozen`, better (corrected p = 0.031).")
 
 
 def test_sizes_and_passes(tmp_path):
@@ -162,18 +238,18 @@ def test_gradual_unfreezing_and_its_control_have_the_same_rates(settings, tmp_pa
 
 
 def test_gradual_unfreezing_is_compared_with_its_control_where_there_is_one():
-    without = gradual_text(RESULTS, "test")
+    without = to_markdown(document(RESULTS, [], {}))
     assert "learning rates and schedule differ from those of `none_frozen`, too" in without
     control = [
         result
         for size, score in ((64, 0.45), (256, 0.6), (1024, 0.72))
         for result in of(size, "at_once", score)
     ]
-    text = gradual_text([*RESULTS, *control], "test")
+    text = to_markdown(document([*RESULTS, *control], [], {}))
     # 0, 0 and 0.03 in the three sizes.
-    assert "+0.010" in text
+    assert "unfreezing at once: +0.010" in text
     assert "`at_once` has the same learning rates and schedule." in text
-    assert "differ" not in text
+    assert "schedule differ" not in text
 
 
 def test_where_the_best_measurements_were():

@@ -458,8 +458,12 @@ def test_every_name_has_a_method_of_that_name():
         ("none_frozen", (1.0, 0.5), None),
         ("sentiment_frozen", (1.0, 0.5), None),
         ("all_frozen", (1.0, 1.0), "nothing is trained: --weighting {name} has no effect"),
-        ("top_1", (0.0, 1.0), "--weighting {name} has no effect with --classifier-weight 0: raise"),
-        ("top_1", (0.0, 0.0), "--classifier-weight 0 and --sentiment-weight 0: raise"),
+        (
+            "top_1",
+            (0.0, 1.0),
+            "--weighting {name} has no effect, for classifier has weight 0 or no",
+        ),
+        ("top_1", (0.0, 0.0), "has no effect, for classifier and sentiment has weight 0 or no"),
         ("backbone_frozen", (1.0, 1.0), "no parameter that is trained is shared: use a scenario"),
     ],
 )

@@ -105,7 +105,7 @@ def test_fixed_weights_are_not_logged_and_say_nothing(make_config, inputs, tmp_p
             "--weighting gradnorm has no effect, for no ",
         ),
         ("famo", {"scenario": "backbone_frozen"}, "--weighting famo can only scale the gradient"),
-        ("uncertainty", {"classifier_weight": 0.0}, "has no effect with --classifier-weight 0"),
+        ("uncertainty", {"classifier_weight": 0.0}, "has no effect, for classifier has weight 0"),
     ],
 )
 def test_a_run_says_where_a_method_can_do_nothing(

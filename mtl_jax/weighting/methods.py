@@ -43,7 +43,7 @@ def useless(method: Weighting, freeze: Freeze, task_weights: tuple[float, float]
     Args:
         method: The method.
         freeze: What is trained.
-        task_weights: The user's, in the order of ``TASKS``.
+        task_weights: The user's, in the order of ``TASKS``; 0 for a task without labels.
     """
     if isinstance(method, Fixed):
         return None
@@ -52,8 +52,10 @@ def useless(method: Weighting, freeze: Freeze, task_weights: tuple[float, float]
         return f"nothing is trained: {flag} has no effect"
     out = [task for task, weight in zip(TASKS, task_weights, strict=True) if weight == 0]
     if out:
-        weights = " and ".join(f"--{task}-weight 0" for task in out)
-        return f"{flag} has no effect with {weights}: raise it, or leave {flag} out"
+        return (
+            f"{flag} has no effect, for {' and '.join(out)} has weight 0 or no training label: "
+            f"train for both tasks, or leave {flag} out"
+        )
     remedy = "use a scenario that trains a part of the backbone, or --weighting fixed"
     if freeze.backbone_frozen and method.compares_gradients:
         return f"{flag} has no effect, for no parameter that is trained is shared: {remedy}"
