@@ -17,15 +17,15 @@ from experiments.document import Table
 from experiments.phase_counts import best_phases
 from experiments.render import to_markdown
 from experiments.unfreezing import Unfreezing, only_layer_rules
-from experiments.unfreezing_report import (
+from experiments.unfreezing_findings import (
     chosen_depths,
     depth_gains,
-    document,
     gradual_text,
     on,
     pays_from,
     pays_text,
 )
+from experiments.unfreezing_report import document
 from mtl_jax.config import DataConfig
 from mtl_jax.errors import UserError
 from mtl_jax.recipes import Setting, phases_of
