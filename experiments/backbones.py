@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.protocols import check_arms, files_of, protocol
 from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 from mtl_jax.cli import guarded
 from mtl_jax.config import DEFAULT_BACKBONE, TrainConfig
+
+if TYPE_CHECKING:
+    from experiments.conduct import Pool
+
 
 SETTING = "backbone"
 # More layers than any BERT has: how many these have is known when they are read.
@@ -63,26 +67,13 @@ class Backbones(StudySettings):
 
 
 def run(study: Backbones, command: str) -> int:
-    """Trains the arms that are not done yet, and writes the report.
+    """See ``conduct.carry_out``."""
+    from experiments.conduct import carry_out
 
-    Args:
-        study: The settings.
-        command: How it was called, for the report.
-
-    Returns:
-        How many arms failed, or were skipped.
-
-    Raises:
-        UserError: The settings are wrong, the folder holds a study with others, or no
-            backbone could be read.
-    """
-    from experiments.conduct import Pool, conduct
-
-    started = time.time()
-    return conduct(plan_of(study.absolute()), Pool(), command, started)
+    return carry_out(study, plan_of, command)
 
 
-def plan_of(study: Backbones) -> Plan:
+def plan_of(study: Backbones, _pool: Pool) -> Plan:
     """The study as data. The digest of each backbone's weights is in the lines of its results.
 
     Raises:

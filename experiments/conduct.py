@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.machine import circumstances
-from experiments.study import Arm, Key, Plan
+from experiments.study import Arm, Key, Plan, StudySettings
 from mtl_jax.cli import one_line
 from mtl_jax.config import Settings, TrainConfig
 from mtl_jax.errors import UserError
@@ -82,6 +82,25 @@ class Pool:
 
 def _inputs_key(settings: Settings) -> tuple[Any, ...]:
     return tuple(getattr(settings, name) for name in _OF_INPUTS)
+
+
+def carry_out(study: StudySettings, plan_of: Callable[[Any, Pool], Plan], command: str) -> int:
+    """Trains what a study asks for and is not done yet, and writes its report.
+
+    Args:
+        study: The settings.
+        plan_of: What these make of it.
+        command: How it was called, for the report.
+
+    Returns:
+        How many arms failed, or were skipped.
+
+    Raises:
+        UserError: The settings are wrong, the folder holds a study with others, or no arm could
+            be trained.
+    """
+    started, pool = time.time(), Pool()
+    return conduct(plan_of(study.absolute(), pool), pool, command, started)
 
 
 def conduct(plan: Plan, pool: Pool, command: str, started: float) -> int:

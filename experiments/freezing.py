@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 from mtl_jax.cli import guarded
 from mtl_jax.config import DataConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from experiments.conduct import Pool
 
 
 def _limits(data: DataConfig) -> dict[str, int | None]:
@@ -74,31 +76,27 @@ class Freezing(StudySettings):
 
 
 def run(study: Freezing, command: str) -> int:
-    """Trains the arms that are not done yet, and writes the report.
+    """See ``conduct.carry_out``."""
+    from experiments.conduct import carry_out
 
-    Args:
-        study: The settings.
-        command: How it was called, for the report.
+    return carry_out(study, plan_of, command)
 
-    Returns:
-        How many arms failed.
+
+def plan_of(study: Freezing, pool: Pool) -> Plan:
+    """The study as data; the pool alone keeps what is read for it.
 
     Raises:
-        UserError: The settings are wrong, or the folder holds a study with others.
+        UserError: The settings are wrong.
     """
-    from experiments.conduct import Pool, conduct
     from mtl_jax.scenarios import scenario_rules
 
-    started = time.time()
-    study = study.absolute()
-    pool = Pool()
     inputs = pool.get(study)
     for scenario in study.scenarios:
         scenario_rules(scenario, inputs.bert.num_hidden_layers)
     texts = {name: len(inputs.split(name).texts) for name in ("train", "validation")}
     inputs.refuse_long()
     count = len(study.scenarios) * len(study.seeds)
-    plan = Plan(
+    return Plan(
         workdir=study.workdir,
         record={"study": "freezing", "settings": study.record(), **inputs.record()},
         groups=[
@@ -114,7 +112,6 @@ def run(study: Freezing, command: str) -> int:
         ],
         keep_checkpoints=study.keep_checkpoints,
     )
-    return conduct(plan, pool, command, started)
 
 
 def _report(

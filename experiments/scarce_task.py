@@ -25,7 +25,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -129,22 +128,10 @@ class ScarceTask(StudySettings):
 
 
 def run(study: ScarceTask, command: str) -> int:
-    """Trains the arms that are not done yet, and writes the report.
+    """See ``conduct.carry_out``."""
+    from experiments.conduct import carry_out
 
-    Args:
-        study: The settings.
-        command: How it was called, for the report.
-
-    Returns:
-        How many arms failed.
-
-    Raises:
-        UserError: The settings are wrong, or the folder holds a study with others.
-    """
-    from experiments.conduct import Pool, conduct
-
-    started, pool = time.time(), Pool()
-    return conduct(plan_of(study.absolute(), pool), pool, command, started)
+    return carry_out(study, plan_of, command)
 
 
 def plan_of(study: ScarceTask, pool: Pool) -> Plan:
