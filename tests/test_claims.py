@@ -15,7 +15,7 @@ from experiments.statistics import of_differences
 from experiments.verdicts import Verdict
 from experiments.wording import p_text
 
-FASTEST, TIME, PARAMETERS, OVERFITTING, SCARCE, LAYERS, GRADUAL = range(7)
+FASTEST, TIME, PARAMETERS, OVERFITTING, FROZEN_HEAD, SCARCE, LAYERS, GRADUAL = range(8)
 
 
 def judged(
@@ -335,12 +335,29 @@ def test_failed_seeds_are_counted():
     assert finding.number.endswith("6 of 7 seeds")
 
 
+def test_a_scarce_head_that_is_frozen_has_a_claim_of_its_own():
+    results = [
+        {**each, "arm": each["arm"].replace("last", "frozen")}
+        for each in scarce({0.01: 0.04}, seeds=6)
+    ]
+    assert judged(FROZEN_HEAD, results).finding.verdict is Verdict.SUPPORTED
+    assert judged(SCARCE, results).finding.verdict is Verdict.NOT_ASKED
+
+
+def test_gradual_unfreezing_is_judged_against_its_control_where_there_is_one():
+    plain = sized(7)
+    assert "`gradual_unfreezing` minus `none_frozen`" in judged(GRADUAL, plain).finding.what
+    control = [{**each, "arm": "at_once"} for each in plain if each["arm"] == "none_frozen"]
+    found = judged(GRADUAL, [*plain, *control]).finding
+    assert "`gradual_unfreezing` minus `at_once`" in found.what
+
+
 def test_the_section_lists_what_is_asked_and_what_is_not():
     blocks = claims_blocks(judge_claims(scarce({0.01: 0.04, 0.1: 0.0}, seeds=6)))
     _, table, rest = blocks
     assert isinstance(table, Table)
     assert [row.cells[0].text for row in table.rows] == [
-        "Freezing the head of the scarce task helps it.",
+        "Training the head of the scarce task last, its loss off before, helps it.",
         "at 1 % of the sentiment labels",
         "at 10 % of the sentiment labels",
     ]

@@ -163,7 +163,10 @@ def test_claims(full: Path):
     assert claims[4][1] == ("undecided: too few seeds: 3 can give no p below 0.250; 6 could")
     assert claims[4][2] == "0.000, corrected p 1.000, 3 seeds"
     markdown = (full / "report.md").read_text(encoding="utf-8")
-    assert "Not asked by this study: Freezing the head of the scarce task helps it." in markdown
+    assert (
+        "Not asked by this study: Freezing the head of the scarce task at first helps it."
+        in markdown
+    )
     assert "is 0.25, whatever the size of the family; 6 seeds can reach 0.05" in markdown
 
 
