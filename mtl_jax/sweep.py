@@ -81,7 +81,8 @@ def sweep(config: TrainConfig, grid: Grid, inputs: Inputs) -> SweepResult:
         inputs: The data and the backbone.
 
     Raises:
-        UserError: The scenario trains more than heads, or no combination has converged.
+        UserError: The scenario trains more than heads, a weight is 0, or no combination has
+            converged.
     """
     run = Run(config, inputs)
     heads_alone = len(run.plans) == 1 and run.freeze.backbone_frozen and run.freeze.groups
@@ -92,6 +93,11 @@ def sweep(config: TrainConfig, grid: Grid, inputs: Inputs) -> SweepResult:
         )
     if note := run.useless_weighting:
         say(f"note: {note}")
+    if 0 in (*grid.classifier_weight, *grid.sentiment_weight):
+        raise UserError(
+            "the runs of a sweep share their texts, and a weight of 0 would leave some out: give "
+            "both tasks a weight, or train for one task alone"
+        )
     heads = _Heads(run, grid)
     scores = np.stack([heads.epoch(epoch) for epoch in range(config.epochs)], axis=-1)
     settled = np.where(np.isnan(scores).any(-1), -1.0, scores.max(-1))

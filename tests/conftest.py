@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -25,6 +26,9 @@ import safetensors.numpy
 from mtl_jax.bert import BertEncoder
 from mtl_jax.config import BertConfig, DataConfig
 from mtl_jax.pretrained import to_transformers
+
+# Some tests interrupt; a shell's background job, as they may be, is told to ignore that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = (
     "[PAD] [UNK] [CLS] [SEP] [MASK] a an the this that film book phone tweet it is was not very "

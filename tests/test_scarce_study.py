@@ -71,7 +71,7 @@ def test_every_arm_is_in_the_family_and_in_the_claim():
     ]
     assert (judgement.family, judgement.details) == (3, 6)
     text = to_markdown(document(RESULTS, [], {}))
-    (claim,) = [row for row in text.splitlines() if row.startswith("| Freezing the head of")]
+    (claim,) = [row for row in text.splitlines() if row.startswith("| Training the head of")]
     # All of nine seeds have one sign: 2/2^9, in the lead as in the claim.
     assert "+0.020" in claim
     assert "corrected p 0.004, 9 seeds" in claim

@@ -105,6 +105,13 @@ def test_a_diverged_setting_is_not_chosen(swept):
         sweep(config, Grid((0,), (1e38,), (0.0,), (1.0,), (1.0,)), inputs)
 
 
+def test_a_sweep_weighs_both_tasks(swept):
+    shared, inputs, _ = swept
+    config = TrainConfig(workdir="", **shared)
+    with pytest.raises(UserError, match="a weight of 0 would leave some out"):
+        sweep(config, Grid((0,), (1e-2,), (0.0,), (1.0,), (1.0, 0.0)), inputs)
+
+
 def test_a_sweep_leaves_no_arrays_behind(swept):
     shared, inputs, _ = swept
     gc.collect()

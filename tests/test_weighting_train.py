@@ -151,8 +151,7 @@ def test_seeds_at_once_log_weights_of_their_own(make_config, inputs, tmp_path):
 
 def test_a_run_of_a_sweep_is_weighted_as_alone(make_config, inputs, tmp_path, capsys):
     config = make_config("famo", scenario="backbone_frozen", checkpoint_every=0)
-    # Where a task has no weight there is nothing to balance, setting by setting.
-    grid = Grid((0, 1), (1e-2,), (0.01,), (1.0,), (0.5, 0.0))
+    grid = Grid((0, 1), (1e-2,), (0.01,), (1.0,), (0.5, 2.0))
     result = sweep(config, grid, inputs)
     assert "can only scale the gradient of each head" in capsys.readouterr().err
     for setting in range(2):
