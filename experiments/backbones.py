@@ -1,6 +1,6 @@
 """What does a larger backbone buy, and how much of it must be trained?
 
-    python -m experiments.backbones --workdir DIR
+    python -m experiments.backbones --workdir DIR       # not run at full size yet: it needs the hub
 
 The same scenarios and seeds on several checkpoints: quality against cost. A checkpoint that
 can't be reached is skipped and counted; the others go on, and the exit status is 1. Call the
