@@ -1,6 +1,6 @@
 """One task has few labels: what does it buy to freeze its head at first, or to train it last?
 
-    python -m experiments.scarce_task --workdir DIR     # 150 runs; some days on two cores
+    python -m experiments.scarce_task --workdir DIR     # 150 runs; about a day on two cores
 
 With 12 labels of 384 sentences, six seeds: nothing that could be told from joint training.
 ``experiments/README.md`` has the command of that run, 19 minutes on two cores, and its numbers.
