@@ -174,10 +174,7 @@ class Checkpoints:
         Raises:
             UserError: The checkpoint is damaged.
         """
-        with self._damage_told(step):
-            return self._manager.restore(
-                step, args=ocp.args.Composite(params=ocp.args.StandardRestore())
-            )["params"]
+        return self._restored(step, params=ocp.args.StandardRestore())["params"]
 
     def progress(self, step: int) -> dict[str, Any]:
         """What was saved at ``step`` beside the arrays.
@@ -185,10 +182,7 @@ class Checkpoints:
         Raises:
             UserError: The checkpoint is damaged.
         """
-        with self._damage_told(step):
-            return self._manager.restore(
-                step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
-            )["progress"]
+        return self._restored(step, progress=ocp.args.JsonRestore())["progress"]
 
     def restore(self, step: int, template: TrainState, freeze: Freeze) -> tuple[Params, TrainState]:
         """Restores what training goes on from.
@@ -204,12 +198,11 @@ class Checkpoints:
         Raises:
             UserError: The checkpoint is damaged.
         """
-        args = ocp.args.Composite(
+        restored = self._restored(
+            step,
             params=ocp.args.StandardRestore(),
             optimizer=ocp.args.StandardRestore(_host_copy(_optimizer(template))),
         )
-        with self._damage_told(step):
-            restored = self._manager.restore(step, args=args)
         params = restored["params"]
         trainable, _ = freeze.split(params)
         return params, template.replace(trainable=trainable, **restored["optimizer"])
@@ -220,9 +213,7 @@ class Checkpoints:
         Raises:
             UserError: The checkpoint is damaged.
         """
-        args = ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(data))
-        with self._damage_told(step):
-            self._manager.restore(step, args=args)
+        self._restored(step, data=grain.checkpoint.CheckpointRestore(data))
 
     def restore_reference(self, step: int) -> dict[str, Any]:
         """The arrays that were saved as ``reference``.
@@ -230,9 +221,12 @@ class Checkpoints:
         Raises:
             UserError: The checkpoint is damaged.
         """
-        args = ocp.args.Composite(reference=ocp.args.StandardRestore())
+        return self._restored(step, reference=ocp.args.StandardRestore())["reference"]
+
+    def _restored(self, step: int, **items: Any) -> Any:
+        """Those parts of a checkpoint, by name."""
         with self._damage_told(step):
-            return self._manager.restore(step, args=args)["reference"]
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     @contextlib.contextmanager
     def _damage_told(self, step: int) -> Iterator[None]:

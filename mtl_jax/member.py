@@ -125,10 +125,13 @@ class Member:
         """
         last, resumed = self.checkpoints.last_step, None
         if (place := self._place) is None:
-            place = at_start(self._first)
-            if last is not None:
-                place = at_checkpoint(self._first, self.checkpoints, last)
-                resumed = None if self.course.over else last
+            first = self._first
+            place = (
+                at_checkpoint(first, self.checkpoints, last)
+                if last is not None
+                else at_start(first)
+            )
+            resumed = None if self.course.over else last
         if self.course.over:
             place, self.course = next_phase(place, self.course, self._first, self.checkpoints)
         self.run, self._place = place.run, None

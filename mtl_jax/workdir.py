@@ -172,8 +172,8 @@ class Workdir:
 
     @property
     def lines(self) -> int:
-        """How many lines ``metrics.jsonl`` has."""
-        return len(self.records())
+        """How many lines ``metrics.jsonl`` has, less one that a kill left unfinished."""
+        return self._metrics.read_bytes().count(b"\n") if self._metrics.exists() else 0
 
     def rewind(self, lines: int) -> None:
         """Drops what ``metrics.jsonl`` says after so many lines, which will come again."""
