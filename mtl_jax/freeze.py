@@ -99,7 +99,7 @@ class Freeze:
         """
         trainable_labels, _ = self.split(self.tree)
         chosen: dict[Hashable, optax.GradientTransformation] = {
-            label: transforms[_longest_prefix(label, transforms)] for label in self.groups
+            label: transforms[longest_prefix(label, transforms)] for label in self.groups
         }
         return optax.multi_transform(chosen, trainable_labels)
 
@@ -108,7 +108,12 @@ def _flat(params: Params) -> dict[str, Any]:
     return dict(flatten_dict(params, sep="/"))
 
 
-def _longest_prefix(label: str, names: Mapping[str, Any]) -> str:
+def longest_prefix(label: str, names: Mapping[str, Any]) -> str:
+    """The longest of ``names`` that begins a label: ``backbone`` serves ``backbone/layer_5``.
+
+    Raises:
+        UserError: None does.
+    """
     prefix = label
     while prefix not in names:
         prefix = prefix.rpartition("/")[0]

@@ -27,7 +27,7 @@ from mtl_jax.metrics import mean_macro_f1
 from mtl_jax.outcome import epoch_record, in_words, run_certificate, run_result
 from mtl_jax.run import Run
 from mtl_jax.step import TrainState
-from mtl_jax.transition import Place, at_checkpoint, at_start, next_phase
+from mtl_jax.transition import Place, at_place, next_phase
 from mtl_jax.workdir import Workdir, write_json
 
 _LOG_EVERY = 10
@@ -125,12 +125,7 @@ class Member:
         """
         last, resumed = self.checkpoints.last_step, None
         if (place := self._place) is None:
-            first = self._first
-            place = (
-                at_checkpoint(first, self.checkpoints, last)
-                if last is not None
-                else at_start(first)
-            )
+            place = at_place(self._first, self.checkpoints, last)
             resumed = None if self.course.over else last
         if self.course.over:
             place, self.course = next_phase(place, self.course, self._first, self.checkpoints)

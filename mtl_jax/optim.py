@@ -11,7 +11,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtl_jax.config import Schedule
-from mtl_jax.freeze import Freeze, Params
+from mtl_jax.freeze import Freeze, Params, longest_prefix
 
 # Howard & Ruder 2018, section 3.2: how much smaller the lowest rate is than the peak.
 _RATIO = 32
@@ -37,6 +37,11 @@ class OptimizerConfig:
     weight_decay: float
     clip_norm: float
     schedule: Schedule = "linear"
+
+    def rate(self, group: str) -> float:
+        """The peak learning rate that a group has."""
+        rates = dict(self.learning_rates)
+        return rates[longest_prefix(group, rates)]
 
 
 def warmup_linear(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:

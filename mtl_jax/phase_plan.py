@@ -10,7 +10,7 @@ from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.course import chained_steps
 from mtl_jax.data.packing import TrainPlan
 from mtl_jax.errors import UserError
-from mtl_jax.freeze import Freeze, Params
+from mtl_jax.freeze import Freeze, Params, longest_prefix
 from mtl_jax.inputs import Inputs
 from mtl_jax.optim import OptimizerConfig, layer_rates
 from mtl_jax.phases import Phase, boundaries
@@ -143,8 +143,8 @@ def _refuse_repeats(plans: Sequence[PhasePlan], names: Sequence[str]) -> None:
 
 def _training_of(plan: PhasePlan) -> tuple[Any, ...]:
     """What a phase does while it lasts, whatever ends it."""
-    phase, given = plan.phase, dict(plan.optimizer.learning_rates)
-    rates = {group: given.get(group, given[group.split("/")[0]]) for group in plan.freeze.groups}
+    phase = plan.phase
+    rates = {group: plan.optimizer.rate(group) for group in plan.freeze.groups}
     # Labels by stage and their rates may say what those of the whole backbone do.
     trained = {path: rates.get(label) for path, label in plan.freeze.labels}
     watch = phase.drift_limit, phase.on_drift, phase.distillation_weight
@@ -178,7 +178,7 @@ def _idle(phase: Phase, freeze: Freeze) -> str | None:
     if not any(phase.weights.values()):
         return "all task weights are 0; raise one of them"
     rates = dict(phase.learning_rates)
-    if not any(rates.get(group, rates[group.split("/")[0]]) for group in freeze.groups):
+    if not any(rates[longest_prefix(group, rates)] for group in freeze.groups):
         return "all its learning rates are 0; raise one of them"
     return None
 

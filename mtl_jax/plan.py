@@ -93,10 +93,9 @@ def _training_warnings(run: Run) -> Iterator[str]:
     if not run.freeze.groups:
         yield f"nothing is trained: --epochs {config.epochs} has no effect"
         return
-    rates = dict(run.plans[run.index].optimizer.learning_rates)
     for group in run.freeze.groups:
-        kind = group.split("/")[0]
-        if rates.get(group, rates[kind]) == 0:
+        if run.plans[run.index].optimizer.rate(group) == 0:
+            kind = group.split("/")[0]
             yield (
                 f"{group} is trained with --{kind}-learning-rate 0, at full cost, and will not "
                 f"change: raise it, or use a scenario that freezes {group}"

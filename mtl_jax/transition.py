@@ -37,22 +37,19 @@ class Place:
         return cls(run, Freeze.merge(state.trainable, frozen), state)
 
 
-def at_start(run: Run) -> Place:
-    """The place before the first step."""
-    return Place(run, run.params, run.start())
-
-
-def at_checkpoint(first: Run, checkpoints: Checkpoints, step: int) -> Place:
+def at_place(first: Run, checkpoints: Checkpoints, step: int | None) -> Place:
     """The place that a checkpoint has saved, in whichever phase that was.
 
     Args:
         first: The run in its first phase.
         checkpoints: The run's.
-        step: One of the saved steps.
+        step: One of the saved steps; None for the place before the first.
 
     Raises:
         UserError: The checkpoint is damaged.
     """
+    if step is None:
+        return Place(first, first.params, first.start())
     checkpoints.wait()
     phase = checkpoints.progress(step)["course"]["phase"]
     shapes = first if phase == 0 else first.at(phase, first.params)
@@ -81,10 +78,8 @@ def next_phase(
     plan, following = (place.run.plans[course.phase + i] for i in (0, 1))
     step = int(place.state.step)
     params, moments, origin = place.params, place.state.opt_state, course.target(plan.phase, step)
-    if origin is None:
-        params, moments = first.params, first.start().opt_state
-    elif origin != step:
-        back = at_checkpoint(first, checkpoints, origin)
+    if origin != step:
+        back = at_place(first, checkpoints, origin)
         params, moments = back.params, _through(first, place.run.index, back)
     run = first.at(course.phase + 1, params)
     passed = plan.epochs(step - course.start)
