@@ -114,7 +114,7 @@ def _attend(child: subprocess.Popen[bytes], number: int, ended: queue.SimpleQueu
 def _say_lines(lines: IO[bytes], prefix: bytes) -> None:
     for line in lines:
         # In one piece: the others write, too.
-        sys.stderr.buffer.write(prefix + line)
+        sys.stderr.buffer.write(prefix + line.removesuffix(b"\n") + b"\n")
         sys.stderr.buffer.flush()
 
 
