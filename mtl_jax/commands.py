@@ -47,6 +47,28 @@ class Plan(Settings):
             raise UserError(f"--measure-seconds {self.measure_seconds} must not be negative")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Deal(Settings):
+    """Print how the training texts would be dealt to many processes; train nothing."""
+
+    processes: int = 64
+    """how many"""
+    devices_per_process: int = 1
+    """devices of each"""
+    seed: int = 0
+    """of the order"""
+    epochs: int = 1
+    """passes over the training examples"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("processes", "devices_per_process"):
+            if getattr(self, name) < 1:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1"
+                )
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
     """Print the metrics of a trained folder's best checkpoint as JSON."""
@@ -91,6 +113,7 @@ unless --workdir is given"""
 Command = (
     Annotated[TrainConfig, subcommand("train", description="Train one scenario or recipe.")]
     | Annotated[Plan, subcommand("plan")]
+    | Annotated[Deal, subcommand("shards")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
     | Annotated[Extract, subcommand("extract")]
@@ -110,6 +133,7 @@ def _main(argv: Sequence[str]) -> None:
     {
         TrainConfig: _train,
         Plan: _plan,
+        Deal: _shards,
         Evaluate: _evaluate,
         Predict: _predict,
         Extract: _extract,
@@ -146,6 +170,23 @@ def _plan(command: Plan) -> None:
     for estimate in estimates:
         for warning in estimate.warnings:
             print(f"warning: {estimate.scenario}: {warning}")
+
+
+def _shards(command: Deal) -> None:
+    from mtl_jax.inputs import Inputs
+    from mtl_jax.shards import deal
+
+    inputs = Inputs(command)
+    dealt = deal(
+        command,
+        inputs,
+        command.processes,
+        command.devices_per_process,
+        command.seed,
+        command.epochs,
+    )
+    for shards in dealt:
+        print(shards)
 
 
 def _evaluate(command: Evaluate) -> None:

@@ -70,7 +70,7 @@ class Member:
             yield
         except UserError as error:
             # Without the traceback, whose frames hold the arrays of the training.
-            self.outcome = UserError(str(error))
+            self.outcome = type(error)(str(error))
 
     def open(self) -> None:
         """Takes the folder; the result of a run that was finished there is the outcome.
