@@ -59,12 +59,12 @@ def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     try:
         status = _status(main, argv)
     except Exception as error:
-        if processes.count() == 1:
-            raise
         if words := processes.loss_in_words(error):
             print(f"error: {words}", file=sys.stderr)
-        else:
+        elif processes.count() > 1:
             traceback.print_exc()
+        else:
+            raise
         status = 1
     if status:
         processes.abandon(status)
@@ -79,6 +79,8 @@ def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         if not isinstance(error, processes.RelayedError):
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -176,6 +176,8 @@ def on_main(action: Callable[[], Any]) -> Any:
 
 def loss_in_words(error: Exception) -> str | None:
     """What to say of an error that another process's end has led to; None for any other."""
+    if count() == 1:
+        return None
     import jax
 
     text = " ".join(str(error).split())

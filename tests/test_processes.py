@@ -210,3 +210,16 @@ def test_a_process_by_itself_agrees_with_itself():
     assert processes.share(8) == slice(0, 8)
     processes.abandon(2)
     processes.leave()
+
+
+def test_a_study_whose_arms_two_processes_train_together(flags, tmp_path):
+    kept = [flag for flag in flags if not flag.startswith("--parallel")]
+    study = ["-m", "experiments.freezing", *kept, f"--workdir={tmp_path}/study", "--distributed"]
+    said = together(2, 1, *study, "--scenarios=backbone_frozen", "--seeds=0")
+    assert [status for status, _, _ in said] == [0, 0], said
+    (line,) = read_lines(tmp_path / "study" / "results.jsonl")
+    assert (line["arm"], line["seed"]) == ("backbone_frozen", 0)
+    assert "backbone_frozen" in said[0][1]
+    assert said[1][1] == ""
+    report = (tmp_path / "study" / "report.md").read_text()
+    assert "backbone_frozen" in report
