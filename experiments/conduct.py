@@ -23,6 +23,7 @@ from experiments.ledger import WEIGHTS, Ledger, opened
 from experiments.machine import circumstances
 from experiments.pool import Pool
 from experiments.study import Arm, Plan, StudySettings
+from mtl_jax import processes
 from mtl_jax.cli import one_line
 from mtl_jax.config import TrainConfig
 from mtl_jax.console import say
@@ -160,7 +161,7 @@ class _Reporter:
         return plan.report(ledger.folder, ledger.results(), ledger.failures, context)
 
     def so_far(self) -> None:
-        if not self.ledger.results():
+        if not processes.is_main() or not self.ledger.results():
             return
         try:
             # Its table is for the end: here it would stand between the lines on the arms.
@@ -171,6 +172,9 @@ class _Reporter:
 
     def end(self) -> int:
         """Writes the last report; how many arms have failed."""
+        return processes.on_main(self._end)
+
+    def _end(self) -> int:
         if not (count := len(self.ledger.results())):
             raise UserError(
                 f"no arm of the study in {self.plan.workdir} could be trained; the first failed "
@@ -231,6 +235,8 @@ def train_group(configs: Sequence[TrainConfig], inputs: Inputs) -> Sequence[dict
 
     try:
         outcomes = train_seeds(configs, inputs)
-    except Exception as error:  # noqa: BLE001  (one scenario must not take the others with it)
+    except Exception as error:  # but one scenario must not take the others with it
+        if processes.loss_in_words(error):
+            raise
         return [one_line(error)] * len(configs)
     return [one_line(each) if isinstance(each, UserError) else each for each in outcomes]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.study import Arm, Key, Plan
+from mtl_jax import processes
 from mtl_jax.cli import one_line
 from mtl_jax.console import say
 from mtl_jax.errors import UserError
@@ -42,14 +43,14 @@ class Ledger:
         self._asked = {arm.key for arm in self.arms}
         self._numbers = {arm.key: number for number, arm in enumerate(self.arms, start=1)}
         self._keep_checkpoints = plan.keep_checkpoints
-        done = {_key(line): line.get(WEIGHTS) for line in self._lines()}
+        lines = processes.on_main(self._lines)
+        done = {_key(line): line.get(WEIGHTS) for line in lines}
         for arm in self.arms:
             if digest := done.get(arm.key):
                 self.weights[arm.config.backbone] = digest
         self._done = set(done)
 
     def _lines(self) -> list[dict[str, Any]]:
-
         return read_lines(self._results)
 
     def mend(self) -> None:
@@ -71,16 +72,18 @@ class Ledger:
 
     def add(self, arm: Arm, outcome: Mapping[str, Any]) -> None:
         """Keeps an arm's result as a line of ``results.jsonl``, or notes that it failed."""
-        if self._failed(arm, outcome):
+        if self._failed(arm, outcome) or not processes.is_main():
             return
         append_line(self._results, _line(arm, outcome))
-        self._done.add(arm.key)
         self._clear(arm)
 
     def leave(self, arm: Arm, outcome: Mapping[str, Any]) -> None:
         """Leaves an arm's result in its own folder, and why it failed in ``failures/``."""
         file = self._failure_file(arm)
-        if self._failed(arm, outcome):
+        failed = self._failed(arm, outcome)
+        if not processes.is_main():
+            return
+        if failed:
             file.parent.mkdir(exist_ok=True)
             write_json(file, dict(outcome))
             return
@@ -108,7 +111,6 @@ class Ledger:
             return {"error": one_line(error)}
 
     def _left(self, arm: Arm) -> dict[str, Any]:
-
         workdir = Workdir(arm.config.workdir)
         if not workdir.exists or (result := workdir.result()) is None:
             with contextlib.suppress(FileNotFoundError):
@@ -156,6 +158,8 @@ def _leave_files(plan: Plan, folder: Path) -> None:
     """Writes the files that the arms read, unless arms may have read something else in them."""
     for name, content in plan.files.items():
         file = folder / name
+        if not processes.is_main():
+            continue
         with exclusive(file, _unwritable):
             if not file.exists():
                 write_json(file, content)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mtl_jax import processes
 from mtl_jax.cli import parse, prepare
 from mtl_jax.config import LIMITS, Settings, TrainConfig
 from mtl_jax.errors import UserError
@@ -43,6 +44,8 @@ class StudySettings(Settings):
     seeds_at_once: int | None = None
     """seeds of an arm that are trained in one program, each on one device; by default all of \
 them on an accelerator, which a batch of short sentences leaves idle, and 1 on a CPU"""
+    distributed: bool = False
+    """as of train: be one of several processes that train each arm together"""
     list_arms: bool = False
     """print the arms, those that are trained at once on one line, and train nothing"""
     part: str | None = None
@@ -91,6 +94,8 @@ its own folder, and write no report; several processes may train a part each at 
         """How many seeds of an arm are trained in one program on this machine."""
         import jax
 
+        if processes.count() > 1:
+            return 1
         return self.seeds_at_once or (1 if jax.default_backend() == "cpu" else len(self.seeds))
 
     def record(self) -> dict[str, Any]:
@@ -100,7 +105,7 @@ its own folder, and write no report; several processes may train a part each at 
 
     def described(self, *left_out: str) -> dict[str, Any]:
         """The settings as a report lists them, but for those that it shows elsewhere."""
-        gone = ("data", "workdir", "seeds", "keep_checkpoints", *_WHAT, *left_out)
+        gone = ("data", "workdir", "seeds", "keep_checkpoints", "distributed", *_WHAT, *left_out)
         settings = dataclasses.asdict(self) | {"seeds_at_once": self.at_once()}
         kept = {name: value for name, value in settings.items() if name not in gone}
         return kept | dataclasses.asdict(self.data)
@@ -170,6 +175,8 @@ def command_line(
 
     def main(argv: Sequence[str]) -> None:
         study = parse(kind, argv, f"python -m {module}", description)
+        if study.distributed:
+            processes.join()
         prepare()
         if run(study, shlex.join(["python", "-m", module, *argv])):
             sys.exit(1)

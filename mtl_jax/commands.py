@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import subcommand
 
+from mtl_jax import processes
 from mtl_jax.cli import guarded, parse, prepare
 from mtl_jax.config import DEFAULT_BACKBONE, LongTexts, Pooling, Settings, TrainConfig
 from mtl_jax.errors import UserError
@@ -44,6 +45,28 @@ class Plan(Settings):
             raise UserError("--scenario is empty: name at least one")
         if not self.measure_seconds >= 0:
             raise UserError(f"--measure-seconds {self.measure_seconds} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Deal(Settings):
+    """Print how the training texts would be dealt to many processes; train nothing."""
+
+    processes: int = 64
+    """how many"""
+    devices_per_process: int = 1
+    """devices of each"""
+    seed: int = 0
+    """of the order"""
+    epochs: int = 1
+    """passes over the training examples"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("processes", "devices_per_process"):
+            if getattr(self, name) < 1:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +113,7 @@ unless --workdir is given"""
 Command = (
     Annotated[TrainConfig, subcommand("train", description="Train one scenario or recipe.")]
     | Annotated[Plan, subcommand("plan")]
+    | Annotated[Deal, subcommand("shards")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
     | Annotated[Extract, subcommand("extract")]
@@ -103,10 +127,13 @@ def run(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> None:
     command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
+    if isinstance(command, TrainConfig) and command.distributed:
+        processes.join()
     prepare()
     {
         TrainConfig: _train,
         Plan: _plan,
+        Deal: _shards,
         Evaluate: _evaluate,
         Predict: _predict,
         Extract: _extract,
@@ -121,7 +148,8 @@ def _train(config: TrainConfig) -> None:
     from mtl_jax.train import train
 
     result = train(config)
-    print(json.dumps(result["test"] or result["validation"]))
+    if processes.is_main():
+        print(json.dumps(result["test"] or result["validation"]))
 
 
 def _plan(command: Plan) -> None:
@@ -142,6 +170,23 @@ def _plan(command: Plan) -> None:
     for estimate in estimates:
         for warning in estimate.warnings:
             print(f"warning: {estimate.scenario}: {warning}")
+
+
+def _shards(command: Deal) -> None:
+    from mtl_jax.inputs import Inputs
+    from mtl_jax.shards import deal
+
+    inputs = Inputs(command)
+    dealt = deal(
+        command,
+        inputs,
+        command.processes,
+        command.devices_per_process,
+        command.seed,
+        command.epochs,
+    )
+    for shards in dealt:
+        print(shards)
 
 
 def _evaluate(command: Evaluate) -> None:

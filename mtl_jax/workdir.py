@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from mtl_jax import processes
 from mtl_jax.config import LIMITS
 from mtl_jax.errors import UserError
 from mtl_jax.locks import exclusive
@@ -22,11 +24,13 @@ _LOCKS = (".lock", ".config.json.lock")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file whole or not at all; of several processes the first does."""
     _replace(path, json.dumps(value, indent=2) + "\n")
 
 
 def _replace(path: Path, text: str) -> None:
+    if not processes.is_main():
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -46,7 +50,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends an object to a JSON Lines file."""
+    """Appends an object to a JSON Lines file; of several processes the first does."""
+    if not processes.is_main():
+        return
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -57,7 +63,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def rewrite_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Replaces a JSON Lines file, whole or not at all."""
+    """Replaces a JSON Lines file, whole or not at all; of several processes the first does."""
     _replace(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
@@ -119,6 +125,8 @@ class Workdir:
     def claim(self, record: dict[str, Any], *, shared: bool = False) -> None:
         """Records what the run is, or checks that it is the run that was begun here.
 
+        Of several processes the first does, and the others learn how that ended.
+
         Args:
             record: JSON. What is under ``environment`` may change from one start to the
                 next, and so may the limits of what is kept, ``config.LIMITS``.
@@ -127,6 +135,10 @@ class Workdir:
         Raises:
             UserError: The folder belongs to another run, holds something else, or is in use.
         """
+        record = json.loads(json.dumps(record))
+        processes.on_main(functools.partial(self._claim, record, shared=shared))
+
+    def _claim(self, record: dict[str, Any], *, shared: bool) -> None:
         self._take_lock(fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         with exclusive(self.path / "config.json", self._unusable):
             if self.exists:
@@ -147,6 +159,8 @@ class Workdir:
 
     def keep_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Puts a copy beside the model, so that the folder is all that predicting needs."""
+        if not processes.is_main():
+            return
         try:
             tokenizer.save_pretrained(self.path / "tokenizer")
         except OSError as error:
