@@ -45,8 +45,7 @@ class Local(Options):
         Raises:
             UserError: It can't be run so.
         """
-        if self.tasks > 1 and not (work.trains or work.study):
-            raise UserError(f"--tasks {self.tasks}: {work.name} can't be shared: use 1")
+        work.refuse_tasks(self.tasks)
         commands, changes = self._commands(work), self._environments(work)
         gather = work.command(python(), "--gather")
         if self.dry_run:
@@ -71,7 +70,7 @@ class Local(Options):
         if work.study:
             parts = (f"--part={part}/{self.tasks}" for part in range(self.tasks))
             return [work.command(python(), part) for part in parts]
-        return [work.distributed(python())] * self.tasks
+        return [work.distributed().command(python())] * self.tasks
 
     def _environments(self, work: Work) -> list[dict[str, str]]:
         """What each process has in its environment beside what this one has."""
