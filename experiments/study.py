@@ -78,7 +78,7 @@ them on an accelerator, which a batch of short sentences leaves idle, and 1 on a
 
     def described(self, *left_out: str) -> dict[str, Any]:
         """The settings as a report lists them, but for those that it shows elsewhere."""
-        gone = ("data", "workdir", "seeds", "keep_checkpoints", *left_out)
+        gone = ("data", "watch", "workdir", "seeds", "keep_checkpoints", *left_out)
         settings = dataclasses.asdict(self) | {"seeds_at_once": self.at_once()}
         kept = {name: value for name, value in settings.items() if name not in gone}
         return kept | dataclasses.asdict(self.data)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 
 from mtl_jax import freeze as freezing
 from mtl_jax.checkpoint import Checkpoints
-from mtl_jax.config import TASKS
 from mtl_jax.console import say
 from mtl_jax.course import Course, score
 from mtl_jax.data.batches import HostBatch, train_batches
@@ -24,10 +22,12 @@ from mtl_jax.evaluate import majority_baseline, neighbour_probe
 from mtl_jax.freeze import Freeze, Params
 from mtl_jax.meter import Meter
 from mtl_jax.metrics import mean_macro_f1
-from mtl_jax.outcome import epoch_record, in_words, run_certificate, run_result
+from mtl_jax.nonfinite import keep, refuse_nonfinite
+from mtl_jax.outcome import epoch_record, in_words, run_certificate, run_result, step_record
 from mtl_jax.run import Run
 from mtl_jax.step import TrainState
 from mtl_jax.transition import Place, at_place, next_phase
+from mtl_jax.watchers import open_watchers
 from mtl_jax.workdir import Workdir, write_json
 
 _LOG_EVERY = 10
@@ -78,7 +78,8 @@ class Member:
             UserError: The folder is in use, belongs to another run, or can't be written; its
                 last checkpoint is damaged.
         """
-        self._workdir.claim(self.run.record())
+        record = self.run.record()
+        self._workdir.claim(record)
         if result := self._workdir.result():
             say(f"{self._workdir.path} is done: the result is the last line of its metrics.jsonl")
             self.outcome = result
@@ -89,8 +90,10 @@ class Member:
         last = checkpoints.last_step
         saved = {} if last is None else checkpoints.progress(last)
         self.course = Course.load(saved["course"]) if saved else Course()
-        self.meter = Meter(saved.get("meter"))
+        folder = self._workdir.path
+        self.meter = Meter(lambda *loss: keep(folder, self.run, *loss), saved.get("meter"))
         self._workdir.rewind(saved.get("lines", 0))
+        self._workdir.watch(open_watchers(folder, self.run.config, record["settings"]))
 
     def close(self) -> None:
         """Waits for the background work and lets others have the folder."""
@@ -177,10 +180,10 @@ class Member:
     def add(self, done: int, metrics: Callable[[], Mapping[str, Any]], batch: HostBatch) -> None:
         """Takes in the step ``done`` of the phase, on ``batch``; see ``Meter.add``."""
         step = self.course.start + done
-        self.meter.add(step, metrics, int((batch["example"] >= 0).sum()))
+        self.meter.add(step, metrics, batch)
         if step % _LOG_EVERY == 0:
-            rate = {"examples_per_second": self.meter.rate}
-            self._workdir.log({"event": "step", **self.meter.read(), **rate})
+            count = self.course.schedule_start + done - 1
+            self._workdir.log(step_record(self.run, count, self.meter))
 
     def measure(self, state: TrainState, frozen: Params, done: int) -> None:
         """Measures and saves what an epoch of the phase, or its last steps, have led to.
@@ -195,14 +198,10 @@ class Member:
         """
         run, course, plan = self.run, self.course, self.run.plans[self.run.index]
         step, epoch = course.start + done, course.passed + plan.epochs(done)
-        params = run.evaluator.runner.replicate(Freeze.merge(state.trainable, frozen))
-        metrics, logits = run.evaluator.measure(params, run.split("validation"), run.inputs.classes)
-        for task in TASKS:
-            if not math.isfinite(metrics[task]["loss"] or 0.0):
-                raise UserError(
-                    f"the {task} loss on the validation split is not finite after step {step}: "
-                    "lower the learning rates; the last checkpoint is kept"
-                )
+        params, split = Freeze.merge(state.trainable, frozen), run.split("validation")
+        placed = run.evaluator.runner.replicate(params)
+        metrics, logits = run.evaluator.measure(placed, split, run.inputs.classes)
+        refuse_nonfinite(run.evaluator.model, params, split, metrics, logits, step)
         drift = self._reference.drift(logits) if self._reference else {}
         record = epoch_record(plan.phase, run.index, step, epoch, self.meter, metrics)
         self._workdir.log(record | ({"drift": drift} if drift else {}))

@@ -188,6 +188,11 @@ def make_runner(kind: Parallel) -> Runner:
     return {"jit": JitRunner, "pmap": PmapRunner, "mesh": MeshRunner}[kind]()
 
 
+def dropout_parts(runner: Runner) -> int:
+    """Into how many parts of its rows, each with dropout of its own, a batch is cut."""
+    return runner.devices if isinstance(runner, PmapRunner) else 1
+
+
 class Compiled:
     """A step that is compiled once, at its first call, for the shapes of that call.
 
