@@ -8,12 +8,13 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tyro
 
-from mtl_jax import process
+from mtl_jax import process, processes
 from mtl_jax.data import tokens
 from mtl_jax.errors import UserError
 
@@ -56,9 +57,27 @@ def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         # Orbax logs a traceback from each of its threads for an error that it also raises.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
+        status = _status(main, argv)
+    except Exception as error:
+        if processes.count() == 1:
+            raise
+        if words := processes.loss_in_words(error):
+            print(f"error: {words}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        status = 1
+    if status:
+        processes.abandon(status)
+    processes.leave()
+    return status
+
+
+def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+    try:
         main(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not isinstance(error, processes.RelayedError):
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

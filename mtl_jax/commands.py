@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import subcommand
 
+from mtl_jax import processes
 from mtl_jax.cli import guarded, parse, prepare
 from mtl_jax.config import DEFAULT_BACKBONE, LongTexts, Pooling, Settings, TrainConfig
 from mtl_jax.errors import UserError
@@ -117,6 +118,8 @@ def run(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> None:
     command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
+    if isinstance(command, TrainConfig) and command.distributed:
+        processes.join()
     prepare()
     {
         TrainConfig: _train,
@@ -136,7 +139,8 @@ def _train(config: TrainConfig) -> None:
     from mtl_jax.train import train
 
     result = train(config)
-    print(json.dumps(result["test"] or result["validation"]))
+    if processes.is_main():
+        print(json.dumps(result["test"] or result["validation"]))
 
 
 def _plan(command: Plan) -> None:

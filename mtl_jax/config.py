@@ -236,6 +236,9 @@ sentiment_frozen, none_frozen, top_1, top_2, ..., or a JSON file of [pattern, la
 ..., lp_ft, sequential_heads, scarce_head_last, auto, or a .json or .py file of phases"""
     seed: int = 0
     """seeds the heads, the order of the data and dropout"""
+    distributed: bool = False
+    """be one of several processes of this run, which JAX finds: under Slurm, on TPU pods, in \
+Kubernetes, under Open MPI, or as ./launch.sh local starts them"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mtl_jax import processes
+
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
-    """Prints one line."""
-    _console.print(message, markup=False)
+    """Prints one line; of several processes the first does."""
+    if processes.is_main():
+        _console.print(message, markup=False)
 
 
 def is_terminal() -> bool:
@@ -43,9 +46,8 @@ def training_bar(title: str, total: int, done: int) -> Iterator[Callable[..., No
         TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=_console, transient=True, disable=not _console.is_terminal
-    ) as progress:
+    shown = _console.is_terminal and processes.is_main()
+    with Progress(*columns, console=_console, transient=True, disable=not shown) as progress:
         bar = progress.add_task(title, total=total, completed=done, status="compiling")
 
         def update(done: int, losses: Mapping[str, float], rate: float) -> None:

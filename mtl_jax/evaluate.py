@@ -35,7 +35,8 @@ class ModelSpec:
     """What a model is built and its evaluation compiled from.
 
     ``like`` is the layout of training batches, whose texts those to evaluate are taken to
-    resemble; without one, nothing is taken for granted but ``max_length``.
+    resemble; without one, nothing is taken for granted but ``max_length``. ``alone`` is for what
+    each of several processes computes for itself.
     """
 
     bert: BertConfig
@@ -46,6 +47,7 @@ class ModelSpec:
     parallel: Parallel
     fused_attention: bool = True
     like: Layout | None = None
+    alone: bool = False
 
     def model(self) -> MultiTaskModel:
         """The Flax module."""
@@ -64,7 +66,7 @@ class Evaluator:
     """
 
     def __init__(self, spec: ModelSpec):
-        self.runner: Runner = make_runner(spec.parallel)
+        self.runner: Runner = make_runner(spec.parallel, alone=spec.alone)
         tokens = _TOKENS_PER_BATCH.get(jax.default_backend(), _TOKENS_ELSEWHERE)
         self.layout = evaluation_layout(spec.max_length, tokens, self.runner.devices, spec.like)
         self.model = spec.model().clone(blocks=self.layout.blocks)
@@ -86,7 +88,7 @@ class Evaluator:
 
     def batches(self, texts: TextSet) -> Iterator[HostBatch]:
         """Every text once; to be made elsewhere than where the batches are run."""
-        return evaluation_batches(texts, self.layout)
+        return evaluation_batches(texts, self.layout, self.runner.own(self.layout.rows))
 
     def logits(
         self, params: Any, texts: TextSet, batches: Iterable[HostBatch] | None = None
@@ -124,7 +126,10 @@ class Evaluator:
         return self._collect(step, texts, batches)
 
     def states(self, params: Any, texts: TextSet, depth: int, write: Write) -> None:
-        """Computes the token states at ``depth`` and writes them in the order of the ids."""
+        """Computes the token states at ``depth`` and writes them in the order of the ids.
+
+        Of several processes each does this ``alone``.
+        """
         step = functools.partial(self._step(states_step, texts, depth), params)
         offsets = texts.tokens.offsets.tolist()
         for batch, rows in self._run(step, texts):

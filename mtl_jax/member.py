@@ -12,6 +12,7 @@ import grain
 import numpy as np
 
 from mtl_jax import freeze as freezing
+from mtl_jax import processes
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.console import say
 from mtl_jax.course import Course, score
@@ -58,7 +59,7 @@ class Member:
         self._first = run
         self._place: Place | None = None
         self._reference: Reference | None = None
-        self._share, self._compiled_before = 1.0, run.evaluator.compile_seconds
+        self._share, self._compiled_before = 1.0, run.evaluation_compile_seconds
         self._open = contextlib.ExitStack()
         self._workdir = self._open.enter_context(contextlib.closing(Workdir(run.config.workdir)))
 
@@ -80,7 +81,7 @@ class Member:
         """
         record = self.run.record()
         self._workdir.claim(record)
-        if result := self._workdir.result():
+        if result := processes.on_main(self._workdir.result):
             say(f"{self._workdir.path} is done: the result is the last line of its metrics.jsonl")
             self.outcome = result
             return
@@ -153,7 +154,8 @@ class Member:
                 self._reference = Reference(**self.checkpoints.restore_reference(resumed))
             texts = dataclasses.replace(texts, targets=self._reference.targets(plan.held))
         start = self.course.positions.get(plan.texts, 0)
-        self.data = train_batches(texts, run.plan, run.config.seed, start, max(plan.steps, 1))
+        steps = max(plan.steps, 1)
+        self.data = train_batches(texts, run.plan, run.config.seed, start, steps, run.own_rows)
         if resumed is not None:
             self.checkpoints.restore_data(resumed, self.data)
 
@@ -174,7 +176,8 @@ class Member:
         if self._reference and self._reference.training:
             weight = (self.run.phase.distillation_weight or 0.0) if self.course.holds else 0.0
             for batch in batches:
-                batch["hold"] = np.where(batch["example"] >= 0, np.float32(weight), np.float32(0))
+                there = batch["example"][self.run.own_rows] >= 0
+                batch["hold"] = np.where(there, np.float32(weight), np.float32(0))
         return batches
 
     def add(self, done: int, metrics: Callable[[], Mapping[str, Any]], batch: HostBatch) -> None:
@@ -260,7 +263,8 @@ class Member:
         best = self.checkpoints.best_step or 0
         run, params = self._best_run(best)
         placed = run.evaluator.runner.replicate(params)
-        epochs = [record for record in self._workdir.records() if record["event"] == "epoch"]
+        records = processes.on_main(self._workdir.records)
+        epochs = [record for record in records if record["event"] == "epoch"]
         chosen = next(record for record in epochs if record["step"] == best)
         training = run.split("train")
         test = run.split("test") if "test" in run.inputs.corpus.splits else None
@@ -269,7 +273,7 @@ class Member:
             "validation": chosen["validation"],
             "train": run.evaluator.metrics(placed, training, classes),
         }
-        compiling = (run.evaluator.compile_seconds - self._compiled_before) * self._share
+        compiling = (run.evaluation_compile_seconds - self._compiled_before) * self._share
         trains = any(plan.freeze.groups for plan in run.plans)
         result = {
             **run_result(config, epochs, chosen, certificate, self.course.stopped),

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import optax
 
+from mtl_jax import processes
 from mtl_jax.config import TASKS
 from mtl_jax.data.batches import HostBatch, TextSet, make_batch
 from mtl_jax.data.packing import Layout, Placement
@@ -45,7 +46,9 @@ def keep(folder: Path, run: Run, step: int, task: str, batch: HostBatch) -> str:
     Returns:
         Where it is, or why it is not, in words that follow the step's.
     """
-    split, example = run.training, batch["example"]
+    # Of several processes each keeps the rows that it gave.
+    split, example = run.training, batch["example"][run.own_rows]
+    batch = batch | {"example": example}
     if split.texts.pooled is not None:
         # The vectors and the labels are on the device, and are not in the batch.
         batch = batch | {"pooled": split.texts.pooled[np.maximum(example, 0)]}
@@ -63,7 +66,7 @@ def keep(folder: Path, run: Run, step: int, task: str, batch: HostBatch) -> str:
         batch=batch,
     )
     try:
-        path = write_batch(folder / FOLDER, kept, jax.process_index(), jax.process_count())
+        path = write_batch(folder / FOLDER, kept, processes.index(), processes.count())
     except OSError as error:
         return f"whose batch could not be kept ({error.strerror})"
     return f"whose batch is kept in {path} for python -m mtl_jax replay"

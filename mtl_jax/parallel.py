@@ -3,6 +3,9 @@
 ``jax.pmap`` is in maintenance; it is kept for the code and clusters that expect it. The
 mesh does the same with shardings, and a test holds the three equal. All three run one
 training; ``seeds.SeedRunner`` runs those of several seeds at once.
+
+In a run of several processes the mesh and ``pmap`` are over the devices of all: each process
+gives its rows of a batch, and gets what is the same for all, or the rows of all.
 """
 
 from __future__ import annotations
@@ -14,9 +17,12 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mtl_jax import processes
 from mtl_jax.config import Parallel
+from mtl_jax.errors import UserError
 from mtl_jax.step import eval_step, pooled_step, scanned_steps, states_step, train_step
 
 AXIS = "devices"
@@ -26,10 +32,14 @@ class Runner(Protocol):
     """Places arrays on devices and compiles the steps for them.
 
     Attributes:
-        devices: Over how many the rows of one batch are spread.
+        devices: Over how many the rows of one batch are spread, those of all processes.
     """
 
     devices: int
+
+    def own(self, rows: int) -> slice:
+        """Which rows of a batch of so many are this process's to give."""
+        ...
 
     def replicate(self, tree: Any) -> Any:
         """Puts the same values on every device."""
@@ -48,11 +58,11 @@ class Runner(Protocol):
         ...
 
     def shard(self, *batches: Mapping[str, np.ndarray]) -> Any:
-        """Spreads the rows of one batch of each seed over the devices."""
+        """Spreads this process's own rows of one batch of each seed over the devices."""
         ...
 
     def gather(self, rows: Any) -> Any:
-        """Rows of every device, on the host: numpy [rows, ...]."""
+        """Rows of every device of every process, on the host: numpy [rows, ...]."""
         ...
 
     def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
@@ -78,6 +88,10 @@ class JitRunner(_OneSeed):
 
     devices = 1
 
+    def own(self, rows: int) -> slice:
+        """See ``Runner``."""
+        return slice(rows)
+
     def replicate(self, tree: Any) -> Any:
         """See ``Runner``."""
         return jax.device_put(tree)
@@ -100,23 +114,50 @@ class JitRunner(_OneSeed):
         return jax.jit(functools.partial(step, static), donate_argnums=0 if donate else ())
 
 
-class MeshRunner(JitRunner):
-    """``jit`` over a one-dimensional mesh of all local devices."""
+class _Spread:
+    """What the runners over several devices have in common.
 
-    def __init__(self) -> None:
-        self.devices = jax.local_device_count()
-        mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
-        self._everywhere = NamedSharding(mesh, PartitionSpec())
-        self._by_row = NamedSharding(mesh, PartitionSpec(AXIS))
+    Args:
+        alone: Whether over the devices of this process only, whatever the others do.
+    """
+
+    def __init__(self, *, alone: bool = False) -> None:
+        self._all = jax.local_devices() if alone else jax.devices()
+        self._alone = alone or processes.count() == 1
+        self.devices = len(self._all)
+        self._by_row = by_device(self._all)
+        self._everywhere = NamedSharding(self._by_row.mesh, PartitionSpec())
+
+    def own(self, rows: int) -> slice:
+        """See ``Runner``."""
+        return slice(rows) if self._alone else processes.share(rows)
+
+    def _whole(self, rows: Any) -> Any:
+        """Numpy arrays of all rows, in every process."""
+        if self._alone:
+            return jax.tree.map(np.asarray, rows)
+        return multihost_utils.process_allgather(rows, tiled=True)
+
+
+class MeshRunner(_Spread, _OneSeed):
+    """``jit`` over a one-dimensional mesh of all devices."""
 
     def replicate(self, tree: Any) -> Any:
         """See ``Runner``."""
-        return jax.device_put(tree, self._everywhere)
+        return _put(tree, self._everywhere)
+
+    def fetch(self, tree: Any) -> Any:
+        """See ``Runner``."""
+        return tree
 
     def shard(self, *batches: Mapping[str, np.ndarray]) -> Any:
         """See ``Runner``."""
         (batch,) = batches
-        return jax.device_put(dict(batch), self._by_row)
+        return _put(dict(batch), self._by_row)
+
+    def gather(self, rows: Any) -> Any:
+        """See ``Runner``."""
+        return self._whole(rows)
 
     def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
         """See ``Runner``."""
@@ -139,58 +180,84 @@ def by_device(devices: Sequence[Any]) -> NamedSharding:
     return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
 
 
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays of which this process has its own part, on its devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree
+    )
+
+
 def on_each(tree: Any, devices: Sequence[Any]) -> Any:
     """A copy on every device, each leaf [devices, ...]."""
+    sharding = by_device(devices)
+    own = len(sharding.addressable_devices)
     stacked = jax.tree.map(
-        lambda leaf: np.broadcast_to(np.asarray(leaf), (len(devices), *np.shape(leaf))), tree
+        lambda leaf: np.broadcast_to(np.asarray(leaf), (own, *np.shape(leaf))), tree
     )
-    return jax.device_put(stacked, by_device(devices))
+    return _put(stacked, sharding)
 
 
-class PmapRunner(_OneSeed):
-    """``pmap`` over all local devices, reducing over the named axis."""
-
-    def __init__(self) -> None:
-        self.devices = jax.local_device_count()
+class PmapRunner(_Spread, _OneSeed):
+    """``pmap`` over all devices, reducing over the named axis."""
 
     def replicate(self, tree: Any) -> Any:
         """See ``Runner``."""
-        return on_each(tree, jax.local_devices())
+        return on_each(tree, self._all)
 
     def fetch(self, tree: Any) -> Any:
         """See ``Runner``."""
-        return jax.tree.map(lambda leaf: leaf[0], tree)
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0)[0], tree)
 
     def shard(self, *batches: Mapping[str, np.ndarray]) -> Any:
         """See ``Runner``."""
         (batch,) = batches
-        return {
-            name: array.reshape(self.devices, -1, *array.shape[1:]) for name, array in batch.items()
-        }
+        own = len(self._by_row.addressable_devices)
+        parts = {name: rows.reshape(own, -1, *rows.shape[1:]) for name, rows in batch.items()}
+        return _put(parts, self._by_row)
 
     def gather(self, rows: Any) -> Any:
         """See ``Runner``."""
-        return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), rows)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), self._whole(rows))
 
     def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
         """See ``Runner``."""
         return jax.pmap(
             functools.partial(step, static, axis_name=AXIS),
             axis_name=AXIS,
+            devices=self._all,
             donate_argnums=0 if donate else (),
         )
 
 
-def make_runner(kind: Parallel) -> Runner:
-    """The runner of that name; ``auto`` is jit on one device and pmap on several."""
+def make_runner(kind: Parallel, *, alone: bool = False) -> Runner:
+    """The runner of that name; ``auto`` is jit on one device and pmap on several.
+
+    Args:
+        kind: Which.
+        alone: Whether over the devices of this process only, whatever the others do.
+
+    Raises:
+        UserError: One device is asked for, of several processes.
+    """
+    alone = alone or processes.count() == 1
+    if kind == "jit" and not alone:
+        raise UserError(
+            f"--parallel jit is for one device, and there are {processes.count()} processes: use "
+            "pmap, mesh or auto"
+        )
     if kind == "auto":
-        kind = "jit" if jax.local_device_count() == 1 else "pmap"
-    return {"jit": JitRunner, "pmap": PmapRunner, "mesh": MeshRunner}[kind]()
+        devices = jax.local_device_count() if alone else jax.device_count()
+        kind = "jit" if devices == 1 else "pmap"
+    if kind == "jit":
+        return JitRunner()
+    return {"pmap": PmapRunner, "mesh": MeshRunner}[kind](alone=alone)
 
 
 def dropout_parts(runner: Runner) -> int:
-    """Into how many parts of its rows, each with dropout of its own, a batch is cut."""
-    return runner.devices if isinstance(runner, PmapRunner) else 1
+    """Into how many parts, each with dropout of its own, a process's rows of a batch are cut."""
+    return runner.devices // processes.count() if isinstance(runner, PmapRunner) else 1
 
 
 class Compiled:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mtl_jax import processes
 from mtl_jax.arrayfile import file_bytes
 from mtl_jax.config import LIMITS, TASKS, TrainConfig
 from mtl_jax.data.batches import TextSet
@@ -59,7 +60,8 @@ class Run:
     def __init__(self, config: TrainConfig, inputs: Inputs, *, together: bool = False):
         self.config, self.inputs = config, inputs
         self._together = together
-        devices = 1 if together else make_runner(config.parallel).devices
+        self._runner = None if together else make_runner(config.parallel)
+        devices = self._runner.devices if self._runner else 1
         self._model = ModelSpec(
             bert=inputs.bert,
             classes=(len(inputs.classes["classifier"]), len(inputs.classes["sentiment"])),
@@ -76,7 +78,10 @@ class Run:
         self.params: Params = {"backbone": inputs.backbone, **heads}
         self.plans: tuple[PhasePlan, ...] = plan_phases(config, inputs, self.params, devices)
         self.evaluator = evaluator(self._model)
-        self._compiled_before = self.evaluator.compile_seconds
+        several = processes.count() > 1
+        # What is kept of the frozen bottom is every process's own, for texts that others have too.
+        self._own_evaluator = evaluator(dataclasses.replace(self._model, alone=several))
+        self._compiled_before = self._compile_seconds()
         self._stages = inputs.stages
         self._enter(0)
 
@@ -104,9 +109,18 @@ class Run:
         return other
 
     @property
+    def own_rows(self) -> slice:
+        """Which rows of a batch this process makes."""
+        rows = self.plan.layout.rows
+        return self._runner.own(rows) if self._runner else slice(rows)
+
+    @property
     def evaluation_compile_seconds(self) -> float:
         """What this run has spent compiling the evaluation."""
-        return self.evaluator.compile_seconds - self._compiled_before
+        return self._compile_seconds() - self._compiled_before
+
+    def _compile_seconds(self) -> float:
+        return sum(each.compile_seconds for each in {self.evaluator, self._own_evaluator})
 
     @property
     def training(self) -> Split:
@@ -163,7 +177,7 @@ class Run:
 
     @functools.cached_property
     def _prefix(self) -> Prefix:
-        return Prefix(self._model, self.evaluator, self._stages, self.inputs.store)
+        return Prefix(self._model, self._own_evaluator, self._stages, self.inputs.store)
 
     @property
     def warmup_steps(self) -> int:
@@ -196,8 +210,8 @@ class Run:
 
     @property
     def dropout_parts(self) -> int:
-        """Into how many parts, each with dropout of its own, a step cuts a batch."""
-        return 1 if self._together else dropout_parts(make_runner(self.config.parallel))
+        """See ``parallel.dropout_parts``; with other seeds each has its batch whole."""
+        return dropout_parts(self._runner) if self._runner else 1
 
     def start(self) -> TrainState:
         """The state before the first step, of the run's own parameters."""
@@ -257,7 +271,7 @@ class Run:
     def record(self) -> dict[str, Any]:
         """``config.json``: everything that is needed to repeat the run."""
         settings = dataclasses.asdict(self.config)
-        del settings["workdir"]
+        del settings["workdir"], settings["distributed"]
         limits = {name: settings.pop(name) for name in LIMITS}
         return {
             "settings": settings,
@@ -267,7 +281,8 @@ class Run:
                 "limits": limits,
                 "versions": {package: version(package) for package in _PACKAGES},
                 "layout": dataclasses.asdict(self._model.like) if self._model.like else None,
-                "devices": [device.device_kind for device in jax.local_devices()],
+                "devices": [device.device_kind for device in jax.devices()],
+                "processes": processes.count(),
             },
         }
 

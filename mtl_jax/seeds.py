@@ -33,6 +33,10 @@ class SeedRunner:
 
     devices = 1
 
+    def own(self, rows: int) -> slice:
+        """See ``Runner``."""
+        return slice(rows)
+
     def __init__(self, seeds: int, *, spread: bool):
         available = jax.local_devices() if spread else jax.local_devices()[:1]
         self._seeds = seeds

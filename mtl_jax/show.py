@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
-
+from mtl_jax import processes
 from mtl_jax.console import is_terminal
 from mtl_jax.heartbeat import Heartbeat
 from mtl_jax.run import Run
@@ -21,7 +20,7 @@ class Show:
     """
 
     def __init__(self, run: Run):
-        watch, main = run.config.watch, jax.process_index() == 0
+        watch, main = run.config.watch, processes.is_main()
         total = sum(plan.steps for plan in run.plans)
         self.heartbeat = Heartbeat(
             watch.heartbeat if main and not is_terminal() else 0.0,

@@ -76,7 +76,7 @@ class Stepper:
             spec.weighting,
         )
         self.most = spec.steps_at_once
-        self._runner = _runner(spec)
+        self._runner, self._rows = _runner(spec), spec.layout.rows
         step = scanned_steps if spec.on_pooled else train_step
         self.step = Compiled(self._runner, step, self.program, donate=True)
 
@@ -128,7 +128,8 @@ class Stepper:
             inputs = [{k: a for k, a in batch.items() if k != "example"} for (batch,) in batches]
             state, metrics = self.step(state, frozen, self._runner.shard(*inputs))
             return state, [_when_asked(self._runner, metrics)]
-        examples = [{"example": self._examples(of_seed)} for of_seed in batches]
+        own = self._runner.own(self._rows)
+        examples = [{"example": self._examples(of_seed)[own]} for of_seed in batches]
         state, metrics = self.step(state, frozen, vectors, self._runner.shard(*examples))
         found = jax.tree.map(np.asarray, self._runner.unplace(metrics))
         return state, [functools.partial(_of_step, found, i) for i in range(len(batches[0]))]

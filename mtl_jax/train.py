@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
+from mtl_jax import processes
 from mtl_jax.config import TrainConfig
 from mtl_jax.console import say, training_bar
 from mtl_jax.errors import UserError
@@ -56,7 +57,8 @@ def train_seeds(
 
     Folders that are at the same step of the same phase go on together, the others in groups
     of their own. Where a phase freezes what an earlier one has trained, the seeds have no
-    frozen part in common, and are trained one after the other.
+    frozen part in common, and are trained one after the other; so they are in a run of several
+    processes.
 
     Args:
         configs: The settings, which differ in ``seed`` and ``workdir`` only.
@@ -75,8 +77,9 @@ def train_seeds(
     _refuse_unlike(configs)
     shared, inputs = inputs, inputs or Inputs(configs[0])
     runs = [Run(config, inputs, together=len(configs) > 1) for config in configs]
-    if len(configs) > 1 and parted(runs[0].plans):
-        # A frozen part that differs between the seeds can't be one copy for all of them.
+    if len(configs) > 1 and (parted(runs[0].plans) or processes.count() > 1):
+        # A frozen part that differs between the seeds can't be one copy for all of them, and
+        # seeds are spread over the devices of one process only.
         for note in () if shared else inputs.notes():
             say(note)
         return [outcome for config in configs for outcome in train_seeds([config], inputs)]

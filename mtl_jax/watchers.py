@@ -16,9 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
-
-from mtl_jax import process
+from mtl_jax import process, processes
 from mtl_jax.config import TrainConfig
 from mtl_jax.errors import UserError
 
@@ -221,7 +219,7 @@ def open_watchers(
     Raises:
         UserError: The folder can't be written, or Weights & Biases refuses.
     """
-    if jax.process_index():
+    if not processes.is_main():
         return ()
     project = config.watch.wandb
     remote = [WeightsAndBiases(folder, project, config.name, settings)] if project else []

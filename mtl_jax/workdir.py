@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from mtl_jax import processes
 from mtl_jax.config import LIMITS
 from mtl_jax.errors import UserError
 from mtl_jax.watchers import Watcher
@@ -19,11 +21,13 @@ if TYPE_CHECKING:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file whole or not at all; of several processes the first does."""
     _replace(path, json.dumps(value, indent=2) + "\n")
 
 
 def _replace(path: Path, text: str) -> None:
+    if not processes.is_main():
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -43,7 +47,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends an object to a JSON Lines file."""
+    """Appends an object to a JSON Lines file; of several processes the first does."""
+    if not processes.is_main():
+        return
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -54,7 +60,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def rewrite_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Replaces a JSON Lines file, whole or not at all."""
+    """Replaces a JSON Lines file, whole or not at all; of several processes the first does."""
     _replace(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
@@ -118,6 +124,8 @@ class Workdir:
     def claim(self, record: dict[str, Any]) -> None:
         """Records what the run is, or checks that it is the run that was begun here.
 
+        Of several processes the first does, and the others learn how that ended.
+
         Args:
             record: JSON. What is under ``environment`` may change from one start to the
                 next, and so may the limits of what is kept, ``config.LIMITS``.
@@ -125,7 +133,9 @@ class Workdir:
         Raises:
             UserError: The folder belongs to another run, or holds something else.
         """
-        record = json.loads(json.dumps(record))
+        processes.on_main(functools.partial(self._claim, json.loads(json.dumps(record))))
+
+    def _claim(self, record: dict[str, Any]) -> None:
         self._take_lock()
         if self.exists:
             if changed := _differences(_lasting(self.config()), _lasting(record)):
@@ -140,6 +150,8 @@ class Workdir:
 
     def keep_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Puts a copy beside the model, so that the folder is all that predicting needs."""
+        if not processes.is_main():
+            return
         try:
             tokenizer.save_pretrained(self.path / "tokenizer")
         except OSError as error:
@@ -171,7 +183,7 @@ class Workdir:
     def watch(self, watchers: Sequence[Watcher]) -> None:
         """Tells ``watchers`` what ``metrics.jsonl`` says and, until ``close``, what it will say."""
         self._watchers = watchers
-        for record in self.records():
+        for record in self.records() if watchers else ():
             self._tell(record)
 
     def _tell(self, record: dict[str, Any]) -> None:

@@ -193,7 +193,9 @@ def test_two_processes_do_not_share_a_folder(settings, inputs_of, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(settings, inputs_of, tmp_path):
     settings |= {"backbone_learning_rate": 1e38, "head_learning_rate": 1e38}
     config = TrainConfig(**settings, workdir=str(tmp_path), scenario="none_frozen")
-    with pytest.raises(UserError, match=r"the \w+ loss is not finite at step \d+, whose batch is kept"):
+    with pytest.raises(
+        UserError, match=r"the \w+ loss is not finite at step \d+, whose batch is kept"
+    ):
         train(config, inputs_of(config))
     assert Workdir(tmp_path).result() is None
 

@@ -13,7 +13,10 @@ from mtl_jax.data.packing import Layout, Placement, TrainPlan, evaluation_plan
 from mtl_jax.data.tokens import Tokens
 
 HostBatch = dict[str, np.ndarray]
-"""A ``model.Batch`` on the host, with ``example``: int32 [rows, slots], which text it is, or -1."""
+"""A ``model.Batch`` on the host, or a process's rows of it, with ``example``: int32 [rows, slots],
+which text it is, or -1, of the whole batch in any case."""
+
+WHOLE = slice(None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +65,21 @@ def index_batch(layout: Layout, placement: Placement) -> HostBatch:
     return {"example": example}
 
 
-def make_batch(texts: TextSet, layout: Layout, placement: Placement) -> HostBatch:
-    """Lays the texts of ``placement`` out in rows."""
-    cells = (layout.rows, layout.slots)
+def make_batch(
+    texts: TextSet, layout: Layout, placement: Placement, own: slice = WHOLE
+) -> HostBatch:
+    """Lays the texts of ``placement`` out in rows.
+
+    Args:
+        texts: The texts.
+        layout: The shape.
+        placement: Which of them go where.
+        own: The rows that are wanted; the texts of others are not looked at.
+    """
     batch = index_batch(layout, placement)
+    first, stop, _ = own.indices(layout.rows)
+    placement = placement.within(first, stop)
+    cells = (stop - first, layout.slots)
     batch |= {task: np.full(cells, MISSING, np.int32) for task in texts.labels}
     slot = _rank_in_group(placement.rows)
     where = (placement.rows, slot)
@@ -78,7 +92,7 @@ def make_batch(texts: TextSet, layout: Layout, placement: Placement) -> HostBatc
         batch["pooled"] = np.zeros((*cells, texts.pooled.shape[1]), np.float32)
         batch["pooled"][where] = texts.pooled[placement.texts]
         return batch
-    shape = (layout.rows, layout.length)
+    shape = (stop - first, layout.length)
     for name in ("segment_ids", "position_ids"):
         batch[name] = np.zeros(shape, np.int32)
     name, per_token = "input_ids", texts.tokens.ids
@@ -87,11 +101,11 @@ def make_batch(texts: TextSet, layout: Layout, placement: Placement) -> HostBatc
     batch[name] = np.zeros((*shape, *per_token.shape[1:]), per_token.dtype)
     places = zip(placement.texts, placement.rows, placement.starts, slot + 1, strict=True)
     for text, row, start, segment in places:
-        own = per_token[texts.tokens.offsets[text] : texts.tokens.offsets[text + 1]]
-        span = slice(start, start + len(own))
-        batch[name][row, span] = own
+        values = per_token[texts.tokens.offsets[text] : texts.tokens.offsets[text + 1]]
+        span = slice(start, start + len(values))
+        batch[name][row, span] = values
         batch["segment_ids"][row, span] = segment
-        batch["position_ids"][row, span] = np.arange(len(own))
+        batch["position_ids"][row, span] = np.arange(len(values))
     return batch
 
 
@@ -132,7 +146,7 @@ class Order:
 
 
 def train_batches(
-    texts: TextSet, plan: TrainPlan, seed: int, start: int, steps: int
+    texts: TextSet, plan: TrainPlan, seed: int, start: int, steps: int, own: slice = WHOLE
 ) -> grain.DatasetIterator[HostBatch]:
     """Batches of a run; the iterator's state can be saved and set.
 
@@ -146,6 +160,7 @@ def train_batches(
         seed: Of the order, which has no end.
         start: The first batch.
         steps: How many batches.
+        own: As of ``make_batch``.
     """
     order = Order(plan, seed)
 
@@ -154,14 +169,14 @@ def train_batches(
         placement = order.placements(epoch)[step]
         if texts.pooled is not None:
             return index_batch(plan.layout, placement)
-        return make_batch(texts, plan.layout, placement)
+        return make_batch(texts, plan.layout, placement, own)
 
     dataset = grain.MapDataset.range(start, start + steps).map(batch)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(dataset.to_iter_dataset(options))
 
 
-def evaluation_batches(texts: TextSet, layout: Layout) -> Iterator[HostBatch]:
-    """Every text once, in batches of one shape."""
+def evaluation_batches(texts: TextSet, layout: Layout, own: slice = WHOLE) -> Iterator[HostBatch]:
+    """Every text once, in batches of one shape; ``own`` is as of ``make_batch``."""
     for placement in evaluation_plan(texts.tokens.lengths, layout):
-        yield make_batch(texts, layout, placement)
+        yield make_batch(texts, layout, placement, own)

@@ -59,6 +59,11 @@ class Placement:
     rows: np.ndarray
     starts: np.ndarray
 
+    def within(self, first: int, stop: int) -> Placement:
+        """The part in the rows from ``first`` to before ``stop``, counted from ``first`` on."""
+        here = (first <= self.rows) & (self.rows < stop)
+        return Placement(self.texts[here], self.rows[here] - first, self.starts[here])
+
 
 class TrainPlan:
     """Where every text of an epoch goes. The layout depends on the lengths alone.
@@ -88,7 +93,7 @@ class TrainPlan:
                 of a block, against the padding of short blocks.
             mixture: The places of an epoch, where it does not hold every text once.
         """
-        self.mixture = mixture
+        self.mixture, self._devices = mixture, devices
         lengths = lengths if mixture is None else mixture.lengths
         self.places = count = len(lengths)
         ranks = np.argsort(-lengths, kind="stable")
@@ -119,7 +124,37 @@ class TrainPlan:
         """
         texts = order[np.argsort(-self._class[order], kind="stable")]
         texts = texts if chosen is None else chosen[texts]
-        return [Placement(texts[self._members[i]], self._rows[i], self._starts[i]) for i in batches]
+        rows = _dealt_to_devices([self._rows[i] for i in batches], self.layout.rows, self._devices)
+        return [
+            Placement(texts[self._members[i]], its_rows, self._starts[i])
+            for i, its_rows in zip(batches, rows, strict=True)
+        ]
+
+
+def _dealt_to_devices(batches: list[np.ndarray], rows: int, devices: int) -> list[np.ndarray]:
+    """Which device has which part of a batch, so that all meet about as many texts in an epoch.
+
+    Long texts are packed first, so that without this some devices would have few texts of
+    every batch. The device with the fewest so far has the part with the most: at no step do
+    two differ by more than the texts of such a part.
+
+    Args:
+        batches: Per batch, in their order, int [k], the row of each text.
+        rows: Rows of a batch.
+        devices: Each has equally many of them.
+    """
+    if devices == 1:
+        return batches
+    each, dealt = rows // devices, []
+    met = np.zeros(devices, np.int64)
+    for batch in batches:
+        part, row = np.divmod(batch, each)
+        texts = np.bincount(part, minlength=devices)
+        device = np.empty(devices, np.int64)
+        device[np.argsort(-texts, kind="stable")] = np.argsort(met, kind="stable")
+        met[device] += texts
+        dealt.append(device[part] * each + row)
+    return dealt
 
 
 def _dealt(descending: np.ndarray, batches: int) -> tuple[list[np.ndarray], np.ndarray]:

@@ -1,0 +1,210 @@
+"""One run in several processes: how they find each other, agree, and end.
+
+Every process runs the same program on its share of each batch. What is written, and what is
+decided by what lies on a disk, is done by the first one and told to the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mtl_jax.errors import UserError
+
+# A process that has been silent for so long is taken for dead, and the others are ended.
+_HEARTBEAT_SECONDS = 60
+# The others, who may be about to say the same, end before the one that they are served by.
+_LAST_SECONDS = 1.0
+
+# In what the runtime says of a collective that can't be completed.
+_SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "barrier")
+
+_joined = False
+
+
+class RelayedError(UserError):
+    """A ``UserError`` of the first process, raised in another one, which need not print it."""
+
+
+def join() -> None:
+    """Makes this process one of those of a run, before the first array.
+
+    ``jax.distributed`` finds the others under Slurm, on TPU pods, in Kubernetes and under Open
+    MPI by itself; for processes that are started by hand, ``JAX_COORDINATOR_ADDRESS`` (host:port
+    of the first one), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` tell.
+
+    Raises:
+        UserError: There is nothing to be found, or the others can't be reached.
+    """
+    global _joined  # noqa: PLW0603  (a process joins one run, for as long as it lives)
+    if _joined:
+        return
+    import jax
+
+    given = {name: _number(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")}
+    try:
+        jax.distributed.initialize(
+            num_processes=given["JAX_NUM_PROCESSES"],
+            process_id=given["JAX_PROCESS_ID"],
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(
+            f"--distributed: the processes of this run were not found ({_first_line(error)}): "
+            "start them by ./launch.sh, Slurm or another launcher that JAX knows, or set "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        ) from error
+    _joined = True
+    _divert_notes()
+    devices = {device.process_index: 0 for device in jax.devices()}
+    for device in jax.devices():
+        devices[device.process_index] += 1
+    if len(set(devices.values())) > 1:
+        raise UserError(
+            f"the processes have {sorted(devices.values())} devices: give each as many as the "
+            "others"
+        )
+
+
+def _divert_notes() -> None:
+    """Lets what the collectives say of their connections go to standard error.
+
+    They write it to the standard output of the process, which is for results.
+    """
+    sys.stdout.flush()
+    results = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout = results
+
+
+def _number(name: str) -> int | None:
+    value = os.environ.get(name)
+    if value is None:
+        return None
+    try:
+        return int(value)
+    except ValueError as error:
+        raise UserError(f"{name}={value!r} is no whole number: correct or unset it") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [repr(error)])[0][:200]
+
+
+def count() -> int:
+    """How many processes the run has."""
+    if not _joined:
+        return 1
+    import jax
+
+    return jax.process_count()
+
+
+def index() -> int:
+    """Which of them this is, from 0."""
+    if not _joined:
+        return 0
+    import jax
+
+    return jax.process_index()
+
+
+def is_main() -> bool:
+    """Whether this is the one that writes."""
+    return index() == 0
+
+
+def share(rows: int) -> slice:
+    """Which of ``rows`` that are spread evenly over all devices are this process's."""
+    each = rows // count()
+    return slice(index() * each, (index() + 1) * each)
+
+
+def agreed(value: Any) -> Any:
+    """The first process's value, in all.
+
+    Args:
+        value: JSON; of the others' nothing is looked at.
+    """
+    if count() == 1:
+        return value
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    text = json.dumps(value).encode() if is_main() else b""
+    # Two trips, for the others do not know how much is to come.
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.frombuffer(text, np.uint8) if is_main() else np.zeros(size, np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+
+
+def on_main(action: Callable[[], Any]) -> Any:
+    """What ``action`` gives in the first process, in all of them; the others do not call it.
+
+    Args:
+        action: Gives JSON.
+
+    Raises:
+        UserError: It raised one.
+    """
+    if count() == 1:
+        return action()
+    error = None
+    found: dict[str, Any] = {}
+    if is_main():
+        try:
+            found = {"value": action()}
+        except UserError as raised:
+            error, found = raised, {"error": str(raised)}
+    found = agreed(found)
+    if error is not None:
+        raise error
+    if "error" in found:
+        raise RelayedError(found["error"])
+    return found["value"]
+
+
+def loss_in_words(error: Exception) -> str | None:
+    """What to say of an error that another process's end has led to; None for any other."""
+    import jax
+
+    text = " ".join(str(error).split())
+    if not isinstance(error, jax.errors.JaxRuntimeError) or not any(
+        sign in text for sign in _SIGNS_OF_LOSS
+    ):
+        return None
+    return (
+        f"process {index()} of {count()} lost another one, which has ended ({text[:160]}): what that "
+        "said tells why; run the same command again to go on from the last checkpoint"
+    )
+
+
+def leave() -> None:
+    """Ends the run's service, once every process has come to this."""
+    global _joined  # noqa: PLW0603
+    if _joined:
+        import jax
+
+        jax.distributed.shutdown()
+        _joined = False
+
+
+def abandon(status: int) -> None:
+    """Ends this process of several at once, so that those who wait for it learn of it.
+
+    Of a process by itself nothing happens: it can end as any other.
+    """
+    if count() == 1:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    if is_main():
+        time.sleep(_LAST_SECONDS)
+    # An orderly end would wait for the others, who may be waiting for a result of this one.
+    os._exit(status)
