@@ -34,7 +34,8 @@ class KeptBatch:
         phase: The phase of the step, from 0.
         depth: Where its ``states`` are from; see ``TextSet``.
         blocks: How its rows are cut; see ``Layout``.
-        parts: Into how many equal parts of its rows, each with dropout of its own, it was cut.
+        parts: Into how many equal parts of its rows, each with dropout of its own, the whole batch
+            was cut; None where it was not.
         texts: The texts, row by row and slot by slot.
         batch: As the step saw it, with ``example``: int32 [rows, slots], which text of the
             training texts it is, or -1.
@@ -46,7 +47,7 @@ class KeptBatch:
     phase: int
     depth: int
     blocks: tuple[tuple[int, int], ...]
-    parts: int
+    parts: int | None
     texts: tuple[str, ...]
     batch: HostBatch
 
@@ -100,7 +101,6 @@ def read_batch(path: Path) -> KeptBatch:
     parts = [_read(path.with_name(whole.format(i))) for i in range(int(name[3]))]
     return dataclasses.replace(
         parts[0],
-        parts=sum(part.parts for part in parts) if parts[0].parts > 1 else 1,
         texts=tuple(text for part in parts for text in part.texts),
         batch={key: np.concatenate([part.batch[key] for part in parts]) for key in parts[0].batch},
     )

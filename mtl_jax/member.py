@@ -23,7 +23,7 @@ from mtl_jax.evaluate import majority_baseline, neighbour_probe
 from mtl_jax.freeze import Freeze, Params
 from mtl_jax.meter import Meter
 from mtl_jax.metrics import mean_macro_f1
-from mtl_jax.nonfinite import keep, refuse_nonfinite
+from mtl_jax.nonfinite import keep, validate
 from mtl_jax.outcome import epoch_record, in_words, run_certificate, run_result, step_record
 from mtl_jax.run import Run
 from mtl_jax.step import TrainState
@@ -79,8 +79,7 @@ class Member:
             UserError: The folder is in use, belongs to another run, or can't be written; its
                 last checkpoint is damaged.
         """
-        record = self.run.record()
-        self._workdir.claim(record)
+        self._workdir.claim(self.run.record())
         if result := processes.on_main(self._workdir.result):
             say(f"{self._workdir.path} is done: the result is the last line of its metrics.jsonl")
             self.outcome = result
@@ -91,10 +90,10 @@ class Member:
         last = checkpoints.last_step
         saved = {} if last is None else checkpoints.progress(last)
         self.course = Course.load(saved["course"]) if saved else Course()
-        folder = self._workdir.path
-        self.meter = Meter(lambda *loss: keep(folder, self.run, *loss), saved.get("meter"))
+        path = self._workdir.path
+        self.meter = Meter(lambda *loss: keep(path, self.run, *loss), saved.get("meter"))
         self._workdir.rewind(saved.get("lines", 0))
-        self._workdir.watch(open_watchers(folder, self.run.config, record["settings"]))
+        self._workdir.watch(open_watchers(path, self.run.config))
 
     def close(self) -> None:
         """Waits for the background work and lets others have the folder."""
@@ -201,10 +200,7 @@ class Member:
         """
         run, course, plan = self.run, self.course, self.run.plans[self.run.index]
         step, epoch = course.start + done, course.passed + plan.epochs(done)
-        params, split = Freeze.merge(state.trainable, frozen), run.split("validation")
-        placed = run.evaluator.runner.replicate(params)
-        metrics, logits = run.evaluator.measure(placed, split, run.inputs.classes)
-        refuse_nonfinite(run.evaluator.model, params, split, metrics, logits, step)
+        metrics, logits = validate(run, Freeze.merge(state.trainable, frozen), step)
         drift = self._reference.drift(logits) if self._reference else {}
         record = epoch_record(plan.phase, run.index, step, epoch, self.meter, metrics)
         self._workdir.log(record | ({"drift": drift} if drift else {}))

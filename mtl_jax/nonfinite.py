@@ -7,7 +7,6 @@ import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.freeze import Params
 from mtl_jax.inputs import Split
 from mtl_jax.keptbatch import KeptBatch, write_batch
+from mtl_jax.metrics import Metrics
 from mtl_jax.model import MultiTaskModel
 from mtl_jax.run import Run
 from mtl_jax.step import eval_step
@@ -134,37 +134,39 @@ def each_alone(model: MultiTaskModel, params: Params, texts: TextSet) -> Verdict
     return verdicts(logits, texts.labels)
 
 
-def refuse_nonfinite(
-    model: MultiTaskModel,
-    params: Params,
-    split: Split,
-    metrics: Mapping[str, Any],
-    logits: Mapping[str, np.ndarray],
-    step: int,
-) -> None:
-    """Refuses a measurement on validation whose loss is not finite.
+def validate(run: Run, params: Params, step: int) -> tuple[Metrics, dict[str, np.ndarray]]:
+    """Measures on the validation split.
 
     Args:
-        model: The model.
-        params: One copy of its parameters.
-        split: The texts.
-        metrics: Per task their ``loss``.
-        logits: Per task float32 [n, classes].
-        step: The step of the run that it was made after.
+        run: The run, in the phase of the step.
+        params: One copy of all parameters.
+        step: The step of the run after which they are.
+
+    Returns:
+        As of ``Evaluator.measure``.
 
     Raises:
-        UserError: It names the first texts at fault.
+        UserError: A loss is not finite; it names the first texts at fault.
     """
+    split, evaluator = run.split("validation"), run.evaluator
+    placed = evaluator.runner.replicate(params)
+    metrics, logits = evaluator.measure(placed, split, run.inputs.classes)
     for task in TASKS:
         if not math.isfinite(metrics[task]["loss"] or 0.0):
             suspects = np.flatnonzero(verdicts(logits, split.texts.labels).at_fault)[:_MOST]
-            texts = split.take(suspects)
-            alone = each_alone(model, params, texts.texts).at_fault if len(suspects) else suspects
-            guilty = [texts.examples.texts[i] for i in np.flatnonzero(alone).tolist()]
+            guilty = _guilty(evaluator.model, params, split.take(suspects))
             raise UserError(
                 f"the {task} loss on the validation split is not finite after step {step}"
                 f"{_named(guilty)}: lower the learning rates; the last checkpoint is kept"
             )
+    return metrics, logits
+
+
+def _guilty(model: MultiTaskModel, params: Params, split: Split) -> list[str]:
+    if not len(split.texts):
+        return []
+    at_fault = each_alone(model, params, split.texts).at_fault
+    return [split.examples.texts[i] for i in np.flatnonzero(at_fault).tolist()]
 
 
 def _named(texts: list[str]) -> str:

@@ -255,9 +255,9 @@ def make_runner(kind: Parallel, *, alone: bool = False) -> Runner:
     return {"pmap": PmapRunner, "mesh": MeshRunner}[kind](alone=alone)
 
 
-def dropout_parts(runner: Runner) -> int:
-    """Into how many parts, each with dropout of its own, a process's rows of a batch are cut."""
-    return runner.devices // processes.count() if isinstance(runner, PmapRunner) else 1
+def dropout_parts(runner: Runner) -> int | None:
+    """Into how many parts, each with dropout of its own, a batch is cut; None where it is not."""
+    return runner.devices if isinstance(runner, PmapRunner) else None
 
 
 class Compiled:

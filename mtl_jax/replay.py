@@ -161,7 +161,7 @@ def _whole(
     batch = {name: array for name, array in kept.batch.items() if name != "example"}
 
     step = functools.partial(train_step, program)
-    if kept.parts > 1:
+    if kept.parts:
         batch = {k: array.reshape(kept.parts, -1, *array.shape[1:]) for k, array in batch.items()}
         step = functools.partial(step, axis_name=AXIS)
         step = jax.vmap(step, (None, None, 0), None, axis_name=AXIS)

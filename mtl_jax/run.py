@@ -209,9 +209,9 @@ class Run:
         return tuple(task for task in TASKS if task in counted)
 
     @property
-    def dropout_parts(self) -> int:
-        """See ``parallel.dropout_parts``; with other seeds each has its batch whole."""
-        return dropout_parts(self._runner) if self._runner else 1
+    def dropout_parts(self) -> int | None:
+        """See ``parallel.dropout_parts``; of seeds together each has its batch whole."""
+        return dropout_parts(self._runner) if self._runner else None
 
     def start(self) -> TrainState:
         """The state before the first step, of the run's own parameters."""

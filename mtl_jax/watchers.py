@@ -7,6 +7,7 @@ are left of it from the first one on, so that no step is in them twice.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import os
 import secrets
@@ -154,11 +155,10 @@ class WeightsAndBiases:
     Args:
         folder: The run's; what the package writes goes to ``wandb`` in it.
         project: Of Weights & Biases.
-        group: What runs of other seeds share.
-        settings: The run's, as JSON.
+        config: The run's settings.
     """
 
-    def __init__(self, folder: Path, project: str, group: str, settings: Mapping[str, Any]):
+    def __init__(self, folder: Path, project: str, config: TrainConfig):
         wandb: Any = importlib.import_module("wandb")
         try:
             self._run = wandb.init(
@@ -167,8 +167,9 @@ class WeightsAndBiases:
                 resume="allow",
                 dir=str(folder.absolute()),
                 name=folder.absolute().name,
-                group=group,
-                config=dict(settings),
+                # So that the seeds of a scenario can be drawn as one.
+                group=config.name,
+                config=dataclasses.asdict(config),
                 # A process may train several runs, one after the other or at once.
                 reinit="create_new",
                 settings=wandb.Settings(console="off"),
@@ -206,21 +207,17 @@ def _lasting_id(folder: Path) -> str:
         return file.read_text(encoding="ascii")
 
 
-def open_watchers(
-    folder: Path, config: TrainConfig, settings: Mapping[str, Any]
-) -> Sequence[Watcher]:
+def open_watchers(folder: Path, config: TrainConfig) -> Sequence[Watcher]:
     """What a run's lines are shown in; of several processes the first one shows them.
 
     Args:
         folder: The run's.
         config: Its settings.
-        settings: The same, as its record has them.
 
     Raises:
         UserError: The folder can't be written, or Weights & Biases refuses.
     """
     if not processes.is_main():
         return ()
-    project = config.watch.wandb
-    remote = [WeightsAndBiases(folder, project, config.name, settings)] if project else []
+    remote = [WeightsAndBiases(folder, config.watch.wandb, config)] if config.watch.wandb else []
     return [*remote, TensorBoard(folder / "tensorboard")]
