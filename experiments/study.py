@@ -105,7 +105,8 @@ its own folder, and write no report; several processes may train a part each at 
 
     def described(self, *left_out: str) -> dict[str, Any]:
         """The settings as a report lists them, but for those that it shows elsewhere."""
-        gone = ("data", "workdir", "seeds", "keep_checkpoints", "distributed", *_WHAT, *left_out)
+        kept_apart = ("data", "watch", "workdir", "seeds", "keep_checkpoints", "distributed")
+        gone = (*kept_apart, *_WHAT, *left_out)
         settings = dataclasses.asdict(self) | {"seeds_at_once": self.at_once()}
         kept = {name: value for name, value in settings.items() if name not in gone}
         return kept | dataclasses.asdict(self.data)

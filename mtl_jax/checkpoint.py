@@ -88,6 +88,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     @property
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, in their order."""
+        return sorted(self._manager.all_steps())
+
+    @property
     def best_step(self) -> int | None:
         """The step of the best scored checkpoint, or None."""
         return self._manager.best_step()

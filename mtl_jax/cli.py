@@ -107,14 +107,7 @@ def prepare() -> None:
 def import_transformers_alone() -> None:
     """Imports transformers before it can import PyTorch or TensorFlow.
 
-    It imports PyTorch, seconds and hundreds of megabytes, wherever that is installed,
-    though nothing here needs more of it than a tokenizer. For processes of our own only:
-    afterwards transformers takes PyTorch for absent.
+    For processes of our own only: afterwards it takes them for absent.
     """
-    hidden = [name for name in ("torch", "tensorflow") if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # pyright: ignore[reportArgumentType, reportCallIssue]
-    try:
+    with process.without("torch", "tensorflow"):
         tokens.auto_tokenizer()
-    finally:
-        for name in hidden:
-            del sys.modules[name]

@@ -6,9 +6,9 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import subcommand
 
@@ -110,6 +110,19 @@ unless --workdir is given"""
     """what becomes of longer ones; by default as in the training of --workdir, else cut"""
 
 
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """Run the model on a batch that was kept because its loss was not finite; print JSON lines.
+
+    A line for each text, alone and without dropout, then one for the whole batch.
+    """
+
+    workdir: str
+    """folder of a run"""
+    file: str | None = None
+    """the .npz file of the batch; by default the one that the run has kept last"""
+
+
 Command = (
     Annotated[TrainConfig, subcommand("train", description="Train one scenario or recipe.")]
     | Annotated[Plan, subcommand("plan")]
@@ -117,6 +130,7 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
     | Annotated[Extract, subcommand("extract")]
+    | Annotated[Replay, subcommand("replay")]
 )
 
 
@@ -137,6 +151,7 @@ def _main(argv: Sequence[str]) -> None:
         Evaluate: _evaluate,
         Predict: _predict,
         Extract: _extract,
+        Replay: _replay,
     }[type(command)](command)
 
 
@@ -212,12 +227,22 @@ def _predict(command: Predict) -> None:
 
     lines = _lines()
     model = TrainedModel(command.workdir, command.long_texts)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: it is JSON
-    for answer in model.predict(lines):
-        print(json.dumps(answer, ensure_ascii=False))
+    _print_json(model.predict(lines))
     if model.cut or model.empty:
         say(f"{model.cut} texts were cut to {model.reader.max_length} tokens, {model.empty} empty")
+
+
+def _print_json(lines: Iterable[Mapping[str, Any]]) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: it is JSON
+    for line in lines:
+        print(json.dumps(line, ensure_ascii=False))
+
+
+def _replay(command: Replay) -> None:
+    from mtl_jax.replay import replay
+
+    _print_json(replay(command.workdir, command.file))
 
 
 def _extract(command: Extract) -> None:

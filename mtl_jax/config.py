@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from mtl_jax import data_config
 from mtl_jax.data_config import absolute_path
 from mtl_jax.errors import UserError
+from mtl_jax.watch_config import WatchConfig
 
 # So that callers find all settings in one place.
 TASKS = data_config.TASKS
@@ -16,6 +17,7 @@ DataConfig = data_config.DataConfig
 LongTexts = data_config.LongTexts
 
 DEFAULT_DATA = DataConfig()
+DEFAULT_WATCH = WatchConfig()
 DEFAULT_SCENARIO = "backbone_frozen"
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -109,8 +111,8 @@ class BertConfig:
         return cls(**known)
 
 
-# Where and how much may be kept changes no number: a run may go on with other limits.
-LIMITS = ("cache_memory", "cache_disk", "cache_folder")
+# What is kept and what is shown change no number: a run may go on with others.
+LIMITS = ("cache_memory", "cache_disk", "cache_folder", "watch")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,6 +182,7 @@ fused attention"""
     """epochs of a phase between two measurements on validation, each of which is saved"""
     checkpoint_every: int = 0
     """steps between checkpoints beside those; 0: none"""
+    watch: WatchConfig = DEFAULT_WATCH
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "measure_every"):

@@ -19,9 +19,22 @@ def say(message: str) -> None:
         _console.print(message, markup=False)
 
 
+def is_terminal() -> bool:
+    """Whether there is someone to draw a bar for."""
+    return _console.is_terminal
+
+
+def duration(seconds: float) -> str:
+    """5400 -> ``1 h 30 min``."""
+    if (whole := round(seconds)) < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
 @contextlib.contextmanager
 def training_bar(title: str, total: int, done: int) -> Iterator[Callable[..., None]]:
-    """A progress bar where there is a terminal, and nothing elsewhere.
+    """A progress bar with the time left where there is a terminal, and nothing elsewhere.
 
     Yields:
         ``update(done, losses, rate)``: steps done, mean loss per task, examples per second.

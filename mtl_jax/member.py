@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 from mtl_jax import freeze as freezing
 from mtl_jax import processes
 from mtl_jax.checkpoint import Checkpoints
-from mtl_jax.config import TASKS
 from mtl_jax.console import say
 from mtl_jax.course import Course, score
 from mtl_jax.data.batches import HostBatch, train_batches
@@ -25,10 +23,12 @@ from mtl_jax.evaluate import majority_baseline, neighbour_probe
 from mtl_jax.freeze import Freeze, Params
 from mtl_jax.meter import Meter
 from mtl_jax.metrics import mean_macro_f1
-from mtl_jax.outcome import epoch_record, in_words, run_certificate, run_result
+from mtl_jax.nonfinite import keep, validate
+from mtl_jax.outcome import epoch_record, in_words, run_certificate, run_result, step_record
 from mtl_jax.run import Run
 from mtl_jax.step import TrainState
 from mtl_jax.transition import Place, at_place, next_phase
+from mtl_jax.watchers import open_watchers
 from mtl_jax.workdir import Workdir, write_json
 
 _LOG_EVERY = 10
@@ -90,8 +90,10 @@ class Member:
         last = checkpoints.last_step
         saved = {} if last is None else checkpoints.progress(last)
         self.course = Course.load(saved["course"]) if saved else Course()
-        self.meter = Meter(saved.get("meter"))
+        path = self._workdir.path
+        self.meter = Meter(lambda *loss: keep(path, self.run, *loss), saved.get("meter"))
         self._workdir.rewind(saved.get("lines", 0))
+        self._workdir.watch(open_watchers(path, self.run.config))
 
     def close(self) -> None:
         """Waits for the background work and lets others have the folder."""
@@ -180,10 +182,10 @@ class Member:
     def add(self, done: int, metrics: Callable[[], Mapping[str, Any]], batch: HostBatch) -> None:
         """Takes in the step ``done`` of the phase, on ``batch``; see ``Meter.add``."""
         step = self.course.start + done
-        self.meter.add(step, metrics, int((batch["example"] >= 0).sum()))
+        self.meter.add(step, metrics, batch)
         if step % _LOG_EVERY == 0:
-            rate = {"examples_per_second": self.meter.rate}
-            self._workdir.log({"event": "step", **self.meter.read(), **rate})
+            count = self.course.schedule_start + done - 1
+            self._workdir.log(step_record(self.run, count, self.meter))
 
     def measure(self, state: TrainState, frozen: Params, done: int) -> None:
         """Measures and saves what an epoch of the phase, or its last steps, have led to.
@@ -198,14 +200,7 @@ class Member:
         """
         run, course, plan = self.run, self.course, self.run.plans[self.run.index]
         step, epoch = course.start + done, course.passed + plan.epochs(done)
-        params = run.evaluator.runner.replicate(Freeze.merge(state.trainable, frozen))
-        metrics, logits = run.evaluator.measure(params, run.split("validation"), run.inputs.classes)
-        for task in TASKS:
-            if not math.isfinite(metrics[task]["loss"] or 0.0):
-                raise UserError(
-                    f"the {task} loss on the validation split is not finite after step {step}: "
-                    "lower the learning rates; the last checkpoint is kept"
-                )
+        metrics, logits = validate(run, Freeze.merge(state.trainable, frozen), step)
         drift = self._reference.drift(logits) if self._reference else {}
         record = epoch_record(plan.phase, run.index, step, epoch, self.meter, metrics)
         self._workdir.log(record | ({"drift": drift} if drift else {}))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mtl_jax.config import TASKS
+from mtl_jax.data.batches import HostBatch
 from mtl_jax.errors import UserError
+
+Keep = Callable[[int, str, HostBatch], str]
+"""Is given the step, the task and the batch of a loss that is not finite; names the batch."""
 
 
 class Stopwatch:
@@ -27,12 +32,23 @@ class Stopwatch:
         seconds, self._started = now - self._started, now
         return seconds
 
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leaves what is done within out of the count."""
+        before = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - before
+
 
 class Meter:
     """Sums over the steps since ``reset``; a JSON object can carry it over a restart.
 
     A step's metrics are read when the next step has been dispatched, so that the device
-    never waits for the host.
+    never waits for the host. Its batch is held until then, in case it has to be kept.
+
+    Args:
+        keep: Is told of a loss that is not finite.
+        saved: What ``state`` gave.
 
     Attributes:
         train_seconds: Seconds in training steps, without compilation and evaluation; of
@@ -41,13 +57,14 @@ class Meter:
         examples: Examples trained on.
     """
 
-    def __init__(self, saved: Mapping[str, Any] | None = None):
+    def __init__(self, keep: Keep, saved: Mapping[str, Any] | None = None):
+        self._keep = keep
         saved = saved or {}
         self.train_seconds: float = saved.get("train_seconds", 0.0)
         self.compile_seconds: float = saved.get("compile_seconds", 0.0)
         self.examples: int = saved.get("examples", 0)
         self._sums: dict[str, list[float]] = saved.get("sums") or self._zero()
-        self._pending: tuple[int, Callable[[], Mapping[str, Any]]] | None = None
+        self._pending: tuple[int, Callable[[], Mapping[str, Any]], HostBatch] | None = None
         self._last: dict[str, Any] = {}
 
     @staticmethod
@@ -74,11 +91,11 @@ class Meter:
         self.train_seconds += seconds
         self.compile_seconds += compile_seconds
 
-    def add(self, step: int, metrics: Callable[[], Mapping[str, Any]], examples: int) -> None:
+    def add(self, step: int, metrics: Callable[[], Mapping[str, Any]], batch: HostBatch) -> None:
         """Takes what gives the metrics of a step that may still be running; reads those before."""
         self.read()
-        self._pending = (step, metrics)
-        self.examples += examples
+        self._pending = (step, metrics, batch)
+        self.examples += int((batch["example"] >= 0).sum())
 
     def read(self) -> dict[str, Any]:
         """Waits for the step that was added last.
@@ -88,19 +105,20 @@ class Meter:
             where these are not fixed.
 
         Raises:
-            UserError: A loss is not finite.
+            UserError: A loss is not finite; its batch has been kept.
         """
         if self._pending is None:
             return self._last
-        step, pending = self._pending
+        step, pending, batch = self._pending
         self._pending = None
         metrics = pending()
         losses = {}
         for task, (total, count) in metrics["loss"].items():
             if not math.isfinite(total):
+                kept = self._keep(step, task, batch)
                 raise UserError(
-                    f"the {task} loss is not finite at step {step}: lower the learning rates; the "
-                    "last checkpoint is kept"
+                    f"the {task} loss is not finite at step {step}, {kept}: lower the learning "
+                    "rates; the last checkpoint is kept"
                 )
             self._sums[task][0] += float(total)
             self._sums[task][1] += float(count)
@@ -109,6 +127,11 @@ class Meter:
         if weights := metrics.get("task_weights"):
             self._last["task_weights"] = {task: float(weight) for task, weight in weights.items()}
         return self._last
+
+    @property
+    def step(self) -> int:
+        """The last step that was read; 0 where none was."""
+        return self._last.get("step", 0)
 
     @property
     def losses(self) -> Mapping[str, float]:

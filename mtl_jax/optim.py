@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -42,6 +45,11 @@ class OptimizerConfig:
         """The peak learning rate that a group has."""
         rates = dict(self.learning_rates)
         return rates[longest_prefix(group, rates)]
+
+    def rates(self, groups: Sequence[str], count: int) -> dict[str, float]:
+        """The learning rate that each of ``groups`` has after ``count`` steps of the schedule."""
+        factors = _factors(self.schedule, self.warmup_steps, self.total_steps)
+        return {group: float(np.float32(self.rate(group)) * factors[count]) for group in groups}
 
 
 def warmup_linear(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
@@ -89,6 +97,17 @@ _SCHEDULES = {
     "slanted_triangular": slanted_triangular,
     "constant": warmup_constant,
 }
+
+
+@functools.lru_cache(maxsize=4)
+def _factors(schedule: Schedule, warmup_steps: int, total_steps: int) -> np.ndarray:
+    """What the peak is multiplied by in each step, float32 [total_steps].
+
+    All at once: a single number would wait for the steps that the device has still to take.
+    """
+    make = _SCHEDULES[schedule](1.0, warmup_steps, total_steps)
+    factors = make(np.arange(total_steps, dtype=np.int32))
+    return np.broadcast_to(np.asarray(factors, np.float32), total_steps)
 
 
 def layer_rates(

@@ -8,6 +8,7 @@ from typing import Any
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.meter import Meter
 from mtl_jax.phases import Phase
+from mtl_jax.run import Run
 
 
 def run_certificate(phases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -27,6 +28,27 @@ def run_certificate(phases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **{name: max(phase[name] for phase in phases) for name in largest},
         "frozen_digest_unchanged": all(phase["frozen_digest_unchanged"] for phase in phases),
         "phases": list(phases),
+    }
+
+
+def step_record(run: Run, count: int, meter: Meter) -> dict[str, Any]:
+    """A step for ``metrics.jsonl``.
+
+    Args:
+        run: The run, in the phase of the step.
+        count: Steps of its schedule before it.
+        meter: Its losses and seconds; waits for the step.
+
+    Raises:
+        UserError: A loss is not finite.
+    """
+    optimizer = run.plans[run.index].optimizer
+    return {
+        "event": "step",
+        "phase": run.index + 1,
+        **meter.read(),
+        "learning_rates": optimizer.rates(run.freeze.groups, count),
+        "examples_per_second": meter.rate,
     }
 
 

@@ -61,6 +61,13 @@ class PhasePlan:
         """Those of these whose predictions the loss may have to hold."""
         return self.guarded if self.phase.on_drift == "distill" else ()
 
+    @property
+    def may_end_early(self) -> bool:
+        """Whether it may take fewer steps, or not begin."""
+        phase = self.phase
+        stops = phase.on_drift in ("stop", "back") and bool(self.guarded)
+        return phase.patience is not None or phase.requires_gain is not None or stops
+
     def epochs(self, steps: int) -> float:
         """Passes over the training texts that so many steps are."""
         return steps / self.batches.steps

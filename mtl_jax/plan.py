@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mtl_jax.arrayfile import file_bytes
 from mtl_jax.config import Settings, TrainConfig
-from mtl_jax.console import say
+from mtl_jax.console import duration, say
 from mtl_jax.cost import Cost, EvaluationBatches, estimate_cost, kept_arrays
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
@@ -152,14 +152,14 @@ def table(estimates: Sequence[Estimate]) -> Table:
                 _scaled(cost.cache_bytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB")),
                 cost.cache_place,
                 *(_scaled(cost.flops[n], 1000, ("", "k", "M", "G", "T")) for n in cost.flops),
-                *(_duration(cost.seconds[name]) for name in seconds),
+                *(duration(cost.seconds[name]) for name in seconds),
             )
     return result
 
 
 def total_time(estimates: Sequence[Estimate]) -> str:
     """What all of them take together."""
-    return _duration(sum(each.cost.seconds["total"] for each in estimates if each.cost))
+    return duration(sum(each.cost.seconds["total"] for each in estimates if each.cost))
 
 
 def _scaled(value: float, base: int, units: Sequence[str]) -> str:
@@ -168,11 +168,3 @@ def _scaled(value: float, base: int, units: Sequence[str]) -> str:
     while value >= base and power + 1 < len(units):
         value, power = value / base, power + 1
     return f"{value:.{1 if power else 0}f} {units[power]}".rstrip()
-
-
-def _duration(seconds: float) -> str:
-    """5400 -> ``1 h 30 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -5,13 +5,31 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from mtl_jax.assets import cache_dir
 
 # mallopt's parameters, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+
+
+@contextlib.contextmanager
+def without(*packages: str) -> Iterator[None]:
+    """Has imports find none of ``packages``, but for those that have been imported already.
+
+    Some libraries import PyTorch, seconds and hundreds of megabytes, wherever it is installed,
+    though nothing here needs what they do with it.
+    """
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def keep_freed_memory() -> None:

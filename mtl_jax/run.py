@@ -20,7 +20,7 @@ from mtl_jax.data.batches import TextSet
 from mtl_jax.evaluate import ModelSpec, evaluator
 from mtl_jax.freeze import Params, Stages
 from mtl_jax.inputs import Inputs, Split
-from mtl_jax.parallel import make_runner
+from mtl_jax.parallel import dropout_parts, make_runner
 from mtl_jax.phase_plan import PhasePlan, on_the_way, plan_phases
 from mtl_jax.prefix import SHALLOWEST, Prefix
 from mtl_jax.step import TrainState, stream
@@ -207,6 +207,11 @@ class Run:
         """The tasks whose losses count in any phase: what checkpoints are chosen by."""
         counted = {task for plan in self.plans for task in plan.phase.tasks}
         return tuple(task for task in TASKS if task in counted)
+
+    @property
+    def dropout_parts(self) -> int | None:
+        """See ``parallel.dropout_parts``; of seeds together each has its batch whole."""
+        return dropout_parts(self._runner) if self._runner else None
 
     def start(self) -> TrainState:
         """The state before the first step, of the run's own parameters."""

@@ -18,6 +18,7 @@ from mtl_jax.member import Member
 from mtl_jax.meter import Stopwatch
 from mtl_jax.phase_plan import parted
 from mtl_jax.run import Run
+from mtl_jax.show import Show
 
 # What may differ between runs that are trained at once.
 _OF_SEED = ("seed", "workdir")
@@ -96,8 +97,9 @@ def train_seeds(
         for member in there:
             groups.setdefault(member.place, []).append(member)
         for group in groups.values():
-            while phase := [member for member in group if member.has_phases]:
-                _fit(phase)
+            with contextlib.closing(Show(group[0].run)) as show:
+                while phase := [member for member in group if member.has_phases]:
+                    _fit(phase, show)
             _measure(_under_way(group))
         return [cast("dict[str, Any] | UserError", member.outcome) for member in members]
 
@@ -119,7 +121,7 @@ def _under_way(members: Sequence[Member]) -> list[Member]:
     return [member for member in members if member.outcome is None]
 
 
-def _fit(members: Sequence[Member]) -> None:
+def _fit(members: Sequence[Member], show: Show) -> None:
     """Trains one phase of whoever can be, who are all at one place of it, to its end.
 
     A member that fails, or whose phase ends before the others', keeps its place in the batch,
@@ -173,7 +175,10 @@ def _fit(members: Sequence[Member]) -> None:
             steps = min(stepper.most, until_stop(done))
             batches = [member.draw(steps) for member in members]
             compiled = stepper.step.seconds
-            state, metrics = stepper(state, frozen, vectors, batches)
+            before = members[0].course.start + done
+            state, metrics = show.trace(
+                before, steps, watch, stepper, state, frozen, vectors, batches
+            )
             lap(stepper.step.seconds - compiled)
             for index, of_step in enumerate(metrics):
                 done += 1
@@ -182,7 +187,9 @@ def _fit(members: Sequence[Member]) -> None:
                         with member.guarded():
                             member.add(done, partial(of_step, place), batches[place][index])
             if there := _training(members):
-                update(done, _mean_losses(there), there[0].meter.rate)
+                losses, meter = _mean_losses(there), there[0].meter
+                update(done, losses, meter.rate)
+                show.heartbeat(meter.step, run.index, losses, meter.rate)
             measures = done % between == 0 or done == total
             if measures or (config.checkpoint_every and done % config.checkpoint_every == 0):
                 for member in _training(members):

@@ -6,7 +6,8 @@ import fcntl
 import functools
 import json
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from mtl_jax import processes
 from mtl_jax.config import LIMITS
 from mtl_jax.errors import UserError
 from mtl_jax.locks import exclusive
+from mtl_jax.watchers import Watcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,6 +103,8 @@ class Workdir:
         self.checkpoints = self.path / "checkpoints"
         self._metrics = self.path / "metrics.jsonl"
         self._lock: IO[bytes] | None = None
+        self._watchers: Sequence[Watcher] = ()
+        self._told = 0
 
     @property
     def exists(self) -> bool:
@@ -188,11 +192,28 @@ class Workdir:
 
     def close(self) -> None:
         """Lets another process work here."""
+        for watcher in self._watchers:
+            watcher.close()
         if self._lock is not None:
             self._lock.close()
 
+    def watch(self, watchers: Sequence[Watcher]) -> None:
+        """Tells ``watchers`` what ``metrics.jsonl`` says and, until ``close``, what it will say."""
+        self._watchers = watchers
+        for record in self.records() if watchers else ():
+            self._tell(record)
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        for watcher in self._watchers:
+            watcher.log(self._told, record)
+        self._told += 1
+
     def log(self, record: dict[str, Any]) -> None:
-        """Appends a line to ``metrics.jsonl``."""
+        """Appends a line to ``metrics.jsonl``, with the time of day unless it is the result."""
+        if record["event"] != "result":
+            record = {**record, "unix_seconds": round(time.time(), 3)}
+        # First, so that what watches a run that is done, and not opened again, lacks nothing.
+        self._tell(record)
         append_line(self._metrics, record)
 
     def records(self) -> list[dict[str, Any]]:

@@ -1,0 +1,128 @@
+"""The file of a training batch that is kept, as the step saw it.
+
+It is a ``.npz`` of plain arrays, which needs no pickle, with one JSON text among them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.data.batches import HostBatch
+from mtl_jax.errors import UserError
+
+_ABOUT = "about"
+_NAME = re.compile(r"step_(\d+)(?:_process_(\d+)_of_(\d+))?\.npz")
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptBatch:
+    """A batch, and where it is from.
+
+    Attributes:
+        step: The step of the run that it is the batch of, from 1.
+        task: The task whose loss was not finite.
+        seed: The run's.
+        phase: The phase of the step, from 0.
+        depth: Where its ``states`` are from; see ``TextSet``.
+        blocks: How its rows are cut; see ``Layout``.
+        parts: Into how many equal parts of its rows, each with dropout of its own, the whole batch
+            was cut; None where it was not.
+        texts: The texts, row by row and slot by slot.
+        batch: As the step saw it, with ``example``: int32 [rows, slots], which text of the
+            training texts it is, or -1.
+    """
+
+    step: int
+    task: str
+    seed: int
+    phase: int
+    depth: int
+    blocks: tuple[tuple[int, int], ...]
+    parts: int | None
+    texts: tuple[str, ...]
+    batch: HostBatch
+
+
+def write_batch(folder: Path, kept: KeptBatch, process: int = 0, processes: int = 1) -> Path:
+    """Writes a batch, whole or not at all, in the place of one of the same step.
+
+    Args:
+        folder: Where to.
+        kept: The batch.
+        process: Which part of the whole batch it is: each process keeps its own rows.
+        processes: How many parts there are.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    part = f"_process_{process}_of_{processes}" if processes > 1 else ""
+    path = folder / f"step_{kept.step}{part}.npz"
+    about = {f.name: getattr(kept, f.name) for f in dataclasses.fields(kept) if f.name != "batch"}
+    about["dtypes"] = {name: array.dtype.name for name, array in kept.batch.items()}
+    arrays = {name: _plain(array) for name, array in kept.batch.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays, **{_ABOUT: np.array(json.dumps(about))})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    # numpy's files know no bfloat16.
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
+
+
+def read_batch(path: Path) -> KeptBatch:
+    """Reads a batch; of one that several processes have kept, with the parts of the others.
+
+    Raises:
+        UserError: The file, or one of the others, is not there or not whole.
+    """
+    name = _NAME.fullmatch(path.name)
+    if name is None or name[3] is None:
+        return _read(path)
+    whole = f"step_{name[1]}_process_{{}}_of_{name[3]}.npz"
+    parts = [_read(path.with_name(whole.format(i))) for i in range(int(name[3]))]
+    return dataclasses.replace(
+        parts[0],
+        texts=tuple(text for part in parts for text in part.texts),
+        batch={key: np.concatenate([part.batch[key] for part in parts]) for key in parts[0].batch},
+    )
+
+
+def _read(path: Path) -> KeptBatch:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            about: dict[str, Any] = json.loads(str(file[_ABOUT]))
+            dtypes = about.pop("dtypes")
+            batch = {name: file[name].view(jnp.dtype(dtype)) for name, dtype in dtypes.items()}
+        about["blocks"] = tuple(map(tuple, about["blocks"]))
+        return KeptBatch(**{**about, "texts": tuple(about["texts"])}, batch=batch)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not there: name a file that a run has kept") from error
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is no batch that a run has kept, or damaged ({str(error)[:200]}): name another"
+        ) from error
+
+
+def newest_batch(folder: Path) -> Path | None:
+    """The file in a folder that was written last; None where there is none."""
+    files = [path for path in folder.glob("step_*.npz") if _NAME.fullmatch(path.name)]
+    return max(files, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)

@@ -1,0 +1,181 @@
+"""Runs the model on a batch that was kept because a loss of it was not finite."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mtl_jax import pretrained
+from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.config import TASKS, BertConfig
+from mtl_jax.console import say
+from mtl_jax.data.batches import TextSet
+from mtl_jax.data.tokens import Tokens
+from mtl_jax.errors import UserError
+from mtl_jax.evaluate import ModelSpec
+from mtl_jax.freeze import Freeze, Params, digest
+from mtl_jax.keptbatch import KeptBatch, newest_batch, read_batch
+from mtl_jax.model import MultiTaskModel
+from mtl_jax.nonfinite import FOLDER, Verdicts, each_alone
+from mtl_jax.parallel import AXIS
+from mtl_jax.step import Program, stream, train_step
+from mtl_jax.workdir import Workdir
+
+
+def replay(folder: str | Path, file: str | Path | None = None) -> Iterator[dict[str, Any]]:
+    """Runs the model on a kept batch, with the newest parameters of the run from before its step.
+
+    Args:
+        folder: The run's.
+        file: The batch; by default the one that the run has kept last.
+
+    Yields:
+        Per text ``{"text", "example", task: {"loss", "finite"} ...}``, of the text alone in
+        its row and without dropout; ``loss`` is in nats, None where it is not finite or
+        there is no label. Then ``{"step", "parameters_after", "at_fault", "loss", "total",
+        "gradient_norm"}`` of the whole batch, with the dropout of the step: the mean loss of
+        each task and their weighted sum, with the fixed weights.
+
+    Raises:
+        UserError: There is no such run or batch, or nothing left of its parameters.
+    """
+    workdir = Workdir(folder)
+    record = workdir.config()
+    if "settings" not in record or "phases" not in record:
+        raise UserError(f"{folder} is not the folder of a run: name the one that kept the batch")
+    path = newest_batch(workdir.path / FOLDER) if file is None else Path(file).expanduser()
+    if path is None:
+        raise UserError(f"{folder} has kept no batch: all losses of its steps have been finite")
+    kept = read_batch(path)
+    after, params = _parameters(workdir, record, kept.step)
+    say(f"{path}: step {kept.step}, with the parameters after step {after}")
+    model, texts = _model(record), _texts(kept)
+    found = each_alone(model, params, texts)
+    yield from _lines(kept, texts, found)
+    yield {
+        "step": kept.step,
+        "parameters_after": after,
+        "at_fault": int(found.at_fault.sum()),
+        **_whole(model, params, record, kept),
+    }
+
+
+def _parameters(workdir: Workdir, record: dict[str, Any], step: int) -> tuple[int, Params]:
+    """The newest that there are from before a step: a checkpoint's, else those of the start."""
+    if workdir.checkpoints.is_dir():
+        with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
+            earlier = [saved for saved in checkpoints.steps if saved < step]
+            if earlier:
+                return earlier[-1], checkpoints.restore_params(earlier[-1])
+    settings = record["settings"]
+    name, pooling = settings["backbone"], record["pooling"]
+    _, backbone = pretrained.load_backbone(name)
+    backbone = pretrained.without_unused_pooler(backbone, pooling, name)
+    if digest(backbone) != record["weights_sha256"]:
+        raise UserError(
+            f"{workdir.path} has no checkpoint from before step {step}, and backbone {name} has "
+            "other weights than when it was trained: bring those back"
+        )
+    heads = _model(record).init_heads(stream(settings["seed"], "heads"))
+    return 0, {"backbone": backbone, **heads}
+
+
+def _model(record: dict[str, Any]) -> MultiTaskModel:
+    """The model of a run."""
+    settings, classes = record["settings"], record["classes"]
+    spec = ModelSpec(
+        bert=BertConfig(**record["bert"]),
+        classes=(len(classes["classifier"]), len(classes["sentiment"])),
+        pooling=record["pooling"],
+        dtype=settings["dtype"],
+        max_length=settings["data"]["max_length"],
+        parallel="jit",
+        fused_attention=settings["fused_attention"],
+    )
+    return spec.model()
+
+
+def _texts(kept: KeptBatch) -> TextSet:
+    """The texts of a batch, taken out of its rows."""
+    batch = kept.batch
+    rows, slots = np.nonzero(batch["example"] >= 0)
+    labels = {task: batch[task][rows, slots] for task in TASKS}
+    if "pooled" in batch:
+        # They have no tokens any more; each counts as one.
+        ends = np.arange(len(rows) + 1)
+        tokens = Tokens(np.zeros(len(rows), np.int32), ends, truncated=0, empty=0)
+        return TextSet(tokens, labels, pooled=batch["pooled"][rows, slots])
+    own = [batch["segment_ids"][row] == slot + 1 for row, slot in zip(rows, slots, strict=True)]
+    offsets = np.append(0, np.cumsum([tokens.sum() for tokens in own]))
+
+    def of_texts(name: str) -> np.ndarray:
+        return np.concatenate([batch[name][row, each] for row, each in zip(rows, own, strict=True)])
+
+    if "states" in batch:
+        tokens = Tokens(np.zeros(offsets[-1], np.int32), offsets, truncated=0, empty=0)
+        return TextSet(tokens, labels, states=of_texts("states"), depth=kept.depth)
+    return TextSet(Tokens(of_texts("input_ids"), offsets, truncated=0, empty=0), labels)
+
+
+def _lines(kept: KeptBatch, texts: TextSet, found: Verdicts) -> Iterator[dict[str, Any]]:
+    example = kept.batch["example"]
+    for i, (text, index) in enumerate(zip(kept.texts, example[example >= 0].tolist(), strict=True)):
+        line: dict[str, Any] = {"text": text, "example": index}
+        for task in TASKS:
+            labelled = texts.labels[task][i] >= 0
+            loss = _number(found.losses[task][i]) if labelled else None
+            line[task] = {"loss": loss, "finite": bool(found.finite[task][i])}
+        yield line
+
+
+def _whole(
+    model: MultiTaskModel, params: Params, record: dict[str, Any], kept: KeptBatch
+) -> dict[str, Any]:
+    """The losses and the gradient norm of a batch as its step computes them."""
+    settings, phase = record["settings"], record["phases"][kept.phase]
+    freeze = Freeze.from_rules(params, [tuple(rule) for rule in phase["rules"]])
+    first, second = phase["task_weights"] or (1.0, 1.0)
+    program = Program(
+        model.clone(
+            states_depth=kept.depth,
+            blocks=kept.blocks,
+            remat=settings["remat"],
+            scan_layers=settings["scan_layers"],
+        ),
+        # Nothing comes of the update.
+        optax.identity(),
+        freeze.depth(model.config.num_hidden_layers),
+        (first, second),
+    )
+    trainable, frozen = freeze.split(params)
+    state = program.init(trainable, kept.seed).replace(step=jnp.int32(kept.step - 1))
+    batch = {name: array for name, array in kept.batch.items() if name != "example"}
+
+    step = functools.partial(train_step, program)
+    if kept.parts:
+        batch = {k: array.reshape(kept.parts, -1, *array.shape[1:]) for k, array in batch.items()}
+        step = functools.partial(step, axis_name=AXIS)
+        step = jax.vmap(step, (None, None, 0), None, axis_name=AXIS)
+    _, found = jax.jit(step)(state, frozen, batch)
+    losses = {task: float(s) / max(float(n), 1.0) for task, (s, n) in found["loss"].items()}
+    total = sum(
+        weight * losses[task] for task, weight in zip(TASKS, program.task_weights, strict=True)
+    )
+    return {
+        "loss": {task: _number(loss) for task, loss in losses.items()},
+        "total": _number(total),
+        "gradient_norm": _number(found["grad_norm"]),
+    }
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,36 @@
+"""What shows the training of a run while it goes on: a heartbeat, and a trace of some steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mtl_jax import processes
+from mtl_jax.console import is_terminal
+from mtl_jax.heartbeat import Heartbeat
+from mtl_jax.run import Run
+from mtl_jax.tracing import Trace
+
+
+class Show:
+    """Of several processes that train a run, the first one shows it.
+
+    Attributes:
+        heartbeat: Says where the training is, where there is no terminal for a bar.
+        trace: Takes the steps.
+    """
+
+    def __init__(self, run: Run):
+        watch, main = run.config.watch, processes.is_main()
+        total = sum(plan.steps for plan in run.plans)
+        self.heartbeat = Heartbeat(
+            watch.heartbeat if main and not is_terminal() else 0.0,
+            total,
+            len(run.plans),
+            any(plan.may_end_early for plan in run.plans),
+        )
+        folder = Path(run.config.workdir).expanduser() / "profile"
+        self.trace = Trace(watch.profiled if main else range(0), folder, total)
+
+    def close(self) -> None:
+        """Ends what is still under way."""
+        self.trace.close()
