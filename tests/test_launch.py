@@ -1,5 +1,6 @@
 """Launching: what is run, here and as it is written down for others, and what is refused."""
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -40,11 +41,14 @@ def test_what_is_to_be_run():
         *("python", "-m", "mtl_jax", "train", "--seed=3", "--workdir", "a b", "x")
     ]
     assert (work.workdir, work.trains, work.study) == ("a b", True, False)
-    assert work.distributed("python")[-1] == "--distributed"
+    assert work.distributed().words == (*work.words, "--distributed")
+    assert work.distributed().distributed() == work.distributed()
     study = read_work(["experiment", "scarce-task", "--workdir=x", "--workdir=y"], "id", "runs")
     assert study.command("python")[:3] == ["python", "-m", "experiments.scarce_task"]
     assert (study.workdir, study.trains, study.study) == ("y", False, True)
-    assert not read_work(["experiment", "heads", "--workdir=x"], "id", "runs").study
+    assert study.launched == ["experiment", "scarce_task", "--workdir=x", "--workdir=y"]
+    heads = read_work(["experiment", "heads", "--workdir=x"], "id", "runs")
+    assert (heads.study, heads.distributed()) == (False, heads)
 
 
 def test_a_run_without_a_folder_gets_one_of_its_run_id(capsys):
@@ -72,10 +76,13 @@ def test_a_run_without_a_folder_gets_one_of_its_run_id(capsys):
         (["local", "--", "train", "--epoch=1"], ["--epoch"]),
         (["local", "--tasks=0", "--", "train"], ["--tasks 0 must be at least 1"]),
         (["local", "--gpus-per-task=-1", "--", "train"], ["--gpus-per-task -1"]),
-        (["local", "--tasks=2", "--", "experiment", "heads"], ["heads can't be shared"]),
+        (
+            ["local", "--tasks=2", "--", "experiment", "heads"],
+            ["--tasks 2", "heads runs in one process"],
+        ),
         (["local", "--run-id=a/b", "--", "train"], ["--run-id a/b"]),
         (["slurm", "--tasks=1", "--nodes=2", "--", "train"], ["--tasks 1", "--nodes 2"]),
-        (["slurm", "--tasks=2", "--", "experiment", "freezing"], ["--tasks 2", "use --tasks 1"]),
+        (["slurm", "--tasks=2", "--", "experiment", "heads"], ["--tasks 2", "use --tasks 1"]),
         (["slurm", "--sbatch=account", "--", "train"], ["--sbatch 'account'"]),
         (["slurm", "--signal-seconds=-1", "--", "train"], ["--signal-seconds -1"]),
         (["slurm", "--", "train"], ["sbatch was not found", "--dry-run"]),
@@ -251,20 +258,31 @@ def test_a_job_of_several_tasks(capsys, tmp_path, monkeypatch):
     assert recorded(srun) == [[*srun_flags, *command]] * 4
 
 
-def run_driver(code, *words):
-    """Runs ``run_together`` in a process of its own, which may be sent signals."""
-    text = "import sys\nfrom mtl_jax.launch.children import run_together\n" + code
-    return subprocess.Popen(
-        [sys.executable, "-c", text, *words],
+@contextlib.contextmanager
+def driver(*words):
+    """A process that calls ``run_together``, and may be sent signals."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _DRIVE, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def driven(*words):
+    """What such a process has said, when it has ended."""
+    with driver(*words) as process:
+        return process.communicate()
 
 
 _DRIVE = """
-import os
+import os, sys
+from mtl_jax.launch.children import run_together
 codes = sys.argv[2:]
 commands = [[sys.executable, "-S", "-c", code] for code in codes]
 environments = [{**os.environ, "INDEX": str(index)} for index in range(len(codes))]
@@ -275,9 +293,7 @@ print(ended.status, sorted(ended.statuses), ended.told)
 
 def test_of_several_processes_the_first_speaks_for_itself():
     says = "import os, sys; print('out', os.environ['INDEX']); print('err', file=sys.stderr)"
-    out, err = run_driver(
-        _DRIVE, "9", says, says, says + "; sys.stdout.write('no end')"
-    ).communicate()
+    out, err = driven("9", says, says, says + "; sys.stdout.write('no end')")
     assert out == "out 0\n0 [0, 0, 0] False\n"
     assert sorted(err.splitlines()) == [
         *("[1] err", "[1] out 1", "[2] err", "[2] no end", "[2] out 2", "err"),
@@ -286,17 +302,16 @@ def test_of_several_processes_the_first_speaks_for_itself():
 
 def test_when_one_fails_the_others_are_ended(tmp_path):
     waits, fails = "import signal; signal.pause()", "import sys; sys.exit(3)"
-    out, _ = run_driver(_DRIVE, "60", fails, waits).communicate()
+    out, _ = driven("60", fails, waits)
     assert out == "3 [3, 143] False\n"
     # One that does not listen is killed in the end; the other fails when it has begun not to.
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-    out, _ = run_driver(
-        _DRIVE,
+    out, _ = driven(
         *("0.1", f"open({str(pipe)!r}).read(); {fails}"),
         f"{deaf} open({str(pipe)!r}, 'w').close(); signal.pause()",
-    ).communicate()
+    )
     assert out == "3 [3, 137] False\n"
 
 
@@ -311,7 +326,7 @@ def fellow_is_there():
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 fellow = open(PIPE).read() if WAITS else 0
 if not WAITS: open(PIPE, "w").write(str(os.getpid()))
-print("there", file=sys.stderr, flush=True)
+sys.stderr.write("there\\n")
 signal.sigwait([signal.SIGTERM])
 while WAITS and fellow_is_there(): pass
 sys.exit(1 if WAITS and signal.sigtimedwait([signal.SIGTERM], 0.5) else 75)
@@ -326,17 +341,13 @@ def test_those_who_save_are_told_once(whom, tmp_path):
         _SAVES.replace("PIPE", repr(str(pipe))).replace("WAITS", str(waits))
         for waits in (False, True)
     )
-    with run_driver(_DRIVE, "60", first, second) as driver:
-        assert driver.stderr is not None
-        assert sorted(driver.stderr.readline() for _ in range(2)) == ["[1] there\n", "there\n"]
-        if whom == "all":
-            driver.send_signal(signal.SIGTERM)
-            out, _ = driver.communicate()
-            assert out == "75 [75, 75] True\n"
-            return
+    with driver("60", first, second) as process:
+        assert process.stderr is not None
+        there = [process.stderr.readline() for _ in range(2)]
         # A scheduler may tell the processes, and not who has started them.
-        children = Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()
-        for child in children:
-            os.kill(int(child), signal.SIGTERM)
-        out, _ = driver.communicate()
-        assert out == "75 [75, 75] False\n"
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for told in [process.pid] if whom == "all" else map(int, children):
+            os.kill(told, signal.SIGTERM)
+        out, _ = process.communicate()
+    assert sorted(there) == ["[1] there\n", "there\n"]
+    assert out == f"75 [75, 75] {whom == 'all'}\n"

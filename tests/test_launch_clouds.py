@@ -131,20 +131,19 @@ def test_what_was_taken_away_is_made_again_and_what_failed_is_not(cloud, tmp_pat
     assert len(calls) == 1
 
 
-def test_what_several_workers_can_not_do_is_refused(cloud, tmp_path):
+def test_a_folder_that_only_one_worker_sees_is_refused(cloud, tmp_path):
     words = ["--", "train", f"--workdir={tmp_path}/x"]
     own_disk, _, arguments = cloud(words, ["READY"] * 2, ["0"], "4")
     assert (own_disk.returncode, arguments) == (2, [])
     assert "--workdir is on the worker's own disk" in own_disk.stderr
-    words = ["--", "experiment", "scarce-task", f"--workdir={tmp_path}/x", "--seeds", "0"]
-    several, calls, _ = cloud(words, ["READY"] * 2, ["0"], "4")
-    assert several.returncode == 2
-    assert "a study runs on one worker" in several.stderr
-    assert [call[0] for call in calls] == ["describe", "describe"]
-    one, _, (arguments,) = cloud(words, ["READY"] * 2, ["0"], "1")
-    assert one.returncode == 0
-    own = ["experiment", "scarce_task", f"--workdir={tmp_path}/x", "--seeds", "0"]
-    assert arguments == ["-m", "mtl_jax.launch", "local", "--", *own]
+
+
+def test_the_arms_of_a_study_are_trained_by_all_workers(cloud, tmp_path):
+    words = ["experiment", "scarce-task", f"--workdir={tmp_path}/x", "--seeds", "0"]
+    done, _, (arguments,) = cloud(["--", *words], ["READY"] * 2, ["0"])
+    assert done.returncode == 0, done.stderr
+    words[1] = "scarce_task"
+    assert arguments == ["-m", "mtl_jax.launch", "local", "--", *words, "--distributed"]
 
 
 def test_the_script_for_a_slice_is_printed_as_it_runs(capsys, monkeypatch):

@@ -15,6 +15,8 @@ from typing import IO
 
 from mtl_jax.launch.options import SAVED
 
+_LOOK_SECONDS = 0.2
+
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
@@ -84,13 +86,13 @@ def run_together(
         statuses: list[int] = []
         deadline = None
         while len(statuses) < len(children):
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            try:
-                statuses.append(ended.get(timeout=left))
-            except queue.Empty:
+            if deadline is not None and time.monotonic() > deadline:
                 for child in children:
                     child.kill()
-                deadline = None
+            try:
+                # Not for good: a signal just before the wait is seen to after it.
+                statuses.append(ended.get(timeout=_LOOK_SECONDS))
+            except queue.Empty:
                 continue
             if statuses[-1] and deadline is None and not alone:
                 deadline = time.monotonic() + grace

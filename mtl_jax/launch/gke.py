@@ -35,7 +35,7 @@ class Gke(Options):
     mount: str = "/runs"
     """where the pods have it; --workdir is a folder there"""
     tasks: int = 1
-    """pods, each a process of the training run"""
+    """pods, each a process; several share each batch"""
     cpus_per_task: int | None = None
     """processor cores of each"""
     memory: str | None = None
@@ -79,8 +79,7 @@ class Gke(Options):
         Raises:
             UserError: It can't be run so.
         """
-        if self.tasks > 1 and not work.trains:
-            raise UserError(f"--tasks {self.tasks}: {work.name} runs in one pod: use --tasks 1")
+        work.refuse_tasks(self.tasks)
         if not PurePosixPath(work.workdir).is_relative_to(self.mount):
             raise UserError(
                 f"--workdir {work.workdir} would be gone with its pod: name a folder in "
@@ -116,7 +115,7 @@ class Gke(Options):
 
     def _pod(self, work: Work, name: str) -> dict[str, Any]:
         several = self.tasks > 1
-        command = work.distributed(self.python) if several else work.command(self.python)
+        command = (work.distributed() if several else work).command(self.python)
         container = {
             "name": "run",
             "image": self.image,

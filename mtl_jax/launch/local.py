@@ -49,8 +49,7 @@ else all compete for all of them"""
         Raises:
             UserError: It can't be run so.
         """
-        if self.tasks > 1 and not (work.trains or work.study):
-            raise UserError(f"--tasks {self.tasks}: {work.name} can't be shared: use 1")
+        work.refuse_tasks(self.tasks)
         commands, changes = self._commands(work), self._environments(work)
         gather = work.command(python(), "--gather")
         if self.dry_run:
@@ -76,7 +75,7 @@ else all compete for all of them"""
             parts = (f"--part={part}/{self.tasks}" for part in range(self.tasks))
             commands = [work.command(python(), part) for part in parts]
         else:
-            commands = [work.distributed(python())] * self.tasks
+            commands = [work.distributed().command(python())] * self.tasks
         return [
             [*_on_cores(own), *command]
             for own, command in zip(self._cores(), commands, strict=True)

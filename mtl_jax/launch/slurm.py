@@ -18,7 +18,6 @@ from mtl_jax.launch.work import Work
 
 # A cluster that sets no other MaxArraySize takes indices up to 1000.
 _MOST_PARTS = 1000
-_SEEDS_AT_ONCE = "--seeds-at-once"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,7 @@ class Slurm(Options):
     nodes: int = 1
     """machines"""
     tasks: int = 1
-    """processes of a training run, over all machines"""
+    """processes, over all machines; several share each batch"""
     cpus_per_task: int | None = None
     """processor cores of each process"""
     gpus_per_task: int | None = None
@@ -78,14 +77,11 @@ class Slurm(Options):
         Raises:
             UserError: It can't be run so, or Slurm refuses it.
         """
-        if self.tasks > 1 and not work.trains:
-            raise UserError(
-                f"--tasks {self.tasks}: one process trains an arm of {work.name}: use --tasks 1"
-            )
+        work.refuse_tasks(self.tasks)
         folder = (Path(self.folder).expanduser() / run_id).absolute()
-        if work.study and not any(word.startswith(_SEEDS_AT_ONCE) for word in work.words):
+        if work.study:
             # The machine of the jobs may have another number of seeds in a group than this one.
-            work = dataclasses.replace(work, words=(*work.words, f"{_SEEDS_AT_ONCE}=1"))
+            work = work.flagged("--seeds-at-once", "1")
         files = {"job.sbatch": self._job(work, run_id, folder, self._count_parts(work))}
         if work.study:
             files["gather.sbatch"] = self._gather(work, run_id, folder)
@@ -130,7 +126,7 @@ class Slurm(Options):
             f"--signal=TERM@{self.signal_seconds}",
             *self.sbatch,
         ]
-        command = work.command(python()) if self.tasks == 1 else work.distributed(python())
+        command = (work if self.tasks == 1 else work.distributed()).command(python())
         line = quoted([*self._srun(), *command])
         if parts is not None:
             line += f' "--part=$SLURM_ARRAY_TASK_ID/{parts}"'

@@ -62,7 +62,7 @@ ensure() {{
 run() {{
     local workers
     workers=$({describe} '--format=value(networkEndpoints.len())') || return
-    {study}{copy} || return
+    {copy} || return
     # shellcheck disable=SC2016  # the shell of the worker expands it
     {ssh} --command="workers=$workers
 "{command}
@@ -157,13 +157,11 @@ class Tpu(Options):
 
         create = [f"--accelerator-type={self.accelerator_type}", f"--version={self.version}"]
         create += ["--spot"] if self.spot else []
-        alone = f'[ "$workers" -eq 1 ] || {{ echo {_MANY} >&2; exit 2; }}'
         return _SCRIPT.format(
             describe=tpu_vm("describe", self.name),
             create=tpu_vm("create", self.name, *create, *self.gcloud),
             delete=tpu_vm("delete", self.name, "--quiet"),
             name=quoted([self.name]),
-            study="" if work.trains else f"{alone}\n    ",
             copy=tpu_vm("scp", "ARCHIVE", f"{self.name}:{_ARCHIVE}", "--worker=all").replace(
                 "ARCHIVE", '"$archive"', 1
             ),
@@ -177,10 +175,7 @@ class Tpu(Options):
 
     def _on_worker(self, work: Work) -> str:
         """What a worker's shell reads."""
-        launch = ["./launch.sh", "local", "--"]
-        words = work.words if work.trains else ("experiment", work.name, *work.words)
-        if work.trains and "--distributed" not in words:
-            words = (*words, "--distributed")
+        launch = ["./launch.sh", "local", "--", *work.distributed().launched]
         return "\n".join(
             [
                 "set -e",
@@ -193,9 +188,6 @@ class Tpu(Options):
                 f"tar -xzf {_ARCHIVE} -C {_FOLDER}.new",
                 f"rm -rf {_FOLDER} && mv {_FOLDER}.new {_FOLDER}",
                 f"cd {_FOLDER}",
-                f"EXTRAS=tpu exec {quoted([*launch, *words])}",
+                f"EXTRAS=tpu exec {quoted(launch)}",
             ]
         )
-
-
-_MANY = quoted(["error: a study runs on one worker: use a slice that has no more"])

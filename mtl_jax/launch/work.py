@@ -41,17 +41,41 @@ class Work:
 
     @property
     def trains(self) -> bool:
-        """Whether it is one run, which several processes can share."""
+        """Whether it is one training run."""
         return self.module == "mtl_jax"
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes can share it."""
+        return self.trains or self.study
+
+    def refuse_tasks(self, tasks: int) -> None:
+        """Refuses several processes where they can't share the work.
+
+        Raises:
+            UserError: They can't.
+        """
+        if tasks > 1 and not self.shared:
+            raise UserError(f"--tasks {tasks}: {self.name} runs in one process: use --tasks 1")
 
     def command(self, python: str, *more: str) -> list[str]:
         """Its command line, with further arguments."""
         return [python, "-m", self.module, *self.words, *more]
 
-    def distributed(self, python: str) -> list[str]:
-        """The command line of each of several processes of it."""
-        flag = "--distributed"
-        return self.command(python, *([] if flag in self.words else [flag]))
+    @property
+    def launched(self) -> list[str]:
+        """The words behind the ``--`` that ask for it."""
+        return list(self.words) if self.trains else ["experiment", self.name, *self.words]
+
+    def flagged(self, flag: str, value: str = "") -> Work:
+        """The same with a further flag, where it is not there yet."""
+        if any(word.partition("=")[0] == flag for word in self.words):
+            return self
+        return dataclasses.replace(self, words=(*self.words, f"{flag}={value}" if value else flag))
+
+    def distributed(self) -> Work:
+        """What each of several processes runs, who train it, or each of its arms, together."""
+        return self.flagged("--distributed") if self.shared else self
 
 
 def read_work(words: Sequence[str], run_id: str, runs: str | None) -> Work:
