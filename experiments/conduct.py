@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from experiments.machine import circumstances
 from experiments.study import Arm, Key, Plan, StudySettings
 from mtl_jax.cli import one_line
 from mtl_jax.config import Settings, TrainConfig
-from mtl_jax.errors import UserError
+from mtl_jax.errors import Preempted, UserError
 
 if TYPE_CHECKING:
     from mtl_jax.inputs import Inputs
@@ -157,7 +156,7 @@ def conduct(plan: Plan, pool: Pool, command: str, started: float) -> int:
             say(note)
         try:
             _train_arms(plan, pool, results_file, failures, so_far)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Preempted):
             so_far()
             raise
         if not (count := len(results())):
@@ -198,7 +197,7 @@ def _train_arms(
 ) -> None:
     """Trains what has no result yet; the failures are appended to those there are."""
     from mtl_jax.console import say
-    from mtl_jax.workdir import append_line, read_lines, rewrite_lines
+    from mtl_jax.workdir import Workdir, append_line, read_lines, rewrite_lines
 
     finished = read_lines(results_file)
     # Without a line that a kill left unfinished, which the next one would else be glued to.
@@ -223,7 +222,7 @@ def _train_arms(
                 continue
             append_line(results_file, _line(arm, outcome))
             if not plan.keep_checkpoints:
-                shutil.rmtree(Path(arm.config.workdir) / "checkpoints", ignore_errors=True)
+                Workdir(arm.config.workdir).remove_checkpoints()
         if place + 1 < len(waiting) and time.monotonic() - reported >= plan.report_every:
             so_far()
             reported = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -12,6 +13,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import subcommand
 
+from mtl_jax import preemption
 from mtl_jax.cli import guarded, parse, prepare
 from mtl_jax.config import DEFAULT_BACKBONE, LongTexts, Pooling, Settings, TrainConfig
 from mtl_jax.errors import UserError
@@ -103,14 +105,15 @@ def run(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> None:
     command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
-    prepare()
-    {
-        TrainConfig: _train,
-        Plan: _plan,
-        Evaluate: _evaluate,
-        Predict: _predict,
-        Extract: _extract,
-    }[type(command)](command)
+    with preemption.heeded() if isinstance(command, TrainConfig) else contextlib.nullcontext():
+        prepare()
+        {
+            TrainConfig: _train,
+            Plan: _plan,
+            Evaluate: _evaluate,
+            Predict: _predict,
+            Extract: _extract,
+        }[type(command)](command)
 
 
 _WIDEST = 250

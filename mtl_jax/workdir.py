@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -178,6 +179,15 @@ class Workdir:
     def rewind(self, lines: int) -> None:
         """Drops what ``metrics.jsonl`` says after so many lines, which will come again."""
         rewrite_lines(self._metrics, self.records()[:lines])
+
+    def remove_checkpoints(self) -> None:
+        """Frees the disk of them; the result stays. A kill leaves all of them or none."""
+        gone = self.path / ".checkpoints-removed"
+        # Of a call before, that was killed.
+        shutil.rmtree(gone, ignore_errors=True)
+        if self.checkpoints.is_dir():
+            self.checkpoints.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def certificate(self) -> dict[str, Any]:
         """What ``certificate.json`` says."""
