@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from mtl_jax import seal
+from mtl_jax import processes, seal
 from mtl_jax.errors import UserError
 from mtl_jax.freeze import Params
 from mtl_jax.saved import Saved, optimizer_tree
@@ -168,7 +169,8 @@ class Checkpoints(Saved):
             )
         if reference:
             arrays["reference"] = reference
-        self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)))
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+        processes.on_main(functools.partial(self._check_space, size))
         best = self._best
         if score is not None and (best is None or score >= best[1]):
             best = step, score

@@ -72,7 +72,8 @@ class Member:
             yield
         except UserError as error:
             # Without the traceback, whose frames hold the arrays of the training.
-            self.outcome = type(error)(str(error))
+            error.__traceback__ = error.__context__ = error.__cause__ = None
+            self.outcome = error
 
     def open(self) -> None:
         """Takes the folder; the result of a run that was finished there is the outcome.
