@@ -199,6 +199,8 @@ def _fit(members: Sequence[Member], show: Show) -> None:
                         member.meter.read()
                 lap(0.0)
                 each(Member.measure, done) if measures else each(Member.save, None)
+                # It may have come meanwhile; to measure takes longer than a step.
+                leaves = leaves or preemption.due()
                 watch.start()
             if leaves:
                 _leave(members, done)

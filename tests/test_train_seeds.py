@@ -146,7 +146,8 @@ def test_a_seed_among_others_is_the_seed_alone(scenario, parallel, of_scenario, 
     configs, others = (
         json.loads((folder / "seed3" / "config.json").read_text()) for folder in (many, alone)
     )
-    assert configs["settings"] == others["settings"] | {"parallel": parallel}
+    assert configs["settings"] == others["settings"]
+    assert configs["environment"]["limits"]["parallel"] == parallel
     first, second, third = (
         read_lines(many / f"seed{seed}" / "metrics.jsonl")[-1] for seed in SEEDS
     )
