@@ -27,7 +27,7 @@ from mtl_jax import processes
 from mtl_jax.cli import one_line
 from mtl_jax.config import TrainConfig
 from mtl_jax.console import say
-from mtl_jax.errors import UserError
+from mtl_jax.errors import Preempted, UserError
 
 if TYPE_CHECKING:
     from mtl_jax.inputs import Inputs
@@ -80,7 +80,7 @@ def conduct(plan: Plan, pool: Pool, command: str, started: float) -> int:
         _say_all(plan.notes)
         try:
             _train_arms(ledger.waiting(plan.groups), pool, ledger, ledger.add, reporter)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Preempted):
             reporter.so_far()
             raise
         return reporter.end()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,7 @@ class Ledger:
 
     def _clear(self, arm: Arm) -> None:
         if not self._keep_checkpoints:
-            shutil.rmtree(Path(arm.config.workdir) / "checkpoints", ignore_errors=True)
+            Workdir(arm.config.workdir).remove_checkpoints()
 
     def _failure_file(self, arm: Arm) -> Path:
         return self.folder / "failures" / f"{Path(arm.config.workdir).name}.json"

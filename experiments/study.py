@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mtl_jax import processes
+from mtl_jax import preemption, processes
 from mtl_jax.cli import parse, prepare
 from mtl_jax.config import LIMITS, Settings, TrainConfig
 from mtl_jax.errors import UserError
@@ -176,10 +176,12 @@ def command_line(
 
     def main(argv: Sequence[str]) -> None:
         study = parse(kind, argv, f"python -m {module}", description)
-        if study.distributed:
-            processes.join()
-        prepare()
-        if run(study, shlex.join(["python", "-m", module, *argv])):
+        with preemption.heeded():
+            if study.distributed:
+                processes.join()
+            prepare()
+            failed = run(study, shlex.join(["python", "-m", module, *argv]))
+        if failed:
             sys.exit(1)
 
     return main

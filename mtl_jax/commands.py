@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import subcommand
 
-from mtl_jax import processes
+from mtl_jax import preemption, processes
 from mtl_jax.cli import guarded, parse, prepare
 from mtl_jax.config import DEFAULT_BACKBONE, LongTexts, Pooling, Settings, TrainConfig
 from mtl_jax.errors import UserError
@@ -141,18 +142,19 @@ def run(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> None:
     command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
-    if isinstance(command, TrainConfig) and command.distributed:
-        processes.join()
-    prepare()
-    {
-        TrainConfig: _train,
-        Plan: _plan,
-        Deal: _shards,
-        Evaluate: _evaluate,
-        Predict: _predict,
-        Extract: _extract,
-        Replay: _replay,
-    }[type(command)](command)
+    with preemption.heeded() if isinstance(command, TrainConfig) else contextlib.nullcontext():
+        if isinstance(command, TrainConfig) and command.distributed:
+            processes.join()
+        prepare()
+        {
+            TrainConfig: _train,
+            Plan: _plan,
+            Deal: _shards,
+            Evaluate: _evaluate,
+            Predict: _predict,
+            Extract: _extract,
+            Replay: _replay,
+        }[type(command)](command)
 
 
 _WIDEST = 250

@@ -6,6 +6,7 @@ import fcntl
 import functools
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -228,6 +229,15 @@ class Workdir:
     def rewind(self, lines: int) -> None:
         """Drops what ``metrics.jsonl`` says after so many lines, which will come again."""
         rewrite_lines(self._metrics, self.records()[:lines])
+
+    def remove_checkpoints(self) -> None:
+        """Frees the disk of them; the result stays. A kill leaves all of them or none."""
+        gone = self.path / ".checkpoints-removed"
+        # Of a call before, that was killed.
+        shutil.rmtree(gone, ignore_errors=True)
+        if self.checkpoints.is_dir():
+            self.checkpoints.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def certificate(self) -> dict[str, Any]:
         """What ``certificate.json`` says."""

@@ -133,6 +133,7 @@ def test_the_script_passes_on_what_it_is_given(tmp_path):
 
 def test_several_processes_are_told_how_to_find_each_other(capsys, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: {2, 3, 5, 7, 9})
     words = [
         "--tasks=2",
         "--devices-per-task=3",
@@ -148,7 +149,13 @@ def test_several_processes_are_told_how_to_find_each_other(capsys, monkeypatch):
     assert first[2:5] == ["JAX_NUM_PROCESSES=2", "JAX_PROCESS_ID=0", devices]
     assert second[3] == "JAX_PROCESS_ID=1"
     command = ["-m", "mtl_jax", "train", f"--workdir={AWKWARD}", "--distributed"]
-    assert first[5:] == second[5:] == [sys.executable, *command]
+    # Threads for all cores in each of two processes would wait for each other's.
+    assert first[5:] == ["taskset", "--cpu-list", "2,3", sys.executable, *command]
+    assert second[5:] == ["taskset", "--cpu-list", "5,7", sys.executable, *command]
+    third = as_lines(shown(capsys, "local", "--no-pin", *words))[0]
+    assert shlex.split(third)[5:] == [sys.executable, *command]
+    many = ["local", "--tasks=6", "--dry-run", "--", "train", f"--workdir={AWKWARD}"]
+    assert "taskset" not in shown(capsys, *many)
     alone = shlex.split(shown(capsys, "local", "--dry-run", "--", "train", "--workdir=x"))
     assert alone == [sys.executable, "-m", "mtl_jax", "train", "--workdir=x"]
 
@@ -184,6 +191,7 @@ def test_gpus_are_shared_out(capsys, monkeypatch):
 
 def test_a_study_is_shared_out_in_parts(capsys):
     words = ["local", "--tasks=2", "--dry-run", "--", "experiment", "freezing", "--workdir=x"]
+    words.insert(1, "--no-pin")
     lines = [shlex.split(line) for line in as_lines(shown(capsys, *words))]
     command = [sys.executable, "-m", "experiments.freezing", "--workdir=x"]
     assert lines == [[*command, word] for word in ("--part=0/2", "--part=1/2", "--gather")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,9 @@ class Local(Options):
     """CPU devices of each; by default as many as XLA_FLAGS says, else 1"""
     gpus_per_task: int | None = None
     """GPUs of each, in turn from CUDA_VISIBLE_DEVICES or from 0; by default each sees all"""
+    pin: bool = True
+    """give each of several processes cores of its own, where there is taskset and one for each; \
+else all compete for all of them"""
     grace: float = 60.0
     """seconds that the others have to end when one has failed, before they are killed"""
 
@@ -69,8 +73,19 @@ class Local(Options):
             return [work.command(python())]
         if work.study:
             parts = (f"--part={part}/{self.tasks}" for part in range(self.tasks))
-            return [work.command(python(), part) for part in parts]
-        return [work.distributed().command(python())] * self.tasks
+            commands = [work.command(python(), part) for part in parts]
+        else:
+            commands = [work.distributed().command(python())] * self.tasks
+        return [
+            [*_on_cores(own), *command]
+            for own, command in zip(self._cores(), commands, strict=True)
+        ]
+
+    def _cores(self) -> list[list[int]]:
+        """The cores of each process; none where they are not shared out."""
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        each = len(cores) // self.tasks if self.pin and shutil.which("taskset") else 0
+        return [cores[i * each : (i + 1) * each] for i in range(self.tasks)]
 
     def _environments(self, work: Work) -> list[dict[str, str]]:
         """What each process has in its environment beside what this one has."""
@@ -91,6 +106,10 @@ class Local(Options):
             for change, own in zip(changes, gpus, strict=True):
                 change["CUDA_VISIBLE_DEVICES"] = ",".join(own)
         return changes
+
+
+def _on_cores(cores: Sequence[int]) -> list[str]:
+    return ["taskset", "--cpu-list", ",".join(map(str, cores))] if cores else []
 
 
 def _free_port() -> int:
