@@ -85,6 +85,11 @@ def ended(job, logs):
     return states(job)
 
 
+def spread(flags):
+    """The flags of a run whose batches are spread over all devices."""
+    return [*(flag for flag in flags if not flag.startswith("--parallel")), "--parallel=mesh"]
+
+
 def test_a_study_is_an_array_whose_results_a_last_job_gathers(launch, flags, tmp_path):
     workdir = tmp_path / 'it\'s a "study" of $HOME'
     names = ["all_frozen", "backbone_frozen", "top_9"]
@@ -113,8 +118,7 @@ def test_two_tasks_with_two_devices_each_train_as_four_devices_do(
     launch, flags, settings, tmp_path
 ):
     workdir = tmp_path / "run"
-    spread = [flag for flag in flags if not flag.startswith("--parallel")]
-    words = ["train", f"--workdir={workdir}", "--scenario=none_frozen", "--parallel=mesh", *spread]
+    words = ["train", f"--workdir={workdir}", "--scenario=none_frozen", *spread(flags)]
     (job,), logs = launch(["--tasks=2", "--devices-per-task=2"], words)
     assert ended(job, logs) == ["COMPLETED"]
     settings.update(parallel="mesh", scenario="none_frozen")
@@ -131,14 +135,14 @@ def test_two_tasks_with_two_devices_each_train_as_four_devices_do(
 def test_a_run_that_is_driven_out_goes_on_when_it_is_its_turn_again(launch, flags, tmp_path):
     workdir = tmp_path / "run"
     # Longer than any test: it is cancelled in the end.
-    words = ["train", f"--workdir={workdir}", "--scenario=top_1", *flags, "--epochs=9999"]
-    (job,), logs = launch([], words)
+    run = ["--scenario=top_1", *spread(flags), "--epochs=9999", "--measure-every=5"]
+    (job,), logs = launch(["--tasks=2"], ["train", f"--workdir={workdir}", *run])
     log, metrics = logs / f"{job}.log", workdir / "metrics.jsonl"
 
     def said(words):
         return lambda: log.exists() and words in log.read_text()
 
-    until(said("epoch 2 of 9999"), logs)
+    until(said("epoch 5 of 9999"), logs)
     urgent = ["--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=:"]
     subprocess.run(["sbatch", "--wait", *urgent], check=True, capture_output=True)
     assert states(job) == ["PENDING"]
@@ -146,13 +150,15 @@ def test_a_run_that_is_driven_out_goes_on_when_it_is_its_turn_again(launch, flag
     # Slurm lets a job that is queued again wait for two minutes.
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
     until(said("resuming from step"), logs)
-    until(lambda: len(read_lines(metrics)) > done >= 2, logs)
+    until(lambda: len(read_lines(metrics)) > done >= 1, logs)
     # Whoever cancels it does not want it queued again, though it saves then, too.
     subprocess.run(["scancel", job], check=True)
     assert ended(job, logs) == ["CANCELLED"]
     text = log.read_text()
     assert text.count("top_1, seed 0: ") == 2
-    assert text.count("Exited with exit code 75") == 2
+    ends = [line for line in text.splitlines() if line.startswith("srun: error: ")]
+    assert sum(2 if "tasks 0-1: " in line else 1 for line in ends) == 4
+    assert all(line.endswith("Exited with exit code 75") for line in ends)
 
 
 def test_what_slurm_refuses_is_told(launch, tmp_path):
