@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # ./launch.sh        makes .venv, installs, runs the quick freezing study, says where the report is
 # ./launch.sh test   makes .venv, installs, runs the tests
-# Further arguments go to the study, or to pytest. PYTHON names another interpreter.
+# ./launch.sh local|slurm|tpu|gke [options] -- train|experiment ...
+#                    makes .venv, installs, and runs that on several processes; --help tells more
+# Further arguments go to the study, or to pytest. PYTHON names another interpreter, and EXTRAS
+# what else to install for the last kind: cuda or tpu.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -11,8 +14,9 @@ fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 case "${1-}" in
     test) task='test'; extras='test'; shift ;;
     lint) task='lint'; extras='lint'; shift ;;
+    local | slurm | tpu | gke) task=launch; extras=${EXTRAS-} ;;
     "" | -*) task=study; extras= ;;
-    *) fail "unknown task '$1': use ./launch.sh, or ./launch.sh test" ;;
+    *) fail "unknown task '$1': use ./launch.sh, ./launch.sh test, or ./launch.sh local, slurm, tpu or gke" ;;
 esac
 
 find_python() {
@@ -59,6 +63,9 @@ case "$task" in
         .venv/bin/ruff format --check .
         .venv/bin/pyright --pythonpath .venv/bin/python
         exec .venv/bin/lint-imports
+        ;;
+    launch)
+        exec .venv/bin/python -m mtl_jax.launch "$@"
         ;;
     study)
         case " $* " in

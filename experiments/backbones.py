@@ -21,7 +21,7 @@ from mtl_jax.cli import guarded
 from mtl_jax.config import DEFAULT_BACKBONE, TrainConfig
 
 if TYPE_CHECKING:
-    from experiments.conduct import Pool
+    from experiments.pool import Pool
 
 
 SETTING = "backbone"

@@ -3,89 +3,38 @@
 An arm that fails takes no other with it; it is counted, and tried again at the next call. The
 report on what is done so far is written again and again, and once more when the study is
 interrupted; a call on a folder in which all is done writes it anew.
+
+A study can be trained in parts, by several processes at once: each trains some of the groups,
+and when all have ended one call gathers what their arms have left into the report.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
-import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.ledger import WEIGHTS, Ledger, opened
 from experiments.machine import circumstances
-from experiments.study import Arm, Key, Plan, StudySettings
+from experiments.pool import Pool
+from experiments.study import Arm, Plan, StudySettings
+from mtl_jax import processes
 from mtl_jax.cli import one_line
-from mtl_jax.config import Settings, TrainConfig
-from mtl_jax.errors import UserError
+from mtl_jax.config import TrainConfig
+from mtl_jax.console import say
+from mtl_jax.errors import Preempted, UserError
 
 if TYPE_CHECKING:
     from mtl_jax.inputs import Inputs
 
-# What the identity of an arm says in a run's place.
-_SAID = ("event", "scenario", "recipe", "seed")
-_WEIGHTS = "weights_sha256"
-# What an ``Inputs`` is made from.
-_OF_INPUTS = (
-    "backbone",
-    "data",
-    "pooling",
-    "attention_dropout",
-    "cache_memory",
-    "cache_disk",
-    "cache_folder",
-)
-
-
-class Pool:
-    """The data and the backbones that arms share: those of equal settings are read once."""
-
-    def __init__(self) -> None:
-        self._open: dict[tuple[Any, ...], Inputs] = {}
-        self._refused: dict[tuple[Any, ...], str] = {}
-        self._notes: dict[str, None] = {}
-
-    def get(self, settings: Settings) -> Inputs:
-        """The inputs of these settings.
-
-        Raises:
-            UserError: They can't be read; what was refused once is not tried again.
-        """
-        from mtl_jax.inputs import Inputs
-
-        key = _inputs_key(settings)
-        if key in self._refused:
-            raise UserError(self._refused[key])
-        if key not in self._open:
-            try:
-                self._open[key] = Inputs(settings)
-            except UserError as error:
-                self._refused[key] = one_line(error)
-                raise
-        return self._open[key]
-
-    def keep_only(self, needed: Sequence[Settings]) -> None:
-        """Drops what none of these need: a study may have more backbones than fit in memory."""
-        keys = {_inputs_key(settings) for settings in needed}
-        for key in self._open.keys() - keys:
-            self._notes |= dict.fromkeys(self._open.pop(key).notes())
-
-    def notes(self) -> list[str]:
-        """What a user should see of all the data that has been read, each once."""
-        still_open = (note for inputs in self._open.values() for note in inputs.notes())
-        return list(self._notes | dict.fromkeys(still_open))
-
-
-def _inputs_key(settings: Settings) -> tuple[Any, ...]:
-    return tuple(getattr(settings, name) for name in _OF_INPUTS)
-
 
 def carry_out(study: StudySettings, plan_of: Callable[[Any, Pool], Plan], command: str) -> int:
-    """Trains what a study asks for and is not done yet, and writes its report.
+    """Trains what a study asks for and is not done yet, and writes its report; or a part of that.
 
     Args:
         study: The settings.
@@ -100,7 +49,14 @@ def carry_out(study: StudySettings, plan_of: Callable[[Any, Pool], Plan], comman
             be trained.
     """
     started, pool = time.time(), Pool()
-    return conduct(plan_of(study.absolute(), pool), pool, command, started)
+    plan = plan_of(study.absolute(), pool)
+    if study.list_arms:
+        for group in plan.groups:
+            print("; ".join(map(str, group)))
+        return 0
+    if study.chosen_part is not None:
+        return train_part(plan, pool, *study.chosen_part)
+    return (gather if study.gather else conduct)(plan, pool, command, started)
 
 
 def conduct(plan: Plan, pool: Pool, command: str, started: float) -> int:
@@ -118,141 +74,157 @@ def conduct(plan: Plan, pool: Pool, command: str, started: float) -> int:
     Raises:
         UserError: The folder holds another study, or no arm could be trained.
     """
-    from mtl_jax.console import say
-    from mtl_jax.workdir import Workdir, read_lines
+    with opened(plan) as ledger:
+        ledger.mend()
+        reporter = _Reporter(plan, ledger, pool, command, started)
+        _say_all(plan.notes)
+        try:
+            _train_arms(ledger.waiting(plan.groups), pool, ledger, ledger.add, reporter)
+        except (KeyboardInterrupt, Preempted):
+            reporter.so_far()
+            raise
+        return reporter.end()
 
-    arms = [arm for group in plan.groups for arm in group]
-    asked = {arm.key for arm in arms}
-    folder = Workdir(plan.workdir)
-    results_file = folder.path / "results.jsonl"
-    failures: list[dict[str, Any]] = []
 
-    def results() -> list[dict[str, Any]]:
-        return [line for line in read_lines(results_file) if _key(line) in asked]
+def train_part(plan: Plan, pool: Pool, part: int, parts: int) -> int:
+    """Trains the groups ``part``, ``part + parts``, ... that are not done, each in its own folder.
 
-    def report() -> Path:
-        context = {
-            **circumstances(command, started),
-            "data": pool.notes(),
-            "seeds": list(dict.fromkeys(arm.config.seed for arm in arms)),
+    Other processes may train the other parts meanwhile. There is no report: see ``gather``.
+
+    Args:
+        plan: The study.
+        pool: What has been read for it so far.
+        part: Which part, from 0.
+        parts: How many there are.
+
+    Returns:
+        How many arms failed.
+
+    Raises:
+        UserError: The folder holds another study, or a process that is no part works in it.
+    """
+    with opened(plan, shared=True) as ledger:
+        _say_all(plan.notes)
+        waiting = ledger.waiting(plan.groups[part::parts])
+        _train_arms(waiting, pool, ledger, ledger.leave)
+        return len(ledger.failures)
+
+
+def gather(plan: Plan, pool: Pool, command: str, started: float) -> int:
+    """Writes the report on what the arms' folders hold, and trains nothing.
+
+    Args:
+        plan: The study.
+        pool: What has been read for it so far.
+        command: How it was called, for the report.
+        started: When, in seconds since the epoch.
+
+    Returns:
+        How many arms have no result.
+
+    Raises:
+        UserError: The folder holds another study, parts of it are being trained, or none of its
+            arms has a result.
+    """
+    with opened(plan) as ledger:
+        ledger.mend()
+        for group in ledger.waiting(plan.groups):
+            for arm in group:
+                ledger.add(arm, ledger.left(arm))
+        return _Reporter(plan, ledger, pool, command, started).end()
+
+
+def _say_all(notes: Sequence[str]) -> None:
+    for note in notes:
+        say(note)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reporter:
+    """Writes the report of a study; the attributes are the arguments of ``conduct``."""
+
+    plan: Plan
+    ledger: Ledger
+    pool: Pool
+    command: str
+    started: float
+
+    def report(self) -> Path:
+        ledger, plan = self.ledger, self.plan
+        context: dict[str, Any] = {
+            **circumstances(self.command, self.started),
+            "data": self.pool.notes(),
+            "seeds": list(dict.fromkeys(arm.config.seed for arm in ledger.arms)),
             "settings": dict(plan.settings),
-            "asked": dict(Counter(arm.name for arm in arms)),
+            "asked": dict(Counter(arm.name for arm in ledger.arms)),
         }
-        return plan.report(folder.path, results(), failures, context)
+        return plan.report(ledger.folder, ledger.results(), ledger.failures, context)
 
-    def so_far() -> None:
-        if not results():
+    def so_far(self) -> None:
+        if not processes.is_main() or not self.ledger.results():
             return
         try:
             # Its table is for the end: here it would stand between the lines on the arms.
             with contextlib.redirect_stdout(io.StringIO()):
-                report()
+                self.report()
         except Exception as error:  # noqa: BLE001  (the arms to come must not be lost with it)
             say(f"there is no report so far: {one_line(error)}")
 
-    with contextlib.closing(folder):
-        folder.claim(dict(plan.record))
-        _leave_files(plan, folder.path)
-        for note in plan.notes:
-            say(note)
-        try:
-            _train_arms(plan, pool, results_file, failures, so_far)
-        except KeyboardInterrupt:
-            so_far()
-            raise
-        if not (count := len(results())):
+    def end(self) -> int:
+        """Writes the last report; how many arms have failed."""
+        return processes.on_main(self._end)
+
+    def _end(self) -> int:
+        if not (count := len(self.ledger.results())):
             raise UserError(
-                f"no arm of the study in {plan.workdir} could be trained; the first failed with: "
-                f"{failures[0]['error']}"
+                f"no arm of the study in {self.plan.workdir} could be trained; the first failed "
+                f"with: {self.ledger.failures[0]['error']}"
             )
-        path = report()
-    say(f"{count} arms in {time.time() - started:.0f} s; the report is {path}")
-    return len(failures)
-
-
-def _leave_files(plan: Plan, folder: Path) -> None:
-    """Writes the files that the arms read, unless arms may have read something else in them."""
-    from mtl_jax.workdir import write_json
-
-    for name, content in plan.files.items():
-        file = folder / name
-        if file.exists() and json.loads(file.read_text(encoding="utf-8")) != content:
-            raise UserError(
-                f"{file} is not what the study began with: use another --workdir, or a file of "
-                "another name for another arm"
-            )
-        file.parent.mkdir(exist_ok=True)
-        write_json(file, content)
-
-
-def _key(line: Mapping[str, Any]) -> Key:
-    return (line["arm"], line["seed"], tuple(line.get("setting", {}).items()))
+        path = self.report()
+        say(f"{count} arms in {time.time() - self.started:.0f} s; the report is {path}")
+        return len(self.ledger.failures)
 
 
 def _train_arms(
-    plan: Plan,
+    waiting: Sequence[Sequence[Arm]],
     pool: Pool,
-    results_file: Path,
-    failures: list[dict[str, Any]],
-    so_far: Callable[[], None],
+    ledger: Ledger,
+    keep: Callable[[Arm, Mapping[str, Any]], None],
+    reporter: _Reporter | None = None,
 ) -> None:
-    """Trains what has no result yet; the failures are appended to those there are."""
-    from mtl_jax.console import say
-    from mtl_jax.workdir import append_line, read_lines, rewrite_lines
-
-    finished = read_lines(results_file)
-    # Without a line that a kill left unfinished, which the next one would else be glued to.
-    rewrite_lines(results_file, finished)
-    done = {_key(line): line.get(_WEIGHTS) for line in finished}
-    arms = [arm for group in plan.groups for arm in group]
-    numbers = {arm.key: number for number, arm in enumerate(arms, start=1)}
-    waiting = [[arm for arm in group if arm.key not in done] for group in plan.groups]
-    waiting = [group for group in waiting if group]
-    weights: dict[str, str] = {
-        arm.config.backbone: digest for arm in arms if (digest := done.get(arm.key))
-    }
+    """Trains these groups; ``keep`` takes the outcome of each arm."""
     reported = time.monotonic()
     for place, todo in enumerate(waiting):
         pool.keep_only([group[0].config for group in waiting[place:]])
         for arm in todo:
-            say(f"arm {numbers[arm.key]} of {len(arms)}: {arm}")
-        for arm, outcome in zip(todo, _train_group(todo, pool, weights), strict=True):
-            if "error" in outcome:
-                failures.append({**arm.identity, **outcome})
-                say(f"arm {numbers[arm.key]} failed: {outcome['error']}")
-                continue
-            append_line(results_file, _line(arm, outcome))
-            if not plan.keep_checkpoints:
-                shutil.rmtree(Path(arm.config.workdir) / "checkpoints", ignore_errors=True)
-        if place + 1 < len(waiting) and time.monotonic() - reported >= plan.report_every:
-            so_far()
+            say(f"{ledger.place(arm)}: {arm}")
+        for arm, outcome in zip(todo, _train_group(todo, pool, ledger), strict=True):
+            keep(arm, outcome)
+        last = place + 1 == len(waiting)
+        if reporter and not last and time.monotonic() - reported >= reporter.plan.report_every:
+            reporter.so_far()
             reported = time.monotonic()
 
 
-def _train_group(arms: Sequence[Arm], pool: Pool, weights: dict[str, str]) -> list[dict[str, Any]]:
+def _train_group(arms: Sequence[Arm], pool: Pool, ledger: Ledger) -> list[dict[str, Any]]:
     """Per arm its result, or a failure, which is ``skipped`` where nothing could be read.
 
     Args:
         arms: What is trained at once, on the same inputs.
         pool: Where those are.
-        weights: The digests of the backbones that there are results of; may grow.
+        ledger: Knows the weights of the backbones that there are results of.
     """
-    backbone = arms[0].config.backbone
     try:
         inputs = pool.get(arms[0].config)
     except UserError as error:
         return [{"error": one_line(error), "skipped": True} for _ in arms]
     except Exception as error:  # noqa: BLE001  (one backbone must not take the others with it)
         return [{"error": one_line(error)} for _ in arms]
-    if weights.setdefault(backbone, inputs.weights_digest) != inputs.weights_digest:
-        error = (
-            f"backbone {backbone} has other weights than the runs of it that are done: bring "
-            "those back, or use another --workdir"
-        )
-        return [{"error": error} for _ in arms]
+    if failure := ledger.other_weights(arms[0], inputs.weights_digest):
+        return [failure for _ in arms]
     outcomes = train_group([arm.config for arm in arms], inputs)
     return [
-        {"error": each} if isinstance(each, str) else {**each, _WEIGHTS: inputs.weights_digest}
+        {"error": each} if isinstance(each, str) else {**each, WEIGHTS: inputs.weights_digest}
         for each in outcomes
     ]
 
@@ -263,16 +235,8 @@ def train_group(configs: Sequence[TrainConfig], inputs: Inputs) -> Sequence[dict
 
     try:
         outcomes = train_seeds(configs, inputs)
-    except Exception as error:  # noqa: BLE001  (one scenario must not take the others with it)
+    except Exception as error:  # but one scenario must not take the others with it
+        if processes.loss_in_words(error):
+            raise
         return [one_line(error)] * len(configs)
     return [one_line(each) if isinstance(each, UserError) else each for each in outcomes]
-
-
-def _line(arm: Arm, result: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of ``results.jsonl``: the run's result and its learning curve."""
-    from mtl_jax.workdir import Workdir
-
-    records = Workdir(arm.config.workdir).records()
-    curve = [record for record in records if record["event"] == "epoch"]
-    kept = {name: value for name, value in result.items() if name not in _SAID}
-    return {**arm.identity, **kept, "curve": curve}

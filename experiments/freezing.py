@@ -20,7 +20,7 @@ from mtl_jax.cli import guarded
 from mtl_jax.config import DataConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from experiments.conduct import Pool
+    from experiments.pool import Pool
 
 
 def _limits(data: DataConfig) -> dict[str, int | None]:

@@ -38,7 +38,7 @@ from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from experiments.conduct import Pool
+    from experiments.pool import Pool
 
 _SCENARIOS = {"joint": "none_frozen", "single_task": "none_frozen"}
 _HEAD_FROZEN = "scarce_head_frozen"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mtl_jax import preemption, processes
 from mtl_jax.cli import parse, prepare
 from mtl_jax.config import LIMITS, Settings, TrainConfig
 from mtl_jax.errors import UserError
@@ -24,6 +25,8 @@ Report = Callable[[Path, list[dict[str, Any]], list[dict[str, Any]], dict[str, A
 # Of a run with many passes over few texts; each costs as much as training on the validation texts.
 _MEASUREMENTS = 8
 
+# What is to be done, in the place of all.
+_WHAT = ("list_arms", "part", "gather")
 _OF_A_RUN = tuple(field.name for field in dataclasses.fields(Settings))
 
 
@@ -41,12 +44,34 @@ class StudySettings(Settings):
     seeds_at_once: int | None = None
     """seeds of an arm that are trained in one program, each on one device; by default all of \
 them on an accelerator, which a batch of short sentences leaves idle, and 1 on a CPU"""
+    distributed: bool = False
+    """as of train: be one of several processes that train each arm together"""
+    list_arms: bool = False
+    """print the arms, those that are trained at once on one line, and train nothing"""
+    part: str | None = None
+    """K/N with K from 0 to N - 1: train the lines K, K + N, ... of --list-arms only, each arm in \
+its own folder, and write no report; several processes may train a part each at once"""
+    gather: bool = False
+    """train nothing; write the report on what the parts have left, when all have ended"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._refuse_empty("seeds")
         if self.seeds_at_once is not None and self.seeds_at_once < 1:
             raise UserError(f"--seeds-at-once {self.seeds_at_once} must be at least 1")
+        if self.part is not None and self.chosen_part is None:
+            raise UserError(f"--part {self.part} must be K/N with K from 0 to N - 1, as 0/4")
+        chosen = [f"--{name.replace('_', '-')}" for name in _WHAT if getattr(self, name)]
+        if len(chosen) > 1:
+            raise UserError(f"{' and '.join(chosen)} exclude each other: leave one of them out")
+
+    @property
+    def chosen_part(self) -> tuple[int, int] | None:
+        """Which part is to be trained, from 0, and of how many; None for the whole."""
+        if not (found := re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.part or "")):
+            return None
+        part, parts = map(int, found.groups())
+        return (part, parts) if part < parts else None
 
     def _refuse_empty(self, *names: str) -> None:
         """Drops what a list names twice, and refuses one that names nothing."""
@@ -69,6 +94,8 @@ them on an accelerator, which a batch of short sentences leaves idle, and 1 on a
         """How many seeds of an arm are trained in one program on this machine."""
         import jax
 
+        if processes.count() > 1:
+            return 1
         return self.seeds_at_once or (1 if jax.default_backend() == "cpu" else len(self.seeds))
 
     def record(self) -> dict[str, Any]:
@@ -78,7 +105,8 @@ them on an accelerator, which a batch of short sentences leaves idle, and 1 on a
 
     def described(self, *left_out: str) -> dict[str, Any]:
         """The settings as a report lists them, but for those that it shows elsewhere."""
-        gone = ("data", "watch", "workdir", "seeds", "keep_checkpoints", *left_out)
+        kept_apart = ("data", "watch", "workdir", "seeds", "keep_checkpoints", "distributed")
+        gone = (*kept_apart, *_WHAT, *left_out)
         settings = dataclasses.asdict(self) | {"seeds_at_once": self.at_once()}
         kept = {name: value for name, value in settings.items() if name not in gone}
         return kept | dataclasses.asdict(self.data)
@@ -148,8 +176,12 @@ def command_line(
 
     def main(argv: Sequence[str]) -> None:
         study = parse(kind, argv, f"python -m {module}", description)
-        prepare()
-        if run(study, shlex.join(["python", "-m", module, *argv])):
+        with preemption.heeded():
+            if study.distributed:
+                processes.join()
+            prepare()
+            failed = run(study, shlex.join(["python", "-m", module, *argv]))
+        if failed:
             sys.exit(1)
 
     return main

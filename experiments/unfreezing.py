@@ -45,7 +45,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.recipes import HOWARD_RUDER
 
 if TYPE_CHECKING:
-    from experiments.conduct import Pool
+    from experiments.pool import Pool
 
 SETTING = "max_train_examples"
 AT_ONCE = "at_once"

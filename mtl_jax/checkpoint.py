@@ -1,10 +1,10 @@
-"""Checkpoints through Orbax: the best one by validation, the last one, and those asked for."""
+"""Checkpoints through Orbax, saved while training goes on: the last, the best, those needed."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,31 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from mtl_jax import processes, seal
 from mtl_jax.errors import UserError
-from mtl_jax.freeze import Freeze, Params
+from mtl_jax.freeze import Params
+from mtl_jax.saved import Saved, optimizer_tree
+from mtl_jax.seal import Seal, SealSave
 from mtl_jax.step import TrainState
 
-# Orbax writes the arrays twice, then removes the first copy; the rest is for its small files.
-_COPIES, _SMALL_FILES = 2, 2**18
+# What Orbax writes beside the arrays.
+_SMALL_FILES = 2**18
+# Where those go that are to be removed: in one move, so that a kill leaves none in part.
+_PRUNED = ".pruned"
+_ARRAYS = ("params", "optimizer", "reference")
 
 
-def _score(metrics: dict[str, float]) -> float:
-    return metrics["score"]
+def kept(needs: Mapping[int, Collection[int]], latest: int, every: int) -> set[int]:
+    """Which checkpoints stay, so that from each of the last and the regular ones a run can go on.
+
+    Args:
+        needs: Per step, those that going on from there may need beside it.
+        latest: How many of the last ones stay.
+        every: The steps that are multiples of it stay, too; 0: none.
+    """
+    steps = sorted(needs)
+    stay = {*steps[-latest:], *(step for step in steps if every and step % every == 0)}
+    return stay.union(*(needs[step] for step in stay))
 
 
 class _Kept(preservation_policy.PreservationPolicy):
@@ -43,10 +58,13 @@ class _Kept(preservation_policy.PreservationPolicy):
         return [checkpoint.step in self.steps for checkpoint in checkpoints]
 
 
-def _optimizer(state: TrainState) -> dict[str, Any]:
-    tree = {"opt_state": state.opt_state, "step": state.step, "rng": state.rng}
-    # Where the weights are fixed there is nothing of it, in checkpoints of before it was, too.
-    return {**tree, "weighting": state.weighting} if jax.tree.leaves(state.weighting) else tree
+class _Manager(ocp.CheckpointManager):
+    """Asks nobody whether the process is to end: see ``preemption``, which counts its questions."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """As of Orbax."""
+        del step
+        return False
 
 
 def _host_copy(tree: Any) -> Any:
@@ -54,48 +72,66 @@ def _host_copy(tree: Any) -> Any:
     return jax.tree.map(np.array, tree)
 
 
-class Checkpoints:
-    """The folder ``checkpoints`` of a run.
+class Checkpoints(Saved):
+    """The folder ``checkpoints`` of a run that this process trains.
 
     A checkpoint is written beside the old ones under a temporary name and renamed when it
-    is whole, so that a save that fails or is killed leaves the good ones usable. Its parts:
-    ``params`` (the whole model), ``optimizer`` (state, step, key), ``data`` (the data
-    iterator), ``progress`` (JSON) and, where there are any, ``reference`` arrays.
+    is whole, so that a save that fails or is killed leaves the good ones usable. See
+    ``Saved`` for its parts.
     """
 
-    def __init__(self, folder: Path):
-        self._kept = _Kept()
-        policy = preservation_policy.AnyPreservationPolicy(
-            [
-                self._kept,
-                preservation_policy.LatestN(1),
-                preservation_policy.BestN(
-                    get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
-                ),
-            ]
-        )
-        self._folder = folder
-        self._manager = ocp.CheckpointManager(
+    def __init__(self, folder: Path, latest: int = 2, every: int = 0):
+        """Opens the folder, or makes it.
+
+        Args:
+            folder: The folder; what a kill has left unfinished in it is removed.
+            latest: See ``kept``.
+            every: See ``kept``.
+
+        Raises:
+            DamageError: The newest checkpoint is damaged; see ``recovery``.
+        """
+        super().__init__(folder)
+        self._latest, self._every, self._kept = latest, every, _Kept()
+        handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for part in _ARRAYS:
+            # Weights hardly get smaller, and compressing them takes longer than writing them.
+            handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+            handlers.add(part, ocp.args.PyTreeSave, handler)
+        self._manager = _Manager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, best_fn=_score, create=True
+                preservation_policy=self._kept,
+                todelete_subdir=_PRUNED,
+                cleanup_tmp_directories=True,
+                create=True,
             ),
+            handler_registry=handlers,
         )
+        self._look()
+        self._remove_pruned()
 
-    @property
-    def last_step(self) -> int | None:
-        """The step of the newest checkpoint, or None."""
-        return self._manager.latest_step()
+    def _look(self) -> None:
+        last = self.last_step
+        self._best = None if last is None else self.seal(last).best
+        self._needs = {step: self._needed_by(step) for step in self.steps}
+
+    def _needed_by(self, step: int) -> tuple[int, ...]:
+        try:
+            return self.seal(step).needs
+        except seal.DamageError:
+            # None that the run goes on from; it is found out where another has to be.
+            return ()
 
     @property
     def steps(self) -> list[int]:
-        """The steps of all checkpoints, in their order."""
+        """The steps of the checkpoints, with the one that is being saved."""
         return sorted(self._manager.all_steps())
 
     @property
     def best_step(self) -> int | None:
-        """The step of the best scored checkpoint, or None."""
-        return self._manager.best_step()
+        """The step of the best scored checkpoint, the last of equal ones; or None."""
+        return self._best and self._best[0]
 
     def save(
         self,
@@ -116,7 +152,7 @@ class Checkpoints:
             progress: Any JSON object.
             score: What the best checkpoint is chosen by, higher is better; None for one
                 that is only there to resume from.
-            keep: Steps whose checkpoints are needed yet, beside this one and the best.
+            keep: Steps whose checkpoints going on from this one may need, beside the best.
             reference: Arrays for ``restore_reference``, where there are any.
 
         Raises:
@@ -124,30 +160,32 @@ class Checkpoints:
                 parameter is not finite; the checkpoints that were there stay.
         """
         self.wait()
-        arrays = _host_copy(params), _host_copy(_optimizer(state))
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays[0])):
+        step = int(state.step)
+        arrays = _host_copy({"params": params, "optimizer": optimizer_tree(state)})
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays["params"])):
             raise UserError(
-                f"the parameters are not finite after step {int(state.step)}: lower the learning "
+                f"the parameters are not finite after step {step}: lower the learning "
                 "rates; the last checkpoint is kept"
             )
-        written = jax.tree.leaves((arrays, reference or {}))
-        self._check_space(sum(leaf.nbytes for leaf in written))
-        items: dict[str, Any] = {
-            "params": ocp.args.StandardSave(arrays[0]),
-            "optimizer": ocp.args.StandardSave(arrays[1]),
-            "data": grain.checkpoint.CheckpointSave(data),
-            "progress": ocp.args.JsonSave(progress),
-        }
         if reference:
-            items["reference"] = ocp.args.StandardSave(reference)
-        args = ocp.args.Composite(**items)
-        self._kept.steps = tuple(keep)
-        metrics = None if score is None else {"score": score}
-        step = int(state.step)
+            arrays["reference"] = reference
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+        processes.on_main(functools.partial(self._check_space, size))
+        best = self._best
+        if score is not None and (best is None or score >= best[1]):
+            best = step, score
+        needs = tuple(sorted({*keep, *(best or ())[:1]} - {step}))
+        known = Seal(progress, best, needs, data.get_state(), jax.process_count())
+        items: dict[str, Any] = {part: ocp.args.PyTreeSave(tree) for part, tree in arrays.items()}
+        items["data"] = grain.checkpoint.CheckpointSave(data)
+        items[seal.ITEM] = SealSave(known, arrays)
+        self._kept.steps = kept({**self._needs, step: needs}, self._latest, self._every)
         try:
-            self._manager.save(step, args=args, metrics=metrics, force=True)
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except (OSError, ValueError) as error:
             raise self._unwritable(error) from error
+        self._best = best
+        self._needs = {old: self._needs.get(old, needs) for old in self._manager.all_steps()}
 
     def wait(self) -> None:
         """Returns when everything is on the disk; raises ``UserError`` if it can't be."""
@@ -155,94 +193,31 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             raise self._unwritable(error) from error
+        self._remove_pruned()
+
+    def _remove_pruned(self) -> None:
+        if jax.process_index() == 0:
+            shutil.rmtree(self.folder / _PRUNED, ignore_errors=True)
 
     def _check_space(self, size: int) -> None:
         # Beforehand, for Orbax fails in many threads at once, each with a traceback.
-        needed, free = _COPIES * size + _SMALL_FILES, shutil.disk_usage(self._folder).free
+        needed, free = size + _SMALL_FILES, shutil.disk_usage(self.folder).free
         if free < needed:
             raise self._unsaved(f"{free / 2**20:.1f} of {needed / 2**20:.1f} MiB are free")
 
     def _unwritable(self, error: Exception) -> UserError:
         # A save that failed leaves the manager without knowledge of those before it.
         self._manager.reload()
+        self._look()
         return self._unsaved(str(error).splitlines()[0][:200] if str(error) else repr(error))
 
     def _unsaved(self, reason: str) -> UserError:
         return UserError(
-            f"the checkpoint could not be saved in {self._folder} ({reason}): free some disk "
+            f"the checkpoint could not be saved in {self.folder} ({reason}): free some disk "
             f"space and run again to resume from step {self.last_step or 0}"
         )
-
-    def restore_params(self, step: int) -> Params:
-        """The whole model's parameters at ``step``.
-
-        Raises:
-            UserError: The checkpoint is damaged.
-        """
-        return self._restored(step, params=ocp.args.StandardRestore())["params"]
-
-    def progress(self, step: int) -> dict[str, Any]:
-        """What was saved at ``step`` beside the arrays.
-
-        Raises:
-            UserError: The checkpoint is damaged.
-        """
-        return self._restored(step, progress=ocp.args.JsonRestore())["progress"]
-
-    def restore(self, step: int, template: TrainState, freeze: Freeze) -> tuple[Params, TrainState]:
-        """Restores what training goes on from.
-
-        Args:
-            step: One of the saved steps.
-            template: A state of the same shapes.
-            freeze: Which of the parameters belong to the state.
-
-        Returns:
-            The whole model's parameters, and the training state.
-
-        Raises:
-            UserError: The checkpoint is damaged.
-        """
-        restored = self._restored(
-            step,
-            params=ocp.args.StandardRestore(),
-            optimizer=ocp.args.StandardRestore(_host_copy(_optimizer(template))),
-        )
-        params = restored["params"]
-        trainable, _ = freeze.split(params)
-        return params, template.replace(trainable=trainable, **restored["optimizer"])
-
-    def restore_data(self, step: int, data: grain.DatasetIterator[Any]) -> None:
-        """Moves an iterator over the same data to its place at ``step``.
-
-        Raises:
-            UserError: The checkpoint is damaged.
-        """
-        self._restored(step, data=grain.checkpoint.CheckpointRestore(data))
-
-    def restore_reference(self, step: int) -> dict[str, Any]:
-        """The arrays that were saved as ``reference``.
-
-        Raises:
-            UserError: The checkpoint is damaged.
-        """
-        return self._restored(step, reference=ocp.args.StandardRestore())["reference"]
-
-    def _restored(self, step: int, **items: Any) -> Any:
-        """Those parts of a checkpoint, by name."""
-        with self._damage_told(step):
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-
-    @contextlib.contextmanager
-    def _damage_told(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except (KeyError, OSError, ValueError) as error:
-            raise UserError(
-                f"the checkpoint {self._folder / str(step)} is damaged "
-                f"({str(error).splitlines()[0][:200]}): remove it and run train again"
-            ) from error
 
     def close(self) -> None:
         """Waits for the background work and releases the folder."""
         self._manager.close()
+        self._remove_pruned()

@@ -16,7 +16,7 @@ import tyro
 
 from mtl_jax import process, processes
 from mtl_jax.data import tokens
-from mtl_jax.errors import UserError
+from mtl_jax.errors import Preempted, UserError
 
 
 def parse(kind: Any, argv: Sequence[str], prog: str, description: str) -> Any:
@@ -52,21 +52,25 @@ def _unboxed(message: str) -> str:
 
 
 def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Runs a command; a user's mistake becomes one line on standard error and status 2."""
+    """Runs a command; a user's mistake becomes one line on standard error and status 2.
+
+    What a scheduler has ended, and may start again, has status 75 (``EX_TEMPFAIL``).
+    """
     for name in ("absl", "asyncio"):
         # Orbax logs a traceback from each of its threads for an error that it also raises.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         status = _status(main, argv)
     except Exception as error:
-        if processes.count() == 1:
-            raise
         if words := processes.loss_in_words(error):
             print(f"error: {words}", file=sys.stderr)
-        else:
+        elif processes.count() > 1:
             traceback.print_exc()
+        else:
+            raise
         status = 1
-    if status:
+    # What is saved is saved by all at the same step.
+    if status not in (0, os.EX_TEMPFAIL):
         processes.abandon(status)
     processes.leave()
     return status
@@ -79,9 +83,14 @@ def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         if not isinstance(error, processes.RelayedError):
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Preempted as stop:
+        print(stop, file=sys.stderr)
+        return os.EX_TEMPFAIL
     except BrokenPipeError:
         # Whoever read standard output has left; the interpreter must not flush it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import subcommand
 
-from mtl_jax import processes
+from mtl_jax import preemption, processes
 from mtl_jax.cli import guarded, parse, prepare
 from mtl_jax.config import DEFAULT_BACKBONE, LongTexts, Pooling, Settings, TrainConfig
 from mtl_jax.errors import UserError
@@ -45,6 +46,28 @@ class Plan(Settings):
             raise UserError("--scenario is empty: name at least one")
         if not self.measure_seconds >= 0:
             raise UserError(f"--measure-seconds {self.measure_seconds} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Deal(Settings):
+    """Print how the training texts would be dealt to many processes; train nothing."""
+
+    processes: int = 64
+    """how many"""
+    devices_per_process: int = 1
+    """devices of each"""
+    seed: int = 0
+    """of the order"""
+    epochs: int = 1
+    """passes over the training examples"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("processes", "devices_per_process"):
+            if getattr(self, name) < 1:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +127,7 @@ class Replay:
 Command = (
     Annotated[TrainConfig, subcommand("train", description="Train one scenario or recipe.")]
     | Annotated[Plan, subcommand("plan")]
+    | Annotated[Deal, subcommand("shards")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
     | Annotated[Extract, subcommand("extract")]
@@ -118,17 +142,19 @@ def run(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> None:
     command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
-    if isinstance(command, TrainConfig) and command.distributed:
-        processes.join()
-    prepare()
-    {
-        TrainConfig: _train,
-        Plan: _plan,
-        Evaluate: _evaluate,
-        Predict: _predict,
-        Extract: _extract,
-        Replay: _replay,
-    }[type(command)](command)
+    with preemption.heeded() if isinstance(command, TrainConfig) else contextlib.nullcontext():
+        if isinstance(command, TrainConfig) and command.distributed:
+            processes.join()
+        prepare()
+        {
+            TrainConfig: _train,
+            Plan: _plan,
+            Deal: _shards,
+            Evaluate: _evaluate,
+            Predict: _predict,
+            Extract: _extract,
+            Replay: _replay,
+        }[type(command)](command)
 
 
 _WIDEST = 250
@@ -161,6 +187,23 @@ def _plan(command: Plan) -> None:
     for estimate in estimates:
         for warning in estimate.warnings:
             print(f"warning: {estimate.scenario}: {warning}")
+
+
+def _shards(command: Deal) -> None:
+    from mtl_jax.inputs import Inputs
+    from mtl_jax.shards import deal
+
+    inputs = Inputs(command)
+    dealt = deal(
+        command,
+        inputs,
+        command.processes,
+        command.devices_per_process,
+        command.seed,
+        command.epochs,
+    )
+    for shards in dealt:
+        print(shards)
 
 
 def _evaluate(command: Evaluate) -> None:

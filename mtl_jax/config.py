@@ -111,8 +111,18 @@ class BertConfig:
         return cls(**known)
 
 
-# What is kept and what is shown change no number: a run may go on with others.
-LIMITS = ("cache_memory", "cache_disk", "cache_folder", "watch")
+# A run may go on with others of these: what is kept and what is shown changes no number, and over
+# how many devices a batch is spread changes their rounding only.
+LIMITS = (
+    "cache_memory",
+    "cache_disk",
+    "cache_folder",
+    "checkpoint_every",
+    "keep_latest",
+    "keep_every",
+    "parallel",
+    "watch",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,10 +192,15 @@ fused attention"""
     """epochs of a phase between two measurements on validation, each of which is saved"""
     checkpoint_every: int = 0
     """steps between checkpoints beside those; 0: none"""
+    keep_latest: int = 2
+    """how many of the last checkpoints are kept, beside the best and what going on from each may \
+need; where one is damaged, the one before it is used"""
+    keep_every: int = 0
+    """keep those at multiples of so many steps, too; 0: none"""
     watch: WatchConfig = DEFAULT_WATCH
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "measure_every"):
+        for name in ("epochs", "batch_size", "measure_every", "keep_latest"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} {getattr(self, name)} must be at least 1")
         for name in (
@@ -195,6 +210,7 @@ fused attention"""
             "classifier_weight",
             "sentiment_weight",
             "checkpoint_every",
+            "keep_every",
             "cache_memory",
             "cache_disk",
             "distillation_weight",

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises."""
+"""What ends a command other than success: a user's mistake, and a scheduler's notice."""
 
 
 class UserError(Exception):
@@ -10,3 +10,12 @@ class UserError(Exception):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+class Preempted(BaseException):
+    """The process was asked to end, and has saved what it had: the same command goes on.
+
+    The command line prints its one line and exits with status 75, ``EX_TEMPFAIL`` of
+    sysexits.h. Like ``KeyboardInterrupt`` it is no ``Exception``: it may come at any moment,
+    and who catches whatever goes wrong must not take it for a failure.
+    """

@@ -131,7 +131,7 @@ def digest(params: Params) -> str:
     for path, leaf in sorted(_flat(params).items()):
         array = np.asarray(leaf)
         hasher.update(f"{path} {array.dtype.name} {array.shape}\n".encode())
-        hasher.update(array.tobytes())
+        hasher.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return hasher.hexdigest()
 
 

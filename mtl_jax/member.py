@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -25,9 +26,10 @@ from mtl_jax.meter import Meter
 from mtl_jax.metrics import mean_macro_f1
 from mtl_jax.nonfinite import keep, validate
 from mtl_jax.outcome import epoch_record, in_words, run_certificate, run_result, step_record
+from mtl_jax.recovery import batches_from, depended_on, recover, take_up
 from mtl_jax.run import Run
 from mtl_jax.step import TrainState
-from mtl_jax.transition import Place, at_place, next_phase
+from mtl_jax.transition import Place, at_place, end_phase, next_phase
 from mtl_jax.watchers import open_watchers
 from mtl_jax.workdir import Workdir, write_json
 
@@ -70,25 +72,24 @@ class Member:
             yield
         except UserError as error:
             # Without the traceback, whose frames hold the arrays of the training.
-            self.outcome = UserError(str(error))
+            error.__traceback__ = error.__context__ = error.__cause__ = None
+            self.outcome = error
 
     def open(self) -> None:
         """Takes the folder; the result of a run that was finished there is the outcome.
 
         Raises:
-            UserError: The folder is in use, belongs to another run, or can't be written; its
-                last checkpoint is damaged.
+            UserError: The folder is in use, belongs to another run, or can't be written.
         """
         self._workdir.claim(self.run.record())
+        processes.on_main(functools.partial(recover, self._workdir))
         if result := processes.on_main(self._workdir.result):
             say(f"{self._workdir.path} is done: the result is the last line of its metrics.jsonl")
             self.outcome = result
             return
         self._workdir.keep_tokenizer(self.run.inputs.reader.tokenizer)
-        checkpoints = Checkpoints(self._workdir.checkpoints)
+        checkpoints, saved = take_up(self._workdir, self.run)
         self.checkpoints = self._open.enter_context(contextlib.closing(checkpoints))
-        last = checkpoints.last_step
-        saved = {} if last is None else checkpoints.progress(last)
         self.course = Course.load(saved["course"]) if saved else Course()
         path = self._workdir.path
         self.meter = Meter(lambda *loss: keep(path, self.run, *loss), saved.get("meter"))
@@ -153,10 +154,14 @@ class Member:
                 self._reference = Reference(**self.checkpoints.restore_reference(resumed))
             texts = dataclasses.replace(texts, targets=self._reference.targets(plan.held))
         start = self.course.positions.get(plan.texts, 0)
-        steps = max(plan.steps, 1)
-        self.data = train_batches(texts, run.plan, run.config.seed, start, steps, run.own_rows)
+
+        def after(drawn: int) -> grain.DatasetIterator[HostBatch]:
+            left, first = max(plan.steps, 1) - drawn, start + drawn
+            return train_batches(texts, run.plan, run.config.seed, first, left, run.own_rows)
+
+        self.data, self._drawn = after(0), 0
         if resumed is not None:
-            self.checkpoints.restore_data(resumed, self.data)
+            self.data, self._drawn = batches_from(self.checkpoints, resumed, after, self.done)
 
     def join(self, members: int) -> None:
         """From here on its time is shared by so many that have begun, itself among them."""
@@ -219,20 +224,11 @@ class Member:
         self.save(state, frozen, None if course.returns else mean_macro_f1(metrics, run.tasks))
 
     def _end_phase(self, place: Place, step: int) -> None:
-        run, course = self.run, self.course
         self._place = place
-        proof = freezing.certificate(
-            run.freeze, place.params, place.state.opt_state, course.frozen_before
-        )
-        course.certificates.append({"scenario": run.phase.scenario, **proof})
-        if run.index + 1 < len(run.plans):
-            course.stopped = course.refusal(run.plans[run.index + 1].phase)
-        record = {"event": "phase", "step": step, "phase": run.index + 1, "over": course.over}
-        self._workdir.log(record | {"stopped": course.stopped})
-        if run.config.recipe:
-            stopped = f"; the recipe stops: {course.stopped}" if course.stopped else ""
-            name = f"phase {run.index + 1}, {run.phase.scenario}"
-            say(f"{self._name()}{name}: {course.over}{stopped}")
+        record, words = end_phase(place, self.course, step)
+        self._workdir.log(record)
+        if self.run.config.recipe:
+            say(f"{self._name()}{words}")
 
     def save(self, state: TrainState, frozen: Params, score: float | None) -> None:
         """Leaves a checkpoint; see ``Checkpoints.save``."""
@@ -244,6 +240,8 @@ class Member:
                 "course": self.course.state(),
                 "meter": self.meter.state(),
                 "lines": self._workdir.lines,
+                "drawn": self._drawn,
+                "depended_on": depended_on(self.run.record()),
             },
             score,
             keep=self.course.needed(self.run.phase),

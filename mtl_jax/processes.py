@@ -119,10 +119,15 @@ def is_main() -> bool:
     return index() == 0
 
 
+def part(rows: int, process: int, of: int) -> slice:
+    """Which of ``rows`` that are spread evenly over all devices are those of a process."""
+    each = rows // of
+    return slice(process * each, (process + 1) * each)
+
+
 def share(rows: int) -> slice:
-    """Which of ``rows`` that are spread evenly over all devices are this process's."""
-    each = rows // count()
-    return slice(index() * each, (index() + 1) * each)
+    """Which of them are this process's."""
+    return part(rows, index(), count())
 
 
 def agreed(value: Any) -> Any:
@@ -171,6 +176,8 @@ def on_main(action: Callable[[], Any]) -> Any:
 
 def loss_in_words(error: Exception) -> str | None:
     """What to say of an error that another process's end has led to; None for any other."""
+    if count() == 1:
+        return None
     import jax
 
     text = " ".join(str(error).split())
@@ -179,8 +186,8 @@ def loss_in_words(error: Exception) -> str | None:
     ):
         return None
     return (
-        f"process {index()} of {count()} lost another one, which has ended ({text[:160]}): what that "
-        "said tells why; run the same command again to go on from the last checkpoint"
+        f"process {index()} of {count()} lost another one, which has ended ({text[:160]}): what "
+        "that one said tells why; run the same command again to go on from the last checkpoint"
     )
 
 

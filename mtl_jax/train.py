@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
-from mtl_jax import processes
+from mtl_jax import preemption, processes
 from mtl_jax.config import TrainConfig
 from mtl_jax.console import say, training_bar
-from mtl_jax.errors import UserError
+from mtl_jax.errors import Preempted, UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.member import Member
 from mtl_jax.meter import Stopwatch
@@ -37,6 +37,7 @@ def train(config: TrainConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     Raises:
         UserError: The settings, the data or the folder are at fault; what was there before
             is as it was.
+        Preempted: SIGTERM has come, where that is heeded; see ``preemption``.
     """
     (outcome,) = train_seeds([config], inputs)
     if isinstance(outcome, UserError):
@@ -169,7 +170,7 @@ def _fit(members: Sequence[Member], show: Show) -> None:
 
     if total == 0:
         each(Member.measure, done)
-    with training_bar(_title(members), total, done) as update:
+    with training_bar(_title(members), total, done) as update, preemption.deferred():
         watch.start()
         while done < total and _training(members):
             steps = min(stepper.most, until_stop(done))
@@ -190,18 +191,40 @@ def _fit(members: Sequence[Member], show: Show) -> None:
                 losses, meter = _mean_losses(there), there[0].meter
                 update(done, losses, meter.rate)
                 show.heartbeat(meter.step, run.index, losses, meter.rate)
-            measures = done % between == 0 or done == total
-            if measures or (config.checkpoint_every and done % config.checkpoint_every == 0):
+            measures, leaves = done % between == 0 or done == total, preemption.due()
+            saves = config.checkpoint_every and done % config.checkpoint_every == 0
+            if measures or leaves or saves:
                 for member in _training(members):
                     with member.guarded():
                         member.meter.read()
                 lap(0.0)
                 each(Member.measure, done) if measures else each(Member.save, None)
                 watch.start()
+            if leaves:
+                _leave(members, done)
 
 
 def _training(members: Sequence[Member]) -> list[Member]:
     return [member for member in members if member.trains]
+
+
+def _leave(members: Sequence[Member], done: int) -> None:
+    """Ends the run, for now, when what has been saved of it is on the disk.
+
+    Raises:
+        Preempted: It is.
+        UserError: Nothing could be saved.
+    """
+    for member in _under_way(members):
+        with member.guarded():
+            member.checkpoints.wait()
+    errors = [member.outcome for member in members if isinstance(member.outcome, UserError)]
+    if len(errors) == len(members):
+        raise errors[0]
+    for error in errors:
+        say(f"error: {error}")
+    where = f"step {done} of {members[0].run.total_steps}"
+    raise Preempted(f"ended by SIGTERM, saved after {where}: {preemption.AGAIN}")
 
 
 def _measure(members: Sequence[Member]) -> None:

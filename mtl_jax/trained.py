@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import os
@@ -15,7 +14,6 @@ import numpy as np
 
 from mtl_jax import pretrained
 from mtl_jax.ahead import ahead
-from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TASKS, BertConfig, DataConfig, LongTexts, Pooling
 from mtl_jax.console import say
 from mtl_jax.data.batches import HostBatch, TextSet
@@ -27,6 +25,7 @@ from mtl_jax.evaluate import Evaluator, ModelSpec
 from mtl_jax.freeze import Params
 from mtl_jax.inputs import Split, TextReader
 from mtl_jax.metrics import Metrics
+from mtl_jax.saved import Saved
 from mtl_jax.workdir import Workdir
 
 # Texts in memory at a time, while as many wait; enough for the packing to leave little padding.
@@ -130,17 +129,17 @@ class TrainedModel(Encoder):
                     "with --keep-checkpoints"
                 )
             raise UserError(f"{folder} has no checkpoint yet: train it first")
-        with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
-            if (best := checkpoints.best_step) is None:
-                raise UserError(f"{folder} has no checkpoint yet: run train on it again")
-            params = checkpoints.restore_params(best)
+        saved = Saved(workdir.checkpoints)
+        if (best := saved.best_step) is None:
+            raise UserError(f"{folder} has no checkpoint yet: run train on it again")
+        params = saved.restore_params(best)
         spec = ModelSpec(
             bert=bert,
             classes=(len(self.classes["classifier"]), len(self.classes["sentiment"])),
             pooling=record["pooling"],
             dtype=settings["dtype"],
             max_length=reader.max_length,
-            parallel=settings["parallel"],
+            parallel=(settings | record["environment"]["limits"])["parallel"],
             fused_attention=settings.get("fused_attention", True),
             like=_layout(record["environment"].get("layout")),
         )

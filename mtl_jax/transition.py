@@ -10,7 +10,7 @@ import numpy as np
 
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.course import Course
-from mtl_jax.freeze import Freeze, Params
+from mtl_jax.freeze import Freeze, Params, certificate
 from mtl_jax.optim import carried
 from mtl_jax.run import Run
 from mtl_jax.step import TrainState
@@ -55,6 +55,28 @@ def at_place(first: Run, checkpoints: Checkpoints, step: int | None) -> Place:
     shapes = first if phase == 0 else first.at(phase, first.params)
     params, state = checkpoints.restore(step, shapes.start(), shapes.freeze)
     return Place(first.at(phase, params), params, state)
+
+
+def end_phase(place: Place, course: Course, step: int) -> tuple[dict[str, Any], str]:
+    """Closes a phase that is over: its certificate, and whether another one follows.
+
+    Args:
+        place: Its end.
+        course: The run's there, which is changed.
+        step: Steps of the run.
+
+    Returns:
+        What is said of it in ``metrics.jsonl``, and in words.
+    """
+    run = place.run
+    proof = certificate(run.freeze, place.params, place.state.opt_state, course.frozen_before)
+    course.certificates.append({"scenario": run.phase.scenario, **proof})
+    if run.index + 1 < len(run.plans):
+        course.stopped = course.refusal(run.plans[run.index + 1].phase)
+    record = {"event": "phase", "step": step, "phase": run.index + 1, "over": course.over}
+    stopped = f"; the recipe stops: {course.stopped}" if course.stopped else ""
+    words = f"phase {run.index + 1}, {run.phase.scenario}: {course.over}{stopped}"
+    return record | {"stopped": course.stopped}, words
 
 
 def next_phase(

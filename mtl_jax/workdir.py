@@ -6,6 +6,7 @@ import fcntl
 import functools
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,10 +15,15 @@ from typing import IO, TYPE_CHECKING, Any
 from mtl_jax import processes
 from mtl_jax.config import LIMITS
 from mtl_jax.errors import UserError
+from mtl_jax.locks import exclusive
 from mtl_jax.watchers import Watcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+# What a folder may hold before it is a run's.
+_LOCKS = (".lock", ".config.json.lock")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -121,7 +127,7 @@ class Workdir:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path}/config.json can't be read ({error})") from error
 
-    def claim(self, record: dict[str, Any]) -> None:
+    def claim(self, record: dict[str, Any], *, shared: bool = False) -> None:
         """Records what the run is, or checks that it is the run that was begun here.
 
         Of several processes the first does, and the others learn how that ended.
@@ -129,24 +135,32 @@ class Workdir:
         Args:
             record: JSON. What is under ``environment`` may change from one start to the
                 next, and so may the limits of what is kept, ``config.LIMITS``.
+            shared: Whether others that share it may work here meanwhile.
 
         Raises:
-            UserError: The folder belongs to another run, or holds something else.
+            UserError: The folder belongs to another run, holds something else, or is in use.
         """
-        processes.on_main(functools.partial(self._claim, json.loads(json.dumps(record))))
+        record = json.loads(json.dumps(record))
+        processes.on_main(functools.partial(self._claim, record, shared=shared))
 
-    def _claim(self, record: dict[str, Any]) -> None:
-        self._take_lock()
-        if self.exists:
-            if changed := _differences(_lasting(self.config()), _lasting(record)):
-                raise UserError(
-                    f"{self.path} was made with another configuration ({'; '.join(changed)}): "
-                    "use another --workdir, or the settings it was made with"
-                )
-            return
-        if any(path.name != ".lock" for path in self.path.iterdir()):
-            raise UserError(f"{self.path} is not empty and holds no run: name a new folder")
-        write_json(self.path / "config.json", record)
+    def _claim(self, record: dict[str, Any], *, shared: bool) -> None:
+        self._take_lock(fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        with exclusive(self.path / "config.json", self._unusable):
+            if self.exists:
+                if changed := self.differences(record):
+                    raise UserError(
+                        f"{self.path} was made with another configuration ({'; '.join(changed)}): "
+                        "use another --workdir, or the settings it was made with"
+                    )
+                return
+            if any(path.name not in _LOCKS for path in self.path.iterdir()):
+                raise UserError(f"{self.path} is not empty and holds no run: name a new folder")
+            write_json(self.path / "config.json", record)
+
+    def differences(self, record: dict[str, Any]) -> list[str]:
+        """How a record differs from that of ``claim`` in what may not change, in words."""
+        record = json.loads(json.dumps(record))
+        return _differences(_lasting(self.config()), _lasting(record))
 
     def keep_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Puts a copy beside the model, so that the folder is all that predicting needs."""
@@ -159,19 +173,23 @@ class Workdir:
                 f"{self.path} can't be written ({error.strerror}): make room or access"
             ) from error
 
-    def _take_lock(self) -> None:
+    def _take_lock(self, kind: int) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("wb")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # On NFS a shared lock needs a file that can be read, an exclusive one a written one.
+            self._lock = (self.path / ".lock").open("a+b")
+            fcntl.flock(self._lock, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
                 f"another process is working in {self.path}: wait for it, or use another --workdir"
             ) from error
         except OSError as error:
-            raise UserError(
-                f"--workdir {self.path} can't be used ({error.strerror}): name another folder"
-            ) from error
+            raise self._unusable(self.path, error) from error
+
+    def _unusable(self, _folder: Path, error: OSError) -> UserError:
+        return UserError(
+            f"--workdir {self.path} can't be used ({error.strerror}): name another folder"
+        )
 
     def close(self) -> None:
         """Lets another process work here."""
@@ -211,6 +229,15 @@ class Workdir:
     def rewind(self, lines: int) -> None:
         """Drops what ``metrics.jsonl`` says after so many lines, which will come again."""
         rewrite_lines(self._metrics, self.records()[:lines])
+
+    def remove_checkpoints(self) -> None:
+        """Frees the disk of them; the result stays. A kill leaves all of them or none."""
+        gone = self.path / ".checkpoints-removed"
+        # Of a call before, that was killed.
+        shutil.rmtree(gone, ignore_errors=True)
+        if self.checkpoints.is_dir():
+            self.checkpoints.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def certificate(self) -> dict[str, Any]:
         """What ``certificate.json`` says."""

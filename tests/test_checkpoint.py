@@ -1,7 +1,9 @@
 """Checkpoints on a real disk: what is kept, what comes back, what a full disk leaves."""
 
 import contextlib
+import dataclasses
 import os
+import shutil
 from typing import Any
 
 import jax
@@ -9,12 +11,15 @@ import numpy as np
 import pytest
 from test_step import make_program, random_params
 
-from mtl_jax.checkpoint import Checkpoints
+from mtl_jax import seal
+from mtl_jax.checkpoint import Checkpoints, kept
 from mtl_jax.data.batches import TextSet, train_batches
 from mtl_jax.data.packing import TrainPlan
 from mtl_jax.data.tokens import Tokens
 from mtl_jax.errors import UserError
+from mtl_jax.saved import Saved
 from mtl_jax.scenarios import scenario_rules
+from mtl_jax.seal import DamageError
 
 TEXTS = 20
 
@@ -88,15 +93,17 @@ def raw(tree):
 @pytest.mark.parametrize(
     ("scores", "kept", "best"),
     [
-        ([0.1, 0.2, 0.3], [3], 3),
-        ([0.3, 0.2, 0.1], [1, 3], 1),
-        ([0.1, 0.3, 0.2, 0.1], [2, 4], 2),
-        ([0.5, None, None], [1, 3], 1),
-        ([None, None], [2], None),
-        ([None, 0.0, None, 0.1, None], [4, 5], 4),
+        ([0.1, 0.2, 0.3], [2, 3], 3),
+        ([0.3, 0.2, 0.1], [1, 2, 3], 1),
+        ([0.1, 0.3, 0.2, 0.1], [2, 3, 4], 2),
+        ([0.5, None, None], [1, 2, 3], 1),
+        ([None, None, None], [2, 3], None),
+        # Whoever goes back from the fifth to the fourth finds the best of that time.
+        ([0.0, 0.1, None, None, 0.2], [2, 4, 5], 5),
+        ([0.0, 0.1, None, None, 0.2, None], [5, 6], 5),
     ],
 )
-def test_the_best_and_the_last_are_kept(run, tmp_path, scores, kept, best):
+def test_the_best_and_the_last_two_are_kept(run, tmp_path, scores, kept, best):
     with opened(tmp_path) as checkpoints:
         assert (checkpoints.last_step, checkpoints.best_step) == (None, None)
         for step, score in enumerate(scores, start=1):
@@ -106,6 +113,34 @@ def test_the_best_and_the_last_are_kept(run, tmp_path, scores, kept, best):
     assert steps(tmp_path) == kept
     with opened(tmp_path) as checkpoints:
         assert (checkpoints.last_step, checkpoints.best_step) == (len(scores), best)
+
+
+@pytest.mark.parametrize(
+    ("latest", "every", "stay"),
+    [
+        (1, 0, {2, 7}),
+        (2, 0, {1, 2, 6, 7}),
+        (3, 0, {1, 2, 5, 6, 7}),
+        (9, 0, {1, 2, 3, 4, 5, 6, 7}),
+        (1, 2, {1, 2, 4, 6, 7}),
+        (1, 3, {1, 2, 3, 6, 7}),
+    ],
+)
+def test_what_each_kept_one_needs_is_kept(latest, every, stay):
+    needs = {1: (), 2: (1,), 3: (2,), 4: (1,), 5: (2,), 6: (1,), 7: (2,)}
+    assert kept(needs, latest, every) == stay
+
+
+def test_regular_ones_are_kept_and_what_is_asked_for(run, tmp_path):
+    with contextlib.closing(Checkpoints(tmp_path, latest=1, every=4)) as checkpoints:
+        for step in range(1, 10):
+            params, state = run.at(step)
+            checkpoints.save(params, state, batches(), {}, None, keep=(3,) if step > 3 else ())
+    assert steps(tmp_path) == [3, 4, 8, 9]
+    # It is known again what each needs.
+    with contextlib.closing(Checkpoints(tmp_path, latest=1, every=0)) as checkpoints:
+        save(checkpoints, run, 10, 0.5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10"]
 
 
 def test_of_equal_scores_the_best_is_one_that_is_kept(run, tmp_path):
@@ -182,6 +217,58 @@ def test_a_half_written_checkpoint_is_passed_over(run, tmp_path):
         assert raw(checkpoints.restore_params(5)) == raw(run.at(5)[0])
 
 
+@pytest.mark.parametrize("kind", ["removed", "truncated", "flipped"])
+def test_damage_is_noticed_or_harms_nothing(kind, run, tmp_path, capfd):
+    """Of every file and folder of a checkpoint; the values are not read from all of them."""
+    whole = tmp_path / "whole"
+    with opened(whole) as checkpoints:
+        save(checkpoints, run, 3, 0.5)
+    expected = [raw(tree) for tree in run.at(3)]
+    draw = np.random.default_rng(0)
+    noticed = set()
+    for path in sorted(path.relative_to(whole) for path in whole.rglob("*")):
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(whole, copy)
+        victim = copy / path
+        if kind == "removed":
+            shutil.rmtree(victim) if victim.is_dir() else victim.unlink()
+        elif victim.is_file():
+            content = bytearray(victim.read_bytes())
+            place = int(draw.integers(len(content)))
+            content[place] ^= 1 << int(draw.integers(8))
+            victim.write_bytes(content if kind == "flipped" else content[:place])
+        saved, data, error = Saved(copy), batches(), None
+        try:
+            saved.check(3)
+        except DamageError as raised:
+            error = str(raised)
+        if error is None:
+            found = saved.restore(3, run.start, run.freeze)
+            assert [raw(tree) for tree in found] == expected
+            assert saved.restore_data(3, data)
+            assert data.get_state() == batches().get_state()
+        else:
+            assert error.startswith(f"the checkpoint {copy / '3'} is damaged (")
+            noticed.add(path.parts[1] if len(path.parts) > 1 else "")
+    assert noticed >= {"params", "optimizer", "data", "seal"}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_another_number_of_processes_has_drawn_is_not_taken_over(run, tmp_path):
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, run, 3, 0.5)
+        data = batches()
+        next(data)
+        before = data.get_state()
+        known = dataclasses.replace(checkpoints.seal(3), processes=2)
+    (tmp_path / "3" / "seal" / "seal.json").write_text(seal._written(known))
+    assert not Saved(tmp_path).restore_data(3, data)
+    assert data.get_state() == before
+    with pytest.raises(DamageError, match=r"data/process_0-of-2.json can't be read"):
+        Saved(tmp_path).check(3)
+
+
 def test_a_full_disk_is_told_in_one_line_and_spares_the_last_checkpoint(run, small_disk):
     disk = small_disk(4)
     folder = disk / "checkpoints"
@@ -207,4 +294,4 @@ def test_a_full_disk_is_told_in_one_line_and_spares_the_last_checkpoint(run, sma
     with opened(folder) as checkpoints:
         save(checkpoints, run, 2, 0.9)
         assert raw(checkpoints.restore_params(2)) == raw(run.at(2)[0])
-    assert steps(folder) == [2]
+    assert steps(folder) == [1, 2]

@@ -7,7 +7,8 @@ import signal
 import pytest
 from conftest import without_times, write_checkpoint
 
-from experiments.conduct import Pool, conduct, train_group
+from experiments.conduct import conduct, train_group
+from experiments.pool import Pool
 from experiments.study import Arm, Plan, StudySettings, arm_folder
 from mtl_jax.config import LIMITS, TrainConfig
 from mtl_jax.errors import UserError

@@ -8,7 +8,7 @@ import weakref
 import pytest
 from synthetic_study import line, metrics
 
-from experiments.conduct import Pool
+from experiments.pool import Pool
 from experiments.render import to_markdown
 from experiments.scarce_report import document, judge
 from experiments.scarce_report import of as of_task

@@ -1,0 +1,185 @@
+"""What a study's folder tells of its arms: ``results.jsonl``, the arms' own folders, failures."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.study import Arm, Key, Plan
+from mtl_jax import processes
+from mtl_jax.cli import one_line
+from mtl_jax.console import say
+from mtl_jax.errors import UserError
+from mtl_jax.locks import exclusive
+from mtl_jax.workdir import Workdir, append_line, read_lines, rewrite_lines, write_json
+
+# What the identity of an arm says in a run's place.
+_SAID = ("event", "scenario", "recipe", "seed")
+WEIGHTS = "weights_sha256"
+
+
+class Ledger:
+    """The arms of a study that are done, and those that failed since it was opened.
+
+    Attributes:
+        folder: Of the study.
+        arms: All of them, in the order in which they are trained.
+        failures: The identity of each that failed, with ``error``, and ``skipped`` where
+            nothing of it could be read.
+        weights: Per backbone the digest of the weights that there are results of.
+    """
+
+    def __init__(self, plan: Plan, folder: Path):
+        self.folder = folder
+        self.arms: list[Arm] = [arm for group in plan.groups for arm in group]
+        self.failures: list[dict[str, Any]] = []
+        self.weights: dict[str, str] = {}
+        self._results = folder / "results.jsonl"
+        self._asked = {arm.key for arm in self.arms}
+        self._numbers = {arm.key: number for number, arm in enumerate(self.arms, start=1)}
+        self._keep_checkpoints = plan.keep_checkpoints
+        lines = processes.on_main(self._lines)
+        done = {_key(line): line.get(WEIGHTS) for line in lines}
+        for arm in self.arms:
+            if digest := done.get(arm.key):
+                self.weights[arm.config.backbone] = digest
+        self._done = set(done)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        return read_lines(self._results)
+
+    def mend(self) -> None:
+        """Drops a line that a kill left unfinished, which the next would else be glued to."""
+        rewrite_lines(self._results, self._lines())
+
+    def results(self) -> list[dict[str, Any]]:
+        """The lines of ``results.jsonl`` that are of arms of this study."""
+        return [line for line in self._lines() if _key(line) in self._asked]
+
+    def waiting(self, groups: Sequence[Sequence[Arm]]) -> list[list[Arm]]:
+        """What of these groups has no line there yet."""
+        todo = [[arm for arm in group if arm.key not in self._done] for group in groups]
+        return [group for group in todo if group]
+
+    def place(self, arm: Arm) -> str:
+        """``arm 3 of 7``."""
+        return f"arm {self._numbers[arm.key]} of {len(self.arms)}"
+
+    def add(self, arm: Arm, outcome: Mapping[str, Any]) -> None:
+        """Keeps an arm's result as a line of ``results.jsonl``, or notes that it failed."""
+        if self._failed(arm, outcome) or not processes.is_main():
+            return
+        append_line(self._results, _line(arm, outcome))
+        self._clear(arm)
+
+    def leave(self, arm: Arm, outcome: Mapping[str, Any]) -> None:
+        """Leaves an arm's result in its own folder, and why it failed in ``failures/``."""
+        file = self._failure_file(arm)
+        failed = self._failed(arm, outcome)
+        if not processes.is_main():
+            return
+        if failed:
+            file.parent.mkdir(exist_ok=True)
+            write_json(file, dict(outcome))
+            return
+        file.unlink(missing_ok=True)
+        self._clear(arm)
+
+    def _failed(self, arm: Arm, outcome: Mapping[str, Any]) -> bool:
+        if failed := "error" in outcome:
+            self.failures.append({**arm.identity, **outcome})
+            say(f"arm {self._numbers[arm.key]} failed: {outcome['error']}")
+        return failed
+
+    def _clear(self, arm: Arm) -> None:
+        if not self._keep_checkpoints:
+            Workdir(arm.config.workdir).remove_checkpoints()
+
+    def _failure_file(self, arm: Arm) -> Path:
+        return self.folder / "failures" / f"{Path(arm.config.workdir).name}.json"
+
+    def left(self, arm: Arm) -> dict[str, Any]:
+        """The outcome that ``leave``, or the arm's training itself, has left of an arm."""
+        try:
+            return self._left(arm)
+        except Exception as error:  # noqa: BLE001  (one arm must not take the others with it)
+            return {"error": one_line(error)}
+
+    def _left(self, arm: Arm) -> dict[str, Any]:
+        workdir = Workdir(arm.config.workdir)
+        if not workdir.exists or (result := workdir.result()) is None:
+            with contextlib.suppress(FileNotFoundError):
+                return json.loads(self._failure_file(arm).read_text(encoding="utf-8"))
+            begun = "is not finished" if workdir.exists else "was not begun"
+            return {"error": f"it {begun}: run its part of the study again"}
+        record = workdir.config()
+        own = dataclasses.asdict(arm.config.absolute())
+        settings = {name: own.get(name, value) for name, value in record["settings"].items()}
+        if changed := workdir.differences({**record, "settings": settings}):
+            error = f"{workdir.path} was made with another configuration ({'; '.join(changed)})"
+            return {"error": error}
+        digest = record[WEIGHTS]
+        return self.other_weights(arm, digest) or {**result, WEIGHTS: digest}
+
+    def other_weights(self, arm: Arm, digest: str) -> dict[str, Any] | None:
+        """The failure of an arm whose backbone has not the weights that the others have had."""
+        backbone = arm.config.backbone
+        if self.weights.setdefault(backbone, digest) == digest:
+            return None
+        return {
+            "error": f"backbone {backbone} has other weights than the runs of it that are done: "
+            "bring those back, or use another --workdir"
+        }
+
+
+@contextlib.contextmanager
+def opened(plan: Plan, *, shared: bool = False) -> Iterator[Ledger]:
+    """Claims the folder of a study, and leaves there what its arms read.
+
+    Args:
+        plan: The study.
+        shared: Whether other processes may be at work in other arms of it meanwhile.
+
+    Raises:
+        UserError: The folder holds another study, or its arms may have read other files.
+    """
+    with contextlib.closing(Workdir(plan.workdir)) as folder:
+        folder.claim(dict(plan.record), shared=shared)
+        _leave_files(plan, folder.path)
+        yield Ledger(plan, folder.path)
+
+
+def _leave_files(plan: Plan, folder: Path) -> None:
+    """Writes the files that the arms read, unless arms may have read something else in them."""
+    for name, content in plan.files.items():
+        file = folder / name
+        if not processes.is_main():
+            continue
+        with exclusive(file, _unwritable):
+            if not file.exists():
+                write_json(file, content)
+            elif json.loads(file.read_text(encoding="utf-8")) != content:
+                raise UserError(
+                    f"{file} is not what the study began with: use another --workdir, or a file "
+                    "of another name for another arm"
+                )
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder} can't be written ({error.strerror}): make room or access")
+
+
+def _key(line: Mapping[str, Any]) -> Key:
+    return (line["arm"], line["seed"], tuple(line.get("setting", {}).items()))
+
+
+def _line(arm: Arm, result: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of ``results.jsonl``: the run's result and its learning curve."""
+    records = Workdir(arm.config.workdir).records()
+    curve = [record for record in records if record["event"] == "epoch"]
+    kept = {name: value for name, value in result.items() if name not in _SAID}
+    return {**arm.identity, **kept, "curve": curve}

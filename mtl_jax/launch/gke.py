@@ -1,0 +1,187 @@
+"""A JobSet manifest for Kubernetes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from mtl_jax.errors import UserError
+from mtl_jax.launch.options import SAVED, Options, device_flags
+from mtl_jax.launch.work import Work
+
+_PORT = 55527
+_JOB = "run"
+_GPU, _TPU = "nvidia.com/gpu", "google.com/tpu"
+# A name of a pod has 63 letters, and the JobSet's, the job's and the index are in it.
+_LONGEST = 40
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gke(Options):
+    """Print a JobSet manifest, for "| kubectl apply -f -".
+
+    The cluster has the JobSet controller, v0.8 or newer. A pod that is told to end saves, and
+    is made again without limit; where one fails in another way all are made again.
+    """
+
+    image: str
+    """a container image in which this project is installed"""
+    claim: str
+    """the PersistentVolumeClaim that holds the runs; with several pods one that all may write"""
+    mount: str = "/runs"
+    """where the pods have it; --workdir is a folder there"""
+    tasks: int = 1
+    """pods, each a process; several share each batch"""
+    cpus_per_task: int | None = None
+    """processor cores of each"""
+    memory: str | None = None
+    """memory of each, as 32Gi"""
+    gpus_per_task: int | None = None
+    """GPUs of each"""
+    tpus_per_task: int | None = None
+    """TPU chips of each"""
+    devices_per_task: int | None = None
+    """CPU devices of each; by default 1"""
+    accelerator: str | None = None
+    """what kind of GPU or TPU, as nvidia-l4 or tpu-v5-lite-podslice"""
+    topology: str | None = None
+    """of the TPU slice, as 2x4"""
+    namespace: str | None = None
+    """of the cluster; that of kubectl by default"""
+    python: str = "python"
+    """the interpreter in the image"""
+    grace_seconds: int = 120
+    """how long a pod that is told to end may take to save"""
+    max_restarts: int = 10
+    """how often all pods are made again where one has failed"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_below(1, "tasks", "cpus_per_task", "gpus_per_task", "tpus_per_task")
+        self._refuse_below(1, "devices_per_task", "grace_seconds")
+        self._refuse_below(0, "max_restarts")
+        if self.gpus_per_task and self.tpus_per_task:
+            raise UserError("--gpus-per-task and --tpus-per-task exclude each other: use one")
+        if not PurePosixPath(self.mount).is_absolute():
+            raise UserError(f"--mount {self.mount} must be a folder from / on, as /runs")
+
+    def runs_folder(self) -> str | None:
+        """See ``Options``."""
+        return self.mount
+
+    def launch(self, work: Work, run_id: str) -> int:
+        """Prints the manifest; returns the exit status.
+
+        Raises:
+            UserError: It can't be run so.
+        """
+        work.refuse_tasks(self.tasks)
+        if not PurePosixPath(work.workdir).is_relative_to(self.mount):
+            raise UserError(
+                f"--workdir {work.workdir} would be gone with its pod: name a folder in "
+                f"--mount {self.mount}"
+            )
+        print(yaml.safe_dump(self.manifest(work, run_id), sort_keys=False, width=1000), end="")
+        return 0
+
+    def manifest(self, work: Work, run_id: str) -> dict[str, Any]:
+        """The JobSet (kubernetes-sigs/jobset, ``jobset.x-k8s.io/v1alpha2``) as JSON."""
+        name = _kubernetes_name(f"{work.name}-{run_id}")
+        namespace = {"namespace": self.namespace} if self.namespace else {}
+        job = {
+            "completionMode": "Indexed",
+            "parallelism": self.tasks,
+            "completions": self.tasks,
+            # JobSet makes all of them again.
+            "backoffLimit": 0,
+            "podFailurePolicy": {"rules": _not_failures()},
+            "template": {"spec": self._pod(work, name)},
+        }
+        return {
+            "apiVersion": "jobset.x-k8s.io/v1alpha2",
+            "kind": "JobSet",
+            "metadata": {"name": name, **namespace},
+            "spec": {
+                # So that the first pod has a name that the others find it by.
+                "network": {"enableDNSHostnames": True, "subdomain": name},
+                "failurePolicy": {"maxRestarts": self.max_restarts},
+                "replicatedJobs": [{"name": _JOB, "replicas": 1, "template": {"spec": job}}],
+            },
+        }
+
+    def _pod(self, work: Work, name: str) -> dict[str, Any]:
+        several = self.tasks > 1
+        command = (work.distributed() if several else work).command(self.python)
+        container = {
+            "name": "run",
+            "image": self.image,
+            # $(NAME) would be replaced: $$ stands for $.
+            "command": [word.replace("$", "$$") for word in command],
+            "env": self._environment(name) if several else self._device_environment(),
+            "volumeMounts": [{"name": "runs", "mountPath": self.mount}],
+            "resources": self._resources(),
+        }
+        volume = {"name": "runs", "persistentVolumeClaim": {"claimName": self.claim}}
+        return {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": self.grace_seconds,
+            **self._selector(),
+            "containers": [{key: value for key, value in container.items() if value}],
+            "volumes": [volume],
+        }
+
+    def _environment(self, name: str) -> list[dict[str, Any]]:
+        """How the processes find each other, without asking Kubernetes."""
+        index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+        return [
+            {"name": "JAX_COORDINATOR_ADDRESS", "value": f"{name}-{_JOB}-0-0.{name}:{_PORT}"},
+            {"name": "JAX_NUM_PROCESSES", "value": str(self.tasks)},
+            {"name": "JAX_PROCESS_ID", "valueFrom": {"fieldRef": {"fieldPath": index}}},
+            *self._device_environment(),
+        ]
+
+    def _device_environment(self) -> list[dict[str, Any]]:
+        flags = device_flags(self.devices_per_task)
+        return [{"name": "XLA_FLAGS", "value": flags}] if flags else []
+
+    def _resources(self) -> dict[str, Any]:
+        counted = {_GPU: self.gpus_per_task, _TPU: self.tpus_per_task}
+        asked = {"cpu": self.cpus_per_task, "memory": self.memory}
+        # Of what is counted Kubernetes asks for as many as the limit says.
+        parts = {"requests": asked, "limits": counted}
+        found = {
+            part: {name: str(value) for name, value in amounts.items() if value}
+            for part, amounts in parts.items()
+        }
+        return {part: amounts for part, amounts in found.items() if amounts}
+
+    def _selector(self) -> dict[str, Any]:
+        kind = "tpu-accelerator" if self.tpus_per_task else "accelerator"
+        labels = {
+            f"cloud.google.com/gke-{kind}": self.accelerator,
+            "cloud.google.com/gke-tpu-topology": self.topology,
+        }
+        labels = {label: value for label, value in labels.items() if value}
+        return {"nodeSelector": labels} if labels else {}
+
+
+def _not_failures() -> list[dict[str, Any]]:
+    """The ends of a pod that are none of the run's own: it is made again, and not counted."""
+    return [
+        {
+            "action": "Ignore",
+            "onExitCodes": {"containerName": "run", "operator": "In", "values": [SAVED]},
+        },
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    ]
+
+
+def _kubernetes_name(text: str) -> str:
+    """A name that a service may have (RFC 1035), which differs where the end of the text does."""
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    kept = plain[-_LONGEST:].strip("-")
+    return kept if kept[0].isalpha() else f"r{kept}"

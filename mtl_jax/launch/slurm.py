@@ -1,0 +1,243 @@
+"""Jobs of a Slurm cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import UseAppendAction
+
+from mtl_jax.console import say
+from mtl_jax.errors import UserError
+from mtl_jax.launch.options import SAVED, Options, commented, device_flags, need, python, quoted
+from mtl_jax.launch.work import Work
+
+# A cluster that sets no other MaxArraySize takes indices up to 1000.
+_MOST_PARTS = 1000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slurm(Options):
+    """Write and submit sbatch files.
+
+    A training run is a job of --tasks processes. A study is an array of jobs, one arm each,
+    and a job that gathers their results into the report when all have ended; its options are
+    those of one arm. A job that is told to end saves, and is queued again.
+    """
+
+    nodes: int = 1
+    """machines"""
+    tasks: int = 1
+    """processes, over all machines; several share each batch"""
+    cpus_per_task: int | None = None
+    """processor cores of each process"""
+    gpus_per_task: int | None = None
+    """GPUs of each process"""
+    devices_per_task: int | None = None
+    """CPU devices of each process; by default as many as XLA_FLAGS says, else 1"""
+    memory: str | None = None
+    """memory of each machine, as 32G"""
+    time: str | None = None
+    """the limit, as 04:00:00; the cluster's by default"""
+    partition: str | None = None
+    """where; the cluster's default partition by default"""
+    signal_seconds: int = 120
+    """how long before the limit every process is told to save and to end"""
+    max_requeues: int = 100
+    """how often a job that was told to end and has saved is queued again at most"""
+    most_at_once: int | None = None
+    """jobs of a study that may run at once; by default as many as fit"""
+    parts: int | None = None
+    """jobs of a study; by default one for each arm, and at most 1000"""
+    sbatch: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """a further option for sbatch, as --sbatch=--account=name; again for more"""
+    setup: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """a shell command before the run, as --setup='module load cuda'; again for more"""
+    folder: str = "runs/slurm"
+    """folder for one named after the run id, with the sbatch files and what the jobs say"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_below(1, "nodes", "tasks", "cpus_per_task", "gpus_per_task")
+        self._refuse_below(1, "devices_per_task", "most_at_once", "parts")
+        self._refuse_below(0, "signal_seconds", "max_requeues")
+        if self.tasks < self.nodes:
+            raise UserError(f"--tasks {self.tasks} must be at least --nodes {self.nodes}")
+        for option in self.sbatch:
+            if not option.startswith("-") or "\n" in option:
+                raise UserError(f"--sbatch {option!r} must be one option, as --account=name")
+
+    def launch(self, work: Work, run_id: str) -> int:
+        """Writes the files and submits them; returns the exit status.
+
+        Raises:
+            UserError: It can't be run so, or Slurm refuses it.
+        """
+        work.refuse_tasks(self.tasks)
+        folder = (Path(self.folder).expanduser() / run_id).absolute()
+        if work.study:
+            # The machine of the jobs may have another number of seeds in a group than this one.
+            work = work.flagged("--seeds-at-once", "1")
+        files = {"job.sbatch": self._job(work, run_id, folder, self._count_parts(work))}
+        if work.study:
+            files["gather.sbatch"] = self._gather(work, run_id, folder)
+        if self.dry_run:
+            self._show(folder, files)
+            return 0
+        need("sbatch", "run this on a machine of a Slurm cluster")
+        _write(folder, files)
+        job = _submit(folder / "job.sbatch")
+        print(job)
+        say(f"job {job} runs {folder / 'job.sbatch'}; {folder} gets what it says")
+        if work.study:
+            try:
+                gather = _submit(*_after(job), folder / "gather.sbatch")
+            except UserError:
+                subprocess.run(["scancel", job], check=False)  # noqa: S603, S607
+                raise
+            print(gather)
+            say(f"job {gather} gathers the results when all of its tasks have ended")
+        return 0
+
+    def _count_parts(self, work: Work) -> int | None:
+        if not work.study:
+            return None
+        command = work.command(python(), "--list-arms")
+        listed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
+        if listed.returncode:
+            raise UserError(f"the arms of {work.name} can't be listed: the line above says why")
+        return min(self.parts or _MOST_PARTS, len(listed.stdout.splitlines()))
+
+    def _job(self, work: Work, run_id: str, folder: Path, parts: int | None) -> str:
+        own: list[str] = []
+        job, log = "$SLURM_JOB_ID", "%j.log"
+        if parts is not None:
+            most = f"%{self.most_at_once}" if self.most_at_once else ""
+            own, log = [f"--array=0-{parts - 1}{most}"], "%A_%a.log"
+            job = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+        options = [
+            *self._options(f"{work.name}-{run_id}", folder / log, own),
+            *self._resources(),
+            "--requeue",
+            f"--signal=TERM@{self.signal_seconds}",
+            *self.sbatch,
+        ]
+        command = (work if self.tasks == 1 else work.distributed()).command(python())
+        line = quoted([*self._srun(), *command])
+        if parts is not None:
+            line += f' "--part=$SLURM_ARRAY_TASK_ID/{parts}"'
+        return "\n".join(
+            [
+                *_head(options),
+                "# Caught and not ignored: this shell outlives a SIGTERM that its tasks get.",
+                "trap : TERM",
+                *self._body(),
+                commented(line),
+                "status=$?",
+                f"# {SAVED}: it has saved what it had, to be gone on with.",
+                f'if [ "$status" -eq {SAVED} ] && '
+                f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {self.max_requeues} ]; then',
+                f'    scontrol requeue "{job}"',
+                "fi",
+                'exit "$status"',
+                "",
+            ]
+        )
+
+    def _gather(self, work: Work, run_id: str, folder: Path) -> str:
+        options = [
+            *self._options(f"gather-{work.name}-{run_id}", folder / "gather-%j.log", []),
+            *([f"--cpus-per-task={self.cpus_per_task}"] if self.cpus_per_task else []),
+            *([f"--mem={self.memory}"] if self.memory else []),
+            "--requeue",
+            *self.sbatch,
+        ]
+        command = quoted(["env", "JAX_PLATFORMS=cpu", *work.command(python(), "--gather")])
+        return "\n".join([*_head(options), *self._body(), commented(f"exec {command}"), ""])
+
+    def _options(self, name: str, log: Path, own: Sequence[str]) -> list[str]:
+        # Of the folder alone: what follows is a pattern.
+        output = f"{str(log.parent).replace('%', '%%')}/{log.name}"
+        return [
+            f"--job-name={name}",
+            f"--output={output}",
+            "--open-mode=append",
+            *([f"--time={self.time}"] if self.time else []),
+            *([f"--partition={self.partition}"] if self.partition else []),
+            *own,
+        ]
+
+    def _resources(self) -> list[str]:
+        return [
+            f"--nodes={self.nodes}",
+            f"--ntasks={self.tasks}",
+            *([f"--cpus-per-task={self.cpus_per_task}"] if self.cpus_per_task else []),
+            *([f"--gpus-per-task={self.gpus_per_task}"] if self.gpus_per_task else []),
+            *([f"--mem={self.memory}"] if self.memory else []),
+        ]
+
+    def _body(self) -> list[str]:
+        """What comes before the run: the folder, the environment, the user's own commands."""
+        lines = [f"cd {quoted([str(Path.cwd())])} || exit"]
+        if flags := device_flags(self.devices_per_task):
+            lines.append(f'export XLA_FLAGS="${{XLA_FLAGS-}} {flags}"')
+        if self.gpus_per_task and self.tasks > 1:
+            # Each task sees its own GPUs only; by itself JAX would take one, counted per machine.
+            own = ",".join(map(str, range(self.gpus_per_task)))
+            lines.append(f"export JAX_LOCAL_DEVICE_IDS={own}")
+        return [*lines, *self.setup]
+
+    def _srun(self) -> list[str]:
+        # The others of a task that has ended may be about to end, too, and are given the time;
+        # the number of cores is not taken over from the job.
+        cores = [f"--cpus-per-task={self.cpus_per_task}"] if self.cpus_per_task else []
+        return ["srun", "--kill-on-bad-exit=0", "--wait=60", *cores]
+
+    def _show(self, folder: Path, files: dict[str, str]) -> None:
+        for name, text in files.items():
+            print(f"# {folder / name}\n{text}")
+        print("# Submitted with:")
+        submit = quoted(["sbatch", "--parsable", str(folder / "job.sbatch")])
+        if "gather.sbatch" not in files:
+            print(submit)
+            return
+        gather = quoted(["--kill-on-invalid-dep=yes", str(folder / "gather.sbatch")])
+        print(f"job=$({submit})")
+        print(f'sbatch --parsable --dependency="afterany:${{job%%;*}}" {gather}')
+
+
+def _head(options: Sequence[str]) -> list[str]:
+    lines = []
+    for option in options:
+        flag, equals, value = option.partition("=")
+        lines.append(f"#SBATCH {flag}{equals}{shlex.quote(value) if value else ''}")
+    return ["#!/usr/bin/env bash", *lines, ""]
+
+
+def _after(job: str) -> list[str]:
+    return [f"--dependency=afterany:{job}", "--kill-on-invalid-dep=yes"]
+
+
+def _write(folder: Path, files: dict[str, str]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{folder} can't be written ({error.strerror}): name another --folder"
+        ) from error
+
+
+def _submit(*words: str | Path) -> str:
+    """Submits a file; the number of the job."""
+    command = ["sbatch", "--parsable", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise UserError(f"sbatch refuses {words[-1]}: {done.stderr.strip()}")
+    # Of a federation the name of the cluster follows.
+    return done.stdout.strip().partition(";")[0]

@@ -1,0 +1,166 @@
+"""Which checkpoint a run goes on from: the newest that is whole, with all that it may need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+
+from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.console import say
+from mtl_jax.data.batches import HostBatch
+from mtl_jax.errors import UserError
+from mtl_jax.run import Run
+from mtl_jax.saved import Saved
+from mtl_jax.seal import DamageError
+from mtl_jax.workdir import Workdir
+
+Batches = grain.DatasetIterator[HostBatch]
+
+# Of a run's record, what a checkpoint's values depend on.
+_DEPENDED_ON = ("weights_sha256", "data")
+
+
+def depended_on(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the values of a checkpoint depend on, to be kept in it.
+
+    Args:
+        record: As of ``Run.record``.
+    """
+    own = {name: record[name] for name in _DEPENDED_ON}
+    return {**own, "versions": record["environment"]["versions"]}
+
+
+def take_up(workdir: Workdir, run: Run) -> tuple[Checkpoints, dict[str, Any]]:
+    """Opens the checkpoints of a run, after ``recover``.
+
+    Returns:
+        The checkpoints, and the progress that the newest one has kept, if there is one.
+
+    Raises:
+        UserError: They are of other weights or data.
+    """
+    config = run.config
+    checkpoints = Checkpoints(workdir.checkpoints, config.keep_latest, config.keep_every)
+    if (last := checkpoints.last_step) is None:
+        return checkpoints, {}
+    saved = checkpoints.progress(last)
+    kept, now = saved["depended_on"], depended_on(run.record())
+    for name in _DEPENDED_ON:
+        if kept[name] != now[name]:
+            checkpoints.close()
+            raise UserError(
+                f"the checkpoints in {workdir.path} are of a run with another {name} "
+                f"({kept[name]!r}, here {now[name]!r}): use another --workdir"
+            )
+    before, versions = kept["versions"], now["versions"]
+    changed = [
+        f"{package} {before.get(package)} (now {version})"
+        for package, version in versions.items()
+        if before.get(package) != version
+    ]
+    if changed:
+        say(
+            f"note: checkpoint {last} was saved with {', '.join(changed)}: from here on numbers "
+            "may be rounded otherwise"
+        )
+    return checkpoints, saved
+
+
+def batches_from(
+    checkpoints: Checkpoints, step: int, after: Callable[[int], Batches], done: int
+) -> tuple[Batches, int]:
+    """The batches that are left of a phase.
+
+    Args:
+        checkpoints: The run's.
+        step: The one that is gone on from.
+        after: Gives the batches of the phase without so many of the first.
+        done: How many those are that have been trained on.
+
+    Returns:
+        The iterator, and how many batches there were before the first that it could give.
+    """
+    before = checkpoints.progress(step)["drawn"]
+    data = after(before)
+    if checkpoints.restore_data(step, data):
+        return data, before
+    # Another number of processes has saved iterators of its own; the steps tell as much.
+    return after(done), done
+
+
+def recover(workdir: Workdir) -> None:
+    """Sets aside whatever is damaged of what the run needs, and what can't be gone on from.
+
+    A run is a function of its settings: from any whole checkpoint, or from the beginning, it
+    comes to the same end. Nothing is removed; what is set aside is in ``damaged``. Where
+    anything was, the log is what it was at the checkpoint that is the newest then.
+
+    Raises:
+        UserError: A checkpoint is of another version of this package.
+    """
+    saved, reasons = Saved(workdir.checkpoints), _Reasons(workdir)
+    aside: dict[int, str] = {}
+    found = None
+    for step in reversed(saved.steps):
+        if (reason := reasons.against(step)) is None:
+            found = step
+            break
+        aside[step] = reason
+    there = saved.steps
+    for step, reason in reasons.damaged.items():
+        if step in there:
+            aside.setdefault(step, f"it is damaged ({reason})")
+    if not aside:
+        return
+    # First: a result in it is that of checkpoints which will no longer be there.
+    workdir.rewind(0 if found is None else saved.progress(found)["lines"])
+    for step in sorted(aside, reverse=True):
+        place = _set_aside(saved.folder / str(step), workdir.path / "damaged")
+        say(f"warning: checkpoint {step}: {aside[step]}; moved to {place}")
+    say(f"warning: going on from {'the beginning' if found is None else f'checkpoint {found}'}")
+
+
+class _Reasons:
+    """Why the checkpoints of a run can't be gone on from; each is read once.
+
+    Attributes:
+        damaged: Of those read, the damaged ones, and in what way.
+    """
+
+    def __init__(self, workdir: Workdir):
+        self._saved, self._lines = Saved(workdir.checkpoints), workdir.lines
+        self._whole: set[int] = set()
+        self.damaged: dict[int, str] = {}
+
+    def against(self, step: int) -> str | None:
+        """Why not this one; None where it can be."""
+        if reason := self._damage(step):
+            return f"it is damaged ({reason})"
+        known = self._saved.seal(step)
+        if known.progress["lines"] > self._lines:
+            return "metrics.jsonl has lost lines of before it"
+        for other in known.needs:
+            if reason := self._damage(other):
+                return f"it needs checkpoint {other}, which is damaged ({reason})"
+        return None
+
+    def _damage(self, step: int) -> str | None:
+        if step not in self._whole | self.damaged.keys():
+            try:
+                self._saved.check(step)
+                self._whole.add(step)
+            except DamageError as error:
+                self.damaged[step] = error.reason
+        return self.damaged.get(step)
+
+
+def _set_aside(folder: Path, place: Path) -> Path:
+    """Moves a checkpoint, to a name that none has yet."""
+    place.mkdir(exist_ok=True)
+    names = (folder.name if i == 1 else f"{folder.name}-{i}" for i in range(1, 10**6))
+    aside = next(path for name in names if not (path := place / name).exists())
+    folder.rename(aside)
+    return aside

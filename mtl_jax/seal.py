@@ -1,0 +1,173 @@
+"""What a checkpoint says of itself: where the run was, and digests of all that lies beside it.
+
+The file formats of arrays notice some damage and miss other; a digest of the values notices
+all of it. The seal is an item of the Orbax checkpoint, so that it is there with the rest or
+not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import future
+
+from mtl_jax import freeze
+from mtl_jax.errors import UserError
+
+ITEM = "seal"
+_FILE = "seal.json"
+_ITEM_BEFORE_SEALS = "progress"
+
+
+class DamageError(UserError):
+    """A checkpoint is not what was saved.
+
+    Attributes:
+        reason: In what way, in words.
+    """
+
+    def __init__(self, folder: Path, reason: str):
+        self.reason = reason
+        super().__init__(
+            f"the checkpoint {folder} is damaged ({reason}): run train again on its --workdir, "
+            "which goes on from the one before it"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Seal:
+    """What is known of a checkpoint beside its arrays; JSON.
+
+    Attributes:
+        progress: Where the run is, as it gave it.
+        best: Step and score of the best scored checkpoint up to and with this one, if any.
+        needs: Steps of the others that going on from this one may need.
+        data: State of the data iterator; each process had this one.
+        processes: How many there were.
+        digests: Per part its ``digest``.
+    """
+
+    progress: dict[str, Any]
+    best: tuple[int, float] | None
+    needs: tuple[int, ...]
+    data: Any
+    processes: int
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their place in it, the same before and after Orbax.
+
+    Orbax gives a named tuple back as a dict of its fields, and a tuple as a list.
+    """
+    return {
+        "/".join(_name(key) for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _name(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 over the names, types, shapes and bytes of a tree's leaves; see ``freeze.digest``."""
+    return freeze.digest(named(tree))
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, sort_keys=True)
+
+
+def _written(seal: Seal) -> str:
+    content = json.loads(_text(dataclasses.asdict(seal)))
+    signed = {"sha256": _sha256(content), "content": content}
+    return json.dumps(signed, indent=1) + "\n"
+
+
+def _sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_text(content).encode()).hexdigest()
+
+
+def read(folder: Path) -> Seal:
+    """The seal of the checkpoint in ``folder``.
+
+    Raises:
+        DamageError: It is not whole, or not there.
+        UserError: It is of another version of this package.
+    """
+    try:
+        signed = json.loads((folder / ITEM / _FILE).read_text(encoding="utf-8"))
+        content, sha256 = signed["content"], signed["sha256"]
+    except FileNotFoundError as error:
+        if (folder / _ITEM_BEFORE_SEALS).is_dir():
+            raise _of_another_version(folder) from error
+        raise DamageError(folder, f"{ITEM}/{_FILE} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamageError(folder, f"{ITEM}/{_FILE} can't be read") from error
+    if sha256 != _sha256(content):
+        raise DamageError(folder, f"{ITEM}/{_FILE} has another digest than it had")
+    if content.keys() != {field.name for field in dataclasses.fields(Seal)}:
+        raise _of_another_version(folder)
+    best, needs = content["best"], tuple(content["needs"])
+    return Seal(**{**content, "best": best and (best[0], best[1]), "needs": needs})
+
+
+def _of_another_version(folder: Path) -> UserError:
+    return UserError(
+        f"the checkpoint {folder} was saved by another version of mtl_jax: use that one, or "
+        "another --workdir"
+    )
+
+
+class SealHandler(ocp.AsyncCheckpointHandler):
+    """Writes a seal while training goes on; the digests take as long as reading the arrays."""
+
+    async def async_save(
+        self, directory: epath.Path, *, args: SealSave
+    ) -> list[future.Future] | None:
+        """As of Orbax."""
+        if jax.process_index() != 0:
+            return None
+        return [future.CommitFutureAwaitingContractedSignals(_write(directory, args), name="seal")]
+
+    def save(self, directory: epath.Path, *, args: SealSave) -> None:
+        """As of Orbax."""
+        asyncio.run(_write(directory, args))
+
+    def restore(self, directory: epath.Path, *, args: SealRestore | None = None) -> Seal:
+        """As of Orbax; see ``read``, which needs no manager."""
+        del args
+        return read(Path(directory).parent)
+
+
+async def _write(directory: epath.Path, args: SealSave) -> None:
+    digests = {part: digest(tree) for part, tree in args.arrays.items()}
+    seal = dataclasses.replace(args.seal, digests=digests)
+    (directory / _FILE).write_text(_written(seal))
+
+
+@ocp.args.register_with_handler(SealHandler, for_save=True)
+@dataclasses.dataclass
+class SealSave(ocp.args.CheckpointArgs):
+    """A seal to save, whose digests are those of ``arrays``, numpy trees that must not change."""
+
+    seal: Seal
+    arrays: Mapping[str, Any]
+
+
+@ocp.args.register_with_handler(SealHandler, for_restore=True)
+@dataclasses.dataclass
+class SealRestore(ocp.args.CheckpointArgs):
+    """Asks for a seal."""

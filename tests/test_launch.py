@@ -1,0 +1,353 @@
+"""Launching: what is run, here and as it is written down for others, and what is refused."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import AWKWARD, recorded, recorder, shellcheck, shown
+
+from experiments import backbones, freezing, scarce_task, unfreezing
+from experiments.study import StudySettings
+from mtl_jax.cli import guarded
+from mtl_jax.launch.__main__ import main
+from mtl_jax.launch.work import STUDIES, read_work
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_scripts_are_clean():
+    scripts = [ROOT / "launch.sh", ROOT / ".ci" / "run", *(ROOT / "tests").glob("*.sh")]
+    assert len(scripts) == 3
+    shellcheck(*(script.read_text() for script in scripts))
+
+
+def test_studies_are_those_that_have_parts():
+    modules = (backbones, freezing, scarce_task, unfreezing)
+    assert tuple(module.__name__.removeprefix("experiments.") for module in modules) == STUDIES
+    for module in modules:
+        kinds = [kind for kind in vars(module).values() if isinstance(kind, type)]
+        assert any(issubclass(kind, StudySettings) for kind in kinds)
+
+
+def test_what_is_to_be_run():
+    work = read_work(["train", "--seed=3", "--workdir", "a b"], "id", "runs")
+    assert work.command("python", "x") == [
+        *("python", "-m", "mtl_jax", "train", "--seed=3", "--workdir", "a b", "x")
+    ]
+    assert (work.workdir, work.trains, work.study) == ("a b", True, False)
+    assert work.distributed().words == (*work.words, "--distributed")
+    assert work.distributed().distributed() == work.distributed()
+    study = read_work(["experiment", "scarce-task", "--workdir=x", "--workdir=y"], "id", "runs")
+    assert study.command("python")[:3] == ["python", "-m", "experiments.scarce_task"]
+    assert (study.workdir, study.trains, study.study) == ("y", False, True)
+    assert study.launched == ["experiment", "scarce_task", "--workdir=x", "--workdir=y"]
+    heads = read_work(["experiment", "heads", "--workdir=x"], "id", "runs")
+    assert (heads.study, heads.distributed()) == (False, heads)
+
+
+def test_a_run_without_a_folder_gets_one_of_its_run_id(capsys):
+    work = read_work(["train"], "some-id", "runs")
+    assert work.words == ("train", "--workdir=runs/train-some-id")
+    assert "--workdir is runs/train-some-id" in capsys.readouterr().err
+    study = read_work(["experiment", "freezing"], "some-id", "/mnt/")
+    assert study.words == ("--workdir=/mnt/freezing-some-id",)
+    # Made anew for each launch that names none.
+    made = [shown(capsys, "local", "--dry-run", "--", "train") for _ in range(2)]
+    assert made[0] != made[1]
+    assert "--workdir=runs/train-" in made[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["local"], ["there is no --", "-- train|experiment"]),
+        (["local", "--"], ["write train, or experiment"]),
+        (["local", "--", "evaluate"], ["'evaluate'", "write train, or experiment"]),
+        (["local", "--", "experiment"], ["unknown experiment ''", "freezing"]),
+        (["local", "--", "experiment", "frezing"], ["'frezing'", "did you mean freezing?"]),
+        (["local", "--", "experiment", "report"], ["unknown experiment 'report'"]),
+        (["local", "--", "train", "--epochs=0"], ["--epochs 0", "at least 1"]),
+        (["local", "--", "train", "--epoch=1"], ["--epoch"]),
+        (["local", "--tasks=0", "--", "train"], ["--tasks 0 must be at least 1"]),
+        (["local", "--gpus-per-task=-1", "--", "train"], ["--gpus-per-task -1"]),
+        (
+            ["local", "--tasks=2", "--", "experiment", "heads"],
+            ["--tasks 2", "heads runs in one process"],
+        ),
+        (["local", "--run-id=a/b", "--", "train"], ["--run-id a/b"]),
+        (["slurm", "--tasks=1", "--nodes=2", "--", "train"], ["--tasks 1", "--nodes 2"]),
+        (["slurm", "--tasks=2", "--", "experiment", "heads"], ["--tasks 2", "use --tasks 1"]),
+        (["slurm", "--sbatch=account", "--", "train"], ["--sbatch 'account'"]),
+        (["slurm", "--signal-seconds=-1", "--", "train"], ["--signal-seconds -1"]),
+        (["slurm", "--", "train"], ["sbatch was not found", "--dry-run"]),
+        (["tpu", "--name=n", "--zone=z", "--", "train"], ["name one with --workdir"]),
+        (["tpu", "--name=n", "--zone=z", "--", "train", "--workdir=gs://b/x"], ["gs://b/x"]),
+        (["tpu", "--name=n", "--zone=z", "--", "train", "--workdir=x"], ["own disk"]),
+        (["tpu", "--name=n", "--zone=z", "--", "train", "--workdir=/m/x"], ["gcloud was not"]),
+        (["gke", "--claim=c", "--", "train"], ["--image"]),
+        (["gke", "--image=i", "--claim=c", "--", "train", "--workdir=/x"], ["--mount /runs"]),
+        (["gke", "--image=i", "--claim=c", "--mount=x", "--", "train"], ["--mount x"]),
+        (["moon", "--", "train"], ["moon"]),
+    ],
+)
+def test_mistakes_are_one_line(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert guarded(main, words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    line = err.splitlines()[-1]
+    assert line.startswith("error: ")
+    for word in said:
+        assert word in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_script_passes_on_what_it_is_given(tmp_path):
+    """``launch.sh`` itself, in an environment that needs nothing installed."""
+    shutil.copy(ROOT / "launch.sh", tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for extras in ("", "-cuda"):
+        shutil.copy(ROOT / "pyproject.toml", tmp_path / ".venv" / f"installed{extras}")
+    python = recorder(tmp_path / ".venv" / "bin" / "python")
+    script = tmp_path / "launch.sh"
+    for extras in ("", "cuda"):
+        words = ["slurm", "--partition", AWKWARD, "--", "train", AWKWARD]
+        subprocess.run([script, *words], env={**os.environ, "EXTRAS": extras}, check=True)
+    subprocess.run([script, "--seeds", "0"], check=True)
+    assert recorded(python) == [
+        *[["-m", "mtl_jax.launch", *words]] * 2,
+        ["-m", "experiments.freezing", "--workdir", "runs/freezing", "--seeds", "0"],
+    ]
+    wrong = subprocess.run([script, "moon"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "unknown task 'moon'" in wrong.stderr
+
+
+def test_several_processes_are_told_how_to_find_each_other(capsys, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: {2, 3, 5, 7, 9})
+    words = [
+        "--tasks=2",
+        "--devices-per-task=3",
+        "--dry-run",
+        "--",
+        "train",
+        f"--workdir={AWKWARD}",
+    ]
+    first, second = map(shlex.split, as_lines(shown(capsys, "local", *words)))
+    assert first[0].startswith("JAX_COORDINATOR_ADDRESS=127.0.0.1:")
+    assert first[1] == first[0].replace("ADDRESS", "BIND_ADDRESS")
+    devices = "XLA_FLAGS=--xla_a=1 --xla_force_host_platform_device_count=3"
+    assert first[2:5] == ["JAX_NUM_PROCESSES=2", "JAX_PROCESS_ID=0", devices]
+    assert second[3] == "JAX_PROCESS_ID=1"
+    command = ["-m", "mtl_jax", "train", f"--workdir={AWKWARD}", "--distributed"]
+    # Threads for all cores in each of two processes would wait for each other's.
+    assert first[5:] == ["taskset", "--cpu-list", "2,3", sys.executable, *command]
+    assert second[5:] == ["taskset", "--cpu-list", "5,7", sys.executable, *command]
+    third = as_lines(shown(capsys, "local", "--no-pin", *words))[0]
+    assert shlex.split(third)[5:] == [sys.executable, *command]
+    many = ["local", "--tasks=6", "--dry-run", "--", "train", f"--workdir={AWKWARD}"]
+    assert "taskset" not in shown(capsys, *many)
+    alone = shlex.split(shown(capsys, "local", "--dry-run", "--", "train", "--workdir=x"))
+    assert alone == [sys.executable, "-m", "mtl_jax", "train", "--workdir=x"]
+
+
+def as_lines(text):
+    """The lines of commands, of which some go on over several."""
+    lines = [""]
+    for line in text.splitlines():
+        lines[-1] += line
+        try:
+            shlex.split(lines[-1])
+        except ValueError:
+            lines[-1] += "\n"
+        else:
+            lines.append("")
+    return lines[:-1]
+
+
+def test_gpus_are_shared_out(capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-6,7,8")
+    words = ["local", "--gpus-per-task=2", "--dry-run", "--", "train", "--workdir=x"]
+    lines = as_lines(shown(capsys, *words[:2], "--tasks=2", *words[2:]))
+    assert [next(w for w in shlex.split(line) if "CUDA" in w) for line in lines] == [
+        "CUDA_VISIBLE_DEVICES=4,5",
+        "CUDA_VISIBLE_DEVICES=GPU-6,7",
+    ]
+    assert guarded(main, [*words[:2], "--tasks=3", *words[2:]]) == 2
+    assert "need 6 GPUs" in capsys.readouterr().err
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    last = as_lines(shown(capsys, *words[:2], "--tasks=3", *words[2:]))[-1]
+    assert "CUDA_VISIBLE_DEVICES=4,5" in shlex.split(last)
+
+
+def test_a_study_is_shared_out_in_parts(capsys):
+    words = ["local", "--tasks=2", "--dry-run", "--", "experiment", "freezing", "--workdir=x"]
+    words.insert(1, "--no-pin")
+    lines = [shlex.split(line) for line in as_lines(shown(capsys, *words))]
+    command = [sys.executable, "-m", "experiments.freezing", "--workdir=x"]
+    assert lines == [[*command, word] for word in ("--part=0/2", "--part=1/2", "--gather")]
+
+
+def test_a_job_of_several_tasks(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [
+        *("--nodes=2", "--tasks=4", "--cpus-per-task=3", "--gpus-per-task=2", "--memory=8G"),
+        *("--time=01:00:00", "--partition=p q", "--signal-seconds=7", "--devices-per-task=2"),
+        *("--sbatch=--account=x", "--sbatch=-A y", "--setup=export SET=up", "--run-id=some-id"),
+        *("--folder=it's 100%", "--max-requeues=5"),
+    ]
+    words = ["train", "--seed=3", f"--workdir={AWKWARD}"]
+    text = shown(capsys, "slurm", *options, "--dry-run", "--", *words)
+    title, job = text.split("\n", 1)
+    job, end = job.split("# Submitted with:\n")
+    file = tmp_path / "it's 100%" / "some-id" / "job.sbatch"
+    assert title == f"# {file}"
+    assert shlex.split(end) == ["sbatch", "--parsable", str(file)]
+    assert list(tmp_path.iterdir()) == []
+    flags = [line.removeprefix("#SBATCH ") for line in job.splitlines() if "#SBATCH" in line]
+    assert [shlex.split(flag) for flag in flags] == [
+        ["--job-name=train-some-id"],
+        [f"--output={tmp_path}/it's 100%%/some-id/%j.log"],
+        ["--open-mode=append"],
+        ["--time=01:00:00"],
+        ["--partition=p q"],
+        ["--nodes=2"],
+        ["--ntasks=4"],
+        ["--cpus-per-task=3"],
+        ["--gpus-per-task=2"],
+        ["--mem=8G"],
+        ["--requeue"],
+        ["--signal=TERM@7"],
+        ["--account=x"],
+        ["-A", "y"],
+    ]
+    shellcheck(job)
+
+    # What a node's shell makes of it, where srun and scontrol write down what they are given.
+    srun = recorder(
+        tmp_path / "srun",
+        "import os\nassert os.environ['SET'] == 'up'\n"
+        "assert os.environ['JAX_LOCAL_DEVICE_IDS'] == '0,1'\n"
+        "assert os.environ['XLA_FLAGS'].endswith('_device_count=2')\n"
+        "import atexit; atexit.register(lambda: os._exit(int(os.environ['STATUS'])))",
+    )
+    scontrol = recorder(tmp_path / "scontrol")
+
+    def status(ends, restarts):
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        own = {"PATH": path, "STATUS": ends, "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts}
+        return subprocess.run(
+            ["bash", "-c", job], env={**os.environ, **own}, check=False
+        ).returncode
+
+    assert [status("0", "0"), status("3", "0"), status("75", "5")] == [0, 3, 75]
+    assert not scontrol.with_name("scontrol.jsonl").exists()
+    assert status("75", "4") == 75
+    assert recorded(scontrol) == [["requeue", "7"]]
+    srun_flags = ["--kill-on-bad-exit=0", "--wait=60", "--cpus-per-task=3"]
+    command = [sys.executable, "-m", "mtl_jax", *words, "--distributed"]
+    assert recorded(srun) == [[*srun_flags, *command]] * 4
+
+
+@contextlib.contextmanager
+def driver(*words):
+    """A process that calls ``run_together``, and may be sent signals."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _DRIVE, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def driven(*words):
+    """What such a process has said, when it has ended."""
+    with driver(*words) as process:
+        return process.communicate()
+
+
+_DRIVE = """
+import os, sys
+from mtl_jax.launch.children import run_together
+codes = sys.argv[2:]
+commands = [[sys.executable, "-S", "-c", code] for code in codes]
+environments = [{**os.environ, "INDEX": str(index)} for index in range(len(codes))]
+ended = run_together(commands, environments, float(sys.argv[1]))
+print(ended.status, sorted(ended.statuses), ended.told)
+"""
+
+
+def test_of_several_processes_the_first_speaks_for_itself():
+    says = "import os, sys; print('out', os.environ['INDEX']); print('err', file=sys.stderr)"
+    out, err = driven("9", says, says, says + "; sys.stdout.write('no end')")
+    assert out == "out 0\n0 [0, 0, 0] False\n"
+    assert sorted(err.splitlines()) == [
+        *("[1] err", "[1] out 1", "[2] err", "[2] no end", "[2] out 2", "err"),
+    ]
+
+
+def test_when_one_fails_the_others_are_ended(tmp_path):
+    waits, fails = "import signal; signal.pause()", "import sys; sys.exit(3)"
+    out, _ = driven("60", fails, waits)
+    assert out == "3 [3, 143] False\n"
+    # One that does not listen is killed in the end; the other fails when it has begun not to.
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    out, _ = driven(
+        *("0.1", f"open({str(pipe)!r}).read(); {fails}"),
+        f"{deaf} open({str(pipe)!r}, 'w').close(); signal.pause()",
+    )
+    assert out == "3 [3, 137] False\n"
+
+
+# Says that it is there; has 75 at the first SIGTERM, but 1 where a second one comes within so
+# many seconds after its fellow, whose process id it is told, has ended.
+_SAVES = """
+import os, signal, sys
+def fellow_is_there():
+    try: os.kill(int(fellow), 0)
+    except ProcessLookupError: return False
+    return True
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+fellow = open(PIPE).read() if WAITS else 0
+if not WAITS: open(PIPE, "w").write(str(os.getpid()))
+sys.stderr.write("there\\n")
+signal.sigwait([signal.SIGTERM])
+while WAITS and fellow_is_there(): pass
+sys.exit(1 if WAITS and signal.sigtimedwait([signal.SIGTERM], 0.5) else 75)
+"""
+
+
+@pytest.mark.parametrize("whom", ["all", "one"])
+def test_those_who_save_are_told_once(whom, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    first, second = (
+        _SAVES.replace("PIPE", repr(str(pipe))).replace("WAITS", str(waits))
+        for waits in (False, True)
+    )
+    with driver("60", first, second) as process:
+        assert process.stderr is not None
+        there = [process.stderr.readline() for _ in range(2)]
+        # A scheduler may tell the processes, and not who has started them.
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for told in [process.pid] if whom == "all" else map(int, children):
+            os.kill(told, signal.SIGTERM)
+        out, _ = process.communicate()
+    assert sorted(there) == ["[1] there\n", "there\n"]
+    assert out == f"75 [75, 75] {whom == 'all'}\n"

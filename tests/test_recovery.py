@@ -1,0 +1,309 @@
+"""Runs whose checkpoints are damaged: what is noticed, what is used, and the same end."""
+
+import contextlib
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, without_times, write_checkpoint
+from test_train_recipes import everything
+from test_train_seeds import assert_same_params
+
+from mtl_jax import seal
+from mtl_jax.config import TrainConfig
+from mtl_jax.errors import UserError
+from mtl_jax.inputs import Inputs
+from mtl_jax.saved import Saved
+from mtl_jax.train import train
+from mtl_jax.trained import TrainedModel
+from mtl_jax.workdir import Workdir, read_lines
+
+# Of 12 steps the sixth and the last are measured; all of them stay.
+KEPT = {"checkpoint_every": 4, "keep_latest": 9}
+STEPS = [4, 6, 8, 12]
+
+
+@pytest.fixture(scope="module")
+def finished(shared_settings, tmp_path_factory):
+    """A finished run: settings, inputs, result."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    config = TrainConfig(**shared_settings | KEPT, workdir=str(folder), scenario="top_1")
+    inputs = Inputs(config)
+    result = train(config, inputs)
+    assert Saved(folder / "checkpoints").steps == STEPS
+    return config, inputs, result
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """Copies the run, as it is or as a kill after a step leaves it."""
+
+    def make(last=None):
+        shutil.copytree(finished[0].workdir, tmp_path / "run")
+        config = dataclasses.replace(finished[0], workdir=str(tmp_path / "run"))
+        if last is not None:
+            for step in STEPS:
+                if step > last:
+                    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+            log = tmp_path / "run" / "metrics.jsonl"
+            lines = log.read_text().splitlines(keepends=True)
+            log.write_text("".join(lines[:-1]))
+        return config
+
+    return make
+
+
+def damage(config, step, part="params"):
+    """Changes a byte of a file that a part of a checkpoint is read from."""
+    folder = Path(config.workdir) / "checkpoints" / str(step) / part
+    (file,) = [*(folder / "d").glob("*"), *folder.glob("*.json")]
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 16
+    file.write_bytes(content)
+
+
+def best_of(config):
+    return Saved(Path(config.workdir) / "checkpoints").best_step
+
+
+def ends_the_same(config, finished):
+    whole, inputs, result = finished
+    assert without_times(train(config, inputs)) == without_times(result)
+    assert everything(config, inputs) == everything(whole, inputs)
+    logs = [read_lines(Path(c.workdir) / "metrics.jsonl") for c in (config, whole)]
+    assert without_times(logs[0]) == without_times(logs[1])
+    proofs = [Workdir(c.workdir).certificate() for c in (config, whole)]
+    assert proofs[0] == proofs[1]
+
+
+def warnings_of(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+
+
+def set_aside(config):
+    folder = Path(config.workdir) / "damaged"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        ("params", "params can't be read"),
+        ("optimizer", "optimizer can't be read"),
+        ("data", r"data/process_0-of-1.json (can't be read|is not what was saved)"),
+        ("seal", r"seal/seal.json (can't be read|has another digest than it had)"),
+    ],
+)
+def test_the_one_before_a_damaged_checkpoint_is_used(part, reason, copy, finished, capsys):
+    config = copy(last=8)
+    damage(config, 8, part)
+    ends_the_same(config, finished)
+    first, second = warnings_of(capsys)
+    place = Path(config.workdir) / "damaged" / "8"
+    assert first.startswith("warning: checkpoint 8: it is damaged (")
+    assert first.endswith(f"); moved to {place}")
+    assert re.search(reason, first)
+    assert second == "warning: going on from checkpoint 6"
+    assert set_aside(config) == ["8"]
+
+
+def test_a_folder_that_is_half_written_is_no_checkpoint(copy, finished, capsys):
+    config = copy(last=8)
+    half = Path(config.workdir) / "checkpoints" / "10"
+    shutil.copytree(half.with_name("8") / "params", half / "params")
+    ends_the_same(config, finished)
+    first, second = warnings_of(capsys)
+    assert first.startswith("warning: checkpoint 10: it is damaged (seal/seal.json is missing)")
+    assert second == "warning: going on from checkpoint 8"
+
+
+def test_all_of_them_damaged_the_run_begins_anew(copy, finished, capsys):
+    config = copy(last=8)
+    for step in (4, 6, 8):
+        damage(config, step)
+    ends_the_same(config, finished)
+    assert warnings_of(capsys)[-1] == "warning: going on from the beginning"
+    assert set_aside(config) == ["4", "6", "8"]
+    # Damaged once more, what is there already is not written over.
+    damage(config, 12)
+    damage(config, 8)
+    ends_the_same(config, finished)
+    assert set_aside(config) == ["12", "4", "6", "8", "8-2"]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_checkpoint_without_what_it_needs_is_not_gone_on_from(gone, copy, finished, capsys):
+    config = copy(last=8)
+    assert Saved(Path(config.workdir) / "checkpoints").seal(8).needs == (6,)
+    if gone:
+        shutil.rmtree(Path(config.workdir) / "checkpoints" / "6")
+    else:
+        damage(config, 6)
+    ends_the_same(config, finished)
+    said = warnings_of(capsys)
+    assert said[0].startswith("warning: checkpoint 8: it needs checkpoint 6, which is damaged (")
+    assert said[-1] == "warning: going on from checkpoint 4"
+    assert set_aside(config) == (["8"] if gone else ["6", "8"])
+
+
+def test_a_checkpoint_with_a_longer_log_is_not_gone_on_from(copy, finished, capsys):
+    config = copy(last=8)
+    log = Path(config.workdir) / "metrics.jsonl"
+    known = Saved(log.parent / "checkpoints").progress(6)["lines"]
+    assert known > 0
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[: known - 1]))
+    ends_the_same(config, finished)
+    assert "checkpoint 8: metrics.jsonl has lost lines of before it" in warnings_of(capsys)[0]
+
+
+def test_a_finished_run_is_mended(copy, finished, capsys):
+    config = copy()
+    best = best_of(config)
+    damage(config, best)
+    with pytest.raises(
+        UserError, match=f"checkpoints/{best} is damaged .*: run train again on its"
+    ):
+        TrainedModel(config.workdir)
+    ends_the_same(config, finished)
+    assert warnings_of(capsys)[0].startswith("warning: checkpoint 12: ")
+    assert TrainedModel(config.workdir).evaluate("test") == finished[2]["test"]
+    # And then it is whole, and said to be done.
+    train(config, finished[1])
+    assert "is done" in capsys.readouterr().err
+
+
+def test_damage_that_nobody_needs_is_left_alone(copy, finished, capsys):
+    config = copy()
+    assert best_of(config) != 4
+    damage(config, 4)
+    assert without_times(train(config, finished[1])) == without_times(finished[2])
+    assert warnings_of(capsys) == []
+    assert set_aside(config) == []
+
+
+def test_a_finished_run_without_its_checkpoints_stays_finished(copy, finished):
+    config = copy()
+    Workdir(config.workdir).remove_checkpoints()
+    assert sorted(path.name for path in Path(config.workdir).iterdir()) == [
+        *(".lock", "certificate.json", "config.json", "metrics.jsonl", "tokenizer")
+    ]
+    assert without_times(train(config, finished[1])) == without_times(finished[2])
+
+
+def test_a_removal_that_was_killed_leaves_none_in_part(copy, finished):
+    config = copy()
+    removed = Path(config.workdir) / ".checkpoints-removed"
+    (Path(config.workdir) / "checkpoints").rename(removed)
+    shutil.rmtree(removed / "6" / "params")
+    assert without_times(train(config, finished[1])) == without_times(finished[2])
+    Workdir(config.workdir).remove_checkpoints()
+    assert not removed.exists()
+
+
+def test_predicting_from_a_damaged_checkpoint_is_refused_in_a_line(copy):
+    config = copy()
+    damage(config, best_of(config))
+    for command in ("evaluate", "predict"):
+        found = subprocess.run(
+            [sys.executable, "-m", "mtl_jax", command, f"--workdir={config.workdir}"],
+            input="the film was good\n",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (found.returncode, found.stdout) == (2, "")
+        (line,) = found.stderr.splitlines()
+        assert line.startswith("error: the checkpoint ")
+        assert "run train again on its --workdir, which goes on from the one before it" in line
+
+
+@contextlib.contextmanager
+def changed(config, step):
+    """Gives what a checkpoint has kept to be changed, and writes it down."""
+    folder = Path(config.workdir) / "checkpoints"
+    known = Saved(folder).seal(step)
+    yield known.progress
+    (folder / str(step) / "seal" / "seal.json").write_text(seal._written(known))
+
+
+def test_other_versions_are_noted(copy, finished, capsys):
+    config = copy(last=8)
+    with changed(config, 8) as progress:
+        now = progress["depended_on"]["versions"]["jax"]
+        progress["depended_on"]["versions"]["jax"] = "0.1"
+    ends_the_same(config, finished)
+    said = capsys.readouterr().err
+    assert f"note: checkpoint 8 was saved with jax 0.1 (now {now}): from here on" in said
+
+
+def test_those_of_other_weights_are_refused(copy, finished, tmp_path):
+    """A folder of checkpoints that was put in the place of another."""
+    config = copy(last=8)
+    backbone = write_checkpoint(tmp_path / "other", seed=5)
+    other = dataclasses.replace(
+        config, backbone=str(backbone), workdir=str(tmp_path / "of_other"), keep_latest=1
+    )
+    train(other)
+    shutil.rmtree(Path(config.workdir) / "checkpoints")
+    shutil.copytree(Path(other.workdir) / "checkpoints", Path(config.workdir) / "checkpoints")
+    shutil.copy(Path(other.workdir) / "metrics.jsonl", Path(config.workdir) / "metrics.jsonl")
+    log = Path(config.workdir) / "metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(
+        UserError, match=r"are of a run with another weights_sha256 \('[0-9a-f]{64}"
+    ):
+        train(config, finished[1])
+
+
+def test_where_its_iterators_were_those_of_more_processes_the_steps_tell(copy, finished, capsys):
+    """And the next save has an iterator that began there, from which the run goes on as well."""
+    config = copy(last=4)
+    folder = Path(config.workdir) / "checkpoints"
+    known = Saved(folder).seal(4)
+    for process in (0, 1):
+        file = folder / "4" / "data" / f"process_{process}-of-2.json"
+        file.write_text(json.dumps(known.data))
+    two = dataclasses.replace(known, processes=2)
+    (folder / "4" / "seal" / "seal.json").write_text(seal._written(two))
+    ends_the_same_but_for_data(config, finished)
+    saved = Saved(folder)
+    assert saved.progress(8)["drawn"] == 4
+    assert saved.seal(8).data["next_index"] == 4
+    assert warnings_of(capsys) == []
+    shutil.rmtree(folder / "12")
+    log = Path(config.workdir) / "metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    ends_the_same_but_for_data(config, finished)
+
+
+def ends_the_same_but_for_data(config, finished):
+    ends_the_same(config, finished)
+    assert Saved(Path(config.workdir) / "checkpoints").progress(12)["drawn"] == 4
+
+
+@pytest.mark.parametrize("before", ["pmap", "mesh"])
+def test_on_another_number_of_devices_it_goes_on(before, settings, tmp_path):
+    """From four to one: without dropout the numbers differ by rounding, and by nothing else."""
+    bert = dataclasses.replace(TINY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    settings["backbone"] = str(write_checkpoint(tmp_path / "checkpoint", bert))
+    settings |= KEPT | {"scenario": "none_frozen"}
+    one = TrainConfig(**settings, workdir=str(tmp_path / "one"))
+    inputs = Inputs(one)
+    train(one, inputs)
+    several = dataclasses.replace(one, parallel=before, workdir=str(tmp_path / "several"))
+    train(several, inputs)
+    for step in (8, 12):
+        shutil.rmtree(tmp_path / "several" / "checkpoints" / str(step))
+    log = tmp_path / "several" / "metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    resumed = dataclasses.replace(one, workdir=several.workdir)
+    assert train(resumed, inputs)["step"] == 12
+    params, wanted = (
+        Saved(Path(c.workdir) / "checkpoints").restore_params(12) for c in (one, resumed)
+    )
+    assert_same_params(params, wanted)

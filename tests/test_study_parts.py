@@ -1,0 +1,196 @@
+"""A study in parts: several processes at once, then one that gathers what they have left."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import without_times
+
+from experiments.conduct import conduct, gather, train_part
+from experiments.freezing import Freezing, plan_of, run
+from experiments.ledger import opened
+from experiments.pool import Pool
+from experiments.study import StudySettings
+from mtl_jax.errors import UserError
+
+SCENARIOS = ("all_frozen", "backbone_frozen", "top_1")
+
+
+def start(folder, flags, *more):
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "experiments.freezing", f"--workdir={folder}"),
+            *("--scenarios", *SCENARIOS, "--seeds", "0", *flags, *more),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": ""},
+    )
+
+
+def end(process):
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(shared_settings, tmp_path_factory):
+    """The folder of the study that one call trains; not to be changed."""
+    folder = tmp_path_factory.mktemp("whole") / "study"
+    study = Freezing(**shared_settings, workdir=str(folder), scenarios=SCENARIOS, seeds=(0,))
+    assert run(study, "the command") == 0
+    return folder
+
+
+def scores(folder):
+    """What of a report does not depend on the clock."""
+    text = (folder / "report.md").read_text()
+    return text[text.index("**Quality on the test split**") : text.index("## Cost")]
+
+
+def test_parts_at_once_and_gathered_leave_what_one_call_does(whole, flags, tmp_path):
+    folder = tmp_path / "study"
+    listed = end(start(folder, flags, "--list-arms"))
+    assert listed[:2] == (0, "".join(f"{name}, seed 0\n" for name in SCENARIOS))
+    assert not folder.exists()
+
+    parts = [start(folder, flags, f"--part={k}/2") for k in range(2)]
+    first, second = map(end, parts)
+    assert (first[0], second[0]) == (0, 0), (first[2], second[2])
+    assert "arm 1 of 3: all_frozen" in first[2]
+    assert "arm 3 of 3: top_1" in first[2]
+    assert "arm 2 of 3: backbone_frozen" in second[2]
+    assert first[1] == second[1] == ""
+    assert not list(folder.glob("report.*"))
+    assert not (folder / "results.jsonl").exists()
+    assert not list(folder.glob("arms/*/checkpoints"))
+
+    gathered = end(start(folder, flags, "--gather"))
+    assert gathered[0] == 0, gathered[2]
+    assert "arm 1 of" not in gathered[2]
+    assert "top_1" in gathered[1]
+    assert [without_times(line) for line in lines(folder)] == [
+        without_times(line) for line in lines(whole)
+    ]
+    assert scores(folder) == scores(whole)
+    # Gathered results are results: the whole study is done.
+    again = end(start(folder, flags))
+    assert again[0] == 0
+    assert "arm 1 of" not in again[2]
+
+
+def test_a_part_that_was_killed_goes_on(whole, flags, tmp_path):
+    folder = tmp_path / "study"
+    process = start(folder, flags, "--part=0/1")
+    assert process.stderr is not None
+    assert any(line.startswith("arm 3 of 3") for line in process.stderr)
+    process.send_signal(signal.SIGKILL)
+    assert end(process)[0] == -signal.SIGKILL
+    done = {file: file.read_bytes() for file in folder.glob("arms/*-seed0/metrics.jsonl")}
+    again = end(start(folder, flags, "--part=0/1"))
+    assert again[0] == 0, again[2]
+    assert again[2].count(" is done: ") == 2
+    for file, before in done.items():
+        if "top_1" not in str(file):
+            assert file.read_bytes() == before
+    assert end(start(folder, flags, "--gather"))[0] == 0
+    assert [without_times(line) for line in lines(folder)] == [
+        without_times(line) for line in lines(whole)
+    ]
+
+
+@pytest.fixture
+def plan(settings, tmp_path):
+    """The plan of such a study, and what its report is made from."""
+    study = Freezing(**settings, workdir=str(tmp_path / "study"), scenarios=SCENARIOS, seeds=(0,))
+    seen = {}
+
+    def leave(path, results, failures, _context):
+        seen.update(results=[each["arm"] for each in results], failures=list(failures))
+        return path / "report.html"
+
+    return dataclasses.replace(plan_of(study, Pool()), report=leave), seen
+
+
+def test_an_arm_without_a_result_is_counted_as_failed(plan, tmp_path, capsys):
+    plan, seen = plan
+    with pytest.raises(UserError, match=r"no arm .* the first failed with: it was not begun"):
+        gather(plan, Pool(), "", 0.0)
+    assert train_part(plan, Pool(), 0, 3) == 0
+    # One that failed says why when it is gathered, until it has been trained after all.
+    taken = tmp_path / "study" / "arms" / "backbone_frozen-seed0"
+    taken.mkdir()
+    (taken / "config.json").write_text("{}")
+    assert train_part(plan, Pool(), 1, 3) == 1
+    assert "arm 2 failed: " in capsys.readouterr().err
+    assert gather(plan, Pool(), "", 0.0) == 2
+    assert seen["results"] == ["all_frozen"]
+    first, second = seen["failures"]
+    assert (first["arm"], second["arm"]) == SCENARIOS[1:]
+    assert "another configuration" in first["error"]
+    assert second["error"] == "it was not begun: run its part of the study again"
+
+    shutil.rmtree(taken)
+    assert train_part(plan, Pool(), 1, 3) == 0
+    assert train_part(plan, Pool(), 2, 7) == 0
+    assert train_part(plan, Pool(), 6, 7) == 0
+    assert gather(plan, Pool(), "", 0.0) == 0
+    assert seen["results"] == list(SCENARIOS)
+
+
+def test_what_is_gathered_is_of_the_study_and_of_one_backbone(plan, tmp_path):
+    plan, seen = plan
+    assert train_part(plan, Pool(), 0, 1) == 0
+    for arm, change in (
+        ("backbone_frozen", ("settings", "epochs")),
+        ("top_1", ("weights_sha256",)),
+    ):
+        file = tmp_path / "study" / "arms" / f"{arm}-seed0" / "config.json"
+        record = json.loads(file.read_text())
+        *path, last = change
+        inner = record[path[0]] if path else record
+        inner[last] = 7 if last == "epochs" else "0" * 64
+        file.write_text(json.dumps(record))
+    assert gather(plan, Pool(), "", 0.0) == 2
+    first, second = (failure["error"] for failure in seen["failures"])
+    assert "another configuration (settings.epochs was 7, now 2)" in first
+    assert "has other weights than the runs of it that are done" in second
+
+
+def test_parts_share_the_folder_with_nobody_else(plan):
+    plan, _ = plan
+    with opened(plan, shared=True), opened(plan, shared=True):
+        for alone in (conduct, gather):
+            with pytest.raises(UserError, match="another process is working in"):
+                alone(plan, Pool(), "", 0.0)
+    with opened(plan), pytest.raises(UserError, match="another process is working in"):
+        train_part(plan, Pool(), 0, 2)
+
+
+def test_settings_of_parts(tmp_path):
+    def study(**changes):
+        return StudySettings(workdir=str(tmp_path), **changes)
+
+    assert study().chosen_part is None
+    assert study(part="0/1").chosen_part == (0, 1)
+    assert study(part="11/12").chosen_part == (11, 12)
+    for wrong in ("3/3", "-1/3", "1", "1/0", "a/b", "0/3x", ""):
+        with pytest.raises(
+            UserError, match=re.escape(f"--part {wrong} must be".replace("  ", " "))
+        ):
+            study(part=wrong)
+    with pytest.raises(UserError, match="--part and --gather exclude each other"):
+        study(part="0/2", gather=True)
+    assert not study().described().keys() & {"part", "gather", "list_arms"}
+    assert study(gather=True).record() == study().record()
