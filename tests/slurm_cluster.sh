@@ -38,8 +38,6 @@ until_true() {
 
 idle() { [ "$(sinfo --noheader --format=%T 2>/dev/null)" = idle ]; }
 
-gone() { ! kill -0 "$1" 2>/dev/null; }
-
 up() {
     local cpus=${1:-4}
     chmod 755 "$dir"
@@ -84,16 +82,21 @@ CONF
     until_true idle
 }
 
+jobless() { [ -z "$(squeue --noheader)" ]; }
+
 down() {
     local name pid
-    if idle || sinfo >/dev/null 2>&1; then
-        scancel --full --user=root 2>/dev/null || true
+    if timeout 10 sinfo >/dev/null 2>&1; then
+        scancel --full --user=root
+        until_true jobless
     fi
+    # Nothing of it is needed again, so that none has to put itself in order.
     for name in slurmd slurmctld munged; do
         [ -f "$dir/$name.pid" ] || continue
         pid=$(cat "$dir/$name.pid")
-        kill "$pid" 2>/dev/null || true
-        until_true gone "$pid"
+        if grep -q "$name" "/proc/$pid/cmdline" 2>/dev/null; then
+            kill -KILL "$pid"
+        fi
         rm "$dir/$name.pid"
     done
 }

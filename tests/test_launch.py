@@ -241,21 +241,24 @@ def test_a_job_of_several_tasks(capsys, tmp_path, monkeypatch):
         "import atexit; atexit.register(lambda: os._exit(int(os.environ['STATUS'])))",
     )
     scontrol = recorder(tmp_path / "scontrol")
+    squeue = recorder(tmp_path / "squeue", "import os; print(os.environ['STATE'])")
 
-    def status(ends, restarts):
-        path = f"{tmp_path}:{os.environ['PATH']}"
-        own = {"PATH": path, "STATUS": ends, "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts}
+    def status(ends, restarts, state="RUNNING"):
+        own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "STATUS": ends, "STATE": state}
+        own |= {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts}
         return subprocess.run(
             ["bash", "-c", job], env={**os.environ, **own}, check=False
         ).returncode
 
     assert [status("0", "0"), status("3", "0"), status("75", "5")] == [0, 3, 75]
+    assert status("75", "0", "COMPLETING") == 75
     assert not scontrol.with_name("scontrol.jsonl").exists()
     assert status("75", "4") == 75
     assert recorded(scontrol) == [["requeue", "7"]]
+    assert recorded(squeue) == [["--noheader", "--format=%T", "--jobs=7"]] * 2
     srun_flags = ["--kill-on-bad-exit=0", "--wait=60", "--cpus-per-task=3"]
     command = [sys.executable, "-m", "mtl_jax", *words, "--distributed"]
-    assert recorded(srun) == [[*srun_flags, *command]] * 4
+    assert recorded(srun) == [[*srun_flags, *command]] * 5
 
 
 @contextlib.contextmanager

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from mtl_jax.cli import guarded
+from mtl_jax.config import TrainConfig
 from mtl_jax.launch.__main__ import main
+from mtl_jax.train import train
+from mtl_jax.workdir import read_lines
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
-_SECONDS = 240
+_SECONDS = 120
 _DAEMONS = ("slurmctld", "slurmd", "munged")
 
 
@@ -39,7 +42,11 @@ def cluster(tmp_path_factory):
 def launch(cluster, tmp_path, monkeypatch, capsys):
     """Launches on the cluster; gives the numbers of the jobs and the folder of their logs."""
     monkeypatch.chdir(ROOT)
-    for name, value in {"SLURM_CONF": cluster, "PYTHONPATH": ROOT, "XLA_FLAGS": ""}.items():
+    for name, value in {
+        "SLURM_CONF": cluster,
+        "PYTHONPATH": ROOT,
+        "XLA_FLAGS": "",
+    }.items():
         monkeypatch.setenv(name, str(value))
 
     def run(options, words):
@@ -78,6 +85,11 @@ def ended(job, logs):
     return states(job)
 
 
+def spread(flags):
+    """The flags of a run whose batches are spread over all devices."""
+    return [*(flag for flag in flags if not flag.startswith("--parallel")), "--parallel=mesh"]
+
+
 def test_a_study_is_an_array_whose_results_a_last_job_gathers(launch, flags, tmp_path):
     workdir = tmp_path / 'it\'s a "study" of $HOME'
     names = ["all_frozen", "backbone_frozen", "top_9"]
@@ -100,6 +112,53 @@ def test_a_study_is_an_array_whose_results_a_last_job_gathers(launch, flags, tmp
     assert [json.loads(line)["arm"] for line in lines] == names
     assert (workdir / "report.html").exists()
     assert "the report is" in (logs / f"gather-{gather}.log").read_text()
+
+
+def test_two_tasks_with_two_devices_each_train_as_four_devices_do(
+    launch, flags, settings, tmp_path
+):
+    workdir = tmp_path / "run"
+    words = ["train", f"--workdir={workdir}", "--scenario=none_frozen", *spread(flags)]
+    (job,), logs = launch(["--tasks=2", "--devices-per-task=2"], words)
+    assert ended(job, logs) == ["COMPLETED"]
+    settings.update(parallel="mesh", scenario="none_frozen")
+    train(TrainConfig(**settings, workdir=str(tmp_path / "alone")))
+    found, known = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("run", "alone"))
+    assert [line["event"] for line in found] == [line["event"] for line in known]
+    for ours, theirs in zip(found, known, strict=True):
+        if ours["event"] == "epoch":
+            assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+    # One result on standard output, that of the first process.
+    assert (logs / f"{job}.log").read_text().count('{"classifier": ') == 1
+
+
+def test_a_run_that_is_driven_out_goes_on_when_it_is_its_turn_again(launch, flags, tmp_path):
+    workdir = tmp_path / "run"
+    # Longer than any test: it is cancelled in the end.
+    run = ["--scenario=top_1", *spread(flags), "--epochs=9999", "--measure-every=5"]
+    (job,), logs = launch(["--tasks=2"], ["train", f"--workdir={workdir}", *run])
+    log, metrics = logs / f"{job}.log", workdir / "metrics.jsonl"
+
+    def said(words):
+        return lambda: log.exists() and words in log.read_text()
+
+    until(said("epoch 5 of 9999"), logs)
+    urgent = ["--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=:"]
+    subprocess.run(["sbatch", "--wait", *urgent], check=True, capture_output=True)
+    assert states(job) == ["PENDING"]
+    done = len(read_lines(metrics))
+    # Slurm lets a job that is queued again wait for two minutes.
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+    until(said("resuming from step"), logs)
+    until(lambda: len(read_lines(metrics)) > done >= 1, logs)
+    # Whoever cancels it does not want it queued again, though it saves then, too.
+    subprocess.run(["scancel", job], check=True)
+    assert ended(job, logs) == ["CANCELLED"]
+    text = log.read_text()
+    assert text.count("top_1, seed 0: ") == 2
+    ends = [line for line in text.splitlines() if line.startswith("srun: error: ")]
+    assert sum(2 if "tasks 0-1: " in line else 1 for line in ends) == 4
+    assert all(line.endswith("Exited with exit code 75") for line in ends)
 
 
 def test_what_slurm_refuses_is_told(launch, tmp_path):

@@ -138,9 +138,11 @@ class Slurm(Options):
                 *self._body(),
                 commented(line),
                 "status=$?",
-                f"# {SAVED}: it has saved what it had, to be gone on with.",
+                f"# {SAVED}: it has saved what it had, to be gone on with. A job that is no longer",
+                "# RUNNING was cancelled, or is queued again by Slurm itself.",
                 f'if [ "$status" -eq {SAVED} ] && '
-                f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {self.max_requeues} ]; then',
+                f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {self.max_requeues} ] &&',
+                f'    [ "$(squeue --noheader --format=%T --jobs="{job}")" = RUNNING ]; then',
                 f'    scontrol requeue "{job}"',
                 "fi",
                 'exit "$status"',
