@@ -49,10 +49,10 @@ class Heartbeat:
         Args:
             step: The last step of the run whose losses are known.
             phase: The phase, from 0.
-            losses: Per task its mean loss in nats.
+            losses: Per task its mean loss in nats; before any is known it is told nothing.
             rate: Examples per second.
         """
-        if not self._every:
+        if not self._every or not losses:
             return
         now = self._clock()
         if self._first is None:

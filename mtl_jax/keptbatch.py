@@ -17,9 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.data.batches import HostBatch
+from mtl_jax.data.tokens import Tokens
 from mtl_jax.errors import UserError
 
-_ABOUT = "about"
+# The arrays beside those of the batch.
+_ABOUT, _IDS, _OFFSETS = "about", "text_ids", "text_offsets"
+_IN_JSON = ("step", "task", "seed", "phase", "depth", "blocks", "parts", "texts")
 _NAME = re.compile(r"step_(\d+)(?:_process_(\d+)_of_(\d+))?\.npz")
 
 
@@ -37,6 +40,7 @@ class KeptBatch:
         parts: Into how many equal parts of its rows, each with dropout of its own, the whole batch
             was cut; None where it was not.
         texts: The texts, row by row and slot by slot.
+        tokens: Their ids.
         batch: As the step saw it, with ``example``: int32 [rows, slots], which text of the
             training texts it is, or -1.
     """
@@ -49,6 +53,7 @@ class KeptBatch:
     blocks: tuple[tuple[int, int], ...]
     parts: int | None
     texts: tuple[str, ...]
+    tokens: Tokens
     batch: HostBatch
 
 
@@ -69,14 +74,16 @@ def write_batch(folder: Path, kept: KeptBatch, process: int = 0, processes: int 
     """
     part = f"_process_{process}_of_{processes}" if processes > 1 else ""
     path = folder / f"step_{kept.step}{part}.npz"
-    about = {f.name: getattr(kept, f.name) for f in dataclasses.fields(kept) if f.name != "batch"}
+    about = {name: getattr(kept, name) for name in _IN_JSON}
     about["dtypes"] = {name: array.dtype.name for name, array in kept.batch.items()}
-    arrays = {name: _plain(array) for name, array in kept.batch.items()}
+    arrays: dict[str, Any] = {name: _plain(array) for name, array in kept.batch.items()}
+    arrays |= {_IDS: kept.tokens.ids, _OFFSETS: kept.tokens.offsets}
+    arrays[_ABOUT] = np.array(json.dumps(about))
     folder.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays, **{_ABOUT: np.array(json.dumps(about))})
+            np.savez(file, **arrays)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -99,24 +106,34 @@ def read_batch(path: Path) -> KeptBatch:
         return _read(path)
     whole = f"step_{name[1]}_process_{{}}_of_{name[3]}.npz"
     parts = [_read(path.with_name(whole.format(i))) for i in range(int(name[3]))]
+    lengths = np.concatenate([part.tokens.lengths for part in parts])
     return dataclasses.replace(
         parts[0],
         texts=tuple(text for part in parts for text in part.texts),
+        tokens=_tokens(
+            np.concatenate([part.tokens.ids for part in parts]), np.append(0, np.cumsum(lengths))
+        ),
         batch={key: np.concatenate([part.batch[key] for part in parts]) for key in parts[0].batch},
     )
 
 
+def _tokens(ids: np.ndarray, offsets: np.ndarray) -> Tokens:
+    return Tokens(ids, offsets, truncated=0, empty=0)
+
+
 def _read(path: Path) -> KeptBatch:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Of a path numpy leaves the file open where it is damaged.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             about: dict[str, Any] = json.loads(str(file[_ABOUT]))
             dtypes = about.pop("dtypes")
             batch = {name: file[name].view(jnp.dtype(dtype)) for name, dtype in dtypes.items()}
-        about["blocks"] = tuple(map(tuple, about["blocks"]))
-        return KeptBatch(**{**about, "texts": tuple(about["texts"])}, batch=batch)
+            tokens = _tokens(file[_IDS], file[_OFFSETS])
+        about |= {"blocks": tuple(map(tuple, about["blocks"])), "texts": tuple(about["texts"])}
+        return KeptBatch(**about, tokens=tokens, batch=batch)
     except FileNotFoundError as error:
         raise UserError(f"{path} is not there: name a file that a run has kept") from error
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (EOFError, OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} is no batch that a run has kept, or damaged ({str(error)[:200]}): name another"
         ) from error

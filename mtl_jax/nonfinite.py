@@ -54,6 +54,7 @@ def keep(folder: Path, run: Run, step: int, task: str, batch: HostBatch) -> str:
         batch = batch | {"pooled": split.texts.pooled[np.maximum(example, 0)]}
         for name, labels in split.texts.labels.items():
             batch[name] = np.where(example >= 0, labels[example], -1)
+    there = example[example >= 0]
     kept = KeptBatch(
         step=step,
         task=task,
@@ -62,7 +63,8 @@ def keep(folder: Path, run: Run, step: int, task: str, batch: HostBatch) -> str:
         depth=split.texts.depth,
         blocks=run.plan.layout.blocks,
         parts=run.dropout_parts,
-        texts=tuple(split.examples.texts[i] for i in example[example >= 0].tolist()),
+        texts=tuple(split.examples.texts[i] for i in there.tolist()),
+        tokens=split.texts.tokens.take(there)[0],
         batch=batch,
     )
     try:

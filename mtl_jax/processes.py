@@ -22,7 +22,7 @@ _HEARTBEAT_SECONDS = 60
 _LAST_SECONDS = 1.0
 
 # In what the runtime says of a collective that can't be completed.
-_SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "barrier")
+_SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Barrier")
 
 _joined = False
 
@@ -181,9 +181,9 @@ def loss_in_words(error: Exception) -> str | None:
     import jax
 
     text = " ".join(str(error).split())
-    if not isinstance(error, jax.errors.JaxRuntimeError) or not any(
-        sign in text for sign in _SIGNS_OF_LOSS
-    ):
+    # Where a collective is dispatched, in the place of waited for, it fails with a ValueError.
+    kinds = (jax.errors.JaxRuntimeError, ValueError)
+    if not isinstance(error, kinds) or not any(sign in text for sign in _SIGNS_OF_LOSS):
         return None
     return (
         f"process {index()} of {count()} lost another one, which has ended ({text[:160]}): what "

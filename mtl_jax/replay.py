@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from mtl_jax import pretrained
@@ -19,13 +18,12 @@ from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TASKS, BertConfig
 from mtl_jax.console import say
 from mtl_jax.data.batches import TextSet
-from mtl_jax.data.tokens import Tokens
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import ModelSpec
 from mtl_jax.freeze import Freeze, Params, digest
 from mtl_jax.keptbatch import KeptBatch, newest_batch, read_batch
 from mtl_jax.model import MultiTaskModel
-from mtl_jax.nonfinite import FOLDER, Verdicts, each_alone
+from mtl_jax.nonfinite import FOLDER, each_alone
 from mtl_jax.parallel import AXIS
 from mtl_jax.step import Program, stream, train_step
 from mtl_jax.workdir import Workdir
@@ -39,11 +37,11 @@ def replay(folder: str | Path, file: str | Path | None = None) -> Iterator[dict[
         file: The batch; by default the one that the run has kept last.
 
     Yields:
-        Per text ``{"text", "example", task: {"loss", "finite"} ...}``, of the text alone in
-        its row and without dropout; ``loss`` is in nats, None where it is not finite or
-        there is no label. Then ``{"step", "parameters_after", "at_fault", "loss", "total",
-        "gradient_norm"}`` of the whole batch, with the dropout of the step: the mean loss of
-        each task and their weighted sum, with the fixed weights.
+        Per text ``{"text", "example", task: {"loss", "finite"} ..., "at_fault"}``, of the text
+        alone in its row, from its tokens on and without dropout; ``loss`` is in nats, None
+        where it is not finite or there is no label. Then ``{"step", "parameters_after",
+        "at_fault", "loss", "total", "gradient_norm"}`` of the batch as the step saw it, with
+        the step's dropout: the mean loss of each task, and their sum by the fixed weights.
 
     Raises:
         UserError: There is no such run or batch, or nothing left of its parameters.
@@ -58,15 +56,12 @@ def replay(folder: str | Path, file: str | Path | None = None) -> Iterator[dict[
     kept = read_batch(path)
     after, params = _parameters(workdir, record, kept.step)
     say(f"{path}: step {kept.step}, with the parameters after step {after}")
-    model, texts = _model(record), _texts(kept)
-    found = each_alone(model, params, texts)
-    yield from _lines(kept, texts, found)
-    yield {
-        "step": kept.step,
-        "parameters_after": after,
-        "at_fault": int(found.at_fault.sum()),
-        **_whole(model, params, record, kept),
-    }
+    model, at_fault = _model(record), 0
+    for line in _lines(kept, model, params):
+        at_fault += line["at_fault"]
+        yield line
+    whole = _whole(model, params, record, kept)
+    yield {"step": kept.step, "parameters_after": after, "at_fault": at_fault, **whole}
 
 
 def _parameters(workdir: Workdir, record: dict[str, Any], step: int) -> tuple[int, Params]:
@@ -104,37 +99,17 @@ def _model(record: dict[str, Any]) -> MultiTaskModel:
     return spec.model()
 
 
-def _texts(kept: KeptBatch) -> TextSet:
-    """The texts of a batch, taken out of its rows."""
-    batch = kept.batch
-    rows, slots = np.nonzero(batch["example"] >= 0)
-    labels = {task: batch[task][rows, slots] for task in TASKS}
-    if "pooled" in batch:
-        # They have no tokens any more; each counts as one.
-        ends = np.arange(len(rows) + 1)
-        tokens = Tokens(np.zeros(len(rows), np.int32), ends, truncated=0, empty=0)
-        return TextSet(tokens, labels, pooled=batch["pooled"][rows, slots])
-    own = [batch["segment_ids"][row] == slot + 1 for row, slot in zip(rows, slots, strict=True)]
-    offsets = np.append(0, np.cumsum([tokens.sum() for tokens in own]))
-
-    def of_texts(name: str) -> np.ndarray:
-        return np.concatenate([batch[name][row, each] for row, each in zip(rows, own, strict=True)])
-
-    if "states" in batch:
-        tokens = Tokens(np.zeros(offsets[-1], np.int32), offsets, truncated=0, empty=0)
-        return TextSet(tokens, labels, states=of_texts("states"), depth=kept.depth)
-    return TextSet(Tokens(of_texts("input_ids"), offsets, truncated=0, empty=0), labels)
-
-
-def _lines(kept: KeptBatch, texts: TextSet, found: Verdicts) -> Iterator[dict[str, Any]]:
-    example = kept.batch["example"]
-    for i, (text, index) in enumerate(zip(kept.texts, example[example >= 0].tolist(), strict=True)):
-        line: dict[str, Any] = {"text": text, "example": index}
+def _lines(kept: KeptBatch, model: MultiTaskModel, params: Params) -> Iterator[dict[str, Any]]:
+    """What becomes of each text, from its tokens on."""
+    batch, there = kept.batch, kept.batch["example"] >= 0
+    labels = {task: batch[task][there] for task in TASKS}
+    found = each_alone(model, params, TextSet(kept.tokens, labels))
+    for i, (text, example) in enumerate(zip(kept.texts, batch["example"][there], strict=True)):
+        line: dict[str, Any] = {"text": text, "example": int(example)}
         for task in TASKS:
-            labelled = texts.labels[task][i] >= 0
-            loss = _number(found.losses[task][i]) if labelled else None
+            loss = _number(found.losses[task][i]) if labels[task][i] >= 0 else None
             line[task] = {"loss": loss, "finite": bool(found.finite[task][i])}
-        yield line
+        yield line | {"at_fault": bool(found.at_fault[i])}
 
 
 def _whole(

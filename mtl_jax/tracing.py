@@ -71,8 +71,9 @@ class Trace:
     def _start(self) -> None:
         self._waits = False
         try:
+            self._folder.mkdir(exist_ok=True)
             jax.profiler.start_trace(self._folder)
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             self._failed(error)
         else:
             self._runs = True

@@ -44,7 +44,7 @@ the folder profile in --workdir"""
             return range(0)
         if not (bounds := re.fullmatch(r"(\d+):(\d+)", self.profile, re.ASCII)):
             raise UserError(
-                f"--profile {self.profile} is not START:STOP: give two numbers of steps, as in "
+                f"--profile {self.profile!r} is not START:STOP: give two numbers of steps, as in "
                 "10:13"
             )
         if not (steps := range(int(bounds[1]), int(bounds[2]))):

@@ -89,7 +89,7 @@ def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 class TensorBoard:
-    """One event file in a folder, in the place of those that earlier starts have left there.
+    """One event file in a folder; those that earlier starts have left there are emptied.
 
     It is written by whoever logs. The library's own writer has a thread for that, which a full
     disk ends, and the run would then wait for it without an end.
@@ -105,10 +105,14 @@ class TensorBoard:
         with _written(folder):
             folder.mkdir(exist_ok=True)
             for old in folder.glob("events.out.tfevents.*"):
-                old.unlink()
+                # A TensorBoard that was reading one goes on to the next only if it is there.
+                if old.stat().st_size:
+                    os.truncate(old, 0)
+                else:
+                    old.unlink()
             self._writer = library.RecordWriter(str(folder.absolute() / name))
         started = self._events.SessionLog(status=self._events.SessionLog.START)
-        # A TensorBoard that has read the old files forgets all of it when it reads this.
+        # And it forgets what it has read when it comes to this.
         for first in ({"file_version": "brain.Event:2"}, {"step": 0, "session_log": started}):
             self._write(wall_time=time.time(), **first)
 

@@ -294,3 +294,19 @@ def test_a_leaf_that_begins_late_takes_the_step_of_a_first_one(params):
         if path.startswith("backbone/"):
             moved = np.abs(end[path] - start[path])
             np.testing.assert_allclose(moved, RATES["head"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "slanted_triangular", "constant"])
+def test_the_rates_that_are_told_are_those_that_are_applied(schedule, params):
+    """In every step that is left of a schedule of which two have been taken before."""
+    config = dataclasses.replace(CONFIG, schedule=schedule, warmup_steps=3, weight_decay=0.0)
+    optimizer, trainable = optimizer_and_trainable(params, config)
+    state = carried(optimizer.init(trainable), optimizer.init(trainable), schedule_steps=2)
+    # Adam's updates are then the rate alone, but for the rounding of its corrections.
+    gradient = jax.tree.map(np.ones_like, trainable)
+    for count in range(2, 10):
+        updates, state = optimizer.update(gradient, state, trainable)
+        told = config.rates(tuple(RATES), count)
+        peaks = {RATES[label]: rate for label, rate in told.items()}
+        for path, update in flat(updates).items():
+            np.testing.assert_allclose(-update, peaks[rate_of(path)], rtol=1e-4)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -161,13 +162,7 @@ def command(flags, workdir, *more):
 def test_when_a_process_dies_the_other_ends_and_says_why(flags, tmp_path, killed):
     argv = command(flags, tmp_path / "run", "--scenario=none_frozen", "--epochs=100000")
     with started(2, 1, *argv) as those:
-        assert those[0].stderr
-        # What the first one says last before it trains.
-        while "to train on" not in (line := those[0].stderr.readline()):
-            assert line, "it ended early"
-        while not (tmp_path / "run" / "metrics.jsonl").exists():
-            assert those[0].poll() is None
-            os.sched_yield()
+        until_it_trains(those[0], tmp_path / "run")
         those[killed].send_signal(signal.SIGKILL)
         _, errors = those[1 - killed].communicate(timeout=120)
     if GONE not in errors:
@@ -223,3 +218,55 @@ def test_a_study_whose_arms_two_processes_train_together(flags, tmp_path):
     assert said[1][1] == ""
     report = (tmp_path / "study" / "report.md").read_text()
     assert "backbone_frozen" in report
+
+
+def until_it_trains(process, workdir):
+    """Waits for the first lines of the log."""
+    while not read_lines(workdir / "metrics.jsonl"):
+        assert process.poll() is None
+        os.sched_yield()
+
+
+def losses(workdir):
+    """Per logged step its losses; a step that came twice would be twice in the list."""
+    lines = read_lines(workdir / "metrics.jsonl")
+    return [(line["step"], line["loss"]) for line in lines if line["event"] == "step"]
+
+
+def test_sigterm_ends_all_at_one_step_and_any_number_of_processes_goes_on(flags, calm, tmp_path):
+    own = (f"--backbone={calm}", "--head-learning-rate=1e-3", "--backbone-learning-rate=1e-3")
+    kept = [
+        flag for flag in flags if flag.split("=")[0] not in {part.split("=")[0] for part in own}
+    ]
+    more = (*own, "--scenario=top_1", "--epochs=60", "--measure-every=60")
+    kept = [flag for flag in kept if not flag.startswith("--epochs")]
+    whole, cut, other = (tmp_path / name for name in ("whole", "cut", "other"))
+    said = together(2, 1, *command(kept, whole, *more))
+    assert [status for status, _, _ in said] == [0, 0], said
+    with started(2, 1, *command(kept, cut, *more)) as those:
+        until_it_trains(those[0], cut)
+        # A scheduler may tell the processes one after the other, or one of them only.
+        those[1].send_signal(signal.SIGTERM)
+        errors = [process.communicate(timeout=120)[1] for process in those]
+    assert [process.returncode for process in those] == [75, 75], errors
+    assert errors[0].splitlines()[-1].startswith("ended by SIGTERM, saved after step")
+    assert not any(line["event"] == "result" for line in read_lines(cut / "metrics.jsonl"))
+    shutil.copytree(cut, other)
+    said = together(2, 1, *command(kept, cut, *more))
+    assert [status for status, _, _ in said] == [0, 0], said
+    assert "resuming from step" in said[0][2]
+    assert losses(cut) == losses(whole)
+    (params, _, result), (expected, _, before) = left(cut), left(whole)
+    assert result["test"] == before["test"]
+    assert all(np.array_equal(leaf, expected[path]) for path, leaf in params.items())
+    # One process, and one device, in the place of two: the same batches in the same order.
+    with started(
+        1, 1, *[word for word in command(kept, other, *more) if word != "--distributed"]
+    ) as (single,):
+        _, error = single.communicate(timeout=120)
+    assert single.returncode == 0, error
+    assert "resuming from step" in error
+    found, known = losses(other), losses(whole)
+    assert [step for step, _ in found] == [step for step, _ in known]
+    for (_, loss), (_, of_two) in zip(found, known, strict=True):
+        assert loss == pytest.approx(of_two, rel=1e-3)
