@@ -68,6 +68,18 @@ def scores(folder):
 def test_parts_at_once_and_gathered_leave_what_one_call_does(whole, flags, tmp_path):
     folder = tmp_path / "study"
     launch = ["local", "--tasks=2", "--", "experiment", "freezing", *words(folder, flags)]
+    # Ended by a scheduler when both are at it, and started again.
+    with started("mtl_jax.launch", *launch) as process:
+        assert process.stderr is not None
+        begun = 0
+        while begun < 2:
+            begun += " of 3: " in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
+    assert process.returncode == 75, err
+    assert err.count("ended by SIGTERM") == 2
+    assert not list(folder.glob("report.*"))
+
     status, out, err = end(started("mtl_jax.launch", *launch))
     assert status == 0, err
     said = err.splitlines()
