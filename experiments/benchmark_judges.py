@@ -221,8 +221,8 @@ def cost_of_checkpoints(samples: Samples) -> list[Outcome]:
     each = (statistics.median(often) - statistics.median(never)) / saved
     fifty = 50 * statistics.median(values(samples["never"], "train_seconds")) / steps
     about = (
-        f"{title(sample)}: whole run with {count_of(saved, 'checkpoint')} beside the last, and without; "
-        f"{each:.2f} s each, against {fifty:.1f} s of 50 steps"
+        f"{title(sample)}: whole run with {count_of(saved, 'checkpoint')} beside the last, and "
+        f"without; {each:.2f} s each, against {fifty:.1f} s of 50 steps"
     )
     cells = spread(often, "s"), spread(never, "s")
     return [Outcome("checkpoints", about, *cells, 100 * each / fifty, " %", Goal(high=5))]
