@@ -21,7 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark_cases import CASES, OURS, THEIRS, Case, Job, Outcome
+from experiments.benchmark_cases import CASES, Case, Job
+from experiments.benchmark_judges import OURS, THEIRS, Outcome
 from experiments.benchmark_table import Circumstances, build, print_table
 from experiments.benchmark_workers import MEASUREMENTS, Workers, device, measure
 from experiments.machine import processor
@@ -82,6 +83,7 @@ class Benchmark:
             batch_size=self.batch_size,
             parallel="jit",
             workdir=self.workdir,
+            checkpoint_every=job.checkpoint_every,
             scenario=None if job.recipe else job.scenario,
             recipe=job.scenario if job.recipe else None,
         )
@@ -154,7 +156,7 @@ class Session:
 
     def _call(self, job: Job, config: TrainConfig) -> dict[str, Any]:
         call = self._workers.call_fresh if job.fresh else self._workers.call
-        arguments = (job.measurement, config, job.variants, self._platform)
+        arguments = (job.measurement, config, job, self._platform)
         return call(_side(job), measure, *arguments)
 
     def _run(self, name: str, label: str, job: Job, repeat: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from experiments.benchmark_cases import Outcome, Sample, spread, title
+from experiments.benchmark_judges import Outcome, Sample, spread, title
 from experiments.document import Bullets, Cell, Code, Document, Heading, Paragraph, Row, Table
 from experiments.wording import MISSING, byte_size, fixed
 

@@ -10,6 +10,8 @@ import math
 import multiprocessing
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +19,8 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmark_cases import OURS, forward_flops
+from experiments.benchmark_cases import Job
+from experiments.benchmark_judges import OURS, forward_flops
 from mtl_jax.cli import prepare
 from mtl_jax.config import TrainConfig
 
@@ -43,6 +46,7 @@ def _sample(config: TrainConfig, lengths: Any, result: Mapping[str, Any]) -> dic
         "scenario": config.name,
         "epochs": config.epochs,
         "train_examples": len(lengths),
+        "batch_size": config.batch_size,
         "tokens": int(lengths.sum()),
         "forward_flops": forward_flops(lengths, *sizes),
         **{name: result[name] for name in kept},
@@ -51,12 +55,12 @@ def _sample(config: TrainConfig, lengths: Any, result: Mapping[str, Any]) -> dic
     }
 
 
-def _train(config: TrainConfig, variants: int, platform: str) -> dict[str, Any]:
+def _train(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
     """A training through the package's public call, in a new folder."""
     from mtl_jax.inputs import Inputs
     from mtl_jax.train import train
 
-    del variants, platform
+    del job, platform
     with tempfile.TemporaryDirectory(dir=config.workdir) as folder:
         # What an earlier repeat has kept of the frozen layers must not be found again.
         own = {"workdir": f"{folder}/run", "cache_folder": f"{folder}/activations"}
@@ -70,23 +74,23 @@ def _train(config: TrainConfig, variants: int, platform: str) -> dict[str, Any]:
     return _sample(config, lengths, {**result, "seconds": seconds, "test": test})
 
 
-def _pytorch(config: TrainConfig, variants: int, platform: str) -> dict[str, Any]:
+def _pytorch(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
     """The same training in plain PyTorch."""
     from experiments.pytorch_baseline import fine_tune
 
-    del variants
+    del job
     result = fine_tune(config, {"gpu": "cuda"}.get(platform, platform))
     return _sample(config, result["lengths"], {**result, "compile_seconds": 0.0})
 
 
-def _peak(config: TrainConfig, variants: int, platform: str) -> dict[str, Any]:
+def _peak(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
     """The fastest float32 matrix product: a large square, and those of a layer."""
     import jax
     import jax.numpy as jnp
 
     from mtl_jax.pretrained import load_config
 
-    del variants, platform
+    del job, platform
     bert = load_config(Path(config.backbone))
     hidden, inner = bert.hidden_size, bert.intermediate_size
     products = [(2048, 2048, 2048)]
@@ -120,14 +124,14 @@ def _with_features(config: TrainConfig) -> Any:
     return inputs
 
 
-def _heads(config: TrainConfig, variants: int, platform: str) -> dict[str, Any]:
+def _heads(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
     """As many seeds times as many learning rates as make ``variants`` pairs of heads."""
     import numpy as np
 
     from mtl_jax.sweep import Grid, sweep
 
     del platform
-    side = math.isqrt(variants)
+    side = math.isqrt(job.variants)
     rates = np.geomspace(1e-3, 1e-2, side).tolist()
     grid = Grid(tuple(range(side)), tuple(rates), (config.weight_decay,), (1.0,), (1.0,))
     inputs = _with_features(config)
@@ -136,8 +140,8 @@ def _heads(config: TrainConfig, variants: int, platform: str) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started - result.compile_seconds}
 
 
-def _seeds(config: TrainConfig, variants: int, platform: str) -> dict[str, Any]:
-    """Trainings with the seeds from 0 to ``variants``, at once, each in a new folder."""
+def _seeds(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
+    """Trainings with the seeds from 0 to ``job.variants``, at once, each in a new folder."""
     from mtl_jax.errors import UserError
     from mtl_jax.inputs import Inputs
     from mtl_jax.train import train_seeds
@@ -148,7 +152,7 @@ def _seeds(config: TrainConfig, variants: int, platform: str) -> dict[str, Any]:
         config = dataclasses.replace(config, cache_folder=f"{folder}/activations")
         configs = [
             dataclasses.replace(config, seed=seed, workdir=f"{folder}/seed{seed}")
-            for seed in range(variants)
+            for seed in range(job.variants)
         ]
         started = time.perf_counter()
         inputs = Inputs(config)
@@ -163,17 +167,50 @@ def _seeds(config: TrainConfig, variants: int, platform: str) -> dict[str, Any]:
     test = results[0]["test"] or results[0]["validation"]
     measured = {**results[0], **total, "seconds": seconds - total["compile_seconds"], "test": test}
     lengths = inputs.split("train").texts.tokens.lengths
-    return {**_sample(config, lengths, measured), "seeds": variants}
+    return {**_sample(config, lengths, measured), "seeds": job.variants}
 
 
-MEASUREMENTS: Mapping[str, Callable[[TrainConfig, int, str], dict[str, Any]]] = {
+def _spread(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
+    """A training in processes of its own, each with ``job.devices``, started by the launcher."""
+    from mtl_jax.inputs import Inputs
+    from mtl_jax.workdir import Workdir
+
+    del platform
+    with tempfile.TemporaryDirectory(dir=config.workdir) as folder:
+        place = [f"--tasks={job.processes}", f"--devices-per-task={job.devices}"]
+        limits = {
+            "max-train-examples": config.data.max_train_examples,
+            "max-evaluation-examples": config.data.max_evaluation_examples,
+        }
+        flags = {
+            **limits,
+            "backbone": config.backbone,
+            "scenario": config.scenario,
+            "epochs": config.epochs,
+            "batch-size": config.batch_size,
+            "workdir": f"{folder}/run",
+        }
+        words = [f"--{name}={value}" for name, value in flags.items()]
+        launch = [sys.executable, "-m", "mtl_jax.launch", "local", *place, "--", "train", *words]
+        started = time.perf_counter()
+        subprocess.run(launch, check=True, capture_output=True)  # noqa: S603  (no shell reads it)
+        seconds = time.perf_counter() - started
+        result = Workdir(f"{folder}/run").records()[-1]
+    lengths = Inputs(config).split("train").texts.tokens.lengths
+    test = result["test"] or result["validation"]
+    seconds -= result["compile_seconds"]
+    return _sample(config, lengths, {**result, "seconds": seconds, "test": test})
+
+
+MEASUREMENTS: Mapping[str, Callable[[TrainConfig, Job, str], dict[str, Any]]] = {
     "train": _train,
     "pytorch": _pytorch,
     "peak": _peak,
     "heads": _heads,
     "seeds": _seeds,
+    "spread": _spread,
 }
-"""Run in a worker process with settings, ``Job.variants`` and the platform that jax uses.
+"""Run in a worker process with settings, the ``Job`` and the platform that jax uses.
 
 All but ``peak`` give ``seconds`` without compilation, and trainings what ``_sample`` adds.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 import optax
 
 from mtl_jax import pretrained
-from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TASKS, BertConfig
 from mtl_jax.console import say
 from mtl_jax.data.batches import TextSet
@@ -25,6 +23,7 @@ from mtl_jax.keptbatch import KeptBatch, newest_batch, read_batch
 from mtl_jax.model import MultiTaskModel
 from mtl_jax.nonfinite import FOLDER, each_alone
 from mtl_jax.parallel import AXIS
+from mtl_jax.saved import Saved
 from mtl_jax.step import Program, stream, train_step
 from mtl_jax.workdir import Workdir
 
@@ -66,11 +65,9 @@ def replay(folder: str | Path, file: str | Path | None = None) -> Iterator[dict[
 
 def _parameters(workdir: Workdir, record: dict[str, Any], step: int) -> tuple[int, Params]:
     """The newest that there are from before a step: a checkpoint's, else those of the start."""
-    if workdir.checkpoints.is_dir():
-        with contextlib.closing(Checkpoints(workdir.checkpoints)) as checkpoints:
-            earlier = [saved for saved in checkpoints.steps if saved < step]
-            if earlier:
-                return earlier[-1], checkpoints.restore_params(earlier[-1])
+    saved = Saved(workdir.checkpoints)
+    if earlier := [known for known in saved.steps if known < step]:
+        return earlier[-1], saved.restore_params(earlier[-1])
     settings = record["settings"]
     name, pooling = settings["backbone"], record["pooling"]
     _, backbone = pretrained.load_backbone(name)

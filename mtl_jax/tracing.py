@@ -57,8 +57,8 @@ class Trace:
             What ``take`` does.
         """
         if self._waits and done < self._steps.stop and done + count > self._steps.start:
+            jax.block_until_ready(args)
             with watch.aside():
-                jax.block_until_ready(args)
                 self._start()
         with jax.profiler.StepTraceAnnotation("train", step_num=done + 1):
             result = take(*args)

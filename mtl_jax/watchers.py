@@ -65,21 +65,18 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     elif record["event"] == "epoch":
         found = {f"train/{task}_mean_loss": v for task, v in record["train_loss"].items()}
         found |= {"train/epoch": record["epoch"], "train/seconds": record["seconds"]}
-        found |= _of_split("validation", record["validation"])
+        found |= dict(_flat("validation", record["validation"]))
         found |= {f"drift/{task}": value for task, value in record.get("drift", {}).items()}
     elif record["event"] == "result":
         # What is measured once, at the end, and of the best checkpoint.
-        found = _of_split("test", record["test"] or {})
-        found |= _of_split("result/validation", record["validation"])
-        found |= _of_split("result/train", record["train"])
+        found = dict(_flat("test", record["test"] or {}))
+        found |= dict(_flat("result/validation", record["validation"]))
+        found |= dict(_flat("result/train", record["train"]))
     return {tag: value for tag, value in found.items() if value is not None}
 
 
-def _of_split(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(_flat(name, metrics))
-
-
 def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The numbers in nested dicts, by the path to each."""
     if not isinstance(value, Mapping):
         yield path, value
         return

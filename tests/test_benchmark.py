@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import Benchmark
-from experiments.benchmark_cases import CASES, OURS, THEIRS, Goal, Job, forward_flops, title
+from experiments.benchmark_cases import CASES, Job
+from experiments.benchmark_judges import OURS, THEIRS, Goal, forward_flops, title
 from experiments.benchmark_table import Circumstances, build, outcome_table, sample_table
 from experiments.benchmark_workers import MEASUREMENTS
 from experiments.render import to_markdown
@@ -124,6 +125,27 @@ def test_optimizer_state_growth_and_many_at_once():
         assert outcome.verdict == "missed"
 
 
+def test_processes_and_checkpoints():
+    samples = {"two processes": [training(9.0, steps=2.5)], "one process": [training(1.0, steps=2)]}
+    (outcome,) = CASES["processes"].judge(samples)
+    assert (outcome.value, outcome.verdict) == (0.8, "reached")
+    two, one = (job for _, job in CASES["processes"].jobs)
+    assert [(job.processes, job.devices) for job in (two, one)] == [(2, 1), (1, 2)]
+    # 25 steps of 0.4 s: checkpoints after 10 and 20, 0.3 s each, against 20 s of 50 steps.
+    never = training(12.0, steps=10.0, batch_size=4)
+    samples = {"often": [training(12.6, steps=10.2, batch_size=4)], "never": [never]}
+    (outcome,) = CASES["checkpoints"].judge(samples)
+    assert outcome.value == pytest.approx(1.5)
+    assert "2 checkpoints beside the last" in outcome.about
+    # That after the last step is saved in any case.
+    samples = {"often": [training(12.6)], "never": [{**never, "batch_size": 5}]}
+    (outcome,) = CASES["checkpoints"].judge(samples)
+    assert "1 checkpoint beside the last" in outcome.about
+    (_, often), (_, never_job) = CASES["checkpoints"].jobs
+    config = Benchmark(workdir="w").config(often)
+    assert (config.checkpoint_every, never_job.checkpoint_every) == (10, 0)
+
+
 def test_goals_in_words():
     assert Goal(low=8).text("×") == "at least 8×"
     assert Goal(high=0.1).text(" %") == "at most 0.1 %"
@@ -191,7 +213,7 @@ def test_settings_of_a_job(settings, tmp_path):
 def test_seeds_at_once_are_measured_together(settings, tmp_path):
     asked = Benchmark(workdir=str(tmp_path), data=settings["data"], backbone=settings["backbone"])
     job = Job("seeds", sentences=32, variants=3)
-    sample = MEASUREMENTS["seeds"](asked.config(job), job.variants, "cpu")
+    sample = MEASUREMENTS["seeds"](asked.config(job), job, "cpu")
     assert (sample["seeds"], sample["train_examples"], sample["epochs"]) == (3, 32, 1)
     assert 0 < sample["train_seconds"] < sample["seconds"]
     assert sample["compile_seconds"] > 0

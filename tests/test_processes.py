@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -79,7 +80,7 @@ def left(folder):
         params = checkpointer.restore((folder / "checkpoints" / str(last) / "params").absolute())
     epochs = [line for line in lines if line["event"] == "epoch"]
     (result,) = [line for line in lines if line["event"] == "result"]
-    return flatten_dict(params, sep="/"), epochs, result
+    return dict[str, Any](flatten_dict(params, sep="/")), epochs, result
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import WORDS, write_checkpoint
+from several import together
 from test_weighting_train import interrupted_at
 
 from mtl_jax.config import TASKS, TrainConfig
@@ -145,6 +146,25 @@ def test_from_a_learning_rate_to_the_replay(flags, tmp_path):
     none = call("replay", f"--workdir={tmp_path}")
     assert none.returncode == 2
     assert "is not the folder of a run (no config.json)" in none.stderr
+
+
+def test_each_of_several_processes_keeps_its_rows(flags, tmp_path):
+    """And one of them watches; the replay puts the rows together."""
+    backbone = spoilt_checkpoint(tmp_path / "checkpoint", "phone")
+    command = ["-m", "mtl_jax", "train", "--distributed", f"--workdir={tmp_path / 'run'}", *flags]
+    command += [f"--backbone={backbone}", "--parallel=pmap", "--scenario=none_frozen"]
+    said = together(2, 2, *command)
+    assert [status for status, _, _ in said] == [2, 2], said
+    files = [tmp_path / "run" / "nonfinite" / f"step_1_process_{i}_of_2.npz" for i in range(2)]
+    for file, (_, _, errors) in zip(files, said, strict=True):
+        assert f"is not finite at step 1, whose batch is kept in {file} for" in errors
+    assert sorted((tmp_path / "run" / "nonfinite").iterdir()) == files
+    assert len([*(tmp_path / "run" / "tensorboard").iterdir()]) == 1
+    *lines, whole = replay(tmp_path / "run")
+    assert len(lines) == 16
+    assert len({line["example"] for line in lines}) == 16
+    assert all(line["at_fault"] is ("phone" in line["text"].split()) for line in lines)
+    assert whole["total"] is None
 
 
 def test_a_batch_is_held_until_its_loss_is_known():

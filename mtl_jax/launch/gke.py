@@ -24,7 +24,7 @@ _LONGEST = 40
 class Gke(Options):
     """Print a JobSet manifest, for "| kubectl apply -f -".
 
-    The cluster has the JobSet controller, v0.8 or newer. A pod that is told to end saves, and
+    The cluster has the JobSet controller. A pod that is told to end saves, and
     is made again without limit; where one fails in another way all are made again.
     """
 
