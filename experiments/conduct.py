@@ -158,6 +158,9 @@ class _Reporter:
             "settings": dict(plan.settings),
             "asked": dict(Counter(arm.name for arm in ledger.arms)),
         }
+        if ledger.devices:
+            # Other processes trained them, perhaps beside each other: times say less then.
+            context["machine"] += f"; arms trained in parts, each on {' or '.join(ledger.devices)}"
         return plan.report(ledger.folder, ledger.results(), ledger.failures, context)
 
     def so_far(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Ledger:
         failures: The identity of each that failed, with ``error``, and ``skipped`` where
             nothing of it could be read.
         weights: Per backbone the digest of the weights that there are results of.
+        devices: On what the arms whose results ``left`` has found were trained, each kind once.
     """
 
     def __init__(self, plan: Plan, folder: Path):
@@ -38,6 +40,7 @@ class Ledger:
         self.arms: list[Arm] = [arm for group in plan.groups for arm in group]
         self.failures: list[dict[str, Any]] = []
         self.weights: dict[str, str] = {}
+        self.devices: dict[str, None] = {}
         self._results = folder / "results.jsonl"
         self._asked = {arm.key for arm in self.arms}
         self._numbers = {arm.key: number for number, arm in enumerate(self.arms, start=1)}
@@ -122,6 +125,8 @@ class Ledger:
         if changed := workdir.differences({**record, "settings": settings}):
             error = f"{workdir.path} was made with another configuration ({'; '.join(changed)})"
             return {"error": error}
+        kinds = Counter(record["environment"]["devices"])
+        self.devices |= dict.fromkeys(f"{count} x {kind}" for kind, count in kinds.items())
         digest = record[WEIGHTS]
         return self.other_weights(arm, digest) or {**result, WEIGHTS: digest}
 

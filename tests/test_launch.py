@@ -1,6 +1,7 @@
 """Launching: what is run, here and as it is written down for others, and what is refused."""
 
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -195,6 +196,25 @@ def test_a_study_is_shared_out_in_parts(capsys):
     lines = [shlex.split(line) for line in as_lines(shown(capsys, *words))]
     command = [sys.executable, "-m", "experiments.freezing", "--workdir=x"]
     assert lines == [[*command, word] for word in ("--part=0/2", "--part=1/2", "--gather")]
+
+
+def test_two_processes_here_train_one_run(flags, tmp_path):
+    workdir = tmp_path / "a run"
+    spread = [flag for flag in flags if not flag.startswith("--parallel")]
+    words = ["train", f"--workdir={workdir}", *spread, "--epochs=1"]
+    options = ["local", "--tasks=2", "--devices-per-task=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mtl_jax.launch", *options, "--", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": ""},
+        check=True,
+    )
+    # The first process's result is that of all, and the others have nothing to say to it.
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert json.loads(done.stdout) == last["test"]
+    there = json.loads((workdir / "config.json").read_text())["environment"]
+    assert (there["processes"], len(there["devices"])) == (2, 4)
 
 
 def test_a_job_of_several_tasks(capsys, tmp_path, monkeypatch):

@@ -128,6 +128,8 @@ def test_two_tasks_with_two_devices_each_train_as_four_devices_do(
     for ours, theirs in zip(found, known, strict=True):
         if ours["event"] == "epoch":
             assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+    there = json.loads((workdir / "config.json").read_text())["environment"]
+    assert (there["processes"], len(there["devices"])) == (2, 4)
     # One result on standard output, that of the first process.
     assert (logs / f"{job}.log").read_text().count('{"classifier": ') == 1
 

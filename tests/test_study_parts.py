@@ -22,12 +22,18 @@ from mtl_jax.errors import UserError
 SCENARIOS = ("all_frozen", "backbone_frozen", "top_1")
 
 
+def words(folder, flags):
+    """The flags of the study."""
+    return [f"--workdir={folder}", "--scenarios", *SCENARIOS, "--seeds", "0", *flags]
+
+
 def start(folder, flags, *more):
+    return started("experiments.freezing", *words(folder, flags), *more)
+
+
+def started(module, *more):
     return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "experiments.freezing", f"--workdir={folder}"),
-            *("--scenarios", *SCENARIOS, "--seeds", "0", *flags, *more),
-        ],
+        [sys.executable, "-m", module, *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -61,33 +67,51 @@ def scores(folder):
 
 def test_parts_at_once_and_gathered_leave_what_one_call_does(whole, flags, tmp_path):
     folder = tmp_path / "study"
-    listed = end(start(folder, flags, "--list-arms"))
-    assert listed[:2] == (0, "".join(f"{name}, seed 0\n" for name in SCENARIOS))
-    assert not folder.exists()
-
-    parts = [start(folder, flags, f"--part={k}/2") for k in range(2)]
-    first, second = map(end, parts)
-    assert (first[0], second[0]) == (0, 0), (first[2], second[2])
-    assert "arm 1 of 3: all_frozen" in first[2]
-    assert "arm 3 of 3: top_1" in first[2]
-    assert "arm 2 of 3: backbone_frozen" in second[2]
-    assert first[1] == second[1] == ""
+    launch = ["local", "--tasks=2", "--", "experiment", "freezing", *words(folder, flags)]
+    # Ended by a scheduler when both are at it, and started again.
+    with started("mtl_jax.launch", *launch) as process:
+        assert process.stderr is not None
+        begun = 0
+        while begun < 2:
+            begun += " of 3: " in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
+    assert process.returncode == 75, err
+    assert err.count("ended by SIGTERM") == 2
     assert not list(folder.glob("report.*"))
-    assert not (folder / "results.jsonl").exists()
-    assert not list(folder.glob("arms/*/checkpoints"))
 
-    gathered = end(start(folder, flags, "--gather"))
-    assert gathered[0] == 0, gathered[2]
-    assert "arm 1 of" not in gathered[2]
-    assert "top_1" in gathered[1]
+    status, out, err = end(started("mtl_jax.launch", *launch))
+    assert status == 0, err
+    said = err.splitlines()
+    # The second process's lines are numbered; the report is of the third, when both had ended.
+    assert [
+        line for line in said if "arm " in line and " of 3: " in line and "[1]" not in line
+    ] == [
+        "arm 1 of 3: all_frozen, seed 0",
+        "arm 3 of 3: top_1, seed 0",
+    ]
+    assert "[1] arm 2 of 3: backbone_frozen, seed 0" in said
+    assert err.count("the report is") == 1
+    assert said[-1].endswith(f"the report is {folder}/report.html")
+    assert "top_1" in out
+    assert not list(folder.glob("arms/*/checkpoints"))
     assert [without_times(line) for line in lines(folder)] == [
         without_times(line) for line in lines(whole)
     ]
     assert scores(folder) == scores(whole)
-    # Gathered results are results: the whole study is done.
-    again = end(start(folder, flags))
-    assert again[0] == 0
-    assert "arm 1 of" not in again[2]
+    assert "arms trained in parts, each on 1 x cpu" in (folder / "report.md").read_text()
+
+
+def test_arms_are_listed_by_what_is_trained_at_once(settings, tmp_path, capsys):
+    def listed(**more):
+        asked = Freezing(**settings, workdir=str(tmp_path / "x"), scenarios=SCENARIOS, **more)
+        assert run(asked, "") == 0
+        return capsys.readouterr().out
+
+    assert listed(list_arms=True, seeds=(0,)) == "".join(f"{name}, seed 0\n" for name in SCENARIOS)
+    two = listed(list_arms=True, seeds=(0, 1), seeds_at_once=2)
+    assert two == "".join(f"{name}, seed 0; {name}, seed 1\n" for name in SCENARIOS)
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_part_that_was_killed_goes_on(whole, flags, tmp_path):
