@@ -218,6 +218,9 @@ class Checkpoints(Saved):
         )
 
     def close(self) -> None:
-        """Waits for the background work and releases the folder."""
-        self._manager.close()
+        """Waits for the background work and releases the folder; raises as ``wait`` does."""
+        try:
+            self._manager.close()
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from error
         self._remove_pruned()

@@ -46,11 +46,14 @@ def join() -> None:
         return
     import jax
 
-    given = {name: _number(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")}
+    others, own = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
+    known = "JAX_COORDINATOR_ADDRESS" in os.environ and None not in (others, own)
     try:
         jax.distributed.initialize(
-            num_processes=given["JAX_NUM_PROCESSES"],
-            process_id=given["JAX_PROCESS_ID"],
+            num_processes=others,
+            process_id=own,
+            # Where all is known, JAX would look for what a launcher says of devices, and warn.
+            cluster_detection_method="deactivate" if known else None,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError, TypeError) as error:

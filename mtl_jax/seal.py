@@ -86,18 +86,14 @@ def digest(tree: Any) -> str:
     return freeze.digest(named(tree))
 
 
-def _text(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, sort_keys=True)
-
-
 def _written(seal: Seal) -> str:
-    content = json.loads(_text(dataclasses.asdict(seal)))
-    signed = {"sha256": _sha256(content), "content": content}
-    return json.dumps(signed, indent=1) + "\n"
+    content = dataclasses.asdict(seal)
+    return json.dumps({"sha256": _sha256(content), "content": content}, indent=1) + "\n"
 
 
 def _sha256(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_text(content).encode()).hexdigest()
+    # Of what JSON gives back JSON makes the same text: the order of names is kept.
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def read(folder: Path) -> Seal:

@@ -23,7 +23,7 @@ from mtl_jax.errors import Preempted, UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.member import Member
 from mtl_jax.saved import Saved
-from mtl_jax.train import train
+from mtl_jax.train import train, train_seeds
 from mtl_jax.workdir import Workdir, read_lines
 
 NOTED = "SIGTERM: saving after this step"
@@ -164,6 +164,52 @@ def test_scanned_steps_cut_anywhere_end_the_same(settings, tmp_path, monkeypatch
     assert len(ends) > 3
     assert without_times(train(cut, inputs)) == without_times(result)
     assert everything(cut, inputs) == everything(whole, inputs)
+
+
+def test_where_nothing_could_be_saved_it_says_why(settings, small_disk, monkeypatch):
+    disk = small_disk(1)
+    free = os.statvfs(disk)
+    (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - 2**17))
+    config = TrainConfig(**settings, workdir=str(disk / "run"), scenario="top_1")
+    draw = Member.draw
+
+    def draw_and_terminate(member, steps):
+        terminate()
+        return draw(member, steps)
+
+    monkeypatch.setattr(Member, "draw", draw_and_terminate)
+    words = r"checkpoint could not be saved in .* \(0.1 of 0.\d MiB are free\): free some disk"
+    with preemption.heeded(), pytest.raises(UserError, match=words):
+        train(config)
+
+
+def test_seeds_that_are_trained_at_once_are_all_saved(settings, tmp_path, monkeypatch):
+    def configs_in(folder):
+        folders = {seed: str(tmp_path / folder / str(seed)) for seed in (0, 1)}
+        return [
+            TrainConfig(**settings, workdir=path, seed=seed, scenario="top_1")
+            for seed, path in folders.items()
+        ]
+
+    whole, cut = configs_in("whole"), configs_in("cut")
+    inputs = Inputs(whole[0])
+    results = train_seeds(whole, inputs)
+    add = Member.add
+
+    def add_and_terminate(member, done, *args):
+        add(member, done, *args)
+        if done == 4 and member.run.config.seed == 0:
+            terminate()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Member, "add", add_and_terminate)
+        with preemption.heeded(), pytest.raises(Preempted, match="saved after step 4 of 12"):
+            train_seeds(cut, inputs)
+    for config in cut:
+        assert Saved(Path(config.workdir) / "checkpoints").steps == [4]
+    assert without_times(train_seeds(cut, inputs)) == without_times(results)
+    for config, other in zip(cut, whole, strict=True):
+        assert everything(config, inputs) == everything(other, inputs)
 
 
 def test_on_four_devices_it_is_saved_and_on_one_it_is_ended(flags, tmp_path):
