@@ -54,7 +54,8 @@ def replay(folder: str | Path, file: str | Path | None = None) -> Iterator[dict[
         raise UserError(f"{folder} has kept no batch: all losses of its steps have been finite")
     kept = read_batch(path)
     after, params = _parameters(workdir, record, kept.step)
-    say(f"{path}: step {kept.step}, with the parameters after step {after}")
+    nearer = "" if after == kept.step - 1 else " (train --checkpoint-every 1 leaves nearer ones)"
+    say(f"{path}: step {kept.step}, with the parameters after step {after}{nearer}")
     model, at_fault = _model(record), 0
     for line in _lines(kept, model, params):
         at_fault += line["at_fault"]

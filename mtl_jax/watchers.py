@@ -98,7 +98,8 @@ class TensorBoard:
             library: Any = importlib.import_module("tensorboardX")
             self._events: Any = importlib.import_module("tensorboardX.proto.event_pb2")
         self._folder, self._flushed = folder, time.monotonic()
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        # Readers take files in the order of their names.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         with _written(folder):
             folder.mkdir(exist_ok=True)
             for old in folder.glob("events.out.tfevents.*"):

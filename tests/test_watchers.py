@@ -6,6 +6,7 @@ import importlib
 import json
 import struct
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -196,10 +197,9 @@ def test_a_folder_of_the_name_is_not_the_package(tmp_path, monkeypatch):
 
 def offline_runs(folder):
     """The offline runs in a folder: what each begins with, and its rows."""
-    records = importlib.import_module("wandb.proto.wandb_internal_pb2").Record
     found = []
     for file in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb")):
-        parsed = [records.FromString(data) for data in leveldb_log(file.read_bytes())]
+        parsed = finished(file)
         [run] = [record.run for record in parsed if record.WhichOneof("record_type") == "run"]
         history = [r.history for r in parsed if r.WhichOneof("record_type") == "history"]
         rows = [
@@ -215,6 +215,16 @@ def offline_runs(folder):
     return found
 
 
+def finished(file):
+    """The records of an offline run, once the process that writes them has written the last."""
+    record = importlib.import_module("wandb.proto.wandb_internal_pb2").Record
+    deadline, parsed = time.monotonic() + 60, []
+    while not parsed or parsed[-1].WhichOneof("record_type") != "exit":
+        assert time.monotonic() < deadline
+        parsed = [record.FromString(data) for data in leveldb_log(file.read_bytes())]
+    return parsed
+
+
 def leveldb_log(data):
     """The records of a file in LevelDB's log format, after a header of seven bytes."""
     records, at, size = [], 7, 2**15
@@ -223,6 +233,8 @@ def leveldb_log(data):
             at += size - at % size
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + length > len(data):
+            break
         body = data[at + 7 : at + 7 + length]
         # 1: whole; 2, 3, 4: the first, one in between, and the last part.
         records = [*records, body] if kind in (1, 2) else [*records[:-1], records[-1] + body]
