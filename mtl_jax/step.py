@@ -16,6 +16,7 @@ from mtl_jax.config import TASKS
 from mtl_jax.freeze import Freeze, Params
 from mtl_jax.losses import distillation, masked_cross_entropy
 from mtl_jax.model import Batch, MultiTaskModel
+from mtl_jax.reduction import summed
 from mtl_jax.weighting.base import State, Weighting
 from mtl_jax.weighting.fixed import FIXED, Fixed
 from mtl_jax.weighting.gradient import weighted_gradient
@@ -104,7 +105,7 @@ def train_step(
         clipping}``, the same on every device; with ``"task_weights": {task: weight}`` where
         these are not fixed.
     """
-    reduce = functools.partial(jax.lax.psum, axis_name=axis_name) if axis_name else _identity
+    reduce = functools.partial(summed, axis_name=axis_name) if axis_name else _identity
     of_step = rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     if axis_name:
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
