@@ -172,10 +172,11 @@ def is_saving(folder: Path) -> bool:
     return bool(_unfinished(folder))
 
 
-def _without_times(value: Any) -> Any:
+def without_times(value: Any) -> Any:
+    """A result or log without what depends on the clock."""
     if isinstance(value, dict):
-        return {k: _without_times(v) for k, v in value.items() if "second" not in k}
-    return [_without_times(v) for v in value] if isinstance(value, list) else value
+        return {k: without_times(v) for k, v in value.items() if "second" not in k}
+    return [without_times(v) for v in value] if isinstance(value, list) else value
 
 
 def _known(folder: Path) -> Iterator[tuple[str, Any]]:
@@ -191,9 +192,9 @@ def _known(folder: Path) -> Iterator[tuple[str, Any]]:
         yield f"the best up to step {step}", seal.best
         course = seal.progress["course"]
         # Of the kept activations the seconds are said.
-        yield f"the course at step {step}", _without_times(course | {"features": None})
-        yield f"the losses up to step {step}", _without_times(seal.progress["meter"])
-    yield "metrics.jsonl", _without_times(read_lines(folder / "metrics.jsonl"))
+        yield f"the course at step {step}", without_times(course | {"features": None})
+        yield f"the losses up to step {step}", without_times(seal.progress["meter"])
+    yield "metrics.jsonl", without_times(read_lines(folder / "metrics.jsonl"))
     yield "certificate.json", Workdir(folder).certificate()
 
 

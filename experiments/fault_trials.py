@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from experiments.fault_runs import Command, Ended, Moment, Pace, differences, is_saving
-from mtl_jax.errors import UserError
+from mtl_jax.errors import SAVED, UserError
 from mtl_jax.saved import Saved
 from mtl_jax.seal import DamageError
 from mtl_jax.workdir import Workdir
 
 SAME = "ended bit for bit the same"
-_TERMINATED = 75
 # How often a moment is drawn anew, where a run had ended before it or not begun yet.
 _DRAWS = 20
 # Part of the kills that come while a checkpoint is being written.
@@ -94,7 +93,7 @@ class Trials:
 
     def _strike(self, name: str, number: int, moment_of: Callable[[], Moment]) -> Outcome:
         folder = self._folder / name
-        expected = _TERMINATED if number == signal.SIGTERM else -number
+        expected = SAVED if number == signal.SIGTERM else -number
         for _ in range(_DRAWS):
             shutil.rmtree(folder, ignore_errors=True)
             moment = moment_of()

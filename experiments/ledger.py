@@ -14,7 +14,7 @@ from experiments.study import Arm, Key, Plan
 from mtl_jax import processes
 from mtl_jax.cli import one_line
 from mtl_jax.console import say
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, cannot_write
 from mtl_jax.locks import exclusive
 from mtl_jax.workdir import Workdir, append_line, read_lines, rewrite_lines, write_json
 
@@ -164,7 +164,7 @@ def _leave_files(plan: Plan, folder: Path) -> None:
         file = folder / name
         if not processes.is_main():
             continue
-        with exclusive(file, _unwritable):
+        with exclusive(file, cannot_write):
             if not file.exists():
                 write_json(file, content)
             elif json.loads(file.read_text(encoding="utf-8")) != content:
@@ -172,10 +172,6 @@ def _leave_files(plan: Plan, folder: Path) -> None:
                     f"{file} is not what the study began with: use another --workdir, or a file "
                     "of another name for another arm"
                 )
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"{folder} can't be written ({error.strerror}): make room or access")
 
 
 def _key(line: Mapping[str, Any]) -> Key:

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mtl_jax import processes, seal
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, first_line
 from mtl_jax.freeze import Params
 from mtl_jax.saved import Saved, optimizer_tree
 from mtl_jax.seal import Seal, SealSave
@@ -209,7 +209,7 @@ class Checkpoints(Saved):
         # A save that failed leaves the manager without knowledge of those before it.
         self._manager.reload()
         self._look()
-        return self._unsaved(str(error).splitlines()[0][:200] if str(error) else repr(error))
+        return self._unsaved(first_line(error))
 
     def _unsaved(self, reason: str) -> UserError:
         return UserError(

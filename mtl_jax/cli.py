@@ -16,7 +16,7 @@ import tyro
 
 from mtl_jax import process, processes
 from mtl_jax.data import tokens
-from mtl_jax.errors import Preempted, UserError
+from mtl_jax.errors import SAVED, Preempted, UserError
 
 
 def parse(kind: Any, argv: Sequence[str], prog: str, description: str) -> Any:
@@ -70,7 +70,7 @@ def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
             raise
         status = 1
     # What is saved is saved by all at the same step.
-    if status not in (0, os.EX_TEMPFAIL):
+    if status not in (0, SAVED):
         processes.abandon(status)
     processes.leave()
     return status
@@ -90,7 +90,7 @@ def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         return 130
     except Preempted as stop:
         print(stop, file=sys.stderr)
-        return os.EX_TEMPFAIL
+        return SAVED
     except BrokenPipeError:
         # Whoever read standard output has left; the interpreter must not flush it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

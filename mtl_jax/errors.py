@@ -1,5 +1,13 @@
 """What ends a command other than success: a user's mistake, and a scheduler's notice."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+# The status of a run that has saved what it had after a SIGTERM, and can be gone on with:
+# EX_TEMPFAIL of sysexits.h.
+SAVED = 75
+
 
 class UserError(Exception):
     """A mistake the user can mend: one line that names the thing and the remedy.
@@ -19,3 +27,13 @@ class Preempted(BaseException):
     sysexits.h. Like ``KeyboardInterrupt`` it is no ``Exception``: it may come at any moment,
     and who catches whatever goes wrong must not take it for a failure.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in at most 200 characters of one line."""
+    return str(error).splitlines()[0][:200] if str(error) else repr(error)
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """What to say where a file or folder can't be written."""
+    return UserError(f"{path} can't be written ({error.strerror}): make room or access")

@@ -81,14 +81,16 @@ class Member:
         Raises:
             UserError: The folder is in use, belongs to another run, or can't be written.
         """
-        self._workdir.claim(self.run.record())
+        record = self.run.record()
+        self._workdir.claim(record)
+        self._depends = depended_on(record)
         processes.on_main(functools.partial(recover, self._workdir))
         if result := processes.on_main(self._workdir.result):
             say(f"{self._workdir.path} is done: the result is the last line of its metrics.jsonl")
             self.outcome = result
             return
         self._workdir.keep_tokenizer(self.run.inputs.reader.tokenizer)
-        checkpoints, saved = take_up(self._workdir, self.run)
+        checkpoints, saved = take_up(self._workdir, self.run.config, self._depends)
         self.checkpoints = self._open.enter_context(contextlib.closing(checkpoints))
         self.course = Course.load(saved["course"]) if saved else Course()
         path = self._workdir.path
@@ -241,7 +243,7 @@ class Member:
                 "meter": self.meter.state(),
                 "lines": self._workdir.lines,
                 "drawn": self._drawn,
-                "depended_on": depended_on(self.run.record()),
+                "depended_on": self._depends,
             },
             score,
             keep=self.course.needed(self.run.phase),

@@ -11,10 +11,11 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, first_line
 
 # A process that has been silent for so long is taken for dead, and the others are ended.
 _HEARTBEAT_SECONDS = 60
@@ -58,15 +59,13 @@ def join() -> None:
         )
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(
-            f"--distributed: the processes of this run were not found ({_first_line(error)}): "
+            f"--distributed: the processes of this run were not found ({first_line(error)}): "
             "start them by ./launch.sh, Slurm or another launcher that JAX knows, or set "
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
     _joined = True
     _divert_notes()
-    devices = {device.process_index: 0 for device in jax.devices()}
-    for device in jax.devices():
-        devices[device.process_index] += 1
+    devices = Counter(device.process_index for device in jax.devices())
     if len(set(devices.values())) > 1:
         raise UserError(
             f"the processes have {sorted(devices.values())} devices: give each as many as the "
@@ -93,10 +92,6 @@ def _number(name: str) -> int | None:
         return int(value)
     except ValueError as error:
         raise UserError(f"{name}={value!r} is no whole number: correct or unset it") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [repr(error)])[0][:200]
 
 
 def count() -> int:

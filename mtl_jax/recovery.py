@@ -9,10 +9,10 @@ from typing import Any
 import grain
 
 from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.config import TrainConfig
 from mtl_jax.console import say
 from mtl_jax.data.batches import HostBatch
 from mtl_jax.errors import UserError
-from mtl_jax.run import Run
 from mtl_jax.saved import Saved
 from mtl_jax.seal import DamageError
 from mtl_jax.workdir import Workdir
@@ -33,8 +33,15 @@ def depended_on(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**own, "versions": record["environment"]["versions"]}
 
 
-def take_up(workdir: Workdir, run: Run) -> tuple[Checkpoints, dict[str, Any]]:
+def take_up(
+    workdir: Workdir, config: TrainConfig, now: Mapping[str, Any]
+) -> tuple[Checkpoints, dict[str, Any]]:
     """Opens the checkpoints of a run, after ``recover``.
+
+    Args:
+        workdir: The run's folder.
+        config: Its settings.
+        now: As of ``depended_on``.
 
     Returns:
         The checkpoints, and the progress that the newest one has kept, if there is one.
@@ -42,12 +49,11 @@ def take_up(workdir: Workdir, run: Run) -> tuple[Checkpoints, dict[str, Any]]:
     Raises:
         UserError: They are of other weights or data.
     """
-    config = run.config
     checkpoints = Checkpoints(workdir.checkpoints, config.keep_latest, config.keep_every)
     if (last := checkpoints.last_step) is None:
         return checkpoints, {}
     saved = checkpoints.progress(last)
-    kept, now = saved["depended_on"], depended_on(run.record())
+    kept = saved["depended_on"]
     for name in _DEPENDED_ON:
         if kept[name] != now[name]:
             checkpoints.close()

@@ -9,6 +9,7 @@ from typing import TypeVar, TypeVarTuple
 import jax
 
 from mtl_jax.console import say
+from mtl_jax.errors import first_line
 from mtl_jax.meter import Stopwatch
 
 Arguments = TypeVarTuple("Arguments")
@@ -95,5 +96,5 @@ class Trace:
             say(f"the trace of --profile {asked} is in {self._folder}")
 
     def _failed(self, error: Exception) -> None:
-        reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
+        reason = first_line(error)
         say(f"warning: there is no trace in {self._folder} ({reason}); the run goes on without")

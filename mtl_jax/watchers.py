@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from mtl_jax import process, processes
 from mtl_jax.config import TrainConfig
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, cannot_write, first_line
 
 # Seconds between two writes of the event file, so that a step does not wait for the disk.
 _FLUSH_EVERY = 10.0
@@ -142,9 +142,7 @@ def _written(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{folder} can't be written ({error.strerror}): make room or access"
-        ) from error
+        raise cannot_write(folder, error) from error
 
 
 class WeightsAndBiases:
@@ -177,9 +175,8 @@ class WeightsAndBiases:
                 settings=wandb.Settings(console="off"),
             )
         except wandb.errors.Error as error:
-            reason = str(error).splitlines()[0][:200]
             raise UserError(
-                f"--wandb {project} fails ({reason}): log in with `wandb login`, set "
+                f"--wandb {project} fails ({first_line(error)}): log in with `wandb login`, set "
                 "WANDB_MODE=offline, or leave the flag out"
             ) from error
         self._run.define_metric("*", step_metric="step")

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mtl_jax import processes
 from mtl_jax.config import LIMITS
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, cannot_write
 from mtl_jax.locks import exclusive
 from mtl_jax.watchers import Watcher
 
@@ -40,9 +40,7 @@ def _replace(path: Path, text: str) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} can't be written ({error.strerror}): make room or access"
-        ) from error
+        raise cannot_write(path, error) from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -60,9 +58,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
     except OSError as error:
-        raise UserError(
-            f"{path} can't be written ({error.strerror}): make room or access"
-        ) from error
+        raise cannot_write(path, error) from error
 
 
 def rewrite_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -169,9 +165,7 @@ class Workdir:
         try:
             tokenizer.save_pretrained(self.path / "tokenizer")
         except OSError as error:
-            raise UserError(
-                f"{self.path} can't be written ({error.strerror}): make room or access"
-            ) from error
+            raise cannot_write(self.path, error) from error
 
     def _take_lock(self, kind: int) -> None:
         try:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
@@ -152,10 +151,3 @@ def small_disk(tmp_path):
             return folder
 
         yield make
-
-
-def without_times(value) -> Any:
-    """A result or log without what depends on the clock."""
-    if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if "second" not in k}
-    return [without_times(v) for v in value] if isinstance(value, list) else value

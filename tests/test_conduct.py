@@ -5,9 +5,10 @@ import json
 import signal
 
 import pytest
-from conftest import without_times, write_checkpoint
+from conftest import write_checkpoint
 
 from experiments.conduct import conduct, train_group
+from experiments.fault_runs import without_times
 from experiments.pool import Pool
 from experiments.study import Arm, Plan, StudySettings, arm_folder
 from mtl_jax.config import LIMITS, TrainConfig

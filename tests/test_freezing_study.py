@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import without_times
 
+from experiments.fault_runs import without_times
 from experiments.freezing import Freezing, run
 from mtl_jax.config import DataConfig
 from mtl_jax.errors import UserError

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import without_times
 from test_conduct import plan_of
 from test_train_recipes import everything
 
 from experiments.conduct import Pool, conduct
+from experiments.fault_runs import without_times
 from mtl_jax import preemption
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TrainConfig

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, without_times, write_checkpoint
+from conftest import TINY, write_checkpoint
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from experiments.fault_runs import without_times
 from mtl_jax import freeze
 from mtl_jax import prefix as prefix_module
 from mtl_jax.bert import BertEncoder

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY, without_times, write_checkpoint
+from conftest import TINY, write_checkpoint
 from test_train_recipes import everything
 from test_train_seeds import assert_same_params
 
+from experiments.fault_runs import without_times
 from mtl_jax import seal
 from mtl_jax.config import TrainConfig
 from mtl_jax.errors import UserError

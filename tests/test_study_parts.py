@@ -10,9 +10,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import without_times
 
 from experiments.conduct import conduct, gather, train_part
+from experiments.fault_runs import without_times
 from experiments.freezing import Freezing, plan_of, run
 from experiments.ledger import opened
 from experiments.pool import Pool

@@ -13,8 +13,8 @@ import conftest
 import jax
 import numpy as np
 import pytest
-from conftest import without_times
 
+from experiments.fault_runs import without_times
 from mtl_jax import freeze
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TASKS, TrainConfig

@@ -11,10 +11,10 @@ import conftest
 import jax
 import numpy as np
 import pytest
-from conftest import without_times
 from test_step import flat
 from test_train import final_params
 
+from experiments.fault_runs import without_times
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.data.batches import train_batches

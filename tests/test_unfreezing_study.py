@@ -9,11 +9,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import without_times
 from synthetic_study import line
 
 from experiments.compare import questions
 from experiments.document import Table
+from experiments.fault_runs import without_times
 from experiments.phase_counts import best_phases
 from experiments.render import to_markdown
 from experiments.unfreezing import Unfreezing, only_layer_rules

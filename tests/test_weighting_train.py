@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 import pytest
-from conftest import without_times
 from test_train import final_params
 
+from experiments.fault_runs import without_times
 from mtl_jax import freeze
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.inputs import Inputs

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
 
-from mtl_jax.launch.options import SAVED
+from mtl_jax.errors import SAVED
 
 _LOOK_SECONDS = 0.2
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from mtl_jax.errors import UserError
-from mtl_jax.launch.options import SAVED, Options, device_flags
+from mtl_jax.errors import SAVED, UserError
+from mtl_jax.launch.options import Options, device_flags
 from mtl_jax.launch.work import Work
 
 _PORT = 55527

@@ -13,9 +13,6 @@ from datetime import datetime
 
 from mtl_jax.errors import UserError
 
-# The status of a run that has saved what it had after a SIGTERM, and can be gone on with.
-SAVED = 75
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:

@@ -12,8 +12,8 @@ from typing import Annotated
 from tyro.conf import UseAppendAction
 
 from mtl_jax.console import say
-from mtl_jax.errors import UserError
-from mtl_jax.launch.options import SAVED, Options, commented, device_flags, need, python, quoted
+from mtl_jax.errors import SAVED, UserError
+from mtl_jax.launch.options import Options, commented, device_flags, need, python, quoted
 from mtl_jax.launch.work import Work
 
 # A cluster that sets no other MaxArraySize takes indices up to 1000.

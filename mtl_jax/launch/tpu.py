@@ -9,8 +9,8 @@ from typing import Annotated
 
 from tyro.conf import UseAppendAction
 
-from mtl_jax.errors import UserError
-from mtl_jax.launch.options import SAVED, Options, need, quoted
+from mtl_jax.errors import SAVED, UserError
+from mtl_jax.launch.options import Options, need, quoted
 from mtl_jax.launch.work import Work
 
 _ARCHIVE = "mtl_jax.tar.gz"
