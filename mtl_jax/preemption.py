@@ -16,6 +16,7 @@ from types import FrameType
 from mtl_jax.errors import Preempted
 
 AGAIN = "run the same command again to go on"
+_AT_ONCE = f"ended by SIGTERM; what was saved before is there: {AGAIN}"
 _NOTED = b"SIGTERM: saving after this step\n"
 
 
@@ -24,7 +25,7 @@ class _Notice:
 
     Attributes:
         waits: Whether the end of a step is waited for.
-        given: Whether the signal has come while it was.
+        given: Whether the signal has come.
         questions: How often ``due`` has been asked.
     """
 
@@ -36,9 +37,11 @@ class _Notice:
         """Handles the signal; a second one ends the process as if this had not been here."""
         del frame
         signal.signal(number, signal.SIG_DFL)
-        if not self.waits:
-            raise Preempted(f"ended by SIGTERM; what was saved before is there: {AGAIN}")
+        # Before it is raised: in a finalizer, or in what is called as garbage is collected, that
+        # would come to nothing.
         self.given = True
+        if not self.waits:
+            raise Preempted(_AT_ONCE)
         # Not through a stream: what is interrupted here may be writing to that.
         os.write(2, _NOTED)
 
@@ -63,11 +66,19 @@ def heeded() -> Iterator[None]:
     if _told_by_jax():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _notice)
+    before, told = signal.signal(signal.SIGTERM, _notice), sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        # It is noted, and raised again where that can be.
+        if not issubclass(unraisable.exc_type, Preempted):
+            told(unraisable)
+
+    sys.unraisablehook = hook
     try:
         yield
     finally:
         _notice.given = False
+        sys.unraisablehook = told
         signal.signal(signal.SIGTERM, before)
 
 
@@ -76,8 +87,10 @@ def deferred() -> Iterator[None]:
     """While steps are taken: the signal is noted for ``due``, or for the end of this.
 
     Raises:
-        Preempted: It has come, and been noted only.
+        Preempted: It has come, and been noted only, in these steps or before them.
     """
+    if _notice.given:
+        raise Preempted(_AT_ONCE)
     _notice.waits = True
     try:
         yield

@@ -42,6 +42,30 @@ def test_where_nothing_is_lost_it_ends_the_work_at_once():
     assert not preemption.due()
 
 
+class Dies:
+    """Something that is in the middle of its end when the signal comes."""
+
+    def __del__(self):
+        terminate()
+
+
+def test_what_a_finalizer_swallows_comes_again_before_the_next_steps(capfd):
+    def die_and_train():
+        it = Dies()
+        del it
+        passed.append("the finalizer")
+        with preemption.deferred():
+            passed.append("a step")
+
+    hook, passed = sys.unraisablehook, []
+    with pytest.raises(Preempted, match="what was saved before is there"), preemption.heeded():
+        die_and_train()
+    assert passed == ["the finalizer"]
+    assert capfd.readouterr().err == ""
+    assert sys.unraisablehook is hook
+    assert not preemption.due()
+
+
 def test_in_training_it_is_noted_and_ends_the_work_with_it(capfd):
     def train_for_a_while():
         with preemption.deferred():
