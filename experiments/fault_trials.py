@@ -22,6 +22,8 @@ SAME = "ended bit for bit the same"
 _DRAWS = 20
 # Part of the kills that come while a checkpoint is being written.
 _WHILE_SAVING = 0.4
+# Part of the damage that is done to the newest checkpoint, whatever others there are.
+_NEWEST = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,10 +188,13 @@ def _steps(checkpoints: Path) -> list[Path]:
 
 
 def _file(checkpoints: Path, draw: np.random.Generator) -> Path:
-    """A file that is not empty, of a random kind, of a random checkpoint."""
-    files = sorted(
-        path for path in checkpoints.rglob("*") if path.is_file() and path.stat().st_size
-    )
+    """A file of a random kind that a checkpoint is read from, often of the newest."""
+    steps = _steps(checkpoints)
+    steps = steps[-1:] if draw.random() < _NEWEST else steps
+    there = [path for step in steps for path in step.rglob("*")]
+    # Orbax's marks of success have its folders to speak for them.
+    there = [path for path in there if path.is_file() and path.suffix != ".txt"]
+    files = sorted(path for path in there if path.stat().st_size)
     # By the part that they are of, for most files are of the same ones.
     kinds = sorted({_kind(checkpoints, path) for path in files})
     kind = kinds[int(draw.integers(len(kinds)))]
@@ -228,6 +233,7 @@ def _remove(checkpoints: Path, draw: np.random.Generator) -> str:
 
 def _remove_part(checkpoints: Path, draw: np.random.Generator) -> str:
     steps = _steps(checkpoints)
+    steps = steps[-1:] if draw.random() < _NEWEST else steps
     parts = [*steps, *(path for step in steps for path in sorted(step.iterdir()) if path.is_dir())]
     part = parts[int(draw.integers(len(parts)))]
     shutil.rmtree(part)
