@@ -177,9 +177,9 @@ def command_line(
     def main(argv: Sequence[str]) -> None:
         study = parse(kind, argv, f"python -m {module}", description)
         with preemption.heeded():
+            prepare()
             if study.distributed:
                 processes.join()
-            prepare()
             failed = run(study, shlex.join(["python", "-m", module, *argv]))
         if failed:
             sys.exit(1)

@@ -143,9 +143,9 @@ def run(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> None:
     command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
     with preemption.heeded() if isinstance(command, TrainConfig) else contextlib.nullcontext():
+        prepare()
         if isinstance(command, TrainConfig) and command.distributed:
             processes.join()
-        prepare()
         {
             TrainConfig: _train,
             Plan: _plan,

@@ -25,6 +25,12 @@ name, log-probabilities, and float32 [rows, slots] ``hold``, the weight of each 
 """
 
 
+def looked_up(batch: Batch) -> dict[str, jax.Array]:
+    """By its path, which rows of a table a batch reads: elsewhere its gradient is 0."""
+    words = "backbone/embeddings/word/embedding"
+    return {words: batch["input_ids"]} if "input_ids" in batch else {}
+
+
 class MultiTaskModel(nn.Module):
     """Backbone and heads; the tree is ``backbone``, ``classifier``, ``sentiment``.
 

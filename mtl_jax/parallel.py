@@ -33,9 +33,11 @@ class Runner(Protocol):
 
     Attributes:
         devices: Over how many the rows of one batch are spread, those of all processes.
+        alone: Whether they are all of this process.
     """
 
     devices: int
+    alone: bool
 
     def own(self, rows: int) -> slice:
         """Which rows of a batch of so many are this process's to give."""
@@ -87,6 +89,7 @@ class JitRunner(_OneSeed):
     """One device."""
 
     devices = 1
+    alone = True
 
     def own(self, rows: int) -> slice:
         """See ``Runner``."""
@@ -123,18 +126,18 @@ class _Spread:
 
     def __init__(self, *, alone: bool = False) -> None:
         self._all = jax.local_devices() if alone else jax.devices()
-        self._alone = alone or processes.count() == 1
+        self.alone = alone or processes.count() == 1
         self.devices = len(self._all)
         self._by_row = by_device(self._all)
         self._everywhere = NamedSharding(self._by_row.mesh, PartitionSpec())
 
     def own(self, rows: int) -> slice:
         """See ``Runner``."""
-        return slice(rows) if self._alone else processes.share(rows)
+        return slice(rows) if self.alone else processes.share(rows)
 
     def _whole(self, rows: Any) -> Any:
         """Numpy arrays of all rows, in every process."""
-        if self._alone:
+        if self.alone:
             return jax.tree.map(np.asarray, rows)
         return multihost_utils.process_allgather(rows, tiled=True)
 
@@ -274,6 +277,7 @@ class Compiled:
     ):
         self._wrapped = runner.jit(step, static, donate)
         self._executable: Callable[..., Any] | None = None
+        self._alone = runner.alone
         # The devices of a CPU share its few threads: with two steps in flight, those that
         # wait in the second's reduction can keep the first's from ever being complete.
         self._one_at_a_time = runner.devices > 1 and jax.default_backend() == "cpu"
@@ -285,6 +289,10 @@ class Compiled:
         if executable is None:
             start = time.perf_counter()
             executable = self._executable = self._wrapped.lower(*args).compile()
+            if not self._alone:
+                # The others may take longer: JAX keeps what the first process has compiled, and
+                # on a CPU the others do not find it.
+                multihost_utils.sync_global_devices("compiled")
             self.seconds = time.perf_counter() - start
         result = executable(*args)
         if self._one_at_a_time:

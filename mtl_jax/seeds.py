@@ -32,6 +32,7 @@ class SeedRunner:
     """
 
     devices = 1
+    alone = True
 
     def own(self, rows: int) -> slice:
         """See ``Runner``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 import flax.struct
@@ -15,7 +15,7 @@ import optax
 from mtl_jax.config import TASKS
 from mtl_jax.freeze import Freeze, Params
 from mtl_jax.losses import distillation, masked_cross_entropy
-from mtl_jax.model import Batch, MultiTaskModel
+from mtl_jax.model import Batch, MultiTaskModel, looked_up
 from mtl_jax.reduction import summed
 from mtl_jax.weighting.base import State, Weighting
 from mtl_jax.weighting.fixed import FIXED, Fixed
@@ -105,7 +105,9 @@ def train_step(
         clipping}``, the same on every device; with ``"task_weights": {task: weight}`` where
         these are not fixed.
     """
-    reduce = functools.partial(summed, axis_name=axis_name) if axis_name else _identity
+    reduce: Callable[[Any], Any] = _identity
+    if axis_name:
+        reduce = functools.partial(summed, axis_name=axis_name, looked_up=looked_up(batch))
     of_step = rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     if axis_name:
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))

@@ -45,7 +45,7 @@ def pooled_batch(seed, width=CONFIG.hidden_size) -> dict[str, Any]:
 
 def train(kind, scenario, batches, config=NO_DROPOUT):
     """Parameters and metrics after the compiled, donating step has run on every batch."""
-    params = random_params()
+    params = random_params(config)
     rules = scenario_rules(scenario, CONFIG.num_hidden_layers)
     freeze, program = make_program(params, rules, config)
     trainable, frozen = freeze.split(params)
@@ -104,6 +104,24 @@ def test_three_steps_are_those_of_one_device(trained, kind):
         np.testing.assert_allclose(leaf, expected[path], rtol=0, atol=PARAMETER_TOLERANCE)
         # The tolerance is small beside what the steps change.
         assert np.abs(leaf - start[path]).max() > 20 * PARAMETER_TOLERANCE
+
+
+def test_a_large_vocabulary_whose_gradient_is_summed_by_rows():
+    config = dataclasses.replace(NO_DROPOUT, vocab_size=20_000)
+    batches = [uneven_batch(i) for i in range(2)]
+    for batch in batches:
+        # Some words on all devices, some on one.
+        batch["input_ids"][::2, 1:] += 19_900 * (batch["input_ids"][::2, 1:] > 9)
+    (found, logged), (known, known_logged) = (
+        train(kind, "none_frozen", batches, config) for kind in ("pmap", "jit")
+    )
+    for metrics, other in zip(logged, known_logged, strict=True):
+        np.testing.assert_allclose(metrics["grad_norm"], other["grad_norm"], rtol=NORM_TOLERANCE)
+    words = "backbone/embeddings/word/embedding"
+    np.testing.assert_allclose(found[words], known[words], rtol=0, atol=PARAMETER_TOLERANCE)
+    moved = np.abs(known[words] - flat(random_params(config))[words]).max(-1)
+    read = np.unique(batches[-1]["input_ids"])
+    assert moved[read[read > 19_900]].max() > 20 * PARAMETER_TOLERANCE
 
 
 def head_gradients(batch, params, counts):
