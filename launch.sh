@@ -56,7 +56,8 @@ install
 case "$task" in
     test)
         say "running the tests"
-        exec .venv/bin/python -m pytest "$@"
+        # A file at a time for each, for what its tests share is made once.
+        exec .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile "$@"
         ;;
     lint)
         .venv/bin/ruff check .

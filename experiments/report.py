@@ -15,6 +15,7 @@ from experiments.document import Cell, Document, Picture, Row, Table
 from experiments.outline import Failure, build, failure_text
 from experiments.recommendation import explain, recommend
 from experiments.render import to_html, to_markdown
+from mtl_jax.whole import whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -115,6 +116,5 @@ def rich_table(table: Table) -> RichTable:
 
 
 def _write(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_bytes(content)
-    draft.replace(path)
+    with whole(path) as draft:
+        draft.write_bytes(content)

@@ -14,6 +14,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import DTypeLike
 
+from mtl_jax.whole import whole
+
 Write = Callable[[int, np.ndarray], None]
 """``write(start, rows)`` puts rows at ``start`` of the first axis."""
 
@@ -60,29 +62,24 @@ def write_array(
         OSError: It can't be written; nothing is left.
     """
     row_size = array_bytes(shape[1:], dtype)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("w+b") as file:
+    with whole(path, ".part") as draft, draft.open("w+b") as file:
 
-            def write(start: int, rows: np.ndarray) -> None:
-                # Written, not mapped: a disk that fills is then an error, not a signal.
-                file.seek(start * row_size)
-                file.write(np.ascontiguousarray(rows, dtype).view(np.uint8).data)
+        def write(start: int, rows: np.ndarray) -> None:
+            # Written, not mapped: a disk that fills is then an error, not a signal.
+            file.seek(start * row_size)
+            file.write(np.ascontiguousarray(rows, dtype).view(np.uint8).data)
 
-            seconds = fill(write)
-            file.seek(shape[0] * row_size)
-            file.write(_SECONDS.pack(seconds))
-            digest = _digest(file, file.tell())
-            file.write(digest)
-            file.flush()
-            now = time.time_ns()
-            os.utime(file.fileno(), ns=(now, now - _BACKDATED_NS))
-            _known.add(_identity(file))
-            # Before it has its name, by which another process may remove it.
-            array = np.memmap(file, dtype, "r", shape=shape)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        seconds = fill(write)
+        file.seek(shape[0] * row_size)
+        file.write(_SECONDS.pack(seconds))
+        digest = _digest(file, file.tell())
+        file.write(digest)
+        file.flush()
+        now = time.time_ns()
+        os.utime(file.fileno(), ns=(now, now - _BACKDATED_NS))
+        _known.add(_identity(file))
+        # Before it has its name, by which another process may remove it.
+        array = np.memmap(file, dtype, "r", shape=shape)
     return array, seconds
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from mtl_jax.data.batches import HostBatch
 from mtl_jax.data.tokens import Tokens
 from mtl_jax.errors import UserError
+from mtl_jax.whole import whole
 
 # The arrays beside those of the batch.
 _ABOUT, _IDS, _OFFSETS = "about", "text_ids", "text_offsets"
@@ -80,13 +80,8 @@ def write_batch(folder: Path, kept: KeptBatch, process: int = 0, processes: int 
     arrays |= {_IDS: kept.tokens.ids, _OFFSETS: kept.tokens.offsets}
     arrays[_ABOUT] = np.array(json.dumps(about))
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as draft, draft.open("wb") as file:
+        np.savez(file, **arrays)
     return path
 
 

@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import optax
 
 from mtl_jax import pretrained
-from mtl_jax.config import TASKS, BertConfig
+from mtl_jax.config import TASKS
 from mtl_jax.console import say
 from mtl_jax.data.batches import TextSet
 from mtl_jax.errors import UserError
-from mtl_jax.evaluate import ModelSpec
 from mtl_jax.freeze import Freeze, Params, digest
 from mtl_jax.keptbatch import KeptBatch, newest_batch, read_batch
 from mtl_jax.model import MultiTaskModel
 from mtl_jax.nonfinite import FOLDER, each_alone
 from mtl_jax.parallel import AXIS
+from mtl_jax.record import model_spec, read_record
 from mtl_jax.saved import Saved
 from mtl_jax.step import Program, stream, train_step
 from mtl_jax.workdir import Workdir
@@ -46,9 +46,7 @@ def replay(folder: str | Path, file: str | Path | None = None) -> Iterator[dict[
         UserError: There is no such run or batch, or nothing left of its parameters.
     """
     workdir = Workdir(folder)
-    record = workdir.config()
-    if "settings" not in record or "phases" not in record:
-        raise UserError(f"{folder} is not the folder of a run: name the one that kept the batch")
+    record = read_record(workdir, "name the one that kept the batch")
     path = newest_batch(workdir.path / FOLDER) if file is None else Path(file).expanduser()
     if path is None:
         raise UserError(f"{folder} has kept no batch: all losses of its steps have been finite")
@@ -83,18 +81,8 @@ def _parameters(workdir: Workdir, record: dict[str, Any], step: int) -> tuple[in
 
 
 def _model(record: dict[str, Any]) -> MultiTaskModel:
-    """The model of a run."""
-    settings, classes = record["settings"], record["classes"]
-    spec = ModelSpec(
-        bert=BertConfig(**record["bert"]),
-        classes=(len(classes["classifier"]), len(classes["sentiment"])),
-        pooling=record["pooling"],
-        dtype=settings["dtype"],
-        max_length=settings["data"]["max_length"],
-        parallel="jit",
-        fused_attention=settings["fused_attention"],
-    )
-    return spec.model()
+    max_length = record["settings"]["data"]["max_length"]
+    return model_spec(record, max_length=max_length, parallel="jit").model()
 
 
 def _lines(kept: KeptBatch, model: MultiTaskModel, params: Params) -> Iterator[dict[str, Any]]:

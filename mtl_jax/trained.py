@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +24,9 @@ from mtl_jax.evaluate import Evaluator, ModelSpec
 from mtl_jax.freeze import Params
 from mtl_jax.inputs import Split, TextReader
 from mtl_jax.metrics import Metrics
+from mtl_jax.record import model_spec, read_record
 from mtl_jax.saved import Saved
+from mtl_jax.whole import whole
 from mtl_jax.workdir import Workdir
 
 # Texts in memory at a time, while as many wait; enough for the packing to leave little padding.
@@ -102,22 +103,15 @@ class TrainedModel(Encoder):
             UserError: There is no finished checkpoint of a run.
         """
         workdir = Workdir(folder)
-        record = workdir.config()
-        if "settings" not in record or "phases" not in record:
-            raise UserError(
-                f"{folder} is not the folder of a run (its config.json is another's): train one "
-                "there first"
-            )
+        record = self._record = read_record(workdir, "train one there first")
         settings = record["settings"]
-        self._record = record
         self.classes: dict[str, tuple[str, ...]] = {
             task: tuple(names) for task, names in record["classes"].items()
         }
         self._data = DataConfig(**settings["data"])
-        bert = BertConfig(**record["bert"])
         reader = TextReader(
             load_tokenizer(workdir.path / "tokenizer"),
-            bert,
+            BertConfig(**record["bert"]),
             self._data.max_length,
             long_texts or self._data.long_texts,
             "shorten them, train with a larger --max-length",
@@ -133,14 +127,10 @@ class TrainedModel(Encoder):
         if (best := saved.best_step) is None:
             raise UserError(f"{folder} has no checkpoint yet: run train on it again")
         params = saved.restore_params(best)
-        spec = ModelSpec(
-            bert=bert,
-            classes=(len(self.classes["classifier"]), len(self.classes["sentiment"])),
-            pooling=record["pooling"],
-            dtype=settings["dtype"],
+        spec = model_spec(
+            record,
             max_length=reader.max_length,
             parallel=(settings | record["environment"]["limits"])["parallel"],
-            fused_attention=settings.get("fused_attention", True),
             like=_layout(record["environment"].get("layout")),
         )
         super().__init__(spec, params, reader)
@@ -220,10 +210,9 @@ def write_vectors(path: Path, vectors: Iterable[np.ndarray], width: int) -> int:
     """
     if not path.name or path.is_dir():
         raise UserError(f"{path} is a folder: name a .npy file")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     rows = 0
     try:
-        with temporary.open("wb") as file:
+        with whole(path) as draft, draft.open("wb") as file:
             _write_header(file, rows, width)
             for chunk in vectors:
                 file.write(np.ascontiguousarray(chunk, "<f4").tobytes())
@@ -231,11 +220,8 @@ def write_vectors(path: Path, vectors: Iterable[np.ndarray], width: int) -> int:
             # numpy leaves room in the header for the first axis to grow.
             file.seek(0)
             _write_header(file, rows, width)
-        temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path} can't be written ({error.strerror}): name another file") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return rows
 
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from mtl_jax import process, processes
 from mtl_jax.config import TrainConfig
 from mtl_jax.errors import UserError, cannot_write, first_line
+from mtl_jax.whole import whole
 
 # Seconds between two writes of the event file, so that a step does not wait for the disk.
 _FLUSH_EVERY = 10.0
@@ -200,9 +201,8 @@ def _lasting_id(folder: Path) -> str:
     with _written(folder):
         if not file.exists():
             folder.mkdir(exist_ok=True)
-            temporary = file.with_name(f".{file.name}.{os.getpid()}")
-            temporary.write_text(secrets.token_hex(8), encoding="ascii")
-            temporary.replace(file)
+            with whole(file) as draft:
+                draft.write_text(secrets.token_hex(8), encoding="ascii")
         return file.read_text(encoding="ascii")
 
 

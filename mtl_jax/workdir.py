@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import functools
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from mtl_jax.config import LIMITS
 from mtl_jax.errors import UserError, cannot_write
 from mtl_jax.locks import exclusive
 from mtl_jax.watchers import Watcher
+from mtl_jax.whole import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,12 +34,10 @@ def write_json(path: Path, value: Any) -> None:
 def _replace(path: Path, text: str) -> None:
     if not processes.is_main():
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        with whole(path) as draft:
+            draft.write_text(text, encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
 
 
