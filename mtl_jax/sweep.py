@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ from mtl_jax.metrics import Metrics
 from mtl_jax.optim import make_optimizer
 from mtl_jax.run import Run
 from mtl_jax.step import Program, TrainState, stream, take, train_step
+
+T = TypeVar("T")
 
 # The runs of one seed share the order of their data and dropout's masks: only once computed.
 _OF_RUN: Any = TrainState(step=None, trainable=0, opt_state=0, rng=None, weighting=0)  # pyright: ignore
@@ -115,8 +117,18 @@ def sweep(config: TrainConfig, grid: Grid, inputs: Inputs) -> SweepResult:
     return SweepResult(heads.settings, scores, chosen, test, run.feature_seconds, compiling)
 
 
+def devices_across(devices: int, seeds: int, settings: int) -> tuple[int, int]:
+    """Over how many devices the seeds of a sweep go, and over how many the settings.
+
+    Every device has equally many of both; of the ways to share out the devices this is one in
+    which it has the fewest runs, and of those the one with most devices along the seeds.
+    """
+    ways = [(n, devices // n) for n in range(devices, 0, -1) if devices % n == 0]
+    return min(ways, key=lambda way: -(-seeds // way[0]) * -(-settings // way[1]))
+
+
 class _Heads:
-    """The states of all runs, [seeds, settings, ...], spread over the devices by seed."""
+    """The states of all runs, [seeds, settings, ...], spread over the devices by both."""
 
     def __init__(self, run: Run, grid: Grid):
         self._run, self.settings = run, grid.settings()
@@ -125,15 +137,22 @@ class _Heads:
         self._model = run.evaluator.model
         self._count = len(grid.seeds)
         devices = jax.local_devices()
-        # Every device takes equally many seeds; some may come twice, and are left out again.
-        padded = -(-self._count // len(devices)) * len(devices)
-        seeds = [grid.seeds[i % self._count] for i in range(padded)]
-        mesh = Mesh(np.array(devices), ("runs",))
-        self._by_seed = NamedSharding(mesh, PartitionSpec("runs"))
-        everywhere = NamedSharding(mesh, PartitionSpec())
+        across = devices_across(len(devices), len(grid.seeds), len(self.settings))
+        mesh = Mesh(np.array(devices).reshape(across), ("seeds", "settings"))
+        everywhere, self._by_seed, self._by_run = (
+            NamedSharding(mesh, PartitionSpec(*axes))
+            for axes in ((), ("seeds",), ("seeds", "settings"))
+        )
+        # Of a run what has no axis of settings has one of seeds alone.
+        self._of_states = jax.tree.map(lambda _: self._by_run, _OF_RUN).replace(
+            step=self._by_seed, rng=self._by_seed
+        )
+        # Every device takes equally many; some may come twice, and are left out again.
+        seeds = _padded(grid.seeds, across[0])
+        settings = _padded(self.settings, across[1])
         self._settings = jax.device_put(
-            {name: jnp.array([s[name] for s in self.settings]) for name in self.settings[0]},
-            everywhere,
+            {name: jnp.array([s[name] for s in settings]) for name in settings[0]},
+            NamedSharding(mesh, PartitionSpec("settings")),
         )
         training, validation = run.training, run.split("validation")
         self._orders = [Order(run.plan, seed) for seed in seeds]
@@ -143,11 +162,10 @@ class _Heads:
         )
         initial = jax.vmap(lambda seed: self._model.init_heads(stream(seed, "heads")))
         seeds = jax.device_put(jnp.array(seeds, jnp.uint32), self._by_seed)
-        self._states = self._call(
-            self._begin, self._settings, jax.device_put(initial(seeds), self._by_seed), seeds
-        )
+        heads = jax.device_put(initial(seeds), self._by_seed)
+        self._states = self._call(self._begin, self._settings, heads, seeds, out=self._of_states)
         self._best = jax.tree.map(jnp.copy, self._states.trainable)
-        self._best_scores = np.full((padded, len(self.settings)), -1.0)
+        self._best_scores = np.full((len(seeds), len(settings)), -1.0)
 
     def _program(self, setting: Mapping[str, Any]) -> Program:
         run = self._run
@@ -161,13 +179,15 @@ class _Heads:
             self._model, make_optimizer(run.freeze, optimizer), 0, weights, run.weighting
         )
 
-    def _call(self, function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Any:
-        """Calls a function that is compiled at its first call."""
+    def _call(
+        self, function: Callable[..., Any], *args: Any, out: Any, donate: tuple[int, ...] = ()
+    ) -> Any:
+        """Calls a function that is compiled at its first call, for results spread as ``out``."""
         # By name: a bound method as a key would keep this object, and its arrays, alive.
         name = function.__name__
         if name not in self._executables:
             started = time.perf_counter()
-            jitted = jax.jit(function, donate_argnums=donate, out_shardings=self._by_seed)
+            jitted = jax.jit(function, donate_argnums=donate, out_shardings=out)
             self._executables[name] = jitted.lower(*args).compile()
             self.compile_seconds += time.perf_counter() - started
         return self._executables[name](*args)
@@ -223,18 +243,24 @@ class _Heads:
         )
         examples = jax.device_put(examples, self._by_seed)
         args = self._states, self._settings, self._vectors, examples
-        self._states = self._call(self._train, *args, donate=(0,))
+        self._states = self._call(self._train, *args, out=self._of_states, donate=(0,))
         heads = self._states.trainable
-        scores = _scores(jax.device_get(self._call(self._evaluate, heads, self._held_out)))
+        counts = self._call(self._evaluate, heads, self._held_out, out=self._by_run)
+        scores = _scores(jax.device_get(counts))
         better = scores > self._best_scores
-        better_there = jax.device_put(better, self._by_seed)
-        self._best = self._call(self._better, better_there, heads, self._best)
+        there = jax.device_put(better, self._by_run)
+        self._best = self._call(self._better, there, heads, self._best, out=self._by_run)
         self._best_scores = np.where(better, scores, self._best_scores)
-        return scores[: self._count]
+        return scores[: self._count, : len(self.settings)]
 
     def best(self, seed: int, setting: int) -> Any:
         """The heads of a run after its best epoch, on the host."""
         return jax.tree.map(lambda leaf: np.asarray(leaf[seed, setting]), self._best)
+
+
+def _padded(items: Sequence[T], devices: int) -> list[T]:
+    """As many for each device, from the first again where they do not suffice."""
+    return [items[i % len(items)] for i in range(-(-len(items) // devices) * devices)]
 
 
 def _class_counts(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import json
 from typing import Any
@@ -15,7 +16,7 @@ from mtl_jax.inputs import Inputs
 from mtl_jax.metrics import mean_macro_f1, split_metrics
 from mtl_jax.run import Run
 from mtl_jax.step import TrainState, scanned_steps, take, train_step
-from mtl_jax.sweep import Grid, _class_counts, _Heads, _scores, sweep
+from mtl_jax.sweep import Grid, _class_counts, _Heads, _scores, devices_across, sweep
 from mtl_jax.train import train
 from mtl_jax.workdir import Workdir
 
@@ -54,6 +55,34 @@ def test_the_setting_is_chosen_on_validation_and_tested_as_training_would(swept,
     for task in TASKS:
         assert result.test[1][task]["accuracy"] == alone[task]["accuracy"]
         assert result.test[1][task]["loss"] == pytest.approx(alone[task]["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("devices", "seeds", "settings", "across"),
+    [
+        (8, 1, 64, (1, 8)),
+        (8, 16, 1, (8, 1)),
+        (8, 4, 6, (4, 2)),
+        (8, 8, 8, (8, 1)),
+        (4, 3, 8, (1, 4)),
+        (6, 5, 2, (6, 1)),
+        (1, 3, 8, (1, 1)),
+    ],
+)
+def test_every_device_has_as_few_runs_as_can_be(devices, seeds, settings, across):
+    assert devices_across(devices, seeds, settings) == across
+
+
+def test_the_settings_of_one_seed_are_spread_over_the_devices(swept, tmp_path):
+    shared, inputs, result = swept
+    run = Run(TrainConfig(workdir="", **shared), inputs)
+    heads = _Heads(run, dataclasses.replace(GRID, seeds=GRID.seeds[1:2]))
+    scores = np.stack([heads.epoch(epoch) for epoch in range(shared["epochs"])], axis=-1)
+    np.testing.assert_allclose(scores, result.validation[1:2], atol=1e-9)
+    kernel = heads.best(0, 5)["classifier"]["kernel"]
+    spread = heads._states.trainable["classifier"]["kernel"].addressable_shards
+    assert [shard.data.shape for shard in spread] == [(1, 2, *kernel.shape)] * 4
+    assert len({shard.index[1].start for shard in spread}) == 4
 
 
 def test_many_steps_in_one_program_are_the_steps_one_by_one(settings, tmp_path):
