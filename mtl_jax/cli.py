@@ -62,7 +62,7 @@ def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     try:
         status = _status(main, argv)
     except Exception as error:
-        if words := processes.loss_in_words(error):
+        if words := processes.loss_in_words(error) or _shortage_in_words(error):
             print(f"error: {words}", file=sys.stderr)
         elif processes.count() > 1:
             traceback.print_exc()
@@ -74,6 +74,19 @@ def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         processes.abandon(status)
     processes.leave()
     return status
+
+
+def _shortage_in_words(error: Exception) -> str | None:
+    """What to say where an array finds no room; None for any other error."""
+    text = " ".join(str(error).split())
+    # What XLA raises is known by its text alone.
+    if not isinstance(error, RuntimeError) or not text.startswith("RESOURCE_EXHAUSTED"):
+        return None
+    return (
+        f"the device has not enough memory ({text.partition(': ')[2][:120]}): a smaller "
+        "--batch-size or --max-length takes less, and so do --remat, --dtype bfloat16 and, where "
+        "seeds are trained at once, a smaller --seeds-at-once"
+    )
 
 
 def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:

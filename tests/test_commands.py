@@ -183,3 +183,17 @@ def test_help_needs_no_jax():
     assert "--backbone-learning-rate" in done.stdout
     # Within a frame, whose lines break anywhere.
     assert "(default: 0.0001)" in " ".join(done.stdout.replace("│", " ").split())
+
+
+def test_an_array_that_finds_no_room_is_told_with_what_takes_less():
+    program = "import jax.numpy as jnp; from mtl_jax.cli import guarded; import sys; "
+    program += "sys.exit(guarded(lambda words: jnp.zeros(2**46).block_until_ready(), []))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: the device has not enough memory (Out of memory allocating ")
+    assert "--batch-size" in line
+    assert "--seeds-at-once" in line
