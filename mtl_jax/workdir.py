@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # What a folder may hold before it is a run's.
 _LOCKS = (".lock", ".config.json.lock")
+# See ``whole``: none is being written while this process holds the lock.
+_DRAFTS = ".config.json.[0-9]*"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -147,6 +149,8 @@ class Workdir:
                         "use another --workdir, or the settings it was made with"
                     )
                 return
+            for draft in self.path.glob(_DRAFTS):
+                draft.unlink(missing_ok=True)
             if any(path.name not in _LOCKS for path in self.path.iterdir()):
                 raise UserError(f"{self.path} is not empty and holds no run: name a new folder")
             write_json(self.path / "config.json", record)
