@@ -107,6 +107,7 @@ def recover(workdir: Workdir) -> None:
     Raises:
         UserError: A checkpoint is of another version of this package.
     """
+    workdir.mend()
     saved, reasons = Saved(workdir.checkpoints), _Reasons(workdir)
     aside: dict[int, str] = {}
     found = None

@@ -162,6 +162,36 @@ def test_a_checkpoint_with_a_longer_log_is_not_gone_on_from(copy, finished, caps
     assert "checkpoint 8: metrics.jsonl has lost lines of before it" in warnings_of(capsys)[0]
 
 
+@pytest.mark.parametrize("last", [8, None])
+@pytest.mark.parametrize("of_end", [False, True])
+def test_a_damaged_line_of_the_log_is_a_lost_one(of_end, last, copy, finished, capsys):
+    config = copy(last)
+    log = Path(config.workdir) / "metrics.jsonl"
+    known = Saved(log.parent / "checkpoints").progress(6)["lines"]
+    lines = log.read_bytes().splitlines(keepends=True)
+    place = len(lines) - 1 if of_end else known - 1
+    lines[place] = b"\0" + lines[place][1:]
+    log.write_bytes(b"".join(lines))
+    words = f"metrics.jsonl, line {place + 1} is damaged .*: remove it and run the command again"
+    with pytest.raises(UserError, match=words):
+        Workdir(config.workdir).result()
+    ends_the_same(config, finished)
+    first, *others = warnings_of(capsys)
+    assert f"metrics.jsonl is damaged from line {place + 1} on (" in first
+    if not of_end:
+        assert others[-1] == "warning: going on from checkpoint 4"
+
+
+@pytest.mark.parametrize("damage", [b"\xff{}\n", b"\n", b"5\n", b"[3]\n"])
+def test_what_is_no_object_is_a_damaged_line(damage, tmp_path):
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(b'{"a": 1}\n' + damage + b'{"b": 2}\n{"c"')
+    with pytest.raises(UserError, match=r"x.jsonl, line 2 is damaged \("):
+        read_lines(file)
+    file.write_bytes(b'{"a": "\xc2\x85"}\n{"c"')
+    assert read_lines(file) == [{"a": "\x85"}]
+
+
 def test_a_finished_run_is_mended(copy, finished, capsys):
     config = copy()
     best = best_of(config)
