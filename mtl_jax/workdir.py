@@ -13,7 +13,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mtl_jax import processes
 from mtl_jax.config import LIMITS
-from mtl_jax.console import say
 from mtl_jax.errors import UserError, cannot_write, first_line
 from mtl_jax.locks import exclusive
 from mtl_jax.watchers import Watcher
@@ -244,13 +243,12 @@ class Workdir:
         """How many lines ``metrics.jsonl`` has, less one that a kill left unfinished."""
         return self._metrics.read_bytes().count(b"\n") if self._metrics.exists() else 0
 
-    def mend(self) -> None:
-        """Drops a damaged line of ``metrics.jsonl`` and all after it: they are lost lines then."""
+    def mend(self) -> str:
+        """Drops a damaged line of ``metrics.jsonl`` and all after it; says so, if there is one."""
         records, damage = _parsed(self._metrics)
         if damage:
-            lost = f"from line {len(records) + 1} on ({damage})"
-            say(f"warning: {self._metrics} is damaged {lost}: what it said there comes again")
             rewrite_lines(self._metrics, records)
+        return damage and f"{self._metrics} was damaged from line {len(records) + 1} on ({damage})"
 
     def rewind(self, lines: int) -> None:
         """Drops what ``metrics.jsonl`` says after so many lines, which will come again."""

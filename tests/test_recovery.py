@@ -177,7 +177,7 @@ def test_a_damaged_line_of_the_log_is_a_lost_one(of_end, last, copy, finished, c
         Workdir(config.workdir).result()
     ends_the_same(config, finished)
     first, *others = warnings_of(capsys)
-    assert f"metrics.jsonl is damaged from line {place + 1} on (" in first
+    assert f"metrics.jsonl was damaged from line {place + 1} on (" in first
     if not of_end:
         assert others[-1] == "warning: going on from checkpoint 4"
 
