@@ -1,6 +1,7 @@
 """Launching on TPU slices, with a stand-in for gcloud, and in Kubernetes."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 from launching import AWKWARD, recorded, recorder, shellcheck, shown
+
+from mtl_jax.launch.tpu import Tpu
 
 ROOT = Path(__file__).parents[1]
 SLICE = ["tpu", "--name=a slice", "--zone=z", "--project=p"]
@@ -104,6 +107,39 @@ def test_every_argument_arrives_on_the_worker(cloud, tmp_path):
         ROOT / "mtl_jax" / "launch" / "tpu.py"
     ).read_bytes()
     assert not (there / ".git").exists()
+
+
+@pytest.mark.parametrize("where", ["README", "help"])
+def test_the_file_server_of_the_example_is_mounted_once(where, cloud, tmp_path):
+    text = (ROOT / "README.md").read_text() if where == "README" else (Tpu.__doc__ or "")
+    (setup,) = re.findall(r"--setup[ =]'(mountpoint[^']*)'", text)
+    mounted, own = tmp_path / "mounted", tmp_path / "bin"
+    recorder(own / "mountpoint", f"pathlib.Path({str(mounted)!r}).exists() or sys.exit(1)")
+    # As on a new worker: no folder to mount at, and none is made but by mkdir.
+    sudo = recorder(
+        own / "sudo",
+        f"place = pathlib.Path({str(tmp_path / 'place')!r})\n"
+        "if sys.argv[1] == 'mkdir': place.touch()\n"
+        f"else: place.exists() and pathlib.Path({str(mounted)!r}).touch(exist_ok=False)",
+    )
+    words = [f"--setup={setup}", "--", "train", f"--workdir={tmp_path}/x"]
+    for _ in range(2):
+        done, _, arguments = cloud(words, ["READY"] * 2, ["0"])
+        assert (done.returncode, len(arguments)) == (0, 1), done.stderr
+    assert recorded(sudo) == [
+        ["mkdir", "-p", "/mnt/runs"],
+        ["mount", "-t", "nfs", "10.0.0.2:/share", "/mnt/runs"],
+    ]
+    assert recorded(own / "mountpoint") == [["-q", "/mnt/runs"]]
+    # It stands before the folder of the run is asked for.
+    printed = subprocess.run(
+        [sys.executable, "-m", "mtl_jax.launch", *SLICE, "--dry-run", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert printed.index(setup) < printed.index(f"mkdir -p {tmp_path} || exit 2")
 
 
 def test_what_was_taken_away_is_made_again_and_what_failed_is_not(cloud, tmp_path):

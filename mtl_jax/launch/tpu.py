@@ -91,8 +91,10 @@ class Tpu(Options):
 
     The repository is copied to each worker and installed there. What the run leaves has to be
     where all workers see it: --workdir names a folder of a file system that they mount, as
-    Filestore is by --setup='sudo mount -t nfs 10.0.0.2:/share /mnt/runs'. A bucket itself,
-    gs://..., can't be used.
+    Filestore is, at every start anew where it is not mounted yet, by
+    --setup='mountpoint -q /mnt/runs ||
+    { sudo mkdir -p /mnt/runs && sudo mount -t nfs 10.0.0.2:/share /mnt/runs; }'.
+    A bucket itself, gs://..., can't be used.
     """
 
     name: str
