@@ -76,8 +76,11 @@ class Ledger:
         """Keeps an arm's result as a line of ``results.jsonl``, or notes that it failed."""
         if self._failed(arm, outcome) or not processes.is_main():
             return
-        append_line(self._results, _line(arm, outcome))
+        line = _line(arm, outcome)
+        # First: an arm with a line is not opened again, and what a kill had left would stay. Not
+        # at the next call either: it may have other wishes than the one that trained the arm.
         self._clear(arm)
+        append_line(self._results, line)
 
     def leave(self, arm: Arm, outcome: Mapping[str, Any]) -> None:
         """Leaves an arm's result in its own folder, and why it failed in ``failures/``."""

@@ -134,6 +134,46 @@ def test_a_part_that_was_killed_goes_on(whole, flags, tmp_path):
     ]
 
 
+_KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from experiments import freezing, ledger
+from mtl_jax.workdir import Workdir
+def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
+def kill_within(folder, **_):
+    if Path(folder).exists(): kill()
+{where} = {what}
+freezing._MAIN(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        ("Workdir.remove_checkpoints", "kill"),
+        ("shutil.rmtree", "kill_within"),
+        ("ledger.append_line", "kill"),
+    ],
+)
+def test_a_kill_as_an_arm_is_done_leaves_no_checkpoints(where, what, whole, flags, tmp_path):
+    folder = tmp_path / "study"
+    asked = [f"--workdir={folder}", "--scenarios=backbone_frozen", "--seeds=0", *flags]
+    code = _KILLED.format(where=where, what=what)
+    killed = subprocess.run([sys.executable, "-c", code, *asked], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    arm = folder / "arms" / "backbone_frozen-seed0"
+    left = [(arm / name).exists() for name in ("checkpoints", ".checkpoints-removed")]
+    assert left == [where.startswith("Workdir"), where.startswith("shutil")]
+    status, _, err = end(started("experiments.freezing", *asked))
+    assert status == 0, err
+    assert "is done: " in err
+    assert not (arm / "checkpoints").exists()
+    assert not (arm / ".checkpoints-removed").exists()
+    assert [without_times(line) for line in lines(folder)] == [
+        without_times(line) for line in lines(whole) if line["arm"] == "backbone_frozen"
+    ]
+
+
 @pytest.fixture
 def plan(settings, tmp_path):
     """The plan of such a study, and what its report is made from."""
