@@ -158,7 +158,8 @@ constant, not at all"""
     sentiment_weight: float = 1.0
     """weight of the sentiment task in the loss"""
     drift_limit: float = 0.1
-    """how far the predictions of a frozen head may drift while the backbone trains, in nats"""
+    """how far the predictions of a frozen head that an earlier phase has trained may drift while \
+the backbone trains, in nats"""
     on_drift: OnDrift = "warn"
     """what happens beyond: warn; stop the phase; go back to the last measurement within it, and \
 stop; distill: hold the predictions by a term of the loss from there on"""
@@ -266,6 +267,12 @@ Kubernetes, under Open MPI, or as ./launch.sh local starts them"""
             raise UserError(
                 f"--recipe {self.recipe} names its scenarios itself: leave --scenario "
                 f"{self.scenario} out"
+            )
+        if self.on_drift != "warn" and self.recipe is None:
+            raise UserError(
+                f"--on-drift {self.on_drift} is for a head that an earlier phase has trained, and "
+                f"--scenario {self.scenario} is one phase: use a --recipe, such as "
+                "sequential_heads, or leave --on-drift out"
             )
 
     def absolute(self) -> Self:

@@ -123,6 +123,12 @@ def plan_phases(
         plans.append(PhasePlan(phase, *laid_out))
         learned |= _heads(freezes[i])
     _refuse_repeats(plans, names)
+    if config.on_drift != "warn" and not any(plan.guarded for plan in plans):
+        raise UserError(
+            f"--on-drift {config.on_drift} is for a head that an earlier phase has trained, and no "
+            f"phase of {config.name} freezes such a head while the backbone trains: use another "
+            "recipe, such as sequential_heads, or leave --on-drift out"
+        )
     return tuple(plans)
 
 
