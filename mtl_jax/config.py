@@ -26,6 +26,8 @@ Parallel = Literal["auto", "jit", "pmap", "mesh"]
 Schedule = Literal["linear", "slanted_triangular", "constant"]
 OnDrift = Literal["warn", "stop", "back", "distill"]
 WeightingName = Literal["fixed", "uncertainty", "dynamic_average", "famo", "pcgrad", "gradnorm"]
+# Optimizers and schedules count the steps of a run in int32.
+MOST_STEPS = 2**31 - 1
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
 
 # What a config.json may say without a change in the numbers that this encoder computes.
@@ -184,9 +186,9 @@ fused attention"""
     prefix_cache: bool = True
     """compute what the frozen bottom of the backbone makes of the texts once, and keep it"""
     cache_memory: float = 1.0
-    """GiB of such activations kept in memory; larger ones go to files"""
+    """GiB of such activations kept in memory; larger ones go to files; inf: no limit"""
     cache_disk: float = 20.0
-    """GiB of such files at most; the least recently used make room"""
+    """GiB of such files at most; the least recently used make room; inf: no limit"""
     cache_folder: str | None = None
     """folder of such files; by default activations in the cache folder of mtl_jax"""
     measure_every: int = 1
@@ -204,6 +206,8 @@ need; where one is damaged, the one before it is used"""
         for name in ("epochs", "batch_size", "measure_every", "keep_latest"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} {getattr(self, name)} must be at least 1")
+        if self.epochs > MOST_STEPS:
+            raise UserError(f"--epochs {self.epochs} must be at most {MOST_STEPS}")
         for name in (
             "head_learning_rate",
             "backbone_learning_rate",
