@@ -240,7 +240,7 @@ class Run:
         labels = self.inputs.split("train").texts.labels
         pairs = zip(TASKS, self._task_weights, strict=True)
         first, second = (weight * bool((labels[task] >= 0).any()) for task, weight in pairs)
-        return useless(self.weighting, self.freeze, (first, second))
+        return useless(self.weighting, self.freeze, (first, second), self.total_steps)
 
     def stepper(self, seeds: int = 1) -> Stepper:
         """The compiled training step, shared by runs that differ in nothing of it.
