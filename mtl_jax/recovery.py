@@ -107,6 +107,8 @@ def recover(workdir: Workdir) -> None:
     Raises:
         UserError: A checkpoint is of another version of this package.
     """
+    if damage := workdir.mend():
+        say(f"warning: {damage}: what it said there comes again")
     saved, reasons = Saved(workdir.checkpoints), _Reasons(workdir)
     aside: dict[int, str] = {}
     found = None

@@ -107,6 +107,26 @@ class Saved:
         """
         return self._arrays(step, "params")
 
+    def restore_best(self) -> Params | None:
+        """As ``restore_params`` of the best scored checkpoint; None where there is none.
+
+        Raises:
+            DamageError: It is damaged.
+        """
+        looked_at: set[int] = set()
+        while True:
+            step = self.last_step
+            try:
+                if step is None or (best := self.seal(step).best) is None:
+                    return None
+                step = best[0]
+                return self.restore_params(step)
+            except DamageError:
+                # Who trains the run may have removed it meanwhile: there are newer ones then.
+                if step in looked_at or (self.folder / str(step)).exists():
+                    raise
+                looked_at.add(step)
+
     def restore(self, step: int, template: TrainState, freeze: Freeze) -> tuple[Params, TrainState]:
         """Restores what training goes on from.
 

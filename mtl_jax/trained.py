@@ -123,10 +123,8 @@ class TrainedModel(Encoder):
                     "with --keep-checkpoints"
                 )
             raise UserError(f"{folder} has no checkpoint yet: train it first")
-        saved = Saved(workdir.checkpoints)
-        if (best := saved.best_step) is None:
+        if (params := Saved(workdir.checkpoints).restore_best()) is None:
             raise UserError(f"{folder} has no checkpoint yet: run train on it again")
-        params = saved.restore_params(best)
         spec = model_spec(
             record,
             max_length=reader.max_length,

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mtl_jax import processes
 from mtl_jax.config import LIMITS
-from mtl_jax.errors import UserError, cannot_write
+from mtl_jax.errors import UserError, cannot_write, first_line
 from mtl_jax.locks import exclusive
 from mtl_jax.watchers import Watcher
 from mtl_jax.whole import whole
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # What a folder may hold before it is a run's.
 _LOCKS = (".lock", ".config.json.lock")
+# See ``whole``: none is being written while this process holds the lock.
+_DRAFTS = ".config.json.[0-9]*"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -42,10 +44,31 @@ def _replace(path: Path, text: str) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file, less a last line that a kill left unfinished."""
+    """The objects of a JSON Lines file, less a last line that a kill left unfinished.
+
+    Raises:
+        UserError: A line is damaged.
+    """
+    records, damage = _parsed(path)
+    if damage:
+        raise UserError(
+            f"{path}, line {len(records) + 1} is damaged ({damage}): remove it and run the command "
+            "again that wrote the file, which makes up for it"
+        )
+    return records
+
+
+def _parsed(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """The objects up to the first damaged line, and in what way that is, if there is one."""
+    records: list[dict[str, Any]] = []
     if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        return records, ""
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            records.append(dict(json.loads(line.decode("utf-8"))))
+        except (ValueError, TypeError) as error:
+            return records, first_line(error)
+    return records, ""
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
@@ -147,6 +170,8 @@ class Workdir:
                         "use another --workdir, or the settings it was made with"
                     )
                 return
+            for draft in self.path.glob(_DRAFTS):
+                draft.unlink(missing_ok=True)
             if any(path.name not in _LOCKS for path in self.path.iterdir()):
                 raise UserError(f"{self.path} is not empty and holds no run: name a new folder")
             write_json(self.path / "config.json", record)
@@ -217,6 +242,13 @@ class Workdir:
     def lines(self) -> int:
         """How many lines ``metrics.jsonl`` has, less one that a kill left unfinished."""
         return self._metrics.read_bytes().count(b"\n") if self._metrics.exists() else 0
+
+    def mend(self) -> str:
+        """Drops a damaged line of ``metrics.jsonl`` and all after it; says so, if there is one."""
+        records, damage = _parsed(self._metrics)
+        if damage:
+            rewrite_lines(self._metrics, records)
+        return damage and f"{self._metrics} was damaged from line {len(records) + 1} on ({damage})"
 
     def rewind(self, lines: int) -> None:
         """Drops what ``metrics.jsonl`` says after so many lines, which will come again."""

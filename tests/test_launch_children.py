@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,3 +106,63 @@ def test_those_who_save_are_told_once(whom, tmp_path):
         out, _ = process.communicate()
     assert sorted(there) == ["[1] there\n", "there\n"]
     assert out == f"75 [75, 75] {whom == 'all'}\n"
+
+
+def test_where_the_end_of_the_terminal_is_ignored_it_stays_so(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    first, second = (
+        _SAVES.replace("PIPE", repr(str(pipe))).replace("WAITS", str(waits))
+        for waits in (False, True)
+    )
+    # As nohup does.
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        started = driver("60", first, second)
+        process = started.__enter__()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with contextlib.ExitStack() as stack:
+        stack.push(started)
+        assert process.stderr is not None
+        assert sorted(process.stderr.readline() for _ in range(2)) == ["[1] there\n", "there\n"]
+        # The second one would be told twice.
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate()
+    assert out == "75 [75, 75] True\n"
+
+
+_SAVES_SILENTLY = """
+import pathlib, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+print("there", flush=True)
+signal.sigwait([signal.SIGTERM])
+for _ in range(9 if SPEAKS else 0): print("saving", flush=True)
+pathlib.Path(FILE).write_text("saved")
+sys.exit(75)
+"""
+
+
+@pytest.mark.skipif(shutil.which("setsid") is None, reason="setsid is not installed")
+def test_when_the_terminal_is_gone_they_save(tmp_path):
+    files = [tmp_path / "0", tmp_path / "1"]
+    codes = [
+        _SAVES_SILENTLY.replace("FILE", repr(str(file))).replace("SPEAKS", str(number))
+        for number, file in enumerate(files)
+    ]
+    master, terminal = os.openpty()
+    with subprocess.Popen(
+        ["setsid", "--ctty", sys.executable, "-c", _DRIVE, "60", *codes],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        os.close(terminal)
+        said = b""
+        while said.count(b"there") < 2:
+            said += os.read(master, 1000)
+        os.close(master)
+        process.wait()
+    assert [file.read_text() for file in files] == ["saved", "saved"]

@@ -1,6 +1,7 @@
 """Launching on TPU slices, with a stand-in for gcloud, and in Kubernetes."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 from launching import AWKWARD, recorded, recorder, shellcheck, shown
+
+from mtl_jax.launch.tpu import Tpu
 
 ROOT = Path(__file__).parents[1]
 SLICE = ["tpu", "--name=a slice", "--zone=z", "--project=p"]
@@ -26,6 +29,11 @@ if verb == "describe" and words[-1] == "--format=value(state)":
     first, *later = states.read_text().split("\\n")
     states.write_text("\\n".join(later))
     print(first)
+elif verb in ("create", "delete"):
+    failures = pathlib.Path(os.environ["FAILURES"])
+    first, *later = failures.read_text().split() or ["0"]
+    failures.write_text(" ".join(later))
+    status = int(first)
 elif verb == "describe":
     print(os.environ["WORKERS"])
 elif verb == "scp":
@@ -61,9 +69,11 @@ def cloud(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{bin_folder}:{os.environ['PATH']}")
     monkeypatch.setenv("WORKER_HOME", str(home))
     monkeypatch.setenv("STATES", str(tmp_path / "states"))
+    monkeypatch.setenv("FAILURES", str(tmp_path / "failures"))
 
-    def run(words, states, ends, workers="1"):
+    def run(words, states, ends, workers="1", failures=""):
         (tmp_path / "states").write_text("\n".join(states))
+        (tmp_path / "failures").write_text(failures)
         statuses.write_text(" ".join(ends))
         monkeypatch.setenv("WORKERS", workers)
         command = [sys.executable, "-m", "mtl_jax.launch", *SLICE, *words]
@@ -106,6 +116,39 @@ def test_every_argument_arrives_on_the_worker(cloud, tmp_path):
     assert not (there / ".git").exists()
 
 
+@pytest.mark.parametrize("where", ["README", "help"])
+def test_the_file_server_of_the_example_is_mounted_once(where, cloud, tmp_path):
+    text = (ROOT / "README.md").read_text() if where == "README" else (Tpu.__doc__ or "")
+    (setup,) = re.findall(r"--setup[ =]'(mountpoint[^']*)'", text)
+    mounted, own = tmp_path / "mounted", tmp_path / "bin"
+    recorder(own / "mountpoint", f"pathlib.Path({str(mounted)!r}).exists() or sys.exit(1)")
+    # As on a new worker: no folder to mount at, and none is made but by mkdir.
+    sudo = recorder(
+        own / "sudo",
+        f"place = pathlib.Path({str(tmp_path / 'place')!r})\n"
+        "if sys.argv[1] == 'mkdir': place.touch()\n"
+        f"else: place.exists() and pathlib.Path({str(mounted)!r}).touch(exist_ok=False)",
+    )
+    words = [f"--setup={setup}", "--", "train", f"--workdir={tmp_path}/x"]
+    for _ in range(2):
+        done, _, arguments = cloud(words, ["READY"] * 2, ["0"])
+        assert (done.returncode, len(arguments)) == (0, 1), done.stderr
+    assert recorded(sudo) == [
+        ["mkdir", "-p", "/mnt/runs"],
+        ["mount", "-t", "nfs", "10.0.0.2:/share", "/mnt/runs"],
+    ]
+    assert recorded(own / "mountpoint") == [["-q", "/mnt/runs"]]
+    # It stands before the folder of the run is asked for.
+    printed = subprocess.run(
+        [sys.executable, "-m", "mtl_jax.launch", *SLICE, "--dry-run", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert printed.index(setup) < printed.index(f"mkdir -p {tmp_path} || exit 2")
+
+
 def test_what_was_taken_away_is_made_again_and_what_failed_is_not(cloud, tmp_path):
     words = ["--", "train", f"--workdir={tmp_path}/x"]
     # Ready; gone after the run; so made again; the second run ends well.
@@ -129,6 +172,38 @@ def test_what_was_taken_away_is_made_again_and_what_failed_is_not(cloud, tmp_pat
     assert busy.returncode == 2
     assert "a slice is CREATING: wait until it is ready" in busy.stderr
     assert len(calls) == 1
+
+
+def test_a_slice_that_is_long_in_coming_is_waited_for(cloud, tmp_path):
+    words = ["--pause-seconds=0", "--", "train", f"--workdir={tmp_path}/x"]
+    # Stopped under the run; on its way; gone, with no room for another; made at last, and mended.
+    states = ["READY", *["STOPPING"] * 2, "REPAIRING", "TERMINATED", "PREEMPTED", "", "READY"]
+    done, calls, arguments = cloud(words, states, ["255", "0"], failures="0 1 3")
+    assert done.returncode == 0, done.stderr
+    assert len(arguments) == 2
+    assert [call[0] for call in calls] == [
+        *("describe", "describe", "scp", "ssh", "describe"),
+        *("describe", "describe"),
+        *("describe", "delete", "create"),
+        *("describe", "delete"),
+        *("describe", "create"),
+        *("describe", "scp", "ssh", "describe"),
+    ]
+    said = [line for line in done.stderr.splitlines() if line.startswith("a slice is")]
+    assert said[0] == "a slice is STOPPING: wait until it is ready, or name another one"
+    assert said[1] == "a slice is not ready after restart 1 of 100"
+    assert said[2] == "a slice is REPAIRING: wait until it is ready, or name another one"
+    assert said[-1] == "a slice is not ready after restart 4 of 100"
+
+
+def test_a_slice_that_does_not_come_ends_what_has_saved(cloud, tmp_path):
+    words = ["--pause-seconds=0", "--max-restarts=3", "--", "train", f"--workdir={tmp_path}/x"]
+    done, calls, _ = cloud(words, ["READY"], ["255"], failures="1 1 1")
+    assert done.returncode == 75
+    assert [call[0] for call in calls[5:]] == ["describe", "create"] * 3
+    # That it can't be made at all, as there is no such kind, is said at once.
+    done, calls, arguments = cloud(words, [""], ["0"], failures="4")
+    assert (done.returncode, len(calls), arguments) == (4, 2, [])
 
 
 def test_a_folder_that_only_one_worker_sees_is_refused(cloud, tmp_path):

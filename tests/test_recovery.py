@@ -20,6 +20,7 @@ from mtl_jax.config import TrainConfig
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.saved import Saved
+from mtl_jax.seal import DamageError
 from mtl_jax.train import train
 from mtl_jax.trained import TrainedModel
 from mtl_jax.workdir import Workdir, read_lines
@@ -162,6 +163,36 @@ def test_a_checkpoint_with_a_longer_log_is_not_gone_on_from(copy, finished, caps
     assert "checkpoint 8: metrics.jsonl has lost lines of before it" in warnings_of(capsys)[0]
 
 
+@pytest.mark.parametrize("last", [8, None])
+@pytest.mark.parametrize("of_end", [False, True])
+def test_a_damaged_line_of_the_log_is_a_lost_one(of_end, last, copy, finished, capsys):
+    config = copy(last)
+    log = Path(config.workdir) / "metrics.jsonl"
+    known = Saved(log.parent / "checkpoints").progress(6)["lines"]
+    lines = log.read_bytes().splitlines(keepends=True)
+    place = len(lines) - 1 if of_end else known - 1
+    lines[place] = b"\0" + lines[place][1:]
+    log.write_bytes(b"".join(lines))
+    words = f"metrics.jsonl, line {place + 1} is damaged .*: remove it and run the command again"
+    with pytest.raises(UserError, match=words):
+        Workdir(config.workdir).result()
+    ends_the_same(config, finished)
+    first, *others = warnings_of(capsys)
+    assert f"metrics.jsonl was damaged from line {place + 1} on (" in first
+    if not of_end:
+        assert others[-1] == "warning: going on from checkpoint 4"
+
+
+@pytest.mark.parametrize("damage", [b"\xff{}\n", b"\n", b"5\n", b"[3]\n"])
+def test_what_is_no_object_is_a_damaged_line(damage, tmp_path):
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(b'{"a": 1}\n' + damage + b'{"b": 2}\n{"c"')
+    with pytest.raises(UserError, match=r"x.jsonl, line 2 is damaged \("):
+        read_lines(file)
+    file.write_bytes(b'{"a": "\xc2\x85"}\n{"c"')
+    assert read_lines(file) == [{"a": "\x85"}]
+
+
 def test_a_finished_run_is_mended(copy, finished, capsys):
     config = copy()
     best = best_of(config)
@@ -204,6 +235,55 @@ def test_a_removal_that_was_killed_leaves_none_in_part(copy, finished):
     assert without_times(train(config, finished[1])) == without_times(finished[2])
     Workdir(config.workdir).remove_checkpoints()
     assert not removed.exists()
+
+
+class _BesideTraining(Saved):
+    """While a checkpoint is looked for, the training of the run removes it and has a new one."""
+
+    def __init__(self, folder, moment):
+        super().__init__(folder)
+        self._moment = moment
+        self.new = folder / "12"
+        self.new.rename(folder / ".new")
+
+    def _train_on(self, step):
+        if (hidden := self.folder / ".new").exists():
+            hidden.rename(self.new)
+            (self.folder / str(step)).rename(self.folder / ".gone")
+
+    def seal(self, step):
+        if self._moment == "seal":
+            self._train_on(step)
+        return super().seal(step)
+
+    def restore_params(self, step):
+        self._train_on(step)
+        return super().restore_params(step)
+
+
+@pytest.mark.parametrize("moment", ["seal", "params"])
+def test_a_reader_beside_the_training_has_the_best_there_is(moment, copy):
+    config = copy()
+    folder = Path(config.workdir) / "checkpoints"
+    best = Saved(folder).best_step
+    assert best is not None
+    if best != 12:
+        # Of the newest, which is what the reader shall find, the best is itself.
+        known = dataclasses.replace(Saved(folder).seal(12), best=(12, 1.0))
+        (folder / "12" / "seal" / "seal.json").write_text(seal._written(known))
+    wanted = Saved(folder).restore_params(12)
+    found = _BesideTraining(folder, moment).restore_best()
+    assert found is not None
+    assert seal.digest(found) == seal.digest(wanted)
+    assert (folder / ".gone").exists()
+
+
+def test_a_best_that_is_missing_for_good_is_told(copy):
+    config = copy(last=8)
+    folder = Path(config.workdir) / "checkpoints"
+    shutil.rmtree(folder / "6")
+    with pytest.raises(DamageError, match="checkpoints/6 is damaged"):
+        Saved(folder).restore_best()
 
 
 def test_predicting_from_a_damaged_checkpoint_is_refused_in_a_line(copy):

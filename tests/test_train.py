@@ -316,6 +316,22 @@ def test_an_update_that_diverges_is_never_saved(settings, inputs_of, tmp_path):
         checkpoints.close()
 
 
+def test_a_run_that_was_killed_at_its_first_write_begins(settings, inputs_of, tmp_path):
+    # Killed by itself when the draft is there, under the name and the locks of a real first start.
+    kill = (
+        "import os, pathlib, signal, sys\n"
+        "from mtl_jax.workdir import Workdir\n"
+        "pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Workdir(sys.argv[1]).claim({'seed': 0})"
+    )
+    done = subprocess.run([sys.executable, "-c", kill, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (draft,) = tmp_path.glob(".config.json.[0-9]*")
+    config = TrainConfig(**settings, workdir=str(tmp_path))
+    assert train(config, inputs_of(config)) == Workdir(tmp_path).result()
+    assert not draft.exists()
+
+
 def test_a_folder_with_other_content_is_left_alone(settings, inputs_of, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"mine": 1}\n')
     config = TrainConfig(**settings, workdir=str(tmp_path))

@@ -46,8 +46,8 @@ def run_together(
     """Runs commands at once, until all have ended.
 
     What the first one says is said here; the others' lines go to standard error with their
-    numbers. SIGTERM and SIGINT are passed on. Each has a process group of its own, so that
-    what a terminal sends comes once.
+    numbers. SIGTERM and SIGINT are passed on, and the end of the terminal as SIGTERM. Each has
+    a process group of its own, so that what a terminal sends comes once.
 
     Args:
         commands: The command lines.
@@ -65,6 +65,11 @@ def run_together(
 
     def tell(number: int) -> None:
         nonlocal told
+        if number == signal.SIGHUP:
+            # It comes from the terminal, and from the shell in it again.
+            if told:
+                return
+            number = signal.SIGTERM
         told = True
         for child in children:
             child.send_signal(number)
@@ -115,14 +120,18 @@ def _attend(child: subprocess.Popen[bytes], number: int, ended: queue.SimpleQueu
 
 def _say_lines(lines: IO[bytes], prefix: bytes) -> None:
     for line in lines:
-        # In one piece: the others write, too.
-        sys.stderr.buffer.write(prefix + line.removesuffix(b"\n") + b"\n")
-        sys.stderr.buffer.flush()
+        # A terminal may be gone: who speaks must not wait for ever for somebody to listen.
+        with contextlib.suppress(OSError):
+            # In one piece: the others write, too.
+            sys.stderr.buffer.write(prefix + line.removesuffix(b"\n") + b"\n")
+            sys.stderr.buffer.flush()
 
 
 @contextlib.contextmanager
 def _passing_on(tell: Callable[[int], None]) -> Iterator[None]:
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    # Where nohup has it ignored, it is to stay so.
+    stays = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = (signal.SIGTERM, signal.SIGINT, *(() if stays else (signal.SIGHUP,)))
     before = {n: signal.signal(n, lambda number, _frame: tell(number)) for n in numbers}
     try:
         yield

@@ -41,20 +41,17 @@ state() {{ {describe} '--format=value(state)' 2>/dev/null || true; }}
 
 make() {{ {create}; }}
 
-# Makes the slice where there is none, and anew where its machines are gone.
+# Makes the slice where there is none, and anew where its machines are gone; whether it is ready.
 ensure() {{
     local found
     found=$(state)
     case "$found" in
         READY) ;;
         '') make ;;
-        PREEMPTED | TERMINATED | STOPPED | FAILED)
-            {delete}
-            make
-            ;;
+        PREEMPTED | TERMINATED | STOPPED | FAILED) {delete} && make ;;
         *)
             echo {name} "is $found: wait until it is ready, or name another one" >&2
-            exit 2
+            return 2
             ;;
     esac
 }}
@@ -72,9 +69,16 @@ archive=$(mktemp)
 trap 'rm -f "$archive"' EXIT
 tar -czf "$archive" {left_out} -C {root} .
 
-for _ in $(seq 0 {restarts}); do
-    ensure
+for restart in $(seq 0 {restarts}); do
     status=0
+    ensure || status=$?
+    if [ "$status" -ne 0 ]; then
+        # At the start somebody is there to mend it; later a slice may be long in coming.
+        [ "$restart" -gt 0 ] || exit "$status"
+        echo {name} "is not ready after restart $restart of {restarts}" >&2
+        sleep {pause}
+        continue
+    fi
     run || status=$?
     # The machines may be gone, or the run has saved what it had: it goes on in the same folder.
     if [ "$status" -ne {saved} ] && [ "$(state)" = READY ]; then
@@ -91,8 +95,10 @@ class Tpu(Options):
 
     The repository is copied to each worker and installed there. What the run leaves has to be
     where all workers see it: --workdir names a folder of a file system that they mount, as
-    Filestore is by --setup='sudo mount -t nfs 10.0.0.2:/share /mnt/runs'. A bucket itself,
-    gs://..., can't be used.
+    Filestore is, at every start anew where it is not mounted yet, by
+    --setup='mountpoint -q /mnt/runs ||
+    { sudo mkdir -p /mnt/runs && sudo mount -t nfs 10.0.0.2:/share /mnt/runs; }'.
+    A bucket itself, gs://..., can't be used.
     """
 
     name: str
@@ -108,7 +114,10 @@ class Tpu(Options):
     spot: bool = False
     """make a cheaper one, which may be taken away at any time"""
     max_restarts: int = 100
-    """how often a slice that was taken away is made again, and the run gone on with"""
+    """how often a slice that was taken away is made again, and the run gone on with; asking \
+again for one that could not be made, or is not ready yet, counts, too"""
+    pause_seconds: int = 60
+    """how long to wait before that is asked again"""
     setup: Annotated[tuple[str, ...], UseAppendAction] = ()
     """a shell command on every worker before the run, as to mount a file system; again for more"""
     gcloud: Annotated[tuple[str, ...], UseAppendAction] = ()
@@ -116,7 +125,7 @@ class Tpu(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._refuse_below(0, "max_restarts")
+        self._refuse_below(0, "max_restarts", "pause_seconds")
         for name in ("name", "zone"):
             if not getattr(self, name):
                 raise UserError(f"--{name} is empty: name one")
@@ -170,6 +179,7 @@ class Tpu(Options):
             left_out=quoted([f"--exclude={each}" for each in _LEFT_OUT]),
             root=quoted([str(Path(__file__).parents[2])]),
             restarts=self.max_restarts,
+            pause=self.pause_seconds,
             saved=SAVED,
         )
 
