@@ -138,7 +138,8 @@ class Run:
                 name = "train"
             if name not in self._splits:
                 if self.config.prefix_cache and self.states_depth >= SHALLOWEST:
-                    split = self._with_kept(split, name)
+                    # A disk may be full for one process only, and the others would wait for it.
+                    split = processes.in_all(functools.partial(self._with_kept, split, name))
                 self._splits[name] = split
         return self._splits[name]
 
