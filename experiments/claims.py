@@ -33,7 +33,7 @@ class Judgement:
 
     claims: tuple[Judged, ...]
     family: int
-    """comparisons that decide a claim, or that the report makes over all settings"""
+    """comparisons over several settings, or of a study without any"""
     details: int
     """comparisons within one setting, which are a family of their own"""
     seeds: int
@@ -52,8 +52,9 @@ def judge_claims(
 ) -> Judgement:
     """What a study says of each claim of the design.
 
-    What a report compares beside the claims is tested with them. So a comparison that a claim
-    makes, too, has one p-value; that a family holds it twice changes none.
+    What a report compares beside the claims is tested with them, and what is compared more than
+    once is tested once: in the family within a setting where one setting has all of it, else
+    in that over all settings. So it has one p-value, wherever it is shown.
 
     Args:
         results: Lines of ``results.jsonl``, with a ``setting`` where there are several.
@@ -65,26 +66,33 @@ def judge_claims(
     answers = [_answer(claim, results, failures) for claim in CLAIMS]
     heads = [head for head, _ in answers if isinstance(head, Contrast)]
     details = [each for _, found in answers for each in found]
-    deciding, overall = _tested(heads, overall, seeds)
-    in_settings, within = _tested(details, within, seeds)
-    decided, shown = iter(deciding), iter(in_settings)
+    inner = {_key(each): each for each in (*details, *within)}
+    outer = {_key(each): each for each in (*heads, *overall) if _key(each) not in inner}
+    p_values = {**_tested(outer), **_tested(inner)}
+    decided = iter(judge(heads, [p_values[_key(each)] for each in heads], seeds))
+    shown = iter(judge(details, [p_values[_key(each)] for each in details], seeds))
     claims = []
     for claim, (head, found) in zip(CLAIMS, answers, strict=True):
         finding = next(decided) if isinstance(head, Contrast) else head
         finding = finding or Finding("", Verdict.NOT_ASKED)
         claims.append(Judged(claim.sentence, finding, tuple(next(shown) for _ in found)))
-    family, in_a_setting = len(heads) + len(overall), len(details) + len(within)
-    return Judgement(tuple(claims), family, in_a_setting, seeds, overall, within)
+    overall, within = (
+        tuple(dataclasses.replace(each, p_value=p_values[_key(each)]) for each in found)
+        for found in (overall, within)
+    )
+    return Judgement(tuple(claims), len(outer), len(inner), seeds, overall, within)
+
+
+def _key(compared: Contrast | Comparison) -> tuple[tuple[int, float], ...]:
+    """What is the same wherever the same is compared."""
+    return tuple(sorted(compared.difference.by_seed.items()))
 
 
 def _tested(
-    contrasts: Sequence[Contrast], comparisons: Sequence[Comparison], seeds: int
-) -> tuple[list[Finding], tuple[Comparison, ...]]:
-    """The claims' contrasts, judged, and a report's comparisons, corrected, as one family."""
-    family = (*comparisons, *contrasts)
-    p_values = iter(family_p([each.difference.by_seed for each in family]))
-    tested = tuple(dataclasses.replace(each, p_value=next(p_values)) for each in comparisons)
-    return judge(contrasts, list(p_values), seeds), tested
+    family: Mapping[tuple[tuple[int, float], ...], Contrast | Comparison],
+) -> dict[tuple[tuple[int, float], ...], float | None]:
+    p_values = family_p([each.difference.by_seed for each in family.values()])
+    return dict(zip(family, p_values, strict=True))
 
 
 def _answer(

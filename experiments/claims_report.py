@@ -47,7 +47,7 @@ def _rule(judgement: Judgement) -> str:
         "Counts of parameters and bytes are compared directly, as are training times, of which "
         f"none of {FEWEST_TIMES} runs or more may overlap."
     )
-    if not judgement.family:
+    if not judgement.family and not judgement.details:
         return direct
     beside = len(judgement.overall) + len(judgement.within)
     comparisons = wording.count_of(judgement.family, "comparison")
@@ -56,11 +56,7 @@ def _rule(judgement: Judgement) -> str:
         if judgement.details
         else ""
     )
-    found = (
-        f"; {beside} of these are the findings above, one that a claim makes, too, counted twice"
-        if beside
-        else ""
-    )
+    found = f"; the {beside} findings above are among these" if beside else ""
     seeds = judgement.seeds
     return (
         f"Not supported, as too small to matter: the 95 % bootstrap interval (in brackets; of "

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import time
 from collections import Counter
@@ -23,7 +24,7 @@ from experiments.ledger import WEIGHTS, Ledger, opened
 from experiments.machine import circumstances
 from experiments.pool import Pool
 from experiments.study import Arm, Plan, StudySettings
-from mtl_jax import processes
+from mtl_jax import preemption, processes
 from mtl_jax.cli import one_line
 from mtl_jax.config import TrainConfig
 from mtl_jax.console import say
@@ -198,6 +199,7 @@ def _train_arms(
     """Trains these groups; ``keep`` takes the outcome of each arm."""
     reported = time.monotonic()
     for place, todo in enumerate(waiting):
+        preemption.leave_if_due()
         pool.keep_only([group[0].config for group in waiting[place:]])
         for arm in todo:
             say(f"{ledger.place(arm)}: {arm}")
@@ -218,12 +220,14 @@ def _train_group(arms: Sequence[Arm], pool: Pool, ledger: Ledger) -> list[dict[s
         ledger: Knows the weights of the backbones that there are results of.
     """
     try:
-        inputs = pool.get(arms[0].config)
+        inputs = processes.in_all(functools.partial(pool.get, arms[0].config))
     except UserError as error:
         return [{"error": one_line(error), "skipped": True} for _ in arms]
-    except Exception as error:  # noqa: BLE001  (one backbone must not take the others with it)
+    except Exception as error:  # but one backbone must not take the others with it
+        if not processes.met_by_all(error):
+            raise
         return [{"error": one_line(error)} for _ in arms]
-    if failure := ledger.other_weights(arms[0], inputs.weights_digest):
+    if failure := processes.agreed(ledger.other_weights(arms[0], inputs.weights_digest)):
         return [failure for _ in arms]
     outcomes = train_group([arm.config for arm in arms], inputs)
     return [
@@ -233,13 +237,16 @@ def _train_group(arms: Sequence[Arm], pool: Pool, ledger: Ledger) -> list[dict[s
 
 
 def train_group(configs: Sequence[TrainConfig], inputs: Inputs) -> Sequence[dict[str, Any] | str]:
-    """Per run its result, or in words what it failed with: an exception holds the arrays."""
+    """Per run its result, or in words what it failed with: an exception holds the arrays.
+
+    Of several processes all have failed then: an error of one alone is raised, and ends them.
+    """
     from mtl_jax.train import train_seeds
 
     try:
         outcomes = train_seeds(configs, inputs)
     except Exception as error:  # but one scenario must not take the others with it
-        if processes.loss_in_words(error):
+        if not processes.met_by_all(error):
             raise
         return [one_line(error)] * len(configs)
     return [one_line(each) if isinstance(each, UserError) else each for each in outcomes]

@@ -3,8 +3,8 @@
     python -m experiments.freezing --workdir DIR
 
 The defaults are the quick study that ``./launch.sh`` runs, on a part of the Sentences
-corpus. ``experiments/README.md`` has the answers of real runs, with their commands, times
-and machines.
+corpus; of one's own data it takes all, unless it is told otherwise. The README has the answers
+of that study, with their time and machine.
 """
 
 from __future__ import annotations
@@ -23,15 +23,12 @@ if TYPE_CHECKING:
     from experiments.pool import Pool
 
 
-def _limits(data: DataConfig) -> dict[str, int | None]:
-    return {
-        "max_train_examples": data.max_train_examples,
-        "max_evaluation_examples": data.max_evaluation_examples,
-    }
+class _Default(int):
+    """A limit of the quick study that nobody has asked for, told from the same one asked for."""
 
 
 # Few enough sentences for four seeds of seven scenarios in some minutes on two cores.
-_QUICK = DataConfig(max_train_examples=384, max_evaluation_examples=320)
+_QUICK = DataConfig(max_train_examples=_Default(384), max_evaluation_examples=_Default(320))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,10 +57,13 @@ class Freezing(StudySettings):
         super().__post_init__()
         self._refuse_empty("scenarios")
         own = self.data.train_file or self.data.dataset != _QUICK.dataset
-        if own and _limits(self.data) == _limits(_QUICK):
+        settled = {
             # The quick study's limits are meant for the default corpus alone.
-            unlimited = dict.fromkeys(_limits(_QUICK))
-            object.__setattr__(self, "data", dataclasses.replace(self.data, **unlimited))
+            name: None if own else int(limit)
+            for name in ("max_train_examples", "max_evaluation_examples")
+            if isinstance(limit := getattr(self.data, name), _Default)
+        }
+        object.__setattr__(self, "data", dataclasses.replace(self.data, **settled))
 
     def groups(self, at_once: int) -> Iterator[list[TrainConfig]]:
         """The arms that are trained at once, so many seeds at a time."""

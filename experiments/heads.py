@@ -60,6 +60,8 @@ class Heads(Settings):
             if not all(value >= 0 for value in values):
                 raise UserError(f"{flag} {min(values)} must not be negative")
             object.__setattr__(self, name, values)
+        if max(self.seeds) >= 2**32:
+            raise UserError(f"--seeds {max(self.seeds)} must be at most {2**32 - 1}")
 
     def grid(self) -> Grid:
         """The runs."""
@@ -84,13 +86,17 @@ def run(study: Heads, command: str) -> None:
     from experiments.report import rich_table, write_document
     from mtl_jax.console import say
     from mtl_jax.inputs import Inputs
-    from mtl_jax.sweep import sweep
+    from mtl_jax.sweep import ready, sweep
     from mtl_jax.workdir import Workdir, read_lines, rewrite_lines
 
     started = time.time()
     study = study.absolute()
     inputs, grid = Inputs(study), study.grid()
     count = len(grid.seeds) * len(grid.settings())
+    shared = {field.name: getattr(study, field.name) for field in dataclasses.fields(Settings)}
+    config = TrainConfig(**shared, workdir="", scenario="backbone_frozen")
+    # What is refused leaves no folder that would be taken for another study's.
+    ready(config, grid, inputs)
     folder = Workdir(study.workdir)
     with contextlib.closing(folder):
         folder.claim(_record(study, inputs))
@@ -99,8 +105,7 @@ def run(study: Heads, command: str) -> None:
             say(f"{study.workdir} is done: its report is {folder.path / 'report.html'}")
             return
         say(f"{count} pairs of heads, {study.epochs} epochs each")
-        shared = {field.name: getattr(study, field.name) for field in dataclasses.fields(Settings)}
-        result = sweep(TrainConfig(**shared, workdir="", scenario="backbone_frozen"), grid, inputs)
+        result = sweep(config, grid, inputs)
         lines = _lines(study, result)
         for note in inputs.notes():
             say(note)
@@ -124,8 +129,11 @@ def _lines(study: Heads, result: SweepResult) -> list[dict[str, Any]]:
                     "arm": "backbone_frozen",
                     "seed": seed,
                     "setting": setting,
+                    "epochs": list(result.measured),
                     "validation": None if diverged else scores,
-                    "best_epoch": None if diverged else 1 + scores.index(max(scores)),
+                    "best_epoch": (
+                        None if diverged else result.measured[scores.index(max(scores))]
+                    ),
                     "chosen": chosen,
                     "test": result.test[row] if chosen and result.test else None,
                 }

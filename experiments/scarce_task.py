@@ -6,9 +6,9 @@ With 12 labels of 384 sentences, six seeds: nothing that could be told from join
 ``experiments/README.md`` has the command of that run, 19 minutes on two cores, and its numbers.
 
 The labels of one task are thinned to 1, 3, 10, 30 and 100 %; the other task keeps all of its
-own, and so do validation and test. Each step's loss is the sum over tasks of the mean over
-the labels that the step has, so that a thin task weighs as much as a full one wherever it
-has a label at all. The arms:
+own, or the part that ``--label-fraction`` gives it, and validation and test keep all. Each
+step's loss is the sum over tasks of the mean over the labels that the step has, so that a
+thin task weighs as much as a full one wherever it has a label at all. The arms:
 
 ``joint``               both heads and the backbone from the start
 ``scarce_head_frozen``  the scarce task's head is frozen for the first half of the epochs, both
@@ -28,7 +28,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.protocols import check_arms, files_of, in_study, protocol
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 _SCENARIOS = {"joint": "none_frozen", "single_task": "none_frozen"}
 _HEAD_FROZEN = "scarce_head_frozen"
 _HEAD_FROZEN_FILE = "recipes/scarce_head_frozen.json"
+# These find the scarce task by itself: of two that are thinned, the one with fewer labels.
+_FINDING = ("scarce_head_last", "sequential_heads")
+# None of these freezes a head that has been trained.
+_UNGUARDED = (*_SCENARIOS, _HEAD_FROZEN, "scarce_head_last")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,16 @@ class ScarceTask(StudySettings):
         for fraction in self.fractions:
             if not 0 < fraction <= 1:
                 raise UserError(f"--fractions {fraction} must be above 0 and at most 1")
+        if self.scarce_task in self.data.label_fractions:
+            raise UserError(
+                f"--label-fraction names {self.scarce_task}, whose labels --fractions thins: "
+                f"leave it out, or give {self.other_task} alone one"
+            )
+        if self.on_drift != "warn" and not set(self.arms) - set(_UNGUARDED):
+            raise UserError(
+                f"--on-drift {self.on_drift} is for a head that an earlier phase has trained, and "
+                "no arm freezes such a head: add sequential_heads to --arms, or leave it out"
+            )
 
     @property
     def other_task(self) -> str:
@@ -82,7 +96,7 @@ class ScarceTask(StudySettings):
     def config(self, name: str, seed: int, fraction: float, labels: int) -> TrainConfig:
         """The run of an arm, where the scarce task has so many labels before it is thinned."""
         # All labels are a fraction, too: of two tasks with as many labels it names the scarce.
-        thinned = (f"{self.scarce_task}={fraction:g}",)
+        thinned = (*self.data.label_fraction, f"{self.scarce_task}={fraction:g}")
         data = dataclasses.replace(self.data, label_fraction=thinned)
         changes: dict[str, Any] = {}
         if name == "single_task":
@@ -96,6 +110,9 @@ class ScarceTask(StudySettings):
         return TrainConfig(**shared, workdir=workdir, seed=seed)
 
     def _protocol(self, name: str) -> dict[str, Any]:
+        return self._training(name) | ({"on_drift": "warn"} if name in _UNGUARDED else {})
+
+    def _training(self, name: str) -> dict[str, Any]:
         if name == _HEAD_FROZEN:
             return {"recipe": in_study(self.workdir, _HEAD_FROZEN_FILE)}
         return protocol(_SCENARIOS.get(name, name), self.workdir)
@@ -116,6 +133,25 @@ class ScarceTask(StudySettings):
         """
         own = (*_SCENARIOS, _HEAD_FROZEN)
         check_arms([arm for arm in self.arms if arm not in own], layers, own)
+
+    def check_labels(self, labels: Mapping[str, int]) -> None:
+        """Refuses arms that would take the other task for the scarce one.
+
+        Args:
+            labels: Of each task, before the scarce one is thinned.
+
+        Raises:
+            UserError: There is one.
+        """
+        misled = [arm for arm in self.arms if arm in _FINDING]
+        most = math.ceil(max(self.fractions) * labels[self.scarce_task])
+        if misled and self.data.label_fraction and labels[self.other_task] <= most:
+            raise UserError(
+                f"--label-fraction leaves {labels[self.other_task]} {self.other_task} labels, and "
+                f"{self.scarce_task} has up to {most}: arm {misled[0]} would take {self.other_task}"
+                " for the scarce task: raise that fraction, lower --fractions, or leave "
+                f"{' and '.join(misled)} out of --arms"
+            )
 
     def _setting(self, fraction: float) -> dict[str, Any]:
         return {"scarce_task": self.scarce_task, "fraction": fraction}
@@ -154,6 +190,7 @@ def plan_of(study: ScarceTask, pool: Pool) -> Plan:
             raise UserError(
                 f"no training example has a {task} label: name a column for it with --label-columns"
             )
+    study.check_labels(labels)
     inputs.refuse_long()
     own = {"scarce_task": study.scarce_task, "min_steps": study.min_steps}
     settings = {**study.record(), **own}

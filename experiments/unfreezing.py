@@ -2,9 +2,10 @@
 
     python -m experiments.unfreezing --workdir DIR      # some 500 runs; about a day on two cores
 
-On 64 and 256 sentences of the default corpus, six seeds: unfreezing pays already with 64, and
-gradual unfreezing does no better than unfreezing at once. ``experiments/README.md`` has the
-command of that run, an hour on two cores, and its numbers.
+On 64, 256 and 1,024 sentences of the default corpus, six seeds: unfreezing pays already with
+64, and gradual unfreezing is worse than unfreezing at once over the three sizes.
+``experiments/README.md`` has the command of that run, some four hours on two cores beside
+other work, and its numbers.
 
 Every depth from a frozen backbone to full fine-tuning, the recipes beside them, on 64
 sentences up to all of them. An arm of a given number of sentences has as many passes over

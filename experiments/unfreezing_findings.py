@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from experiments import wording
 from experiments.arms import (
     Result,
@@ -28,6 +30,7 @@ from experiments.compare import (
     values_of,
 )
 from experiments.outline import Failure
+from experiments.resampling import best_of_others, chosen_p
 from experiments.statistics import mean_interval, of_differences
 
 SETTING = "max_train_examples"
@@ -58,20 +61,26 @@ def chosen_depths(results: Sequence[Result], failures: Sequence[Failure]) -> dic
     seed's test score would flatter the depth that it chose. Depths that lack a seed are not
     ranked, unless all do; nor is anything chosen for an only seed.
     """
+    depths = _ranked(results, failures)
+    scores = {arm: qualities(results, arm, "validation") for arm in depths}
+    seeds = sorted({seed for each in scores.values() for seed in each})
+    if not seeds:
+        return {}
+    best = best_of_others(_table(scores, depths, seeds))
+    return {seed: depths[arm] for seed, arm in zip(seeds, best, strict=True) if arm >= 0}
+
+
+def _ranked(results: Sequence[Result], failures: Sequence[Failure]) -> list[str]:
     depths = [arm for arm in arms_of(results) if is_depth(arm)]
     lacking = unfinished(results, failures)
-    whole = [arm for arm in depths if arm not in lacking]
-    scores = {arm: qualities(results, arm, "validation") for arm in whole or depths}
-    chosen = {}
-    for seed in sorted({seed for each in scores.values() for seed in each}):
-        others = {
-            arm: mean_interval([score for other, score in each.items() if other != seed])
-            for arm, each in scores.items()
-        }
-        means = {arm: interval.mean for arm, interval in others.items() if interval}
-        if means:
-            chosen[seed] = max(means, key=lambda arm: means[arm])
-    return chosen
+    return [arm for arm in depths if arm not in lacking] or depths
+
+
+def _table(
+    scores: Mapping[str, Mapping[int, float]], arms: Sequence[str], seeds: Sequence[int]
+) -> np.ndarray:
+    """float64 [arms, seeds], NaN where there is no score."""
+    return np.array([[scores[arm].get(seed, np.nan) for seed in seeds] for arm in arms])
 
 
 def depth_gains(
@@ -83,10 +92,11 @@ def depth_gains(
     where every larger one of the study was compared and has told the two apart.
     """
     sizes = sorted(size_names([*results, *failures]), reverse=True)
-    arms, found = [], []
+    arms, found, alone = [], [], []
     for size in sizes:
         here = having(results, **{SETTING: size})
-        chosen = chosen_depths(here, having(failures, **{SETTING: size}))
+        missing = having(failures, **{SETTING: size})
+        chosen = chosen_depths(here, missing)
         scores = {arm: qualities(here, arm, split) for arm in (FROZEN, *chosen.values())}
         gains = {
             seed: scores[arm][seed] - scores[FROZEN][seed]
@@ -97,12 +107,27 @@ def depth_gains(
         names = Counter(chosen[seed] for seed in gains).most_common()
         arms.append(" / ".join(arm for arm, _ in names))
         found.append(of_differences(gains))
-    p_values = in_sequence([each and each.p_value for each in found])
+        alone.append(_chosen_p(here, _ranked(here, missing), list(gains), split))
+    p_values = in_sequence(alone)
     return [
         Comparison(size, arm, difference, p_value)
         for size, arm, difference, p_value in zip(sizes, arms, found, p_values, strict=True)
         if difference is not None
     ]
+
+
+def _chosen_p(
+    results: Sequence[Result], depths: Sequence[str], seeds: Sequence[int], split: str
+) -> float | None:
+    """Of the gain of what is chosen among ``depths``; None without seeds."""
+    if not seeds:
+        return None
+
+    def gains(split: str) -> np.ndarray:
+        scores = {arm: qualities(results, arm, split) for arm in (FROZEN, *depths)}
+        return _table(scores, depths, seeds) - _table(scores, [FROZEN], seeds)
+
+    return chosen_p(gains("validation"), gains(split))
 
 
 def pays_from(gains: Sequence[Comparison]) -> int | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mtl_jax import processes, seal
-from mtl_jax.errors import UserError, first_line
+from mtl_jax.errors import SharedError, UserError, first_line
 from mtl_jax.freeze import Params
 from mtl_jax.saved import Saved, optimizer_tree
 from mtl_jax.seal import Seal, SealSave
@@ -90,6 +91,7 @@ class Checkpoints(Saved):
 
         Raises:
             DamageError: The newest checkpoint is damaged; see ``recovery``.
+            SharedError: The processes of the run do not see the same checkpoints.
         """
         super().__init__(folder)
         self._latest, self._every, self._kept = latest, every, _Kept()
@@ -108,8 +110,34 @@ class Checkpoints(Saved):
             ),
             handler_registry=handlers,
         )
+        there = processes.agreed(self.steps)
+        processes.in_all(functools.partial(self._come_to_see, there))
         self._look()
         self._remove_pruned()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        del kind, trace
+        # What is being saved is waited for with all the others, who may wait for this one's end.
+        if error is None or processes.met_by_all(error):
+            self.close()
+
+    def _come_to_see(self, there: list[int]) -> None:
+        """Lists the folder until it has what the first process sees, as network disks cache it."""
+
+        def seen() -> bool:
+            if self.steps != there:
+                self._manager.reload()
+            return self.steps == there
+
+        if not processes.awaited(seen):
+            raise UserError(
+                f"process {processes.index()} sees other checkpoints in {self.folder} than the "
+                f"first one ({self.steps}, there {there}): run again when that file system shows "
+                "all the same, or use a --workdir on one that does"
+            )
 
     def _look(self) -> None:
         last = self.last_step
@@ -163,7 +191,7 @@ class Checkpoints(Saved):
         step = int(state.step)
         arrays = _host_copy({"params": params, "optimizer": optimizer_tree(state)})
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays["params"])):
-            raise UserError(
+            raise SharedError(
                 f"the parameters are not finite after step {step}: lower the learning "
                 "rates; the last checkpoint is kept"
             )
@@ -180,19 +208,15 @@ class Checkpoints(Saved):
         items["data"] = grain.checkpoint.CheckpointSave(data)
         items[seal.ITEM] = SealSave(known, arrays)
         self._kept.steps = kept({**self._needs, step: needs}, self._latest, self._every)
-        try:
+        with self._written():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-        except (OSError, ValueError) as error:
-            raise self._unwritable(error) from error
         self._best = best
         self._needs = {old: self._needs.get(old, needs) for old in self._manager.all_steps()}
 
     def wait(self) -> None:
         """Returns when everything is on the disk; raises ``UserError`` if it can't be."""
-        try:
+        with self._written():
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise self._unwritable(error) from error
         self._remove_pruned()
 
     def _remove_pruned(self) -> None:
@@ -205,11 +229,17 @@ class Checkpoints(Saved):
         if free < needed:
             raise self._unsaved(f"{free / 2**20:.1f} of {needed / 2**20:.1f} MiB are free")
 
-    def _unwritable(self, error: Exception) -> UserError:
-        # A save that failed leaves the manager without knowledge of those before it.
-        self._manager.reload()
-        self._look()
-        return self._unsaved(first_line(error))
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if processes.loss_in_words(error):
+                raise
+            # A save that failed leaves the manager without knowledge of those before it.
+            self._manager.reload()
+            self._look()
+            raise self._unsaved(first_line(error)) from error
 
     def _unsaved(self, reason: str) -> UserError:
         return UserError(
@@ -219,8 +249,6 @@ class Checkpoints(Saved):
 
     def close(self) -> None:
         """Waits for the background work and releases the folder; raises as ``wait`` does."""
-        try:
+        with self._written():
             self._manager.close()
-        except (OSError, ValueError) as error:
-            raise self._unwritable(error) from error
         self._remove_pruned()

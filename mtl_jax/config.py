@@ -26,6 +26,8 @@ Parallel = Literal["auto", "jit", "pmap", "mesh"]
 Schedule = Literal["linear", "slanted_triangular", "constant"]
 OnDrift = Literal["warn", "stop", "back", "distill"]
 WeightingName = Literal["fixed", "uncertainty", "dynamic_average", "famo", "pcgrad", "gradnorm"]
+# Optimizers and schedules count the steps of a run in int32.
+MOST_STEPS = 2**31 - 1
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
 
 # What a config.json may say without a change in the numbers that this encoder computes.
@@ -158,7 +160,8 @@ constant, not at all"""
     sentiment_weight: float = 1.0
     """weight of the sentiment task in the loss"""
     drift_limit: float = 0.1
-    """how far the predictions of a frozen head may drift while the backbone trains, in nats"""
+    """how far the predictions of a frozen head that an earlier phase has trained may drift while \
+the backbone trains, in nats"""
     on_drift: OnDrift = "warn"
     """what happens beyond: warn; stop the phase; go back to the last measurement within it, and \
 stop; distill: hold the predictions by a term of the loss from there on"""
@@ -183,9 +186,9 @@ fused attention"""
     prefix_cache: bool = True
     """compute what the frozen bottom of the backbone makes of the texts once, and keep it"""
     cache_memory: float = 1.0
-    """GiB of such activations kept in memory; larger ones go to files"""
+    """GiB of such activations kept in memory; larger ones go to files; inf: no limit"""
     cache_disk: float = 20.0
-    """GiB of such files at most; the least recently used make room"""
+    """GiB of such files at most; the least recently used make room; inf: no limit"""
     cache_folder: str | None = None
     """folder of such files; by default activations in the cache folder of mtl_jax"""
     measure_every: int = 1
@@ -203,6 +206,8 @@ need; where one is damaged, the one before it is used"""
         for name in ("epochs", "batch_size", "measure_every", "keep_latest"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} {getattr(self, name)} must be at least 1")
+        if self.epochs > MOST_STEPS:
+            raise UserError(f"--epochs {self.epochs} must be at most {MOST_STEPS}")
         for name in (
             "head_learning_rate",
             "backbone_learning_rate",
@@ -266,6 +271,12 @@ Kubernetes, under Open MPI, or as ./launch.sh local starts them"""
             raise UserError(
                 f"--recipe {self.recipe} names its scenarios itself: leave --scenario "
                 f"{self.scenario} out"
+            )
+        if self.on_drift != "warn" and self.recipe is None:
+            raise UserError(
+                f"--on-drift {self.on_drift} is for a head that an earlier phase has trained, and "
+                f"--scenario {self.scenario} is one phase: use a --recipe, such as "
+                "sequential_heads, or leave --on-drift out"
             )
 
     def absolute(self) -> Self:

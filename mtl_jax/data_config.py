@@ -85,10 +85,18 @@ or equal shares"""
         if not self.mixing_temperature >= 1:
             raise UserError(f"--mixing-temperature {self.mixing_temperature} must be at least 1")
         origins = self.origins
-        if self.mixing_cap is not None and len(origins) < 2:
+        for name in ("mixing", "mixing_cap"):
+            value = getattr(self, name)
+            if value != _DEFAULTS[name] and len(origins) < 2:
+                raise UserError(
+                    f"{_flag(name)} {value} needs two data sets, and there is one: name one for "
+                    f"each task with --train-file or --dataset, or leave {_flag(name)} out"
+                )
+        temperature = self.mixing_temperature
+        if temperature != _DEFAULTS["mixing_temperature"] and self.mixing != "temperature":
             raise UserError(
-                f"--mixing-cap {self.mixing_cap} needs two data sets, and there is one: name one "
-                "for each task with --train-file or --dataset, or leave the cap out"
+                f"--mixing-temperature {temperature} needs --mixing temperature, and it is "
+                f"{self.mixing}: add that, or leave --mixing-temperature out"
             )
         _ = self.label_fractions
 
@@ -107,8 +115,9 @@ or equal shares"""
             if field.name in ("dataset", "text_column", *_FILES) and isinstance(value, tuple):
                 own = tuple(each for each in value if each.startswith(f"{task}="))
                 changes[field.name] = own or field.default
-        # There is one data set left at most: nothing that a cap could weigh.
-        return dataclasses.replace(self, **changes, mixing_cap=None)
+        # There is one data set left at most: nothing to mix.
+        changes |= {name: value for name, value in _DEFAULTS.items() if name.startswith("mixing")}
+        return dataclasses.replace(self, **changes)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -211,6 +220,9 @@ or equal shares"""
                     f"{flag} names the task {task!r}, which has no column: add one with "
                     "--label-columns, or leave it out"
                 )
+
+
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(DataConfig)}
 
 
 def _pairs(flag: str, pairs: Iterable[str], what: str) -> dict[str, str]:

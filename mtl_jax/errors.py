@@ -20,6 +20,13 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class SharedError(UserError):
+    """One that every process of a run meets at the same place, so that all can go on after it.
+
+    Any other may be that of one process alone, which the others know nothing of.
+    """
+
+
 class Preempted(BaseException):
     """The process was asked to end, and has saved what it had: the same command goes on.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,8 +124,8 @@ class Inputs:
         self.reader = TextReader(tokenizer, self.bert, data.max_length, data.long_texts)
         self.corpus: Corpus = load_corpus(data)
         self.store = Store(
-            int(settings.cache_memory * GIB),
-            int(settings.cache_disk * GIB),
+            _bytes(settings.cache_memory),
+            _bytes(settings.cache_disk),
             Path(settings.cache_folder or cache_dir() / "activations"),
         )
         self._data = data
@@ -229,3 +230,8 @@ class Inputs:
 
 def _in_order(tasks: Sequence[str]) -> tuple[str, ...]:
     return tuple(task for task in TASKS if task in tasks)
+
+
+def _bytes(gib: float) -> int:
+    """So many GiB; of infinitely many as many as can be."""
+    return int(min(gib * GIB, sys.maxsize))

@@ -39,6 +39,10 @@ _LOG_EVERY = 10
 class Member:
     """A run and its folder; what goes wrong with it under ``guarded`` ends it alone.
 
+    Args:
+        run: In its first phase.
+        stack: Has what is open of it, and lets others have the folder.
+
     Attributes:
         run: Its parameters, partition and plan in its present phase.
         course: Where it is in its phases, once the folder is open.
@@ -54,7 +58,7 @@ class Member:
     data: grain.DatasetIterator[HostBatch]
     meter: Meter
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, stack: contextlib.ExitStack):
         self.run = run
         self.done = 0
         self.outcome: dict[str, Any] | UserError | None = None
@@ -62,15 +66,17 @@ class Member:
         self._place: Place | None = None
         self._reference: Reference | None = None
         self._share, self._compiled_before = 1.0, run.evaluation_compile_seconds
-        self._open = contextlib.ExitStack()
+        self._open = stack
         self._workdir = self._open.enter_context(contextlib.closing(Workdir(run.config.workdir)))
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Makes a ``UserError`` the outcome."""
+        """Makes a ``UserError`` the outcome, where all processes can go on after it."""
         try:
             yield
         except UserError as error:
+            if not processes.met_by_all(error):
+                raise
             # Without the traceback, whose frames hold the arrays of the training.
             error.__traceback__ = error.__context__ = error.__cause__ = None
             self.outcome = error
@@ -91,16 +97,12 @@ class Member:
             return
         self._workdir.keep_tokenizer(self.run.inputs.reader.tokenizer)
         checkpoints, saved = take_up(self._workdir, self.run.config, self._depends)
-        self.checkpoints = self._open.enter_context(contextlib.closing(checkpoints))
+        self.checkpoints = self._open.enter_context(checkpoints)
         self.course = Course.load(saved["course"]) if saved else Course()
         path = self._workdir.path
         self.meter = Meter(lambda *loss: keep(path, self.run, *loss), saved.get("meter"))
         self._workdir.rewind(saved.get("lines", 0))
         self._workdir.watch(open_watchers(path, self.run.config))
-
-    def close(self) -> None:
-        """Waits for the background work and lets others have the folder."""
-        self._open.close()
 
     @property
     def place(self) -> tuple[int, int, bool]:

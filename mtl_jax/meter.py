@@ -10,7 +10,7 @@ from typing import Any
 
 from mtl_jax.config import TASKS
 from mtl_jax.data.batches import HostBatch
-from mtl_jax.errors import UserError
+from mtl_jax.errors import SharedError
 
 Keep = Callable[[int, str, HostBatch], str]
 """Is given the step, the task and the batch of a loss that is not finite; names the batch."""
@@ -105,7 +105,7 @@ class Meter:
             where these are not fixed.
 
         Raises:
-            UserError: A loss is not finite; its batch has been kept.
+            SharedError: A loss is not finite; its batch has been kept.
         """
         if self._pending is None:
             return self._last
@@ -116,7 +116,7 @@ class Meter:
         for task, (total, count) in metrics["loss"].items():
             if not math.isfinite(total):
                 kept = self._keep(step, task, batch)
-                raise UserError(
+                raise SharedError(
                     f"the {task} loss is not finite at step {step}, {kept}: lower the learning "
                     "rates; the last checkpoint is kept"
                 )

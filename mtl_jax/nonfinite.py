@@ -16,7 +16,7 @@ from mtl_jax import processes
 from mtl_jax.config import TASKS
 from mtl_jax.data.batches import HostBatch, TextSet, make_batch
 from mtl_jax.data.packing import Layout, Placement
-from mtl_jax.errors import UserError
+from mtl_jax.errors import SharedError, UserError
 from mtl_jax.freeze import Params
 from mtl_jax.inputs import Split
 from mtl_jax.keptbatch import KeptBatch, write_batch
@@ -68,10 +68,18 @@ def keep(folder: Path, run: Run, step: int, task: str, batch: HostBatch) -> str:
         batch=batch,
     )
     try:
-        path = write_batch(folder / FOLDER, kept, processes.index(), processes.count())
-    except OSError as error:
-        return f"whose batch could not be kept ({error.strerror})"
+        # None leaves, and ends the run by that, while another one still writes.
+        path = processes.in_all(functools.partial(_write, folder / FOLDER, kept))
+    except UserError as error:
+        return f"whose batch could not be kept ({error})"
     return f"whose batch is kept in {path} for python -m mtl_jax replay"
+
+
+def _write(folder: Path, kept: KeptBatch) -> Path:
+    try:
+        return write_batch(folder, kept, processes.index(), processes.count())
+    except OSError as error:
+        raise UserError(error.strerror or str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +156,7 @@ def validate(run: Run, params: Params, step: int) -> tuple[Metrics, dict[str, np
         As of ``Evaluator.measure``.
 
     Raises:
-        UserError: A loss is not finite; it names the first texts at fault.
+        SharedError: A loss is not finite; it names the first texts at fault.
     """
     split, evaluator = run.split("validation"), run.evaluator
     placed = evaluator.runner.replicate(params)
@@ -157,7 +165,7 @@ def validate(run: Run, params: Params, step: int) -> tuple[Metrics, dict[str, np
         if not math.isfinite(metrics[task]["loss"] or 0.0):
             suspects = np.flatnonzero(verdicts(logits, split.texts.labels).at_fault)[:_MOST]
             guilty = _guilty(evaluator.model, params, split.take(suspects))
-            raise UserError(
+            raise SharedError(
                 f"the {task} loss on the validation split is not finite after step {step}"
                 f"{_named(guilty)}: lower the learning rates; the last checkpoint is kept"
             )

@@ -69,7 +69,8 @@ def warmup_linear(peak: float, warmup_steps: int, total_steps: int) -> optax.Sch
 def slanted_triangular(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """Rises from a 32nd of ``peak`` in ``warmup_steps``, falls back to it at the end.
 
-    Source: Howard & Ruder 2018 (arXiv:1801.06146), equation 3, with ratio 32.
+    Source: Howard & Ruder 2018 (arXiv:1801.06146), equation 3, with ratio 32; but that the cut,
+    which is the floor of T x cut_frac there, is rounded in a run, as every warm-up is.
     """
     cut = max(warmup_steps, 1)
 

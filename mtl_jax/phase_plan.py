@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from mtl_jax.config import TASKS, TrainConfig
+from mtl_jax.config import MOST_STEPS, TASKS, TrainConfig
 from mtl_jax.course import chained_steps
 from mtl_jax.data.packing import TrainPlan
 from mtl_jax.errors import UserError
@@ -114,6 +114,11 @@ def plan_phases(
             raise UserError(f"{name}{error}") from error
     bounds = boundaries(phases, [each.steps for each in batches])
     bounds = [steps if freeze.groups else 0 for steps, freeze in zip(bounds, freezes, strict=True)]
+    if sum(bounds) > MOST_STEPS:
+        raise UserError(
+            f"{config.name} would take {sum(bounds)} steps, and {MOST_STEPS} can be counted: lower "
+            f"--epochs {config.epochs}, or what its phases ask for"
+        )
     plans: list[PhasePlan] = []
     learned: frozenset[str] = frozenset()
     for i, phase in enumerate(phases):
@@ -123,6 +128,12 @@ def plan_phases(
         plans.append(PhasePlan(phase, *laid_out))
         learned |= _heads(freezes[i])
     _refuse_repeats(plans, names)
+    if config.on_drift != "warn" and not any(plan.guarded for plan in plans):
+        raise UserError(
+            f"--on-drift {config.on_drift} is for a head that an earlier phase has trained, and no "
+            f"phase of {config.name} freezes such a head while the backbone trains: use another "
+            "recipe, such as sequential_heads, or leave --on-drift out"
+        )
     return tuple(plans)
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
-from mtl_jax.config import TASKS, OnDrift, Schedule, TrainConfig
+from mtl_jax.config import MOST_STEPS, TASKS, OnDrift, Schedule, TrainConfig
 from mtl_jax.errors import UserError
 
 Metric = Literal["mean_macro_f1", "loss"]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Of an integer that is more, JSON has no end, there is no float.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
 
 
 def _is_count(value: Any) -> bool:
@@ -133,6 +135,9 @@ class Phase:
             if value is not None and not (value > least if strict else value >= least):
                 words = "above" if strict else "at least"
                 raise UserError(f"{name} {value} must be {words} {least}")
+        for name in ("epochs", "steps"):
+            if (getattr(self, name) or 0) > MOST_STEPS:
+                raise UserError(f"{name} {getattr(self, name)} must be at most {MOST_STEPS}")
         if self.warmup_fraction is not None and not 0 <= self.warmup_fraction <= 1:
             raise UserError(
                 f"warmup_fraction {self.warmup_fraction} must be between 0 and 1: the schedule "

@@ -1,7 +1,10 @@
 """SIGTERM, with which a scheduler announces that a process will be ended.
 
 While a phase is trained, the run goes on to the end of a step, saves, and leaves; at any other
-moment nothing would be lost, and it leaves at once.
+moment nothing would be lost, and it leaves at once. A second one ends the process at once.
+
+In a run of several processes JAX handles the signal, and all have to leave together: at any other
+moment the run goes on until all of them ask next, and a second signal does nothing.
 """
 
 from __future__ import annotations
@@ -103,7 +106,7 @@ def deferred() -> Iterator[None]:
 def due() -> bool:
     """Whether the run is to save now and leave: the same in all of its processes.
 
-    To be asked after each step, by every process after the same ones.
+    To be asked by every process at the same places, as after each step.
     """
     if not _told_by_jax():
         return _notice.given
@@ -113,3 +116,15 @@ def due() -> bool:
     # first number that no process has come to yet, and each of them has to come to that.
     _notice.questions += 1
     return multihost_utils.reached_preemption_sync_point(_notice.questions)
+
+
+def leave_if_due() -> None:
+    """Leaves between two parts of the work, where all that is done has been saved.
+
+    To be called by every process at the same places.
+
+    Raises:
+        Preempted: The signal has come.
+    """
+    if due():
+        raise Preempted(_AT_ONCE)

@@ -13,14 +13,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from mtl_jax.errors import UserError, first_line
+from mtl_jax.errors import Preempted, SharedError, UserError, first_line
+
+T = TypeVar("T")
 
 # A process that has been silent for so long is taken for dead, and the others are ended.
 _HEARTBEAT_SECONDS = 60
 # The others, who may be about to say the same, end before the one that they are served by.
 _LAST_SECONDS = 1.0
+
+# How long ``awaited`` waits: NFS shows a folder as it was for up to 60 s.
+PATIENCE_SECONDS = 75.0
+_LOOK_EVERY = 0.2
 
 # In what the runtime says of a collective that can't be completed.
 _SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Barrier")
@@ -28,8 +34,8 @@ _SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED",
 _joined = False
 
 
-class RelayedError(UserError):
-    """A ``UserError`` of the first process, raised in another one, which need not print it."""
+class RelayedError(SharedError):
+    """A ``SharedError`` in any process but the first, which is the one that prints it."""
 
 
 def join() -> None:
@@ -153,7 +159,7 @@ def on_main(action: Callable[[], Any]) -> Any:
         action: Gives JSON.
 
     Raises:
-        UserError: It raised one.
+        SharedError: It raised a ``UserError``.
     """
     if count() == 1:
         return action()
@@ -165,11 +171,62 @@ def on_main(action: Callable[[], Any]) -> Any:
         except UserError as raised:
             error, found = raised, {"error": str(raised)}
     found = agreed(found)
-    if error is not None:
-        raise error
     if "error" in found:
-        raise RelayedError(found["error"])
+        raise _shared(found["error"]) from error
     return found["value"]
+
+
+def in_all(action: Callable[[], T]) -> T:
+    """What ``action``, called in every process, gives in this one, when all have ended it.
+
+    Args:
+        action: Waits for nothing that the others do.
+
+    Raises:
+        SharedError: It raised a ``UserError`` here or in any other.
+    """
+    if count() == 1:
+        return action()
+    error, value = None, None
+    try:
+        value = action()
+    except UserError as raised:
+        error = raised
+    for words in _of_each(str(error or "")):
+        if words:
+            raise _shared(words) from error
+    return cast("T", value)
+
+
+def _of_each(text: str) -> list[str]:
+    """The texts that the processes have given, in their order."""
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    own = np.frombuffer(text.encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(own.size)))
+    if not sizes.any():
+        return []
+    padded = np.pad(own, (0, sizes.max() - own.size))
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def _shared(words: str) -> SharedError:
+    return (SharedError if is_main() else RelayedError)(words)
+
+
+def met_by_all(error: BaseException) -> bool:
+    """Whether all processes have come to this error, so that none waits for another."""
+    return count() == 1 or isinstance(error, (SharedError, Preempted))
+
+
+def awaited(seen: Callable[[], bool]) -> bool:
+    """Whether what another process has left on a disk is seen here, now or before long."""
+    last = time.monotonic() + PATIENCE_SECONDS
+    while not (there := seen()) and time.monotonic() < last:
+        time.sleep(_LOOK_EVERY)
+    return there
 
 
 def loss_in_words(error: Exception) -> str | None:

@@ -1,8 +1,9 @@
 """Recipes: lists of phases by name, and those of one's own from a file.
 
 Every recipe shares ``--epochs`` evenly among its phases. A recipe has so read as many texts
-as a scenario of the same number of epochs, but for two things: ``auto`` may end early, and an
-epoch of a phase in which one task alone counts has the texts with a label of that task only.
+as a scenario of the same number of epochs, but for three things: ``auto`` may end early, an
+epoch of a phase in which one task alone counts has the texts with a label of that task only,
+and a phase has one step at least, so that more is read where there are fewer steps than phases.
 """
 
 from __future__ import annotations

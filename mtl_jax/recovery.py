@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import grain
 
+from mtl_jax import processes
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TrainConfig
 from mtl_jax.console import say
@@ -54,13 +56,11 @@ def take_up(
         return checkpoints, {}
     saved = checkpoints.progress(last)
     kept = saved["depended_on"]
-    for name in _DEPENDED_ON:
-        if kept[name] != now[name]:
-            checkpoints.close()
-            raise UserError(
-                f"the checkpoints in {workdir.path} are of a run with another {name} "
-                f"({kept[name]!r}, here {now[name]!r}): use another --workdir"
-            )
+    try:
+        processes.in_all(functools.partial(_refuse_others, workdir.path, kept, now))
+    except UserError:
+        checkpoints.close()
+        raise
     before, versions = kept["versions"], now["versions"]
     changed = [
         f"{package} {before.get(package)} (now {version})"
@@ -73,6 +73,15 @@ def take_up(
             "may be rounded otherwise"
         )
     return checkpoints, saved
+
+
+def _refuse_others(path: Path, kept: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for name in _DEPENDED_ON:
+        if kept[name] != now[name]:
+            raise UserError(
+                f"the checkpoints in {path} are of a run with another {name} "
+                f"({kept[name]!r}, here {now[name]!r}): use another --workdir"
+            )
 
 
 def batches_from(

@@ -138,7 +138,8 @@ class Run:
                 name = "train"
             if name not in self._splits:
                 if self.config.prefix_cache and self.states_depth >= SHALLOWEST:
-                    split = self._with_kept(split, name)
+                    # A disk may be full for one process only, and the others would wait for it.
+                    split = processes.in_all(functools.partial(self._with_kept, split, name))
                 self._splits[name] = split
         return self._splits[name]
 
@@ -240,7 +241,7 @@ class Run:
         labels = self.inputs.split("train").texts.labels
         pairs = zip(TASKS, self._task_weights, strict=True)
         first, second = (weight * bool((labels[task] >= 0).any()) for task, weight in pairs)
-        return useless(self.weighting, self.freeze, (first, second))
+        return useless(self.weighting, self.freeze, (first, second), self.total_steps)
 
     def stepper(self, seeds: int = 1) -> Stepper:
         """The compiled training step, shared by runs that differ in nothing of it.

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.console import say
+from mtl_jax.counts import class_counts, score_of_counts
 from mtl_jax.data.batches import Order, index_batch
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
@@ -56,10 +57,11 @@ class SweepResult:
 
     Attributes:
         settings: The combinations, n of them.
-        validation: float64 [seeds, n, epochs], the mean over tasks of macro-F1; NaN after a
+        measured: The epochs after which the runs are measured, from 1.
+        validation: float64 [seeds, n, measured], the mean over tasks of macro-F1; NaN after a
             run has diverged.
         chosen: The index of the combination with the best mean over seeds of the best
-            epoch's score; one that diverged with any seed is not chosen.
+            measurement's score; one that diverged with any seed is not chosen.
         test: Per seed the metrics of the chosen combination's best epoch on the test split,
             which no choice has seen; empty without such a split.
         feature_seconds: What computing the vectors took.
@@ -67,6 +69,7 @@ class SweepResult:
     """
 
     settings: list[dict[str, float]]
+    measured: tuple[int, ...]
     validation: np.ndarray
     chosen: int
     test: list[Metrics]
@@ -74,8 +77,29 @@ class SweepResult:
     compile_seconds: float
 
 
+def ready(config: TrainConfig, grid: Grid, inputs: Inputs) -> Run:
+    """What the runs of ``grid`` have in common, made ready; see ``sweep``.
+
+    Raises:
+        UserError: The settings are at fault.
+    """
+    run = Run(config, inputs)
+    heads_alone = len(run.plans) == 1 and run.freeze.backbone_frozen and run.freeze.groups
+    if not heads_alone or not config.prefix_cache:
+        raise UserError(
+            f"a sweep trains heads on kept vectors: use --scenario backbone_frozen, not "
+            f"{config.name}, and no --no-prefix-cache"
+        )
+    if 0 in (*grid.classifier_weight, *grid.sentiment_weight):
+        raise UserError(
+            "the runs of a sweep share their texts, and a weight of 0 would leave some out: give "
+            "both tasks a weight, or train for one task alone"
+        )
+    return run
+
+
 def sweep(config: TrainConfig, grid: Grid, inputs: Inputs) -> SweepResult:
-    """Trains every run of ``grid``.
+    """Trains every run of ``grid``, and measures it when ``train`` would.
 
     Args:
         config: What the runs have in common; its workdir is not used.
@@ -86,22 +110,17 @@ def sweep(config: TrainConfig, grid: Grid, inputs: Inputs) -> SweepResult:
         UserError: The scenario trains more than heads, a weight is 0, or no combination has
             converged.
     """
-    run = Run(config, inputs)
-    heads_alone = len(run.plans) == 1 and run.freeze.backbone_frozen and run.freeze.groups
-    if not heads_alone or not config.prefix_cache:
-        raise UserError(
-            f"a sweep trains heads on kept vectors: use --scenario backbone_frozen, not "
-            f"{config.name}, and no --no-prefix-cache"
-        )
+    run = ready(config, grid, inputs)
     if note := run.useless_weighting:
         say(f"note: {note}")
-    if 0 in (*grid.classifier_weight, *grid.sentiment_weight):
-        raise UserError(
-            "the runs of a sweep share their texts, and a weight of 0 would leave some out: give "
-            "both tasks a weight, or train for one task alone"
-        )
     heads = _Heads(run, grid)
-    scores = np.stack([heads.epoch(epoch) for epoch in range(config.epochs)], axis=-1)
+    measured, scores = [], []
+    for epoch in range(config.epochs):
+        heads.train(epoch)
+        if (epoch + 1) % config.measure_every == 0 or epoch + 1 == config.epochs:
+            measured.append(epoch + 1)
+            scores.append(heads.measure())
+    scores = np.stack(scores, axis=-1)
     settled = np.where(np.isnan(scores).any(-1), -1.0, scores.max(-1))
     if not (settled >= 0).all(0).any():
         raise UserError("every setting of the sweep has diverged: lower the learning rates")
@@ -114,7 +133,15 @@ def sweep(config: TrainConfig, grid: Grid, inputs: Inputs) -> SweepResult:
             replicated = run.evaluator.runner.replicate(params)
             test.append(run.evaluator.metrics(replicated, split, inputs.classes))
     compiling = heads.compile_seconds + run.evaluation_compile_seconds
-    return SweepResult(heads.settings, scores, chosen, test, run.feature_seconds, compiling)
+    return SweepResult(
+        settings=heads.settings,
+        measured=tuple(measured),
+        validation=scores,
+        chosen=chosen,
+        test=test,
+        feature_seconds=run.feature_seconds,
+        compile_seconds=compiling,
+    )
 
 
 def devices_across(devices: int, seeds: int, settings: int) -> tuple[int, int]:
@@ -220,7 +247,7 @@ class _Heads:
 
         def of_run(heads: Any) -> dict[str, jax.Array]:
             logits: Any = self._model.apply({"params": heads}, {"pooled": vectors["pooled"]})
-            return {task: _class_counts(logits[task], vectors[task]) for task in TASKS}
+            return {task: class_counts(logits[task], vectors[task]) for task in TASKS}
 
         return jax.vmap(jax.vmap(of_run))(heads)
 
@@ -230,8 +257,8 @@ class _Heads:
 
         return jax.tree.map(choose, new, old)
 
-    def epoch(self, epoch: int) -> np.ndarray:
-        """Trains all runs for an epoch; the validation scores, [seeds, settings]."""
+    def train(self, epoch: int) -> None:
+        """Trains all runs for an epoch."""
         examples = np.stack(
             [
                 [
@@ -244,9 +271,12 @@ class _Heads:
         examples = jax.device_put(examples, self._by_seed)
         args = self._states, self._settings, self._vectors, examples
         self._states = self._call(self._train, *args, out=self._of_states, donate=(0,))
+
+    def measure(self) -> np.ndarray:
+        """The validation scores of all runs, [seeds, settings]; the best heads so far are kept."""
         heads = self._states.trainable
         counts = self._call(self._evaluate, heads, self._held_out, out=self._by_run)
-        scores = _scores(jax.device_get(counts))
+        scores = score_of_counts(jax.device_get(counts))
         better = scores > self._best_scores
         there = jax.device_put(better, self._by_run)
         self._best = self._call(self._better, there, heads, self._best, out=self._by_run)
@@ -254,30 +284,10 @@ class _Heads:
         return scores[: self._count, : len(self.settings)]
 
     def best(self, seed: int, setting: int) -> Any:
-        """The heads of a run after its best epoch, on the host."""
+        """The heads of a run at its best measurement, on the host."""
         return jax.tree.map(lambda leaf: np.asarray(leaf[seed, setting]), self._best)
 
 
 def _padded(items: Sequence[T], devices: int) -> list[T]:
     """As many for each device, from the first again where they do not suffice."""
     return [items[i % len(items)] for i in range(-(-len(items) // devices) * devices)]
-
-
-def _class_counts(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    classes = jnp.arange(logits.shape[-1])
-    predicted = logits.argmax(-1)[:, None] == classes
-    true = labels[:, None] == classes
-    predicted &= labels[:, None] >= 0
-    counts = jnp.stack([(predicted & true).sum(0), predicted.sum(0), true.sum(0)])
-    # What is not a number takes part in no comparison: the counts would hide it.
-    return jnp.where(jnp.isfinite(logits).all(), counts.astype(jnp.float32), jnp.nan)
-
-
-def _scores(counts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """``metrics.mean_macro_f1`` from the class counts of many runs."""
-    scores = []
-    for task in TASKS:
-        hits, predicted, true = np.moveaxis(np.asarray(counts[task], np.float64), -2, 0)
-        if true.any():
-            scores.append((2 * hits / np.maximum(predicted + true, 1)).mean(-1))
-    return np.mean(scores, axis=0) if scores else np.zeros(counts[TASKS[0]].shape[:2])

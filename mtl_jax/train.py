@@ -76,17 +76,16 @@ def train_seeds(
         return []
     configs = [config.absolute() for config in configs]
     _refuse_unlike(configs)
-    shared, inputs = inputs, inputs or Inputs(configs[0])
-    runs = [Run(config, inputs, together=len(configs) > 1) for config in configs]
+    shared = inputs
+    inputs, runs = processes.in_all(partial(_made_ready, configs, shared))
     if len(configs) > 1 and (parted(runs[0].plans) or processes.count() > 1):
         # A frozen part that differs between the seeds can't be one copy for all of them, and
         # seeds are spread over the devices of one process only.
         for note in () if shared else inputs.notes():
             say(note)
         return [outcome for config in configs for outcome in train_seeds([config], inputs)]
-    inputs.refuse_long()
     with contextlib.ExitStack() as stack:
-        members = [stack.enter_context(contextlib.closing(Member(run))) for run in runs]
+        members = [Member(run, stack) for run in runs]
         for member in members:
             with member.guarded():
                 member.open()
@@ -100,9 +99,18 @@ def train_seeds(
         for group in groups.values():
             with contextlib.closing(Show(group[0].run)) as show:
                 while phase := [member for member in group if member.has_phases]:
+                    preemption.leave_if_due()
                     _fit(phase, show)
+            preemption.leave_if_due()
             _measure(_under_way(group))
         return [cast("dict[str, Any] | UserError", member.outcome) for member in members]
+
+
+def _made_ready(configs: Sequence[TrainConfig], inputs: Inputs | None) -> tuple[Inputs, list[Run]]:
+    inputs = inputs or Inputs(configs[0])
+    runs = [Run(config, inputs, together=len(configs) > 1) for config in configs]
+    inputs.refuse_long()
+    return inputs, runs
 
 
 def _refuse_unlike(configs: Sequence[TrainConfig]) -> None:

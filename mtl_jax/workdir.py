@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import json
+import secrets
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -155,10 +156,37 @@ class Workdir:
             shared: Whether others that share it may work here meanwhile.
 
         Raises:
-            UserError: The folder belongs to another run, holds something else, or is in use.
+            UserError: The folder belongs to another run, holds something else, or is in use; or
+                not all processes see it.
         """
         record = json.loads(json.dumps(record))
         processes.on_main(functools.partial(self._claim, record, shared=shared))
+        if processes.count() > 1:
+            self._be_seen()
+
+    def _be_seen(self) -> None:
+        # A name that no file has had: what is old may be on each process's own disk alike.
+        mark = self.path / processes.agreed(f".seen-{secrets.token_hex(8)}")
+        processes.on_main(functools.partial(self._leave, mark))
+        try:
+            processes.in_all(functools.partial(self._look_for, mark))
+        finally:
+            if processes.is_main():
+                mark.unlink(missing_ok=True)
+
+    def _leave(self, mark: Path) -> None:
+        try:
+            mark.touch()
+        except OSError as error:
+            raise self._unusable(mark, error) from error
+
+    def _look_for(self, mark: Path) -> None:
+        if not processes.awaited(mark.exists):
+            raise UserError(
+                f"--workdir {self.path} is not seen by process {processes.index()}, which looked "
+                "for what the first one has written there: name a folder on a file system that "
+                "all mount"
+            )
 
     def _claim(self, record: dict[str, Any], *, shared: bool) -> None:
         self._take_lock(fcntl.LOCK_SH if shared else fcntl.LOCK_EX)

@@ -145,6 +145,12 @@ ONE = ("sentiment=mood",)
             {"mixing_cap": 10},
             "--mixing-cap 10 needs two data sets, and there is one: name one for each task",
         ),
+        ({"mixing": "equal"}, "--mixing equal needs two data sets, and there is one: name one for"),
+        ({"mixing": "temperature", "mixing_temperature": 3.0}, "--mixing temperature needs two"),
+        (
+            {"train_file": FILES, "mixing_temperature": 3.0},
+            "--mixing-temperature 3.0 needs --mixing temperature, and it is size: add that, or",
+        ),
         ({"train_file": FILES, "mixing_cap": 0}, "--mixing-cap 0 must be at least 1"),
         ({"mixing_temperature": 0.99}, "--mixing-temperature 0.99 must be at least 1"),
         ({"mixing_temperature": math.nan}, "--mixing-temperature nan must be at least 1"),
@@ -165,6 +171,8 @@ def test_one_of_two_tasks():
         text_column=("classifier=headline", "sentiment=body"),
         label_columns=("classifier=topic", "sentiment=mood"),
         label_fraction=("classifier=0.5", "sentiment=0.1"),
+        mixing="temperature",
+        mixing_temperature=3.0,
         mixing_cap=50,
         max_length=7,
     )

@@ -11,6 +11,7 @@ from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TrainConfig
 from mtl_jax.course import Course
 from mtl_jax.drift import Reference, divergence, judge
+from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.phases import Phase
 from mtl_jax.train import train
@@ -112,7 +113,6 @@ def test_a_head_that_never_trained_has_nothing_to_lose(settings, inputs, tmp_pat
         workdir=str(tmp_path),
         scenario="classifier_frozen",
         drift_limit=1e-3,
-        on_drift="back",
     )
     train(config, inputs)
     log = read_lines(tmp_path / "metrics.jsonl")
@@ -120,6 +120,22 @@ def test_a_head_that_never_trained_has_nothing_to_lose(settings, inputs, tmp_pat
     assert [record["epoch"] for record in epochs] == [1, 2]
     assert epochs[0]["drift"]["classifier"] > 1e-3
     assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"scenario": "classifier_frozen"}, "--scenario classifier_frozen is one phase: use a "),
+        ({"recipe": "scarce_head_last"}, "no phase of scarce_head_last freezes such a head while"),
+    ],
+)
+def test_nothing_can_be_done_about_a_head_that_never_trained(
+    recipe, words, settings, inputs, tmp_path
+):
+    asked = {**settings, "workdir": str(tmp_path / "run"), **recipe}
+    with pytest.raises(UserError, match=f"--on-drift back is for a head that an earlier.*{words}"):
+        train(TrainConfig(**asked, on_drift="back"), inputs)
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_gone_back_from_is_not_chosen(watched, tmp_path):

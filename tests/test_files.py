@@ -3,7 +3,7 @@ import io
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mtl_jax.config import DataConfig
@@ -46,6 +46,27 @@ def test_json_lines(tmp_path):
     assert [found.place(i).rsplit(", ")[-1] for i in range(3)] == ["line 1", "line 3", "line 4"]
 
 
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        ("t.csv", "text,mood\na,1.0\nb,-1.0\nc,\nd,2\ne,2.50\nf,01.0\ng,-0.00\n"),
+        (
+            "t.jsonl",
+            "".join(
+                f'{{"text": "{text}", "mood": {mood}}}\n'
+                for text, mood in zip(
+                    "abcdefg", ("1.0", "-1.0", "null", "2", '"2.50"', '"01.0"', "-0.0"), strict=True
+                )
+            ),
+        ),
+    ],
+)
+def test_whole_numbers_written_as_floats_are_whole_numbers(tmp_path, name, contents):
+    """As pandas writes a column of them that has gaps."""
+    found = table(tmp_path, name, contents)
+    assert found.labels == {"sentiment": ["1", None, None, "2", "2.50", "01.0", "0"]}
+
+
 @given(rows=st.lists(st.tuples(TEXTS, TEXTS), min_size=1))
 def test_csv_round_trip(tmp_path_factory, rows):
     buffer = io.StringIO(newline="")
@@ -65,6 +86,7 @@ def test_json_round_trip(tmp_path_factory, rows, escaped):
 def check_round_trip(found, rows):
     assert found.texts == [text for text, _ in rows]
     labels = [label.strip() for _, label in rows]
+    assume(not any(label.endswith(".0") for label in labels))
     assert found.labels["sentiment"] == [x if x not in ("", "-1") else None for x in labels]
 
 

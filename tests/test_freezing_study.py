@@ -10,7 +10,7 @@ import pytest
 
 from experiments.fault_runs import without_times
 from experiments.freezing import Freezing, run
-from mtl_jax.config import DataConfig
+from mtl_jax.cli import parse
 from mtl_jax.errors import UserError
 
 SCENARIOS = ["all_frozen", "backbone_frozen", "none_frozen"]
@@ -149,14 +149,34 @@ def test_a_study_of_ones_own_data_takes_all_of_it(settings, tmp_path):
     quick = Freezing(workdir=str(tmp_path), seeds=(0, 1, 0))
     assert (quick.data.max_train_examples, quick.data.max_evaluation_examples) == (384, 320)
     assert quick.seeds == (0, 1)
-    limits = quick.data.__dict__.keys() & {"max_train_examples", "max_evaluation_examples"}
-    data = {**vars(settings["data"]), **{name: getattr(quick.data, name) for name in limits}}
-    own = Freezing(workdir=str(tmp_path), data=DataConfig(**data))
-    assert own.data == settings["data"]
     with pytest.raises(UserError, match="--scenarios is empty"):
         Freezing(workdir=str(tmp_path), scenarios=())
     with pytest.raises(UserError, match="--seeds-at-once 0 must be at least 1"):
         Freezing(workdir=str(tmp_path), seeds_at_once=0)
+    own = Freezing(workdir=str(tmp_path), data=settings["data"])
+    assert own.data == settings["data"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "limits"),
+    [
+        ([], (384, 320)),
+        (["--max-train-examples", "2000"], (2000, 320)),
+        (["--max-train-examples", "None"], (None, 320)),
+        (["--train-file", "a.csv"], (None, None)),
+        (["--train-file", "a.csv", "--max-train-examples", "2000"], (2000, None)),
+        (["--dataset", "imdb", "--max-evaluation-examples", "9"], (None, 9)),
+        (
+            ["--train-file=a.csv", "--max-train-examples=384", "--max-evaluation-examples=320"],
+            (384, 320),
+        ),
+    ],
+)
+def test_only_limits_that_are_not_asked_for_are_those_of_the_quick_study(asked, limits):
+    data = parse(Freezing, ["--workdir", "x", *asked], "freezing", "").data
+    assert (data.max_train_examples, data.max_evaluation_examples) == limits
+    # As a record has them.
+    assert {type(data.max_train_examples), type(data.max_evaluation_examples)} <= {int, type(None)}
 
 
 def test_arms_come_by_whole_seeds():

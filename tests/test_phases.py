@@ -26,6 +26,8 @@ CONFIG = TrainConfig(
         ({"epochs": 1, "steps": 5}, "epochs and steps are both given"),
         ({"epochs": 0}, "epochs 0 must be above 0"),
         ({"steps": 0}, "steps 0 must be at least 1"),
+        ({"steps": 2**31}, "steps 2147483648 must be at most 2147483647"),
+        ({"epochs": 1e300}, r"epochs 1e\+300 must be at most 2147483647"),
         ({"patience": 0}, "patience 0 must be at least 1"),
         ({"min_gain": -1}, "min_gain -1 must be at least 0"),
         ({"layer_decay": 0}, "layer_decay 0 must be above 0"),
@@ -43,6 +45,8 @@ CONFIG = TrainConfig(
             for name, value in (
                 ("epochs", float("nan")),
                 ("epochs", float("inf")),
+                ("epochs", 10**400),
+                ("learning_rates", (("head", -(10**400)),)),
                 ("epochs", "one"),
                 ("epochs", True),
                 ("steps", 2.5),

@@ -585,3 +585,10 @@ def test_a_run_goes_on_with_other_limits_but_not_without_its_states(flags, setti
     assert log == whole_log
     assert freeze.digest(params) == freeze.digest(whole_params)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_cache_may_be_without_limit(settings, tmp_path):
+    endless: dict[str, Any] = {"cache_memory": float("inf"), "cache_disk": float("inf")}
+    store = Inputs(TrainConfig(**settings, **endless, workdir=str(tmp_path))).store
+    assert store.memory == store.disk == sys.maxsize
+    assert store.refusals(2**20) == []

@@ -129,6 +129,36 @@ def test_the_arms(settings, tmp_path):
     assert (other.classifier_weight, other.sentiment_weight) == (1.0, 0.0)
 
 
+def test_a_fraction_of_the_other_task_holds_in_every_arm(settings, tmp_path):
+    data = dataclasses.replace(settings["data"], label_fraction=("classifier=0.5",))
+    shared = {**settings, "data": data, "workdir": str(tmp_path), "seeds": (0,)}
+    study = ScarceTask(**shared, fractions=(0.1, 0.3))
+    for arm in study.arms:
+        fractions = study.config(arm, 0, 0.3, 84).data.label_fractions
+        other = {} if arm == "single_task" else {"classifier": 0.5}
+        assert fractions == {"sentiment": 0.3, **other}
+    # Of 84 sentiment labels, 30 % are 26; of 87 classifier labels the half are 44.
+    assert plan_of(study, Pool()).record["settings"]["data"]["label_fraction"] == (
+        "classifier=0.5",
+    )
+    every = ScarceTask(**shared)
+    with pytest.raises(UserError, match="leaves 44 classifier labels, and sentiment has up to 84"):
+        plan_of(every, Pool())
+    plan_of(dataclasses.replace(every, arms=("joint", "single_task")), Pool())
+    thinned = dataclasses.replace(data, label_fraction=("sentiment=0.5",))
+    with pytest.raises(UserError, match="--label-fraction names sentiment, whose labels --fracti"):
+        ScarceTask(**{**shared, "data": thinned})
+
+
+def test_drift_is_acted_on_where_a_trained_head_is_frozen(settings, tmp_path):
+    shared = {**settings, "workdir": str(tmp_path), "seeds": (0,), "on_drift": "stop"}
+    study = ScarceTask(**shared)
+    does = {arm: study.config(arm, 0, 0.3, 84).on_drift for arm in study.arms}
+    assert does == dict.fromkeys(study.arms, "warn") | {"sequential_heads": "stop"}
+    with pytest.raises(UserError, match=r"--on-drift stop is for a head.*add sequential_heads to"):
+        ScarceTask(**shared, arms=("joint", "scarce_head_last"))
+
+
 def test_two_data_sets(settings, reviews, tmp_path):
     """The task that is left out takes its own files with it."""
     train = reviews / "train.csv"

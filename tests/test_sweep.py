@@ -11,12 +11,13 @@ import pytest
 from experiments.heads import Heads
 from experiments.heads import run as run_heads
 from mtl_jax.config import TASKS, TrainConfig
+from mtl_jax.counts import class_counts, score_of_counts
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.metrics import mean_macro_f1, split_metrics
 from mtl_jax.run import Run
 from mtl_jax.step import TrainState, scanned_steps, take, train_step
-from mtl_jax.sweep import Grid, _class_counts, _Heads, _scores, devices_across, sweep
+from mtl_jax.sweep import Grid, _Heads, devices_across, sweep
 from mtl_jax.train import train
 from mtl_jax.workdir import Workdir
 
@@ -57,6 +58,25 @@ def test_the_setting_is_chosen_on_validation_and_tested_as_training_would(swept,
         assert result.test[1][task]["loss"] == pytest.approx(alone[task]["loss"], abs=1e-5)
 
 
+def test_the_epoch_is_chosen_among_those_that_training_measures(swept, tmp_path):
+    """The best of all five epochs of the last seed is none of them."""
+    shared, inputs, _ = swept
+    grid = Grid((0, 3, 4), (5e-2, 2e-1), (0.0,), (1.0,), (1.0,))
+    every = sweep(TrainConfig(workdir="", **shared | {"epochs": 5}), grid, inputs)
+    some = {**shared, "epochs": 5, "measure_every": 3}
+    found = sweep(TrainConfig(workdir="", **some), grid, inputs)
+    assert (every.measured, found.measured) == ((1, 2, 3, 4, 5), (3, 5))
+    np.testing.assert_array_equal(found.validation, every.validation[..., [2, 4]])
+    assert found.validation[2, found.chosen].max() < every.validation[2, found.chosen].max()
+    chosen: dict[str, Any] = {**some, **found.settings[found.chosen]}
+    alone = train(TrainConfig(workdir=str(tmp_path), seed=4, **chosen), inputs)
+    assert max(found.validation[2, found.chosen]) == pytest.approx(
+        mean_macro_f1(alone["validation"]), abs=1e-9
+    )
+    for task in TASKS:
+        assert found.test[2][task]["loss"] == pytest.approx(alone["test"][task]["loss"], abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("devices", "seeds", "settings", "across"),
     [
@@ -77,8 +97,11 @@ def test_the_settings_of_one_seed_are_spread_over_the_devices(swept, tmp_path):
     shared, inputs, result = swept
     run = Run(TrainConfig(workdir="", **shared), inputs)
     heads = _Heads(run, dataclasses.replace(GRID, seeds=GRID.seeds[1:2]))
-    scores = np.stack([heads.epoch(epoch) for epoch in range(shared["epochs"])], axis=-1)
-    np.testing.assert_allclose(scores, result.validation[1:2], atol=1e-9)
+    scores = []
+    for epoch in range(shared["epochs"]):
+        heads.train(epoch)
+        scores.append(heads.measure())
+    np.testing.assert_allclose(np.stack(scores, axis=-1), result.validation[1:2], atol=1e-9)
     kernel = heads.best(0, 5)["classifier"]["kernel"]
     spread = heads._states.trainable["classifier"]["kernel"].addressable_shards
     assert [shard.data.shape for shard in spread] == [(1, 2, *kernel.shape)] * 4
@@ -117,11 +140,11 @@ def test_scores_on_the_device_are_those_of_scikit_learn():
     labels: dict[str, Any] = {task: rng.integers(-1, 4, 50) for task in TASKS}
     labels["sentiment"][labels["sentiment"] == 2] = 1  # a class that is not there
     logits: dict[str, Any] = {task: rng.normal(size=(50, 4)).astype(np.float32) for task in TASKS}
-    counts = {t: np.asarray(_class_counts(logits[t], labels[t]))[None, None] for t in TASKS}
+    counts = {t: np.asarray(class_counts(logits[t], labels[t]))[None, None] for t in TASKS}
     classes = {task: tuple("abcd") for task in TASKS}
     predicted = {task: logits[task].argmax(-1) for task in TASKS}
     expected = mean_macro_f1(split_metrics(labels, predicted, classes, None))
-    assert _scores(counts)[0, 0] == pytest.approx(expected, abs=1e-12)
+    assert score_of_counts(counts)[0, 0] == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_diverged_setting_is_not_chosen(swept):
@@ -192,3 +215,18 @@ def test_the_experiment_leaves_a_line_per_run_and_a_report(swept, tmp_path, caps
     capsys.readouterr()
     run_heads(study, "the command")
     assert "is done" in capsys.readouterr().err
+
+
+def test_what_is_refused_leaves_no_folder(swept, tmp_path):
+    shared, _, _ = swept
+    asked = {**shared, "workdir": str(tmp_path / "heads"), "seeds": (0,)}
+    for wrong, words in (
+        ({"classifier_weights": (0.0,)}, "a weight of 0 would leave some out"),
+        ({"epochs": 2**31 - 1}, "backbone_frozen would take [0-9]+ steps, and 2147483647 can be"),
+        ({"on_drift": "stop"}, "--on-drift stop is for a head that an earlier phase has trained"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run_heads(Heads(**{**asked, **wrong}), "the command")
+        assert not (tmp_path / "heads").exists()
+    with pytest.raises(UserError, match="--seeds 4294967296 must be at most 4294967295"):
+        Heads(**{**asked, "seeds": (0, 2**32)})

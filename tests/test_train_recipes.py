@@ -366,6 +366,10 @@ def test_seeds_go_through_phases_together(recipe, inputs, tmp_path):
             "phase 2: changes nothing of phase 1",
         ),
         (
+            [{"scenario": "top_1", "epochs": 2**31 - 1}],
+            "would take 12884901882 steps, and 2147483647 can be counted: lower --epochs 2, or",
+        ),
+        (
             [{"scenario": "top_1", "warmup_fraction": 1}],
             "phase 1: its schedule rises for 12 of 12 steps, and ends before it began to fall",
         ),

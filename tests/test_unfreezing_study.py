@@ -11,6 +11,8 @@ import sys
 import pytest
 from synthetic_study import line
 
+from experiments import wording
+from experiments.claims import judge_claims
 from experiments.compare import questions
 from experiments.document import Table
 from experiments.fault_runs import without_times
@@ -163,6 +165,32 @@ def test_gradual_against_at_once():
     assert "the mean over 64, 256 and 1,024 sentences (corrected p = 0.031)" in text
     assert "On the most sentences it takes 2.0× more training time." in text
     assert gradual_text(RESULTS, [], [], "test").startswith("Gradual unfreezing is not compared")
+
+
+@pytest.mark.parametrize("sizes", [(64,), (64, 256), (64, 256, 1024)])
+def test_what_is_compared_at_one_size_has_one_p_value_wherever_it_stands(sizes):
+    # The smaller half of one, two or three sizes is one size.
+    results = [
+        {**result, "test": {**result["test"], "sentiment": {**result["test"]["sentiment"]}}}
+        for result in RESULTS
+        if result["setting"]["max_train_examples"] in sizes
+    ]
+    for result in results:
+        result["test"]["sentiment"]["macro_f1"] += 0.02 * result["seed"] * len(result["arm"]) % 0.1
+    asked = questions(
+        results, "max_train_examples", "gradual_unfreezing", "none_frozen", on("test")
+    )
+    judgement = judge_claims(results, (), *asked)
+    (claim,) = [each for each in judgement.claims if "needs less data" in each.sentence]
+    at_64 = judgement.within[0]
+    assert at_64.value == 64
+    assert at_64.p_value is not None
+    p_text = f"corrected p {wording.p_text(at_64.p_value)},"
+    if len(sizes) > 1:
+        assert p_text in claim.finding.number
+        assert p_text in claim.details[0].number
+    else:
+        assert judgement.overall[0].p_value == at_64.p_value
 
 
 def test_the_report_holds_every_arm_at_every_size():

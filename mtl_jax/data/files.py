@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON = (".jsonl", ".json")
+_WHOLE = re.compile(r"(-?(?:0|[1-9]\d{0,15}))\.0+", re.ASCII)
 
 
 def open_files(paths: dict[str, Path], text_column: str, columns: dict[str, str]) -> Source:
@@ -153,8 +155,11 @@ def _label(path: Path, line: int, column: str, value: object) -> str | None:
             path, line, f"{column!r} is {_kind(value)}: a label is a string, a number or a boolean"
         )
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # a column of whole numbers with gaps is written as floats
+        value = int(value)
     label = "" if value is None else str(value).strip()
+    # A column of whole numbers with gaps is written as floats, in text files as well.
+    if whole := _WHOLE.fullmatch(label):
+        label = str(int(whole[1]))
     return None if label in ("", "-1") else label
 
 

@@ -81,6 +81,11 @@ class Weighting:
     looks_again: ClassVar[bool] = False
     compares_gradients: ClassVar[bool] = False
 
+    @property
+    def idle_steps(self) -> int:
+        """Steps of a phase before it can weigh the tasks differently from how the user does."""
+        return 0
+
     def init(self, tasks: int) -> State:
         """The state before the first step of a phase."""
         del tasks

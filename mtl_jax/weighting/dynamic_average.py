@@ -27,6 +27,11 @@ class DynamicAverage(Weighting):
     steps_per_epoch: int
     temperature: float = 2.0
 
+    @property
+    def idle_steps(self) -> int:
+        """See ``Weighting``: it compares two epochs that are over."""
+        return 2 * self.steps_per_epoch
+
     def init(self, tasks: int) -> State:
         """See ``Weighting``: what the epoch has summed so far, and the means of the last two."""
         # Arrays of their own: the buffers are given away with the state.

@@ -37,13 +37,16 @@ def make_weighting(name: str, steps_per_epoch: int) -> Weighting:
     return METHODS[name](steps_per_epoch)
 
 
-def useless(method: Weighting, freeze: Freeze, task_weights: tuple[float, float]) -> str | None:
+def useless(
+    method: Weighting, freeze: Freeze, task_weights: tuple[float, float], steps: int
+) -> str | None:
     """Why a method can do nothing here, and what to do; None where it can.
 
     Args:
         method: The method.
         freeze: What is trained.
         task_weights: The user's, in the order of ``TASKS``; 0 for a task without labels.
+        steps: Of the phase at most.
     """
     if isinstance(method, Fixed):
         return None
@@ -63,5 +66,10 @@ def useless(method: Weighting, freeze: Freeze, task_weights: tuple[float, float]
         return (
             f"{flag} can only scale the gradient of each head, which Adam all but undoes, for no "
             f"parameter that is trained is shared: {remedy}"
+        )
+    if steps <= method.idle_steps:
+        return (
+            f"{flag} has no effect, for it begins anew in each phase, after {method.idle_steps} "
+            f"steps, two epochs, and this one has {steps}: raise --epochs, or use another method"
         )
     return None
