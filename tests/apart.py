@@ -1,14 +1,16 @@
 """One of two processes that do not see, or meet, the same; prints what it has come to as JSON."""
 
+import dataclasses
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
 from mtl_jax import processes
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import DataConfig, TrainConfig
-from mtl_jax.errors import SharedError, UserError
+from mtl_jax.errors import Preempted, SharedError, UserError
 from mtl_jax.train import train
 from mtl_jax.workdir import Workdir
 
@@ -19,6 +21,17 @@ def told(action):
         action()
     except SharedError as error:
         return [str(error), not isinstance(error, processes.RelayedError)]
+    return None
+
+
+def left(config):
+    """What a run says as it leaves, of whose processes the second one is told to."""
+    if processes.index() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        train(config)
+    except Preempted as stop:
+        return str(stop)
     return None
 
 
@@ -47,6 +60,9 @@ def main(folder, settings):
     kept = sorted(path.name for path in (folder / "run" / "nonfinite").iterdir())
     processes.on_main(lambda: replace_by_a_folder(folder / "run" / "nonfinite" / kept[1]))
     found |= {"kept": kept, "not kept": told(lambda: train(config))}
+    found["left"] = left(
+        dataclasses.replace(config, scenario="all_frozen", workdir=str(folder / "untrained"))
+    )
     print(json.dumps(found))
     processes.leave()
 

@@ -7,7 +7,7 @@ import os
 import pytest
 from several import REPOSITORY, started, together
 
-from mtl_jax import processes
+from mtl_jax import preemption, processes
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,7 @@ def test_a_workdir_that_one_does_not_see_is_refused_by_all(met):
     for each in found:
         assert each["apart"][0].startswith("--workdir run is not seen by process 1")
         assert each["claimed"] is None
-    assert sorted(
-        path.name for path in (folder / "claimed").iterdir() if path.suffix != ".lock"
-    ) == [
-        ".lock",
-        "config.json",
-    ]
+    assert not list((folder / "claimed").glob(".seen-*"))
 
 
 def test_all_list_the_checkpoints_that_the_first_lists(met):
@@ -60,6 +55,12 @@ def test_a_batch_is_kept_by_all_before_any_ends(met):
         assert each["kept"] == [f"step_{step}_process_{i}_of_2.npz" for i in (0, 1)]
         # Of the second alone: its file can't be replaced.
         assert "whose batch could not be kept (Is a directory)" in each["not kept"][0]
+
+
+def test_all_leave_before_the_next_part_when_one_is_told_to(met):
+    # A run of no steps, which is done before any step would be waited for.
+    words = f"ended by SIGTERM; what was saved before is there: {preemption.AGAIN}"
+    assert [each["left"] for each in met[1]] == [words, words]
 
 
 def test_what_comes_to_be_seen_is_waited_for():
