@@ -159,11 +159,11 @@ def command(flags, workdir, *more):
     return ["-m", "mtl_jax", "train", "--distributed", *kept, "--workdir", str(workdir), *more]
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_when_a_process_dies_the_other_ends_and_says_why(flags, tmp_path, killed):
+@pytest.mark.parametrize(("killed", "saving"), [(0, False), (1, False), (1, True)])
+def test_when_a_process_dies_the_other_ends_and_says_why(flags, tmp_path, killed, saving):
     argv = command(flags, tmp_path / "run", "--scenario=none_frozen", "--epochs=100000")
     with started(2, 1, *argv) as those:
-        until_it_trains(those[0], tmp_path / "run")
+        (until_it_saves if saving else until_it_trains)(those[0], tmp_path / "run")
         those[killed].send_signal(signal.SIGKILL)
         _, errors = those[1 - killed].communicate(timeout=120)
     if GONE not in errors:
@@ -224,6 +224,13 @@ def test_a_study_whose_arms_two_processes_train_together(flags, tmp_path):
 def until_it_trains(process, workdir):
     """Waits for the first lines of the log."""
     while not read_lines(workdir / "metrics.jsonl"):
+        assert process.poll() is None
+        os.sched_yield()
+
+
+def until_it_saves(process, workdir):
+    """Waits for a checkpoint that is being written."""
+    while not list((workdir / "checkpoints").glob("*orbax-checkpoint-tmp*")):
         assert process.poll() is None
         os.sched_yield()
 
