@@ -49,7 +49,7 @@ def started(processes, devices, *argv):
 def together(processes, devices, *argv):
     """Runs them to their end: per process its status, standard output and standard error."""
     with started(processes, devices, *argv) as those:
-        said = [process.communicate(timeout=300) for process in those]
+        said = [process.communicate(timeout=900) for process in those]
     return [(those[index].returncode, *words) for index, words in enumerate(said)]
 
 

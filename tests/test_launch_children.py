@@ -108,6 +108,17 @@ def test_those_who_save_are_told_once(whom, tmp_path):
     assert out == f"75 [75, 75] {whom == 'all'}\n"
 
 
+def test_one_that_had_not_begun_to_heed_it_can_be_gone_on_with_too():
+    with driver(
+        "60", "import sys; sys.stderr.write('there\\n'); import signal; signal.pause()"
+    ) as (process):
+        assert process.stderr is not None
+        assert process.stderr.readline() == "there\n"
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate()
+    assert out == "75 [143] True\n"
+
+
 def test_where_the_end_of_the_terminal_is_ignored_it_stays_so(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

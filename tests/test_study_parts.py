@@ -71,9 +71,9 @@ def test_parts_at_once_and_gathered_leave_what_one_call_does(whole, flags, tmp_p
     # Ended by a scheduler when both are at it, and started again.
     with started("mtl_jax.launch", *launch) as process:
         assert process.stderr is not None
-        begun = 0
-        while begun < 2:
-            begun += " of 3: " in process.stderr.readline()
+        awaited = {"arm 1 of 3: all_frozen, seed 0", "[1] arm 2 of 3: backbone_frozen, seed 0"}
+        while awaited:
+            awaited.discard(process.stderr.readline().rstrip("\n"))
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate()
     assert process.returncode == 75, err

@@ -194,7 +194,7 @@ def test_files_of_another_format(root):
     described = root / "toy_reviews/1.2.0/dataset_info.json"
     described.write_text(described.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(
-        UserError, match=r"TFDS cannot open .toy_reviews. \(.*File format.*or set TFDS_DATA_DIR"
+        UserError, match=r"TFDS cannot open .toy_reviews. \(.*array_record.*or set TFDS_DATA_DIR"
     ):
         load().read("test")
 

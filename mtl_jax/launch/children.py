@@ -32,8 +32,13 @@ class Ended:
 
     @property
     def status(self) -> int:
-        """The first that is not 0, if any."""
-        return next((status for status in self.statuses if status), 0)
+        """The first that is not 0, if any.
+
+        What the SIGTERM that was passed on has ended at once had not begun, or a second one
+        cut it short: like what has saved it can be gone on with.
+        """
+        first = next((status for status in self.statuses if status), 0)
+        return SAVED if self.told and first == 128 + signal.SIGTERM else first
 
 
 def run_together(
