@@ -102,7 +102,7 @@ class Session:
     """
 
     def __init__(self, settings: Benchmark, workers: Workers):
-        from mtl_jax.workdir import rewrite_lines
+        from mtl_jax.jsonfiles import rewrite_lines
 
         self.records: list[dict[str, Any]] = []
         self._settings, self._workers = settings, workers
@@ -161,7 +161,7 @@ class Session:
 
     def _run(self, name: str, label: str, job: Job, repeat: int) -> dict[str, Any]:
         from mtl_jax.console import say
-        from mtl_jax.workdir import append_line
+        from mtl_jax.jsonfiles import append_line
 
         sample = self._call(job, self._settings.config(job))
         seconds = f": {sample['seconds']:.2f} s" if "seconds" in sample else ""

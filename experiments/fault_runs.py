@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.errors import UserError
+from mtl_jax.jsonfiles import read_lines
 from mtl_jax.saved import Saved
-from mtl_jax.workdir import Workdir, read_lines
+from mtl_jax.workdir import Workdir
 
 # As Orbax names the folder of a checkpoint that it is writing.
 _UNFINISHED = "orbax-checkpoint-tmp"

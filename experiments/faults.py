@@ -80,7 +80,7 @@ def carry_out(faults: Faults, flags: Sequence[str]) -> bool:
     from experiments.fault_runs import Command
     from experiments.fault_trials import Trials
     from mtl_jax.console import say
-    from mtl_jax.workdir import write_json
+    from mtl_jax.jsonfiles import write_json
 
     folder = Path(faults.workdir).expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -86,8 +86,9 @@ def run(study: Heads, command: str) -> None:
     from experiments.report import rich_table, write_document
     from mtl_jax.console import say
     from mtl_jax.inputs import Inputs
+    from mtl_jax.jsonfiles import read_lines, rewrite_lines
     from mtl_jax.sweep import ready, sweep
-    from mtl_jax.workdir import Workdir, read_lines, rewrite_lines
+    from mtl_jax.workdir import Workdir
 
     started = time.time()
     study = study.absolute()

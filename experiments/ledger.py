@@ -15,8 +15,9 @@ from mtl_jax import processes
 from mtl_jax.cli import one_line
 from mtl_jax.console import say
 from mtl_jax.errors import UserError, cannot_write
+from mtl_jax.jsonfiles import append_line, read_lines, rewrite_lines, write_json
 from mtl_jax.locks import exclusive
-from mtl_jax.workdir import Workdir, append_line, read_lines, rewrite_lines, write_json
+from mtl_jax.workdir import Workdir
 
 # What the identity of an arm says in a run's place.
 _SAID = ("event", "scenario", "recipe", "seed")

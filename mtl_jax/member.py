@@ -22,6 +22,7 @@ from mtl_jax.drift import Reference, judge, reference
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import majority_baseline, neighbour_probe
 from mtl_jax.freeze import Freeze, Params
+from mtl_jax.jsonfiles import write_json
 from mtl_jax.meter import Meter
 from mtl_jax.metrics import mean_macro_f1
 from mtl_jax.nonfinite import keep, validate
@@ -31,7 +32,7 @@ from mtl_jax.run import Run
 from mtl_jax.step import TrainState
 from mtl_jax.transition import Place, at_place, end_phase, next_phase
 from mtl_jax.watchers import open_watchers
-from mtl_jax.workdir import Workdir, write_json
+from mtl_jax.workdir import Workdir
 
 _LOG_EVERY = 10
 

@@ -13,9 +13,10 @@ from mtl_jax.course import Course
 from mtl_jax.drift import Reference, divergence, judge
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
+from mtl_jax.jsonfiles import read_lines
 from mtl_jax.phases import Phase
 from mtl_jax.train import train
-from mtl_jax.workdir import Workdir, read_lines
+from mtl_jax.workdir import Workdir
 
 
 def test_divergence_by_hand():

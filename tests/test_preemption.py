@@ -21,10 +21,11 @@ from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TrainConfig
 from mtl_jax.errors import Preempted, UserError
 from mtl_jax.inputs import Inputs
+from mtl_jax.jsonfiles import read_lines
 from mtl_jax.member import Member
 from mtl_jax.saved import Saved
 from mtl_jax.train import train, train_seeds
-from mtl_jax.workdir import Workdir, read_lines
+from mtl_jax.workdir import Workdir
 
 NOTED = "SIGTERM: saving after this step"
 

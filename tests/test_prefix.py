@@ -31,12 +31,13 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluate import Evaluator, evaluator
 from mtl_jax.freeze import Stages
 from mtl_jax.inputs import Inputs
+from mtl_jax.jsonfiles import read_lines
 from mtl_jax.layers import attention_bias
 from mtl_jax.prefix import SHALLOWEST, Prefix
 from mtl_jax.run import Run
 from mtl_jax.store import Store
 from mtl_jax.train import train
-from mtl_jax.workdir import Workdir, read_lines
+from mtl_jax.workdir import Workdir
 
 LAYERS = TINY.num_hidden_layers
 DEPTHS = range(SHALLOWEST, 2 + LAYERS)

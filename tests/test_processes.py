@@ -17,8 +17,8 @@ from several import REPOSITORY, started, together
 from mtl_jax import processes
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.errors import UserError
+from mtl_jax.jsonfiles import read_lines
 from mtl_jax.train import train
-from mtl_jax.workdir import read_lines
 
 # 96 texts in batches of 19 or 20, 5 steps: neither divides by any number of devices.
 BATCH = 20

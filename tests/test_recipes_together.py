@@ -9,8 +9,9 @@ import pytest
 
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.inputs import Inputs
+from mtl_jax.jsonfiles import read_lines
 from mtl_jax.train import train, train_seeds
-from mtl_jax.workdir import Workdir, read_lines
+from mtl_jax.workdir import Workdir
 
 SEEDS = (0, 1, 2, 3)
 

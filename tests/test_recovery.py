@@ -19,11 +19,12 @@ from mtl_jax import seal
 from mtl_jax.config import TrainConfig
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
+from mtl_jax.jsonfiles import read_lines
 from mtl_jax.saved import Saved
 from mtl_jax.seal import DamageError
 from mtl_jax.train import train
 from mtl_jax.trained import TrainedModel
-from mtl_jax.workdir import Workdir, read_lines
+from mtl_jax.workdir import Workdir
 
 # Of 12 steps the sixth and the last are measured; all of them stay.
 KEPT = {"checkpoint_every": 4, "keep_latest": 9}

@@ -17,13 +17,14 @@ from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.data.batches import train_batches
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
+from mtl_jax.jsonfiles import read_lines
 from mtl_jax.keptbatch import read_batch
 from mtl_jax.meter import Meter
 from mtl_jax.nonfinite import keep
 from mtl_jax.replay import replay
 from mtl_jax.run import Run
 from mtl_jax.train import train
-from mtl_jax.workdir import Workdir, read_lines
+from mtl_jax.workdir import Workdir
 
 
 def spoilt_checkpoint(folder, word):

@@ -11,9 +11,9 @@ import pytest
 
 from mtl_jax.cli import guarded
 from mtl_jax.config import TrainConfig
+from mtl_jax.jsonfiles import read_lines
 from mtl_jax.launch.__main__ import main
 from mtl_jax.train import train
-from mtl_jax.workdir import read_lines
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"

@@ -21,10 +21,11 @@ from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.data.batches import make_batch
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
+from mtl_jax.jsonfiles import read_lines
 from mtl_jax.run import Run, _even
 from mtl_jax.step import eval_step
 from mtl_jax.train import train
-from mtl_jax.workdir import Workdir, read_lines
+from mtl_jax.workdir import Workdir
 
 SCENARIOS = (
     "all_frozen",

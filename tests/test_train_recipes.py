@@ -22,13 +22,14 @@ from mtl_jax.config import TrainConfig
 from mtl_jax.errors import UserError
 from mtl_jax.freeze import Freeze
 from mtl_jax.inputs import Inputs
+from mtl_jax.jsonfiles import read_lines
 from mtl_jax.member import Member
 from mtl_jax.recipes import RECIPES
 from mtl_jax.run import Run
 from mtl_jax.scenarios import FROZEN
 from mtl_jax.train import train, train_seeds
 from mtl_jax.trained import TrainedModel
-from mtl_jax.workdir import Workdir, read_lines
+from mtl_jax.workdir import Workdir
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,13 @@ from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.data.batches import train_batches
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
+from mtl_jax.jsonfiles import read_lines, rewrite_lines
 from mtl_jax.member import Member
 from mtl_jax.run import Run
 from mtl_jax.saved import Saved
 from mtl_jax.stepper import stepper
 from mtl_jax.train import train, train_seeds
 from mtl_jax.trained import TrainedModel
-from mtl_jax.workdir import read_lines, rewrite_lines
 
 # What another order of summation in float32 makes of a mean loss, and of a parameter after
 # Adam has divided by the root of the second moment in each of twelve steps.

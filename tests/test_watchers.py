@@ -17,11 +17,12 @@ from test_weighting_train import interrupted_at
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
+from mtl_jax.jsonfiles import read_lines
 from mtl_jax.optim import warmup_linear
 from mtl_jax.train import train, train_seeds
 from mtl_jax.watch_config import WatchConfig, _installed
 from mtl_jax.watchers import TensorBoard, scalars
-from mtl_jax.workdir import Workdir, read_lines
+from mtl_jax.workdir import Workdir
 
 
 @pytest.fixture(scope="module")

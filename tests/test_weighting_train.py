@@ -12,12 +12,12 @@ from experiments.fault_runs import without_times
 from mtl_jax import freeze
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.inputs import Inputs
+from mtl_jax.jsonfiles import read_lines
 from mtl_jax.plan import warnings_of
 from mtl_jax.run import Run
 from mtl_jax.sweep import Grid, sweep
 from mtl_jax.train import train, train_seeds
 from mtl_jax.weighting.methods import METHODS
-from mtl_jax.workdir import read_lines
 
 BALANCING = tuple(name for name in METHODS if name != "fixed")
 EPOCHS, EVERY, STOP = 4, 5, 17
