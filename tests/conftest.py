@@ -26,8 +26,10 @@ from mtl_jax.bert import BertEncoder
 from mtl_jax.config import BertConfig, DataConfig
 from mtl_jax.pretrained import to_transformers
 
-# Some tests interrupt; a shell's background job, as they may be, is told to ignore that.
+# Some tests interrupt, or close a terminal; a shell's background job, as they may be, or what
+# nohup starts is told to ignore that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 WORDS = (
     "[PAD] [UNK] [CLS] [SEP] [MASK] a an the this that film book phone tweet it is was not very "
