@@ -63,13 +63,13 @@ def test_what_freezing_the_scarce_head_buys_is_said_first():
 
 def test_every_arm_is_in_the_family_and_in_the_claim():
     judgement = judge(RESULTS, (), of_task("sentiment", "test"))
-    # Two arms at two fractions, and over both; the claim is on one of these arms.
+    # Two arms at two fractions, and over both; the claim on one of these arms is among them.
     assert [each.arm for each in judgement.overall] == ["scarce_head_last", "single_task"]
     assert [(each.arm, each.value) for each in judgement.within] == [
         *(("scarce_head_last", 0.01), ("scarce_head_last", 1.0)),
         *(("single_task", 0.01), ("single_task", 1.0)),
     ]
-    assert (judgement.family, judgement.details) == (3, 6)
+    assert (judgement.family, judgement.details) == (2, 4)
     text = to_markdown(document(RESULTS, [], {}))
     (claim,) = [row for row in text.splitlines() if row.startswith("| Training the head of")]
     # All of nine seeds have one sign: 2/2^9, in the lead as in the claim.
