@@ -17,6 +17,8 @@ from experiments.design_claims import CLAIMS, Answer, Claim
 from experiments.resampling import family_p
 from experiments.verdicts import Contrast, Finding, Verdict, judge
 
+_Key = tuple[tuple[int, float], ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
@@ -83,14 +85,12 @@ def judge_claims(
     return Judgement(tuple(claims), len(outer), len(inner), seeds, overall, within)
 
 
-def _key(compared: Contrast | Comparison) -> tuple[tuple[int, float], ...]:
+def _key(compared: Contrast | Comparison) -> _Key:
     """What is the same wherever the same is compared."""
     return tuple(sorted(compared.difference.by_seed.items()))
 
 
-def _tested(
-    family: Mapping[tuple[tuple[int, float], ...], Contrast | Comparison],
-) -> dict[tuple[tuple[int, float], ...], float | None]:
+def _tested(family: Mapping[_Key, Contrast | Comparison]) -> dict[_Key, float | None]:
     p_values = family_p([each.difference.by_seed for each in family.values()])
     return dict(zip(family, p_values, strict=True))
 

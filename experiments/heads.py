@@ -87,7 +87,7 @@ def run(study: Heads, command: str) -> None:
     from mtl_jax.console import say
     from mtl_jax.inputs import Inputs
     from mtl_jax.jsonfiles import read_lines, rewrite_lines
-    from mtl_jax.sweep import ready, sweep
+    from mtl_jax.sweep import ready, sweep_of
     from mtl_jax.workdir import Workdir
 
     started = time.time()
@@ -97,7 +97,7 @@ def run(study: Heads, command: str) -> None:
     shared = {field.name: getattr(study, field.name) for field in dataclasses.fields(Settings)}
     config = TrainConfig(**shared, workdir="", scenario="backbone_frozen")
     # What is refused leaves no folder that would be taken for another study's.
-    ready(config, grid, inputs)
+    made_ready = ready(config, grid, inputs)
     folder = Workdir(study.workdir)
     with contextlib.closing(folder):
         folder.claim(_record(study, inputs))
@@ -106,7 +106,7 @@ def run(study: Heads, command: str) -> None:
             say(f"{study.workdir} is done: its report is {folder.path / 'report.html'}")
             return
         say(f"{count} pairs of heads, {study.epochs} epochs each")
-        result = sweep(config, grid, inputs)
+        result = sweep_of(made_ready, grid)
         lines = _lines(study, result)
         for note in inputs.notes():
             say(note)

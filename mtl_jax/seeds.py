@@ -103,3 +103,13 @@ class SeedRunner:
         if not self._several:
             return jax.jit(of_seeds, donate_argnums=donated)
         return jax.pmap(of_seeds, AXIS, devices=self._devices, donate_argnums=donated)
+
+
+def devices_across(devices: int, seeds: int, settings: int) -> tuple[int, int]:
+    """Over how many devices the seeds of a sweep go, and over how many the settings.
+
+    Every device has equally many of both; of the ways to share out the devices this is one in
+    which it has the fewest runs, and of those the one with most devices along the seeds.
+    """
+    ways = [(n, devices // n) for n in range(devices, 0, -1) if devices % n == 0]
+    return min(ways, key=lambda way: -(-seeds // way[0]) * -(-settings // way[1]))

@@ -26,6 +26,7 @@ from mtl_jax.inputs import Inputs
 from mtl_jax.metrics import Metrics
 from mtl_jax.optim import make_optimizer
 from mtl_jax.run import Run
+from mtl_jax.seeds import devices_across
 from mtl_jax.step import Program, TrainState, stream, take, train_step
 
 T = TypeVar("T")
@@ -110,7 +111,16 @@ def sweep(config: TrainConfig, grid: Grid, inputs: Inputs) -> SweepResult:
         UserError: The scenario trains more than heads, a weight is 0, or no combination has
             converged.
     """
-    run = ready(config, grid, inputs)
+    return sweep_of(ready(config, grid, inputs), grid)
+
+
+def sweep_of(run: Run, grid: Grid) -> SweepResult:
+    """As ``sweep``, of what ``ready`` has made ready.
+
+    Raises:
+        UserError: No combination has converged.
+    """
+    config, inputs = run.config, run.inputs
     if note := run.useless_weighting:
         say(f"note: {note}")
     heads = _Heads(run, grid)
@@ -142,16 +152,6 @@ def sweep(config: TrainConfig, grid: Grid, inputs: Inputs) -> SweepResult:
         feature_seconds=run.feature_seconds,
         compile_seconds=compiling,
     )
-
-
-def devices_across(devices: int, seeds: int, settings: int) -> tuple[int, int]:
-    """Over how many devices the seeds of a sweep go, and over how many the settings.
-
-    Every device has equally many of both; of the ways to share out the devices this is one in
-    which it has the fewest runs, and of those the one with most devices along the seeds.
-    """
-    ways = [(n, devices // n) for n in range(devices, 0, -1) if devices % n == 0]
-    return min(ways, key=lambda way: -(-seeds // way[0]) * -(-settings // way[1]))
 
 
 class _Heads:

@@ -16,8 +16,9 @@ from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.metrics import mean_macro_f1, split_metrics
 from mtl_jax.run import Run
+from mtl_jax.seeds import devices_across
 from mtl_jax.step import TrainState, scanned_steps, take, train_step
-from mtl_jax.sweep import Grid, _Heads, devices_across, sweep
+from mtl_jax.sweep import Grid, _Heads, sweep
 from mtl_jax.train import train
 from mtl_jax.workdir import Workdir
 
