@@ -73,7 +73,7 @@ class Trace:
         self._waits = False
         try:
             self._folder.mkdir(exist_ok=True)
-            jax.profiler.start_trace(self._folder)
+            jax.profiler.start_trace(self._folder, profiler_options=_without_python())
         except (OSError, RuntimeError) as error:
             self._failed(error)
         else:
@@ -98,3 +98,15 @@ class Trace:
     def _failed(self, error: Exception) -> None:
         reason = first_line(error)
         say(f"warning: there is no trace in {self._folder} ({reason}); the run goes on without")
+
+
+def _without_python() -> jax.profiler.ProfileOptions:
+    """Options of a trace without the calls of Python functions.
+
+    To follow them, the profiler sets hooks in all threads of the interpreter, and a thread that
+    begins or ends meanwhile, as those that read ahead do, can end the process by a segmentation
+    fault (seen with JAX 0.10.2 on Python 3.11).
+    """
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    return options
