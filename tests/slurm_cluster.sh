@@ -44,6 +44,7 @@ up() {
     mkdir -p "$dir/state" "$dir/spool"
     (umask 077 && head -c 1024 /dev/urandom >"$dir/munge.key")
     # Slurm counts the processors of NodeName; with config_overrides there may be more than here are.
+    # A job that is queued again waits until its credential has expired.
     cat >"$SLURM_CONF" <<CONF
 ClusterName=test
 SlurmUser=root
@@ -55,7 +56,7 @@ SlurmdPidFile=$dir/slurmd.own.pid
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool
 AuthType=auth/munge
-AuthInfo=socket=$dir/munge.socket
+AuthInfo=socket=$dir/munge.socket,cred_expire=20
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none

@@ -149,8 +149,6 @@ def test_a_run_that_is_driven_out_goes_on_when_it_is_its_turn_again(launch, flag
     subprocess.run(["sbatch", "--wait", *urgent], check=True, capture_output=True)
     assert states(job) == ["PENDING"]
     done = len(read_lines(metrics))
-    # Slurm lets a job that is queued again wait for two minutes.
-    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
     until(said("resuming from step"), logs)
     until(lambda: len(read_lines(metrics)) > done >= 1, logs)
     # Whoever cancels it does not want it queued again, though it saves then, too.
