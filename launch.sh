@@ -59,7 +59,7 @@ case "$task" in
         # A file at a time for each, for what its tests share is made once. A worker that ends by
         # a crash ends the tests: with another in its place the last ones may wait for ever.
         exec .venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile \
-            --max-worker-restart 0 "$@"
+            --no-loadscope-reorder --max-worker-restart 0 "$@"
         ;;
     lint)
         .venv/bin/ruff check .

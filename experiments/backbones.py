@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.protocols import check_arms, files_of, protocol
+from experiments.protocols import check_arms, files_of, protocol, refuse_unwatched
 from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 from mtl_jax.cli import guarded
 from mtl_jax.config import DEFAULT_BACKBONE, TrainConfig
@@ -46,6 +46,7 @@ class Backbones(StudySettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._refuse_empty("backbones", "scenarios")
+        refuse_unwatched(self.on_drift, self.scenarios)
         folders = (str(Path(name).expanduser().absolute()) for name in self.backbones)
         names = zip(self.backbones, folders, strict=True)
         known = (folder if Path(folder).is_dir() else name for name, folder in names)
@@ -59,8 +60,8 @@ class Backbones(StudySettings):
             def arm(name: str, seed: int, shared: dict = shared) -> Arm:
                 setting = {SETTING: shared["backbone"]}
                 workdir = arm_folder(self.workdir, name, seed, setting)
-                what = protocol(name, self.workdir)
-                config = TrainConfig(**shared, workdir=workdir, seed=seed, **what)
+                own = {"workdir": workdir, "seed": seed, **protocol(name, self.workdir)}
+                config = TrainConfig(**{**shared, **own})
                 return Arm(name, config, setting)
 
             yield from by_seeds(self.scenarios, self.seeds, self.at_once(), arm)

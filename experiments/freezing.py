@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 from mtl_jax.cli import guarded
 from mtl_jax.config import DataConfig, TrainConfig
+from mtl_jax.errors import no_trained_head
 
 if TYPE_CHECKING:
     from experiments.pool import Pool
@@ -56,6 +57,9 @@ class Freezing(StudySettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._refuse_empty("scenarios")
+        if self.on_drift != "warn":
+            why = "a scenario is one phase: use mtl_jax train with a --recipe"
+            raise no_trained_head(self.on_drift, why)
         own = self.data.train_file or self.data.dataset != _QUICK.dataset
         settled = {
             # The quick study's limits are meant for the default corpus alone.

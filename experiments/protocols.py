@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.config import TASKS
-from mtl_jax.errors import UserError
+from mtl_jax.config import TASKS, OnDrift
+from mtl_jax.errors import UserError, no_trained_head
 from mtl_jax.recipes import RECIPES, Setting, recipe_named
 from mtl_jax.scenarios import SCENARIOS, scenario_rules
+
+# Of a run that has no head for --on-drift, which may be meant for other arms of its study.
+UNWATCHED: dict[str, OnDrift] = {"on_drift": "warn"}
 
 
 def is_recipe(name: str) -> bool:
@@ -30,7 +33,26 @@ def protocol(name: str, workdir: str) -> dict[str, Any]:
         workdir: Of the study.
     """
     kept = in_study(workdir, kept_as(name)) if name.endswith(".json") else name
-    return {"scenario": None, "recipe": kept} if is_recipe(name) else {"scenario": kept}
+    what = {"scenario": None, "recipe": kept} if is_recipe(name) else {"scenario": kept}
+    return what if freezes_trained_head(name) else what | UNWATCHED
+
+
+def freezes_trained_head(name: str) -> bool:
+    """Whether an arm may freeze a head that an earlier phase of it has trained.
+
+    Of a file's phases this is known when they are laid out on the backbone.
+    """
+    return is_recipe(name) and (name == "sequential_heads" or name.endswith(".json"))
+
+
+def refuse_unwatched(on_drift: OnDrift, names: Sequence[str]) -> None:
+    """Refuses an ``--on-drift`` that none of the arms has a head for.
+
+    Raises:
+        UserError: It is not the default, and none of the arms freezes a trained head.
+    """
+    if on_drift != "warn" and not any(map(freezes_trained_head, names)):
+        raise no_trained_head(on_drift, "no arm freezes such a head: add one that does")
 
 
 def in_study(workdir: str, file: str) -> str:

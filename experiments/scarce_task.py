@@ -31,7 +31,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.protocols import check_arms, files_of, in_study, protocol
+from experiments.protocols import (
+    UNWATCHED,
+    check_arms,
+    files_of,
+    in_study,
+    protocol,
+    refuse_unwatched,
+)
 from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 from mtl_jax.cli import guarded
 from mtl_jax.config import TASKS, TrainConfig
@@ -45,8 +52,6 @@ _HEAD_FROZEN = "scarce_head_frozen"
 _HEAD_FROZEN_FILE = "recipes/scarce_head_frozen.json"
 # These find the scarce task by itself: of two that are thinned, the one with fewer labels.
 _FINDING = ("scarce_head_last", "sequential_heads")
-# None of these freezes a head that has been trained.
-_UNGUARDED = (*_SCENARIOS, _HEAD_FROZEN, "scarce_head_last")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,11 +86,7 @@ class ScarceTask(StudySettings):
                 f"--label-fraction names {self.scarce_task}, whose labels --fractions thins: "
                 f"leave it out, or give {self.other_task} alone one"
             )
-        if self.on_drift != "warn" and not set(self.arms) - set(_UNGUARDED):
-            raise UserError(
-                f"--on-drift {self.on_drift} is for a head that an earlier phase has trained, and "
-                "no arm freezes such a head: add sequential_heads to --arms, or leave it out"
-            )
+        refuse_unwatched(self.on_drift, self.arms)
 
     @property
     def other_task(self) -> str:
@@ -110,11 +111,8 @@ class ScarceTask(StudySettings):
         return TrainConfig(**shared, workdir=workdir, seed=seed)
 
     def _protocol(self, name: str) -> dict[str, Any]:
-        return self._training(name) | ({"on_drift": "warn"} if name in _UNGUARDED else {})
-
-    def _training(self, name: str) -> dict[str, Any]:
         if name == _HEAD_FROZEN:
-            return {"recipe": in_study(self.workdir, _HEAD_FROZEN_FILE)}
+            return {"recipe": in_study(self.workdir, _HEAD_FROZEN_FILE), **UNWATCHED}
         return protocol(_SCENARIOS.get(name, name), self.workdir)
 
     def files(self) -> dict[str, Any]:

@@ -38,7 +38,14 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from experiments.protocols import check_arms, files_of, in_study, protocol
+from experiments.protocols import (
+    UNWATCHED,
+    check_arms,
+    files_of,
+    in_study,
+    protocol,
+    refuse_unwatched,
+)
 from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 from mtl_jax.cli import guarded
 from mtl_jax.config import TrainConfig
@@ -90,6 +97,7 @@ top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer a
         recipes = [name for name in RECIPES if layers > 1 or name != "top_down_2"]
         ends = ("backbone_frozen", *depths, "none_frozen", AT_ONCE)
         arms = self.arms or (*ends, *recipes, *alone)
+        refuse_unwatched(self.on_drift, arms)
         for arm in arms:
             layer = _ONLY_LAYER.fullmatch(arm)
             if layer and int(layer.group(1)) >= layers:
@@ -131,9 +139,9 @@ top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer a
 
     def _protocol(self, arm: str) -> dict[str, Any]:
         if _ONLY_LAYER.fullmatch(arm):
-            return {"scenario": in_study(self.workdir, rules_file(arm))}
+            return {"scenario": in_study(self.workdir, rules_file(arm)), **UNWATCHED}
         if arm == AT_ONCE:
-            return {"scenario": "none_frozen", **HOWARD_RUDER}
+            return {"scenario": "none_frozen", **HOWARD_RUDER, **UNWATCHED}
         return protocol(arm, self.workdir)
 
 

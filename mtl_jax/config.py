@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from mtl_jax import data_config
 from mtl_jax.data_config import absolute_path
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, no_trained_head
 from mtl_jax.watch_config import WatchConfig
 
 # So that callers find all settings in one place.
@@ -273,11 +273,8 @@ Kubernetes, under Open MPI, or as ./launch.sh local starts them"""
                 f"{self.scenario} out"
             )
         if self.on_drift != "warn" and self.recipe is None:
-            raise UserError(
-                f"--on-drift {self.on_drift} is for a head that an earlier phase has trained, and "
-                f"--scenario {self.scenario} is one phase: use a --recipe, such as "
-                "sequential_heads, or leave --on-drift out"
-            )
+            why = f"--scenario {self.scenario} is one phase: use a --recipe"
+            raise no_trained_head(self.on_drift, why)
 
     def absolute(self) -> Self:
         """See ``Settings.absolute``."""

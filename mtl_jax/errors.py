@@ -44,3 +44,16 @@ def first_line(error: BaseException) -> str:
 def cannot_write(path: Path, error: OSError) -> UserError:
     """What to say where a file or folder can't be written."""
     return UserError(f"{path} can't be written ({error.strerror}): make room or access")
+
+
+def no_trained_head(on_drift: str, why: str) -> UserError:
+    """The refusal of an ``--on-drift`` that has no head to watch.
+
+    Args:
+        on_drift: What was asked for.
+        why: A reason, and what to use instead, to be gone on with an example of a recipe.
+    """
+    return UserError(
+        f"--on-drift {on_drift} is for a head that an earlier phase has trained, and {why}, such "
+        "as sequential_heads, or leave --on-drift out"
+    )

@@ -9,7 +9,7 @@ from typing import Any
 from mtl_jax.config import MOST_STEPS, TASKS, TrainConfig
 from mtl_jax.course import chained_steps
 from mtl_jax.data.packing import TrainPlan
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, no_trained_head
 from mtl_jax.freeze import Freeze, Params, longest_prefix
 from mtl_jax.inputs import Inputs
 from mtl_jax.optim import OptimizerConfig, layer_rates
@@ -129,11 +129,8 @@ def plan_phases(
         learned |= _heads(freezes[i])
     _refuse_repeats(plans, names)
     if config.on_drift != "warn" and not any(plan.guarded for plan in plans):
-        raise UserError(
-            f"--on-drift {config.on_drift} is for a head that an earlier phase has trained, and no "
-            f"phase of {config.name} freezes such a head while the backbone trains: use another "
-            "recipe, such as sequential_heads, or leave --on-drift out"
-        )
+        why = f"no phase of {config.name} freezes such a head while the backbone trains"
+        raise no_trained_head(config.on_drift, f"{why}: use another recipe")
     return tuple(plans)
 
 

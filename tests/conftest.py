@@ -31,6 +31,9 @@ from mtl_jax.pretrained import to_transformers
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+# Where files are dealt to workers, none is left with one of these at the end.
+LONGEST = ("test_faults.py", "test_train_recipes.py", "test_processes.py", "test_slurm.py")
+
 WORDS = (
     "[PAD] [UNK] [CLS] [SEP] [MASK] a an the this that film book phone tweet it is was not very "
     "good bad great awful fine dull bright i you we love hate like liked saw read . , ! ? ##s ##ed"
@@ -46,6 +49,10 @@ TINY = BertConfig(
     # Far from 0, so that the outputs depend visibly on every weight.
     initializer_range=0.3,
 )
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def write_checkpoint(folder, config=TINY, seed=0):

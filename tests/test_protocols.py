@@ -4,9 +4,27 @@ from pathlib import Path
 
 import pytest
 
-from experiments.protocols import check_arms, files_of, is_recipe, protocol
+from experiments.backbones import Backbones
+from experiments.freezing import Freezing
+from experiments.protocols import (
+    check_arms,
+    files_of,
+    freezes_trained_head,
+    is_recipe,
+    protocol,
+)
 from experiments.study import arm_folder
+from experiments.unfreezing import Unfreezing
+from mtl_jax.config import TrainConfig
 from mtl_jax.errors import UserError
+from mtl_jax.inputs import Inputs
+from mtl_jax.recipes import RECIPES
+from mtl_jax.run import Run
+
+
+@pytest.fixture(scope="module")
+def inputs(shared_settings):
+    return Inputs(TrainConfig(**shared_settings, workdir=""))
 
 
 def test_arms_of_files(tmp_path):
@@ -17,7 +35,7 @@ def test_arms_of_files(tmp_path):
     assert is_recipe(phases)
     assert not is_recipe(rules)
     assert protocol(phases, "/w") == {"scenario": None, "recipe": "/w/files/phases.json"}
-    assert protocol(rules, "/w") == {"scenario": "/w/files/rules.json"}
+    assert protocol(rules, "/w") == {"scenario": "/w/files/rules.json", "on_drift": "warn"}
     assert files_of([phases, "auto", rules]) == {
         "files/phases.json": [{"scenario": "top_1"}, {"scenario": "top_2"}],
         "files/rules.json": [["*", "head"]],
@@ -37,6 +55,43 @@ def test_arms_of_files(tmp_path):
 
 
 def test_names_stand_for_recipes_or_scenarios():
-    assert protocol("top_2", "w") == {"scenario": "top_2"}
+    assert protocol("top_2", "w") == {"scenario": "top_2", "on_drift": "warn"}
     for recipe in ("gradual_unfreezing", "top_down_12", "lp_ft", "auto", "scarce_head_last"):
-        assert protocol(recipe, "w") == {"scenario": None, "recipe": recipe}
+        named = {"scenario": None, "recipe": recipe, "on_drift": "warn"}
+        assert protocol(recipe, "w") == named
+    assert protocol("sequential_heads", "w") == {"scenario": None, "recipe": "sequential_heads"}
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "top_down_2"])
+def test_which_recipes_freeze_a_trained_head_is_what_their_phases_do(recipe, settings, inputs):
+    config = TrainConfig(**settings | {"epochs": 6}, workdir="", recipe=recipe)
+    assert freezes_trained_head(recipe) == any(plan.guarded for plan in Run(config, inputs).plans)
+
+
+@pytest.mark.parametrize(
+    ("study", "changes", "words"),
+    [
+        (Freezing, {}, "a scenario is one phase: use mtl_jax train with a --recipe, such as"),
+        (Unfreezing, {"arms": ("top_1", "lp_ft")}, "no arm freezes such a head: add one that does"),
+        (Backbones, {}, "no arm freezes such a head: add one that does, such as sequential_heads"),
+    ],
+)
+def test_drift_that_no_arm_can_have_is_refused(study, changes, words, settings, tmp_path):
+    shared = {**settings, "workdir": str(tmp_path / "study"), "on_drift": "stop", **changes}
+    with pytest.raises(UserError, match=f"--on-drift stop is for a head that an .*{words}"):
+        list(study(**shared).groups(*((3, 96) if study is Unfreezing else ())))
+
+
+def test_drift_is_for_the_arms_that_can_have_it(settings, tmp_path):
+    shared = {**settings, "workdir": str(tmp_path / "study"), "on_drift": "stop", "seeds": (0,)}
+    arms = ("backbone_frozen", "at_once", "only_layer_0", "lp_ft", "sequential_heads")
+    [groups, others] = [
+        list(Unfreezing(**shared, sizes=(64,), arms=arms).groups(3, 96)),
+        list(Backbones(**shared, scenarios=(arms[0], arms[-1])).groups()),
+    ]
+    does = {(arm.name, arm.config.on_drift) for group in groups for arm in group}
+    assert does == {(arm, "stop" if arm == arms[-1] else "warn") for arm in arms}
+    assert {(arm.name, arm.config.on_drift) for group in others for arm in group} == {
+        (arms[0], "warn"),
+        (arms[-1], "stop"),
+    }

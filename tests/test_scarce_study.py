@@ -155,7 +155,7 @@ def test_drift_is_acted_on_where_a_trained_head_is_frozen(settings, tmp_path):
     study = ScarceTask(**shared)
     does = {arm: study.config(arm, 0, 0.3, 84).on_drift for arm in study.arms}
     assert does == dict.fromkeys(study.arms, "warn") | {"sequential_heads": "stop"}
-    with pytest.raises(UserError, match=r"--on-drift stop is for a head.*add sequential_heads to"):
+    with pytest.raises(UserError, match=r"--on-drift stop is for .* and no arm freezes such a"):
         ScarceTask(**shared, arms=("joint", "scarce_head_last"))
 
 
