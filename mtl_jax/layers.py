@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from mtl_jax.config import BertConfig
 from mtl_jax.dropout import Dropout
+from mtl_jax.norm import LayerNorm
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -79,11 +80,6 @@ def dense(config: BertConfig, features: int, dtype: DTypeLike) -> nn.Dense:
     return nn.Dense(features, dtype=dtype, kernel_init=init)
 
 
-def _layer_norm(config: BertConfig) -> nn.LayerNorm:
-    # E[x^2] - E[x]^2, Flax's default, cancels in float32; PyTorch computes E[(x - E[x])^2].
-    return nn.LayerNorm(config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False)
-
-
 def attention_bias(
     attention_mask: jax.Array,
     segment_ids: jax.Array | None = None,
@@ -128,7 +124,7 @@ class Embeddings(nn.Module):
         self.word = embed(config.vocab_size)
         self.position = embed(config.max_position_embeddings)
         self.token_type = embed(config.type_vocab_size)
-        self.layer_norm = _layer_norm(config)
+        self.layer_norm = LayerNorm(config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(
@@ -158,7 +154,7 @@ class Attention(nn.Module):
         self.key = dense(config, config.hidden_size, self.dtype)
         self.value = dense(config, config.hidden_size, self.dtype)
         self.output = dense(config, config.hidden_size, self.dtype)
-        self.layer_norm = _layer_norm(config)
+        self.layer_norm = LayerNorm(config.layer_norm_eps)
         self.weights_dropout = Dropout(config.attention_probs_dropout_prob)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
@@ -214,7 +210,7 @@ class FeedForward(nn.Module):
         config = self.config
         self.intermediate = dense(config, config.intermediate_size, self.dtype)
         self.output = dense(config, config.hidden_size, self.dtype)
-        self.layer_norm = _layer_norm(config)
+        self.layer_norm = LayerNorm(config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(self, hidden: jax.Array, deterministic: bool) -> jax.Array:

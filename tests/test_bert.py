@@ -570,7 +570,9 @@ def test_scanned_layers_compute_the_same(remat):
     assert ("scan[" in program, "scan[" in scanned_program) == (False, True)
     assert scanned.keys() == expected.keys()
     for path, value in expected.items():
-        np.testing.assert_allclose(scanned[path], value, rtol=1e-5, atol=1e-5, err_msg=path)
+        # Gradients of some hundreds, whose sums leave little in places.
+        rounding = 1e-5 + 1e-6 * np.abs(value).max()
+        np.testing.assert_allclose(scanned[path], value, rtol=1e-5, atol=rounding, err_msg=path)
 
 
 def test_scanned_layers_draw_dropout_of_their_own():
