@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,6 +30,19 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def scaled(value: float, base: int, units: Sequence[str]) -> str:
+    """1536, of 1024 and bytes -> ``1.5 KiB``."""
+    power = 0
+    while value >= base and power + 1 < len(units):
+        value, power = value / base, power + 1
+    return f"{value:.{1 if power else 0}f} {units[power]}".rstrip()
+
+
+def in_bytes(size: float) -> str:
+    """1536 -> ``1.5 KiB``."""
+    return scaled(size, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
 @contextlib.contextmanager

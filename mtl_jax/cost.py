@@ -19,7 +19,6 @@ from mtl_jax.data.batches import Order, TextSet, evaluation_batches, make_batch,
 from mtl_jax.data.packing import Placement, evaluation_plan
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
-from mtl_jax.prefix import SHALLOWEST
 from mtl_jax.run import Run
 from mtl_jax.step import Program, pooled_step, states_step, train_step
 from mtl_jax.store import in_memory
@@ -133,13 +132,9 @@ def kept_arrays(run: Run) -> list[np.ndarray]:
     return [array for array in arrays if array is not None]
 
 
-def _keeps(run: Run) -> bool:
-    return run.config.prefix_cache and run.states_depth >= SHALLOWEST
-
-
 def _as_kept(run: Run, texts: TextSet) -> TextSet:
     """Texts with zeros, which take no memory, for the activations that the run would keep."""
-    if not _keeps(run):
+    if not run.keeps:
         return texts
     width = run.inputs.bert.hidden_size
     if run.freeze.backbone_frozen:
@@ -173,7 +168,7 @@ def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, 
         state = jax.eval_shape(functools.partial(program.init, seed=0), trainable)
         step = _counted(functools.partial(train_step, program), state, frozen, batch)
     prefix = 0
-    if _keeps(run):
+    if run.keeps:
         model = run.evaluator.model.clone(fused=None)
         compute = functools.partial(states_step, (model, run.states_depth))
         if run.freeze.backbone_frozen:
@@ -209,7 +204,7 @@ def _seconds(
     sample = batches.sample(run, "train")
     measured = len(evaluation_plan(sample.tokens.lengths, evaluator.layout))
     prefix = step = 0.0
-    if _keeps(run):
+    if run.keeps:
         backbone = runner.replicate({"backbone": run.params["backbone"]})
 
         def compute() -> None:

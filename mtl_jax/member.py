@@ -13,20 +13,18 @@ import grain
 import numpy as np
 
 from mtl_jax import freeze as freezing
-from mtl_jax import processes
+from mtl_jax import outcome, processes
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.console import say
 from mtl_jax.course import Course, score
 from mtl_jax.data.batches import HostBatch, train_batches
 from mtl_jax.drift import Reference, judge, reference
 from mtl_jax.errors import UserError
-from mtl_jax.evaluate import majority_baseline, neighbour_probe
 from mtl_jax.freeze import Freeze, Params
 from mtl_jax.jsonfiles import write_json
 from mtl_jax.meter import Meter
 from mtl_jax.metrics import mean_macro_f1
 from mtl_jax.nonfinite import keep, validate
-from mtl_jax.outcome import epoch_record, in_words, run_certificate, run_result, step_record
 from mtl_jax.recovery import batches_from, depended_on, recover, take_up
 from mtl_jax.run import Run
 from mtl_jax.step import TrainState
@@ -68,6 +66,7 @@ class Member:
         self._reference: Reference | None = None
         self._share, self._compiled_before = 1.0, run.evaluation_compile_seconds
         self._open = stack
+        self._open.callback(self._release)
         self._workdir = self._open.enter_context(contextlib.closing(Workdir(run.config.workdir)))
 
     @contextlib.contextmanager
@@ -138,6 +137,9 @@ class Member:
             resumed = None if self.course.over else last
         if self.course.over:
             place, self.course = next_phase(place, self.course, self._first, self.checkpoints)
+        if place.run is not self.run:
+            # The first one is not begun with again.
+            self._release()
         self.run, self._place = place.run, None
         self.done = int(place.state.step) - self.course.start
         frozen = self.run.freeze.split(place.params)[1]
@@ -195,7 +197,7 @@ class Member:
         self.meter.add(step, metrics, batch)
         if step % _LOG_EVERY == 0:
             count = self.course.schedule_start + done - 1
-            self._workdir.log(step_record(self.run, count, self.meter))
+            self._workdir.log(outcome.step_record(self.run, count, self.meter))
 
     def measure(self, state: TrainState, frozen: Params, done: int) -> None:
         """Measures and saves what an epoch of the phase, or its last steps, have led to.
@@ -212,9 +214,9 @@ class Member:
         step, epoch = course.start + done, course.passed + plan.epochs(done)
         metrics, logits = validate(run, Freeze.merge(state.trainable, frozen), step)
         drift = self._reference.drift(logits) if self._reference else {}
-        record = epoch_record(plan.phase, run.index, step, epoch, self.meter, metrics)
+        record = outcome.epoch_record(plan.phase, run.index, step, epoch, self.meter, metrics)
         self._workdir.log(record | ({"drift": drift} if drift else {}))
-        words = in_words(metrics, self.meter.rate)
+        words = outcome.in_words(metrics, self.meter.rate)
         say(f"{self._name()}epoch {record['epoch']} of {run.epochs:.4g}: {words}")
         course.measured.append((step, score(plan.phase, metrics)))
         at_risk = {task: far for task, far in drift.items() if task in plan.guarded}
@@ -256,45 +258,42 @@ class Member:
     def finish(self) -> None:
         """Leaves ``certificate.json`` and measures the best checkpoint, which makes the result."""
         self.checkpoints.wait()
-        config, meter, classes = self.run.config, self.meter, self.run.inputs.classes
-        certificate = run_certificate(self.course.certificates)
+        config, meter = self.run.config, self.meter
+        certificate = outcome.run_certificate(self.course.certificates)
         write_json(self._workdir.path / "certificate.json", certificate)
         best = self.checkpoints.best_step or 0
-        run, params = self._best_run(best)
-        placed = run.evaluator.runner.replicate(params)
+        params = self._go_to_best(best)
+        run = self.run
         records = processes.on_main(self._workdir.records)
         epochs = [record for record in records if record["event"] == "epoch"]
         chosen = next(record for record in epochs if record["step"] == best)
-        training = run.split("train")
-        test = run.split("test") if "test" in run.inputs.corpus.splits else None
-        measured = {
-            "test": test and run.evaluator.metrics(placed, test, classes),
-            "validation": chosen["validation"],
-            "train": run.evaluator.metrics(placed, training, classes),
-        }
-        compiling = (run.evaluation_compile_seconds - self._compiled_before) * self._share
         trains = any(plan.freeze.groups for plan in run.plans)
+        measured = outcome.measurements(run, params, chosen["validation"], probe=not trains)
+        compiling = (run.evaluation_compile_seconds - self._compiled_before) * self._share
         result = {
-            **run_result(config, epochs, chosen, certificate, self.course.stopped),
+            **outcome.run_result(config, epochs, chosen, certificate, self.course.stopped),
             **measured,
             "train_seconds": meter.train_seconds if trains else 0.0,
             "compile_seconds": meter.compile_seconds + compiling,
             "examples_per_second": meter.rate,
-            "train_examples": len(training.texts),
-            "test_examples": len(test.texts) if test else 0,
         }
-        if not trains:
-            asked = test or run.split("validation")
-            result["probe"] = neighbour_probe(training, asked, classes)
-            result["chance"] = majority_baseline(training, asked, classes)
         self._workdir.log(result)
         self.outcome = result
+        self._release()
 
-    def _best_run(self, step: int) -> tuple[Run, Params]:
-        """The parameters of a checkpoint, and the run in its phase, whose frozen part they have."""
+    def _go_to_best(self, step: int) -> Params:
+        """Takes the run to the phase of a checkpoint, whose frozen part its parameters have."""
         params = self.checkpoints.restore_params(step)
         phase = self.checkpoints.progress(step)["course"]["phase"]
-        return (self.run if phase == self.run.index else self._first.at(phase, params)), params
+        if phase != self.run.index:
+            self._release()
+            self.run = self._first.at(phase, params)
+        return params
+
+    def _release(self) -> None:
+        """Lets the activations of its phases make room for others."""
+        self._first.release()
+        self.run.release()
 
     def _name(self) -> str:
         return f"seed {self.run.config.seed}, " if self._share < 1 else ""

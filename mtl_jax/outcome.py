@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax.config import TASKS, TrainConfig
+from mtl_jax.evaluate import majority_baseline, neighbour_probe
+from mtl_jax.freeze import Params
 from mtl_jax.meter import Meter
 from mtl_jax.phases import Phase
 from mtl_jax.run import Run
@@ -121,6 +123,36 @@ def run_result(
         "optimizer_state_bytes": certificate["optimizer_state_bytes"],
         "frozen_digest_unchanged": certificate["frozen_digest_unchanged"],
     }
+
+
+def measurements(
+    run: Run, params: Params, validation: Mapping[str, Any], *, probe: bool
+) -> dict[str, Any]:
+    """The part of a result that is measured at its end.
+
+    Args:
+        run: In the phase of the parameters.
+        params: All of them.
+        validation: Their metrics on validation, which have been measured.
+        probe: Whether nothing was trained, so that the heads tell nothing: then the nearest
+            neighbours and the commonest class stand beside them.
+    """
+    classes = run.inputs.classes
+    placed = run.evaluator.runner.replicate(params)
+    training = run.split("train")
+    test = run.split("test") if "test" in run.inputs.corpus.splits else None
+    result = {
+        "test": test and run.evaluator.metrics(placed, test, classes),
+        "validation": validation,
+        "train": run.evaluator.metrics(placed, training, classes),
+        "train_examples": len(training.texts),
+        "test_examples": len(test.texts) if test else 0,
+    }
+    if probe:
+        asked = test or run.split("validation")
+        result["probe"] = neighbour_probe(training, asked, classes)
+        result["chance"] = majority_baseline(training, asked, classes)
+    return result
 
 
 def in_words(metrics: Mapping[str, Any], rate: float) -> str:

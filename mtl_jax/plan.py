@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mtl_jax.arrayfile import file_bytes
 from mtl_jax.config import Settings, TrainConfig
-from mtl_jax.console import duration, say
+from mtl_jax.console import duration, in_bytes, say, scaled
 from mtl_jax.cost import Cost, EvaluationBatches, estimate_cost, kept_arrays
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
@@ -148,10 +148,10 @@ def table(estimates: Sequence[Estimate]) -> Table:
                 estimate.scenario,
                 f"{cost.trainable_parameters:,}",
                 f"{cost.frozen_parameters:,}",
-                _scaled(cost.optimizer_state_bytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB")),
-                _scaled(cost.cache_bytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB")),
+                in_bytes(cost.optimizer_state_bytes),
+                in_bytes(cost.cache_bytes),
                 cost.cache_place,
-                *(_scaled(cost.flops[n], 1000, ("", "k", "M", "G", "T")) for n in cost.flops),
+                *(scaled(cost.flops[n], 1000, ("", "k", "M", "G", "T")) for n in cost.flops),
                 *(duration(cost.seconds[name]) for name in seconds),
             )
     return result
@@ -160,11 +160,3 @@ def table(estimates: Sequence[Estimate]) -> Table:
 def total_time(estimates: Sequence[Estimate]) -> str:
     """What all of them take together."""
     return duration(sum(each.cost.seconds["total"] for each in estimates if each.cost))
-
-
-def _scaled(value: float, base: int, units: Sequence[str]) -> str:
-    """1536 -> ``1.5 KiB``."""
-    power = 0
-    while value >= base and power + 1 < len(units):
-        value, power = value / base, power + 1
-    return f"{value:.{1 if power else 0}f} {units[power]}".rstrip()

@@ -27,13 +27,13 @@ from mtl_jax.store import Store
 SHALLOWEST = 2
 
 # To be raised when files are made in another way.
-_VERSION = 3
+_VERSION = 4
 
 
 class Prefix:
     """One backbone's frozen bottom, for one run.
 
-    What the run gets stays in the store for as long as this object lives.
+    What the run gets stays in the store for as long as this object lives, or until ``release``.
 
     Args:
         spec: The model.
@@ -80,8 +80,7 @@ class Prefix:
             write(0, self._evaluator.pooled(self._params(), source))
             return before
 
-        shape = (len(texts), self._spec.bert.hidden_size)
-        vectors, seconds = self._get(texts, None, shape, np.dtype(np.float32), fill)
+        vectors, seconds = self._get(texts, None, *self.pooled_form(texts), fill)
         return dataclasses.replace(texts, pooled=vectors), seconds
 
     def _get(
@@ -113,6 +112,14 @@ class Prefix:
         """Shape and type of the token states of texts."""
         shape = (len(texts.tokens.ids), self._spec.bert.hidden_size)
         return shape, jnp.dtype(self._spec.dtype)
+
+    def pooled_form(self, texts: TextSet) -> tuple[tuple[int, int], np.dtype]:
+        """Shape and type of the pooled vectors of texts."""
+        return (len(texts), self._spec.bert.hidden_size), np.dtype(np.float32)
+
+    def release(self) -> None:
+        """Lets what the run has got make room for others."""
+        self._store.release(self)
 
     def _shallower(self, depth: int | None) -> range:
         """The depths that can be gone on from, the deepest first."""

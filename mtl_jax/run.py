@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -14,18 +13,16 @@ import jax
 import numpy as np
 
 from mtl_jax import processes
-from mtl_jax.arrayfile import file_bytes
 from mtl_jax.config import LIMITS, TASKS, TrainConfig
-from mtl_jax.data.batches import TextSet
 from mtl_jax.evaluate import ModelSpec, evaluator
 from mtl_jax.freeze import Params, Stages
 from mtl_jax.inputs import Inputs, Split
+from mtl_jax.kept import KeptSplits
 from mtl_jax.parallel import dropout_parts, make_runner
 from mtl_jax.phase_plan import PhasePlan, on_the_way, plan_phases
 from mtl_jax.prefix import SHALLOWEST, Prefix
 from mtl_jax.step import TrainState, stream
 from mtl_jax.stepper import Stepper, TrainSpec, stepper
-from mtl_jax.store import in_memory
 from mtl_jax.weighting.base import Weighting
 from mtl_jax.weighting.methods import make_weighting, useless
 
@@ -52,9 +49,6 @@ class Run:
         evaluator: The compiled evaluation, the same in all phases.
         plan: Where every training text goes.
         total_steps: Steps of the phase at most; 0 where nothing trains.
-        feature_seconds: What the frozen layers take to make of the training texts, from their
-            ids, what the phase keeps of it, in full even where it was kept before; 0 where
-            nothing is kept.
     """
 
     def __init__(self, config: TrainConfig, inputs: Inputs, *, together: bool = False):
@@ -90,8 +84,8 @@ class Run:
         plan = self.plans[index]
         self.phase, self.freeze, self.plan = plan.phase, plan.freeze, plan.batches
         self.total_steps = plan.steps
-        self.feature_seconds = 0.0
-        self._splits: dict[str, Split] = {}
+        prefix = Prefix(self._model, self._own_evaluator, self._stages, self.inputs.store)
+        self._kept = KeptSplits(self.inputs, self.plans, index, prefix, self.keeps)
 
     def at(self, index: int, params: Params) -> Run:
         """The same run in another phase.
@@ -101,8 +95,6 @@ class Run:
             params: All parameters as they are at its start.
         """
         other = copy.copy(self)
-        # That of the parameters before.
-        vars(other).pop("_prefix", None)
         other.params = params
         other._stages = Stages(params["backbone"])
         other._enter(index)
@@ -130,55 +122,26 @@ class Run:
     def split(self, name: str) -> Split:
         """A split, with what the frozen bottom of the backbone makes of its texts.
 
-        It is kept for as long as this object lives.
+        It is kept for as long as this object lives, or until ``release``.
         """
-        if name not in self._splits:
-            split = self._texts(name)
-            if split is self._texts("train"):
-                name = "train"
-            if name not in self._splits:
-                if self.config.prefix_cache and self.states_depth >= SHALLOWEST:
-                    # A disk may be full for one process only, and the others would wait for it.
-                    split = processes.in_all(functools.partial(self._with_kept, split, name))
-                self._splits[name] = split
-        return self._splits[name]
+        return self._kept.get(name)
 
-    def _texts(self, name: str) -> Split:
-        if name == "training":
-            return self.inputs.training(self.phase.tasks)
-        return self.inputs.split(name)
+    def release(self) -> None:
+        """Lets the splits make room for those of others; they are made again if asked for."""
+        self._kept.release()
 
-    def _with_kept(self, split: Split, name: str) -> Split:
-        for depth in self._worth_keeping(split.texts, name):
-            self._prefix.states(split.texts, depth)
-        if self.freeze.backbone_frozen:
-            texts, seconds = self._prefix.pooled(split.texts)
-        else:
-            texts, seconds = self._prefix.states(split.texts, self.states_depth)
-        if name in ("train", "training"):
-            self.feature_seconds = seconds
-        return dataclasses.replace(split, texts=texts)
+    @property
+    def keeps(self) -> bool:
+        """Whether what the frozen bottom makes of the texts is kept."""
+        return self.config.prefix_cache and self.states_depth >= SHALLOWEST
 
-    def _worth_keeping(self, texts: TextSet, name: str) -> list[int]:
-        """Depths on the way to this one that later phases start from, where there is room."""
-        if name == "test":
-            return []
-        later = on_the_way(self.plans, self.index, self.inputs.bert.num_hidden_layers)
-        alike = {
-            depth
-            for index, depth in later.items()
-            if name == "validation" or self.plans[index].texts == self.plans[self.index].texts
-        }
-        depths = sorted(depth for depth in alike if SHALLOWEST <= depth < self.states_depth)
-        store, (shape, dtype) = self.inputs.store, self._prefix.states_form(texts)
-        size = math.prod(shape) * dtype.itemsize
-        fits = in_memory([size] * len(depths), store.memory)
-        files = file_bytes(shape, dtype) * fits.count(False)
-        return [] if files and store.refusals(files) else depths
+    @property
+    def feature_seconds(self) -> float:
+        """What the frozen layers take to make of the training texts what the phase keeps of it.
 
-    @functools.cached_property
-    def _prefix(self) -> Prefix:
-        return Prefix(self._model, self._own_evaluator, self._stages, self.inputs.store)
+        From their ids, in full even where it was kept before; 0 where nothing is kept.
+        """
+        return self._kept.training_seconds
 
     @property
     def warmup_steps(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from mtl_jax.arrayfile import Fill, array_bytes, file_bytes, read_array, write_array
-from mtl_jax.console import say
+from mtl_jax.console import in_bytes, say
 from mtl_jax.errors import UserError
 from mtl_jax.locks import exclusive
 
@@ -79,7 +79,8 @@ class Store:
             shape: Its shape.
             dtype: Its type.
             fill: Makes its rows.
-            user: For as long as this object lives, what it has got makes no room for others.
+            user: For as long as this object lives, what it has got makes no room for others;
+                or until ``release``.
             sources: Keys of what ``fill`` could start from, which make room last.
 
         Raises:
@@ -88,12 +89,20 @@ class Store:
         """
         if (array := self.find(key, shape, dtype)) is None:
             size = array_bytes(shape, dtype)
-            fits = size <= self.memory - sum(self._arrays[k].nbytes for k in self._in_use())
-            make = self._in_memory if fits else self._on_disk
+            make = self._in_memory if size <= self.memory_left else self._on_disk
             array = make(_Wanted(key, shape, dtype, fill, sources))
         if user is not None:
             self._users.setdefault(user, set()).add(key)
         return array
+
+    def release(self, user: object) -> None:
+        """Lets what a user has got make room for others."""
+        self._users.pop(user, None)
+
+    @property
+    def memory_left(self) -> int:
+        """Bytes of memory beside what is in use."""
+        return self.memory - sum(self._arrays[key].nbytes for key in self._in_use())
 
     def refusals(self, size: int) -> list[str]:
         """Why there can't be files of ``size`` bytes more, each with a remedy."""
@@ -101,16 +110,16 @@ class Store:
         files = self._files()
         used = sum(size for _, size, path in files if path in in_use)
         if size + used > self.disk:
-            beside = f" and {used / GIB:.2f} GiB that this run uses already" if used else ""
+            beside = f" and {in_bytes(used)} that this run uses already" if used else ""
             reasons.append(
-                f"activations of {size / GIB:.2f} GiB{beside} exceed --cache-memory and "
-                f"--cache-disk ({self.disk / GIB:.2f} GiB): raise one of them, {_REMEDY}"
+                f"activations of {in_bytes(size)}{beside} exceed --cache-memory and "
+                f"--cache-disk ({in_bytes(self.disk)}): raise one of them, {_REMEDY}"
             )
         room = self._free() + sum(size for _, size, path in files if path not in in_use)
         if size > room:
             reasons.append(
-                f"{self.folder} has {room / GIB:.2f} GiB free, activations need "
-                f"{size / GIB:.2f} GiB: make room, name another --cache-folder, {_REMEDY}"
+                f"{self.folder} has {in_bytes(room)} free, activations need "
+                f"{in_bytes(size)}: make room, name another --cache-folder, {_REMEDY}"
             )
         return reasons
 

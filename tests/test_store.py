@@ -370,7 +370,7 @@ def test_a_folder_in_the_place_of_a_file_is_told(tmp_path):
 def test_more_than_the_disk_has_is_told_before_anything_is_computed(tmp_path):
     store = Store(0, 2**62, tmp_path)
     words = (
-        rf"^{tmp_path} has [\d.]+ GiB free, activations need 1048576\.00 GiB: make room, name "
+        rf"^{tmp_path} has [\d.]+ [GT]iB free, activations need 1024\.0 TiB: make room, name "
         r"another --cache-folder, lower --max-length, or use --no-prefix-cache$"
     )
     with pytest.raises(UserError, match=words):
@@ -447,7 +447,7 @@ def test_more_than_both_budgets_names_them(tmp_path):
     with pytest.raises(UserError) as caught:
         Store(2**20, 2**29, tmp_path).get("cd", (2**18, 1024), "float32", never)
     assert str(caught.value) == (
-        "activations of 1.00 GiB exceed --cache-memory and --cache-disk (0.50 GiB): raise one of "
+        "activations of 1.0 GiB exceed --cache-memory and --cache-disk (512.0 MiB): raise one of "
         "them, lower --max-length, or use --no-prefix-cache"
     )
     # Nothing made room for what would not have fitted.
@@ -515,7 +515,8 @@ def test_what_is_in_use_makes_no_room_in_memory(tmp_path):
     assert kept(store, "aa", "cc", "dd", "ee") == [True, False, True, True]
 
 
-def test_files_in_use_make_no_room_and_too_small_a_budget_is_told(tmp_path):
+@pytest.mark.parametrize("lets_go", ["ends", "releases"])
+def test_files_in_use_make_no_room_and_too_small_a_budget_is_told(lets_go, tmp_path):
     store, user = Store(0, 2 * FILE, tmp_path), User()
     get(store, "aa", user=user)
     get(store, "bb")
@@ -526,12 +527,15 @@ def test_files_in_use_make_no_room_and_too_small_a_budget_is_told(tmp_path):
     with pytest.raises(UserError) as caught:
         get(store, "dd", never, user=user)
     assert str(caught.value) == (
-        "activations of 0.00 GiB and 0.00 GiB that this run uses already exceed --cache-memory "
-        "and --cache-disk (0.00 GiB): raise one of them, lower --max-length, or use "
-        "--no-prefix-cache"
+        f"activations of {FILE} B and {2 * FILE} B that this run uses already exceed "
+        f"--cache-memory and --cache-disk ({2 * FILE} B): raise one of them, lower --max-length, "
+        "or use --no-prefix-cache"
     )
     assert listing(tmp_path) == names
-    del user, caught
+    if lets_go == "ends":
+        del user, caught
+    else:
+        store.release(user)
     get(store, "dd")
     assert listing(tmp_path) == ["cc.states", "dd.states"]
 
