@@ -130,11 +130,20 @@ def setting_name(line: Mapping[str, Any]) -> str:
 
 
 def by_setting(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """The lines of each setting, in the order of the file; a study without has one, ``""``."""
+    """The lines of each setting; a study without has one, ``""``.
+
+    They are in the order of the numbers that settings differ by, where names differ in that of
+    the file, which a study that goes on with more settings has left in the order of its calls.
+    """
     found: dict[str, list[Result]] = {}
     for result in results:
         found.setdefault(setting_name(result), []).append(result)
-    return found
+
+    def sizes(lines: Sequence[Result]) -> list[float]:
+        values = (lines[0].get("setting") or {}).values()
+        return [value for value in values if isinstance(value, (int, float))]
+
+    return dict(sorted(found.items(), key=lambda item: sizes(item[1])))
 
 
 @dataclasses.dataclass(frozen=True)
