@@ -260,8 +260,9 @@ def _extract(command: Extract) -> None:
         encoder = TrainedModel(command.workdir, command.long_texts)
     else:
         backbone = command.backbone or DEFAULT_BACKBONE
+        max_length = 128 if command.max_length is None else command.max_length
         encoder = checkpoint_encoder(
-            backbone, command.pooling, command.max_length or 128, command.long_texts or "cut"
+            backbone, command.pooling, max_length, command.long_texts or "cut"
         )
     vectors = encoder.pooled(lines)
     rows = write_vectors(Path(command.output), vectors, encoder.width)

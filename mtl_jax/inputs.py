@@ -17,7 +17,7 @@ from mtl_jax.data.batches import TextSet
 from mtl_jax.data.examples import Corpus, Examples, load_corpus
 from mtl_jax.data.mixing import Mixture, apportion, rates
 from mtl_jax.data.packing import TrainPlan
-from mtl_jax.data.tokens import load_tokenizer, tokenize
+from mtl_jax.data.tokens import load_tokenizer, special_tokens, tokenize
 from mtl_jax.errors import UserError
 from mtl_jax.freeze import Stages, digest
 from mtl_jax.store import GIB, Store
@@ -43,8 +43,11 @@ class TextReader:
         long_texts: LongTexts,
         remedy: str = "shorten them, raise --max-length",
     ):
+        """Raises UserError where ``max_length`` leaves no room beside the special tokens."""
         self.tokenizer = tokenizer
         self.max_length = min(max_length, bert.max_position_embeddings)
+        # Batches are shaped by the length before the first text is tokenised.
+        special_tokens(tokenizer, self.max_length)
         self._vocab_size = bert.vocab_size
         self.refuses, self._remedy = long_texts == "refuse", remedy
 

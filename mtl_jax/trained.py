@@ -185,7 +185,11 @@ def _layout(recorded: dict[str, Any] | None) -> Layout | None:
 def checkpoint_encoder(
     backbone: str, pooling: Pooling | None, max_length: int, long_texts: LongTexts = "cut"
 ) -> Encoder:
-    """The encoder of a pre-trained checkpoint, as ``all_frozen`` sees it."""
+    """The encoder of a pre-trained checkpoint, as ``all_frozen`` sees it.
+
+    Raises:
+        UserError: The checkpoint can't be used, or max_length leaves no room for a text.
+    """
     folder = pretrained.resolve_backbone(backbone)
     bert, params = pretrained.load_backbone(folder)
     pooling = pooling or pretrained.default_pooling(folder)

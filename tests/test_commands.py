@@ -143,6 +143,13 @@ def test_mistakes_of_the_other_commands(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_length_of_0_is_not_the_default(tiny, tmp_path):
+    output = tmp_path / "v.npy"
+    extract = ["extract", f"--backbone={tiny}", f"--output={output}", "--max-length=0"]
+    assert_mistake(call("mtl_jax", *extract, stdin="a book\n"), "--max-length 0 leaves no room")
+    assert not output.exists()
+
+
 @pytest.mark.parametrize("command", ["predict --workdir=x", "extract --output=x.npy"])
 def test_a_closed_standard_input_is_told(command, tmp_path):
     done = subprocess.run(

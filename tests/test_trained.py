@@ -179,6 +179,13 @@ def test_a_run_that_refused_long_texts_refuses_them_later_unless_told(settings, 
     assert len(list(cutting.predict(LONG))) == 4
 
 
+@pytest.mark.parametrize("length", [-5, 0, 2])
+def test_an_encoder_needs_room_for_a_text(length, tiny):
+    words = rf"^--max-length {length} leaves no room beside 2 special tokens: use at least 3$"
+    with pytest.raises(UserError, match=words):
+        checkpoint_encoder(str(tiny), None, length)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
 def test_extraction_is_the_pooled_encoder(tiny, pooling):
     texts = ["the film was good !", "a book", "", "we liked the phone very much ."]

@@ -91,6 +91,21 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise UserError(f"cannot load the tokenizer in {folder} ({reason}): {remedy}") from error
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+    """How many special tokens each text has, beside which it needs room.
+
+    Raises:
+        UserError: max_length leaves none.
+    """
+    special = tokenizer.num_special_tokens_to_add()
+    if max_length <= special:
+        raise UserError(
+            f"--max-length {max_length} leaves no room beside {special} special tokens: "
+            f"use at least {special + 1}"
+        )
+    return special
+
+
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> Tokens:
     """Tokenises texts, each a single segment with its special tokens.
 
@@ -102,12 +117,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_lengt
     Raises:
         UserError: max_length leaves no room beside the special tokens.
     """
-    special = tokenizer.num_special_tokens_to_add()
-    if max_length <= special:
-        raise UserError(
-            f"--max-length {max_length} leaves no room beside {special} special tokens: "
-            f"use at least {special + 1}"
-        )
+    special = special_tokens(tokenizer, max_length)
     ids, lengths, truncated = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], 0
     for start in range(0, len(texts), _CHUNK):
         chunk = list(texts[start : start + _CHUNK])
