@@ -147,6 +147,9 @@ class Phase:
             raise UserError(f"task_metric {self.task_metric!r}: use {' or '.join(TASKS)}")
         if any(not rate >= 0 for _, rate in self.learning_rates):
             raise UserError("learning_rates must not be negative")
+        labels = [label for label, _ in self.learning_rates]
+        if twice := [label for label in labels if labels.count(label) > 1]:
+            raise UserError(f"learning_rates names {twice[0]!r} twice: leave one of them out")
         if self.task_weights is not None and not min(self.task_weights) >= 0:
             raise UserError(f"task_weights {self.task_weights} must not be negative")
 

@@ -13,7 +13,7 @@ import difflib
 import json
 import re
 import runpy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +193,8 @@ def recipe_named(name: str) -> Recipe:
 
 def _of_json(file: Path) -> Recipe:
     try:
-        objects = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        objects = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, file))
     except OSError as error:
         raise UserError(
             f"recipe file {file} can't be read ({error.strerror}): name one that can"
@@ -204,6 +205,16 @@ def _of_json(file: Path) -> Recipe:
         ) from error
     phases = phases_from(objects, f"recipe file {file}")
     return lambda _: phases
+
+
+def _object(pairs: Sequence[tuple[str, Any]], file: Path) -> dict[str, Any]:
+    """What JSON makes of an object, of whose repeated keys it would take the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise UserError(f"recipe file {file} has {twice!r} twice in an object: leave one out")
+    return found
 
 
 def _of_python(file: Path) -> Recipe:

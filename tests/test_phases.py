@@ -39,6 +39,7 @@ CONFIG = TrainConfig(
         ),
         ({"task_metric": "topic"}, "task_metric 'topic': use classifier or sentiment"),
         ({"learning_rates": (("head", -1),)}, "learning_rates must not be negative"),
+        ({"learning_rates": (("head", 1e-3), ("head", 0.1))}, "learning_rates names 'head' twice"),
         ({"task_weights": (1, -1)}, r"task_weights \(1, -1\) must not be negative"),
         *(
             ({name: value}, re.escape(f"{name} {value!r} is of the wrong kind"))

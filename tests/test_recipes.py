@@ -136,6 +136,12 @@ def test_a_recipe_in_a_python_file(tmp_path):
     [
         ("own.json", "[", "is no JSON"),
         ("own.json", '{"scenario": "top_1"}', "holds no list of phases"),
+        ("own.json", '[{"scenario": "a", "epochs": 1, "epochs": 2}]', "has 'epochs' twice in an"),
+        (
+            "own.json",
+            '[{"scenario": "a", "learning_rates": {"head": 1, "backbone": 1, "head": 2}}]',
+            "own.json has 'head' twice in an object: leave one out",
+        ),
         ("own.py", "1 / 0", r"failed with ZeroDivisionError \(division by zero\)"),
         ("own.py", "raise SystemExit(3)", r"failed with SystemExit \(3\)"),
         ("own.py", "def phases(setting): return setting.depth", "failed with AttributeError"),
