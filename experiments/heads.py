@@ -78,7 +78,8 @@ def run(study: Heads, command: str) -> None:
         command: How it was called, for the report.
 
     Raises:
-        UserError: The settings are wrong, or the folder holds something else.
+        UserError: The settings are wrong, no run has converged, or the folder holds something
+            else.
     """
     from rich.console import Console
 
@@ -106,7 +107,12 @@ def run(study: Heads, command: str) -> None:
             say(f"{study.workdir} is done: its report is {folder.path / 'report.html'}")
             return
         say(f"{count} pairs of heads, {study.epochs} epochs each")
-        result = sweep_of(made_ready, grid)
+        try:
+            result = sweep_of(made_ready, grid)
+        except UserError as error:
+            raise UserError(
+                f"{error}; other settings need another --workdir than {study.workdir}"
+            ) from error
         lines = _lines(study, result)
         for note in inputs.notes():
             say(note)

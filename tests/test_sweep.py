@@ -1,6 +1,7 @@
 import dataclasses
 import gc
 import json
+import re
 from typing import Any
 
 import jax
@@ -216,6 +217,21 @@ def test_the_experiment_leaves_a_line_per_run_and_a_report(swept, tmp_path, caps
     capsys.readouterr()
     run_heads(study, "the command")
     assert "is done" in capsys.readouterr().err
+
+
+def test_where_all_has_diverged_the_remedy_is_one_that_works(swept, tmp_path):
+    shared, _, _ = swept
+    grid = {"seeds": (0,), "weight_decays": (0.0,), "warmup_fraction": 0.0}
+    asked = {**shared, **grid, "workdir": str(tmp_path / "heads")}
+    words = (
+        "every setting of the sweep has diverged: lower the learning rates; other settings need "
+        f"another --workdir than {tmp_path / 'heads'}"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(words)}$"):
+        run_heads(Heads(**asked, learning_rates=(1e38,)), "the command")
+    other = asked | {"workdir": str(tmp_path / "lower"), "learning_rates": (1e-2,)}
+    run_heads(Heads(**other), "the command")
+    assert (tmp_path / "lower" / "report.md").is_file()
 
 
 def test_what_is_refused_leaves_no_folder(swept, tmp_path):
