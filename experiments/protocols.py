@@ -103,6 +103,11 @@ def _check_recipe(name: str, layers: int) -> None:
             scenario_rules(phase.scenario, layers)
         except UserError as error:
             raise UserError(f"recipe {name}: phase {number}: {error}") from error
+        if phase.scenario.endswith(".json"):
+            raise UserError(
+                f"recipe {name}: phase {number}: its rules are in {phase.scenario}, of which a "
+                "study keeps no copy: name a scenario, or use mtl_jax train with this --recipe"
+            )
 
 
 def _unknown(name: str, layers: int, own: Sequence[str]) -> UserError:

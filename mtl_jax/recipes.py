@@ -170,7 +170,8 @@ def recipe_named(name: str) -> Recipe:
     """The recipe of a name, or of a ``.json`` or ``.py`` file.
 
     A JSON file holds a list of objects with the fields of ``Phase``. A Python file defines
-    ``phases``: a list of ``Phase``, or a function from ``Setting`` to one; it is run.
+    ``phases``: a list of ``Phase``, or a function from ``Setting`` to one; it is run. Rules files
+    that the phases of a file name are found from the file's folder.
 
     Raises:
         UserError: There is no such recipe, or the file can't be read or holds something else.
@@ -203,8 +204,19 @@ def _of_json(file: Path) -> Recipe:
         raise UserError(
             f"recipe file {file} is no JSON ({error}): write a list of phases"
         ) from error
-    phases = phases_from(objects, f"recipe file {file}")
+    phases = _beside(file, phases_from(objects, f"recipe file {file}"))
     return lambda _: phases
+
+
+def _beside(file: Path, phases: Sequence[Phase]) -> tuple[Phase, ...]:
+    """The phases of a file, whose rules files are named by paths that hold from any folder."""
+    folder = file.absolute().parent
+    return tuple(
+        dataclasses.replace(phase, scenario=str(folder / Path(phase.scenario).expanduser()))
+        if phase.scenario.endswith(".json")
+        else phase
+        for phase in phases
+    )
 
 
 def _object(pairs: Sequence[tuple[str, Any]], file: Path) -> dict[str, Any]:
@@ -231,7 +243,7 @@ def _of_python(file: Path) -> Recipe:
             )
         if unlike := [phase for phase in found if not isinstance(phase, Phase)]:
             raise UserError(f"recipe file {file}: {unlike[0]!r} is no Phase of mtl_jax.phases")
-        return tuple(found)
+        return _beside(file, found)
 
     return recipe
 

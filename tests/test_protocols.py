@@ -54,6 +54,15 @@ def test_arms_of_files(tmp_path):
             check_arms(names, layers=2)
 
 
+def test_a_recipe_with_rules_of_its_own_is_refused_before_a_study_copies_half_of_it(tmp_path):
+    (tmp_path / "rules.json").write_text('[["*", "head"]]')
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text('[{"scenario": "top_1"}, {"scenario": "rules.json"}]')
+    words = rf"recipe {recipe}: phase 2: its rules are in {tmp_path / 'rules.json'}, of which a stu"
+    with pytest.raises(UserError, match=words):
+        check_arms([str(recipe)], layers=2)
+
+
 def test_names_stand_for_recipes_or_scenarios():
     assert protocol("top_2", "w") == {"scenario": "top_2", "on_drift": "warn"}
     for recipe in ("gradual_unfreezing", "top_down_12", "lp_ft", "auto", "scarce_head_last"):

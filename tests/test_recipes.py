@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from mtl_jax.config import TrainConfig
 from mtl_jax.errors import UserError
 from mtl_jax.phases import Phase
 from mtl_jax.recipes import RECIPES, Setting, phases_of, recipe_named
+from mtl_jax.scenarios import scenario_rules
 
 SETTING = Setting(num_layers=3, epochs=6.0, labels={"classifier": 90, "sentiment": 40})
 
@@ -129,6 +131,25 @@ def test_a_recipe_in_a_python_file(tmp_path):
         '    return [Phase(scenario=f"top_{k + 1}") for k in range(setting.num_layers)]\n'
     )
     assert [phase.scenario for phase in completed(file)] == ["top_1", "top_2", "top_3"]
+
+
+def test_rules_are_found_from_the_folder_of_the_recipe(tmp_path, monkeypatch):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    (first / "rules.json").write_text('[["*", "head"]]')
+    named = ["rules.json", str(second / "other.json"), "top_1"]
+    (first / "own.json").write_text(json.dumps([{"scenario": name} for name in named]))
+    (first / "own.py").write_text(
+        f"from mtl_jax.phases import Phase\nphases = [Phase(scenario=s) for s in {named}]\n"
+    )
+    for folder, before in ((first, ""), (second, "../first/")):
+        monkeypatch.chdir(folder)
+        for recipe in ("own.json", "own.py"):
+            found = scenarios(f"{before}{recipe}")
+            assert scenario_rules(found[0], 3) == (("*", "head"),)
+            assert all(Path(name).is_absolute() for name in found[:2])
+            assert found[1:] == named[1:]
 
 
 @pytest.mark.parametrize(
