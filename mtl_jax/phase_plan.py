@@ -128,6 +128,13 @@ def plan_phases(
         plans.append(PhasePlan(phase, *laid_out))
         learned |= _heads(freezes[i])
     _refuse_repeats(plans, names)
+    for plan, name in zip(plans, names, strict=True):
+        # What the settings ask for is meant for any phase that can have it.
+        if plan.phase.on_drift not in ("warn", config.on_drift) and not plan.guarded:
+            raise UserError(
+                f"{name}on_drift {plan.phase.on_drift} is for a head that an earlier phase has "
+                "trained, and it freezes no such head while the backbone trains: leave it out"
+            )
     if config.on_drift != "warn" and not any(plan.guarded for plan in plans):
         why = f"no phase of {config.name} freezes such a head while the backbone trains"
         raise no_trained_head(config.on_drift, f"{why}: use another recipe")

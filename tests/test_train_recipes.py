@@ -371,6 +371,14 @@ def test_seeds_go_through_phases_together(recipe, inputs, tmp_path):
             "would take 12884901882 steps, and 2147483647 can be counted: lower --epochs 2, or",
         ),
         (
+            [{"scenario": "classifier_frozen", "on_drift": "stop"}, {"scenario": "none_frozen"}],
+            "phase 1: on_drift stop is for a head that an earlier phase has trained, and it freez",
+        ),
+        (
+            [{"scenario": "backbone_frozen"}, {"scenario": "top_1", "on_drift": "distill"}],
+            "phase 2: on_drift distill is for a head that an earlier phase has trained, and it fr",
+        ),
+        (
             [{"scenario": "top_1", "warmup_fraction": 1}],
             "phase 1: its schedule rises for 12 of 12 steps, and ends before it began to fall",
         ),
