@@ -57,8 +57,11 @@ def _backward(
 def _sums(gradient: jax.Array, normed: jax.Array, scale: jax.Array) -> Sums:
     """The scale's gradient, and what a change of x changes in its mean and its variance."""
     product = gradient * normed
-    means = ((each * scale).mean(-1, keepdims=True) for each in (gradient, product))
-    return product.sum(tuple(range(product.ndim - 1))), *means
+
+    def mean(of: jax.Array) -> jax.Array:
+        return (of * scale).mean(-1, keepdims=True)
+
+    return product.sum(tuple(range(product.ndim - 1))), mean(gradient), mean(product)
 
 
 def _sums_on_a_cpu(gradient: jax.Array, normed: jax.Array, scale: jax.Array) -> Sums:

@@ -13,7 +13,7 @@ from mtl_jax.errors import UserError, no_trained_head
 from mtl_jax.freeze import Freeze, Params, longest_prefix
 from mtl_jax.inputs import Inputs
 from mtl_jax.optim import OptimizerConfig, layer_rates
-from mtl_jax.phases import Phase, boundaries
+from mtl_jax.phases import Phase, boundaries, untaken
 from mtl_jax.recipes import Setting, phases_of
 from mtl_jax.rules import Rule
 from mtl_jax.scenarios import FROZEN, scenario_rules
@@ -139,6 +139,24 @@ def plan_phases(
         why = f"no phase of {config.name} freezes such a head while the backbone trains"
         raise no_trained_head(config.on_drift, f"{why}: use another recipe")
     return tuple(plans)
+
+
+def without_effect(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
+    """A note for each setting that was given, and that none of the phases has a use for."""
+    name = config.name
+    reasons = dict.fromkeys(
+        untaken(config, [plan.phase for plan in plans]), f"every phase of {name} has its own"
+    )
+    if not any(plan.guarded for plan in plans):
+        reasons |= {
+            setting: f"no phase of {name} freezes a head that an earlier one has trained"
+            for setting in ("drift_limit", "distillation_weight")
+            if getattr(config, setting) != getattr(TrainConfig, setting)
+        }
+    return [
+        f"note: --{setting.replace('_', '-')} {getattr(config, setting)} is without effect: {why}"
+        for setting, why in reasons.items()
+    ]
 
 
 def _heads(freeze: Freeze) -> frozenset[str]:

@@ -155,11 +155,8 @@ class Phase:
 
     def completed(self, config: TrainConfig) -> Self:
         """The same with what the settings say in the place of every None that they fill."""
-        rates = {
-            "head": config.head_learning_rate,
-            "backbone": config.backbone_learning_rate,
-            **dict(self.learning_rates),
-        }
+        rates = {label: getattr(config, f"{label}_learning_rate") for label in _RATED}
+        rates |= dict(self.learning_rates)
         whole = self.epochs is None and self.steps is None
         filled: dict[str, Any] = {
             "epochs": float(config.epochs) if whole else self.epochs,
@@ -194,7 +191,26 @@ class Phase:
 
 
 # What the settings fill, or what is off where it is not given.
+# The labels that settings give a rate.
+_RATED = ("head", "backbone")
 _OPTIONAL = {field.name for field in dataclasses.fields(Phase) if field.default is None}
+
+
+def untaken(config: TrainConfig, phases: Sequence[Phase]) -> list[str]:
+    """The settings, other than their defaults, that none of some completed phases goes by."""
+    own = ("layer_decay", "schedule", "warmup_fraction", "drift_limit", "distillation_weight")
+    taken = [
+        {name: getattr(phase, name) for name in own}
+        | {f"{label}_learning_rate": dict(phase.learning_rates)[label] for label in _RATED}
+        | {f"{task}_weight": weight for task, weight in phase.weights.items()}
+        for phase in phases
+    ]
+    given = {name: getattr(config, name) for name in taken[0]}
+    return [
+        name
+        for name, value in given.items()
+        if value != getattr(TrainConfig, name) and all(value != each[name] for each in taken)
+    ]
 
 
 def phases_from(objects: Sequence[Mapping[str, Any]], origin: str) -> tuple[Phase, ...]:

@@ -16,7 +16,7 @@ from mtl_jax.errors import Preempted, UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.member import Member
 from mtl_jax.meter import Stopwatch
-from mtl_jax.phase_plan import parted
+from mtl_jax.phase_plan import parted, without_effect
 from mtl_jax.run import Run
 from mtl_jax.show import Show
 
@@ -90,7 +90,8 @@ def train_seeds(
             with member.guarded():
                 member.open()
         there = _under_way(members)
-        for note in () if shared or not there else inputs.notes():
+        notes = [*inputs.notes(), *without_effect(configs[0], runs[0].plans)]
+        for note in () if shared or not there else notes:
             say(note)
         # Once for all: the last step of a group that has been trained may be another's first.
         groups: dict[tuple[int, int, bool], list[Member]] = {}

@@ -1,5 +1,7 @@
 """Layer normalisation beside Flax's, whose backward pass is JAX's own."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ def problem(shape, dtype=jnp.float32):
     return {"scale": scale, "bias": bias}, (3 * x + 5).astype(dtype), gradient
 
 
-def passes(module, params, x, gradient):
+def passes(module, params, x, gradient) -> Any:
     value, back = jax.vjp(lambda params, x: module.apply({"params": params}, x), params, x)
     return value, back(gradient)
 

@@ -24,6 +24,7 @@ from mtl_jax.freeze import Freeze
 from mtl_jax.inputs import Inputs
 from mtl_jax.jsonfiles import read_lines
 from mtl_jax.member import Member
+from mtl_jax.phase_plan import without_effect
 from mtl_jax.recipes import RECIPES
 from mtl_jax.run import Run
 from mtl_jax.scenarios import FROZEN
@@ -394,9 +395,43 @@ def test_what_can_not_be_is_refused_before_anything_is_made(phases, words, recip
 def test_a_phase_may_change_its_rates_weights_or_watch_alone(recipe, inputs):
     changes = [{}, {"learning_rates": {"head": 0.5}}, {"task_weights": [1, 0]}]
     changes += [{"schedule": "constant"}, {"layer_decay": 0.5}, {"warmup_fraction": 0.5}]
-    changes += [{"on_drift": "stop"}]
+    changes += [{"drift_limit": 0.5}]
     phases = [{"scenario": "top_2", **change} for change in changes]
     assert len(Run(recipe(phases), inputs).plans) == len(changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"recipe": "gradual_unfreezing", "schedule": "constant", "layer_decay": 0.9},
+            [
+                "--layer-decay 0.9 is without effect: every phase of gradual_unfreezing has its o",
+                "--schedule constant is without effect: every phase of gradual_unfreezing has its",
+            ],
+        ),
+        ({"recipe": "lp_ft", "schedule": "constant", "head_learning_rate": 0.5}, []),
+        ({"recipe": "sequential_heads", "drift_limit": 0.2, "distillation_weight": 3.0}, []),
+        (
+            {"scenario": "top_1", "drift_limit": 0.2},
+            ["--drift-limit 0.2 is without effect: no phase of top_1 freezes a head that an earl"],
+        ),
+    ],
+)
+def test_a_setting_that_no_phase_has_a_use_for_is_told(changes, words, settings, inputs):
+    settings = {name: value for name, value in settings.items() if name not in changes}
+    config = TrainConfig(**settings | {"epochs": 4} | changes, workdir="")
+    notes = without_effect(config, Run(config, inputs).plans)
+    assert len(notes) == len(words)
+    for note, start in zip(notes, words, strict=True):
+        assert note.startswith(f"note: {start}")
+
+
+def test_what_is_without_effect_is_said_once_and_the_run_goes_on(settings, tmp_path, capsys):
+    settings |= {"epochs": 4, "layer_decay": 0.9}
+    config = TrainConfig(**settings, recipe="gradual_unfreezing", workdir=str(tmp_path / "run"))
+    assert train(config)["phases"] == 4
+    assert capsys.readouterr().err.count("note: --layer-decay 0.9 is without effect") == 1
 
 
 def test_phases_of_one_task_go_on_in_the_same_texts(recipe, inputs):
