@@ -103,7 +103,10 @@ class KeptSplits:
         return [] if files and store.refusals(files) else depths
 
     def _to_come(self) -> list[Split]:
-        """The splits that have not been got; of two names for the same texts one."""
-        names = ["training", *self._inputs.corpus.splits]
+        """The splits that have not been got; of two names for the same texts one.
+
+        But for the test split, which is not read before the end.
+        """
+        names = ("training", "train", "validation")
         splits = [self._texts(name) for name in names if name not in self._splits]
         return list({id(split): split for split in splits}.values())

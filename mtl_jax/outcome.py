@@ -139,8 +139,9 @@ def measurements(
     """
     classes = run.inputs.classes
     placed = run.evaluator.runner.replicate(params)
-    training = run.split("train")
+    # The test split first, for which no room has been kept.
     test = run.split("test") if "test" in run.inputs.corpus.splits else None
+    training = run.split("train")
     result = {
         "test": test and run.evaluator.metrics(placed, test, classes),
         "validation": validation,

@@ -173,14 +173,15 @@ def test_no_gradient_is_computed_for_what_is_frozen():
     forward = 8 * LAYERS + 1 + 2
     # A dense product has a gradient by its kernel and one by its input, those of attention
     # and the pooling by what depends on a parameter; query, key and value of the lowest
-    # trained layer need none by their input.
-    head, layer = 2, 2 * 8
+    # trained layer need none by their input. A layer norm takes two sums as products.
+    norm = 2
+    head, layer = 2, 2 * 8 + 2 * norm
     backward = {
         "backbone_frozen": head,
         "top_1": 2 * head + 1 + layer - 3,
         "top_2": 2 * head + 1 + 2 * layer - 3,
-        "classifier_frozen": 2 * head - 1 + 1 + 2 * layer,
-        "none_frozen": 2 * head + 1 + 2 * layer,
+        "classifier_frozen": 2 * head - 1 + 1 + 2 * layer + norm,
+        "none_frozen": 2 * head + 1 + 2 * layer + norm,
     }
     found, flops = {}, {}
     for scenario in backward:

@@ -147,7 +147,7 @@ def test_mistakes_are_told_before_anything_is_trained(flags, tmp_path):
 
 def test_a_study_of_ones_own_data_takes_all_of_it(settings, tmp_path):
     quick = Freezing(workdir=str(tmp_path), seeds=(0, 1, 0))
-    assert (quick.data.max_train_examples, quick.data.max_evaluation_examples) == (384, 320)
+    assert (quick.data.max_train_examples, quick.data.max_evaluation_examples) == (416, 320)
     assert quick.seeds == (0, 1)
     with pytest.raises(UserError, match="--scenarios is empty"):
         Freezing(workdir=str(tmp_path), scenarios=())
@@ -160,15 +160,15 @@ def test_a_study_of_ones_own_data_takes_all_of_it(settings, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "limits"),
     [
-        ([], (384, 320)),
+        ([], (416, 320)),
         (["--max-train-examples", "2000"], (2000, 320)),
         (["--max-train-examples", "None"], (None, 320)),
         (["--train-file", "a.csv"], (None, None)),
         (["--train-file", "a.csv", "--max-train-examples", "2000"], (2000, None)),
         (["--dataset", "imdb", "--max-evaluation-examples", "9"], (None, 9)),
         (
-            ["--train-file=a.csv", "--max-train-examples=384", "--max-evaluation-examples=320"],
-            (384, 320),
+            ["--train-file=a.csv", "--max-train-examples=416", "--max-evaluation-examples=320"],
+            (416, 320),
         ),
     ],
 )
