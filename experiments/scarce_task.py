@@ -4,7 +4,7 @@
 
 With 4 to 384 labels of 384 sentences, six seeds: freezing the scarce head bought nothing that
 could be seen, training it last cost 0.07 of macro-F1 with 115 labels or more.
-``experiments/README.md`` has the command, about an hour on two cores, and the numbers.
+``experiments/README.md`` has the command, some 80 minutes on two cores, and the numbers.
 
 The labels of one task are thinned to 1, 3, 10, 30 and 100 %; the other task keeps all of its
 own, or the part that ``--label-fraction`` gives it, and validation and test keep all. Each

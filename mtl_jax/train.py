@@ -81,7 +81,7 @@ def train_seeds(
     if len(configs) > 1 and (parted(runs[0].plans) or processes.count() > 1):
         # A frozen part that differs between the seeds can't be one copy for all of them, and
         # seeds are spread over the devices of one process only.
-        for note in () if shared else inputs.notes():
+        for note in () if shared else _notes(runs[0]):
             say(note)
         return [outcome for config in configs for outcome in train_seeds([config], inputs)]
     with contextlib.ExitStack() as stack:
@@ -90,8 +90,7 @@ def train_seeds(
             with member.guarded():
                 member.open()
         there = _under_way(members)
-        notes = [*inputs.notes(), *without_effect(configs[0], runs[0].plans)]
-        for note in () if shared or not there else notes:
+        for note in () if shared or not there else _notes(runs[0]):
             say(note)
         # Once for all: the last step of a group that has been trained may be another's first.
         groups: dict[tuple[int, int, bool], list[Member]] = {}
@@ -112,6 +111,11 @@ def _made_ready(configs: Sequence[TrainConfig], inputs: Inputs | None) -> tuple[
     runs = [Run(config, inputs, together=len(configs) > 1) for config in configs]
     inputs.refuse_long()
     return inputs, runs
+
+
+def _notes(run: Run) -> list[str]:
+    """What is said once of the data and the settings, whichever seeds are trained."""
+    return [*run.inputs.notes(), *without_effect(run.config, run.plans)]
 
 
 def _refuse_unlike(configs: Sequence[TrainConfig]) -> None:
