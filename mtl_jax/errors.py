@@ -46,6 +46,13 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     return UserError(f"{path} can't be written ({error.strerror}): make room or access")
 
 
+def cannot_read(path: Path, error: OSError) -> UserError:
+    """What to say where a file or folder is there, or not, and can't be read."""
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"{path} is missing: correct the path, or put the file there")
+    return UserError(f"{path} can't be read ({error.strerror or error}): give read access to it")
+
+
 def no_trained_head(on_drift: str, why: str) -> UserError:
     """The refusal of an ``--on-drift`` that has no head to watch.
 

@@ -3,13 +3,72 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mtl_jax import processes
-from mtl_jax.errors import UserError, cannot_write, first_line
+from mtl_jax.errors import UserError, cannot_read, cannot_write, first_line
 from mtl_jax.whole import whole
+
+OBJECT: Mapping[str, Any] = {"type": "object"}
+"""The schema of any JSON object."""
+
+
+def read_json(path: Path, schema: Mapping[str, Any], remedy: str) -> Any:
+    """Reads a JSON file and holds it against a schema.
+
+    Every JSON file that others write is read here, so that none of them, whatever it holds,
+    ends in anything but one line.
+
+    Args:
+        path: The file, UTF-8.
+        schema: A JSON Schema (draft 2020-12) of what it must hold.
+        remedy: What to do where it holds something else, such as "fetch the checkpoint again".
+
+    Raises:
+        UserError: The file is missing, can't be read, is no JSON, repeats a key of an object, or
+            does not follow the schema; the message names the file and the place in it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text ({first_line(error)}): {remedy}") from error
+    return parse_json(text, schema, str(path), remedy)
+
+
+def parse_json(text: str, schema: Mapping[str, Any], origin: str, remedy: str) -> Any:
+    """As ``read_json``, of a text; ``origin`` names it in an error."""
+    from jsonschema import Draft202012Validator, exceptions
+
+    try:
+        value = json.loads(text, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{origin} is no valid JSON ({first_line(error)}): {remedy}") from error
+    validator = Draft202012Validator(schema)
+    if problem := exceptions.best_match(validator.iter_errors(value)):
+        place = problem.json_path.removeprefix("$").removeprefix(".")
+        raise UserError(
+            f"{origin}: {place + ': ' if place else ''}{_shortened(problem.message)}: {remedy}"
+        )
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """What JSON makes of an object, of whose repeated keys it would take the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
+
+
+def _shortened(words: str, most: int = 200) -> str:
+    """A message without the middle of what it quotes: its reason is at its end."""
+    half = most // 2
+    return words if len(words) <= most else f"{words[:half]} ... {words[-half:]}"
 
 
 def write_json(path: Path, value: Any) -> None:
