@@ -40,5 +40,9 @@ def score_of_counts(counts: Mapping[str, np.ndarray]) -> np.ndarray:
     for task in TASKS:
         hits, predicted, true = np.moveaxis(np.asarray(counts[task], np.float64), -2, 0)
         if true.any():
-            scores.append((2 * hits / np.maximum(predicted + true, 1)).mean(-1))
+            # A class that neither occurs nor is predicted does not count. What is not a number
+            # is no 0.
+            counted = predicted + true != 0
+            each = np.divide(2 * hits, predicted + true, out=np.zeros_like(hits), where=counted)
+            scores.append(each.sum(-1) / counted.sum(-1))
     return np.mean(scores, axis=0) if scores else np.zeros(counts[TASKS[0]].shape[:2])

@@ -12,18 +12,20 @@ from mtl_jax.config import TASKS
 
 Metrics = dict[str, Any]
 
-# A class without a single example or prediction; scikit-learn's annotations know only "warn".
+# The precision of a class that is never predicted; scikit-learn's annotations know only "warn".
 _UNDEFINED: Any = 0
 
 
 def task_metrics(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Metrics:
     """Accuracy and macro-F1 over the examples that have a label.
 
+    Macro-F1 is the mean over the classes that occur or are predicted, as scikit-learn's
+    ``f1_score(labels, predicted, average="macro")`` is: one that does neither does not count.
+
     Args:
         labels: int [n], negative where missing.
         predicted: int [n].
-        classes: Number of classes; macro-F1 is the mean over all of them, and counts 0 for
-            one that is neither there nor predicted.
+        classes: Number of classes.
 
     Returns:
         ``{"accuracy", "macro_f1", "examples"}``; the first two are None without labels.
@@ -32,10 +34,12 @@ def task_metrics(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Met
     if not present.any():
         return {"accuracy": None, "macro_f1": None, "examples": 0}
     true, guess = labels[present], predicted[present]
+    counts = np.bincount(true, minlength=classes) + np.bincount(guess, minlength=classes)
+    there = np.flatnonzero(counts)
     return {
         "accuracy": float(accuracy_score(true, guess)),
         "macro_f1": float(
-            f1_score(true, guess, labels=range(classes), average="macro", zero_division=_UNDEFINED)
+            f1_score(true, guess, labels=there, average="macro", zero_division=_UNDEFINED)
         ),
         "examples": int(present.sum()),
     }

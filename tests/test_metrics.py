@@ -1,5 +1,8 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
 
 from mtl_jax.metrics import mean_macro_f1, split_metrics, task_metrics
 
@@ -18,10 +21,22 @@ def test_accuracy_and_macro_f1_by_hand():
     }
 
 
-def test_a_class_that_does_not_occur_counts_zero():
-    labels = np.array([0, 0, 1])
-    assert task_metrics(labels, labels, 2)["macro_f1"] == 1.0
-    assert task_metrics(labels, labels, 4)["macro_f1"] == pytest.approx(2 / 4)
+def test_a_class_that_neither_occurs_nor_is_predicted_does_not_count():
+    labels = np.array([0, 1, 0, 1, -1])
+    for classes in (2, 4, 10):
+        assert task_metrics(labels, labels, classes)["macro_f1"] == 1.0
+    # One that is predicted for a labelled text does; 2 / 3, 2 / 3 and 0.
+    guess = np.array([0, 1, 3, 1, 2])
+    assert task_metrics(labels, guess, 10)["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+
+
+@given(st.lists(st.tuples(st.integers(-1, 5), st.integers(0, 5)), min_size=1))
+def test_macro_f1_is_that_of_scikit_learn(pairs):
+    labels, guess = np.array(pairs).T
+    there = labels >= 0
+    if there.any():
+        expected = f1_score(labels[there], guess[there], average="macro", zero_division=0)  # pyright: ignore
+        assert task_metrics(labels, guess, 6)["macro_f1"] == expected
 
 
 def test_a_guess_for_a_missing_label_does_not_count():
@@ -75,7 +90,7 @@ def test_without_groups_there_is_no_figure_by_source():
         "weighted_f1_by_source": {},
     }
     # A task without labels has no part in what checkpoints are chosen by.
-    assert mean_macro_f1(found) == found["classifier"]["macro_f1"] == pytest.approx(2 / 3)
+    assert mean_macro_f1(found) == found["classifier"]["macro_f1"] == 1.0
 
 
 def test_no_label_of_any_task_chooses_nothing():

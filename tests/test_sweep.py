@@ -137,16 +137,21 @@ def test_many_steps_in_one_program_are_the_steps_one_by_one(settings, tmp_path):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
-def test_scores_on_the_device_are_those_of_scikit_learn():
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("there", [4, 3, 2, 1])
+def test_scores_on_the_device_are_those_of_scikit_learn(there):
+    """Also where a split has labels, or labels and predictions, of few of the classes."""
+    rng = np.random.default_rng(there)
     labels: dict[str, Any] = {task: rng.integers(-1, 4, 50) for task in TASKS}
-    labels["sentiment"][labels["sentiment"] == 2] = 1  # a class that is not there
+    labels["sentiment"][labels["sentiment"] >= there] = 0
     logits: dict[str, Any] = {task: rng.normal(size=(50, 4)).astype(np.float32) for task in TASKS}
+    logits["sentiment"][:, there + 1 :] = -9  # at most one class is predicted that is not there
     counts = {t: np.asarray(class_counts(logits[t], labels[t]))[None, None] for t in TASKS}
     classes = {task: tuple("abcd") for task in TASKS}
     predicted = {task: logits[task].argmax(-1) for task in TASKS}
     expected = mean_macro_f1(split_metrics(labels, predicted, classes, None))
     assert score_of_counts(counts)[0, 0] == pytest.approx(expected, abs=1e-12)
+    counts["sentiment"] = np.full_like(counts["sentiment"], np.nan)
+    assert np.isnan(score_of_counts(counts)[0, 0])
 
 
 def test_a_diverged_setting_is_not_chosen(swept):
