@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from mtl_jax import data_config
-from mtl_jax.data_config import absolute_path
+from mtl_jax.data_config import absolute_path, refuse_blank
 from mtl_jax.errors import UserError, no_trained_head
 from mtl_jax.watch_config import WatchConfig
 
@@ -203,6 +203,9 @@ need; where one is damaged, the one before it is used"""
     watch: WatchConfig = DEFAULT_WATCH
 
     def __post_init__(self) -> None:
+        for name in ("backbone", "cache_folder"):
+            if (value := getattr(self, name)) is not None:
+                refuse_blank(name, [value])
         for name in ("epochs", "batch_size", "measure_every", "keep_latest"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} {getattr(self, name)} must be at least 1")

@@ -75,9 +75,12 @@ or equal shares"""
     def __post_init__(self) -> None:
         # A record has lists for tuples.
         for name in ("dataset", "text_column", *_FILES):
-            object.__setattr__(self, name, _normal(getattr(self, name)))
+            value = getattr(self, name)
+            refuse_blank(name, (value,) if isinstance(value, str) else value or ())
+            object.__setattr__(self, name, _normal(value))
         for name in ("label_columns", "label_fraction"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+            refuse_blank(name, getattr(self, name))
         for name in ("max_train_examples", "max_evaluation_examples", "mixing_cap"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
@@ -240,6 +243,26 @@ def _pairs(flag: str, pairs: Iterable[str], what: str) -> dict[str, str]:
     return values
 
 
+def refuse_blank(name: str, values: Iterable[str]) -> None:
+    """Refuses a value of a flag that names nothing, alone or after ``task=``.
+
+    Args:
+        name: The flag, as a field is called.
+        values: Its values.
+
+    Raises:
+        UserError: One is empty or white space.
+    """
+    for value in values:
+        task, equals, named = value.partition("=")
+        bare = equals and task in TASKS and not named.strip()
+        if bare or not value.strip():
+            raise UserError(
+                f"{_flag(name)} {value!r} names nothing: is a variable of the shell unset? "
+                "Give it a value, or leave the flag out"
+            )
+
+
 def _names_task(value: str) -> bool:
     return value.startswith(tuple(f"{task}=" for task in TASKS))
 
@@ -254,7 +277,7 @@ def _normal(value: PerTask | None) -> PerTask | None:
 
 def _absolute(value: PerTask | None) -> PerTask | None:
     if isinstance(value, str):
-        return absolute_path(value) if value else None
+        return absolute_path(value)
     if value is None:
         return None
     named = [each.partition("=") for each in value]

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mtl_jax import processes
 from mtl_jax.config import LIMITS
+from mtl_jax.data_config import refuse_blank
 from mtl_jax.errors import UserError, cannot_write
 from mtl_jax.jsonfiles import (
     append_line,
@@ -65,6 +66,8 @@ class Workdir:
     """
 
     def __init__(self, path: str | Path):
+        """Raises UserError where ``path`` is empty: that would be the present folder."""
+        refuse_blank("workdir", [str(path)])
         self.path = Path(path).expanduser()
         self.checkpoints = self.path / "checkpoints"
         self._metrics = self.path / "metrics.jsonl"

@@ -7,6 +7,7 @@ import pytest
 from mtl_jax import assets
 from mtl_jax.config import DEFAULT_BACKBONE, BertConfig, DataConfig, TrainConfig
 from mtl_jax.errors import UserError
+from mtl_jax.workdir import Workdir
 
 BERT = {"model_type": "bert"}
 
@@ -137,6 +138,16 @@ def test_a_setting_out_of_range_is_refused_by_its_flag(field, value):
 )
 def test_the_edge_of_a_range_is_accepted(field, value):
     assert getattr(TrainConfig(workdir="run", **{field: value}), field) == value
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_a_folder_without_a_name_is_not_the_present_one(blank):
+    with pytest.raises(UserError, match=f"--backbone '{blank}' names nothing: is a variable of"):
+        TrainConfig(workdir="run", backbone=blank)
+    with pytest.raises(UserError, match=f"--cache-folder '{blank}' names nothing"):
+        TrainConfig(workdir="run", cache_folder=blank)
+    with pytest.raises(UserError, match=f"--workdir '{blank}' names nothing"):
+        Workdir(blank)
 
 
 def test_files_hold_from_any_folder(tmp_path, monkeypatch):

@@ -117,7 +117,23 @@ ONE = ("sentiment=mood",)
             "--train-file a.csv sentiment=b.csv: 'a.csv' is for both tasks: name it alone, or",
         ),
         ({"dataset": ("x", "y")}, "--dataset x y: 'x' is for both tasks"),
-        ({"train_file": ("sentiment=",)}, "--train-file 'sentiment=' is not a pair"),
+        *(
+            (
+                {name: value},
+                f"--{name.replace('_', '-')} {blank!r} names nothing: is a variable of the shell "
+                "unset? Give it a value, or leave the flag out",
+            )
+            for name in ("train_file", "validation_file", "test_file", "dataset", "text_column")
+            for value, blank in (
+                ("", ""),
+                (" ", " "),
+                (("a.csv", ""), ""),
+                (("sentiment=", "classifier=a.csv"), "sentiment="),
+            )
+        ),
+        ({"label_columns": ("",)}, "--label-columns '' names nothing: is a variable of the shell"),
+        ({"label_columns": ("sentiment= ",)}, "--label-columns 'sentiment= ' names nothing: is a"),
+        ({"label_fraction": ("sentiment=",)}, "--label-fraction 'sentiment=' names nothing: is a"),
         (
             {"train_file": ("sentiment=a.csv", "sentiment=b.csv")},
             "--train-file names the task 'sentiment' twice",
