@@ -88,6 +88,7 @@ def plan_of(study: Backbones, _pool: Pool) -> Plan:
 
     check_arms(study.scenarios, _ANY_DEPTH)
     corpus = load_corpus(study.data)
+    findings = corpus.check()
     settings = {name: value for name, value in study.record().items() if name != "backbone"}
     return Plan(
         workdir=study.workdir,
@@ -99,6 +100,7 @@ def plan_of(study: Backbones, _pool: Pool) -> Plan:
         groups=list(study.groups()),
         report=leave_report,
         settings=study.described("backbone", "scenarios"),
+        notes=[*corpus.notes, *map(str, findings)],
         files=files_of(study.scenarios),
         keep_checkpoints=study.keep_checkpoints,
     )

@@ -106,6 +106,8 @@ def run(study: Heads, command: str) -> None:
         if len(read_lines(results_file)) == count:
             say(f"{study.workdir} is done: its report is {folder.path / 'report.html'}")
             return
+        for note in inputs.notes():
+            say(note)
         say(f"{count} pairs of heads, {study.epochs} epochs each")
         try:
             result = sweep_of(made_ready, grid)
@@ -114,8 +116,6 @@ def run(study: Heads, command: str) -> None:
                 f"{error}; other settings need another --workdir than {study.workdir}"
             ) from error
         lines = _lines(study, result)
-        for note in inputs.notes():
-            say(note)
         context = {**circumstances(command, started), "data": inputs.notes()}
         report = write_document(folder.path, document(lines, context))
         rewrite_lines(results_file, lines)

@@ -102,7 +102,7 @@ class Inputs:
     """Everything that runs of different scenarios and seeds share.
 
     Attributes:
-        corpus: The data; a split is read when it is first asked for.
+        corpus: The data, checked; the texts of the test split are read when it is asked for.
         reader: The checkpoint's tokenizer.
         bert: The backbone's configuration.
         backbone: The backbone's parameters, without a pooler that nothing would use.
@@ -126,12 +126,13 @@ class Inputs:
         tokenizer = load_tokenizer(folder)
         self.reader = TextReader(tokenizer, self.bert, data.max_length, data.long_texts)
         self.corpus: Corpus = load_corpus(data)
+        self._findings = self.corpus.check()
         self.store = Store(
             _bytes(settings.cache_memory),
             _bytes(settings.cache_disk),
             Path(settings.cache_folder or cache_dir() / "activations"),
         )
-        self._data = data
+        self._data, self._test_told = data, False
         self._splits: dict[str, Split] = {}
         self._training: dict[tuple[str, ...], Split] = {}
         self._plans: dict[tuple[int, int, tuple[str, ...]], TrainPlan] = {}
@@ -215,7 +216,7 @@ class Inputs:
 
     def notes(self) -> list[str]:
         """Counts that a user should see: of the data, and of the splits read so far."""
-        notes = list(self.corpus.notes)
+        notes = [*self.corpus.notes, *map(str, self._findings)]
         if (sources := self.split("train").examples.sources) is not None:
             notes += [
                 f"an epoch has {places} texts of the {int(np.sum(sources == source))} of "
@@ -223,10 +224,20 @@ class Inputs:
                 for source, places in self._places(sources).items()
             ]
         for name in self._splits:
-            notes += self.cut(name)
+            notes += self._of_test() if name == "test" else self._cut(name)
         return notes
 
-    def cut(self, name: str) -> list[str]:
+    def of_test(self) -> list[str]:
+        """The same of the test split alone, which is read; nothing when asked for again."""
+        told, self._test_told = self._test_told, True
+        return [] if told else self._of_test()
+
+    def _of_test(self) -> list[str]:
+        found = self.corpus.check_test(self.split("test").examples)
+        new = (str(finding) for finding in found if finding not in self._findings)
+        return [*self._cut("test"), *new]
+
+    def _cut(self, name: str) -> list[str]:
         """How many texts of a split were cut, in words; nothing where none was."""
         return self.reader.cut(self.split(name).texts, name)
 

@@ -245,7 +245,7 @@ def _leave(members: Sequence[Member], done: int) -> None:
 def _measure(members: Sequence[Member]) -> None:
     """Ends those that are trained; nothing is measured on the test split before."""
     if members and "test" in members[0].run.inputs.corpus.splits:
-        for note in members[0].run.inputs.cut("test"):
+        for note in members[0].run.inputs.of_test():
             say(note)
     for member in members:
         with member.guarded():

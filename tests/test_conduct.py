@@ -7,6 +7,7 @@ import signal
 import pytest
 from conftest import write_checkpoint
 
+from experiments import backbones, freezing, heads, scarce_task, unfreezing
 from experiments.conduct import conduct, train_group
 from experiments.fault_runs import without_times
 from experiments.pool import Pool
@@ -185,3 +186,44 @@ def test_a_study_goes_on_with_other_limits_but_not_with_other_files_or_weights(s
     assert [result["arm"] for result in seen[0]] == ["backbone_frozen"]
     assert "has other weights than the runs of it that are done" in seen[1][0]["error"]
     assert "skipped" not in seen[1][0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "run"),
+    [
+        (freezing.Freezing, freezing.run),
+        (backbones.Backbones, backbones.run),
+        (heads.Heads, heads.run),
+        (scarce_task.ScarceTask, scarce_task.run),
+        (unfreezing.Unfreezing, unfreezing.run),
+    ],
+)
+def test_an_error_of_the_data_ends_a_study_before_its_first_arm(
+    kind, run, settings, tmp_path, capsys
+):
+    test_file = tmp_path / "test.csv"
+    test_file.write_text("text,topic,mood\nthe film was good,radio,pos\n")
+    data = dataclasses.replace(settings["data"], test_file=str(test_file))
+    study = kind(**settings | {"data": data}, workdir=str(tmp_path / "study"))
+    with pytest.raises(
+        UserError, match=r"test\.csv, line 2: classifier label 'radio' is not among"
+    ):
+        run(study, "the command")
+    assert not (tmp_path / "study").exists()
+    assert capsys.readouterr().err == ""
+
+
+def test_the_data_is_told_before_the_first_arm(settings, tmp_path):
+    study = backbones.Backbones(
+        **settings, backbones=(settings["backbone"],), workdir=str(tmp_path), seeds=(0,)
+    )
+    for plan in (backbones.plan_of(study, Pool()), freezing.plan_of(freezing_of(study), Pool())):
+        told = [
+            note for note in plan.notes if "classes, texts in train / validation / test" in note
+        ]
+        assert [note.partition(":")[0] for note in told] == ["classifier", "sentiment"]
+        assert any(note.startswith("warning: validation is small") for note in plan.notes)
+
+
+def freezing_of(study):
+    return freezing.Freezing(**study.of_a_run(), workdir=study.workdir, seeds=study.seeds)

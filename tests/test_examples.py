@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import json
 
 import numpy as np
@@ -188,6 +189,101 @@ def test_the_test_split_is_not_parsed_before_it_is_asked_for(tmp_path):
         corpus.read("test")
 
 
+def test_all_splits_are_checked_without_a_text_of_the_test_split(tmp_path):
+    train = write(tmp_path / "t.jsonl", rows(40, mood=["up", "down"]))
+    test = tmp_path / "u.jsonl"
+
+    def check(*lines, **settings):
+        test.write_text("\n".join(lines))
+        corpus = load_corpus(config(train, test_file=str(test), **settings))
+        found = [str(finding) for finding in corpus.check()]
+        return corpus, found
+
+    for line, words in (
+        ("not JSON", "line 1: malformed JSON"),
+        ('{"text": "a", "label": "up"}', "has no column 'mood'"),
+        ('{"texts": "a", "mood": "up"}', "has no column 'text'"),
+        ('{"text": 1, "mood": "up"}', "line 1: 'text' is a number"),
+        ('{"text": "a", "mood": "up\\ud800"}', "line 1: 'mood' is no Unicode text"),
+        ('{"text": "a", "mood": "radio"}', "line 1: sentiment label 'radio' is not among those"),
+    ):
+        with pytest.raises(UserError) as caught:
+            check(line)
+        assert str(caught.value).startswith(f"{test}")
+        assert words in str(caught.value)
+
+    # The same labels with other texts, those of training among them, are told of alike.
+    one = [json.dumps({"text": f"text {i}", "mood": "up"}) for i in range(3)]
+    other = [json.dumps({"text": f"else {i}", "mood": "up"}) for i in range(3)]
+    corpus, found = check(*one)
+    assert found == check(*other)[1]
+    train_counts = np.bincount(corpus.read("train").labels["sentiment"])
+    held_out = np.bincount(corpus.read("validation").labels["sentiment"], minlength=2)
+    absent = "test has 1 of 2 classes, no text of down: macro-F1 is the mean over classes that"
+    assert found[0] == (
+        "sentiment: 2 classes, texts in train / validation / test: "
+        f"down {train_counts[0]} / {held_out[0]} / 0; up {train_counts[1]} / {held_out[1]} / 3"
+    )
+    assert any(f"sentiment: {absent}" in each for each in found)
+    # Which texts a limit keeps depends on the texts: it is told when they are read.
+    limited, found = check(*one, max_evaluation_examples=2)
+    assert found[0].startswith("sentiment: 2 classes, texts in train / validation: ")
+    assert not any(absent in each for each in found)
+    said = [str(finding) for finding in limited.check_test(limited.read("test"))]
+    assert said[0].startswith(f"sentiment: {absent}")
+    assert said[1].startswith("warning: test: ")
+    assert " of 2 texts are among those of " in said[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "aside"),
+    [
+        ({}, True),
+        ({"max_train_examples": 20}, False),
+        ({"label_fraction": ("sentiment=0.1",)}, False),
+    ],
+    ids=["set aside", "--max-train-examples", "--label-fraction"],
+)
+def test_a_class_that_is_left_without_a_training_text_is_told(tmp_path, settings, aside):
+    data = rows(200, mood=["up", "down"])
+    number = next(
+        i
+        for i in itertools.count()
+        if (int(hashlib.sha256(f"radio {i}".encode()).hexdigest(), 16) % 10 == 0) == aside
+    )
+    data.append({"text": f"radio {number}", "mood": "radio"})
+    corpus = load_corpus(config(write(tmp_path / "t.jsonl", data), **settings))
+    said = [str(finding) for finding in corpus.check()]
+    where = " (1 in validation)" if aside else ""
+    assert f"warning: sentiment: no training text of radio{where}" in said
+    # The text is no reason to lose the others' counts.
+    assert sum(np.bincount(corpus.read("train").labels["sentiment"])) > 0
+
+
+def test_the_same_file_in_all_splits_is_told(tmp_path):
+    file = write(tmp_path / "t.jsonl", rows(40, mood=["up", "down"]))
+    corpus = load_corpus(config(file, validation_file=file, test_file=file))
+    of_validation = "warning: validation: 40 of 40 texts are among those of training"
+    assert of_validation in [str(finding) for finding in corpus.check()]
+    assert [str(finding) for finding in corpus.check_test(corpus.read("test"))] == [
+        "warning: test: 40 of 40 texts are among those of training",
+        "warning: test: 40 of 40 texts are among those of validation",
+    ]
+
+
+def test_how_a_file_was_read_is_among_the_notes(tmp_path):
+    for name in ("t.tsv", "v.tsv", "u.tsv"):
+        (tmp_path / name).write_text('mood\ttext\nup\t"a\ndown\tb\n')
+    train, validation, test = (str(tmp_path / name) for name in ("t.tsv", "v.tsv", "u.tsv"))
+    corpus = load_corpus(config(train, validation_file=validation, test_file=test))
+    said = [*corpus.notes, *map(str, corpus.check())]
+    assert [note.partition(": ")[0] for note in said if "read as unquoted TSV" in note] == [
+        train,
+        validation,
+        test,
+    ]
+
+
 def test_the_fingerprint_follows_what_a_run_learns_and_chooses_from(tmp_path):
     train = write(tmp_path / "t.jsonl", rows(20, mood=["up"]))
     test = write(tmp_path / "u.jsonl", rows(3, mood=["up"]))
@@ -228,7 +324,7 @@ def test_a_split_that_is_not_there(tmp_path):
     ("pairs", "words"),
     [
         (("mood",), "'mood' is not a pair: write task=column"),
-        (("sentiment=",), "'sentiment=' is not a pair"),
+        (("sentiment=",), "'sentiment=' names nothing: is a variable of the shell unset"),
         (("topic=mood",), "there is no task 'topic': use classifier or sentiment"),
         (("sentiment=a", "sentiment=b"), "names the task 'sentiment' twice"),
         ((), "--label-columns is empty"),

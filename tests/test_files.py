@@ -1,6 +1,11 @@
+import contextlib
 import csv
 import io
 import json
+import os
+import re
+import socket
+from typing import Literal
 
 import pytest
 from hypothesis import assume, given
@@ -36,6 +41,142 @@ def test_tsv(tmp_path):
     found = table(tmp_path, "t.tsv", "mood\ttext\nup\ta, b\n\tc\n")
     assert found.texts == ["a, b", "c"]
     assert found.labels == {"sentiment": ["up", None]}
+
+
+def written(*rows, quoting: Literal[0, 1, 2] = csv.QUOTE_MINIMAL):
+    """As ``csv.writer`` writes them, and so pandas' ``to_csv(sep="\\t")``."""
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, delimiter="\t", quoting=quoting).writerows([("mood", "text"), *rows])
+    return buffer.getvalue()
+
+
+def joined(*rows):
+    """As GLUE's files are."""
+    return "".join("\t".join(row) + "\n" for row in [("mood", "text"), *rows])
+
+
+MARKED = [
+    '"it was great',
+    'great"',
+    '"great film"',
+    'the "great" film',
+    '"a" and "b"',
+    '"great" film',
+    '"',
+    '""',
+    'she said ""no""',
+    "plain",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", MARKED)
+@pytest.mark.parametrize("more", [[], MARKED[:4], MARKED])
+def test_unquoted_tsv_keeps_its_marks(tmp_path, text, more):
+    rows = [("up", "an ordinary one"), ("down", text), *[("up", each) for each in more], ("", "x")]
+    found = table(tmp_path, "t.tsv", joined(*rows))
+    if (text, more) == ('""', []):
+        # With nothing else to go by it is how an empty text is quoted.
+        rows[1] = ("down", "")
+    assert found.texts == [text for _, text in rows]
+    assert found.labels["sentiment"] == [label or None for label, _ in rows]
+    opens = [i for i, (_, text) in enumerate(rows) if text.startswith('"')]
+    assert list(found.notes) == [
+        f"{tmp_path / 't.tsv'}: read as unquoted TSV: quotation marks are part of the text, as on "
+        f"line {i + 2}"
+        for i in opens[:1]
+    ]
+
+
+QUOTED = [*MARKED, "a\ttab", "two\nlines", '"two\nlines"', 'a\tb\n\nc "d"\r\ne', "carriage\rreturn"]
+
+
+@pytest.mark.parametrize("text", QUOTED)
+@pytest.mark.parametrize("more", [[], QUOTED[:4], QUOTED[9:], QUOTED])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+def test_quoted_tsv_loses_its_marks(tmp_path, text, more, quoting):
+    texts = ["an ordinary one", text, *more, "x"]
+    found = table(tmp_path, "t.tsv", written(*[("up", text) for text in texts], quoting=quoting))
+    assert found.texts == texts
+    assert found.labels["sentiment"] == ["up"] * len(texts)
+    long = sum("\n" in text or "\r" in text for text in texts)
+    notes = [f"read as quoted TSV: {long} of {len(texts)} rows run over several lines, as lines "]
+    assert [note.partition(": ")[2][: len(notes[0])] for note in found.notes] == notes[: bool(long)]
+
+
+@given(rows=st.lists(st.tuples(st.just("up"), TEXTS), min_size=1))
+def test_tsv_round_trip(tmp_path_factory, rows):
+    """What pandas writes is read as it was, but for a text of lines that could be rows."""
+    folder, contents = tmp_path_factory.mktemp("tsv"), written(*rows)
+    if any(re.search(r"[\r\n].*\t|\t.*[\r\n]", text, re.DOTALL) for _, text in rows):
+        with contextlib.suppress(UserError):
+            assert table(folder, "t.tsv", contents).texts == [text for _, text in rows]
+    else:
+        assert table(folder, "t.tsv", contents).texts == [text for _, text in rows]
+
+
+@given(texts=st.lists(st.text('"ab \\', min_size=1, max_size=6), min_size=1))
+def test_unquoted_tsv_loses_no_line(tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("tsv")
+    found = table(folder, "t.tsv", joined(*[("up", text) for text in texts]))
+    assert len(found.texts) == len(texts)
+    csvs = {text for text in texts if '"' in text and not _as_csv_writes(text)}
+    if csvs:
+        assert found.texts == texts
+
+
+def _as_csv_writes(text):
+    return text == '""' or written(("up", text[1:-1].replace('""', '"'))).endswith(f"\t{text}\r\n")
+
+
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        # A line too long, and a mark that takes in others.
+        (
+            joined(("up", '"a'), ("up", "b"), ("up", 'c"'), ("up", "d", "e")),
+            "line 5: 3 fields and not the header's 2: quote a field that holds the delimiter, or "
+            "complete the line",
+        ),
+        (
+            joined(("up", '"a'), ("up", "b", "e"), ("up", "c"), ("up", 'd"')),
+            "line 2: a field that begins with a quotation mark runs to line 5, over 3 lines that "
+            "look like rows: quote fields with",
+        ),
+        (
+            '"mood"\t"text"\nup\t"a\ndown\tb"\n',
+            "line 2: a field that begins with a quotation mark runs to line 3, over 2 lines that",
+        ),
+        ('"mood"\t"text"\n"up"\t"a "b" c"\n', "line 2: malformed ("),
+        (joined(("up", "a"), ("up", "b", "c")), "line 3: 3 fields and not the header's 2: quote"),
+        (
+            joined(("up", 'so "a"'), ("up", '"b\nc"')),
+            "line 2: a quotation mark in a field that is not quoted, though on line 3 a quoted",
+        ),
+        (
+            joined(("up", '"b\nc"'), ("up",)),
+            "line 3: 1 fields and not the header's 2: quote a field that holds the delimiter, or "
+            "complete the line; read as quoted, line 4: 1 fields and not",
+        ),
+    ],
+)
+def test_tsv_that_is_neither_names_the_line(tmp_path, contents, words):
+    with pytest.raises(UserError) as caught:
+        table(tmp_path, "t.tsv", contents)
+    assert words in str(caught.value)
+
+
+def test_a_mark_that_takes_in_rows_of_a_csv_is_told(tmp_path):
+    rows = ['up,"it was great', "down,not bad", 'up,i love that film"', "down,dull"]
+    found = table(tmp_path, "t.csv", "\n".join(["mood,text", *rows]) + "\n")
+    assert len(found.texts) == 2
+    assert found.notes == (
+        f"warning: {tmp_path / 't.csv'}, line 2: a quoted field takes in the lines up to 4, of "
+        'which 3 look like rows of their own: where a text begins with a ", quote it and double '
+        "that",
+    )
+    prose = ['up,"one, two', 'three, four"', "down,dull", "up,x"]
+    assert table(tmp_path, "t.csv", "\n".join(["mood,text", *prose])).notes == ()
 
 
 def test_json_lines(tmp_path):
@@ -150,6 +291,21 @@ def test_classes_are_sorted_numbers_as_numbers(tmp_path, labels, classes):
         ),
         ("t.jsonl", '{"text": "a", "label": 1}', r"no column 'mood'; it has 'label', 'text'"),
         ("t.jsonl", '{"text": "\\ud800", "mood": 1}', r"line 1: 'text' is no Unicode text"),
+        (
+            "t.jsonl",
+            '{"text": "a", "mood": 1}\n{"text": "b", "mood": "up\\ud83d"}',
+            r"line 2: 'mood' is no Unicode text \(surrogates not allowed\): correct it",
+        ),
+        (
+            "t.jsonl",
+            '{"text": "a", "mood": 1}\n{"text": "b", "mood": 1, "mood": 2}',
+            r"line 2: malformed JSON \('mood' is there twice\)",
+        ),
+        ("t.tsv", "text\tmood\n", r"t\.tsv has no rows"),
+        ("t.tsv", "", r"t\.tsv has no rows"),
+        ("t.csv", "text,mood\na,b\n".encode("utf-16"), r"line 1: this looks like UTF-16"),
+        ("t.csv", "text,mood\na,b\n".encode("utf-16-be"), r"line 1: this looks like UTF-16: save"),
+        ("t.csv", ",".join(map(str, range(9999))), r"'19' and 9,979 more: name the columns"),
     ],
 )
 def test_mistakes_name_the_file_the_line_and_the_remedy(tmp_path, name, contents, words):
@@ -163,5 +319,60 @@ def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"there is no file .*t\.csv: correct its name"):
         load_corpus(DataConfig(train_file=str(tmp_path / "t.csv")))
     (tmp_path / "d.csv").mkdir()
-    with pytest.raises(UserError, match=r"cannot read .*d\.csv \(Is a directory\)"):
+    with pytest.raises(UserError, match=r"d\.csv is a folder: name a file"):
         load_corpus(DataConfig(train_file=str(tmp_path / "d.csv")))
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, split):
+    files = {name: tmp_path / f"{name}.csv" for name in ("train", "validation", "test")}
+    for path in files.values():
+        path.write_text("text,mood\na,up\n")
+
+    def refusal():
+        named = {name: str(path) for name, path in files.items()}
+        with pytest.raises(UserError) as caught:
+            load_corpus(
+                DataConfig(
+                    train_file=named["train"],
+                    validation_file=named["validation"],
+                    test_file=named["test"],
+                )
+            )
+        return str(caught.value)
+
+    files[split].unlink()
+    os.mkfifo(files[split])
+    assert refusal().startswith(f"{files[split]} is a pipe and no regular file: write")
+    files[split].unlink()
+    with socket.socket(socket.AF_UNIX) as server:
+        # The path of a socket may have about 100 bytes, and that of a temporary folder more.
+        folder = os.open(tmp_path, os.O_RDONLY)
+        server.bind(f"/proc/self/fd/{folder}/{files[split].name}")
+        os.close(folder)
+        assert " is a socket and no regular file" in refusal()
+    files[split].unlink()
+    files[split].symlink_to(os.devnull)
+    assert " is a device and no regular file" in refusal()
+    files[split].unlink()
+    files[split].symlink_to(files[split].name)
+    assert refusal().startswith("cannot read ")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl"])
+def test_unusual_contents_are_kept(tmp_path, name):
+    """Bytes of 0, fields of a megabyte, blank lines, columns of one name that nobody asks for."""
+    texts = ["a\0b", "x" * 2**20, "\u2028 \x0b \x85"]
+    if name == "t.jsonl":
+        lines = [json.dumps({"text": text, "mood": "u\0p", "id": 1}) for text in texts]
+    else:
+        comma = "\t" if name == "t.tsv" else ","
+        lines = [comma.join(row) for row in [("id", "text", "id", "mood")]]
+        lines += [comma.join(("1", text, "2", "u\0p")) for text in texts]
+    found = table(tmp_path, name, "\ufeff" + "\r\n\r\n".join(lines) + "\r\n\r\n")
+    assert found.texts == texts
+    assert found.labels["sentiment"] == ["u\0p"] * 3
+    first = 1 if name == "t.jsonl" else 3
+    assert [found.place(i).rsplit(" ")[-1] for i in range(3)] == [
+        str(first + 2 * i) for i in range(3)
+    ]

@@ -201,18 +201,41 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings, inputs_of, tmp_path):
     assert Workdir(tmp_path).result() is None
 
 
-def test_the_test_split_is_read_once_at_the_end(settings, tmp_path):
+def test_a_test_file_that_does_not_fit_is_refused_before_the_first_step(settings, tmp_path):
     broken = tmp_path / "test.csv"
     broken.write_text("text,topic,mood\nthe film was good,film,ecstatic\n")
-    data = settings["data"]
-    settings["data"] = type(data)(**{**vars(data), "test_file": str(broken)})
-    config = TrainConfig(**settings, workdir=str(tmp_path / "run"))
-    with pytest.raises(UserError, match=r"test\.csv, line 2: sentiment label 'ecstatic'"):
+    data = dataclasses.replace(settings["data"], test_file=str(broken))
+    config = TrainConfig(**settings | {"data": data}, workdir=str(tmp_path / "run"))
+    with pytest.raises(
+        UserError, match=r"test\.csv, line 2: sentiment label 'ecstatic' is not among"
+    ):
         train(config)
-    log = read_lines(tmp_path / "run" / "metrics.jsonl")
-    assert [record["epoch"] for record in log if record["event"] == "epoch"] == [1, 2]
-    broken.write_text("text,topic,mood\nthe film was good,film,pos\n")
-    assert train(config)["test"]["sentiment"]["examples"] == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_data_is_told_before_the_first_step_and_the_test_texts_after_the_last(
+    settings, tmp_path, capsys
+):
+    """Once, however many runs share what has been read."""
+    data = dataclasses.replace(settings["data"], test_file=settings["data"].train_file)
+    config = TrainConfig(**settings | {"data": data}, workdir=str(tmp_path / "run"))
+    inputs = Inputs(config)
+    train(config)
+    said = capsys.readouterr().err.splitlines()
+    first = next(i for i, line in enumerate(said) if "epoch 1 of" in line)
+    last = next(i for i, line in enumerate(said) if "epoch 2 of" in line)
+    before, after = said[:first], said[last + 1 :]
+    counts = [line for line in before if "3 classes, texts in train / validation / test: " in line]
+    assert [line.partition(":")[0] for line in counts] == ["classifier", "sentiment"]
+    assert any(line.startswith("warning: validation is small to choose on") for line in before)
+    assert not any(line.startswith("warning: test") for line in before)
+    assert "warning: test: 96 of 96 texts are among those of training" in after
+    train(dataclasses.replace(config, workdir=str(tmp_path / "a")), inputs)
+    assert "are among those of training" in capsys.readouterr().err
+    train(dataclasses.replace(config, workdir=str(tmp_path / "b")), inputs)
+    said = capsys.readouterr().err
+    assert "classes, texts in" not in said
+    assert "are among those of training" not in said
 
 
 def test_what_is_cut_or_empty_is_counted(settings, tmp_path, capsys):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mtl_jax.config import TASKS, DataConfig
+from mtl_jax.data import checks
 from mtl_jax.data.labels import MISSING, learn_classes, number
 from mtl_jax.data.sources import open_sources
 from mtl_jax.errors import UserError
@@ -94,9 +96,28 @@ class _DataSet:
         groups = None if table.groups is None else np.asarray(table.groups, dtype=np.str_)
         return Examples(table.texts, labels, groups)
 
+    def judged(self, split: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+        """Per task the labels of a split, and what to know of how it was read; no text is kept.
+
+        Nothing is read where the source declares all classes: no label can be another then.
+
+        Raises:
+            UserError: The split can't be read, or has a label that training has not.
+        """
+        if self.columns.keys() <= self.source.classes.keys():
+            return {}, ()
+        table = self.source.read(split)
+        labels = {
+            task: number(table, task, column, self.classes[task], split)
+            for task, column in self.columns.items()
+        }
+        return labels, table.notes
+
     def notes(self) -> list[str]:
         """What to know about it, in words; reads train and validation, never test."""
-        notes = list(self.source.notes)
+        notes = [*self.source.notes, *self._table("train").notes]
+        if not self.carved:
+            notes += self._table("validation").notes
         if self.carved:
             notes.append("validation: a tenth of the training texts, set aside by hash")
         for split in ("train", "validation"):
@@ -186,6 +207,47 @@ class Corpus:
             ),
             sources=np.concatenate([np.full(len(p), i, np.int32) for i, _, p in parts]),
         )
+
+    def check(self) -> tuple[checks.Finding, ...]:
+        """Reads whatever may be wrong with the data, and says what looks wrong.
+
+        Of the test split the labels are looked at, and no text but for whether it is one.
+
+        Raises:
+            UserError: Something is wrong with a split.
+        """
+        known = {task: self.classes[task] for each in self._data_sets for task in each.columns}
+        train, validation = (self.read(split) for split in ("train", "validation"))
+        views = {"validation": checks.View(validation.labels, validation.texts)}
+        labels, notes = self._judged_test()
+        if labels:
+            views["test"] = checks.View(labels)
+        found = checks.check(known, checks.View(train.labels, train.texts), views)
+        return (*(checks.Finding("note", note) for note in notes), *found)
+
+    def _judged_test(self) -> tuple[dict[str, np.ndarray], list[str]]:
+        """What is known of the labels of the test split without its texts, and of its files."""
+        labels: dict[str, np.ndarray] = {}
+        notes: list[str] = []
+        for data_set in self._data_sets:
+            if "test" in data_set.splits:
+                of_tasks, of_file = data_set.judged("test")
+                labels |= of_tasks
+                notes += of_file
+        limit = self._limits["test"]
+        # Which of them a limit keeps depends on the texts.
+        kept = limit is None or all(len(of_task) <= limit for of_task in labels.values())
+        return (labels if kept else {}), notes
+
+    def check_test(self, test: Examples) -> list[checks.Finding]:
+        """What looks wrong with the test split, once that has been read."""
+        known = {split: self.read(split).texts for split in ("train", "validation")}
+        absent = [
+            checks.absent_classes(task, self.classes[task], "test", test.labels[task])
+            for each in self._data_sets
+            for task in each.columns
+        ]
+        return [*itertools.chain(*absent), *checks.seen_before("test", test.texts, known)]
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import codecs
 import collections
-import csv
+import dataclasses
 import hashlib
-import io
 import json
 import re
+import stat
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
+from mtl_jax.data.delimited import MalformedError, lines_of, read_csv, read_tsv
+from mtl_jax.data.names import listed, quoted
 from mtl_jax.data.table import Source, Table
 from mtl_jax.errors import UserError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_DELIMITED = (".csv", ".tsv")
 _JSON = (".jsonl", ".json")
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 _WHOLE = re.compile(r"(-?(?:0|[1-9]\d{0,15}))\.0+", re.ASCII)
 
 
@@ -66,81 +73,125 @@ def read_table(path: Path, text_column: str, columns: dict[str, str]) -> Table:
     """
     _check_kind(path)
     wanted = (text_column, *columns.values())
-    rows = list(_json_rows(path, wanted) if _is_json(path) else _csv_rows(path, wanted))
+    rows, notes = (_json_rows if _is_json(path) else _delimited_rows)(path, wanted)
     if not rows:
         raise UserError(f"{path} has no rows: name a file that has some")
-    lines = [line for line, _ in rows]
     texts = []
-    for line, row in rows:
-        text = row.get(text_column)
+    for row in rows:
+        text = row.values.get(text_column)
         if not isinstance(text, str):
             _fail(
-                path, line, f"{text_column!r} is {_kind(text)} and not a string: put a text there"
+                path,
+                row.line,
+                f"{text_column!r} is {_kind(text)} and not a string: put a text there",
             )
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            _fail(path, line, f"{text_column!r} is no Unicode text ({error.reason}): correct it")
-        texts.append(text)
+        texts.append(_unicode(path, row.line, text_column, text))
+    labels = {
+        task: [_label(path, row.line, column, row.values.get(column)) for row in rows]
+        for task, column in columns.items()
+    }
     return Table(
         texts=texts,
-        labels={
-            task: [_label(path, line, column, row.get(column)) for line, row in rows]
-            for task, column in columns.items()
-        },
+        labels=labels,
         groups=None,
-        place=lambda i: f"{path}, line {lines[i]}",
+        place=lambda i: f"{path}, line {rows[i].line}",
+        notes=(*(f"{path}: {note}" for note in notes), *_swallowed(path, rows, columns, labels)),
     )
 
 
-def _csv_rows(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the line each row begins on, and the row."""
-    # Strict, since a stray quote would else swallow the lines that follow it in silence.
-    reader = csv.reader(
-        io.StringIO(_decode(path), newline=""), delimiter=_DELIMITERS[_ending(path)], strict=True
-    )
-    csv.field_size_limit(2**31 - 1)  # 128 KiB by default, less than some texts
-    header: list[str] | None = None
-    start = 1
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """Values by column, the line of the file that they begin on, and its lines if several."""
+
+    line: int
+    values: dict[str, Any]
+    lines: Sequence[str] = ()
+
+
+def _delimited_rows(path: Path, wanted: tuple[str, ...]) -> tuple[list[_Row], tuple[str, ...]]:
+    contents = _decode(path)
     try:
-        for fields in reader:
-            line, start = start, reader.line_num + 1
-            if not fields:
-                continue
-            if header is None:
-                header = fields
-                _check_columns(path, wanted, header)
-            elif len(fields) != len(header):
-                _fail(
-                    path,
-                    line,
-                    f"{len(fields)} fields and not the header's {len(header)}: quote a field that "
-                    "holds the delimiter, or complete the line",
-                )
-            else:
-                yield line, dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        _fail(path, start, f'malformed ({error}): quote fields with " and double a " inside them')
+        sheet = (read_tsv if _ending(path) == ".tsv" else read_csv)(contents)
+    except MalformedError as error:
+        _fail(path, error.line, error.problem)
+    if sheet.header is None:
+        return [], ()
+    _check_columns(path, wanted, sheet.header)
+    lines = lines_of(contents) if any(row.last > row.first for row in sheet.rows) else []
+    return [
+        _Row(
+            row.first,
+            dict(zip(sheet.header, row.fields, strict=True)),
+            lines[row.first - 1 : row.last] if row.last > row.first else (),
+        )
+        for row in sheet.rows
+    ], sheet.notes
 
 
-def _json_rows(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    rows: list[tuple[int, dict[str, Any]]] = []
+def _swallowed(
+    path: Path,
+    rows: list[_Row],
+    columns: dict[str, str],
+    labels: dict[str, list[str | None]],
+) -> list[str]:
+    """Warns of rows over lines that end in a label, as if each were a row of its own.
+
+    Args:
+        path: The file.
+        rows: Its rows.
+        columns: Per task its label column.
+        labels: Per task the label of each row.
+    """
+    if _ending(path) != ".csv":
+        return []
+    known = {task: set(of_task) for task, of_task in labels.items()}
+    warnings = []
+    for row in rows:
+        names = list(row.values)
+        fields = [line.split(",") for line in row.lines]
+        alike = [
+            len(each) == len(names)
+            and all(
+                each[names.index(column)] and each[names.index(column)].strip() in known[task]
+                for task, column in columns.items()
+            )
+            for each in fields
+        ]
+        if sum(alike) > 1:
+            warnings.append(
+                f"warning: {path}, line {row.line}: a quoted field takes in the lines up to "
+                f"{row.line + len(row.lines) - 1}, of which {sum(alike)} look like rows of their "
+                'own: where a text begins with a ", quote it and double that'
+            )
+    return warnings[:5]
+
+
+def _json_rows(path: Path, wanted: tuple[str, ...]) -> tuple[list[_Row], tuple[str, ...]]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            counts = collections.Counter(name for name, _ in pairs)
+            if twice := [column for column in wanted if counts[column] > 1]:
+                raise ValueError(f"{quoted(twice[0])} is there twice")
+        return row
+
+    rows: list[_Row] = []
     seen: set[str] = set()
     for line, content in enumerate(_decode(path).split("\n"), start=1):
         if not content.strip():
             continue
         try:
-            row = json.loads(content, parse_constant=_refuse_constant)
+            row = json.loads(content, parse_constant=_refuse_constant, object_pairs_hook=once)
         except (ValueError, RecursionError) as error:
             _fail(path, line, f"malformed JSON ({error}): write one JSON object per line")
         if not isinstance(row, dict):
             _fail(path, line, f"{_kind(row)} and not an object: write one JSON object per line")
         seen.update(row)
-        rows.append((line, row))
+        rows.append(_Row(line, row))
     if rows:
         # A label may be left out of some rows, so that only all rows tell the columns.
         _check_columns(path, wanted, sorted(seen))
-    yield from rows
+    return rows, ()
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -157,10 +208,20 @@ def _label(path: Path, line: int, column: str, value: object) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     label = "" if value is None else str(value).strip()
+    _unicode(path, line, column, label)
     # A column of whole numbers with gaps is written as floats, in text files as well.
     if whole := _WHOLE.fullmatch(label):
         label = str(int(whole[1]))
     return None if label in ("", "-1") else label
+
+
+def _unicode(path: Path, line: int, column: str, value: str) -> str:
+    """The value, which must be one that UTF-8 can write: JSON can hold half of a character."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        _fail(path, line, f"{column!r} is no Unicode text ({error.reason}): correct it")
+    return value
 
 
 def _check_columns(path: Path, wanted: tuple[str, ...], there: list[str]) -> None:
@@ -168,7 +229,7 @@ def _check_columns(path: Path, wanted: tuple[str, ...], there: list[str]) -> Non
     for column in wanted:
         if counts[column] == 0:
             raise UserError(
-                f"{path} has no column {column!r}; it has {', '.join(map(repr, there))}: "
+                f"{path} has no column {column!r}; it has {listed(list(map(quoted, there)), 20)}: "
                 "name the columns with --text-column and --label-columns"
             )
         if counts[column] > 1:
@@ -177,6 +238,8 @@ def _check_columns(path: Path, wanted: tuple[str, ...], there: list[str]) -> Non
 
 def _decode(path: Path) -> str:
     contents = _bytes(path)
+    if contents.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in contents[:2]:
+        _fail(path, 1, "this looks like UTF-16: save the file as UTF-8")
     try:
         return contents.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -188,6 +251,15 @@ def _decode(path: Path) -> str:
 
 def _bytes(path: Path) -> bytes:
     try:
+        # Whoever opens a pipe waits for someone to write to it.
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise UserError(f"{path} is a folder: name a file")
+        if not stat.S_ISREG(mode):
+            kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+            raise UserError(
+                f"{path} is {kind} and no regular file: write what it gives to one and name that"
+            )
         return path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}: correct its name") from error
@@ -196,10 +268,10 @@ def _bytes(path: Path) -> bytes:
 
 
 def _check_kind(path: Path) -> None:
-    if _ending(path) not in (*_DELIMITERS, *_JSON):
+    if _ending(path) not in (*_DELIMITED, *_JSON):
         raise UserError(
             f"{path} is of an unknown kind: name a file that ends in "
-            f"{', '.join((*_DELIMITERS, *_JSON))}"
+            f"{', '.join((*_DELIMITED, *_JSON))}"
         )
 
 

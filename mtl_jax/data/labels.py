@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from mtl_jax.data.names import listed, quoted, shown
 from mtl_jax.data.table import Table
 from mtl_jax.errors import UserError
 
@@ -44,10 +45,10 @@ def number(
         if label is None:
             continue
         if label not in numbers:
-            known = ", ".join(classes[:20]) + ", ..." * (len(numbers) > 20)
+            known = listed(list(map(shown, classes)), 20)
             raise UserError(
-                f"{table.place(i)}: {task} label {label!r} is not among those of the training "
-                f"data ({known}): correct it, or add such examples to the training data"
+                f"{table.place(i)}: {task} label {quoted(label)} is not among those of the "
+                f"training data ({known}): correct it, or add such examples to the training data"
             )
         numbered[i] = numbers[label]
     if split == "train" and not np.any(numbered != MISSING):

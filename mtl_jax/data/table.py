@@ -20,6 +20,8 @@ class Table:
     """where each row comes from, if the source says so"""
     place: Callable[[int], str]
     """names a row, by its index, in an error"""
+    notes: tuple[str, ...] = ()
+    """what a reader of these rows should know, of how they were read"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,300 @@
+"""What looks wrong in texts and labels, though it may be meant: told before anyone waits.
+
+Pure functions from what has been read to a list of findings; nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import decimal
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from mtl_jax.data.names import listed, shown
+
+_MOST_CLASSES = 12
+_MOST_WARNINGS = 5
+
+# How pandas, numpy, Python, PyTorch (its ignore_index), spreadsheets and databases write that
+# a value is missing; folded as ``_folded`` does.
+_SPELL_MISSING = {"nan", "-nan", "none", "null", "na", "n/a", "<na>", "nat", "#n/a", "-100", "\\n"}
+
+# Characters without a look of their own, beside those of the categories Cf and Cc: the combining
+# grapheme joiner, Hangul fillers and variation selectors.
+_INVISIBLE = {"\u034f", "\u115f", "\u1160", "\u3164", "\uffa0", *map(chr, range(0xFE00, 0xFE10))}
+
+# With fewer labels their number says nothing of what the column holds.
+_FEWEST_LABELS = 10
+_CLASSES_OF_A_SCALE = 10
+_UNEVEN = 3
+# Of an accuracy, at most: 0.5 / sqrt(n) of n labels.
+_LARGEST_ERROR = 0.03
+# Part of a split from which on what is found in some of its texts is no accident.
+_MANY = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something that a user should know of the data."""
+
+    severity: Literal["note", "warning"]
+    """a warning is of what can hardly be meant"""
+    text: str
+    """one line"""
+
+    def __str__(self) -> str:
+        return f"warning: {self.text}" if self.severity == "warning" else self.text
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What is looked at of a split."""
+
+    labels: Mapping[str, np.ndarray]
+    """per task int [n]: indices into its classes, negative where there is none"""
+    texts: Sequence[str] | None = None
+    """n texts; None where they are not to be looked at"""
+
+
+def check(
+    classes: Mapping[str, Sequence[str]], train: View, others: Mapping[str, View]
+) -> list[Finding]:
+    """Counts the classes of every split, and looks for what can hardly be meant.
+
+    Args:
+        classes: Per task the names of its classes.
+        train: The texts to train on and their labels, as they are left after every limit.
+        others: The same of ``validation``, and of ``test`` as far as it may be looked at; a task
+            that a view does not have is left out there.
+    """
+    views = {"train": train, **others}
+    findings = []
+    for task, names in classes.items():
+        counts = {
+            split: np.bincount(labels[labels >= 0], minlength=len(names))
+            for split, view in views.items()
+            if (labels := view.labels.get(task)) is not None
+        }
+        findings += _of_task(task, names, counts)
+    if "validation" in others:
+        findings += _too_small(others["validation"], tuple(classes))
+    for split, view in others.items():
+        if view.texts is not None:
+            findings += seen_before(split, view.texts, {"train": train.texts or ()})
+    return [*findings, *_contradictions(train, tuple(classes))]
+
+
+def absent_classes(
+    task: str, names: Sequence[str], split: str, labels: np.ndarray
+) -> list[Finding]:
+    """Says which classes a split to evaluate on lacks, where it lacks some.
+
+    Args:
+        task: The task.
+        names: Its classes.
+        split: The split.
+        labels: Its labels, int [n], negative where there is none.
+    """
+    return _absent(task, names, split, np.bincount(labels[labels >= 0], minlength=len(names)))
+
+
+def seen_before(
+    split: str, texts: Sequence[str], known: Mapping[str, Sequence[str]]
+) -> list[Finding]:
+    """Says how many texts of a split are among those of others, where some are.
+
+    Args:
+        split: The split.
+        texts: Its texts; they are compared without the space around them.
+        known: The texts of each other split.
+    """
+    findings = []
+    for other, of_other in known.items():
+        there = {text.strip() for text in of_other} - {""}
+        count = sum(text.strip() in there for text in texts)
+        if count:
+            words = f"{split}: {count:,} of {len(texts):,} texts are among those of {_named(other)}"
+            findings.append(_by_share(count, len(texts), words))
+    return findings
+
+
+def _of_task(
+    task: str, names: Sequence[str], counts: Mapping[str, np.ndarray]
+) -> Iterator[Finding]:
+    yield Finding("note", f"{task}: {_class_counts(names, counts)}")
+    train = counts["train"]
+    yield from _odd_names(task, names, train)
+    if len(names) == 1:
+        yield _warning(task, f"one class only, {shown(names[0])}: there is nothing to tell apart")
+    yield from _no_classes(task, names, train)
+    untrained = np.flatnonzero(train == 0).tolist()
+    for index in untrained[:_MOST_WARNINGS]:
+        there = [f"{of[index]:,} in {split}" for split, of in counts.items() if of[index]]
+        where = f" ({', '.join(there)})" if there else ""
+        yield _warning(task, f"no training text of {shown(names[index])}{where}")
+    if len(untrained) > _MOST_WARNINGS:
+        left = len(untrained) - _MOST_WARNINGS
+        yield _warning(task, f"no training text of {left:,} more classes")
+    for split in ("validation", "test"):
+        if split in counts:
+            yield from _absent(task, names, split, counts[split])
+    there = train[train > 0]
+    if len(there) > 1 and there.max() >= _UNEVEN * there.min():
+        most, least = int(train.argmax()), int(np.where(train > 0, train, train.max()).argmin())
+        yield Finding(
+            "note",
+            f"{task}: imbalanced classes: {_share(train, most)} of the training texts are "
+            f"{shown(names[most])}, {_share(train, least)} {shown(names[least])} "
+            f"({there.max() / there.min():.1f} to 1): look at macro-F1, not at accuracy alone",
+        )
+
+
+def _class_counts(names: Sequence[str], counts: Mapping[str, np.ndarray]) -> str:
+    order = range(len(names))
+    if len(names) > _MOST_CLASSES:
+        order = np.argsort(-counts["train"], kind="stable").tolist()
+    each = [
+        f"{shown(names[i])} {' / '.join(f'{of_split[i]:,}' for of_split in counts.values())}"
+        for i in order[:_MOST_CLASSES]
+    ]
+    if (left := len(names) - len(each)) > 0:
+        each.append(f"... and {left:,} more")
+    noun = "class" if len(names) == 1 else "classes"
+    return f"{len(names):,} {noun}, texts in {' / '.join(counts)}: {'; '.join(each)}"
+
+
+def _odd_names(task: str, names: Sequence[str], train: np.ndarray) -> Iterator[Finding]:
+    alike = defaultdict(list)
+    missing = []
+    for name, count in zip(names, train.tolist(), strict=True):
+        key = _folded(name)
+        if key in _SPELL_MISSING:
+            missing.append(f"{shown(name)} ({count:,})")
+        else:
+            alike[_as_number(key)].append(name)
+    if missing:
+        spell = "is a class and spells" if len(missing) == 1 else "are classes and spell"
+        yield _warning(task, f'{listed(missing, 8)} {spell} "missing": leave empty if missing')
+    groups = [_equated(group[:8]) for group in alike.values() if len(group) > 1]
+    if groups:
+        yield _warning(
+            task,
+            "classes are equal but for case, space, invisible characters, Unicode form or the "
+            f"way a number is written: {listed(groups)}: write each one way",
+        )
+
+
+def _equated(names: Sequence[str]) -> str:
+    looks = {unicodedata.normalize("NFC", name) for name in names}
+    return " = ".join(ascii(name) if len(looks) < len(names) else shown(name) for name in names)
+
+
+def _folded(name: str) -> str:
+    """What two names have in common that a reader takes for the same.
+
+    Case, compatibility forms of Unicode, white space and what can't be seen are gone.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return "".join(
+        c
+        for c in folded
+        if not (c.isspace() or c in _INVISIBLE or unicodedata.category(c) in ("Cf", "Cc"))
+    )
+
+
+def _as_number(name: str) -> object:
+    """A number for one in ASCII digits, however it is written; else the name."""
+    return _number(name) if _number(name) is not None else name
+
+
+def _number(name: str) -> decimal.Decimal | None:
+    if not name.isascii() or not any(c.isdigit() for c in name):
+        return None
+    try:
+        number = decimal.Decimal(name)
+    except decimal.InvalidOperation:
+        return None
+    return number if number.is_finite() else None
+
+
+def _no_classes(task: str, names: Sequence[str], train: np.ndarray) -> Iterator[Finding]:
+    """Where labels are scores, identities or texts."""
+    labels, there = int(train.sum()), int((train > 0).sum())
+    numbers = [_number(name) for name in names]
+    numeric = all(number is not None for number in numbers)
+    many = labels >= _FEWEST_LABELS and there > labels / 2
+    scale = numeric and len(names) >= _CLASSES_OF_A_SCALE and any(n % 1 for n in numbers if n)
+    if many or scale:
+        what = "the labels look like numbers, not classes" if numeric else "is it a column of ids?"
+        yield _warning(
+            task,
+            f"{there:,} classes for {labels:,} labelled training texts: {what}: put them in a few "
+            "classes, or name another column with --label-columns",
+        )
+
+
+def _absent(task: str, names: Sequence[str], split: str, count: np.ndarray) -> list[Finding]:
+    lacking = [shown(name) for name, texts in zip(names, count.tolist(), strict=True) if not texts]
+    # A split without a label of the task has no figures of it.
+    if not lacking or len(lacking) == len(names):
+        return []
+    text = (
+        f"{task}: {split} has {len(names) - len(lacking):,} of {len(names):,} classes, no text of "
+        f"{listed(lacking)}: macro-F1 is the mean over classes that occur or are predicted"
+    )
+    # Nothing is chosen on the test split.
+    return [Finding("note" if split == "test" else "warning", text)]
+
+
+def _too_small(validation: View, tasks: Sequence[str]) -> list[Finding]:
+    words = []
+    for task in tasks:
+        labels = validation.labels.get(task)
+        count = 0 if labels is None else int((labels >= 0).sum())
+        if count and (error := 0.5 / np.sqrt(count)) > _LARGEST_ERROR:
+            words.append(f"{error:.3f} on {count:,} {task} label{'s' if count > 1 else ''}")
+    if not words:
+        return []
+    enough = int(np.ceil((0.5 / _LARGEST_ERROR) ** 2))
+    text = (
+        "validation is small to choose on: the standard error of an accuracy there is up to "
+        f"{' and '.join(words)}; {enough} make it {_LARGEST_ERROR}"
+    )
+    return [Finding("warning", text)]
+
+
+def _contradictions(train: View, tasks: Sequence[str]) -> Iterator[Finding]:
+    """Texts that occur with one label and with another."""
+    if train.texts is None:
+        return
+    texts = [text.strip() for text in train.texts]
+    for task in tasks:
+        first: dict[str, int] = {}
+        torn = {
+            text
+            for text, label in zip(texts, train.labels[task].tolist(), strict=True)
+            if text and label >= 0 and first.setdefault(text, label) != label
+        }
+        if torn:
+            words = f"train: {len(torn):,} of {len(first):,} distinct texts occur with different "
+            yield _by_share(len(torn), len(first), f"{words}{task} labels")
+
+
+def _by_share(count: int, of: int, words: str) -> Finding:
+    return Finding("warning" if count >= _MANY * of else "note", words)
+
+
+def _share(counts: np.ndarray, index: int) -> str:
+    return f"{100 * counts[index] / counts.sum():.3g} %"
+
+
+def _named(split: str) -> str:
+    return "training" if split == "train" else split
+
+
+def _warning(task: str, words: str) -> Finding:
+    return Finding("warning", f"{task}: {words}")
