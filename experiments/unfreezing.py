@@ -184,10 +184,9 @@ def plan_of(study: Unfreezing, pool: Pool) -> Plan:
     words = ", ".join(f"{count:,} with {number}" for count, number in passes.items())
     note = f"training sentences, with passes over them: {words}"
     rules = {rules_file(arm): only_layer_rules(arm) for arm in arms if _ONLY_LAYER.fullmatch(arm)}
-    settings = {**study.record(), "min_steps": study.min_steps}
     return Plan(
         workdir=study.workdir,
-        record={"study": "unfreezing", "settings": settings, **inputs.record()},
+        record={"study": "unfreezing", "settings": study.record(), **inputs.record()},
         groups=list(study.groups(layers, texts)),
         report=leave_report,
         settings=study.described("sizes", "arms") | {"passes": note},
