@@ -71,6 +71,8 @@ class ScarceTask(StudySettings):
         "single_task",
     )
     """joint, scarce_head_frozen, single_task, and recipes, scenarios, or .json files of either"""
+    epochs: int = 3
+    """passes over the training examples"""
     min_steps: int = 300
     """steps of single_task at least: with few labels it has more than --epochs passes"""
 

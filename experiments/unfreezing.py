@@ -71,6 +71,8 @@ class Unfreezing(StudySettings):
     """scenarios, recipes, .json files of either, at_once for none_frozen with gradual \
 unfreezing's rates, and only_layer_i for heads and one layer; by default backbone_frozen, every \
 top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer alone"""
+    epochs: int = 3
+    """passes over the training examples"""
     min_steps: int = 150
     """steps at least: a small set has more than --epochs passes until it has as many"""
     batch_size: int = 16
