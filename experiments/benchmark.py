@@ -28,7 +28,7 @@ from experiments.benchmark_workers import MEASUREMENTS, Workers, device, measure
 from experiments.machine import processor
 from experiments.render import to_markdown
 from mtl_jax.cli import guarded, one_line, parse
-from mtl_jax.config import DEFAULT_BACKBONE, DataConfig, TrainConfig
+from mtl_jax.config import DEFAULT_BACKBONE, HEAD_LEARNING_RATE, DataConfig, TrainConfig
 from mtl_jax.errors import UserError
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "transformers")
@@ -80,6 +80,8 @@ class Benchmark:
             data=dataclasses.replace(self.data, max_train_examples=sentences),
             pooling="mean",
             epochs=job.epochs,
+            # The other side has no sweep that would choose it.
+            head_learning_rate=HEAD_LEARNING_RATE,
             batch_size=self.batch_size,
             parallel="jit",
             workdir=self.workdir,

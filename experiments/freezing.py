@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class _Default(int):
-    """A limit of the quick study that nobody has asked for, told from the same one asked for."""
+    """A number of the quick study that nobody has asked for, told from the same one asked for."""
 
 
 # Few enough sentences for four seeds of seven scenarios in some minutes on two cores.
@@ -51,8 +51,10 @@ class Freezing(StudySettings):
     data: DataConfig = _QUICK
     batch_size: int = 16
     """examples per step, over all devices"""
-    head_learning_rate: float = 1e-2
-    """peak learning rate of the two heads; high, as the steps of the quick study are few"""
+    epochs: int | None = None
+    """as of train"""
+    min_steps: int | None = _Default(0)
+    """as of train; by default 0 in the quick study, whose passes over the backbone are few"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +70,8 @@ class Freezing(StudySettings):
             if isinstance(limit := getattr(self.data, name), _Default)
         }
         object.__setattr__(self, "data", dataclasses.replace(self.data, **settled))
+        if isinstance(self.min_steps, _Default):
+            object.__setattr__(self, "min_steps", None if own else int(self.min_steps))
 
     def groups(self, at_once: int) -> Iterator[list[TrainConfig]]:
         """The arms that are trained at once, so many seeds at a time."""

@@ -19,7 +19,7 @@ from transformers import BertModel
 from transformers.optimization import get_linear_schedule_with_warmup
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from mtl_jax.config import TASKS, TrainConfig
+from mtl_jax.config import EPOCHS, HEAD_LEARNING_RATE, TASKS, TrainConfig
 from mtl_jax.data.examples import MISSING, load_corpus
 from mtl_jax.data.tokens import Tokens, load_tokenizer, tokenize
 from mtl_jax.metrics import Metrics, split_metrics
@@ -83,7 +83,11 @@ def make_optimizer(
     model: Model, labels: Mapping[str, str], config: TrainConfig
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; biases and layer norms do not decay."""
-    rates = {"head": config.head_learning_rate, "backbone": config.backbone_learning_rate}
+    head_rate = config.head_learning_rate
+    rates = {
+        "head": HEAD_LEARNING_RATE if head_rate is None else head_rate,
+        "backbone": config.backbone_learning_rate,
+    }
     # As few groups as a Trainer makes, so that the update can batch its parameters.
     groups: dict[tuple[str, bool], list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
@@ -179,7 +183,7 @@ class FineTuning:
             task: torch.from_numpy(labels.astype(np.int64)).to(device)
             for task, labels in train.labels.items()
         }
-        steps = -(-len(train) // config.batch_size) * config.epochs
+        steps = -(-len(train) // config.batch_size) * (config.epochs or EPOCHS)
         self._schedule = get_linear_schedule_with_warmup(
             self.optimizer, round(config.warmup_fraction * steps), steps
         )
@@ -244,7 +248,7 @@ def fine_tune(config: TrainConfig, device: str) -> dict[str, Any]:
         torch.set_float32_matmul_precision("high")  # TF32, as jax multiplies on a GPU by default
     run = FineTuning(config, device)
     train_seconds, validation = 0.0, None
-    for _ in range(config.epochs):
+    for _ in range(config.epochs or EPOCHS):
         epoch_started = time.perf_counter()
         run.epoch()
         train_seconds += time.perf_counter() - epoch_started

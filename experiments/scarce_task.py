@@ -71,6 +71,8 @@ class ScarceTask(StudySettings):
         "single_task",
     )
     """joint, scarce_head_frozen, single_task, and recipes, scenarios, or .json files of either"""
+    epochs: int = 3
+    """passes over the training examples"""
     min_steps: int = 300
     """steps of single_task at least: with few labels it has more than --epochs passes"""
 
@@ -100,7 +102,7 @@ class ScarceTask(StudySettings):
         # All labels are a fraction, too: of two tasks with as many labels it names the scarce.
         thinned = (*self.data.label_fraction, f"{self.scarce_task}={fraction:g}")
         data = dataclasses.replace(self.data, label_fraction=thinned)
-        changes: dict[str, Any] = {}
+        changes: dict[str, Any] = {"min_steps": 0, "head_min_steps": 0}
         if name == "single_task":
             data = data.of_task(self.scarce_task)
             steps_of_one = math.ceil(fraction * labels / self.batch_size)

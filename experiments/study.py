@@ -36,6 +36,8 @@ class StudySettings(Settings):
 
     workdir: str
     """folder for the arms, results.jsonl and the report; run again to go on"""
+    epochs: int | None = 3
+    """passes over the training examples"""
     # A permutation test of fewer than six pairs can't have a two-sided p below 0.05.
     seeds: tuple[int, ...] = tuple(range(6))
     """the seeds to train each with"""
@@ -87,8 +89,9 @@ its own folder, and write no report; several processes may train a part each at 
 
     def passes(self, epochs: int) -> dict[str, int]:
         """So many epochs, measured some eight times at most, as settings of a run."""
-        between = max(self.measure_every, -(-epochs // _MEASUREMENTS))
-        return {"epochs": epochs, "measure_every": between}
+        between = max(self.measure_every or 1, -(-epochs // _MEASUREMENTS))
+        settled = {"min_steps": 0, "head_min_steps": 0}
+        return {"epochs": epochs, "measure_every": between, **settled}
 
     def at_once(self) -> int:
         """How many seeds of an arm are trained in one program on this machine."""

@@ -71,6 +71,8 @@ class Unfreezing(StudySettings):
     """scenarios, recipes, .json files of either, at_once for none_frozen with gradual \
 unfreezing's rates, and only_layer_i for heads and one layer; by default backbone_frozen, every \
 top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer alone"""
+    epochs: int = 3
+    """passes over the training examples"""
     min_steps: int = 150
     """steps at least: a small set has more than --epochs passes until it has as many"""
     batch_size: int = 16
@@ -184,10 +186,9 @@ def plan_of(study: Unfreezing, pool: Pool) -> Plan:
     words = ", ".join(f"{count:,} with {number}" for count, number in passes.items())
     note = f"training sentences, with passes over them: {words}"
     rules = {rules_file(arm): only_layer_rules(arm) for arm in arms if _ONLY_LAYER.fullmatch(arm)}
-    settings = {**study.record(), "min_steps": study.min_steps}
     return Plan(
         workdir=study.workdir,
-        record={"study": "unfreezing", "settings": settings, **inputs.record()},
+        record={"study": "unfreezing", "settings": study.record(), **inputs.record()},
         groups=list(study.groups(layers, texts)),
         report=leave_report,
         settings=study.described("sizes", "arms") | {"passes": note},

@@ -28,6 +28,16 @@ OnDrift = Literal["warn", "stop", "back", "distill"]
 WeightingName = Literal["fixed", "uncertainty", "dynamic_average", "famo", "pcgrad", "gradnorm"]
 # Optimizers and schedules count the steps of a run in int32.
 MOST_STEPS = 2**31 - 1
+# Passes over the training texts, and steps at least, of a phase where nothing says how long it
+# takes. Few texts make few steps of a pass, and a backbone takes some 150 to leave where it was
+# (Mosbach et al. 2021, arXiv:2006.04884, section 6.2). Where heads alone are trained on kept
+# vectors a step takes a millisecond, and they are far from done after as few.
+EPOCHS, HEAD_EPOCHS = 3, 10
+MIN_STEPS, HEAD_MIN_STEPS = 150, 4000
+# The rate of the heads where no sweep chooses it.
+HEAD_LEARNING_RATE = 3e-3
+# Measurements of a phase at most, where nothing says how often it is measured.
+MEASUREMENTS = 10
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
 
 # What a config.json may say without a change in the numbers that this encoder computes.
@@ -136,12 +146,20 @@ class Settings:
     data: DataConfig = DEFAULT_DATA
     pooling: Pooling | None = None
     """how a sentence becomes one vector; by default what the checkpoint declares, else mean"""
-    epochs: int = 3
-    """passes over the training examples"""
+    epochs: int | None = None
+    """passes over the training examples; by default 3, or 10 where heads alone are trained on \
+kept vectors, and as many more as --min-steps and --head-min-steps ask for"""
+    min_steps: int | None = None
+    """steps at least of a phase that trains some of the backbone: few texts have more passes \
+than --epochs; by default 150, or 0 where --epochs is given"""
+    head_min_steps: int | None = None
+    """the same of a phase that trains heads alone on kept vectors, where a step takes a \
+millisecond; by default 4000, or 0 where --epochs is given"""
     batch_size: int = 32
     """examples per step at most, over all devices; they are spread evenly over the steps"""
-    head_learning_rate: float = 3e-3
-    """peak learning rate of the two heads"""
+    head_learning_rate: float | None = None
+    """peak learning rate of the two heads; by default 0.003, but where heads alone are trained \
+first, the rate that does best on validation in a quick sweep, if it does clearly better"""
     backbone_learning_rate: float = 1e-4
     """peak learning rate of the trainable part of the backbone"""
     weight_decay: float = 0.01
@@ -191,8 +209,9 @@ fused attention"""
     """GiB of such files at most; the least recently used make room; inf: no limit"""
     cache_folder: str | None = None
     """folder of such files; by default activations in the cache folder of mtl_jax"""
-    measure_every: int = 1
-    """epochs of a phase between two measurements on validation, each of which is saved"""
+    measure_every: int | None = None
+    """epochs of a phase between two measurements on validation, each of which is saved; by \
+default 1, and more in a phase of more than 10 epochs, which is measured 10 times at most"""
     checkpoint_every: int = 0
     """steps between checkpoints beside those; 0: none"""
     keep_latest: int = 2
@@ -207,10 +226,13 @@ need; where one is damaged, the one before it is used"""
             if (value := getattr(self, name)) is not None:
                 refuse_blank(name, [value])
         for name in ("epochs", "batch_size", "measure_every", "keep_latest"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{_flag(name)} {getattr(self, name)} must be at least 1")
-        if self.epochs > MOST_STEPS:
-            raise UserError(f"--epochs {self.epochs} must be at most {MOST_STEPS}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{_flag(name)} {value} must be at least 1")
+        for name in ("epochs", "min_steps", "head_min_steps"):
+            value = getattr(self, name)
+            if value is not None and value > MOST_STEPS:
+                raise UserError(f"{_flag(name)} {value} must be at most {MOST_STEPS}")
         for name in (
             "head_learning_rate",
             "backbone_learning_rate",
@@ -222,9 +244,12 @@ need; where one is damaged, the one before it is used"""
             "cache_memory",
             "cache_disk",
             "distillation_weight",
+            "min_steps",
+            "head_min_steps",
         ):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{_flag(name)} {getattr(self, name)} must not be negative")
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise UserError(f"{_flag(name)} {value} must not be negative")
         if not 0 <= self.warmup_fraction <= 1:
             raise UserError(f"--warmup-fraction {self.warmup_fraction} must be between 0 and 1")
         if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:

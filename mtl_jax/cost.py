@@ -221,7 +221,7 @@ def _seconds(
         step = _step_seconds(run, program, _as_kept(run, texts), limit / 3)
     counts = {name: batches.count(run, name) for name in ("train", "validation", "test")}
     # Where nothing is trained, it is evaluated all the same.
-    between = run.config.measure_every * run.plan.steps
+    between = run.plans[run.index].measure_every * run.plan.steps
     measurements = max(math.ceil(run.total_steps / between), 1)
     last = run.index + 1 == len(run.plans)
     return {

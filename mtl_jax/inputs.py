@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,9 @@ from mtl_jax.data.packing import TrainPlan
 from mtl_jax.data.tokens import load_tokenizer, special_tokens, tokenize
 from mtl_jax.errors import UserError
 from mtl_jax.freeze import Stages, digest
+from mtl_jax.metrics import Metrics
 from mtl_jax.store import GIB, Store
+from mtl_jax.text_baseline import text_baseline
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,6 +113,7 @@ class Inputs:
         weights_digest: SHA-256 of the backbone's parameters.
         stages: The same parameters with the SHA-256 of each stage.
         store: What the frozen bottom of the backbone made of the texts, from run to run.
+        head_rates: Learning rates that sweeps have chosen, by what they were chosen for.
     """
 
     def __init__(self, settings: Settings):
@@ -132,6 +136,7 @@ class Inputs:
             _bytes(settings.cache_disk),
             Path(settings.cache_folder or cache_dir() / "activations"),
         )
+        self.head_rates: dict[Any, float] = {}
         self._data, self._test_told = data, False
         self._splits: dict[str, Split] = {}
         self._training: dict[tuple[str, ...], Split] = {}
@@ -141,6 +146,12 @@ class Inputs:
     def classes(self) -> Mapping[str, tuple[str, ...]]:
         """Per task the names of its classes."""
         return self.corpus.classes
+
+    @functools.cached_property
+    def text_baseline(self) -> Metrics:
+        """What a bag of words reaches on validation; see ``text_baseline``."""
+        known, asked = (self.split(name).examples for name in ("train", "validation"))
+        return text_baseline(known, asked, self.classes)
 
     def split(self, name: str) -> Split:
         """A split, read and tokenised once."""

@@ -271,8 +271,11 @@ class Member:
         measured = outcome.measurements(run, params, chosen["validation"], probe=not trains)
         compiling = (run.evaluation_compile_seconds - self._compiled_before) * self._share
         result = {
-            **outcome.run_result(config, epochs, chosen, certificate, self.course.stopped),
+            **outcome.run_result(
+                config, run.epochs, epochs, chosen, certificate, self.course.stopped
+            ),
             **measured,
+            "text_baseline": run.inputs.text_baseline,
             "train_seconds": meter.train_seconds if trains else 0.0,
             "compile_seconds": meter.compile_seconds + compiling,
             "examples_per_second": meter.rate,

@@ -72,10 +72,9 @@ def epoch_record(
         meter: Its losses and seconds.
         validation: The metrics on validation.
     """
-    rounded = round(epoch, 4)
     return {
         "event": "epoch",
-        "epoch": int(rounded) if rounded == int(rounded) else rounded,
+        "epoch": _whole(epoch),
         "step": step,
         "phase": index + 1,
         "scenario": phase.scenario,
@@ -85,8 +84,15 @@ def epoch_record(
     }
 
 
+def _whole(epochs: float) -> float:
+    """So many epochs for a record; a whole number where it is one."""
+    rounded = round(epochs, 4)
+    return int(rounded) if rounded == int(rounded) else rounded
+
+
 def run_result(
     config: TrainConfig,
+    passes: float,
     epochs: Sequence[Mapping[str, Any]],
     chosen: Mapping[str, Any],
     certificate: Mapping[str, Any],
@@ -96,6 +102,7 @@ def run_result(
 
     Args:
         config: The settings.
+        passes: Those over the training texts that the run has at most.
         epochs: The measurements, as ``metrics.jsonl`` has them.
         chosen: That of them which is the best.
         certificate: See ``run_certificate``.
@@ -107,7 +114,7 @@ def run_result(
         "scenario": config.scenario,
         "recipe": config.recipe,
         "seed": config.seed,
-        "epochs": config.epochs,
+        "epochs": _whole(passes),
         "best_epoch": chosen["epoch"],
     }
     if config.recipe is not None:

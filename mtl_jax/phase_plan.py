@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from mtl_jax.config import MOST_STEPS, TASKS, TrainConfig
+from mtl_jax.config import (
+    EPOCHS,
+    HEAD_LEARNING_RATE,
+    MEASUREMENTS,
+    MOST_STEPS,
+    TASKS,
+    TrainConfig,
+)
 from mtl_jax.course import chained_steps
 from mtl_jax.data.packing import TrainPlan
 from mtl_jax.errors import UserError, no_trained_head
@@ -32,6 +40,9 @@ class PhasePlan:
         optimizer: What its updates depend on.
         texts: Names the set of its training texts.
         learned: The tasks whose heads an earlier phase has trained.
+        measure_every: Epochs between two measurements on validation.
+        rate_is_open: Whether a sweep may choose the heads' learning rate: it trains all heads on
+            vectors of the pre-trained backbone, and nothing states their rate.
     """
 
     phase: Phase
@@ -42,6 +53,8 @@ class PhasePlan:
     optimizer: OptimizerConfig
     texts: str
     learned: frozenset[str]
+    measure_every: int
+    rate_is_open: bool
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -74,7 +87,11 @@ class PhasePlan:
 
 
 def plan_phases(
-    config: TrainConfig, inputs: Inputs, params: Params, devices: int
+    config: TrainConfig,
+    inputs: Inputs,
+    params: Params,
+    devices: int,
+    head_learning_rate: float = HEAD_LEARNING_RATE,
 ) -> tuple[PhasePlan, ...]:
     """Lays out the phases of a run.
 
@@ -83,6 +100,7 @@ def plan_phases(
         inputs: The data and the backbone.
         params: The parameters, of which only the paths are used.
         devices: Over how many a batch is spread.
+        head_learning_rate: That of the first phase's heads where nothing states it.
 
     Raises:
         UserError: A phase can't be; it is named.
@@ -90,20 +108,28 @@ def plan_phases(
     labels = inputs.split("train").texts.labels
     setting = Setting(
         num_layers=inputs.bert.num_hidden_layers,
-        epochs=config.epochs,
+        epochs=config.epochs or EPOCHS,
         labels={task: int((labels[task] >= 0).sum()) for task in TASKS},
         thinned=tuple(config.data.label_fractions),
+        backbone_learning_rate=config.backbone_learning_rate,
     )
-    phases = phases_of(config, setting)
-    names = [""] if config.recipe is None else _names(config.recipe, phases)
-    rules, freezes = [], []
-    for phase, name in zip(phases, names, strict=True):
+    completed = phases_of(config, setting)
+    names = [""] if config.recipe is None else _names(config.recipe, completed)
+    of_file = (config.recipe or "").endswith((".json", ".py"))
+    phases, rules, freezes = [], [], []
+    for phase, name in zip(completed, names, strict=True):
         try:
             rules.append(scenario_rules(phase.scenario, setting.num_layers))
             freezes.append(_freeze(phase, params, rules[-1]))
         except UserError as error:
             raise UserError(f"{name}{error}") from error
-        if name and (reason := _idle(phase, freezes[-1])):
+        heads_alone = config.prefix_cache and trains_heads_alone(freezes[-1])
+        stated = of_file and phase.epochs is not None
+        rate = HEAD_LEARNING_RATE if phases else head_learning_rate
+        phases.append(
+            phase.settled(config, heads_alone=heads_alone, stated=stated, head_learning_rate=rate)
+        )
+        if name and (reason := _idle(phases[-1], freezes[-1])):
             raise UserError(f"{name}scenario {phase.scenario!r} changes nothing: {reason}")
     batches, texts = [], []
     for phase, name in zip(phases, names, strict=True):
@@ -117,7 +143,7 @@ def plan_phases(
     if sum(bounds) > MOST_STEPS:
         raise UserError(
             f"{config.name} would take {sum(bounds)} steps, and {MOST_STEPS} can be counted: lower "
-            f"--epochs {config.epochs}, or what its phases ask for"
+            "--epochs, --min-steps and --head-min-steps, or what its phases ask for"
         )
     plans: list[PhasePlan] = []
     learned: frozenset[str] = frozenset()
@@ -125,7 +151,9 @@ def plan_phases(
         total = chained_steps(phases, bounds, i)
         optimizer = _optimizer(config, phase, setting.num_layers, total)
         laid_out = rules[i], freezes[i], batches[i], bounds[i], optimizer, texts[i], learned
-        plans.append(PhasePlan(phase, *laid_out))
+        between = math.ceil(bounds[i] / batches[i].steps / MEASUREMENTS) or 1
+        rate_is_open = i == 0 and config.prefix_cache and _rate_is_open(completed[0], freezes[0])
+        plans.append(PhasePlan(phase, *laid_out, config.measure_every or between, rate_is_open))
         learned |= _heads(freezes[i])
     _refuse_repeats(plans, names)
     for plan, name in zip(plans, names, strict=True):
@@ -157,6 +185,33 @@ def without_effect(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]
         f"note: --{setting.replace('_', '-')} {getattr(config, setting)} is without effect: {why}"
         for setting, why in reasons.items()
     ]
+
+
+def lengths(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
+    """A note for each phase that has more passes than usual, so as to have enough steps."""
+    notes = []
+    for number, plan in enumerate(plans, start=1):
+        phase, least = plan.phase, plan.phase.min_steps or 0
+        if plan.steps and plan.steps > math.ceil((phase.epochs or 0) * plan.batches.steps):
+            name = f"phase {number} ({phase.scenario}): " if config.recipe else ""
+            flag = "--head-min-steps" if trains_heads_alone(plan.freeze) else "--min-steps"
+            notes.append(
+                f"{name}{plan.epochs(plan.steps):.0f} epochs in the place of {phase.epochs:.3g}: "
+                f"{plan.batches.steps} steps each, {least} in all at least ({flag}, or --epochs "
+                "for so many epochs)"
+            )
+    return notes
+
+
+def _rate_is_open(phase: Phase, freeze: Freeze) -> bool:
+    """Of the first phase as completed; see ``PhasePlan``."""
+    every_head = _heads(freeze) == set(TASKS) and all(phase.weights.values())
+    return trains_heads_alone(freeze) and every_head and "head" not in dict(phase.learning_rates)
+
+
+def trains_heads_alone(freeze: Freeze) -> bool:
+    """Whether heads train, and nothing below them."""
+    return freeze.backbone_frozen and bool(freeze.groups)
 
 
 def _heads(freeze: Freeze) -> frozenset[str]:

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
-from mtl_jax.config import MOST_STEPS, TASKS, OnDrift, Schedule, TrainConfig
+from mtl_jax.config import (
+    EPOCHS,
+    HEAD_EPOCHS,
+    HEAD_LEARNING_RATE,
+    HEAD_MIN_STEPS,
+    MIN_STEPS,
+    MOST_STEPS,
+    TASKS,
+    OnDrift,
+    Schedule,
+    TrainConfig,
+)
 from mtl_jax.errors import UserError
 
 Metric = Literal["mean_macro_f1", "loss"]
@@ -44,6 +56,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "scenario": _is_text,
     "epochs": _is_number,
     "steps": _is_count,
+    "min_steps": _is_count,
     "patience": _is_count,
     "min_gain": _is_number,
     "keep_best": _is_switch,
@@ -70,6 +83,7 @@ class Phase:
         epochs: Passes over the training texts, and parts of one; the upper bound of a phase
             that ends with a plateau. Without ``epochs`` and ``steps``, all of the settings'.
         steps: The same in optimizer steps.
+        min_steps: Steps at least: few texts have more passes, whole ones, until there are as many.
         patience: Ends the phase when so many measurements in a row have not raised the best
             one of the phase by ``min_gain``.
         min_gain: See ``patience``; in units of ``metric``.
@@ -95,6 +109,7 @@ class Phase:
     scenario: str
     epochs: float | None = None
     steps: int | None = None
+    min_steps: int | None = None
     patience: int | None = None
     min_gain: float = 0.0
     metric: Metric = "mean_macro_f1"
@@ -120,11 +135,13 @@ class Phase:
             value = getattr(self, name)
             if not (value in get_args(kind) or (value is None and name in _OPTIONAL)):
                 raise UserError(f"{name} {value!r}: use {', '.join(get_args(kind))}")
-        if self.epochs is not None and self.steps is not None:
-            raise UserError("epochs and steps are both given: leave one of them out")
+        for other in ("epochs", "min_steps"):
+            if getattr(self, other) is not None and self.steps is not None:
+                raise UserError(f"{other} and steps are both given: leave one of them out")
         for name, least, strict in (
             ("epochs", 0, True),
             ("steps", 1, False),
+            ("min_steps", 0, False),
             ("patience", 1, False),
             ("min_gain", 0, False),
             ("layer_decay", 0, True),
@@ -135,7 +152,7 @@ class Phase:
             if value is not None and not (value > least if strict else value >= least):
                 words = "above" if strict else "at least"
                 raise UserError(f"{name} {value} must be {words} {least}")
-        for name in ("epochs", "steps"):
+        for name in ("epochs", "steps", "min_steps"):
             if (getattr(self, name) or 0) > MOST_STEPS:
                 raise UserError(f"{name} {getattr(self, name)} must be at most {MOST_STEPS}")
         if self.warmup_fraction is not None and not 0 <= self.warmup_fraction <= 1:
@@ -154,12 +171,17 @@ class Phase:
             raise UserError(f"task_weights {self.task_weights} must not be negative")
 
     def completed(self, config: TrainConfig) -> Self:
-        """The same with what the settings say in the place of every None that they fill."""
-        rates = {label: getattr(config, f"{label}_learning_rate") for label in _RATED}
-        rates |= dict(self.learning_rates)
-        whole = self.epochs is None and self.steps is None
+        """The same with what the settings say in the place of every None that they fill.
+
+        What depends on the scenario is left open where the settings do not state it, the length
+        and the heads' learning rate: see ``settled``.
+        """
+        rates = {
+            label: rate
+            for label in _RATED
+            if (rate := getattr(config, f"{label}_learning_rate")) is not None
+        } | dict(self.learning_rates)
         filled: dict[str, Any] = {
-            "epochs": float(config.epochs) if whole else self.epochs,
             "learning_rates": tuple(rates.items()),
             "layer_decay": config.layer_decay,
             "schedule": config.schedule,
@@ -169,13 +191,43 @@ class Phase:
             "on_drift": config.on_drift,
             "distillation_weight": config.distillation_weight,
         }
-        always = ("epochs", "learning_rates")
         changes = {
             name: value
             for name, value in filled.items()
-            if name in always or getattr(self, name) is None
+            if name == "learning_rates" or getattr(self, name) is None
         }
         return dataclasses.replace(self, **changes)
+
+    def settled(
+        self,
+        config: TrainConfig,
+        *,
+        heads_alone: bool,
+        stated: bool,
+        head_learning_rate: float = HEAD_LEARNING_RATE,
+    ) -> Self:
+        """A completed phase with its length, and the heads' learning rate.
+
+        Args:
+            config: The settings.
+            heads_alone: Whether it trains heads on kept vectors, which takes little time.
+            stated: Whether a file of phases states its length, to which nothing is added that
+                is not asked for.
+            head_learning_rate: That of the heads where nothing states it.
+        """
+        rates = {"head": head_learning_rate} | dict(self.learning_rates)
+        with_rates = dataclasses.replace(self, learning_rates=tuple(rates.items()))
+        if self.steps is not None:
+            return with_rates
+        default, floor = (HEAD_EPOCHS, HEAD_MIN_STEPS) if heads_alone else (EPOCHS, MIN_STEPS)
+        asked = config.head_min_steps if heads_alone else config.min_steps
+        if asked is None:
+            asked = 0 if stated or config.epochs is not None else floor
+        return dataclasses.replace(
+            with_rates,
+            epochs=float(config.epochs or default) if self.epochs is None else self.epochs,
+            min_steps=asked if self.min_steps is None else self.min_steps,
+        )
 
     @property
     def weights(self) -> dict[str, float]:
@@ -190,9 +242,9 @@ class Phase:
         return tuple(task for task, weight in self.weights.items() if weight > 0) or TASKS
 
 
-# What the settings fill, or what is off where it is not given.
 # The labels that settings give a rate.
 _RATED = ("head", "backbone")
+# What the settings fill, or what is off where it is not given.
 _OPTIONAL = {field.name for field in dataclasses.fields(Phase) if field.default is None}
 
 
@@ -253,7 +305,7 @@ def boundaries(phases: Sequence[Phase], steps_per_epoch: Sequence[int]) -> list[
     """Steps of each completed phase at most.
 
     Phases in epochs are rounded together, so that three thirds of an epoch are one epoch; each
-    has at least one step.
+    has at least one step, or whole epochs until there are its ``min_steps``.
 
     Args:
         phases: All phases of a run.
@@ -268,6 +320,11 @@ def boundaries(phases: Sequence[Phase], steps_per_epoch: Sequence[int]) -> list[
         until = passed + (phase.epochs or 0.0)
         # A sum such as 3 x 1/3 may be a little off, and a half be rounded either way.
         first, last = (round(round(epochs * per_epoch, 6)) for epochs in (passed, until))
+        if last - first < (phase.min_steps or 0):
+            passes = math.ceil((phase.min_steps or 0) / per_epoch)
+            passed += passes
+            steps.append(passes * per_epoch)
+            continue
         steps.append(max(last - first, 1))
         passed = until
     return steps

@@ -91,7 +91,8 @@ def warnings_of(run: Run) -> tuple[str, ...]:
 def _training_warnings(run: Run) -> Iterator[str]:
     config = run.config
     if not run.freeze.groups:
-        yield f"nothing is trained: --epochs {config.epochs} has no effect"
+        given = f": --epochs {config.epochs} has no effect" if config.epochs else ""
+        yield f"nothing is trained{given}"
         return
     for group in run.freeze.groups:
         if run.plans[run.index].optimizer.rate(group) == 0:

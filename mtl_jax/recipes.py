@@ -37,12 +37,14 @@ class Setting:
         epochs: Passes over the training texts, for all phases together.
         labels: Per task the number of training labels.
         thinned: The tasks that ``--label-fraction`` names.
+        backbone_learning_rate: That of the settings.
     """
 
     num_layers: int
     epochs: float
     labels: Mapping[str, int]
     thinned: tuple[str, ...] = ()
+    backbone_learning_rate: float = TrainConfig.backbone_learning_rate
 
 
 Recipe = Callable[[Setting], tuple[Phase, ...]]
@@ -63,15 +65,18 @@ def gradual_unfreezing(setting: Setting) -> tuple[Phase, ...]:
 
 
 def lp_ft(setting: Setting) -> tuple[Phase, ...]:
-    """Linear probing, then full fine-tuning from the heads that it has found.
+    """Linear probing, then full fine-tuning from the heads that it has found, at one rate for all.
 
     Heads that fit the frozen features spare the backbone the large, distorting gradients of
-    random ones.
+    random ones. ``--head-learning-rate`` is that of the linear probe alone;
+    ``--backbone-learning-rate`` is that of the whole model in the second phase.
 
     Source: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform
     Out-of-Distribution" (arXiv:2202.10054).
     """
-    return _even(setting, "backbone_frozen", "none_frozen")
+    probe, fine_tuning = _even(setting, "backbone_frozen", "none_frozen")
+    one_rate = (("head", setting.backbone_learning_rate),)
+    return probe, dataclasses.replace(fine_tuning, learning_rates=one_rate)
 
 
 def sequential_heads(setting: Setting) -> tuple[Phase, ...]:

@@ -70,6 +70,7 @@ class Run:
         # On the host: a copy on a device is given away with the state that it begins.
         heads = jax.tree.map(np.array, heads)
         self.params: Params = {"backbone": inputs.backbone, **heads}
+        self._devices = devices
         self.plans: tuple[PhasePlan, ...] = plan_phases(config, inputs, self.params, devices)
         self.evaluator = evaluator(self._model)
         several = processes.count() > 1
@@ -98,6 +99,13 @@ class Run:
         other.params = params
         other._stages = Stages(params["backbone"])
         other._enter(index)
+        return other
+
+    def with_head_learning_rate(self, rate: float) -> Run:
+        """The same run before its first step, with that rate where ``rate_is_open`` says so."""
+        other = copy.copy(self)
+        other.plans = plan_phases(self.config, self.inputs, self.params, self._devices, rate)
+        other._enter(0)
         return other
 
     @property
@@ -156,7 +164,8 @@ class Run:
     @property
     def epochs(self) -> float:
         """Passes over the training texts in all phases, at most."""
-        return sum(plan.epochs(plan.steps) for plan in self.plans) or self.config.epochs
+        passes = sum(plan.epochs(plan.steps) for plan in self.plans)
+        return passes or sum(plan.phase.epochs or 0 for plan in self.plans)
 
     @property
     def prepared(self) -> bool:

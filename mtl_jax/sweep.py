@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -120,17 +121,10 @@ def sweep_of(run: Run, grid: Grid) -> SweepResult:
     Raises:
         UserError: No combination has converged.
     """
-    config, inputs = run.config, run.inputs
+    inputs = run.inputs
     if note := run.useless_weighting:
         say(f"note: {note}")
-    heads = _Heads(run, grid)
-    measured, scores = [], []
-    for epoch in range(config.epochs):
-        heads.train(epoch)
-        if (epoch + 1) % config.measure_every == 0 or epoch + 1 == config.epochs:
-            measured.append(epoch + 1)
-            scores.append(heads.measure())
-    scores = np.stack(scores, axis=-1)
+    heads, measured, scores = train_heads(run, grid)
     settled = np.where(np.isnan(scores).any(-1), -1.0, scores.max(-1))
     if not (settled >= 0).all(0).any():
         raise UserError("every setting of the sweep has diverged: lower the learning rates")
@@ -154,7 +148,27 @@ def sweep_of(run: Run, grid: Grid) -> SweepResult:
     )
 
 
-class _Heads:
+def train_heads(run: Run, grid: Grid) -> tuple[Heads, list[int], np.ndarray]:
+    """Trains the heads of every run of ``grid`` in the first phase of ``run``.
+
+    Returns:
+        The heads; the epochs after which they were measured, from 1; and the scores of
+        ``SweepResult.validation``.
+    """
+    plan = run.plans[0]
+    heads, epochs = Heads(run, grid), max(round(plan.epochs(plan.steps)), 1)
+    measured, scores = [], []
+    # Epochs of few steps are trained several at a time.
+    at_once = math.gcd(plan.measure_every, epochs)
+    for epoch in range(at_once, epochs + 1, at_once):
+        heads.train(range(epoch - at_once, epoch))
+        if epoch % plan.measure_every == 0 or epoch == epochs:
+            measured.append(epoch)
+            scores.append(heads.measure())
+    return heads, measured, np.stack(scores, axis=-1)
+
+
+class Heads:
     """The states of all runs, [seeds, settings, ...], spread over the devices by both."""
 
     def __init__(self, run: Run, grid: Grid):
@@ -257,12 +271,13 @@ class _Heads:
 
         return jax.tree.map(choose, new, old)
 
-    def train(self, epoch: int) -> None:
-        """Trains all runs for an epoch."""
+    def train(self, epochs: Sequence[int]) -> None:
+        """Trains all runs for these epochs, counted from 0."""
         examples = np.stack(
             [
                 [
                     index_batch(self._run.plan.layout, placement)["example"]
+                    for epoch in epochs
                     for placement in order.placements(epoch)
                 ]
                 for order in self._orders

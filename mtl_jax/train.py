@@ -13,12 +13,14 @@ from mtl_jax import preemption, processes
 from mtl_jax.config import TrainConfig
 from mtl_jax.console import say, training_bar
 from mtl_jax.errors import Preempted, UserError
+from mtl_jax.head_rate import chosen_head_rate, recorded_head_rate
 from mtl_jax.inputs import Inputs
 from mtl_jax.member import Member
 from mtl_jax.meter import Stopwatch
-from mtl_jax.phase_plan import parted, without_effect
+from mtl_jax.phase_plan import lengths, parted, without_effect
 from mtl_jax.run import Run
 from mtl_jax.show import Show
+from mtl_jax.text_baseline import in_words, shortfalls
 
 # What may differ between runs that are trained at once.
 _OF_SEED = ("seed", "workdir")
@@ -90,8 +92,11 @@ def train_seeds(
             with member.guarded():
                 member.open()
         there = _under_way(members)
-        for note in () if shared or not there else _notes(runs[0]):
+        told = there if shared is None else []
+        for note in _notes(runs[0]) if told else ():
             say(note)
+        if told:
+            say(in_words(inputs.text_baseline))
         # Once for all: the last step of a group that has been trained may be another's first.
         groups: dict[tuple[int, int, bool], list[Member]] = {}
         for member in there:
@@ -103,6 +108,9 @@ def train_seeds(
                     _fit(phase, show)
             preemption.leave_if_due()
             _measure(_under_way(group))
+        for member in told:
+            for warning in _shortfalls(member):
+                say(warning)
         return [cast("dict[str, Any] | UserError", member.outcome) for member in members]
 
 
@@ -110,12 +118,16 @@ def _made_ready(configs: Sequence[TrainConfig], inputs: Inputs | None) -> tuple[
     inputs = inputs or Inputs(configs[0])
     runs = [Run(config, inputs, together=len(configs) > 1) for config in configs]
     inputs.refuse_long()
+    if runs[0].plans[0].rate_is_open:
+        rate = recorded_head_rate(configs) or chosen_head_rate(runs[0])
+        runs = [run.with_head_learning_rate(rate) for run in runs]
     return inputs, runs
 
 
 def _notes(run: Run) -> list[str]:
     """What is said once of the data and the settings, whichever seeds are trained."""
-    return [*run.inputs.notes(), *without_effect(run.config, run.plans)]
+    config, plans = run.config, run.plans
+    return [*run.inputs.notes(), *without_effect(config, plans), *lengths(config, plans)]
 
 
 def _refuse_unlike(configs: Sequence[TrainConfig]) -> None:
@@ -152,7 +164,7 @@ def _fit(members: Sequence[Member], show: Show) -> None:
         member.join(len(members))
     run, done = members[0].run, members[0].done
     config, total = run.config, run.total_steps
-    between = config.measure_every * run.plan.steps
+    between = run.plans[run.index].measure_every * run.plan.steps
     texts, held_out = (len(run.split(name).texts) for name in ("training", "validation"))
     say(f"{_title(members)}: {texts:,} texts to train on, {held_out:,} to validate")
     if note := run.useless_weighting:
@@ -250,6 +262,14 @@ def _measure(members: Sequence[Member]) -> None:
     for member in members:
         with member.guarded():
             member.finish()
+
+
+def _shortfalls(member: Member) -> list[str]:
+    """In what a run that trained anything has learned less than a bag of words tells."""
+    result = member.outcome
+    if not isinstance(result, dict) or not result["trainable_parameters"]:
+        return []
+    return shortfalls(result["validation"], result["text_baseline"])
 
 
 def _mean_losses(members: Sequence[Member]) -> dict[str, float]:
