@@ -139,17 +139,21 @@ class Workdir:
         self._take_lock(fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         with exclusive(self.path / "config.json", self._unusable):
             if self.exists:
-                if changed := self.differences(record):
-                    raise UserError(
-                        f"{self.path} was made with another configuration ({'; '.join(changed)}): "
-                        "use another --workdir, or the settings it was made with"
-                    )
+                self.refuse_another(record)
                 return
             for draft in self.path.glob(_DRAFTS):
                 draft.unlink(missing_ok=True)
             if any(path.name not in _LOCKS for path in self.path.iterdir()):
                 raise UserError(f"{self.path} is not empty and holds no run: name a new folder")
             write_json(self.path / "config.json", record)
+
+    def refuse_another(self, record: dict[str, Any]) -> None:
+        """Raises ``UserError`` where the folder was made with another record than this."""
+        if changed := self.differences(record):
+            raise UserError(
+                f"{self.path} was made with another configuration ({'; '.join(changed)}): "
+                "use another --workdir, or the settings it was made with"
+            )
 
     def differences(self, record: dict[str, Any]) -> list[str]:
         """How a record differs from that of ``claim`` in what may not change, in words."""
