@@ -199,7 +199,7 @@ def _train_arms(
     """Trains these groups; ``keep`` takes the outcome of each arm."""
     reported = time.monotonic()
     for place, todo in enumerate(waiting):
-        preemption.leave_if_due()
+        preemption.leave_if_due(anew=True)
         pool.keep_only([group[0].config for group in waiting[place:]])
         for arm in todo:
             say(f"{ledger.place(arm)}: {arm}")

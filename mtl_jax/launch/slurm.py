@@ -67,13 +67,13 @@ class _Parts(NamedTuple):
     Attributes:
         lines: How many groups of arms it has.
         waiting: How many of them are not done.
-        count: In how many parts they are trained.
+        of: In how many parts they are trained.
         chosen: The numbers of the parts that have something to train.
     """
 
     lines: int
     waiting: int
-    count: int
+    of: int
     chosen: Sequence[int]
 
 
@@ -204,7 +204,7 @@ class Slurm(Options):
         command = (work if self.tasks == 1 else work.distributed()).command(python())
         line = quoted([*self._srun(), *command])
         if parts is not None:
-            line += f' "--part=$SLURM_ARRAY_TASK_ID/{parts.count}"'
+            line += f' "--part=$SLURM_ARRAY_TASK_ID/{parts.of}"'
         return "\n".join(
             [
                 *_head(options),
