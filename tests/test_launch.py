@@ -327,6 +327,77 @@ def test_a_study_is_shared_out_in_parts(capsys):
     assert lines == [[*command, word] for word in ("--part=0/2", "--part=1/2", "--gather")]
 
 
+# Stands in for the interpreter: ends each call with the next status of a file for its words.
+_ENDS = """
+import os
+words = " ".join(sys.argv[1:]) + os.environ.get("JAX_PROCESS_ID", "")
+for file in sorted(pathlib.Path(__file__).parent.glob("*.ends")):
+    if file.stem in words:
+        first, *later = file.read_text().split() or ["0"]
+        file.write_text(" ".join(later))
+        number = int(first)
+        import atexit, signal
+        if number < 0: atexit.register(lambda: os.kill(os.getpid(), -number))
+        else: atexit.register(lambda: os._exit(number))
+"""
+
+
+@pytest.fixture
+def ending(tmp_path, monkeypatch):
+    """Launches what ends so; gives its status, and what each of the processes was asked for."""
+    python = recorder(tmp_path / "python", _ENDS)
+    monkeypatch.setattr(sys, "executable", str(python))
+
+    def launch(ends, *words):
+        for file in tmp_path.glob("*.end*"):
+            file.unlink()
+        for part, statuses in ends.items():
+            (tmp_path / f"{part}.ends").write_text(statuses)
+        python.with_name("python.jsonl").unlink(missing_ok=True)
+        status = guarded(main, ["local", "--no-pin", *words])
+        left = {part: (tmp_path / f"{part}.ends").read_text() for part in ends}
+        return status, [call[-1] for call in recorded(python)], left
+
+    return launch
+
+
+STUDY = ["--tasks=2", "--", "experiment", "freezing", "--workdir=x"]
+RUN = ["--tasks=2", "--", "train", "--workdir=x"]
+
+
+def test_parts_that_crashed_are_begun_again_a_few_times(ending, capsys):
+    # Of the second one an arm has failed, which it has kept; the first is killed once.
+    status, calls, _ = ending({"part=0": "-9 0", "part=1": "1"}, *STUDY)
+    assert status == 0
+    assert sorted(calls) == ["--gather", "--part=0/2", "--part=0/2", "--part=1/2"]
+    assert "it crashed (status 137): begun again, 1 of 2 times" in capsys.readouterr().err
+    # Three times in all, and the others are gathered.
+    _, calls, _ = ending({"part=0": "3 3 3 3", "part=1": "0"}, *STUDY)
+    assert sorted(calls) == ["--gather", *["--part=0/2"] * 3, "--part=1/2"]
+    _, calls, _ = ending({"part=0": "3 3 3 3", "part=1": "0"}, "--retries=0", *STUDY)
+    assert sorted(calls) == ["--gather", "--part=0/2", "--part=1/2"]
+
+
+@pytest.mark.parametrize(
+    ("first", "options", "status", "left"),
+    [
+        ("-11 0", (), 0, ""),
+        ("3 -9 0 0", (), 0, "0"),
+        ("3 3 3 3", (), 3, "3"),
+        ("3 3 3 3 0 4", ("--retries=5",), 0, "4"),
+        ("3 0", ("--retries=0",), 3, "0"),
+        # A mistake that is the user's to mend; what has saved, or had not begun.
+        ("2 0", (), 2, "0"),
+        ("75 0", (), 75, "0"),
+        ("-15 0", (), 143, "0"),
+        ("130 0", (), 130, "0"),
+    ],
+)
+def test_a_run_that_crashed_is_begun_again_by_all(first, options, status, left, ending):
+    found, _, after = ending({"distributed0": first}, *options, *RUN)
+    assert (found, after["distributed0"]) == (status, left)
+
+
 def test_two_processes_here_train_one_run(flags, tmp_path):
     workdir = tmp_path / "a run"
     spread = [flag for flag in flags if not flag.startswith("--parallel")]

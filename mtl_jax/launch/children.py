@@ -124,7 +124,8 @@ def _attend(
 ) -> None:
     """Says what a process says, and then how it has ended."""
     if child.stdout is not None:
-        _say_lines(child.stdout, f"[{number}] ".encode())
+        with child.stdout as lines:
+            _say_lines(lines, f"[{number}] ".encode())
     status = child.wait()
     ended.put((number, status if status >= 0 else 128 - status))
 
