@@ -14,8 +14,6 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 
-from mtl_jax.errors import Preempted
-
 # How many ports are tried, the coordinator's own and those above it.
 PORTS = 10
 # What jax.distributed waits for all processes by default.
@@ -30,6 +28,10 @@ _HIGHEST_PORT = 65_535
 
 class PeersError(RuntimeError):
     """The processes of a run have not come together, in words for the user."""
+
+
+class LeftError(RuntimeError):
+    """Another process of the run was told to end before all had come, and so all have to."""
 
 
 class Peers:
@@ -89,7 +91,7 @@ class Meeting:
 
         Raises:
             PeersError: Not all have come, or one has ended meanwhile.
-            Preempted: One of them was told to end.
+            LeftError: One of them was told to end.
         """
         peers = Peers(())
         with contextlib.ExitStack() as held:
@@ -103,7 +105,8 @@ class Meeting:
                     peers.connections.append(self._found())
                     port = int(self._answer(peers.connections[0]))
             except BaseException as error:
-                if isinstance(error, Preempted):
+                # SIGTERM and the like come as what is no Exception.
+                if isinstance(error, LeftError) or not isinstance(error, Exception):
                     peers.tell_left()
                 peers.close()
                 raise
@@ -202,9 +205,7 @@ class Meeting:
         except OSError:
             heard = ""
         if heard == _LEFT:
-            raise Preempted(
-                "another process of this run was ended by SIGTERM before the run had begun"
-            )
+            raise LeftError("another process of this run was ended by SIGTERM")
         if not heard:
             raise PeersError(
                 f"process {self._index} of {self._count} lost another one, which ended before "

@@ -13,11 +13,11 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 from mtl_jax.errors import Preempted, SharedError, UserError, first_line
-from mtl_jax.peers import Meeting, Peers, PeersError
+from mtl_jax.peers import LeftError, Meeting, Peers, PeersError
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def join() -> None:
     place = _place()
     bind_host = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", "").rpartition(":")[0].strip("[]")
     meeting = Meeting(place.address, bind_host or None, place.count, place.index, place.run)
-    with meeting.met() as (peers, address, bind_address):
+    with _leaving_with_others(), meeting.met() as (peers, address, bind_address):
         try:
             jax.distributed.initialize(
                 address,
@@ -97,6 +97,14 @@ def join() -> None:
             f"the processes have {sorted(devices.values())} devices: give each as many as the "
             "others"
         )
+
+
+@contextlib.contextmanager
+def _leaving_with_others() -> Iterator[None]:
+    try:
+        yield
+    except LeftError as error:
+        raise Preempted(f"{error} before it had begun: run the same command again") from error
 
 
 @dataclasses.dataclass(frozen=True)

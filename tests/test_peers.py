@@ -10,7 +10,7 @@ import pytest
 
 from mtl_jax import peers, preemption
 from mtl_jax.errors import Preempted
-from mtl_jax.peers import Meeting, Peers, PeersError, has_left
+from mtl_jax.peers import LeftError, Meeting, Peers, PeersError, has_left
 
 HOST = "127.0.0.1"
 
@@ -40,7 +40,7 @@ def others(port, count, meet):
         try:
             with Meeting(f"{HOST}:{port}", HOST, count, index, "run").met() as met:
                 found[index] = meet(met)
-        except (PeersError, Preempted) as error:
+        except PeersError as error:
             found[index] = error
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(1, count)]
@@ -105,7 +105,7 @@ def port():
     ("last_words", "kind", "words"),
     [
         (b"", PeersError, "process 0 of 3 lost another one, which ended before the run had begun"),
-        (b"left\n", Preempted, "another process of this run was ended by SIGTERM"),
+        (b"left\n", LeftError, "another process of this run was ended by SIGTERM"),
     ],
 )
 def test_when_one_ends_before_all_have_come_all_end(last_words, kind, words, port):
