@@ -110,6 +110,13 @@ def at_once(monkeypatch):
     monkeypatch.setattr(locks, "_WORD_EVERY", 0.0)
 
 
+def held_here(lock, *, shared=False):
+    """The file of a lock of a folder that this process has."""
+    file = hold(lock, shared=shared)
+    assert file is not None
+    return file
+
+
 def held_elsewhere(lock, machine, kind=fcntl.LOCK_EX):
     """A file that holds a lock as another machine does, or did that is gone."""
     lock.parent.mkdir(exist_ok=True)
@@ -135,8 +142,7 @@ def test_a_run_waits_for_a_machine_that_may_be_gone(machine, at_once, tmp_path, 
         "at most 120"
     )
     # The next one on this machine knows that there is nothing to wait for.
-    with hold(run / ".lock", shared=False) as held:
-        assert held is not None
+    with held_here(run / ".lock"):
         again = Workdir(run)
         with pytest.raises(UserError, match="another process is working in"):
             again.claim({})
@@ -156,13 +162,13 @@ def test_it_waits_no_longer_than_that(at_once, tmp_path, monkeypatch, capsys):
 def test_of_those_who_share_a_lock_all_are_to_be_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "LEASE_SECONDS", 0.0)
     lock = tmp_path / ".lock"
-    with hold(lock, shared=True), hold(lock, shared=True):
+    with held_here(lock, shared=True), held_here(lock, shared=True):
         here = lock.read_bytes()
         assert here
         assert hold(lock, shared=False) is None
-    with held_elsewhere(lock, b"another", fcntl.LOCK_SH), hold(lock, shared=True):
+    with held_elsewhere(lock, b"another", fcntl.LOCK_SH), held_here(lock, shared=True):
         assert lock.read_bytes() == b"several machines"
-    with hold(lock, shared=False):
+    with held_here(lock):
         assert lock.read_bytes() == here
 
 

@@ -107,7 +107,9 @@ def test_before_the_first_step_sigterm_to_one_ends_all_though_the_port_is_taken(
         # The first process waits for this, and the second one in a collective for the first.
         fcntl.flock(lock, fcntl.LOCK_EX)
         with started(2, 1, *argv, port=foreign.getsockname()[1]) as those:
-            assert any("waiting for another process that makes" in line for line in those[0].stderr)
+            lines = those[0].stderr
+            assert lines is not None
+            assert any("waiting for another process that makes" in line for line in lines)
             told = time.monotonic()
             those[1].send_signal(signal.SIGTERM)
             said = [process.communicate(timeout=60)[1] for process in those]
