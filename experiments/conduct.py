@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.ledger import WEIGHTS, Ledger, opened
+from experiments.ledger import WEIGHTS, Ledger, listed, opened
 from experiments.machine import circumstances
 from experiments.pool import Pool
 from experiments.study import Arm, Plan, StudySettings
@@ -52,8 +52,8 @@ def carry_out(study: StudySettings, plan_of: Callable[[Any, Pool], Plan], comman
     started, pool = time.time(), Pool()
     plan = plan_of(study.absolute(), pool)
     if study.list_arms:
-        for group in plan.groups:
-            print("; ".join(map(str, group)))
+        for line in listed(plan):
+            print(line)
         return 0
     if study.chosen_part is not None:
         return train_part(plan, pool, *study.chosen_part)
@@ -199,7 +199,7 @@ def _train_arms(
     """Trains these groups; ``keep`` takes the outcome of each arm."""
     reported = time.monotonic()
     for place, todo in enumerate(waiting):
-        preemption.leave_if_due()
+        preemption.leave_if_due(anew=True)
         pool.keep_only([group[0].config for group in waiting[place:]])
         for arm in todo:
             say(f"{ledger.place(arm)}: {arm}")

@@ -16,6 +16,7 @@ from mtl_jax.cli import one_line
 from mtl_jax.console import say
 from mtl_jax.errors import UserError, cannot_write
 from mtl_jax.jsonfiles import append_line, read_lines, rewrite_lines, write_json
+from mtl_jax.launch.work import DONE
 from mtl_jax.locks import exclusive
 from mtl_jax.workdir import Workdir
 
@@ -116,6 +117,10 @@ class Ledger:
         except Exception as error:  # noqa: BLE001  (one arm must not take the others with it)
             return {"error": one_line(error)}
 
+    def done(self, arm: Arm) -> bool:
+        """Whether there is a result of an arm, in ``results.jsonl`` or in its own folder."""
+        return arm.key in self._done or "error" not in self.left(arm)
+
     def _left(self, arm: Arm) -> dict[str, Any]:
         workdir = Workdir(arm.config.workdir)
         if not workdir.exists or (result := workdir.result()) is None:
@@ -160,6 +165,21 @@ def opened(plan: Plan, *, shared: bool = False) -> Iterator[Ledger]:
         folder.claim(dict(plan.record), shared=shared)
         _leave_files(plan, folder.path)
         yield Ledger(plan, folder.path)
+
+
+def listed(plan: Plan) -> Iterator[str]:
+    """A line for each group of arms, with ``DONE`` behind where all of them are; writes nothing.
+
+    Raises:
+        UserError: The folder holds another study.
+    """
+    folder = Workdir(plan.workdir)
+    if folder.exists:
+        folder.refuse_another(dict(plan.record))
+    ledger = Ledger(plan, folder.path)
+    for group in plan.groups:
+        done = folder.exists and all(map(ledger.done, group))
+        yield "; ".join(map(str, group)) + (DONE if done else "")
 
 
 def _leave_files(plan: Plan, folder: Path) -> None:

@@ -49,7 +49,8 @@ them on an accelerator, which a batch of short sentences leaves idle, and 1 on a
     distributed: bool = False
     """as of train: be one of several processes that train each arm together"""
     list_arms: bool = False
-    """print the arms, those that are trained at once on one line, and train nothing"""
+    """print the arms, those that are trained at once on one line with "(done)" behind where they \
+are, and train nothing"""
     part: str | None = None
     """K/N with K from 0 to N - 1: train the lines K, K + N, ... of --list-arms only, each arm in \
 its own folder, and write no report; several processes may train a part each at once"""

@@ -7,22 +7,24 @@ decided by what lies on a disk, is done by the first one and told to the others.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 from mtl_jax.errors import Preempted, SharedError, UserError, first_line
+from mtl_jax.peers import LeftError, Meeting, Peers, PeersError
 
 T = TypeVar("T")
 
 # A process that has been silent for so long is taken for dead, and the others are ended.
 _HEARTBEAT_SECONDS = 60
 # The others, who may be about to say the same, end before the one that they are served by.
-_LAST_SECONDS = 1.0
+LAST_SECONDS = 1.0
 
 # How long ``awaited`` waits: NFS shows a folder as it was for up to 60 s.
 PATIENCE_SECONDS = 75.0
@@ -31,7 +33,15 @@ _LOOK_EVERY = 0.2
 # In what the runtime says of a collective that can't be completed.
 _SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Barrier")
 
+# What Slurm tells a start of a job step by.
+_START = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+# How long JAX asks a cloud for the address of the first machine.
+_DETECTION_SECONDS = 300
+
 _joined = False
+_peers: Peers | None = None
+# Called with the connections to the others, once this process is one of several.
+when_joined: Callable[[Peers], None] | None = None
 
 
 class RelayedError(SharedError):
@@ -45,31 +55,41 @@ def join() -> None:
     MPI by itself; for processes that are started by hand, ``JAX_COORDINATOR_ADDRESS`` (host:port
     of the first one), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` tell.
 
+    Where another program has the port of that address, one of the next ones is used.
+
     Raises:
-        UserError: There is nothing to be found, or the others can't be reached.
+        PeersError: The others did not come, or one has ended meanwhile.
+        Preempted: One of them was told to end.
+        UserError: There is nothing to be found.
     """
-    global _joined  # noqa: PLW0603  (a process joins one run, for as long as it lives)
+    # A process joins one run, for as long as it lives.
+    global _joined, _peers
     if _joined:
         return
     import jax
 
-    others, own = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
-    known = "JAX_COORDINATOR_ADDRESS" in os.environ and None not in (others, own)
-    try:
-        jax.distributed.initialize(
-            num_processes=others,
-            process_id=own,
-            # Where all is known, JAX would look for what a launcher says of devices, and warn.
-            cluster_detection_method="deactivate" if known else None,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-        )
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(
-            f"--distributed: the processes of this run were not found ({first_line(error)}): "
-            "start them by ./launch.sh, Slurm or another launcher that JAX knows, or set "
-            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
-        ) from error
-    _joined = True
+    place = _place()
+    bind_host = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", "").rpartition(":")[0].strip("[]")
+    meeting = Meeting(place.address, bind_host or None, place.count, place.index, place.run)
+    with _leaving_with_others(), meeting.met() as (peers, address, bind_address):
+        try:
+            jax.distributed.initialize(
+                address,
+                place.count,
+                place.index,
+                place.devices,
+                cluster_detection_method="deactivate",
+                coordinator_bind_address=bind_address,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            )
+        except RuntimeError as error:
+            raise PeersError(
+                f"process {place.index} of {place.count} can't use the coordinator at {address} "
+                f"({first_line(error)}): look at what the others said"
+            ) from error
+    _joined, _peers = True, peers
+    if when_joined is not None:
+        when_joined(peers)
     _divert_notes()
     devices = Counter(device.process_index for device in jax.devices())
     if len(set(devices.values())) > 1:
@@ -77,6 +97,68 @@ def join() -> None:
             f"the processes have {sorted(devices.values())} devices: give each as many as the "
             "others"
         )
+
+
+@contextlib.contextmanager
+def _leaving_with_others() -> Iterator[None]:
+    try:
+        yield
+    except LeftError as error:
+        raise Preempted(f"{error} before it had begun: run the same command again") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """What a launcher tells a process of the run.
+
+    Attributes:
+        address: ``host:port`` of the first process.
+        count: How many there are.
+        index: Which of them this is.
+        devices: Which devices of the machine it has; None where that is told by other means.
+        run: Tells this start of the run from others.
+    """
+
+    address: str
+    count: int
+    index: int
+    devices: Sequence[int] | None
+    run: str
+
+
+def _place() -> _Place:
+    """Asks the environment, or what JAX knows of launchers.
+
+    Raises:
+        UserError: Neither tells.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    count, index = _number("JAX_NUM_PROCESSES"), _number("JAX_PROCESS_ID")
+    devices, reason = None, "no launcher is known here"
+    # Where all is known, JAX would look for what a launcher says of devices, and warn.
+    if None in (address, count, index):
+        from jax._src.clusters import ClusterEnv
+
+        try:
+            address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
+                address, count, index, None, None, _DETECTION_SECONDS
+            )
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            reason = first_line(error)
+    host, _, port = (address or "").rpartition(":")
+    found = host and port.isdecimal() and 0 < int(port) < 2**16
+    if not found or count is None or index is None or not 0 <= index < count:
+        if address is not None and count is not None and index is not None:
+            reason = f"process {index} of {count}, coordinator at {address}"
+        raise UserError(
+            f"--distributed: the processes of this run were not found ({reason}): "
+            "start them by ./launch.sh, Slurm or another launcher that JAX knows, or set "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        )
+    # JAX reads that list itself.
+    devices = None if "JAX_LOCAL_DEVICE_IDS" in os.environ else devices
+    start = (address, *(os.environ.get(name, "") for name in _START))
+    return _Place(str(address), count, index, devices, "/".join(map(str, start)))
 
 
 def _divert_notes() -> None:
@@ -231,6 +313,8 @@ def awaited(seen: Callable[[], bool]) -> bool:
 
 def loss_in_words(error: Exception) -> str | None:
     """What to say of an error that another process's end has led to; None for any other."""
+    if isinstance(error, PeersError):
+        return str(error)
     if count() == 1:
         return None
     import jax
@@ -254,6 +338,8 @@ def leave() -> None:
 
         jax.distributed.shutdown()
         _joined = False
+        if _peers is not None:
+            _peers.close()
 
 
 def abandon(status: int) -> None:
@@ -267,6 +353,6 @@ def abandon(status: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     if is_main():
-        time.sleep(_LAST_SECONDS)
+        time.sleep(LAST_SECONDS)
     # An orderly end would wait for the others, who may be waiting for a result of this one.
     os._exit(status)

@@ -205,7 +205,7 @@ class Store:
 
     def _clear_leftovers(self, own: Path) -> None:
         """Removes what killed processes left of any file, under the lock of that file."""
-        for leftover in list(self.folder.glob(f".*{_SUFFIX}.*")):
+        for leftover in list(self.folder.glob(f".*{_SUFFIX}.*.part")):
             path = self._path(leftover.name[1:].partition(_SUFFIX)[0])
             # What belongs to another user is left to that user's processes.
             with contextlib.suppress(UserError), contextlib.ExitStack() as stack:

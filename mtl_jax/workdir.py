@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import json
 import secrets
@@ -23,7 +22,7 @@ from mtl_jax.jsonfiles import (
     rewrite_lines,
     write_json,
 )
-from mtl_jax.locks import exclusive
+from mtl_jax.locks import exclusive, hold, without_locks
 from mtl_jax.watchers import Watcher
 
 if TYPE_CHECKING:
@@ -139,20 +138,24 @@ class Workdir:
             )
 
     def _claim(self, record: dict[str, Any], *, shared: bool) -> None:
-        self._take_lock(fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        self._take_lock(shared=shared)
         with exclusive(self.path / "config.json", self._unusable):
             if self.exists:
-                if changed := self.differences(record):
-                    raise UserError(
-                        f"{self.path} was made with another configuration ({'; '.join(changed)}): "
-                        "use another --workdir, or the settings it was made with"
-                    )
+                self.refuse_another(record)
                 return
             for draft in self.path.glob(_DRAFTS):
                 draft.unlink(missing_ok=True)
             if any(path.name not in _LOCKS for path in self.path.iterdir()):
                 raise UserError(f"{self.path} is not empty and holds no run: name a new folder")
             write_json(self.path / "config.json", record)
+
+    def refuse_another(self, record: dict[str, Any]) -> None:
+        """Raises ``UserError`` where the folder was made with another record than this."""
+        if changed := self.differences(record):
+            raise UserError(
+                f"{self.path} was made with another configuration ({'; '.join(changed)}): "
+                "use another --workdir, or the settings it was made with"
+            )
 
     def differences(self, record: dict[str, Any]) -> list[str]:
         """How a record differs from that of ``claim`` in what may not change, in words."""
@@ -168,18 +171,16 @@ class Workdir:
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
-    def _take_lock(self, kind: int) -> None:
+    def _take_lock(self, *, shared: bool) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # On NFS a shared lock needs a file that can be read, an exclusive one a written one.
-            self._lock = (self.path / ".lock").open("a+b")
-            fcntl.flock(self._lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            self._lock = hold(self.path / ".lock", shared=shared)
+        except OSError as error:
+            raise without_locks(self.path, error) or self._unusable(self.path, error) from error
+        if self._lock is None:
             raise UserError(
                 f"another process is working in {self.path}: wait for it, or use another --workdir"
-            ) from error
-        except OSError as error:
-            raise self._unusable(self.path, error) from error
+            )
 
     def _unusable(self, _folder: Path, error: OSError) -> UserError:
         return UserError(

@@ -18,11 +18,11 @@ def free_port():
 
 
 @contextlib.contextmanager
-def started(processes, devices, *argv):
+def started(processes, devices, *argv, port=None):
     """The processes of ``python argv``, each with so many devices; those left over are killed."""
     environment = {
         **os.environ,
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port or free_port()}",
         "JAX_NUM_PROCESSES": str(processes),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(REPOSITORY),

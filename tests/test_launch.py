@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -62,9 +63,139 @@ def test_a_run_without_a_folder_gets_one_of_its_run_id(capsys):
     assert "--workdir=runs/train-" in made[0]
 
 
+GKE = ["gke", "--image=i", "--claim=c", "--dry-run"]
+TPU = ["tpu", "--name=n", "--zone=z", "--dry-run"]
+SECOND_LINE = "x\ntouch f #"
+# Values that no place takes, by the place and the option; what is to be run is right.
+WRONG_VALUES = [
+    *[
+        (["slurm", "--dry-run"], option, value)
+        for option in ("time", "partition", "memory", "run-id", "folder", "sbatch")
+        for value in (SECOND_LINE, "x\r", "x\x1b[2J", "x\x85", "x\u2028y", "", " ", "\udcff")
+    ],
+    *[(["slurm", "--dry-run"], "setup", value) for value in ("x\r", "", "\udcff")],
+    *[
+        (["slurm", "--dry-run"], "time", value)
+        for value in ("04:00:00 #", "1-", "1:2:3:4", "-1", "1-2-3", "soon", "٣")
+    ],
+    *[(["slurm", "--dry-run"], "memory", value) for value in ("32GiB", "-1", "1.5G", "G", "1 G")],
+    *[(["slurm", "--dry-run"], "sbatch", value) for value in ("account", "--a=b\n#SBATCH -x")],
+    *[
+        (["slurm", "--dry-run"], option, value)
+        for option in ("nodes", "tasks", "cpus-per-task", "gpus-per-task", "devices-per-task")
+        for value in ("0", "-1", "1000000000")
+    ],
+    *[
+        (["slurm", "--dry-run"], option, value)
+        for option in ("parts", "most-at-once", "signal-seconds", "max-requeues", "max-retries")
+        for value in ("-1", "1000000000")
+    ],
+    *[(["local", "--dry-run"], "tasks", value) for value in ("-1", "1000000000", "9" * 5000)],
+    *[(["local", "--dry-run"], "grace", value) for value in ("nan", "inf", "-1")],
+    *[(["local", "--dry-run"], "retries", value) for value in ("-1", "1000000000")],
+    *[(["local", "--dry-run"], "run-id", value) for value in ("a\n", "../x", "x" * 101)],
+    *[
+        (GKE, option, value)
+        for option in (
+            *("image", "claim", "mount", "memory", "accelerator", "topology", "namespace"),
+            *("python", "run-id"),
+        )
+        for value in ("", SECOND_LINE, "\udcff")
+    ],
+    *[
+        (GKE, "image", value)
+        for value in (
+            *("I", "/i", "i/", "a//b", "a:b:c", "i:", "i@sha256:abc", "i:.tag", "a b", "-i"),
+            *("i:" + "t" * 129, "x/" * 200 + "i", "host:port/i"),
+        )
+    ],
+    *[
+        (GKE, option, value)
+        for option in ("claim", "namespace")
+        for value in ("A", "a_b", "-a", "a-", "a" * 64, "../etc")
+    ],
+    (GKE, "namespace", "a.b"),
+    *[
+        (GKE, "mount", value)
+        for value in ("x", "/", "//runs", "/runs/../etc", "/runs/./x", "/runs//x", "/..", "/a:b")
+    ],
+    *[(GKE, "memory", value) for value in ("0", "0Gi", "0.0Gi", "-1Gi", "32GB", "Gi", "1e400")],
+    *[(GKE, "topology", value) for value in ("2", "0x4", "2x", "2x-4", "x", "2X4")],
+    *[(GKE, "accelerator", value) for value in ("a b", "-a", "a" * 64, "a/b")],
+    *[
+        (GKE, option, value)
+        for option in (
+            *("tasks", "cpus-per-task", "gpus-per-task", "tpus-per-task", "grace-seconds"),
+            "devices-per-task",
+        )
+        for value in ("0", "-1", "1000000000")
+    ],
+    (GKE, "max-restarts", "-1"),
+    *[
+        (TPU, option, value)
+        for option in (
+            *("name", "zone", "project", "accelerator-type", "version", "gcloud", "setup"),
+            "run-id",
+        )
+        for value in ("", "\udcff")
+    ],
+    *[
+        (TPU, option, value)
+        for option in ("name", "zone", "project", "accelerator-type", "version", "gcloud")
+        for value in (SECOND_LINE, "a b", "A/b", "../etc")
+    ],
+    *[(TPU, "name", value) for value in ("1a", "a.b", "a" * 64, "-a")],
+    *[(TPU, option, "-1") for option in ("max-restarts", "max-retries", "pause-seconds")],
+]
+
+
+def test_values_that_no_script_or_manifest_may_hold_are_refused_by_name(capsys):
+    for words, option, value in WRONG_VALUES:
+        given = [*words, f"--{option}={value}", "--", "train", "--workdir=/runs/x"]
+        assert guarded(main, given) == 2, (option, value)
+        out, err = capsys.readouterr()
+        assert out == "", (option, value)
+        (line,) = err.splitlines()
+        assert line.startswith("error: "), (option, value)
+        assert f"--{option}" in line, (option, value, line)
+        assert len(line) < 600
+
+
+def test_values_that_the_places_take(capsys):
+    for words, option, values in (
+        (["slurm"], "time", ("90", "90:00", "4:00:00", "1-12", "1-12:30:00", "UNLIMITED")),
+        (["slurm"], "memory", ("0", "32", "32G", "512mb")),
+        (["slurm"], "partition", ("gpu,cpu", "p q", "é")),
+        (GKE, "image", ("i", "a/b", "host:5000/a__b/c-d:1.0", f"gcr.io/p/i:T@sha256:{'a' * 64}")),
+        (GKE, "claim", ("c", "a.b-c", "1")),
+        (GKE, "mount", ("/runs", "/mnt/runs/", "/data")),
+        (GKE, "memory", ("32Gi", "1.5Gi", "100M", "0.5Gi")),
+        (GKE, "topology", ("2x4", "4x4x8")),
+        (TPU, "name", ("a", "my-slice-2")),
+        (TPU, "project", ("my-project", "example.com:my-project")),
+        (TPU, "setup", ("a\nb\tc",)),
+    ):
+        for value in values:
+            folder = "/runs/x" if option != "mount" else f"{value.rstrip('/')}/x"
+            more = [f"--{option}={value}", "--dry-run", "--", "train", f"--workdir={folder}"]
+            assert shown(capsys, *words, *more), (option, value)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ([*GKE, "--", "train", "--workdir=/runs/../etc"], ["--workdir /runs/../etc", "'..'"]),
+        ([*GKE, "--", "train", "--workdir=/runs/./x"], ["--workdir /runs/./x"]),
+        ([*GKE, "--", "train", "--workdir=runs/x"], ["--workdir runs/x"]),
+        ([*TPU, "--", "train", "--workdir=/mnt/../etc"], ["--workdir /mnt/../etc", "'..'"]),
+        (["slurm", "--dry-run", "--", "train", "--workdir="], ["--workdir is empty"]),
+        (
+            ["slurm", "--dry-run", "--", "train", "--train-file=\udcff.csv"],
+            ["udcff.csv", "is not UTF-8"],
+        ),
+        ([*GKE, "--", "train", "--train-file=\udcff.csv"], ["is not UTF-8"]),
+        ([*TPU, "--", "train", "--train-file=\udcff.csv", "--workdir=/m/x"], ["is not UTF-8"]),
+        (["local", "--dry-run", "--", "train", "--seed=-1"], ["--seed -1"]),
         (["local"], ["there is no --", "-- train|experiment"]),
         (["local", "--"], ["write train, or experiment"]),
         (["local", "--", "evaluate"], ["'evaluate'", "write train, or experiment"]),
@@ -196,6 +327,77 @@ def test_a_study_is_shared_out_in_parts(capsys):
     assert lines == [[*command, word] for word in ("--part=0/2", "--part=1/2", "--gather")]
 
 
+# Stands in for the interpreter: ends each call with the next status of a file for its words.
+_ENDS = """
+import os
+words = " ".join(sys.argv[1:]) + os.environ.get("JAX_PROCESS_ID", "")
+for file in sorted(pathlib.Path(__file__).parent.glob("*.ends")):
+    if file.stem in words:
+        first, *later = file.read_text().split() or ["0"]
+        file.write_text(" ".join(later))
+        number = int(first)
+        import atexit, signal
+        if number < 0: atexit.register(lambda: os.kill(os.getpid(), -number))
+        else: atexit.register(lambda: os._exit(number))
+"""
+
+
+@pytest.fixture
+def ending(tmp_path, monkeypatch):
+    """Launches what ends so; gives its status, and what each of the processes was asked for."""
+    python = recorder(tmp_path / "python", _ENDS)
+    monkeypatch.setattr(sys, "executable", str(python))
+
+    def launch(ends, *words):
+        for file in tmp_path.glob("*.end*"):
+            file.unlink()
+        for part, statuses in ends.items():
+            (tmp_path / f"{part}.ends").write_text(statuses)
+        python.with_name("python.jsonl").unlink(missing_ok=True)
+        status = guarded(main, ["local", "--no-pin", *words])
+        left = {part: (tmp_path / f"{part}.ends").read_text() for part in ends}
+        return status, [call[-1] for call in recorded(python)], left
+
+    return launch
+
+
+STUDY = ["--tasks=2", "--", "experiment", "freezing", "--workdir=x"]
+RUN = ["--tasks=2", "--", "train", "--workdir=x"]
+
+
+def test_parts_that_crashed_are_begun_again_a_few_times(ending, capsys):
+    # Of the second one an arm has failed, which it has kept; the first is killed once.
+    status, calls, _ = ending({"part=0": "-9 0", "part=1": "1"}, *STUDY)
+    assert status == 0
+    assert sorted(calls) == ["--gather", "--part=0/2", "--part=0/2", "--part=1/2"]
+    assert "it crashed (status 137): begun again, 1 of 2 times" in capsys.readouterr().err
+    # Three times in all, and the others are gathered.
+    _, calls, _ = ending({"part=0": "3 3 3 3", "part=1": "0"}, *STUDY)
+    assert sorted(calls) == ["--gather", *["--part=0/2"] * 3, "--part=1/2"]
+    _, calls, _ = ending({"part=0": "3 3 3 3", "part=1": "0"}, "--retries=0", *STUDY)
+    assert sorted(calls) == ["--gather", "--part=0/2", "--part=1/2"]
+
+
+@pytest.mark.parametrize(
+    ("first", "options", "status", "left"),
+    [
+        ("-11 0", (), 0, ""),
+        ("3 -9 0 0", (), 0, "0"),
+        ("3 3 3 3", (), 3, "3"),
+        ("3 3 3 3 0 4", ("--retries=5",), 0, "4"),
+        ("3 0", ("--retries=0",), 3, "0"),
+        # A mistake that is the user's to mend; what has saved, or had not begun.
+        ("2 0", (), 2, "0"),
+        ("75 0", (), 75, "0"),
+        ("-15 0", (), 143, "0"),
+        ("130 0", (), 130, "0"),
+    ],
+)
+def test_a_run_that_crashed_is_begun_again_by_all(first, options, status, left, ending):
+    found, _, after = ending({"distributed0": first}, *options, *RUN)
+    assert (found, after["distributed0"]) == (status, left)
+
+
 def test_two_processes_here_train_one_run(flags, tmp_path):
     workdir = tmp_path / "a run"
     spread = [flag for flag in flags if not flag.startswith("--parallel")]
@@ -268,12 +470,48 @@ def test_a_job_of_several_tasks(capsys, tmp_path, monkeypatch):
             ["bash", "-c", job], env={**os.environ, **own}, check=False
         ).returncode
 
-    assert [status("0", "0"), status("3", "0"), status("75", "5")] == [0, 3, 75]
+    assert [status("0", "0"), status("2", "0"), status("75", "5")] == [0, 2, 75]
     assert status("75", "0", "COMPLETING") == 75
     assert not scontrol.with_name("scontrol.jsonl").exists()
-    assert status("75", "4") == 75
-    assert recorded(scontrol) == [["requeue", "7"]]
-    assert recorded(squeue) == [["--noheader", "--format=%T", "--jobs=7"]] * 2
+    # It has saved, or was told to end before it had begun.
+    assert [status("75", "4"), status("143", "4")] == [75, 143]
+    # What crashed is tried again twice, however often it was driven out before.
+    crashes = tmp_path / "it's 100%" / "some-id" / "crashes-7"
+    crashes.parent.mkdir(parents=True)
+    assert [status("1", "9") for _ in range(3)] == [1, 1, 1]
+    assert crashes.read_text() == "1\n" * 3
+    assert status("139", "9") == 139
+    assert recorded(scontrol) == [["requeue", "7"]] * 4
+    assert recorded(squeue) == [["--noheader", "--format=%T", "--jobs=7"]] * 5
     srun_flags = ["--kill-on-bad-exit=0", "--wait=60", "--cpus-per-task=3"]
     command = [sys.executable, "-m", "mtl_jax", *words, "--distributed"]
-    assert recorded(srun) == [[*srun_flags, *command]] * 5
+    assert recorded(srun) == [[*srun_flags, *command]] * 10
+
+
+def test_only_arms_that_are_not_done_are_queued(capsys, tmp_path, monkeypatch):
+    """What stands in for the interpreter lists the arms as a study does."""
+    listing = tmp_path / "listing"
+    lists = f"print(pathlib.Path({str(listing)!r}).read_text(), end='')"
+    monkeypatch.setattr(sys, "executable", str(recorder(tmp_path / "python", lists)))
+    monkeypatch.chdir(tmp_path)
+    words = ["--", "experiment", "freezing", "--workdir=s"]
+
+    def jobs(done, *more):
+        lines = [f"arm, seed {i}{' (done)' if i in done else ''}\n" for i in range(8)]
+        listing.write_text("".join(lines))
+        text = shown(capsys, "slurm", "--dry-run", "--run-id=a", "--folder=f", *more, *words)
+        job, _, end = text.partition("# Submitted with:\n")
+        shellcheck(*re.split("(?m)^# /.*sbatch\n", job)[1:])
+        arrays = [line.partition("=")[2] for line in job.splitlines() if "--array" in line]
+        parts = re.findall(r"--part=\$SLURM_ARRAY_TASK_ID/(\d+)", job)
+        return arrays, parts, end
+
+    assert jobs(())[:2] == (["0-7"], ["8"])
+    assert jobs((0, 3, 4))[:2] == (["1-2,5-7"], ["8"])
+    assert jobs((0, 1, 3, 5, 7), "--most-at-once=3")[:2] == (["2,4,6%3"], ["8"])
+    # Each of these parts is every third arm.
+    assert jobs((0, 3, 6), "--parts=3")[:2] == (["1-2"], ["3"])
+    gather = tmp_path / "f" / "a" / "gather.sbatch"
+    assert jobs(range(8)) == ([], [], f"sbatch --parsable {gather}\n")
+    command = ["-m", "experiments.freezing", "--workdir=s", "--seeds-at-once=1", "--list-arms"]
+    assert recorded(tmp_path / "python") == [command] * 5

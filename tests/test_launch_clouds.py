@@ -14,7 +14,7 @@ from launching import AWKWARD, recorded, recorder, shellcheck, shown
 from mtl_jax.launch.tpu import Tpu
 
 ROOT = Path(__file__).parents[1]
-SLICE = ["tpu", "--name=a slice", "--zone=z", "--project=p"]
+SLICE = ["tpu", "--name=a-slice", "--zone=z", "--project=p"]
 VM = ["compute", "tpus", "tpu-vm"]
 WHERE = ["--zone=z", "--project=p"]
 
@@ -103,9 +103,9 @@ def test_every_argument_arrives_on_the_worker(cloud, tmp_path):
         "describe",
     ]
     what = ["--accelerator-type=v5litepod-8", "--version=v2-alpha-tpuv5-lite", "--spot"]
-    assert calls[1] == ["create", "a slice", *what, "--network=a b", *WHERE]
-    assert calls[3][2:] == ["a slice:mtl_jax.tar.gz", "--worker=all", *WHERE]
-    assert calls[4][1:5] == ["a slice", "--worker=all", *WHERE]
+    assert calls[1] == ["create", "a-slice", *what, "--network=a b", *WHERE]
+    assert calls[3][2:] == ["a-slice:mtl_jax.tar.gz", "--worker=all", *WHERE]
+    assert calls[4][1:5] == ["a-slice", "--worker=all", *WHERE]
     # What launch.sh on the worker, the project's own out of the archive, makes of the command.
     assert arguments == [["-m", "mtl_jax.launch", "local", "--", *words, "--distributed"]]
     assert (tmp_path / "mounted").read_text() == "mounted\n"
@@ -159,18 +159,24 @@ def test_what_was_taken_away_is_made_again_and_what_failed_is_not(cloud, tmp_pat
         *("describe", "describe", "scp", "ssh", "describe"),
         *("describe", "delete", "create", "describe", "scp", "ssh", "describe"),
     ]
-    assert calls[6] == ["delete", "a slice", "--quiet", *WHERE]
+    assert calls[6] == ["delete", "a-slice", "--quiet", *WHERE]
     assert len(arguments) == 2
     assert arguments[0] == arguments[1]
     # 75 says that it has saved, to be gone on with: as often as it may be.
     saved = ["--max-restarts=1", *words]
     done, calls, arguments = cloud(saved, ["READY"] * 4, ["75", "75"])
     assert (done.returncode, len(arguments)) == (75, 2)
-    failed, _, arguments = cloud(words, ["READY"] * 4, ["3"])
+    # What crashed is begun again twice; what the user has to mend, never.
+    failed, _, arguments = cloud(words, ["READY"] * 6, ["3"] * 3)
+    assert (failed.returncode, len(arguments)) == (3, 3)
+    assert "status 3: begun again, 2 of 2" in failed.stderr
+    failed, _, arguments = cloud(["--max-retries=0", *words], ["READY"] * 2, ["3"])
     assert (failed.returncode, len(arguments)) == (3, 1)
+    failed, _, arguments = cloud(words, ["READY"] * 2, ["2"])
+    assert (failed.returncode, len(arguments)) == (2, 1)
     busy, calls, _ = cloud(words, ["CREATING"], ["0"])
     assert busy.returncode == 2
-    assert "a slice is CREATING: wait until it is ready" in busy.stderr
+    assert "a-slice is CREATING: wait until it is ready" in busy.stderr
     assert len(calls) == 1
 
 
@@ -189,11 +195,11 @@ def test_a_slice_that_is_long_in_coming_is_waited_for(cloud, tmp_path):
         *("describe", "create"),
         *("describe", "scp", "ssh", "describe"),
     ]
-    said = [line for line in done.stderr.splitlines() if line.startswith("a slice is")]
-    assert said[0] == "a slice is STOPPING: wait until it is ready, or name another one"
-    assert said[1] == "a slice is not ready after restart 1 of 100"
-    assert said[2] == "a slice is REPAIRING: wait until it is ready, or name another one"
-    assert said[-1] == "a slice is not ready after restart 4 of 100"
+    said = [line for line in done.stderr.splitlines() if line.startswith("a-slice is")]
+    assert said[0] == "a-slice is STOPPING: wait until it is ready, or name another one"
+    assert said[1] == "a-slice is not ready after restart 1 of 100"
+    assert said[2] == "a-slice is REPAIRING: wait until it is ready, or name another one"
+    assert said[-1] == "a-slice is not ready after restart 4 of 100"
 
 
 def test_a_slice_that_does_not_come_ends_what_has_saved(cloud, tmp_path):
@@ -242,7 +248,9 @@ def test_a_manifest_of_several_pods(capsys):
     assert manifest["metadata"] == {"name": "train-a-b-7", "namespace": "n"}
     spec = manifest["spec"]
     assert spec["network"] == {"enableDNSHostnames": True, "subdomain": "train-a-b-7"}
-    assert spec["failurePolicy"] == {"maxRestarts": 3}
+    # A mistake ends all at once; what crashed is made again three times.
+    mistake = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    assert spec["failurePolicy"] == {"maxRestarts": 3, "rules": [mistake]}
     (replicated,) = spec["replicatedJobs"]
     assert (replicated["name"], replicated["replicas"]) == ("run", 1)
     job = replicated["template"]["spec"]
@@ -250,9 +258,10 @@ def test_a_manifest_of_several_pods(capsys):
     assert counts == ["Indexed", 4, 4]
     # 75 and what takes a pod away are no failures; any other makes all pods again.
     assert job["backoffLimit"] == 0
-    saved, gone = job["podFailurePolicy"]["rules"]
-    assert saved["action"] == gone["action"] == "Ignore"
-    assert saved["onExitCodes"] == {"containerName": "run", "operator": "In", "values": [75]}
+    wrong, saved, gone = job["podFailurePolicy"]["rules"]
+    assert (wrong["action"], saved["action"], gone["action"]) == ("FailJob", "Ignore", "Ignore")
+    assert wrong["onExitCodes"] == {"containerName": "run", "operator": "In", "values": [2]}
+    assert saved["onExitCodes"] == {"containerName": "run", "operator": "In", "values": [75, 143]}
     assert gone["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     pod = job["template"]["spec"]
     assert pod["restartPolicy"] == "Never"

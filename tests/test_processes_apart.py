@@ -1,8 +1,12 @@
 """Where two real processes do not see the same folder, or one of them alone meets an error."""
 
 import dataclasses
+import fcntl
 import json
 import os
+import signal
+import socket
+import time
 
 import pytest
 from several import REPOSITORY, started, together
@@ -92,6 +96,28 @@ def test_an_error_of_one_process_alone_ends_the_study_and_one_of_all_an_arm(flag
     assert those[1].returncode != 0
     assert "arm 3" not in said[0]
     assert not (arms / "backbone_frozen-seed2").exists()
+
+
+def test_before_the_first_step_sigterm_to_one_ends_all_though_the_port_is_taken(flags, tmp_path):
+    kept = [flag for flag in flags if not flag.startswith("--parallel")]
+    run = tmp_path / "run"
+    run.mkdir()
+    argv = ["-m", "mtl_jax", "train", "--distributed", *kept, f"--workdir={run}"]
+    with (run / ".config.json.lock").open("wb") as lock, socket.create_server(("", 0)) as foreign:
+        # The first process waits for this, and the second one in a collective for the first.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with started(2, 1, *argv, port=foreign.getsockname()[1]) as those:
+            lines = those[0].stderr
+            assert lines is not None
+            assert any("waiting for another process that makes" in line for line in lines)
+            told = time.monotonic()
+            those[1].send_signal(signal.SIGTERM)
+            said = [process.communicate(timeout=60)[1] for process in those]
+    assert time.monotonic() - told < 5
+    assert [process.returncode for process in those] == [75, 75], said
+    words = f"ended by SIGTERM; what was saved before is there: {preemption.AGAIN}"
+    assert [lines.splitlines()[-1] for lines in said] == [words, words]
+    assert not (run / "config.json").exists()
 
 
 def begun(process, file):

@@ -1,6 +1,7 @@
 """A study in parts: several processes at once, then one that gathers what they have left."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import pytest
 from experiments.conduct import conduct, gather, train_part
 from experiments.fault_runs import without_times
 from experiments.freezing import Freezing, plan_of, run
-from experiments.ledger import opened
+from experiments.ledger import listed, opened
 from experiments.pool import Pool
 from experiments.study import StudySettings
 from mtl_jax.errors import UserError
@@ -112,6 +113,29 @@ def test_arms_are_listed_by_what_is_trained_at_once(settings, tmp_path, capsys):
     two = listed(list_arms=True, seeds=(0, 1), seeds_at_once=2)
     assert two == "".join(f"{name}, seed 0; {name}, seed 1\n" for name in SCENARIOS)
     assert not (tmp_path / "x").exists()
+
+
+def test_arms_that_are_done_are_listed_as_such(plan, tmp_path):
+    plan, _ = plan
+    first, second, third = (f"{name}, seed 0" for name in SCENARIOS)
+    assert list(listed(plan)) == [first, second, third]
+    assert not (tmp_path / "study").exists()
+    assert train_part(plan, Pool(), 1, 3) == 0
+    # Of what a part has left in the arm's folder, and of what is gathered.
+    assert list(listed(plan)) == [first, f"{second} (done)", third]
+    assert gather(plan, Pool(), "", 0.0) == 2
+    shutil.rmtree(tmp_path / "study" / "arms")
+    assert list(listed(plan)) == [first, f"{second} (done)", third]
+    # Those of a group are trained at once: it waits for the last of them.
+    pairs = dataclasses.replace(
+        plan, groups=[[a, b] for (a,), (b,) in itertools.pairwise(plan.groups)]
+    )
+    assert list(listed(pairs)) == [f"{first}; {second}", f"{second}; {third}"]
+    assert train_part(plan, Pool(), 2, 3) == 0
+    assert list(listed(pairs)) == [f"{first}; {second}", f"{second}; {third} (done)"]
+    other = dataclasses.replace(plan, record={**plan.record, "study": "another"})
+    with pytest.raises(UserError, match="was made with another configuration"):
+        list(listed(other))
 
 
 def test_a_part_that_was_killed_goes_on(whole, flags, tmp_path):

@@ -68,6 +68,7 @@ def test_every_scenario_runs_and_leaves_its_proof(scenario, settings, inputs_of,
 
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
+        ".config.json.lock",
         ".lock",
         "certificate.json",
         "checkpoints",

@@ -96,8 +96,8 @@ def configs_of(folder, settings, seeds=SEEDS):
 def assert_same_run(folder, other):
     """The two folders hold the same run but for rounding and times."""
     assert sorted(path.name for path in folder.iterdir()) == [
-        *(".lock", "certificate.json", "checkpoints", "config.json", "metrics.jsonl"),
-        *("tensorboard", "tokenizer"),
+        *(".config.json.lock", ".lock", "certificate.json", "checkpoints", "config.json"),
+        *("metrics.jsonl", "tensorboard", "tokenizer"),
     ]
     certificates = [json.loads((f / "certificate.json").read_text()) for f in (folder, other)]
     assert certificates[0] == certificates[1] | {

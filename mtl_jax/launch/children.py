@@ -24,10 +24,12 @@ class Ended:
 
     Attributes:
         statuses: Their exit statuses in the order of their ends; 128 + n for signal n.
+        of_each: The same in the order in which they were started.
         told: Whether this process was asked to stop, and passed that on.
     """
 
     statuses: tuple[int, ...]
+    of_each: tuple[int, ...]
     told: bool
 
     @property
@@ -64,7 +66,7 @@ def run_together(
     Returns:
         How they have ended.
     """
-    ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
     children: list[subprocess.Popen[bytes]] = []
     told = False
 
@@ -93,7 +95,7 @@ def run_together(
             thread = threading.Thread(target=_attend, args=(child, number, ended), daemon=True)
             thread.start()
             threads.append(thread)
-        statuses: list[int] = []
+        statuses: dict[int, int] = {}
         deadline = None
         while len(statuses) < len(children):
             if deadline is not None and time.monotonic() > deadline:
@@ -101,26 +103,31 @@ def run_together(
                     child.kill()
             try:
                 # Not for good: a signal just before the wait is seen to after it.
-                statuses.append(ended.get(timeout=_LOOK_SECONDS))
+                number, status = ended.get(timeout=_LOOK_SECONDS)
             except queue.Empty:
                 continue
-            if statuses[-1] and deadline is None and not alone:
+            statuses[number] = status
+            if status and deadline is None and not alone:
                 deadline = time.monotonic() + grace
                 # A second SIGTERM would cut a process short that is saving after a first one.
-                if statuses[-1] != SAVED and not told:
+                if status != SAVED and not told:
                     for child in children:
                         child.terminate()
         for thread in threads:
             thread.join()
-    return Ended(tuple(statuses), told)
+    in_order = (statuses[number] for number in range(len(children)))
+    return Ended(tuple(statuses.values()), tuple(in_order), told)
 
 
-def _attend(child: subprocess.Popen[bytes], number: int, ended: queue.SimpleQueue[int]) -> None:
+def _attend(
+    child: subprocess.Popen[bytes], number: int, ended: queue.SimpleQueue[tuple[int, int]]
+) -> None:
     """Says what a process says, and then how it has ended."""
     if child.stdout is not None:
-        _say_lines(child.stdout, f"[{number}] ".encode())
+        with child.stdout as lines:
+            _say_lines(lines, f"[{number}] ".encode())
     status = child.wait()
-    ended.put(status if status >= 0 else 128 - status)
+    ended.put((number, status if status >= 0 else 128 - status))
 
 
 def _say_lines(lines: IO[bytes], prefix: bytes) -> None:

@@ -9,13 +9,34 @@ from typing import Any
 
 import yaml
 
-from mtl_jax.errors import SAVED, UserError
-from mtl_jax.launch.options import Options, device_flags
+from mtl_jax.errors import UserError
+from mtl_jax.launch.options import (
+    GONE_ON_WITH,
+    LABEL,
+    MISTAKE,
+    SUBDOMAIN,
+    Options,
+    device_flags,
+    refuse_other_folders,
+    refuse_undecoded,
+)
 from mtl_jax.launch.work import Work
 
 _PORT = 55527
 _JOB = "run"
 _GPU, _TPU = "nvidia.com/gpu", "google.com/tpu"
+_NAME = "my-name (small letters, digits and '-')"
+_LABEL_VALUE = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+# Kubernetes' "quantity" of bytes, as it is written for memory; not 0.
+_QUANTITY = r"(?=[^A-Za-z]*[1-9])\d{1,15}(\.\d{1,9})?([kKMGTPE]i?)?"
+
+# The grammar of image references: github.com/distribution/reference, reference.go.
+_HOST = r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?"
+_DOMAIN = rf"({_HOST}(\.{_HOST})*|\[[0-9A-Fa-f:]+\])(:[0-9]+)?"
+_PART = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*"
+_DIGEST = r"[A-Za-z][A-Za-z0-9]*([-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9A-Fa-f]{32,}"
+_IMAGE = rf"(?=[^@]{{1,383}}(@|$))({_DOMAIN}/)?{_PART}(/{_PART})*(:\w[\w.-]{{0,127}})?(@{_DIGEST})?"
+
 # A name of a pod has 63 letters, and the JobSet's, the job's and the index are in it.
 _LONGEST = 40
 
@@ -25,7 +46,8 @@ class Gke(Options):
     """Print a JobSet manifest, for "| kubectl apply -f -".
 
     The cluster has the JobSet controller. A pod that is told to end saves, and
-    is made again without limit; where one fails in another way all are made again.
+    is made again without limit; where one crashes all are made again, a few times; a mistake
+    that is yours to mend ends all.
     """
 
     image: str
@@ -56,18 +78,27 @@ class Gke(Options):
     """the interpreter in the image"""
     grace_seconds: int = 120
     """how long a pod that is told to end may take to save"""
-    max_restarts: int = 10
-    """how often all pods are made again where one has failed"""
+    max_restarts: int = 3
+    """how often all pods are made again where one has crashed"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._refuse_below(1, "tasks", "cpus_per_task", "gpus_per_task", "tpus_per_task")
-        self._refuse_below(1, "devices_per_task", "grace_seconds")
-        self._refuse_below(0, "max_restarts")
+        self._refuse_outside(1, 100_000, "tasks")
+        self._refuse_outside(1, 1024, "cpus_per_task", "gpus_per_task", "tpus_per_task")
+        self._refuse_outside(1, 1024, "devices_per_task")
+        self._refuse_outside(1, 86_400, "grace_seconds")
+        self._refuse_outside(0, 65_535, "max_restarts")
+        self._refuse_unlike(_IMAGE, "REGISTRY/NAME:TAG (lower case before the tag)", "image")
+        self._refuse_unlike(SUBDOMAIN, _NAME, "claim")
+        self._refuse_unlike(LABEL, _NAME, "namespace")
+        self._refuse_unlike(_LABEL_VALUE, "nvidia-l4", "accelerator")
+        self._refuse_unlike(r"[1-9]\d{0,4}(x[1-9]\d{0,4}){1,2}", "2x4", "topology")
+        self._refuse_unlike(_QUANTITY, "32Gi", "memory")
         if self.gpus_per_task and self.tpus_per_task:
             raise UserError("--gpus-per-task and --tpus-per-task exclude each other: use one")
-        if not PurePosixPath(self.mount).is_absolute():
-            raise UserError(f"--mount {self.mount} must be a folder from / on, as /runs")
+        refuse_other_folders("--mount", self.mount)
+        if self.mount == "/" or ":" in self.mount:
+            raise UserError(f"--mount {self.mount} must be a folder below /, without ':', as /runs")
 
     def runs_folder(self) -> str | None:
         """See ``Options``."""
@@ -80,11 +111,14 @@ class Gke(Options):
             UserError: It can't be run so.
         """
         work.refuse_tasks(self.tasks)
+        refuse_other_folders("--workdir", work.workdir)
         if not PurePosixPath(work.workdir).is_relative_to(self.mount):
             raise UserError(
                 f"--workdir {work.workdir} would be gone with its pod: name a folder in "
                 f"--mount {self.mount}"
             )
+        for word in work.words:
+            refuse_undecoded(word)
         print(yaml.safe_dump(self.manifest(work, run_id), sort_keys=False, width=1000), end="")
         return 0
 
@@ -98,7 +132,7 @@ class Gke(Options):
             "completions": self.tasks,
             # JobSet makes all of them again.
             "backoffLimit": 0,
-            "podFailurePolicy": {"rules": _not_failures()},
+            "podFailurePolicy": {"rules": _ends()},
             "template": {"spec": self._pod(work, name)},
         }
         return {
@@ -108,7 +142,13 @@ class Gke(Options):
             "spec": {
                 # So that the first pod has a name that the others find it by.
                 "network": {"enableDNSHostnames": True, "subdomain": name},
-                "failurePolicy": {"maxRestarts": self.max_restarts},
+                "failurePolicy": {
+                    "maxRestarts": self.max_restarts,
+                    # What ``FailJob`` below has ended.
+                    "rules": [
+                        {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+                    ],
+                },
                 "replicatedJobs": [{"name": _JOB, "replicas": 1, "template": {"spec": job}}],
             },
         }
@@ -169,13 +209,20 @@ class Gke(Options):
         return {"nodeSelector": labels} if labels else {}
 
 
-def _not_failures() -> list[dict[str, Any]]:
-    """The ends of a pod that are none of the run's own: it is made again, and not counted."""
+def _ends() -> list[dict[str, Any]]:
+    """What comes of the ends of a pod that are no crash.
+
+    What has saved, or was told to end before it had begun, is made again and not counted; what
+    ended by a mistake of the user's is not made again.
+    """
+
+    def on(action: str, *statuses: int) -> dict[str, Any]:
+        codes = {"containerName": "run", "operator": "In", "values": list(statuses)}
+        return {"action": action, "onExitCodes": codes}
+
     return [
-        {
-            "action": "Ignore",
-            "onExitCodes": {"containerName": "run", "operator": "In", "values": [SAVED]},
-        },
+        on("FailJob", MISTAKE),
+        on("Ignore", *GONE_ON_WITH),
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
 

@@ -5,17 +5,30 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 
+from mtl_jax.console import say
 from mtl_jax.errors import UserError
-from mtl_jax.launch.children import run_together
-from mtl_jax.launch.options import Options, device_flags, python, quoted
+from mtl_jax.launch.children import Ended, run_together
+from mtl_jax.launch.options import (
+    GONE_ON_WITH,
+    MISTAKE,
+    Options,
+    device_flags,
+    python,
+    quoted,
+)
 from mtl_jax.launch.work import Work
 
 # The statuses of a part of a study that has come to its end: 1 where an arm of it has failed.
 _PART_ENDED = (0, 1)
+# More processes, or devices of one, are a slip of the keyboard.
+_MOST = 1024
+# How often several processes are begun again by default.
+_TRIES = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +36,7 @@ class Local(Options):
     """Run processes on this machine.
 
     Several share the batches of a training run, and the arms of a study. When one fails, the
-    others are ended, and its status is that of all.
+    others are ended, and its status is that of all; what crashed is begun again, a few times.
     """
 
     tasks: int = 1
@@ -37,11 +50,15 @@ class Local(Options):
 else all compete for all of them"""
     grace: float = 60.0
     """seconds that the others have to end when one has failed, before they are killed"""
+    retries: int | None = None
+    """how often what crashed is begun again, from its last checkpoint; by default 2 for several \
+processes, and 0 for one"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._refuse_below(1, "tasks", "devices_per_task", "gpus_per_task")
-        self._refuse_below(0, "grace")
+        self._refuse_outside(1, _MOST, "tasks", "devices_per_task", "gpus_per_task")
+        self._refuse_outside(0, 86_400, "grace")
+        self._refuse_outside(0, 65_535, "retries")
 
     def launch(self, work: Work, _run_id: str) -> int:
         """Runs it; returns the exit status, unless this process becomes the only one.
@@ -59,14 +76,52 @@ else all compete for all of them"""
                 print(quoted(gather))
             return 0
         environments = [{**os.environ, **change} for change in changes]
-        if self.tasks == 1:
+        tries = (0 if self.tasks == 1 else _TRIES) if self.retries is None else self.retries
+        if self.tasks == 1 and tries == 0:
             sys.stdout.flush()
             os.execve(commands[0][0], commands[0], environments[0])  # noqa: S606
-        ended = run_together(commands, environments, self.grace, alone=work.study)
+        ended = self._run(commands, environments, work, tries)
+        if self.tasks == 1 or work.trains:
+            return ended.status
         stopped = [status for status in ended.statuses if status not in _PART_ENDED]
-        if work.trains or len(stopped) == self.tasks or (stopped and ended.told):
+        if len(stopped) == self.tasks or (stopped and ended.told):
             return ended.status
         return run_together([gather], [os.environ], self.grace).status
+
+    def _run(
+        self,
+        commands: Sequence[Sequence[str]],
+        environments: Sequence[Mapping[str, str]],
+        work: Work,
+        tries: int,
+    ) -> Ended:
+        """Runs the processes, and again those that crashed; how each has ended at last."""
+        # Of a study each goes on by itself; those of a run are begun again together.
+        alone = work.study and self.tasks > 1
+        ended = run_together(commands, environments, self.grace, alone=alone)
+        for done in range(1, tries + 1):
+            of_each = ended.of_each if alone else (ended.status,) * len(commands)
+            again = [n for n, status in enumerate(of_each) if self._crashed(status, alone)]
+            if ended.told or not again:
+                break
+            say(f"it crashed (status {of_each[again[0]]}): begun again, {done} of {tries} times")
+            later = run_together(
+                [commands[n] for n in again],
+                [environments[n] for n in again],
+                self.grace,
+                alone=alone,
+            )
+            merged = {
+                **dict(enumerate(ended.of_each)),
+                **dict(zip(again, later.of_each, strict=True)),
+            }
+            kept = [status for n, status in enumerate(ended.of_each) if n not in again]
+            ended = Ended((*kept, *later.statuses), tuple(merged.values()), later.told)
+        return ended
+
+    def _crashed(self, status: int, part: bool) -> bool:
+        ends = (0, MISTAKE, *GONE_ON_WITH, 128 + signal.SIGINT)
+        return status not in ends and not (part and status in _PART_ENDED)
 
     def _commands(self, work: Work) -> list[list[str]]:
         if self.tasks == 1:

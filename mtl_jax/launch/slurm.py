@@ -7,17 +7,74 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from tyro.conf import UseAppendAction
 
 from mtl_jax.console import say
-from mtl_jax.errors import SAVED, UserError
-from mtl_jax.launch.options import Options, commented, device_flags, need, python, quoted
-from mtl_jax.launch.work import Work
+from mtl_jax.errors import UserError
+from mtl_jax.launch.options import (
+    GONE_ON_WITH,
+    MISTAKE,
+    Options,
+    commented,
+    device_flags,
+    need,
+    python,
+    quoted,
+    refuse_undecoded,
+    refuse_unprintable,
+)
+from mtl_jax.launch.work import DONE, Work
 
 # A cluster that sets no other MaxArraySize takes indices up to 1000.
 _MOST_PARTS = 1000
+# See "--time" of sbatch.
+_TIME = r"\d{1,9}(:\d{1,9}){0,2}|\d{1,9}-\d{1,9}(:\d{1,9}){0,2}|(?i:unlimited|infinite)"
+
+# How a job ends. A job that is no longer RUNNING was cancelled, or is queued again by Slurm itself.
+_END = """\
+status=$?
+again() {{
+    [ "$(squeue --noheader --format=%T --jobs="{job}")" = RUNNING ] || exit "$status"
+    scontrol requeue "{job}"
+    exit "$status"
+}}
+case "$status" in
+    {ended}) ;;
+    {saved})
+        # It has saved what it had, or had not begun: it goes on.
+        [ "${{SLURM_RESTART_COUNT:-0}}" -ge {requeues} ] || again
+        ;;
+    *)
+        # It crashed: it goes on from its last checkpoint. The file has a line for each time.
+        crashes={crashes}"{job}"
+        echo "$status" >>"$crashes"
+        times=$(wc -l <"$crashes")
+        if [ "$times" -le {retries} ]; then
+            echo "it crashed (status $status): queued again, $times of {retries} times" >&2
+            again
+        fi
+        ;;
+esac
+exit "$status"
+"""
+
+
+class _Parts(NamedTuple):
+    """The jobs of a study.
+
+    Attributes:
+        lines: How many groups of arms it has.
+        waiting: How many of them are not done.
+        of: In how many parts they are trained.
+        chosen: The numbers of the parts that have something to train.
+    """
+
+    lines: int
+    waiting: int
+    of: int
+    chosen: Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +83,8 @@ class Slurm(Options):
 
     A training run is a job of --tasks processes. A study is an array of jobs, one arm each,
     and a job that gathers their results into the report when all have ended; its options are
-    those of one arm. A job that is told to end saves, and is queued again.
+    those of one arm, and only arms that are not done are queued. A job that is told to end
+    saves, and is queued again; so is one that crashed, a few times.
     """
 
     nodes: int = 1
@@ -49,6 +107,8 @@ class Slurm(Options):
     """how long before the limit every process is told to save and to end"""
     max_requeues: int = 100
     """how often a job that was told to end and has saved is queued again at most"""
+    max_retries: int = 2
+    """how often a job that crashed is queued again, to go on from its last checkpoint"""
     most_at_once: int | None = None
     """jobs of a study that may run at once; by default as many as fit"""
     parts: int | None = None
@@ -62,14 +122,16 @@ class Slurm(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._refuse_below(1, "nodes", "tasks", "cpus_per_task", "gpus_per_task")
-        self._refuse_below(1, "devices_per_task", "most_at_once", "parts")
-        self._refuse_below(0, "signal_seconds", "max_requeues")
+        self._refuse_outside(1, 100_000, "nodes", "tasks", "most_at_once")
+        self._refuse_outside(1, 1024, "cpus_per_task", "gpus_per_task", "devices_per_task")
+        self._refuse_outside(1, _MOST_PARTS, "parts")
+        # Of the second sbatch says so.
+        self._refuse_outside(0, 65_535, "max_requeues", "signal_seconds", "max_retries")
+        self._refuse_unlike(_TIME, "04:00:00, 90 (minutes) or 1-12 (days-hours)", "time")
+        self._refuse_unlike(r"(?i:\d{1,15}([kmgt]b?)?)", "32G", "memory")
+        self._refuse_unlike_options("sbatch", "--account=name")
         if self.tasks < self.nodes:
             raise UserError(f"--tasks {self.tasks} must be at least --nodes {self.nodes}")
-        for option in self.sbatch:
-            if not option.startswith("-") or "\n" in option:
-                raise UserError(f"--sbatch {option!r} must be one option, as --account=name")
 
     def launch(self, work: Work, run_id: str) -> int:
         """Writes the files and submits them; returns the exit status.
@@ -79,45 +141,58 @@ class Slurm(Options):
         """
         work.refuse_tasks(self.tasks)
         folder = (Path(self.folder).expanduser() / run_id).absolute()
+        refuse_unprintable("--folder", str(folder))
         if work.study:
             # The machine of the jobs may have another number of seeds in a group than this one.
             work = work.flagged("--seeds-at-once", "1")
-        files = {"job.sbatch": self._job(work, run_id, folder, self._count_parts(work))}
+        files = {}
+        parts = self._parts(work) if work.study else None
+        if parts is None or parts.waiting:
+            files["job.sbatch"] = self._job(work, run_id, folder, parts)
         if work.study:
             files["gather.sbatch"] = self._gather(work, run_id, folder)
+        for text in files.values():
+            refuse_undecoded(text)
         if self.dry_run:
             self._show(folder, files)
             return 0
         need("sbatch", "run this on a machine of a Slurm cluster")
         _write(folder, files)
-        job = _submit(folder / "job.sbatch")
-        print(job)
-        say(f"job {job} runs {folder / 'job.sbatch'}; {folder} gets what it says")
-        if work.study:
+        job = None
+        if "job.sbatch" in files:
+            job = _submit(folder / "job.sbatch")
+            print(job)
+            say(f"job {job} runs {folder / 'job.sbatch'}; {folder} gets what it says")
+        if parts is not None and parts.waiting < parts.lines:
+            say(f"{parts.lines - parts.waiting} of {parts.lines} arms are done, and not queued")
+        if "gather.sbatch" in files:
             try:
                 gather = _submit(*_after(job), folder / "gather.sbatch")
             except UserError:
-                subprocess.run(["scancel", job], check=False)  # noqa: S603, S607
+                if job is not None:
+                    subprocess.run(["scancel", job], check=False)  # noqa: S603, S607
                 raise
             print(gather)
-            say(f"job {gather} gathers the results when all of its tasks have ended")
+            when = " when all of its tasks have ended" if job else ""
+            say(f"job {gather} gathers the results{when}")
         return 0
 
-    def _count_parts(self, work: Work) -> int | None:
-        if not work.study:
-            return None
+    def _parts(self, work: Work) -> _Parts:
         command = work.command(python(), "--list-arms")
         listed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
         if listed.returncode:
             raise UserError(f"the arms of {work.name} can't be listed: the line above says why")
-        return min(self.parts or _MOST_PARTS, len(listed.stdout.splitlines()))
+        lines = listed.stdout.splitlines()
+        count = min(self.parts or _MOST_PARTS, len(lines))
+        waiting = [number for number, line in enumerate(lines) if not line.endswith(DONE)]
+        return _Parts(len(lines), len(waiting), count, sorted({line % count for line in waiting}))
 
-    def _job(self, work: Work, run_id: str, folder: Path, parts: int | None) -> str:
+    def _job(self, work: Work, run_id: str, folder: Path, parts: _Parts | None) -> str:
         own: list[str] = []
         job, log = "$SLURM_JOB_ID", "%j.log"
         if parts is not None:
             most = f"%{self.most_at_once}" if self.most_at_once else ""
-            own, log = [f"--array=0-{parts - 1}{most}"], "%A_%a.log"
+            own, log = [f"--array={_ranges(parts.chosen)}{most}"], "%A_%a.log"
             job = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
         options = [
             *self._options(f"{work.name}-{run_id}", folder / log, own),
@@ -129,7 +204,7 @@ class Slurm(Options):
         command = (work if self.tasks == 1 else work.distributed()).command(python())
         line = quoted([*self._srun(), *command])
         if parts is not None:
-            line += f' "--part=$SLURM_ARRAY_TASK_ID/{parts}"'
+            line += f' "--part=$SLURM_ARRAY_TASK_ID/{parts.of}"'
         return "\n".join(
             [
                 *_head(options),
@@ -137,16 +212,15 @@ class Slurm(Options):
                 "trap : TERM",
                 *self._body(),
                 commented(line),
-                "status=$?",
-                f"# {SAVED}: it has saved what it had, to be gone on with. A job that is no longer",
-                "# RUNNING was cancelled, or is queued again by Slurm itself.",
-                f'if [ "$status" -eq {SAVED} ] && '
-                f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {self.max_requeues} ] &&',
-                f'    [ "$(squeue --noheader --format=%T --jobs="{job}")" = RUNNING ]; then',
-                f'    scontrol requeue "{job}"',
-                "fi",
-                'exit "$status"',
-                "",
+                _END.format(
+                    job=job,
+                    saved="|".join(map(str, GONE_ON_WITH)),
+                    # A part of a study has kept what an arm of it failed with, and gone on.
+                    ended="|".join(map(str, (0, 1, MISTAKE) if parts else (0, MISTAKE))),
+                    requeues=self.max_requeues,
+                    retries=self.max_retries,
+                    crashes=quoted([f"{folder}/crashes-"]),
+                ),
             ]
         )
 
@@ -207,6 +281,9 @@ class Slurm(Options):
         if "gather.sbatch" not in files:
             print(submit)
             return
+        if "job.sbatch" not in files:
+            print(quoted(["sbatch", "--parsable", str(folder / "gather.sbatch")]))
+            return
         gather = quoted(["--kill-on-invalid-dep=yes", str(folder / "gather.sbatch")])
         print(f"job=$({submit})")
         print(f'sbatch --parsable --dependency="afterany:${{job%%;*}}" {gather}')
@@ -220,8 +297,19 @@ def _head(options: Sequence[str]) -> list[str]:
     return ["#!/usr/bin/env bash", *lines, ""]
 
 
-def _after(job: str) -> list[str]:
-    return [f"--dependency=afterany:{job}", "--kill-on-invalid-dep=yes"]
+def _after(job: str | None) -> list[str]:
+    return [f"--dependency=afterany:{job}", "--kill-on-invalid-dep=yes"] if job else []
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as --array has them: ``0-2,5``."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1][1:] = [number]
+        else:
+            found.append([number])
+    return ",".join("-".join(map(str, ends)) for ends in found)
 
 
 def _write(folder: Path, files: dict[str, str]) -> None:

@@ -10,7 +10,15 @@ from typing import Annotated
 from tyro.conf import UseAppendAction
 
 from mtl_jax.errors import SAVED, UserError
-from mtl_jax.launch.options import Options, need, quoted
+from mtl_jax.launch.options import (
+    DOTTED,
+    LABEL,
+    Options,
+    need,
+    quoted,
+    refuse_other_folders,
+    refuse_undecoded,
+)
 from mtl_jax.launch.work import Work
 
 _ARCHIVE = "mtl_jax.tar.gz"
@@ -69,6 +77,7 @@ archive=$(mktemp)
 trap 'rm -f "$archive"' EXIT
 tar -czf "$archive" {left_out} -C {root} .
 
+crashes=0
 for restart in $(seq 0 {restarts}); do
     status=0
     ensure || status=$?
@@ -82,7 +91,11 @@ for restart in $(seq 0 {restarts}); do
     run || status=$?
     # The machines may be gone, or the run has saved what it had: it goes on in the same folder.
     if [ "$status" -ne {saved} ] && [ "$(state)" = READY ]; then
-        exit "$status"
+        if [ "$status" -eq 0 ] || [ "$status" -eq 2 ] || [ "$crashes" -ge {retries} ]; then
+            exit "$status"
+        fi
+        crashes=$((crashes + 1))
+        echo "status $status: begun again, $crashes of {retries}" >&2
     fi
 done
 exit {saved}
@@ -118,6 +131,8 @@ class Tpu(Options):
 again for one that could not be made, or is not ready yet, counts, too"""
     pause_seconds: int = 60
     """how long to wait before that is asked again"""
+    max_retries: int = 2
+    """how often a run that crashed is begun again, from its last checkpoint"""
     setup: Annotated[tuple[str, ...], UseAppendAction] = ()
     """a shell command on every worker before the run, as to mount a file system; again for more"""
     gcloud: Annotated[tuple[str, ...], UseAppendAction] = ()
@@ -125,10 +140,15 @@ again for one that could not be made, or is not ready yet, counts, too"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._refuse_below(0, "max_restarts", "pause_seconds")
-        for name in ("name", "zone"):
-            if not getattr(self, name):
-                raise UserError(f"--{name} is empty: name one")
+        self._refuse_outside(0, 65_535, "max_restarts", "max_retries")
+        self._refuse_outside(0, 86_400, "pause_seconds")
+        # Google's names are of RFC 1035: a letter comes first.
+        self._refuse_unlike(rf"(?=[a-z]){LABEL}", "my-slice (small letters, digits, '-')", "name")
+        self._refuse_unlike(rf"(?=[a-z]){LABEL}", "us-central1-a", "zone")
+        self._refuse_unlike(LABEL, "v5litepod-8", "accelerator_type")
+        self._refuse_unlike(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", "v2-alpha-tpuv5-lite", "version")
+        self._refuse_unlike(rf"({DOTTED}:)?{LABEL}", "my-project", "project")
+        self._refuse_unlike_options("gcloud", "--network=name")
 
     def runs_folder(self) -> str | None:
         """See ``Options``."""
@@ -150,7 +170,9 @@ again for one that could not be made, or is not ready yet, counts, too"""
                 f"--workdir {work.workdir} would be on each worker's own disk: name a folder, "
                 "from / on, of a file system that all workers mount"
             )
+        refuse_other_folders("--workdir", work.workdir)
         script = self.script(work)
+        refuse_undecoded(script)
         if self.dry_run:
             print(script, end="")
             return 0
@@ -180,6 +202,7 @@ again for one that could not be made, or is not ready yet, counts, too"""
             root=quoted([str(Path(__file__).parents[2])]),
             restarts=self.max_restarts,
             pause=self.pause_seconds,
+            retries=self.max_retries,
             saved=SAVED,
         )
 

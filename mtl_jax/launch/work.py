@@ -14,6 +14,9 @@ from mtl_jax.errors import UserError
 # The experiments that can be trained in parts.
 STUDIES = ("backbones", "freezing", "scarce_task", "unfreezing")
 
+# What --list-arms has behind a line whose arms are done.
+DONE = " (done)"
+
 _EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 _WORKDIR = "--workdir"
 
@@ -101,6 +104,8 @@ def read_work(words: Sequence[str], run_id: str, runs: str | None) -> Work:
             f"{kind!r} can't be launched: write train, or experiment and a name, behind the --"
         )
     workdir = _workdir(flags)
+    if workdir is not None and not workdir.strip():
+        raise UserError(f"{_WORKDIR} is empty: name a folder, or leave it out for one of its own")
     if workdir is None and "--help" not in flags:
         if runs is None:
             raise UserError(
