@@ -25,6 +25,8 @@ CONFIG = TrainConfig(
     [
         ({"epochs": 1, "steps": 5}, "epochs and steps are both given"),
         ({"epochs": 0}, "epochs 0 must be above 0"),
+        ({"min_steps": 1, "steps": 5}, "min_steps and steps are both given"),
+        ({"min_steps": -1}, "min_steps -1 must be at least 0"),
         ({"steps": 0}, "steps 0 must be at least 1"),
         ({"steps": 2**31}, "steps 2147483648 must be at most 2147483647"),
         ({"epochs": 1e300}, r"epochs 1e\+300 must be at most 2147483647"),
@@ -69,9 +71,11 @@ def test_a_phase_that_can_not_be_is_refused(fields, words):
 
 def test_settings_fill_what_a_phase_leaves_open():
     phase = Phase(scenario="top_1").completed(CONFIG)
+    phase = phase.settled(CONFIG, heads_alone=False, stated=False)
     assert phase == Phase(
         scenario="top_1",
         epochs=4.0,
+        min_steps=0,
         learning_rates=(("head", 0.1), ("backbone", 0.01)),
         layer_decay=0.5,
         schedule="linear",
@@ -112,6 +116,10 @@ def test_what_a_phase_says_itself_stays():
         ([{"epochs": 3 / 8}] * 8, [12] * 8, [4, 5, 5, 4, 4, 5, 5, 4]),
         ([{"epochs": 0.001}] * 2, [10] * 2, [1, 1]),
         ([{"epochs": 2.0}, {"steps": 5}, {"epochs": 0.5}], [10] * 3, [20, 5, 5]),
+        # Few texts have whole passes more until there are enough steps; what follows is as it was.
+        ([{"epochs": 2.0, "min_steps": 25}, {"epochs": 0.5}], [10] * 2, [30, 5]),
+        ([{"epochs": 0.5, "min_steps": 10}, {"epochs": 0.5, "min_steps": 5}], [10] * 2, [10, 5]),
+        ([{"epochs": 2.0, "min_steps": 20}], [10], [20]),
         # Where fewer texts have a label, an epoch is shorter.
         ([{"epochs": 1.0}, {"epochs": 1.0}], [10, 3], [10, 3]),
     ],
@@ -119,6 +127,50 @@ def test_what_a_phase_says_itself_stays():
 def test_epochs_become_steps_that_add_up(lengths, per_epoch, steps):
     phases = [Phase(scenario="top_1", **length) for length in lengths]
     assert boundaries(phases, per_epoch) == steps
+
+
+@pytest.mark.parametrize(
+    ("own", "settings", "heads_alone", "stated", "epochs", "min_steps"),
+    [
+        ({}, {}, False, False, 3.0, 150),
+        ({}, {}, True, False, 10.0, 4000),
+        # What is said of the length is meant.
+        ({}, {"epochs": 1}, False, False, 1.0, 0),
+        ({}, {"epochs": 1}, True, False, 1.0, 0),
+        ({"epochs": 2.0}, {}, False, True, 2.0, 0),
+        ({"epochs": 2.0, "min_steps": 7}, {}, True, True, 2.0, 7),
+        ({"min_steps": 7}, {"min_steps": 9}, False, False, 3.0, 7),
+        # A floor that is asked for holds beside --epochs, too.
+        ({}, {"epochs": 1, "min_steps": 80}, False, False, 1.0, 80),
+        ({}, {"epochs": 1, "min_steps": 80}, True, False, 1.0, 0),
+        ({}, {"epochs": 1, "head_min_steps": 90}, True, False, 1.0, 90),
+        ({"epochs": 2.0}, {"head_min_steps": 90}, True, True, 2.0, 90),
+        # Of a built-in recipe each phase has enough steps.
+        ({"epochs": 0.5}, {}, False, False, 0.5, 150),
+        ({"steps": 5}, {"min_steps": 80}, False, True, None, None),
+    ],
+)
+def test_a_phase_has_enough_steps_unless_its_length_is_stated(
+    own, settings, heads_alone, stated, epochs, min_steps
+):
+    config = TrainConfig(workdir="", **settings)
+    phase = Phase(scenario="top_1", **own).completed(config)
+    settled = phase.settled(config, heads_alone=heads_alone, stated=stated)
+    assert (settled.epochs, settled.min_steps, settled.steps) == (epochs, min_steps, phase.steps)
+
+
+def test_the_rate_of_heads_is_stated_or_open():
+    open_rate = TrainConfig(workdir="")
+    phase = Phase(scenario="top_1").completed(open_rate)
+    assert dict(phase.learning_rates) == {"backbone": 1e-4}
+    length = {"heads_alone": True, "stated": False}
+    assert dict(phase.settled(open_rate, **length).learning_rates)["head"] == 3e-3
+    swept = phase.settled(open_rate, **length, head_learning_rate=0.03)
+    assert swept.learning_rates == (("head", 0.03), ("backbone", 1e-4))
+    stated = TrainConfig(workdir="", head_learning_rate=0.5)
+    phase = Phase(scenario="top_1").completed(stated)
+    swept = phase.settled(stated, **length, head_learning_rate=0.03)
+    assert swept.learning_rates == (("head", 0.5), ("backbone", 1e-4))
 
 
 def test_phases_from_json():

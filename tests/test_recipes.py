@@ -1,5 +1,6 @@
 """Recipes: the phases of each by name, and those of one's own."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -52,6 +53,16 @@ def test_the_epochs_are_shared_among_the_phases(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_each_has_its_source(name):
     assert "Source: " in str(RECIPES[name].__doc__)
+
+
+def test_lp_ft_has_one_rate_after_the_linear_probe():
+    config = TrainConfig(
+        workdir="", recipe="lp_ft", head_learning_rate=0.5, backbone_learning_rate=2e-5
+    )
+    setting = dataclasses.replace(SETTING, backbone_learning_rate=config.backbone_learning_rate)
+    probe, fine_tuning = phases_of(config, setting)
+    assert dict(probe.learning_rates) == {"head": 0.5, "backbone": 2e-5}
+    assert dict(fine_tuning.learning_rates) == {"head": 2e-5, "backbone": 2e-5}
 
 
 def test_gradual_unfreezing_is_as_published():
@@ -118,7 +129,8 @@ def test_a_recipe_in_a_json_file(tmp_path):
     file.write_text('[{"scenario": "top_1", "steps": 3}, {"scenario": "none_frozen"}]')
     first, second = completed(file)
     assert (first.scenario, first.steps, first.epochs) == ("top_1", 3, None)
-    assert (second.scenario, second.epochs, second.schedule) == ("none_frozen", 6.0, "linear")
+    # How long a phase is that does not say so is settled where it is laid out on the data.
+    assert (second.scenario, second.epochs, second.schedule) == ("none_frozen", None, "linear")
 
 
 def test_a_recipe_in_a_python_file(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from experiments.heads import Heads
 from experiments.heads import run as run_heads
+from mtl_jax import sweep as sweeping
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.counts import class_counts, score_of_counts
 from mtl_jax.errors import UserError
@@ -19,7 +20,7 @@ from mtl_jax.metrics import mean_macro_f1, split_metrics
 from mtl_jax.run import Run
 from mtl_jax.seeds import devices_across
 from mtl_jax.step import TrainState, scanned_steps, take, train_step
-from mtl_jax.sweep import Grid, _Heads, sweep
+from mtl_jax.sweep import Grid, sweep
 from mtl_jax.train import train
 from mtl_jax.workdir import Workdir
 
@@ -98,10 +99,10 @@ def test_every_device_has_as_few_runs_as_can_be(devices, seeds, settings, across
 def test_the_settings_of_one_seed_are_spread_over_the_devices(swept, tmp_path):
     shared, inputs, result = swept
     run = Run(TrainConfig(workdir="", **shared), inputs)
-    heads = _Heads(run, dataclasses.replace(GRID, seeds=GRID.seeds[1:2]))
+    heads = sweeping.Heads(run, dataclasses.replace(GRID, seeds=GRID.seeds[1:2]))
     scores = []
     for epoch in range(shared["epochs"]):
-        heads.train(epoch)
+        heads.train([epoch])
         scores.append(heads.measure())
     np.testing.assert_allclose(np.stack(scores, axis=-1), result.validation[1:2], atol=1e-9)
     kernel = heads.best(0, 5)["classifier"]["kernel"]
@@ -179,7 +180,7 @@ def test_a_sweep_leaves_no_arrays_behind(swept):
         sweep(
             TrainConfig(workdir="", **shared), Grid((0,), (1e-2,), (0.0,), (1.0,), (1.0,)), inputs
         )
-        assert not [held for held in gc.get_objects() if type(held) is _Heads]
+        assert not [held for held in gc.get_objects() if type(held) is sweeping.Heads]
     finally:
         gc.enable()
 
