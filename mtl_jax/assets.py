@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, shortened
 from mtl_jax.locks import exclusive, unwritable
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _reason(stderr: str) -> str:
     lines = [line for line in lines if not line.startswith(("WARNING", "[notice]"))]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     reason = (errors or lines or ["pip gave no reason"])[-1]
-    return reason if len(reason) <= 200 else f"{reason[:197]}..."
+    return shortened(reason, 1000)
 
 
 @contextlib.contextmanager

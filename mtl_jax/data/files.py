@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON = (".jsonl", ".json")
+ENDINGS = (*_DELIMITERS, *_JSON)
+"""of the names of files that ``read_table`` reads"""
+
 _WHOLE = re.compile(r"(-?(?:0|[1-9]\d{0,15}))\.0+", re.ASCII)
 
 
