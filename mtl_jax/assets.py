@@ -121,12 +121,20 @@ def cache_dir() -> Path:
     """The folder for everything fetched or prepared, which need not exist yet.
 
     ``$MTL_JAX_CACHE``, else ``$XDG_CACHE_HOME/mtl_jax``, else ``~/.cache/mtl_jax``.
+
+    Raises:
+        UserError: There is no home folder.
     """
     if own := os.environ.get("MTL_JAX_CACHE"):
         return Path(own).expanduser().absolute()
     if shared := os.environ.get("XDG_CACHE_HOME"):
         return Path(shared).expanduser().absolute() / "mtl_jax"
-    return Path.home() / ".cache" / "mtl_jax"
+    try:
+        return Path.home() / ".cache" / "mtl_jax"
+    except RuntimeError as error:
+        raise UserError(
+            "there is no home folder to keep what is fetched in: set MTL_JAX_CACHE to a folder"
+        ) from error
 
 
 def minilm() -> Path:

@@ -18,6 +18,9 @@ from mtl_jax.cli import guarded, parse, prepare
 from mtl_jax.config import DEFAULT_BACKBONE, LongTexts, Pooling, Settings, TrainConfig
 from mtl_jax.errors import UserError, shortened
 
+# Of a deal: every row of a batch is a device's at least.
+_MOST_DEVICES = 2**16
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(Settings):
@@ -68,6 +71,14 @@ class Deal(Settings):
                 raise UserError(
                     f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1"
                 )
+        if self.processes * self.devices_per_process > _MOST_DEVICES:
+            raise UserError(
+                f"--processes {self.processes} of --devices-per-process "
+                f"{self.devices_per_process} are more than {_MOST_DEVICES:,} devices in all: lower "
+                "one of them"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed {self.seed} must be between 0 and {2**32 - 1}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +179,7 @@ def _main(argv: Sequence[str]) -> None:
         }[type(command)](command)
 
 
-_WIDEST = 250
+_WIDEST = 10_000
 _DESCRIPTION = "Multi-task fine-tuning of a BERT that is frozen as far as a scenario says."
 
 
@@ -181,9 +192,8 @@ def _train(config: TrainConfig) -> None:
 
 
 def _plan(command: Plan) -> None:
-    from rich.console import Console
-
-    from mtl_jax.plan import plan, table, total_time
+    from mtl_jax.console import Terminal
+    from mtl_jax.plan import TITLE, plan, tables, total_time
 
     estimates = plan(command, command.scenario, command.measure_seconds, command.recipe)
     if command.json:
@@ -191,8 +201,8 @@ def _plan(command: Plan) -> None:
             print(json.dumps(estimate.record()))
         return
     # Only a terminal has a width; a file takes the whole of a row.
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDEST, color_system=None)
-    console.print(table(estimates))
+    console = Terminal() if sys.stdout.isatty() else Terminal(width=_WIDEST, color_system=None)
+    console.print(TITLE, *tables(estimates, console.width), sep="\n")
     if command.recipe:
         print(f"all phases: {total_time(estimates)}")
     for estimate in estimates:

@@ -241,8 +241,9 @@ def loss_in_words(error: Exception) -> str | None:
     if not isinstance(error, kinds) or not any(sign in text for sign in _SIGNS_OF_LOSS):
         return None
     return (
-        f"process {index()} of {count()} lost another one, which has ended ({shortened(text, 300)}): "
-        "what that one said tells why; run the same command again to go on from the last checkpoint"
+        f"process {index()} of {count()} lost another one, which has ended "
+        f"({shortened(text, 300)}): what that one said tells why; run the same command again to go "
+        "on from the last checkpoint"
     )
 
 
