@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import logging
 import os
@@ -129,7 +130,8 @@ def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     _keep_descriptors()
     threads = _Threads(threading.excepthook)
-    threading.excepthook = threads
+    threading.excepthook, shown = threads, sys.excepthook
+    sys.excepthook = functools.partial(_show, shown)
     try:
         status = _status(main, argv)
     except Exception as error:
@@ -150,7 +152,7 @@ def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         if status == 0:
             threads.tell()
     finally:
-        threading.excepthook = threads.told
+        threading.excepthook, sys.excepthook = threads.told, shown
         _end_streams()
     # What is saved is saved by all at the same step.
     if status not in (0, SAVED):
@@ -166,7 +168,17 @@ def complain(message: str) -> None:
     """
     # Where standard error can't be written either, the status is all that there is to tell.
     with contextlib.suppress(OSError):
-        print(f"error: {shortened(message, _LONGEST)}", file=sys.stderr, flush=True)
+        line = shortened(message, _LONGEST).encode(errors="backslashreplace").decode()
+        print(f"error: {line}", file=sys.stderr, flush=True)
+
+
+def _show(told: Callable[..., Any], kind: type[BaseException], error: Any, trace: Any) -> None:
+    """Shows an error that nobody has caught, but for those of TensorStore's threads.
+
+    What they could not write, the main thread has been told before it closed its event loop.
+    """
+    if str(error) != "Event loop is closed":
+        told(kind, error, trace)
 
 
 class _Threads:

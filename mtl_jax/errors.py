@@ -47,7 +47,9 @@ def shortened(words: str, most: int) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, without its middle where it is long."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    # TensorStore adds where in its own source it was, and with what settings.
+    words = str(error).partition("[source locations=")[0]
+    lines = [line for line in words.splitlines() if line.strip()]
     return shortened(lines[0].strip(), 1000) if lines else repr(error)
 
 
