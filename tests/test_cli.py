@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from experiments.study import StudySettings
 from mtl_jax.cli import guarded, one_line, parse
 from mtl_jax.commands import Command, run
 from mtl_jax.errors import UserError, first_line
@@ -149,3 +150,22 @@ def test_a_user_without_a_home():
     assert done.stdout == "2\n"
     assert done.stderr.startswith("error: there is no home folder to keep what is fetched in: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["shards", "--processes=1000000000"], "more than 65,536 devices"),
+        (["shards", "--processes=1000", "--devices-per-process=1000"], "more than 65,536 devices"),
+        (["shards", "--seed=-1"], "--seed -1 must be between 0 and"),
+        (["train", "--workdir=x", "--seed=-1"], "--seed -1 must be between 0 and"),
+    ],
+)
+def test_absurd_counts_and_negative_seeds_are_refused(words, said, capsys):
+    assert run(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_negative_seeds_of_a_study_are_refused():
+    with pytest.raises(UserError, match=r"--seeds -1 must be between 0 and"):
+        StudySettings(workdir="x", seeds=(0, -1))

@@ -294,16 +294,18 @@ def test_names_of_users_are_no_markup(tmp_path):
     console = Console(file=printed, width=200, force_terminal=True, color_system=None)
     print_table(results, failures, console)
     write_report(tmp_path, results, failures)
-    drawn = [plot(results) for plot in (plots.learning_curves, plots.quality_against_cost)]
-    legend = [text.get_text() for text in drawn[0].figure.legends[0].get_texts()]
+    curves, scatter = plots.learning_curves(results), plots.quality_against_cost(results)
+    assert curves is not None
+    assert scatter is not None
+    legend = [text.get_text() for text in curves.figure.legends[0].get_texts()]
     page, notes = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     for name in NAMES:
         assert printed.getvalue().count(name) >= 2
         assert html.escape(name) in page
         assert f"`{name}`" in notes
         assert name in legend
-    assert {text.get_text() for text in drawn[1].figure.axes[0].texts} >= set(NAMES)
-    assert not any(text.get_parse_math() for text in drawn[1].figure.axes[0].texts)
+    assert {text.get_text() for text in scatter.figure.axes[0].texts} >= set(NAMES)
+    assert not any(text.get_parse_math() for text in scatter.figure.axes[0].texts)
     assert "<b>" not in page
 
 
