@@ -9,12 +9,13 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from experiments.benchmark_judges import Outcome, Sample, spread, title
 from experiments.document import Bullets, Cell, Code, Document, Heading, Paragraph, Row, Table
 from experiments.wording import MISSING, byte_size, fixed
+from mtl_jax.console import Terminal
 
 _DEFINITIONS = (
     "The two sides run in turn, each in a process of its own that stays alive and has been "
@@ -162,7 +163,7 @@ def print_table(
         notes: Rows that were skipped or failed, in words.
         console: Where to print; standard output by default.
     """
-    console = console or Console()
+    console = console or Terminal()
     drawn = RichTable(title="Medians", title_justify="left", box=SIMPLE_HEAD)
     table = outcome_table(outcomes)
     shown = [index for index, column in enumerate(table.columns) if column != "what"]
@@ -170,9 +171,9 @@ def print_table(
         drawn.add_column(table.columns[index], justify="right" if index else "left")
     styles = {"missed": "red", "reached": "green"}
     for row in table.rows:
-        cells = [escape(row.cells[index].text) for index in shown]
-        drawn.add_row(*cells, style=styles.get(cells[-1]))
+        cells = [row.cells[index].text for index in shown]
+        drawn.add_row(*map(Text, cells), style=styles.get(cells[-1]))
     if outcomes:
         console.print(drawn)
     for note in notes:
-        console.print(note.replace("`", ""), style="yellow", markup=False)
+        console.print(Text(note.replace("`", ""), style="yellow"))

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from experiments import wording
 from experiments.arms import Result, arms_of, per_seed
@@ -22,6 +21,7 @@ from experiments.outline import Failure, origin, warnings
 from experiments.report import rich_table, write_document
 from experiments.resampling import seeds_needed
 from experiments.statistics import LEVEL
+from mtl_jax.console import Terminal
 
 # Beside what is defined here, the cells that ``grid`` is given.
 __all__ = [
@@ -143,7 +143,7 @@ def leave(folder: Path, document: Document, most_columns: int | None = None) -> 
         most_columns: Of the table, on the terminal.
     """
     path = write_document(folder, document)
-    console = Console()
+    console = Terminal()
     tables = (block for block in document.blocks if isinstance(block, Table))
     table = next((table for table in tables if not table.textual), None)
     if table is not None:
@@ -151,7 +151,7 @@ def leave(folder: Path, document: Document, most_columns: int | None = None) -> 
     for block in document.blocks:
         if isinstance(block, Paragraph) and block.style:
             colour = "red" if block.style == "warning" else "default"
-            console.print(f"[{colour}]{escape(block.text.replace('`', ''))}[/{colour}]")
+            console.print(Text(block.text.replace("`", ""), style=colour))
     return path
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
     from experiments.statistics import Interval
 
@@ -125,6 +126,18 @@ def name_points(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, In
         if place not in _BESIDE:
             line = {"arrowstyle": "-", "color": SOFT, "lw": 0.7, "shrinkA": 0, "shrinkB": 5}
             axes.annotate("", mean, place, textcoords="offset points", arrowprops=line)
+
+
+def name_lines(figure: Figure, lines: Sequence[Line2D], columns: int) -> None:
+    """A legend below the axes of lines with the names that they have as labels."""
+    names = [str(line.get_label()) for line in lines]
+    for line in lines:
+        # Matplotlib leaves out what has a label that begins with an underscore.
+        line.set_label("line")
+    place, columns = "outside lower center", min(columns, len(lines))
+    legend = figure.legend(handles=lines, loc=place, ncols=columns)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
 
 
 def _note(axes: Axes, text: str, height: float) -> None:

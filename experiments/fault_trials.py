@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.fault_runs import Command, Ended, Moment, Pace, differences, is_saving
-from mtl_jax.errors import SAVED, UserError
+from mtl_jax.errors import SAVED, UserError, shortened
 from mtl_jax.saved import Saved
 from mtl_jax.seal import DamageError
 from mtl_jax.workdir import Workdir
@@ -161,7 +161,7 @@ class Trials:
 
 
 def _last_line(ended: Ended) -> str:
-    return (ended.said.splitlines() or ["nothing said"])[-1][:300]
+    return shortened((ended.said.splitlines() or ["nothing said"])[-1], 1000)
 
 
 def _damage(folder: Path) -> str | None:

@@ -81,11 +81,9 @@ def run(study: Heads, command: str) -> None:
         UserError: The settings are wrong, no run has converged, or the folder holds something
             else.
     """
-    from rich.console import Console
-
     from experiments.heads_report import document, setting_table
     from experiments.report import rich_table, write_document
-    from mtl_jax.console import say
+    from mtl_jax.console import Terminal, say
     from mtl_jax.inputs import Inputs
     from mtl_jax.jsonfiles import read_lines, rewrite_lines
     from mtl_jax.sweep import ready, sweep_of
@@ -119,7 +117,7 @@ def run(study: Heads, command: str) -> None:
         context = {**circumstances(command, started), "data": inputs.notes()}
         report = write_document(folder.path, document(lines, context))
         rewrite_lines(results_file, lines)
-    Console().print(rich_table(setting_table(lines, most=12)))
+    Terminal().print(rich_table(setting_table(lines, most=12)))
     say(f"{count} runs in {time.time() - started:.0f} s; the report is {report}")
 
 

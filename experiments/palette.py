@@ -69,6 +69,8 @@ _STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "savefig.dpi": 200,
+    # The names of arms and settings are texts of users.
+    "text.parse_math": False,
 }
 
 

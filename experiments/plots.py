@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from experiments.arms import (
 from experiments.drawing import (
     arm_axis,
     draw_interval,
+    name_lines,
     name_points,
     panel_row,
     reference_lines,
@@ -52,7 +54,9 @@ Plot = Callable[[Sequence[Result]], Drawn | None]
 
 def save(figure: Figure, file: IO[bytes]) -> None:
     """Writes a figure as PNG, at twice the resolution of a plain screen."""
-    with styled():
+    with styled(), warnings.catch_warnings():
+        # A box is drawn for a character that the font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(file, format="png")
 
 
@@ -114,7 +118,6 @@ def learning_curves(results: Sequence[Result]) -> Drawn | None:
                     marker=style.marker,
                     ms=4.5,
                     lw=1.6,
-                    label=arm,
                 )
             seconds_axis(axes)
             axes.set(title=f"{task}, validation", xlabel="training time, seconds (log scale)")
@@ -124,7 +127,7 @@ def learning_curves(results: Sequence[Result]) -> Drawn | None:
             for a in trained_arms(results)
             if any(a in curves[task] for task in TASKS)
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+        name_lines(figure, handles, 4)
     return Drawn(
         "learning_curves",
         figure,

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 _CODE = re.compile(r"`([^`\n]+)`")
 # What would start markup where a report could meet it. A lone underscore inside a word, a
 # bracket without a target or a "<" before a space are harmless and stay readable.
-_MARKDOWN = re.compile(r"[\\*`~]|(?<!\w)_|_(?!\w)|<(?=[a-zA-Z/!?])|&(?=#?\w+;)|\](?=[(\[])|^[\[>#]")
+_MARKDOWN = re.compile(
+    r"[\\*`~$]|(?<!\w)_|_(?!\w)|<(?=[a-zA-Z/!?])|&(?=#?\w+;)|\](?=[(\[])"
+    r"|^[\[>#]|^[-+](?=\s)|(?<=^\d)[.)](?=\s)"
+)
+_ESCAPED = r"\\\g<0>"
+_BRACKET = re.compile(r"(?<!\\)[\[\]]")
 
 
 def to_markdown(document: Document) -> str:
@@ -58,7 +63,7 @@ def _spans(text: str, plain: Callable[[str], str], code: Callable[[str], str]) -
 
 
 def _md(text: str) -> str:
-    return _spans(text, lambda piece: _MARKDOWN.sub(r"\\\g<0>", piece), lambda piece: f"`{piece}`")
+    return _spans(text, lambda piece: _MARKDOWN.sub(_ESCAPED, piece), lambda piece: f"`{piece}`")
 
 
 def _ht(text: str) -> str:
@@ -80,7 +85,8 @@ def _markdown_block(block: Block) -> str:
         case Code(text):
             return "\n".join(f"    {line}" for line in text.splitlines())
         case Picture(name, _, caption):
-            return f"![{_md(caption)}]({name})"
+            # A bracket that has no fellow would end the caption.
+            return f"![{_BRACKET.sub(_ESCAPED, _md(caption))}]({name})"
         case Table():
             return _markdown_table(block)
 

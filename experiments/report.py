@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from experiments import tables
 from experiments.arms import Result, evaluation_split, read_results
@@ -15,11 +14,14 @@ from experiments.document import Cell, Document, Picture, Row, Table
 from experiments.outline import Failure, build, failure_text
 from experiments.recommendation import explain, recommend
 from experiments.render import to_html, to_markdown
+from mtl_jax.console import Terminal
 from mtl_jax.whole import whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from rich.console import Console
 
 
 def write_report(
@@ -55,9 +57,9 @@ def write_document(workdir: Path, document: Document) -> Path:
     for block in document.blocks:
         if isinstance(block, Picture):
             _write(workdir / block.name, block.png)
-    _write(workdir / "report.md", to_markdown(document).encode())
+    _write(workdir / "report.md", to_markdown(document).encode(errors="backslashreplace"))
     path = workdir / "report.html"
-    _write(path, to_html(document).encode())
+    _write(path, to_html(document).encode(errors="backslashreplace"))
     return path
 
 
@@ -78,14 +80,14 @@ def print_table(
         failures: Arms without a result.
         console: Where to print; standard output by default.
     """
-    console = console or Console()
+    console = console or Terminal()
     if results:
         advice = recommend(results)
         console.print(rich_table(_summary(results, advice.chosen.arm if advice else None)))
         if advice:
-            console.print("\n" + escape(" ".join(explain(advice)).replace("`", "")))
+            console.print(Text("\n" + " ".join(explain(advice)).replace("`", "")))
     for failure in failures:
-        console.print(f"[red]{escape(failure_text(failure).replace('`', ''))}[/red]")
+        console.print(Text(failure_text(failure).replace("`", ""), style="red"))
 
 
 def _summary(results: Sequence[Result], chosen: str | None) -> Table:
@@ -104,13 +106,13 @@ def _summary(results: Sequence[Result], chosen: str | None) -> Table:
 def rich_table(table: Table) -> RichTable:
     """A table for the terminal; the chosen row is bold."""
     drawn = RichTable(
-        title=escape(table.title), title_style="bold", title_justify="left", box=SIMPLE_HEAD
+        title=Text(table.title), title_style="bold", title_justify="left", box=SIMPLE_HEAD
     )
     for index, column in enumerate(table.columns):
-        drawn.add_column(escape(column), justify="right" if index else "left", no_wrap=True)
+        drawn.add_column(Text(column), justify="right" if index else "left", no_wrap=True)
     styles = {"chosen": "bold", "reference": "dim italic"}
     for row in table.rows:
-        cells = [escape(cell.plain.replace("`", "")) for cell in row.cells]
+        cells = [Text(cell.plain.replace("`", "")) for cell in row.cells]
         drawn.add_row(*cells, style=styles.get(row.style))
     return drawn
 

@@ -60,6 +60,8 @@ its own folder, and write no report; several processes may train a part each at 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._refuse_empty("seeds")
+        if strange := [seed for seed in self.seeds if not 0 <= seed < 2**32]:
+            raise UserError(f"--seeds {strange[0]} must be between 0 and {2**32 - 1}")
         if self.seeds_at_once is not None and self.seeds_at_once < 1:
             raise UserError(f"--seeds-at-once {self.seeds_at_once} must be at least 1")
         if self.part is not None and self.chosen_part is None:

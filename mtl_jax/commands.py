@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,10 @@ from tyro.conf import subcommand
 from mtl_jax import preemption, processes
 from mtl_jax.cli import guarded, parse, prepare
 from mtl_jax.config import DEFAULT_BACKBONE, LongTexts, Pooling, Settings, TrainConfig
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, shortened
+
+# Of a deal: every row of a batch is a device's at least.
+_MOST_DEVICES = 2**16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,14 @@ class Deal(Settings):
                 raise UserError(
                     f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1"
                 )
+        if self.processes * self.devices_per_process > _MOST_DEVICES:
+            raise UserError(
+                f"--processes {self.processes} of --devices-per-process "
+                f"{self.devices_per_process} are more than {_MOST_DEVICES:,} devices in all: lower "
+                "one of them"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed {self.seed} must be between 0 and {2**32 - 1}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,20 +95,31 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Read lines of text, write JSON lines: both tasks' labels with their probabilities."""
+    """Read texts, write JSON lines: both tasks' labels with their probabilities."""
 
     workdir: str
     """folder of a run"""
+    input: str | None = None
+    """CSV, TSV or JSON Lines file of the texts, or a file with a text in each line; by default \
+standard input, a text in each line"""
+    text_column: str | None = None
+    """with --input: the column that holds the text; by default that of the training"""
     long_texts: LongTexts | None = None
     """what becomes of texts longer than --max-length was; by default as in training"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Extract:
-    """Read lines of text, write their pooled vectors as a float32 .npy file."""
+    """Read texts, write their pooled vectors as a float32 .npy file."""
 
     output: str
     """the .npy file to write"""
+    input: str | None = None
+    """CSV, TSV or JSON Lines file of the texts, or a file with a text in each line; by default \
+standard input, a text in each line"""
+    text_column: str | None = None
+    """with --input: the column that holds the text; by default that of the training of --workdir, \
+else text"""
     backbone: str | None = None
     """checkpoint: a folder, or a name on the hub; sentence-transformers/all-MiniLM-L6-v2 \
 unless --workdir is given"""
@@ -157,7 +179,7 @@ def _main(argv: Sequence[str]) -> None:
         }[type(command)](command)
 
 
-_WIDEST = 250
+_WIDEST = 10_000
 _DESCRIPTION = "Multi-task fine-tuning of a BERT that is frozen as far as a scenario says."
 
 
@@ -170,9 +192,8 @@ def _train(config: TrainConfig) -> None:
 
 
 def _plan(command: Plan) -> None:
-    from rich.console import Console
-
-    from mtl_jax.plan import plan, table, total_time
+    from mtl_jax.console import Terminal
+    from mtl_jax.plan import TITLE, plan, tables, total_time
 
     estimates = plan(command, command.scenario, command.measure_seconds, command.recipe)
     if command.json:
@@ -180,8 +201,8 @@ def _plan(command: Plan) -> None:
             print(json.dumps(estimate.record()))
         return
     # Only a terminal has a width; a file takes the whole of a row.
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDEST, color_system=None)
-    console.print(table(estimates))
+    console = Terminal() if sys.stdout.isatty() else Terminal(width=_WIDEST, color_system=None)
+    console.print(TITLE, *tables(estimates, console.width), sep="\n")
     if command.recipe:
         print(f"all phases: {total_time(estimates)}")
     for estimate in estimates:
@@ -213,23 +234,68 @@ def _evaluate(command: Evaluate) -> None:
     print(json.dumps(model.evaluate(command.split)))
 
 
-def _lines() -> Iterator[str]:
-    from mtl_jax.trained import read_lines
+def _texts(
+    command: Predict | Extract,
+) -> Callable[[str | None, Iterable[str]], Iterator[str]]:
+    """Opens what the texts come from.
 
+    Returns:
+        What reads them, when it is told the column to read by default, None where there is none,
+        and the columns that a header may name.
+    """
+    from mtl_jax.console import say
+    from mtl_jax.trained import looks_like_header, read_lines, read_texts
+
+    if command.input is not None:
+        path = Path(command.input).expanduser()
+        if not command.input or not path.exists() or path.is_dir():
+            raise UserError(f"--input {command.input!r}: there is no such file: correct the path")
+
+        def of_file(column: str | None, known: Iterable[str]) -> Iterator[str]:
+            del known
+            if column is None and command.text_column is None:
+                raise UserError(
+                    "the tasks were trained on texts of different columns: name one with "
+                    "--text-column"
+                )
+            return read_texts(path, command.text_column, column or "")
+
+        return of_file
+    if command.text_column is not None:
+        raise UserError(
+            f"--text-column {command.text_column} needs --input: name a file, or leave it out"
+        )
     if sys.stdin is None:
         raise UserError("standard input is closed: give it lines of text, or < /dev/null for none")
-    # A reader of its own: the thread that reads may still wait when the process ends, and the
-    # interpreter can't close its own standard input then.
-    return read_lines(io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False)))
+    try:
+        # A reader of its own: the thread that reads may still wait when the process ends, and
+        # the interpreter can't close its own standard input then.
+        stream = io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False))
+    except OSError as error:
+        raise UserError(
+            f"standard input can't be read ({error.strerror}): give it lines of text"
+        ) from error
+
+    def of_lines(column: str | None, known: Iterable[str]) -> Iterator[str]:
+        del column
+        for number, line in enumerate(read_lines(stream)):
+            if number == 0 and looks_like_header(line, known):
+                say(
+                    f"warning: the first line, {shortened(line, 80)!r}, is taken for a text, and "
+                    "looks like that of a table: read it with --input FILE --text-column COLUMN"
+                )
+            yield line
+
+    return of_lines
 
 
 def _predict(command: Predict) -> None:
     from mtl_jax.console import say
     from mtl_jax.trained import TrainedModel
 
-    lines = _lines()
+    texts = _texts(command)
     model = TrainedModel(command.workdir, command.long_texts)
-    _print_json(model.predict(lines))
+    _print_json(model.predict(texts(model.text_column, model.columns)))
     if model.cut or model.empty:
         say(f"{model.cut} texts were cut to {model.reader.max_length} tokens, {model.empty} empty")
 
@@ -249,23 +315,28 @@ def _replay(command: Replay) -> None:
 
 def _extract(command: Extract) -> None:
     from mtl_jax.console import say
-    from mtl_jax.trained import TrainedModel, checkpoint_encoder, write_vectors
+    from mtl_jax.trained import TrainedModel, check_output, checkpoint_encoder, write_vectors
 
-    lines = _lines()
+    output = Path(command.output).expanduser()
+    check_output(output)
+    texts = _texts(command)
+    column: str | None = "text"
+    known: Iterable[str] = (column,)
     if command.workdir is not None:
         if (command.backbone, command.pooling, command.max_length) != (None, None, None):
             raise UserError(
                 "--workdir settles --backbone, --pooling and --max-length: leave them out"
             )
         encoder = TrainedModel(command.workdir, command.long_texts)
+        column, known = encoder.text_column, encoder.columns
     else:
         backbone = command.backbone or DEFAULT_BACKBONE
         max_length = 128 if command.max_length is None else command.max_length
         encoder = checkpoint_encoder(
             backbone, command.pooling, max_length, command.long_texts or "cut"
         )
-    vectors = encoder.pooled(lines)
-    rows = write_vectors(Path(command.output), vectors, encoder.width)
+    vectors = encoder.pooled(texts(column, known))
+    rows = write_vectors(output, vectors, encoder.width)
     say(
         f"{rows} vectors of {encoder.width} in {command.output}; {encoder.cut} texts were cut to "
         f"{encoder.reader.max_length} tokens, {encoder.empty} empty"

@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mtl_jax import processes
 
-_console = Console(stderr=True, highlight=False, soft_wrap=True)
+# Columns and lines of a terminal at least, whatever it says of itself: in none nothing is shown.
+_SMALLEST = ConsoleDimensions(40, 10)
+
+
+class Terminal(Console):
+    """A console that shows every text as it stands, however small the terminal says it is."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **settings})
+
+    @property
+    def size(self) -> ConsoleDimensions:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Columns and lines."""
+        return ConsoleDimensions(*map(max, super().size, _SMALLEST))
+
+
+_console = Terminal(stderr=True, soft_wrap=True)
 
 
 def say(message: str) -> None:
     """Prints one line; of several processes the first does."""
-    if processes.is_main():
-        _console.print(message, markup=False)
+    if not processes.is_main():
+        return
+    try:
+        _console.print(message)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        # A run does not end because what it says can't be written, as on a full disk.
+        return
 
 
 def is_terminal() -> bool:
@@ -53,10 +77,10 @@ def training_bar(title: str, total: int, done: int) -> Iterator[Callable[..., No
         ``update(done, losses, rate)``: steps done, mean loss per task, examples per second.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
+        TextColumn("{task.fields[status]}", markup=False),
         TimeRemainingColumn(),
     )
     shown = _console.is_terminal and processes.is_main()

@@ -36,9 +36,21 @@ class Preempted(BaseException):
     """
 
 
+def shortened(words: str, most: int) -> str:
+    """A text of at most ``most`` characters, about, without its middle.
+
+    A message names its thing at the beginning, and the reason and the remedy at the end.
+    """
+    half = most // 2
+    return words if len(words) <= most else f"{words[:half]} ... {words[-half:]}"
+
+
 def first_line(error: BaseException) -> str:
-    """What an error says, in at most 200 characters of one line."""
-    return str(error).splitlines()[0][:200] if str(error) else repr(error)
+    """The first line of what an error says, without its middle where it is long."""
+    # TensorStore adds where in its own source it was, and with what settings.
+    words = str(error).partition("[source locations=")[0]
+    lines = [line for line in words.splitlines() if line.strip()]
+    return shortened(lines[0].strip(), 1000) if lines else repr(error)
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:

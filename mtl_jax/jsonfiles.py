@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax import processes
-from mtl_jax.errors import UserError, cannot_read, cannot_write, first_line
+from mtl_jax.errors import UserError, cannot_read, cannot_write, first_line, shortened
 from mtl_jax.whole import whole
 
 OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -51,7 +51,7 @@ def parse_json(text: str, schema: Mapping[str, Any], origin: str, remedy: str) -
     if problem := exceptions.best_match(validator.iter_errors(value)):
         place = problem.json_path.removeprefix("$").removeprefix(".")
         raise UserError(
-            f"{origin}: {place + ': ' if place else ''}{_shortened(problem.message)}: {remedy}"
+            f"{origin}: {place + ': ' if place else ''}{shortened(problem.message, 200)}: {remedy}"
         )
     return value
 
@@ -63,12 +63,6 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
     return found
-
-
-def _shortened(words: str, most: int = 200) -> str:
-    """A message without the middle of what it quotes: its reason is at its end."""
-    half = most // 2
-    return words if len(words) <= most else f"{words[:half]} ... {words[-half:]}"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from mtl_jax.data.batches import HostBatch
 from mtl_jax.data.tokens import Tokens
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, first_line
 from mtl_jax.whole import whole
 
 # The arrays beside those of the batch.
@@ -130,7 +130,8 @@ def _read(path: Path) -> KeptBatch:
         raise UserError(f"{path} is not there: name a file that a run has kept") from error
     except (EOFError, OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path} is no batch that a run has kept, or damaged ({str(error)[:200]}): name another"
+            f"{path} is no batch that a run has kept, or damaged ({first_line(error)}): name "
+            "another"
         ) from error
 
 

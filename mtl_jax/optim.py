@@ -18,6 +18,8 @@ from mtl_jax.freeze import Freeze, Params, longest_prefix
 
 # Howard & Ruder 2018, section 3.2: how much smaller the lowest rate is than the peak.
 _RATIO = 32
+# Steps whose learning rates are worked out together.
+_BLOCK = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +50,9 @@ class OptimizerConfig:
 
     def rates(self, groups: Sequence[str], count: int) -> dict[str, float]:
         """The learning rate that each of ``groups`` has after ``count`` steps of the schedule."""
-        factors = _factors(self.schedule, self.warmup_steps, self.total_steps)
-        return {group: float(np.float32(self.rate(group)) * factors[count]) for group in groups}
+        block, place = divmod(count, _BLOCK)
+        factor = _factors(self.schedule, self.warmup_steps, self.total_steps, block)[place]
+        return {group: float(np.float32(self.rate(group)) * factor) for group in groups}
 
 
 def warmup_linear(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
@@ -101,14 +104,16 @@ _SCHEDULES = {
 
 
 @functools.lru_cache(maxsize=4)
-def _factors(schedule: Schedule, warmup_steps: int, total_steps: int) -> np.ndarray:
-    """What the peak is multiplied by in each step, float32 [total_steps].
+def _factors(schedule: Schedule, warmup_steps: int, total_steps: int, block: int) -> np.ndarray:
+    """What the peak is multiplied by in each step of a block of them, float32 [_BLOCK].
 
-    All at once: a single number would wait for the steps that the device has still to take.
+    Many at once: a single number would wait for the steps that the device has still to take.
+    Not all: a run may be of billions of steps.
     """
     make = _SCHEDULES[schedule](1.0, warmup_steps, total_steps)
-    factors = make(np.arange(total_steps, dtype=np.int32))
-    return np.broadcast_to(np.asarray(factors, np.float32), total_steps)
+    steps = np.arange(block * _BLOCK, (block + 1) * _BLOCK)
+    factors = make(np.minimum(steps, total_steps).astype(np.int32))
+    return np.broadcast_to(np.asarray(factors, np.float32), _BLOCK)
 
 
 def layer_rates(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len
 from rich.table import Table
+from rich.text import Text
 
 from mtl_jax.arrayfile import file_bytes
 from mtl_jax.config import Settings, TrainConfig
@@ -18,6 +21,16 @@ from mtl_jax.inputs import Inputs
 from mtl_jax.run import Run
 from mtl_jax.scenarios import FROZEN
 from mtl_jax.store import in_memory
+
+TITLE = "FLOPs per training text; time on this machine"
+"""of the tables"""
+
+_SECONDS = ("prefix", "training", "validation", "final", "total")
+_TITLES = (
+    *("trained", "frozen", "optimizer", "kept", "in"),
+    *(f"{name}\nFLOPs" for name in ("forward", "backward", "once")),
+    *(f"{name}\ntime" for name in _SECONDS),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,26 +148,55 @@ def _cache_warnings(run: Run) -> Iterator[str]:
         yield from store.refusals(sum(file_bytes(array.shape, array.dtype) for array in files))
 
 
-def table(estimates: Sequence[Estimate]) -> Table:
-    """A row for each scenario that can run; FLOPs are per training text."""
-    titles = ("trained", "frozen", "optimizer", "kept", "in")
-    flops = ("forward", "backward", "once")
-    seconds = ("prefix", "training", "validation", "final", "total")
-    result = Table("scenario", title="FLOPs per training text; time on this machine")
-    for title in (*titles, *(f"{name}\nFLOPs" for name in flops), *(f"{n}\ntime" for n in seconds)):
-        result.add_column(title, justify="right", no_wrap=True)
+def tables(estimates: Sequence[Estimate], width: int) -> list[Table]:
+    """Tables with a row for each scenario that can run; FLOPs are per training text.
+
+    Args:
+        estimates: The scenarios.
+        width: Columns of the terminal. What does not fit beside each other is in tables below
+            each other, each with the names of the rows.
+    """
+    names, rows = [], []
     for estimate in estimates:
         if cost := estimate.cost:
-            result.add_row(
-                estimate.scenario,
-                f"{cost.trainable_parameters:,}",
-                f"{cost.frozen_parameters:,}",
-                in_bytes(cost.optimizer_state_bytes),
-                in_bytes(cost.cache_bytes),
-                cost.cache_place,
-                *(scaled(cost.flops[n], 1000, ("", "k", "M", "G", "T")) for n in cost.flops),
-                *(duration(cost.seconds[name]) for name in seconds),
+            names.append(estimate.scenario)
+            rows.append(
+                [
+                    f"{cost.trainable_parameters:,}",
+                    f"{cost.frozen_parameters:,}",
+                    in_bytes(cost.optimizer_state_bytes),
+                    in_bytes(cost.cache_bytes),
+                    cost.cache_place,
+                    *(scaled(cost.flops[n], 1000, ("", "k", "M", "G", "T")) for n in cost.flops),
+                    *(duration(cost.seconds[name]) for name in _SECONDS),
+                ]
             )
+    widths = [
+        max(map(len, (*title.split("\n"), *cells)))
+        for title, *cells in zip(_TITLES, *rows, strict=True)
+    ]
+    # A name that takes more than half of the terminal is broken.
+    first = min(max(map(cell_len, ("scenario", *names))), width // 2 - 4)
+    found, places = [], list(range(len(_TITLES)))
+    while places:
+        # Each column has its border and a space on either side.
+        ends = itertools.accumulate((widths[place] + 3 for place in places), initial=first + 4)
+        fitting = max(sum(end <= width for end in ends) - 1, 1)
+        found.append(_table(names, rows, first, places[:fitting]))
+        places = places[fitting:]
+    return found
+
+
+def _table(
+    names: Sequence[str], rows: Sequence[Sequence[str]], first: int, places: Sequence[int]
+) -> Table:
+    """The columns at some places, beside the names of the rows in a column of a width."""
+    result = Table()
+    result.add_column("scenario", width=first)
+    for place in places:
+        result.add_column(_TITLES[place], justify="right", no_wrap=True)
+    for name, row in zip(names, rows, strict=True):
+        result.add_row(Text(name, overflow="fold"), *(row[place] for place in places))
     return result
 
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
-from mtl_jax.errors import Preempted, SharedError, UserError, first_line
+from mtl_jax.errors import Preempted, SharedError, UserError, first_line, shortened
 from mtl_jax.peers import LeftError, Meeting, Peers, PeersError
 
 T = TypeVar("T")
@@ -325,8 +325,9 @@ def loss_in_words(error: Exception) -> str | None:
     if not isinstance(error, kinds) or not any(sign in text for sign in _SIGNS_OF_LOSS):
         return None
     return (
-        f"process {index()} of {count()} lost another one, which has ended ({text[:160]}): what "
-        "that one said tells why; run the same command again to go on from the last checkpoint"
+        f"process {index()} of {count()} lost another one, which has ended "
+        f"({shortened(text, 300)}): what that one said tells why; run the same command again to go "
+        "on from the last checkpoint"
     )
 
 

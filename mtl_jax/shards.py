@@ -66,13 +66,12 @@ def deal(
         met = np.zeros(len(lengths), np.int64)
         texts, tokens = np.zeros(processes, np.int64), np.zeros(processes, np.int64)
         most_apart = 0
+        each = part(plan.layout.rows, 0, processes).stop
         for placement in order.placements(epoch):
-            for process in range(processes):
-                own = part(plan.layout.rows, process, processes)
-                here = placement.within(own.start, own.stop).texts
-                np.add.at(met, here, 1)
-                texts[process] += len(here)
-                tokens[process] += lengths[here].sum()
+            np.add.at(met, placement.texts, 1)
+            process = placement.rows // each
+            np.add.at(texts, process, 1)
+            np.add.at(tokens, process, lengths[placement.texts])
             most_apart = max(most_apart, int(np.ptp(texts)))
         repeated, lost = int((met > 1).sum()), int((met == 0).sum())
         yield Shards(epoch, plan.steps, texts, tokens, repeated, lost, most_apart)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import json
+import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -15,18 +19,19 @@ from mtl_jax import pretrained
 from mtl_jax.ahead import ahead
 from mtl_jax.config import TASKS, BertConfig, DataConfig, LongTexts, Pooling
 from mtl_jax.console import say
+from mtl_jax.data import files
 from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.examples import MISSING, load_corpus
 from mtl_jax.data.packing import Layout
 from mtl_jax.data.tokens import load_tokenizer
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, cannot_read
 from mtl_jax.evaluate import Evaluator, ModelSpec
 from mtl_jax.freeze import Params
 from mtl_jax.inputs import Split, TextReader
 from mtl_jax.metrics import Metrics
 from mtl_jax.record import model_spec, read_record
 from mtl_jax.saved import Saved
-from mtl_jax.whole import whole
+from mtl_jax.whole import other_kind, whole
 from mtl_jax.workdir import Workdir
 
 # Texts in memory at a time, while as many wait; enough for the packing to leave little padding.
@@ -89,6 +94,8 @@ class TrainedModel(Encoder):
 
     Attributes:
         classes: Per task the names of its classes.
+        text_column: The column of the texts that it was trained on; None where the tasks' differ.
+        columns: The names of all columns that it was trained on.
     """
 
     def __init__(self, folder: str | Path, long_texts: LongTexts | None = None):
@@ -109,6 +116,10 @@ class TrainedModel(Encoder):
             task: tuple(names) for task, names in record["classes"].items()
         }
         self._data = DataConfig(**settings["data"])
+        origins = self._data.origins
+        texts = {origin.text_column for origin in origins}
+        self.text_column = next(iter(texts)) if len(texts) == 1 else None
+        self.columns = texts.union(*(labels.values() for labels in origins.values()))
         reader = TextReader(
             load_tokenizer(workdir.path / "tokenizer"),
             BertConfig(**record["bert"]),
@@ -199,6 +210,22 @@ def checkpoint_encoder(
     return Encoder(spec, {"backbone": params}, reader)
 
 
+def check_output(path: Path) -> None:
+    """Refuses where ``write_vectors`` can't write, before there is anything to write.
+
+    Raises:
+        UserError: It is something else than a file, or is in a folder that can't be written.
+    """
+    kind = "a folder" if not path.name else other_kind(path)
+    if kind:
+        raise UserError(f"{path} is {kind}: name a .npy file")
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise UserError(f"{path} can't be written (there is no folder {folder}): make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path} can't be written (no access to {folder}): name another file")
+
+
 def write_vectors(path: Path, vectors: Iterable[np.ndarray], width: int) -> int:
     """Streams rows into a ``.npy`` file, which appears when it is whole.
 
@@ -210,8 +237,7 @@ def write_vectors(path: Path, vectors: Iterable[np.ndarray], width: int) -> int:
     Returns:
         The number of rows.
     """
-    if not path.name or path.is_dir():
-        raise UserError(f"{path} is a folder: name a .npy file")
+    check_output(path)
     rows = 0
     try:
         with whole(path) as draft, draft.open("wb") as file:
@@ -232,16 +258,80 @@ def _write_header(file: IO[bytes], rows: int, width: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def read_lines(stream: IO[bytes]) -> Iterator[str]:
+def read_lines(stream: IO[bytes], origin: str = "standard input") -> Iterator[str]:
     """Lines of UTF-8 text without their ends.
 
+    Args:
+        stream: Where they come from.
+        origin: What to call it in an error.
+
     Raises:
-        UserError: A line is not UTF-8.
+        UserError: It can't be read, or a line is not UTF-8.
     """
-    for number, line in enumerate(stream, start=1):
-        try:
+    number = 0
+    try:
+        for line in stream:
+            number += 1
             yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"standard input, line {number}: not valid UTF-8 ({error.reason}): convert it"
-            ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{origin}, line {number}: not valid UTF-8 ({error.reason}): convert it"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{origin} can't be read ({error.strerror}): give it lines of text"
+        ) from error
+
+
+def read_texts(path: Path, text_column: str | None, otherwise: str) -> Iterator[str]:
+    """The texts of a file.
+
+    Args:
+        path: A ``.csv``, ``.tsv``, ``.jsonl`` or ``.json`` file with a column of texts; of a file
+            with another ending, and without ``text_column``, each line is a text.
+        text_column: The column.
+        otherwise: The column where that is None.
+
+    Raises:
+        UserError: The file can't be read, lacks the column, or is damaged; what is no table is
+            damaged where it is read.
+    """
+    if text_column is None and path.suffix.lower() not in files.ENDINGS:
+        try:
+            stream = path.open("rb")
+        except OSError as error:
+            raise cannot_read(path, error) from error
+        return _closing(stream, read_lines(stream, str(path)))
+    return iter(files.read_table(path, text_column or otherwise, {}).texts)
+
+
+def _closing(stream: IO[bytes], lines: Iterator[str]) -> Iterator[str]:
+    with stream:
+        yield from lines
+
+
+# Names of columns that many files have.
+_USUAL = {"id", "text", "sentence", "title", "body", "content", "comment", "review", "message"}
+_USUAL |= {"tweet", "document", "label", "category", "class", "topic", "sentiment", "rating"}
+
+
+def looks_like_header(line: str, columns: Iterable[str]) -> bool:
+    """Whether a line names the columns of a table, or holds an object of JSON Lines.
+
+    Args:
+        line: The first one of what is taken for lines of text.
+        columns: Names that a column is known to have.
+    """
+    line, known = line.removeprefix("\ufeff").strip(), {name.lower() for name in columns}
+    if line.startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            names = json.loads(line)
+            return isinstance(names, dict) and bool({*map(str.lower, names)} & (known | _USUAL))
+        return False
+    for delimiter in ("\t", ","):
+        fields = [field.strip().strip('"').strip().lower() for field in line.split(delimiter)]
+        if known & {*fields}:
+            return True
+        if len(fields) > 1 and all(re.fullmatch(r"\w+", field) for field in fields):
+            return bool(_USUAL & {*fields})
+    return False

@@ -145,15 +145,16 @@ def flags(shared_settings):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Makes an empty disk of so many mebibytes."""
+    """Makes an empty disk of so many mebibytes, and with room for so many files."""
     with contextlib.ExitStack() as disks:
 
-        def make(mebibytes):
+        def make(mebibytes, files=0):
             if os.geteuid() != 0:
                 pytest.skip("only root may mount a small disk")
             folder = tmp_path / "disk"
             folder.mkdir()
-            mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
+            limits = f"size={mebibytes}m,nr_inodes={files}"
+            mount = ["mount", "-t", "tmpfs", "-o", limits, "tmpfs", str(folder)]
             if subprocess.run(mount, capture_output=True, check=False).returncode:
                 pytest.skip("this system allows no mount")
             disks.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)

@@ -269,6 +269,21 @@ def test_what_another_number_of_processes_has_drawn_is_not_taken_over(run, tmp_p
         Saved(tmp_path).check(3)
 
 
+def test_a_disk_without_room_for_files_is_told_in_one_line(run, small_disk, capfd):
+    disk = small_disk(64, files=200)
+    folder = disk / "checkpoints"
+    with opened(folder) as checkpoints:
+        save(checkpoints, run, 1, 0.5)
+    for number in range(os.statvfs(disk).f_favail - 40):
+        (disk / str(number)).touch()
+    with opened(folder) as checkpoints, pytest.raises(UserError) as caught:
+        save(checkpoints, run, 2, 0.9)
+    assert "the disk has room for" in str(caught.value)
+    assert capfd.readouterr().err == ""
+    with opened(folder) as checkpoints:
+        assert raw(checkpoints.restore_params(1)) == raw(run.at(1)[0])
+
+
 def test_a_full_disk_is_told_in_one_line_and_spares_the_last_checkpoint(run, small_disk):
     disk = small_disk(4)
     folder = disk / "checkpoints"

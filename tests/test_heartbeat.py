@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mtl_jax import console
 from mtl_jax.console import duration
 from mtl_jax.heartbeat import Heartbeat, memory_in_use
 
@@ -128,6 +129,27 @@ def test_a_run_without_a_terminal_beats(flags, tmp_path):
     # The loss of a step is known when the next one has been sent off, but for that of a step
     # that is logged; the first one starts the clock.
     assert [int(beat[1]) for beat in found if beat] == [2, 3, 4, 5, 6, 7, 8, 10, 10, 11]
+
+
+def test_a_bar_shows_its_title_as_it_stands(monkeypatch):
+    """In a terminal of any size that it may say it has."""
+    main, side = pty.openpty()
+    monkeypatch.setenv("COLUMNS", "0")
+    monkeypatch.setenv("TERM", "xterm")
+    title = "[/b] :x: {0}"
+    with os.fdopen(side, "w", encoding="utf-8") as stream:
+        terminal = console.Terminal(file=stream, soft_wrap=True)
+        monkeypatch.setattr(console, "_console", terminal)
+        with console.training_bar(title, 10, 0) as update:
+            update(5, {"[/i]": 0.5}, 1.0)
+            console.say("a line [/b] of a path")
+    said = ""
+    while part := _read(main):
+        said += part.decode()
+    os.close(main)
+    assert title in said
+    assert "[/i] 0.500" in said
+    assert "a line [/b] of a path" in said
 
 
 def test_a_run_with_a_terminal_draws_a_bar_with_the_time_left(flags, tmp_path):

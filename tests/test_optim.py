@@ -12,6 +12,7 @@ from test_step import flat, random_params
 
 from mtl_jax.freeze import Freeze
 from mtl_jax.optim import (
+    _SCHEDULES,
     OptimizerConfig,
     carried,
     decayed,
@@ -310,3 +311,12 @@ def test_the_rates_that_are_told_are_those_that_are_applied(schedule, params):
         peaks = {RATES[label]: rate for label, rate in told.items()}
         for path, update in flat(updates).items():
             np.testing.assert_allclose(-update, peaks[rate_of(path)], rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "slanted_triangular", "constant"])
+def test_rates_of_billions_of_steps_take_no_memory(schedule):
+    total = 2**31 - 1
+    config = OptimizerConfig((("head", 1.0),), total, 10, 0.0, 1.0, schedule)
+    for count in (0, 9, 4095, 4096, total // 2, total - 1):
+        expected = np.asarray(_SCHEDULES[schedule](1.0, 10, total)(np.int32(count))).item()
+        assert config.rates(("head",), count)["head"] == pytest.approx(expected, rel=1e-6)

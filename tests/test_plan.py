@@ -1,6 +1,7 @@
 """What ``plan`` foretells, against what runs do."""
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 
 from mtl_jax.config import TrainConfig
+from mtl_jax.console import Terminal
 from mtl_jax.cost import EvaluationBatches, _flops
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
-from mtl_jax.plan import plan, table, warnings_of
+from mtl_jax.plan import Estimate, plan, tables, warnings_of
 from mtl_jax.run import Run
 from mtl_jax.train import train
 
@@ -232,7 +234,7 @@ def test_scenarios_that_can_not_run_are_told_and_the_others_go_on(settings, tmp_
         "rule 'layer_9/*' -> 'frozen' matches no parameter: correct the pattern or remove it",
     )
     assert fine.cost is not None
-    assert table([off, own, fine]).row_count == 1
+    assert [table.row_count for table in tables([off, own, fine], 10_000)] == [1]
     with pytest.raises(UserError, match=r"'top_9' is off .*; unknown scenario 'nne_frozen'"):
         plan(settings, ["top_9", "nne_frozen"], 0)
 
@@ -341,3 +343,21 @@ def test_help_needs_no_jax():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "--measure-seconds" in done.stdout
+
+
+@pytest.mark.parametrize("width", [10, 40, 60, 80, 120, 300])
+def test_every_row_has_its_name_and_every_number_is_there_at_any_width(width, costs):
+    cost = costs["top_2"]
+    names = ["backbone_frozen", "[/b] rules.json", "a/long/path/" * 8 + ":x:.json"]
+    file = io.StringIO()
+    terminal = Terminal(file=file, width=width, force_terminal=True, color_system=None)
+    drawn = tables([Estimate(name, cost, ()) for name in names], terminal.width)
+    terminal.print(*drawn, sep="\n")
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= max(width, 40)
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    first = "".join(row[0] for row in cells)
+    for name in names:
+        assert first.count(name.replace(" ", "")) + first.count(name) >= len(drawn)
+    numbers = {cell for row in cells for cell in row[1:]}
+    assert {f"{cost.trainable_parameters:,}", f"{cost.frozen_parameters:,}", "memory"} <= numbers

@@ -1,4 +1,5 @@
 import html
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ import pytest
 from rich.console import Console
 from synthetic_study import line, study
 
-from experiments.document import Cell, Document, Row, Table
+from experiments import plots
+from experiments.document import Cell, Document, Picture, Row, Table
 from experiments.render import to_markdown
 from experiments.report import print_table, rebuild_report, write_report
 
@@ -275,3 +277,40 @@ def test_print_table_fits_a_terminal():
     assert "Use top_2" in text
     assert "<b>ValueError</b> [here]" in text
     assert "…" not in text
+
+
+# Markup of rich, mathtext, Markdown and HTML, an emoji's name, and what a legend leaves out.
+NAMES = ["[/b]", "[bold red]x", "$\\frac$", "a_b^c$_1$", "<b>x</b>", ":warning:", "_mine.json"]
+
+
+def test_names_of_users_are_no_markup(tmp_path):
+    results = [
+        line(name, seed, 0.7 + 0.01 * i + 0.001 * seed, 10 + i)
+        for i, name in enumerate(NAMES)
+        for seed in range(2)
+    ]
+    failures = [{"arm": name, "seed": 3, "error": f"{name}: gone"} for name in NAMES]
+    printed = io.StringIO()
+    console = Console(file=printed, width=200, force_terminal=True, color_system=None)
+    print_table(results, failures, console)
+    write_report(tmp_path, results, failures)
+    curves, scatter = plots.learning_curves(results), plots.quality_against_cost(results)
+    assert curves is not None
+    assert scatter is not None
+    legend = [text.get_text() for text in curves.figure.legends[0].get_texts()]
+    page, notes = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    for name in NAMES:
+        assert printed.getvalue().count(name) >= 2
+        assert html.escape(name) in page
+        assert f"`{name}`" in notes
+        assert name in legend
+    assert {text.get_text() for text in scatter.figure.axes[0].texts} >= set(NAMES)
+    assert not any(text.get_parse_math() for text in scatter.figure.axes[0].texts)
+    assert "<b>" not in page
+
+
+def test_a_caption_ends_where_it_ends():
+    picture = Picture("p.png", b"", "minus [/b] and ] and $x$")
+    assert to_markdown(Document("t", "", (picture,))).splitlines()[-1] == (
+        r"![minus \[/b\] and \] and \$x\$](p.png)"
+    )

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -12,11 +13,21 @@ import pytest
 
 from mtl_jax import pretrained
 from mtl_jax.bert import BertEncoder
+from mtl_jax.commands import run
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.data.tokens import load_tokenizer
 from mtl_jax.errors import UserError
 from mtl_jax.train import train
-from mtl_jax.trained import TrainedModel, checkpoint_encoder, read_lines, write_vectors
+from mtl_jax.trained import (
+    TrainedModel,
+    check_output,
+    checkpoint_encoder,
+    looks_like_header,
+    read_lines,
+    read_texts,
+    write_vectors,
+)
+from mtl_jax.whole import whole
 
 
 @pytest.fixture(scope="module")
@@ -248,3 +259,85 @@ def test_vectors_need_the_name_of_a_file(name, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"is a folder: name a \.npy file"):
         write_vectors(Path(name), iter([]), 3)
     assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
+def test_vectors_go_through_a_link_and_replace_nothing_but_files(tmp_path):
+    (tmp_path / "there").mkdir()
+    link, pipe = tmp_path / "link.npy", tmp_path / "pipe"
+    link.symlink_to("there/v.npy")
+    os.mkfifo(pipe)
+    for rows in (2, 3):
+        write_vectors(link, [np.ones((rows, 3), np.float32)], 3)
+        assert link.is_symlink()
+        assert np.load(tmp_path / "there" / "v.npy").shape == (rows, 3)
+    (tmp_path / "device.npy").symlink_to("/dev/null")
+    for path, kind in ((pipe, "a pipe"), (tmp_path / "device.npy", "a device")):
+        with pytest.raises(UserError, match=f"is {kind}: name a .npy file"):
+            check_output(path)
+        with pytest.raises(OSError, match=f"it is {kind}"), whole(path) as draft:
+            draft.write_text("x")
+    assert pipe.is_fifo()
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(UserError, match="there is no folder"):
+        check_output(tmp_path / "no" / "v.npy")
+
+
+def test_texts_come_from_tables_and_from_lines(tmp_path):
+    (tmp_path / "t.csv").write_text('id,text\n1,"a, b"\n2,c\n')
+    (tmp_path / "t.jsonl").write_text('{"body": "a"}\n{"body": "b"}\n')
+    (tmp_path / "t.txt").write_text("id,text\na\n")
+    assert list(read_texts(tmp_path / "t.csv", None, "text")) == ["a, b", "c"]
+    assert list(read_texts(tmp_path / "t.csv", "id", "text")) == ["1", "2"]
+    assert list(read_texts(tmp_path / "t.jsonl", "body", "text")) == ["a", "b"]
+    assert list(read_texts(tmp_path / "t.txt", None, "text")) == ["id,text", "a"]
+    with pytest.raises(UserError, match="has no column 'text'"):
+        read_texts(tmp_path / "t.jsonl", None, "text")
+    with pytest.raises(UserError, match=r"gone\.txt is missing"):
+        read_texts(tmp_path / "gone.txt", None, "text")
+
+
+@pytest.mark.parametrize(
+    ("line", "is_one"),
+    [
+        ("text,topic,mood", True),
+        ('\ufeff"id","Text"', True),
+        ("id\tbody", True),
+        ("mood", True),
+        ('{"text": "a", "topic": "b"}', True),
+        ("review,rating", True),
+        ("the film was good, and long", False),
+        ("yes,no", False),
+        ("a text", False),
+        ("{a brace", False),
+        ("[1]", False),
+        ("", False),
+    ],
+)
+def test_headers(line, is_one):
+    assert looks_like_header(line, ["mood", "text"]) is is_one
+
+
+def test_predict_reads_a_file_and_warns_of_a_header(trained_folder, reviews, tmp_path, capsys):
+    folder, file = f"--workdir={trained_folder}", str(reviews / "test.csv")
+    assert run(["predict", folder, f"--input={file}"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["text"] for answer in answers] == list(read_texts(Path(file), "text", ""))
+    assert run(["predict", folder, f"--input={file}", "--text-column=topic"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["text"] in ("film", "book", "phone")
+    output = tmp_path / "v.npy"
+    assert run(["extract", folder, f"--input={file}", f"--output={output}"]) == 0
+    assert len(np.load(output)) == 32
+    capsys.readouterr()
+    for mistake, words in (
+        (["--input=gone.csv"], "there is no such file"),
+        ([f"--input={file}", "--text-column=x"], "no column 'x'"),
+        (["--text-column=x"], "needs --input"),
+    ):
+        assert run(["predict", folder, *mistake]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_output_that_can_not_be_written_is_refused_before_anything_is_read(capsys):
+    assert run(["extract", "--backbone=./nowhere", "--output=/dev/null", "--input=x"]) == 2
+    assert "/dev/null is a device" in capsys.readouterr().err
+    assert Path("/dev/null").is_char_device()

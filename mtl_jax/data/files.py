@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,15 +16,12 @@ from mtl_jax.data.delimited import MalformedError, lines_of, read_csv, read_tsv
 from mtl_jax.data.names import listed, quoted
 from mtl_jax.data.table import Source, Table
 from mtl_jax.errors import UserError
+from mtl_jax.whole import other_kind
 
 _DELIMITED = (".csv", ".tsv")
 _JSON = (".jsonl", ".json")
-_KINDS = {
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+ENDINGS = (*_DELIMITED, *_JSON)
+"""of the names of files that ``read_table`` reads"""
 _WHOLE = re.compile(r"(-?(?:0|[1-9]\d{0,15}))\.0+", re.ASCII)
 
 
@@ -252,11 +248,9 @@ def _decode(path: Path) -> str:
 def _bytes(path: Path) -> bytes:
     try:
         # Whoever opens a pipe waits for someone to write to it.
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
+        if (kind := other_kind(path)) == "a folder":
             raise UserError(f"{path} is a folder: name a file")
-        if not stat.S_ISREG(mode):
-            kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        if kind:
             raise UserError(
                 f"{path} is {kind} and no regular file: write what it gives to one and name that"
             )

@@ -15,7 +15,7 @@ import numpy as np
 
 from mtl_jax import assets
 from mtl_jax.data.table import Source, Table
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, first_line
 from mtl_jax.locks import exclusive
 
 if TYPE_CHECKING:
@@ -244,5 +244,4 @@ def _first_line(error: BaseException) -> str:
     # TFDS wraps an error in its own circumstances; the cause says what happened.
     while error.__cause__ is not None:
         error = error.__cause__
-    words = f"{type(error).__name__}: {error}".split("\n")[0]
-    return words if len(words) <= 200 else f"{words[:197]}..."
+    return f"{type(error).__name__}: {first_line(error)}"

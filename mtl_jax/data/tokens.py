@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +87,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     try:
         return auto_tokenizer().from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
+        reason = first_line(error)
         raise UserError(f"cannot load the tokenizer in {folder} ({reason}): {remedy}") from error
 
 
