@@ -15,7 +15,7 @@ from typing import Any
 import tyro
 
 from mtl_jax import process, processes
-from mtl_jax.data import tokens
+from mtl_jax.data import tokenizer
 from mtl_jax.errors import SAVED, Preempted, UserError
 
 
@@ -130,4 +130,4 @@ def import_transformers_alone() -> None:
     For processes of our own only: afterwards it takes them for absent.
     """
     with process.without("torch", "tensorflow"):
-        tokens.auto_tokenizer()
+        tokenizer.tokenizer_class()

@@ -18,7 +18,7 @@ from mtl_jax.console import say
 from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.examples import MISSING, load_corpus
 from mtl_jax.data.packing import Layout
-from mtl_jax.data.tokens import load_tokenizer
+from mtl_jax.data.tokenizer import load_tokenizer, tokenizer_notes
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import Evaluator, ModelSpec
 from mtl_jax.freeze import Params
@@ -110,7 +110,7 @@ class TrainedModel(Encoder):
         }
         self._data = DataConfig(**settings["data"])
         reader = TextReader(
-            load_tokenizer(workdir.path / "tokenizer"),
+            load_tokenizer(workdir.path / "tokenizer", "train one anew from its checkpoint"),
             BertConfig(**record["bert"]),
             self._data.max_length,
             long_texts or self._data.long_texts,
@@ -194,7 +194,11 @@ def checkpoint_encoder(
     bert, params = pretrained.load_backbone(folder)
     pooling = pooling or pretrained.default_pooling(folder)
     params = pretrained.without_unused_pooler(params, pooling, backbone)
-    reader = TextReader(load_tokenizer(folder), bert, max_length, long_texts)
+    tokenizer = load_tokenizer(folder)
+    reader = TextReader(tokenizer, bert, max_length, long_texts)
+    notes = [*tokenizer_notes(folder, tokenizer, bert.vocab_size)]
+    for note in notes + pretrained.left_out(folder, vectors=True):
+        say(f"note: {note}")
     spec = ModelSpec(bert, (1, 1), pooling, "float32", reader.max_length, "auto")
     return Encoder(spec, {"backbone": params}, reader)
 

@@ -254,9 +254,7 @@ def test_a_number_beyond_float32_is_infinite(copy):
 def test_quantized_weights_are_refused(copy):
     name = "encoder.layer.0.output.dense.weight"
     rewrite(copy, lambda tensors: tensors | {name: tensors[name].astype(np.int8)})
-    with pytest.raises(
-        UserError, match=r"\(encoder.*weight is int8\): use a checkpoint that is "
-    ):
+    with pytest.raises(UserError, match=r"\(encoder.*weight is int8\): use a checkpoint that is "):
         mtl_jax.load_backbone(copy)
 
 
