@@ -14,8 +14,7 @@ from typing import Any
 
 import tyro
 
-from mtl_jax import process, processes
-from mtl_jax.data import tokenizer
+from mtl_jax import process, processes, tokenizer
 from mtl_jax.errors import SAVED, Preempted, UserError
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import reprlib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeGuard
 
 from mtl_jax import data_config
 from mtl_jax.data_config import absolute_path
@@ -80,9 +80,8 @@ class BertConfig:
         for name in _RATES:
             rate = getattr(self, name)
             # Dropout divides by what it keeps. A comparison with NaN is false.
-            if not (rate is None and name == "classifier_dropout") and not (
-                _is_number(rate) and 0 <= rate < 1
-            ):
+            right = _is_number(rate) and 0 <= rate < 1
+            if not right and (rate is not None or name != "classifier_dropout"):
                 raise _wrong(name, rate, "at least 0 and below 1")
         if not (_is_number(self.initializer_range) and 0 <= self.initializer_range < math.inf):
             raise _wrong("initializer_range", self.initializer_range, "a number of at least 0")
@@ -152,7 +151,7 @@ def _check_model_type(fields: dict[str, Any], origin: str) -> None:
     )
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -17,11 +17,11 @@ from mtl_jax.data.batches import TextSet
 from mtl_jax.data.examples import Corpus, Examples, load_corpus
 from mtl_jax.data.mixing import Mixture, apportion, rates
 from mtl_jax.data.packing import TrainPlan
-from mtl_jax.data.tokenizer import load_tokenizer, tokenizer_notes
 from mtl_jax.data.tokens import special_tokens, tokenize
 from mtl_jax.errors import UserError
 from mtl_jax.freeze import Stages, digest
 from mtl_jax.store import GIB, Store
+from mtl_jax.tokenizer import load_tokenizer, tokenizer_notes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

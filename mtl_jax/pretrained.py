@@ -356,8 +356,11 @@ def default_pooling(folder: Path) -> Pooling:
     declared += [newer] if isinstance(newer, str) else newer
     if not declared and not any(name.startswith("pooling_mode") for name in fields):
         return "mean"
-    if len(found := {_POOLINGS.get(name) for name in declared}) == 1 and (pooling := found.pop()):
-        return pooling
+    poolings = {_POOLINGS.get(name) for name in declared}
+    if poolings == {"mean"}:
+        return "mean"
+    if poolings == {"cls"}:
+        return "cls"
     what = f"the pooling {reprlib.repr(declared)}, which is not computed here"
     raise UserError(
         f"{path} declares {what if declared else 'no pooling'}: choose one by --pooling mean, cls "

@@ -18,7 +18,6 @@ from mtl_jax.console import say
 from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.examples import MISSING, load_corpus
 from mtl_jax.data.packing import Layout
-from mtl_jax.data.tokenizer import load_tokenizer, tokenizer_notes
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import Evaluator, ModelSpec
 from mtl_jax.freeze import Params
@@ -26,6 +25,7 @@ from mtl_jax.inputs import Split, TextReader
 from mtl_jax.metrics import Metrics
 from mtl_jax.record import model_spec, read_record
 from mtl_jax.saved import Saved
+from mtl_jax.tokenizer import load_tokenizer, tokenizer_notes
 from mtl_jax.whole import whole
 from mtl_jax.workdir import Workdir
 

@@ -13,8 +13,8 @@ import pytest
 from mtl_jax import pretrained
 from mtl_jax.bert import BertEncoder
 from mtl_jax.config import TASKS, TrainConfig
-from mtl_jax.data.tokenizer import load_tokenizer
 from mtl_jax.errors import UserError
+from mtl_jax.tokenizer import load_tokenizer
 from mtl_jax.train import train
 from mtl_jax.trained import TrainedModel, checkpoint_encoder, read_lines, write_vectors
 

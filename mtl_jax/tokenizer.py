@@ -88,6 +88,7 @@ _CHANGES = {
     "strip_accents": ("have accents", "strips them"),
     "tokenize_chinese_chars": ("are of several Chinese characters", "parts these"),
 }
+_TOKENIZER_CLASS = re.compile(r"[A-Za-z0-9]*(Tokenizer|TokenizerFast|TokenizersBackend)")
 # Special tokens, and those that are kept for later.
 _BRACKETED = re.compile(r"\[.*\]|<.*>")
 
@@ -289,6 +290,9 @@ def _computed_by(kind: str | None, base: str) -> bool:
     """Whether a declared class is, or is derived from, one of transformers' own."""
     if kind is None:
         return True
+    # To look up anything else of transformers may import PyTorch.
+    if not _TOKENIZER_CLASS.fullmatch(kind):
+        return False
     tokenizer_class()
     import transformers
 
@@ -320,7 +324,7 @@ def _from_whole(path: Path, declared: _Declared, remedy: str) -> Tokenizer:
 
 def _from_vocabulary(path: Path, declared: _Declared, remedy: str) -> Tokenizer:
     from tokenizers import AddedToken, Tokenizer
-    from tokenizers.implementations import BertWordPieceTokenizer
+    from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
     if not _computed_by(declared.kind, "BertTokenizer"):
         raise _refuse_kind(declared, path.name)
@@ -338,7 +342,7 @@ def _from_vocabulary(path: Path, declared: _Declared, remedy: str) -> Tokenizer:
             raise _missing(path, role, special[role])
     bert = BertWordPieceTokenizer(
         vocabulary,
-        **special,
+        **special,  # pyright: ignore[reportArgumentType]  (the names are those of tokens)
         handle_chinese_chars=fields.get("tokenize_chinese_chars") is not False,
         strip_accents=fields.get("strip_accents"),
         lowercase=fields.get("do_lower_case") is not False,
