@@ -79,10 +79,9 @@ class BertConfig:
                 raise _wrong(name, size, f"a whole number from 1 to {2**31 - 1}")
         for name in _RATES:
             rate = getattr(self, name)
-            # Dropout divides by what it keeps. A comparison with NaN is false.
-            right = _is_number(rate) and 0 <= rate < 1
+            right = _is_number(rate) and 0 <= rate <= 1  # a comparison with NaN is false
             if not right and (rate is not None or name != "classifier_dropout"):
-                raise _wrong(name, rate, "at least 0 and below 1")
+                raise _wrong(name, rate, "from 0 to 1")
         if not (_is_number(self.initializer_range) and 0 <= self.initializer_range < math.inf):
             raise _wrong("initializer_range", self.initializer_range, "a number of at least 0")
         # Layer normalisation divides by its root where all numbers of a row are the same.

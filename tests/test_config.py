@@ -50,7 +50,7 @@ def test_code_of_a_checkpoint_is_refused_by_name():
 
 
 NAN, INFINITY = float("nan"), float("inf")
-NO_RATES = (-1, -0.1, 1, 2, NAN, INFINITY, "0.1", True, [0.1])
+NO_RATES = (-1, -0.1, 1.1, 2, NAN, INFINITY, "0.1", True, [0.1])
 
 
 @pytest.mark.parametrize(
