@@ -317,9 +317,14 @@ def _from_whole(path: Path, declared: _Declared, remedy: str) -> Tokenizer:
     if not _computed_by(declared.kind, "PreTrainedTokenizerFast"):
         raise _refuse_kind(declared, path.name)
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:
+        own = Tokenizer.from_file(str(path))
+        # A template that names no token it has ends in a panic of Rust, which is no Exception.
+        own.encode("")
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
         raise UserError(f"cannot load {path} ({first_line(error)}): {remedy}") from error
+    return own
 
 
 def _from_vocabulary(path: Path, declared: _Declared, remedy: str) -> Tokenizer:

@@ -72,6 +72,11 @@ TEMPLATE = {
 }
 
 
+UNNAMED = json.loads(
+    json.dumps(TEMPLATE).replace('{"id": "[CLS]", "type_id": 0}', '{"id": "x", "type_id": 0}')
+)
+
+
 def added(index, content, **flags):
     names = ("single_word", "lstrip", "rstrip", "normalized", "special")
     return {"id": index, "content": content} | dict.fromkeys(names, False) | flags
@@ -359,6 +364,8 @@ def test_json_of_another_kind_is_one_line(content, name, tmp_path):
         ("tokenizer", []),
         ("tokenizer", {"model": WHOLE["model"], "added_tokens": 3}),
         ("tokenizer", changed(model={"vocab": ["a", "b"]})),
+        ("tokenizer", changed(post_processor=TEMPLATE | {"special_tokens": {}})),
+        ("tokenizer", changed(post_processor=UNNAMED)),
     ],
     ids=str,
 )
