@@ -21,10 +21,11 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from mtl_jax.config import EPOCHS, HEAD_LEARNING_RATE, TASKS, TrainConfig
 from mtl_jax.data.examples import MISSING, load_corpus
-from mtl_jax.data.tokens import Tokens, load_tokenizer, tokenize
+from mtl_jax.data.tokens import Tokens, tokenize
 from mtl_jax.metrics import Metrics, split_metrics
 from mtl_jax.rules import assign_labels
 from mtl_jax.scenarios import FROZEN, scenario_rules
+from mtl_jax.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

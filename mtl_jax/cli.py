@@ -18,8 +18,7 @@ from typing import Any
 
 import tyro
 
-from mtl_jax import process, processes
-from mtl_jax.data import tokens
+from mtl_jax import process, processes, tokenizer
 from mtl_jax.errors import SAVED, Preempted, UserError, first_line, shortened
 
 # Columns that a help page is laid out for at least, and at most.
@@ -388,4 +387,4 @@ def import_transformers_alone() -> None:
     For processes of our own only: afterwards it takes them for absent.
     """
     with process.without("torch", "tensorflow"):
-        tokens.auto_tokenizer()
+        tokenizer.tokenizer_class()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import reprlib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeGuard
 
 from mtl_jax import data_config
 from mtl_jax.data_config import absolute_path, refuse_blank
@@ -42,7 +44,6 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish",
 
 # What a config.json may say without a change in the numbers that this encoder computes.
 _SUPPORTED_ONLY: dict[str, tuple[object, ...]] = {
-    "model_type": ("bert",),
     "position_embedding_type": ("absolute", None),
     "is_decoder": (False, None),
     "add_cross_attention": (False, None),
@@ -58,6 +59,8 @@ _SIZES = (
     "max_position_embeddings",
     "type_vocab_size",
 )
+
+_RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +83,23 @@ class BertConfig:
     pad_token_id: int = 0
 
     def __post_init__(self) -> None:
+        for name in _SIZES:
+            size = getattr(self, name)
+            if type(size) is not int or not 0 < size < 2**31:
+                raise _wrong(name, size, f"a whole number from 1 to {2**31 - 1}")
+        for name in _RATES:
+            rate = getattr(self, name)
+            right = _is_number(rate) and 0 <= rate <= 1  # a comparison with NaN is false
+            if not right and (rate is not None or name != "classifier_dropout"):
+                raise _wrong(name, rate, "from 0 to 1")
+        if not (_is_number(self.initializer_range) and 0 <= self.initializer_range < math.inf):
+            raise _wrong("initializer_range", self.initializer_range, "a number of at least 0")
+        # Layer normalisation divides by its root where all numbers of a row are the same.
+        if not (_is_number(self.layer_norm_eps) and 0 < self.layer_norm_eps < 1):
+            raise _wrong("layer_norm_eps", self.layer_norm_eps, "above 0 and below 1")
         if self.hidden_act not in ACTIVATIONS:
             raise UserError(
-                f"hidden_act {self.hidden_act!r} is not supported: use one of "
+                f"hidden_act {reprlib.repr(self.hidden_act)} is not supported: use one of "
                 f"{', '.join(ACTIVATIONS)}"
             )
         if self.hidden_size % self.num_attention_heads:
@@ -105,22 +122,52 @@ class BertConfig:
         """
         if not isinstance(fields, dict):
             raise UserError(f"{origin} is not a JSON object: fetch the checkpoint again")
+        if own_code := fields.get("auto_map"):
+            raise UserError(
+                f"{origin}: auto_map names code of the checkpoint's own "
+                f"({reprlib.repr(own_code)}), and none is ever run: use a checkpoint without it"
+            )
+        _check_model_type(fields, origin)
         for name, supported in _SUPPORTED_ONLY.items():
-            value = fields.get(name, supported[0] if name != "model_type" else None)
+            value = fields.get(name, supported[0])
             if value not in supported:
                 raise UserError(
-                    f"{origin}: {name} {value!r} is not supported: use a checkpoint with "
-                    f"{name} {supported[0]!r}"
+                    f"{origin}: {name} {reprlib.repr(value)} is not supported: use a checkpoint "
+                    f"with {name} {supported[0]!r}"
                 )
         known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
-        for name in _SIZES:
-            size = known.get(name, 1)
-            if not isinstance(size, int) or size < 1:
-                raise UserError(
-                    f"{origin}: {name} {size!r} must be a whole number above 0: "
-                    "fetch the checkpoint again"
-                )
-        return cls(**known)
+        try:
+            return cls(**known)
+        except UserError as error:
+            raise UserError(f"{origin}: {error}") from error
+
+
+def _check_model_type(fields: dict[str, Any], origin: str) -> None:
+    found, architectures = fields.get("model_type"), fields.get("architectures")
+    if found == "bert":
+        return
+    # Configurations of 2019 have none.
+    named = architectures if isinstance(architectures, list) else [architectures or "Bert"]
+    if not found and all(str(name).startswith("Bert") for name in named):
+        raise UserError(
+            f"{origin}: model_type is missing: if the checkpoint is a BERT, as old ones without "
+            'it are, add "model_type": "bert"'
+        )
+    name, value = ("model_type", found) if found else ("architectures", named)
+    raise UserError(
+        f"{origin}: {name} {reprlib.repr(value)} is not supported: use a checkpoint with "
+        "model_type 'bert'"
+    )
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _wrong(name: str, value: object, right: str) -> UserError:
+    return UserError(
+        f"{name} {reprlib.repr(value)} must be {right}: correct the checkpoint's config.json"
+    )
 
 
 # A run may go on with others of these: what is kept and what is shown changes no number, and over

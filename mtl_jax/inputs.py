@@ -18,12 +18,13 @@ from mtl_jax.data.batches import TextSet
 from mtl_jax.data.examples import Corpus, Examples, load_corpus
 from mtl_jax.data.mixing import Mixture, apportion, rates
 from mtl_jax.data.packing import TrainPlan
-from mtl_jax.data.tokens import load_tokenizer, special_tokens, tokenize
+from mtl_jax.data.tokens import special_tokens, tokenize
 from mtl_jax.errors import UserError
 from mtl_jax.freeze import Stages, digest
 from mtl_jax.metrics import Metrics
 from mtl_jax.store import GIB, Store
 from mtl_jax.text_baseline import text_baseline
+from mtl_jax.tokenizer import load_tokenizer, tokenizer_notes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,12 +47,21 @@ class TextReader:
         long_texts: LongTexts,
         remedy: str = "shorten them, raise --max-length",
     ):
-        """Raises UserError where ``max_length`` leaves no room beside the special tokens."""
+        """Checks that tokenizer and backbone fit.
+
+        Raises:
+            UserError: ``max_length`` leaves no room beside the special tokens, or there are ids
+                that the embedding has no row for.
+        """
         self.tokenizer = tokenizer
         self.max_length = min(max_length, bert.max_position_embeddings)
         # Batches are shaped by the length before the first text is tokenised.
         special_tokens(tokenizer, self.max_length)
-        self._vocab_size = bert.vocab_size
+        if (last := max(tokenizer.get_vocab().values(), default=0)) >= bert.vocab_size:
+            raise UserError(
+                f"the tokenizer has ids up to {last}, the backbone a vocabulary of "
+                f"{bert.vocab_size}: use the tokenizer of the same checkpoint"
+            )
         self.refuses, self._remedy = long_texts == "refuse", remedy
 
     def __call__(
@@ -65,19 +75,13 @@ class TextReader:
             origin: What to call the texts in an error.
 
         Raises:
-            UserError: There are longer ones and they are refused, or the tokenizer is of
-                another checkpoint.
+            UserError: There are longer ones and they are refused.
         """
         tokens = tokenize(self.tokenizer, texts, self.max_length)
         if tokens.truncated and self.refuses:
             raise UserError(
                 f"{origin}: {tokens.truncated} of {len(texts)} texts are longer than "
                 f"{self.max_length} tokens: {self._remedy}, or use --long-texts cut"
-            )
-        if len(tokens.ids) and tokens.ids.max() >= self._vocab_size:
-            raise UserError(
-                f"the tokenizer has ids up to {tokens.ids.max()}, the backbone a vocabulary of "
-                f"{self._vocab_size}: use the tokenizer of the same checkpoint"
             )
         return TextSet(tokens, labels)
 
@@ -129,6 +133,10 @@ class Inputs:
         self.stages = Stages(self.backbone)
         tokenizer = load_tokenizer(folder)
         self.reader = TextReader(tokenizer, self.bert, data.max_length, data.long_texts)
+        self._doubts = [
+            *tokenizer_notes(folder, tokenizer, self.bert.vocab_size),
+            *pretrained.left_out(folder, vectors=False),
+        ]
         self.corpus: Corpus = load_corpus(data)
         self._findings = self.corpus.check()
         self.store = Store(
@@ -226,8 +234,9 @@ class Inputs:
         }
 
     def notes(self) -> list[str]:
-        """Counts that a user should see: of the data, and of the splits read so far."""
-        notes = [*self.corpus.notes, *map(str, self._findings)]
+        """What a user should see of checkpoint and data, and of the splits read so far."""
+        notes = [f"note: {doubt}" for doubt in self._doubts]
+        notes += [*self.corpus.notes, *map(str, self._findings)]
         if (sources := self.split("train").examples.sources) is not None:
             notes += [
                 f"an epoch has {places} texts of the {int(np.sum(sources == source))} of "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping
+import re
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtl_jax import assets
 from mtl_jax.config import DEFAULT_BACKBONE, BertConfig, Pooling
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, first_line
+from mtl_jax.jsonfiles import OBJECT, read_json
 
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt", "1_Pooling/config.json")
+_FETCH = "fetch the checkpoint again"
+# Of what a list holds, so many are told in an error.
+_MOST_NAMED = 10
 
 # transformers' module name -> (Flax path, kind). A dense kernel is PyTorch's weight transposed.
 _DENSE = {"weight": ("kernel", True), "bias": ("bias", False)}
@@ -39,6 +44,45 @@ _LAYER = {
     "output.LayerNorm": ("mlp/layer_norm", _NORM),
 }
 _POOLER = {"pooler.dense": ("pooler", _DENSE)}
+# Whatever else is in a file is not of the encoder: heads of tasks, under any name.
+_ENCODER = ("embeddings.", "encoder.", "pooler.")
+_NUMBERED = re.compile(r"encoder\.layer\.(\d+)\.")
+
+_INDEX_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "required": ["weight_map"],
+    "properties": {
+        "weight_map": {
+            "type": "object",
+            "minProperties": 1,
+            # A file beside the index, and no path that leads elsewhere.
+            "additionalProperties": {"type": "string", "pattern": r"^[^/\\]+\.safetensors$"},
+        }
+    },
+}
+_MODULES_SCHEMA: Mapping[str, Any] = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["type"],
+        "properties": {"type": {"type": "string"}, "path": {"type": "string"}},
+    },
+}
+_POOLING_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {
+        "pooling_mode": {
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
+        }
+    },
+    "patternProperties": {"^pooling_mode_": {"type": ["boolean", "null"]}},
+}
+_POOLINGS: Mapping[str, Pooling] = {
+    "mean": "mean",
+    "mean_tokens": "mean",
+    "cls": "cls",
+    "cls_token": "cls",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,18 +134,29 @@ def _expected_shape(path: str, config: BertConfig) -> tuple[int, ...]:
 def from_transformers(tensors: Mapping[str, np.ndarray], config: BertConfig) -> dict[str, Any]:
     """Converts a checkpoint's tensors to the Flax tree, float32.
 
-    Tensors of a task's own head (beside the prefix ``bert.``) are left out, as are the
-    position indices that old checkpoints carry; the older names ``LayerNorm.gamma`` and
-    ``LayerNorm.beta`` are understood. The pooler is kept where there is one.
+    Tensors of a task's own head (beside the prefix ``bert.``, or beside ``embeddings``,
+    ``encoder`` and ``pooler`` where there is no prefix) are left out, as are the position indices
+    that old checkpoints carry; the older names ``LayerNorm.gamma`` and ``LayerNorm.beta`` are
+    understood. The pooler is kept where there is one.
 
     Raises:
-        UserError: Lists every missing, unexpected and wrongly shaped tensor.
+        UserError: Tensors are missing, unexpected or wrongly shaped, or hold anything but finite
+            floating-point numbers; the first of each kind are named.
     """
     tensors = _canonical(tensors)
+    # Before a table of as many layers as a damaged config.json may say is made.
+    layers = len({found[1] for found in map(_NUMBERED.match, tensors) if found})
+    if config.num_hidden_layers > layers:
+        raise UserError(
+            f"config.json says num_hidden_layers {config.num_hidden_layers:,}, the weights have "
+            f"{layers:,} layers: use the files of one and the same BERT checkpoint"
+        )
     table = conversion_table(config.num_hidden_layers, "pooler.dense.weight" in tensors)
     params: dict[str, np.ndarray] = {}
     missing: list[str] = []
     misshaped: list[str] = []
+    no_floats: list[str] = []
+    not_finite: list[str] = []
     for entry in table:
         if entry.tensor not in tensors:
             missing.append(entry.tensor)
@@ -114,10 +169,16 @@ def from_transformers(tensors: Mapping[str, np.ndarray], config: BertConfig) -> 
             found = tensors[entry.tensor].shape
             misshaped.append(f"{entry.tensor} is {found}, not {expected}")
             continue
-        params[entry.path] = np.ascontiguousarray(value, dtype=np.float32)
+        if not _is_floating(value):
+            no_floats.append(f"{entry.tensor} is {value.dtype}")
+            continue
+        with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is told
+            params[entry.path] = np.ascontiguousarray(value, dtype=np.float32)
+        if not np.isfinite(params[entry.path]).all():
+            not_finite.append(entry.tensor)
     unexpected = sorted(set(tensors) - {entry.tensor for entry in table})
     problems = [
-        f"{kind}: {', '.join(names)}"
+        f"{kind}: {_named(names)}"
         for kind, names in (
             ("missing", missing),
             ("unexpected", unexpected),
@@ -130,7 +191,26 @@ def from_transformers(tensors: Mapping[str, np.ndarray], config: BertConfig) -> 
             f"the weights do not fit their config.json ({'; '.join(problems)}): "
             "use the files of one and the same BERT checkpoint"
         )
+    if no_floats:
+        raise UserError(
+            f"weights are no floating-point numbers ({_named(no_floats)}): use a checkpoint that "
+            "is not quantized"
+        )
+    if not_finite:
+        raise UserError(f"weights are NaN or infinite ({_named(not_finite)}): {_FETCH}")
     return unflatten_dict(params, sep="/")
+
+
+def _is_floating(value: np.ndarray) -> bool:
+    # The half precision that is not numpy's, bfloat16, is none of its floating kinds.
+    return np.issubdtype(value.dtype, np.floating) or value.dtype.name.startswith("bfloat")
+
+
+def _named(names: Sequence[str]) -> str:
+    """Names for an error, which stays short whatever a file holds."""
+    shown = [name if len(name) <= 100 else f"{name[:100]}..." for name in names[:_MOST_NAMED]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more" if more else "")
 
 
 def to_transformers(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -151,6 +231,7 @@ def _canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             for name, value in tensors.items()
             if name.startswith("bert.")
         }
+    tensors = {k: value for k, value in tensors.items() if k.startswith(_ENCODER)}
     renamed = {
         name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
             "LayerNorm.beta", "LayerNorm.bias"
@@ -199,22 +280,14 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: use the folder of a BERT checkpoint") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: fetch the checkpoint again") from error
-
-
 def _weight_files(folder: Path) -> Iterator[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        for shard in sorted(set(_read_json(index)["weight_map"].values())):
-            yield folder / shard
-    else:
-        yield folder / "model.safetensors"
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    # As transformers does: saving a model again, in one file, leaves an older index beside it.
+    if whole.exists() or not index.exists():
+        yield whole
+        return
+    for shard in sorted(set(read_json(index, _INDEX_SCHEMA, _FETCH)["weight_map"].values())):
+        yield folder / shard
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -229,17 +302,16 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
         try:
             with safetensors.safe_open(path, "numpy") as file:
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (safetensors.SafetensorError, TypeError) as error:
-            raise UserError(
-                f"{path} can't be read ({error}): fetch the checkpoint again"
-            ) from error
+        except (safetensors.SafetensorError, TypeError, OSError) as error:
+            raise UserError(f"{path} can't be read ({first_line(error)}): {_FETCH}") from error
     return tensors
 
 
 def load_config(folder: Path) -> BertConfig:
     """The ``BertConfig`` of a checkpoint folder."""
     path = folder / "config.json"
-    return BertConfig.from_dict(_read_json(path), origin=str(path))
+    fields = read_json(path, OBJECT, "use the folder of a BERT checkpoint")
+    return BertConfig.from_dict(fields, origin=str(path))
 
 
 def load_backbone(name_or_directory: str | Path) -> tuple[BertConfig, dict[str, Any]]:
@@ -265,13 +337,70 @@ def default_pooling(folder: Path) -> Pooling:
 
     ``mean`` is also the better of the frozen features for a plain BERT (Reimers & Gurevych
     2019, arXiv:1908.10084, table 6).
+
+    Raises:
+        UserError: It declares one that is not computed here, or several at once.
     """
-    path = folder / "1_Pooling" / "config.json"
-    declared = _read_json(path) if path.exists() else {}
-    # The second is how newer releases of sentence-transformers write it.
-    if declared.get("pooling_mode_cls_token") or declared.get("pooling_mode") == "cls":
+    modules = _modules(folder)
+    places = [module.get("path", "") for module in modules if _kind(module) == "Pooling"]
+    path = folder / (places[0] if places else "1_Pooling") / "config.json"
+    if not places and not path.exists():
+        return "mean"
+    fields = read_json(path, _POOLING_SCHEMA, f"{_FETCH}, or say --pooling")
+    flags = (name for name, on in fields.items() if on is True)
+    declared = [
+        name.removeprefix("pooling_mode_") for name in flags if name.startswith("pooling_mode_")
+    ]
+    # How newer releases of sentence-transformers write it.
+    newer = fields.get("pooling_mode", [])
+    declared += [newer] if isinstance(newer, str) else newer
+    if not declared and not any(name.startswith("pooling_mode") for name in fields):
+        return "mean"
+    poolings = {_POOLINGS.get(name) for name in declared}
+    if poolings == {"mean"}:
+        return "mean"
+    if poolings == {"cls"}:
         return "cls"
-    return "mean"
+    what = f"the pooling {reprlib.repr(declared)}, which is not computed here"
+    raise UserError(
+        f"{path} declares {what if declared else 'no pooling'}: choose one by --pooling mean, cls "
+        "or pooler; its vectors are not those that the checkpoint was made for"
+    )
+
+
+def left_out(folder: Path, *, vectors: bool) -> list[str]:
+    """What a sentence-transformers checkpoint does besides its encoder and pooling, in words.
+
+    Args:
+        folder: The checkpoint's.
+        vectors: Whether the pooled vectors themselves are wanted. That they are not scaled to
+            unit length, as the default checkpoint's are by sentence-transformers, matters there
+            and not to heads, which are trained on them as they are.
+    """
+    modules = [m for m in _modules(folder) if _kind(m) not in ("Transformer", "Pooling")]
+    other = [reprlib.repr(_kind(module)) for module in modules if _kind(module) != "Normalize"]
+    notes = []
+    if other:
+        notes.append(
+            f"what modules.json of the checkpoint has besides encoder and pooling is left out "
+            f"({_named(other)}): the vectors are not those of sentence-transformers"
+        )
+    if vectors and len(other) < len(modules):
+        notes.append(
+            "the vectors are pooled and not scaled to unit length, as sentence-transformers scales "
+            "this checkpoint's (Normalize in modules.json): divide each by its norm to compare them"
+        )
+    return notes
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "modules.json"
+    return read_json(path, _MODULES_SCHEMA, _FETCH) if path.exists() else []
+
+
+def _kind(module: Mapping[str, Any]) -> str:
+    """The class of a module without its Python module, which differs between releases."""
+    return module["type"].rpartition(".")[2]
 
 
 def without_unused_pooler(params: dict[str, Any], pooling: Pooling, name: str) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from mtl_jax.data import files
 from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.examples import MISSING, load_corpus
 from mtl_jax.data.packing import Layout
-from mtl_jax.data.tokens import load_tokenizer
 from mtl_jax.errors import UserError, cannot_read
 from mtl_jax.evaluate import Evaluator, ModelSpec
 from mtl_jax.freeze import Params
@@ -31,6 +30,7 @@ from mtl_jax.inputs import Split, TextReader
 from mtl_jax.metrics import Metrics
 from mtl_jax.record import model_spec, read_record
 from mtl_jax.saved import Saved
+from mtl_jax.tokenizer import load_tokenizer, tokenizer_notes
 from mtl_jax.whole import other_kind, whole
 from mtl_jax.workdir import Workdir
 
@@ -121,7 +121,7 @@ class TrainedModel(Encoder):
         self.text_column = next(iter(texts)) if len(texts) == 1 else None
         self.columns = texts.union(*(labels.values() for labels in origins.values()))
         reader = TextReader(
-            load_tokenizer(workdir.path / "tokenizer"),
+            load_tokenizer(workdir.path / "tokenizer", "train one anew from its checkpoint"),
             BertConfig(**record["bert"]),
             self._data.max_length,
             long_texts or self._data.long_texts,
@@ -205,7 +205,11 @@ def checkpoint_encoder(
     bert, params = pretrained.load_backbone(folder)
     pooling = pooling or pretrained.default_pooling(folder)
     params = pretrained.without_unused_pooler(params, pooling, backbone)
-    reader = TextReader(load_tokenizer(folder), bert, max_length, long_texts)
+    tokenizer = load_tokenizer(folder)
+    reader = TextReader(tokenizer, bert, max_length, long_texts)
+    notes = [*tokenizer_notes(folder, tokenizer, bert.vocab_size)]
+    for note in notes + pretrained.left_out(folder, vectors=True):
+        say(f"note: {note}")
     spec = ModelSpec(bert, (1, 1), pooling, "float32", reader.max_length, "auto")
     return Encoder(spec, {"backbone": params}, reader)
 

@@ -126,7 +126,8 @@ def inputs(name):
 def real_inputs():
     """The same for 64 real sentences, from the shortest to the longest, padded with [PAD]."""
     from mtl_jax.data.examples import load_corpus
-    from mtl_jax.data.tokens import load_tokenizer, tokenize
+    from mtl_jax.data.tokens import tokenize
+    from mtl_jax.tokenizer import load_tokenizer
 
     texts = sorted(load_corpus(DataConfig()).read("train").texts)
     tokens = tokenize(load_tokenizer(assets.minilm()), texts, 128)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,36 @@ def test_mistakes_of_the_other_commands(tmp_path):
     unknown = call("mtl_jax", "train", f"--workdir={tmp_path / 'x'}", "--dataset=sentenses")
     assert_mistake(unknown, "sentenses")
     assert not (tmp_path / "x").exists()
+
+
+OWN_CODE = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+
+
+def test_no_code_of_a_checkpoint_runs_and_nobody_else_reads_standard_input(tiny, tmp_path):
+    checkpoint = shutil.copytree(tiny, tmp_path / "checkpoint")
+    config = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    config["auto_map"] = {"AutoTokenizer": ["own.OwnTokenizer", None]}
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(config))
+    (checkpoint / "own.py").write_text(OWN_CODE + "class OwnTokenizer: pass\n")
+    lines, output = tmp_path / "lines.txt", tmp_path / "v.npy"
+    lines.write_text("y\na private text\n")
+    with lines.open() as stdin:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "mtl_jax", "extract"),
+                *(f"--backbone={checkpoint}", f"--output={output}"),
+            ],
+            stdin=stdin,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(checkpoint)},
+            check=False,
+        )
+        # The place in the file is the other process's too.
+        assert os.lseek(stdin.fileno(), 0, os.SEEK_CUR) == 0
+    assert_mistake(done, str(checkpoint / "tokenizer_config.json"), "auto_map", "own.OwnTokenizer")
+    assert not (checkpoint / "ran").exists()
+    assert not output.exists()
 
 
 def test_a_length_of_0_is_not_the_default(tiny, tmp_path):

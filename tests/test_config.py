@@ -15,9 +15,10 @@ BERT = {"model_type": "bert"}
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({}, "model_type None"),
         ({"model_type": "roberta"}, "model_type 'roberta'"),
-        ({"model_type": None}, "model_type None"),
+        ({"model_type": ["bert"]}, "model_type ['bert']"),
+        ({"architectures": ["BertModel", "RobertaModel"]}, "architectures ['BertModel', 'Rob"),
+        ({"architectures": "RobertaModel"}, "architectures ['RobertaModel']"),
         (BERT | {"position_embedding_type": "relative_key"}, "'relative_key'"),
         (BERT | {"position_embedding_type": "relative_key_query"}, "'relative_key_query'"),
         (BERT | {"is_decoder": True}, "is_decoder True"),
@@ -34,6 +35,53 @@ def test_what_the_encoder_does_not_compute_is_refused_by_name(fields, words):
     assert message.startswith(f"there/config.json: {field} ")
     assert words in message
     assert "is not supported: use a checkpoint with" in message
+
+
+@pytest.mark.parametrize("rest", [{}, {"architectures": ["BertForMaskedLM"]}, {"model_type": None}])
+def test_a_config_of_2019_is_told_what_it_lacks(rest):
+    with pytest.raises(UserError, match=r"^c: model_type is .*, add \"model_type\": \"bert\"$"):
+        BertConfig.from_dict({"hidden_size": 384} | rest, origin="c")
+
+
+def test_code_of_a_checkpoint_is_refused_by_name():
+    own = {"AutoModel": "modeling_own.OwnModel"}
+    with pytest.raises(UserError, match=r"^c: auto_map .*modeling_own.*: use a checkpoint without"):
+        BertConfig.from_dict(BERT | {"auto_map": own}, origin="c")
+    assert BertConfig.from_dict(BERT | {"auto_map": {}}) == BertConfig()
+
+
+NAN, INFINITY = float("nan"), float("inf")
+NO_RATES = (-1, -0.1, 1.1, 2, NAN, INFINITY, "0.1", True, [0.1])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("hidden_dropout_prob", value) for value in (*NO_RATES, None)),
+        *(("attention_probs_dropout_prob", value) for value in (*NO_RATES, None)),
+        *(("classifier_dropout", value) for value in NO_RATES),
+        *(("initializer_range", value) for value in (-0.1, NAN, INFINITY, None, "0.02")),
+        *(("layer_norm_eps", value) for value in (-1e-12, 0, 1, NAN, INFINITY, None)),
+        *(("num_hidden_layers", value) for value in (True, 1.5, -1, NAN, 10**400)),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused(field, value):
+    words = rf"^c: {field} .* must be .*: correct the checkpoint's config\.json$"
+    with pytest.raises(UserError, match=words):
+        BertConfig.from_dict(BERT | {field: value}, origin="c")
+    # A run's own record is read without from_dict.
+    with pytest.raises(UserError, match=field):
+        BertConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    "field", ["model_type", "hidden_act", "position_embedding_type", "vocab_size", "auto_map"]
+)
+@pytest.mark.parametrize("value", ["x" * 700_000, ["x"] * 700_000], ids=["string", "list"])
+def test_an_error_stays_short_whatever_a_config_holds(field, value):
+    with pytest.raises(UserError, match=field) as caught:
+        BertConfig.from_dict(BERT | {field: value}, origin="c")
+    assert len(str(caught.value)) < 300
 
 
 def test_an_unknown_activation_is_refused_with_those_there_are():

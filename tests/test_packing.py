@@ -10,7 +10,8 @@ from mtl_jax.config import DataConfig
 from mtl_jax.data.bins import balance, best_fit
 from mtl_jax.data.examples import load_corpus
 from mtl_jax.data.packing import Layout, TrainPlan, evaluation_layout, evaluation_plan
-from mtl_jax.data.tokens import load_tokenizer, tokenize
+from mtl_jax.data.tokens import tokenize
+from mtl_jax.tokenizer import load_tokenizer
 
 examples = settings(max_examples=100, deadline=None, derandomize=True)
 # Short texts and a few long ones, as in life; hypothesis alone prefers small numbers.

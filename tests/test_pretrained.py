@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mtl_jax.freeze import digest
 from mtl_jax.pretrained import (
     default_pooling,
     from_transformers,
+    left_out,
     load_config,
     read_tensors,
     resolve_backbone,
@@ -114,7 +116,7 @@ def test_every_problem_is_in_one_error(copy):
         del tensors["encoder.layer.0.output.dense.bias"]
         del tensors["embeddings.LayerNorm.weight"]
         tensors["encoder.layer.3.output.dense.bias"] = np.zeros(16, np.float32)
-        tensors["surprise"] = np.zeros(1, np.float32)
+        tensors["embeddings.surprise"] = np.zeros(1, np.float32)
         tensors["encoder.layer.1.intermediate.dense.weight"] = np.zeros((16, 32), np.float32)
         tensors["pooler.dense.bias"] = np.zeros(15, np.float32)
         return tensors
@@ -125,7 +127,7 @@ def test_every_problem_is_in_one_error(copy):
     assert str(caught.value) == (
         "the weights do not fit their config.json ("
         "missing: embeddings.LayerNorm.weight, encoder.layer.0.output.dense.bias; "
-        "unexpected: encoder.layer.3.output.dense.bias, surprise; "
+        "unexpected: embeddings.surprise, encoder.layer.3.output.dense.bias; "
         "wrongly shaped: encoder.layer.1.intermediate.dense.weight is (16, 32), not (32, 16), "
         "pooler.dense.bias is (15,), not (16,)): "
         "use the files of one and the same BERT checkpoint"
@@ -140,7 +142,6 @@ def test_every_problem_is_in_one_error(copy):
         ("type_vocab_size", 3, 1),
         ("intermediate_size", 33, 9),
         ("hidden_size", 20, 52),
-        ("num_hidden_layers", 4, 16),
     ],
 )
 def test_every_size_is_held_against_the_weights(field, value, count, copy):
@@ -149,7 +150,38 @@ def test_every_size_is_held_against_the_weights(field, value, count, copy):
     with pytest.raises(UserError) as caught:
         mtl_jax.load_backbone(copy)
     named = re.findall(r"(?:embeddings|encoder|pooler)\.[\w.]+", str(caught.value))
-    assert len(named) == len(set(named)) == count
+    assert len(named) == len(set(named)) == min(count, 10)
+    more = re.findall(r" and (\d+) more\)", str(caught.value))
+    assert more == [str(count - 10)] * (count > 10)
+
+
+@pytest.mark.parametrize("layers", [4, 100_000_000, 2**31 - 1])
+def test_layers_that_are_not_in_the_weights_are_told_at_once(layers, copy):
+    fields = json.loads((copy / "config.json").read_text()) | {"num_hidden_layers": layers}
+    (copy / "config.json").write_text(json.dumps(fields))
+    start = time.perf_counter()
+    words = rf"config\.json says num_hidden_layers {layers:,}, the weights have 3 layers: use the"
+    with pytest.raises(UserError, match=words):
+        mtl_jax.load_backbone(copy)
+    assert time.perf_counter() - start < 1
+
+
+def test_the_number_of_a_tensors_layer_makes_no_table(copy):
+    fields = json.loads((copy / "config.json").read_text()) | {"num_hidden_layers": 10**9}
+    (copy / "config.json").write_text(json.dumps(fields))
+    rewrite(copy, lambda t: t | {"encoder.layer.999999999.x": np.zeros(1, np.float32)})
+    with pytest.raises(UserError, match="the weights have 4 layers"):
+        mtl_jax.load_backbone(copy)
+
+
+def test_an_error_stays_short_whatever_the_weights_hold(copy):
+    extra = {f"encoder.{'x' * 700}{i}": np.zeros(1, np.float32) for i in range(1000)}
+    rewrite(copy, lambda tensors: tensors | extra)
+    with pytest.raises(
+        UserError, match=r"unexpected: encoder\.x+\.\.\., .* and 990 more"
+    ) as caught:
+        mtl_jax.load_backbone(copy)
+    assert len(str(caught.value)) < 2000
 
 
 def test_a_task_checkpoint_of_the_older_kind(copy, tiny):
@@ -170,6 +202,60 @@ def test_a_task_checkpoint_of_the_older_kind(copy, tiny):
 
     rewrite(copy, older)
     assert_same_bytes(flat(mtl_jax.load_backbone(copy)[1]), flat(mtl_jax.load_backbone(tiny)[1]))
+
+
+def test_heads_beside_an_encoder_without_prefix_are_left_out(copy, tiny):
+    names = ("classifier.weight", "cls.predictions.bias", "qa_outputs.bias", "linear.weight", "x")
+    heads = {name: np.full(3, np.nan, np.float32) for name in names}
+    rewrite(copy, lambda tensors: tensors | heads)
+    assert_same_bytes(flat(mtl_jax.load_backbone(copy)[1]), flat(mtl_jax.load_backbone(tiny)[1]))
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+@pytest.mark.parametrize(
+    "name", ["encoder.layer.0.attention.self.query.lora_A", "embeddings.extra", "pooler.extra"]
+)
+def test_what_is_more_in_the_encoder_itself_is_refused(name, prefix, copy):
+    rewrite(
+        copy,
+        lambda tensors: {
+            f"{prefix}{name}": value
+            for name, value in (tensors | {name: np.zeros(1, np.float32)}).items()
+        },
+    )
+    with pytest.raises(UserError, match=rf"unexpected: {re.escape(name)}\)"):
+        mtl_jax.load_backbone(copy)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_named(value, dtype, copy):
+    def spoil(tensors):
+        tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
+        tensors["encoder.layer.1.output.dense.weight"][3, 2] = value
+        tensors["embeddings.LayerNorm.bias"][1] = value
+        return tensors
+
+    rewrite(copy, spoil)
+    words = (
+        r"NaN or infinite \(embeddings\.LayerNorm\.bias, encoder\.layer\.1\.output\.dense\.weight\)"
+    )
+    with pytest.raises(UserError, match=words):
+        mtl_jax.load_backbone(copy)
+
+
+def test_a_number_beyond_float32_is_infinite(copy):
+    name = "pooler.dense.bias"
+    rewrite(copy, lambda tensors: tensors | {name: np.full(16, 1e300)})
+    with pytest.raises(UserError, match=r"NaN or infinite \(pooler\.dense\.bias\): fetch"):
+        mtl_jax.load_backbone(copy)
+
+
+def test_quantized_weights_are_refused(copy):
+    name = "encoder.layer.0.output.dense.weight"
+    rewrite(copy, lambda tensors: tensors | {name: tensors[name].astype(np.int8)})
+    with pytest.raises(UserError, match=r"\(encoder.*weight is int8\): use a checkpoint that is "):
+        mtl_jax.load_backbone(copy)
 
 
 def test_a_checkpoint_without_a_pooler(copy, tiny):
@@ -239,6 +325,46 @@ def test_shards_are_the_whole(copy, tiny):
     assert_same_bytes(flat(mtl_jax.load_backbone(copy)[1]), flat(mtl_jax.load_backbone(tiny)[1]))
 
 
+@pytest.mark.parametrize("left", ["index and shards", "index"])
+def test_the_whole_file_is_read_where_an_older_index_was_left(left, copy, tiny):
+    whole = shutil.copy(copy / WEIGHTS, copy.parent)
+    shard(rewrite(copy, lambda tensors: {name: tensor + 1 for name, tensor in tensors.items()}))
+    shutil.copy(whole, copy / WEIGHTS)
+    if left == "index":
+        for path in copy.glob("model-*"):
+            path.unlink()
+    assert_same_bytes(flat(mtl_jax.load_backbone(copy)[1]), flat(mtl_jax.load_backbone(tiny)[1]))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[]", "is not of type 'object'"),
+        ("{}", "'weight_map' is a required property"),
+        ('{"weight_map": []}', "weight_map"),
+        ('{"weight_map": {}}', "weight_map"),
+        ('{"weight_map": {"a": 3}}', "weight_map.a: 3 is not of type 'string'"),
+        ('{"weight_map": {"a": "../model.safetensors"}}', "does not match"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "does not match"),
+        ("{", "is no valid JSON"),
+    ],
+)
+def test_an_index_of_another_kind_is_one_line(content, words, copy):
+    (copy / WEIGHTS).unlink()
+    (copy / INDEX).write_text(content)
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        mtl_jax.load_backbone(copy)
+    assert str(caught.value).startswith(str(copy / INDEX))
+    assert str(caught.value).endswith(": fetch the checkpoint again")
+
+
+def test_weights_that_are_a_folder(copy):
+    (copy / WEIGHTS).unlink()
+    (copy / WEIGHTS).mkdir()
+    with pytest.raises(UserError, match=r"model\.safetensors can't be read \(.*\): fetch"):
+        mtl_jax.load_backbone(copy)
+
+
 def test_a_missing_shard_is_named(copy):
     shard(copy)
     (copy / "model-00002-of-00002.safetensors").unlink()
@@ -283,9 +409,10 @@ def test_a_damaged_file_is_named(kept, copy):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "config.json is missing: use the folder of a BERT checkpoint"),
-        (b"{", "config.json is not valid JSON: fetch the checkpoint again"),
-        (b"\xff\xfe{}", "config.json is not valid JSON: fetch the checkpoint again"),
+        (None, "config.json is missing: correct the path, or put the file there"),
+        (b"{", "config.json is no valid JSON ("),
+        (b"\xff\xfe{}", "config.json is no UTF-8 text ("),
+        (b"[]", "config.json: [] is not of type 'object': use the folder of a BERT checkpoint"),
         (b'{"model_type": "gpt2"}', "config.json: model_type 'gpt2' is not supported"),
     ],
 )
@@ -306,18 +433,102 @@ def test_a_wrong_config_is_named(content, words, copy):
         ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
         ({"embedding_dimension": 16, "pooling_mode": "cls", "include_prompt": True}, "cls"),
         ({"embedding_dimension": 16, "pooling_mode": "mean", "include_prompt": True}, "mean"),
+        ({"pooling_mode": ["cls"]}, "cls"),
+        ({"pooling_mode": "mean", "pooling_mode_mean_tokens": True}, "mean"),
+        ({"word_embedding_dimension": 16}, "mean"),
         (None, "mean"),
     ],
 )
 def test_pooling_that_the_checkpoint_declares(declared, pooling, tmp_path):
     if declared is not None:
-        (tmp_path / "1_Pooling").mkdir()
-        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(declared))
+        declare(tmp_path, declared)
     assert default_pooling(tmp_path) == pooling
+
+
+def declare(folder, pooling, place="1_Pooling"):
+    (folder / place).mkdir(exist_ok=True)
+    (folder / place / "config.json").write_text(json.dumps(pooling))
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        *(
+            ({"pooling_mode_mean_tokens": False, f"pooling_mode_{name}": True}, f"['{name}']")
+            for name in ("max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+        ),
+        (
+            {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
+            "['cls_token', 'mean_tokens']",
+        ),
+        ({"pooling_mode": "lasttoken"}, "['lasttoken']"),
+        ({"pooling_mode": ["cls", "mean"]}, "['cls', 'mean']"),
+        ({"pooling_mode": "cls", "pooling_mode_max_tokens": True}, "['max_tokens', 'cls']"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False}, "no pooling"),
+        ({"pooling_mode": "x" * 100_000}, "..."),
+    ],
+    ids=str,
+)
+def test_a_declared_pooling_that_is_not_computed_asks_for_another(declared, words, tmp_path):
+    declare(tmp_path, declared)
+    with pytest.raises(UserError, match=r"choose one by --pooling mean, cls or pooler") as caught:
+        default_pooling(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}/1_Pooling/config.json declares ")
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "declared", [[], "mean", {"pooling_mode": 3}, {"pooling_mode_cls_token": "yes"}], ids=str
+)
+def test_a_declaration_of_another_kind_is_one_line(declared, tmp_path):
+    declare(tmp_path, declared)
+    with pytest.raises(UserError, match=r"1_Pooling/config\.json: .* again, or say --pooling$"):
+        default_pooling(tmp_path)
+
+
+def modules(folder, *kinds):
+    names = ["Transformer", "Pooling", *kinds]
+    content = [
+        {"idx": i, "name": str(i), "path": f"{i}_{name}", "type": f"sentence_transformers.{name}"}
+        for i, name in enumerate(names)
+    ]
+    (folder / "modules.json").write_text(json.dumps(content))
+
+
+def test_pooling_is_where_the_modules_say(tmp_path):
+    declare(tmp_path, {"pooling_mode": "mean"})
+    (tmp_path / "modules.json").write_text('[{"type": "st.Pooling", "path": "2_Pooling"}]')
+    with pytest.raises(UserError, match=r"2_Pooling/config\.json is missing"):
+        default_pooling(tmp_path)
+    declare(tmp_path, {"pooling_mode": "cls"}, "2_Pooling")
+    assert default_pooling(tmp_path) == "cls"
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '[{"path": "x"}]', '[{"type": 1}]', "["])
+def test_modules_of_another_kind_are_one_line(content, tmp_path):
+    (tmp_path / "modules.json").write_text(content)
+    with pytest.raises(UserError, match=r"modules\.json.*: fetch the checkpoint again$"):
+        left_out(tmp_path, vectors=True)
+
+
+def test_what_follows_the_pooling_is_told_where_it_matters(tmp_path):
+    assert left_out(tmp_path, vectors=True) == []
+    modules(tmp_path)
+    assert left_out(tmp_path, vectors=True) == []
+    modules(tmp_path, "Normalize")
+    assert left_out(tmp_path, vectors=False) == []
+    (unit,) = left_out(tmp_path, vectors=True)
+    assert "not scaled to unit length" in unit
+    modules(tmp_path, "Dense", "Normalize")
+    (dense,) = left_out(tmp_path, vectors=False)
+    assert "is left out ('Dense')" in dense
+    assert left_out(tmp_path, vectors=True) == [dense, unit]
 
 
 def test_pooling_of_the_default_checkpoint():
     assert default_pooling(assets.minilm()) == "mean"
+    assert left_out(assets.minilm(), vectors=False) == []
 
 
 # Names.

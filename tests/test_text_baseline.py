@@ -8,7 +8,7 @@ CLASSES = {"classifier": ("film", "phone"), "sentiment": ("bad", "fine", "good")
 
 
 def examples(texts, classifier, sentiment):
-    labels = {"classifier": np.int32(classifier), "sentiment": np.int32(sentiment)}
+    labels = {"classifier": np.array(classifier, np.int32), "sentiment": np.array(sentiment, np.int32)}
     return Examples(texts=texts, labels=labels, groups=None)
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -33,6 +34,7 @@ class ToyReviews(tfds.core.GeneratorBasedBuilder):
                     "stars": np.int64,
                     "kind": tfds.features.Text(),
                     "score": np.float32,
+                    "liked": np.bool_,
                 }
             ),
         )
@@ -57,6 +59,7 @@ class ToyReviews(tfds.core.GeneratorBasedBuilder):
                     "stars": (-1, 9, 10)[i % 3],
                     "kind": ("", "short", "long")[i % 3],
                     "score": 0.5,
+                    "liked": i % 3 == 0,
                 },
             )
 
@@ -94,6 +97,76 @@ def test_integer_and_string_labels_are_learned_from_train(root):
     labels = corpus.read("test").labels
     assert sorted(labels["sentiment"].tolist()) == [-1, -1, 0, 0, 1, 1]
     np.testing.assert_array_equal(labels["classifier"] == 1, labels["sentiment"] == 0)
+
+
+def test_booleans_are_labels_as_those_of_json_are(root, tmp_path):
+    corpus = load("toy_reviews", "sentiment=liked")
+    assert corpus.classes["sentiment"] == ("false", "true")
+    rows = [{"text": f"text {i}", "liked": i % 3 == 0} for i in range(60)]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = DataConfig(train_file=str(path), label_columns=("sentiment=liked",))
+    assert load_corpus(files).classes == corpus.classes
+    test = corpus.read("test")
+    found = dict(zip(test.texts, test.labels["sentiment"].tolist(), strict=True))
+    assert found == {f"test é {i}": int(i % 3 == 0) for i in range(6)}
+
+
+LEGACY = {"type": "own_features.Own", "content": {}}
+
+
+def nest(feature, how):
+    """A feature of another module, where TFDS would import it."""
+    package = "tensorflow_datasets.core.features."
+    own = {"pythonClassName": "own_features.Own", "jsonFeature": {"json": "{}"}}
+    if how == "itself":
+        return own
+    if how == "in a sequence":
+        name = package + "sequence_feature.Sequence"
+        return {"pythonClassName": name, "sequence": {"feature": own, "length": "-1"}}
+    # Older releases wrote JSON within JSON.
+    content = json.dumps({"deep": LEGACY})
+    name = package + "features_dict.FeaturesDict"
+    return {"pythonClassName": name, "jsonFeature": {"json": content}}
+
+
+@pytest.mark.parametrize("by", ["name", "folder"])
+@pytest.mark.parametrize("how", ["itself", "in a sequence", "in JSON", "as the whole"])
+def test_a_module_that_a_data_set_names_is_not_imported(how, by, root, tmp_path, monkeypatch):
+    load()
+    folder = root / "toy_reviews" / "1.2.0"
+    # By a name that has no code here, so that TFDS reads the files alone.
+    files = root / "stranger" / "1.2.0"
+    shutil.copytree(folder, files)
+    info = (files / "dataset_info.json").read_text().replace("toy_reviews", "stranger")
+    (files / "dataset_info.json").write_text(info)
+    features = json.loads((files / "features.json").read_text())
+    if how == "as the whole":
+        features = LEGACY
+    else:
+        features["featuresDict"]["features"]["more"] = nest(features, how)
+    (files / "features.json").write_text(json.dumps(features))
+    code = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+    (tmp_path / "own_features.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"names 'own_features\.Own', which is none of TFDS's own"):
+        load("stranger" if by == "name" else str(files))
+    assert not (tmp_path / "ran").exists()
+    # What TFDS does for others is as it was.
+    with pytest.raises(ValueError, match="Unrecognized"):
+        tfds.features.FeatureConnector.cls_from_name("own_features.Own")
+    assert (tmp_path / "ran").exists()
+    sys.modules.pop("own_features")
+
+
+@pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}'])
+def test_a_damaged_description_is_one_line(content, name, root):
+    load()
+    folder = root / "toy_reviews" / "1.2.0"
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{folder}.*: prepare the data set "):
+        load(str(folder))
 
 
 def test_a_prepared_folder_is_read_where_it_lies(root, tmp_path):
@@ -163,7 +236,7 @@ def test_the_cache_is_used_where_no_folder_is_set(tmp_path, monkeypatch):
         (
             "toy_reviews",
             ("sentiment=score",),
-            r"'score' is neither a class, an integer nor a string",
+            r"'score' is neither a class, an integer, a boolean nor a string",
         ),
     ],
 )

@@ -1,14 +1,10 @@
-import json
-import shutil
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from mtl_jax import assets
-from mtl_jax.data.tokens import load_tokenizer, tokenize
+from mtl_jax.data.tokens import tokenize
 from mtl_jax.errors import UserError
+from mtl_jax.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -54,38 +50,3 @@ def test_same_ids_before_and_after_a_truncation(tokenizer):
 def test_a_length_without_room_is_refused(tokenizer):
     with pytest.raises(UserError, match=r"--max-length 2 leaves no room .* use at least 3"):
         tokenize(tokenizer, ["hello"], 2)
-
-
-def test_a_vocabulary_is_enough(tmp_path):
-    for name in ("config.json", "vocab.txt", "tokenizer_config.json"):
-        shutil.copy(assets.minilm() / name, tmp_path)
-    tokens = tokenize(load_tokenizer(tmp_path), ["Hello world"], 8)
-    assert tokens.ids.tolist() == [101, 7592, 2088, 102]
-
-
-def test_a_folder_without_a_tokenizer(tmp_path):
-    with pytest.raises(UserError, match="holds no tokenizer: name a checkpoint"):
-        load_tokenizer(tmp_path)
-
-
-def test_a_broken_tokenizer(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="cannot load the tokenizer in "):
-        load_tokenizer(tmp_path)
-
-
-def test_says_nothing_when_there_is_no_pytorch():
-    program = (
-        "import sys, importlib.util as u\n"
-        "find = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if name == 'torch' else find(name, *a)\n"
-        "from mtl_jax import assets\n"
-        "from mtl_jax.data.tokens import load_tokenizer\n"
-        "load_tokenizer(assets.minilm())\n"
-        "print('torch' in sys.modules)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
-    assert (done.stdout, done.stderr) == ("False\n", "")

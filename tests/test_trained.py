@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import os
+import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -15,8 +17,8 @@ from mtl_jax import pretrained
 from mtl_jax.bert import BertEncoder
 from mtl_jax.commands import run
 from mtl_jax.config import TASKS, TrainConfig
-from mtl_jax.data.tokens import load_tokenizer
 from mtl_jax.errors import UserError
+from mtl_jax.tokenizer import load_tokenizer
 from mtl_jax.train import train
 from mtl_jax.trained import (
     TrainedModel,
@@ -51,6 +53,21 @@ def test_evaluation_repeats_the_run(model, folder):
     result = json.loads(lines[-1])
     for split in ("train", "validation", "test"):
         assert model.evaluate(split) == result[split]
+
+
+def test_no_code_of_a_runs_own_folder_runs(trained_folder, tmp_path, monkeypatch):
+    run = shutil.copytree(trained_folder, tmp_path / "run")
+    path = run / "tokenizer" / "tokenizer_config.json"
+    own = {"auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    code = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+    (run / "tokenizer" / "own.py").write_text(code + "class OwnTokenizer: pass\n")
+    answers = io.StringIO("y\n" * 9)
+    monkeypatch.setattr(sys, "stdin", answers)
+    with pytest.raises(UserError, match="tokenizer"):
+        TrainedModel(run)
+    assert answers.tell() == 0
+    assert not (run / "tokenizer" / "ran").exists()
 
 
 def test_evaluation_notices_other_classes(settings, reviews, tmp_path):
@@ -212,6 +229,45 @@ def test_extraction_is_the_pooled_encoder(tiny, pooling):
             kernel, bias = params["pooler"]["kernel"], params["pooler"]["bias"]
             expected = np.tanh(hidden[0] @ kernel + bias)
         np.testing.assert_allclose(vector, expected, atol=2e-6)
+
+
+@pytest.fixture
+def doubtful(tiny, tmp_path):
+    """A checkpoint whose vocabulary has capitals, and whose vectors are made by a Dense layer."""
+    folder = shutil.copytree(tiny, tmp_path / "doubtful")
+    words = (folder / "vocab.txt").read_text().replace("film", "Film").replace("book", "Book")
+    (folder / "vocab.txt").write_text(words)
+    (folder / "tokenizer_config.json").unlink()
+    kinds = ("Transformer", "Pooling", "Dense", "Normalize")
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": kind} for kind in kinds]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "Pooling").mkdir()
+    (folder / "Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
+    return folder
+
+
+def test_doubts_of_a_checkpoint_are_told_before_its_vectors(doubtful, capsys):
+    with pytest.raises(UserError, match="choose one by --pooling"):
+        checkpoint_encoder(str(doubtful), None, 128)
+    capsys.readouterr()
+    checkpoint_encoder(str(doubtful), "mean", 128)
+    capitals, dense, unit = capsys.readouterr().err.splitlines()
+    assert capitals.startswith("note: 2 of 41 tokens of the vocabulary have capitals")
+    assert dense.startswith("note: what modules.json of the checkpoint has besides")
+    assert unit.startswith("note: the vectors are pooled and not scaled to unit length")
+
+
+def test_doubts_of_a_checkpoint_are_told_before_training(doubtful, settings, tmp_path, capsys):
+    asked = {**settings, "backbone": str(doubtful), "epochs": 1}
+    with pytest.raises(UserError, match="choose one by --pooling"):
+        train(TrainConfig(**asked, workdir=str(tmp_path / "run")))
+    capsys.readouterr()
+    train(TrainConfig(**asked, workdir=str(tmp_path / "run"), pooling="cls"))
+    said = capsys.readouterr().err
+    assert said.startswith("note: 2 of 41 tokens of the vocabulary have capitals")
+    assert "note: what modules.json of the checkpoint has besides" in said
+    # Heads are trained on vectors of any length.
+    assert "unit length" not in said
 
 
 def test_vectors_stream_into_one_file(tmp_path):

@@ -6,8 +6,10 @@ import contextlib
 import difflib
 import hashlib
 import os
+import reprlib
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 FILE_FORMAT = "array_record"
+_OWN_FEATURES = "tensorflow_datasets.core.features."
 
 
 def open_dataset(name: str, text_column: str, columns: dict[str, str]) -> Source:
@@ -132,7 +135,8 @@ def prepare(
     with exclusive(folder):
         if folder.exists():
             # Another process has prepared it since this builder looked.
-            return tfds.builder_from_directory(folder)
+            with _own_features_only(str(folder)):
+                return tfds.builder_from_directory(folder)
         # Under the lock such a folder can only be what a killed process left.
         for stale in folder.parent.glob(f"incomplete.*_{folder.name}"):
             shutil.rmtree(stale, ignore_errors=True)
@@ -154,10 +158,21 @@ def _builder(name: str) -> tfds.core.DatasetBuilder:
     import tensorflow_datasets as tfds
 
     if (Path(name) / "dataset_info.json").is_file():
-        return tfds.builder_from_directory(name)
+        try:
+            with _own_features_only(name):
+                return tfds.builder_from_directory(name)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"TFDS cannot open {name} ({_first_line(error)}): prepare the data set again"
+            ) from error
     root = os.environ.get("TFDS_DATA_DIR") or assets.cache_dir() / "tfds"
     try:
-        return tfds.builder(name, data_dir=root, file_format=FILE_FORMAT)
+        with _own_features_only(name):
+            return tfds.builder(name, data_dir=root, file_format=FILE_FORMAT)
+    except UserError:
+        raise
     except tfds.core.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         near = difflib.get_close_matches(name.partition("/")[0], known)
@@ -171,6 +186,32 @@ def _builder(name: str) -> tfds.core.DatasetBuilder:
             f"TFDS cannot open {name!r} ({_first_line(error)}): correct the name, or set "
             f"TFDS_DATA_DIR to a folder that has it as {FILE_FORMAT}"
         ) from error
+
+
+@contextlib.contextmanager
+def _own_features_only(data_set: str) -> Iterator[None]:
+    """Lets TFDS make features of its own classes, and of those that are imported already.
+
+    It would import whatever module a ``features.json`` names, at any depth.
+    """
+    import tensorflow_datasets as tfds
+
+    connector = tfds.features.FeatureConnector
+    as_it_was = connector.__dict__["cls_from_name"]
+
+    def known(_: type, name: str) -> type[tfds.features.FeatureConnector]:
+        if name not in connector._registered_features and not name.startswith(_OWN_FEATURES):
+            raise UserError(
+                f"{data_set}: features.json names {reprlib.repr(name)}, which is none of TFDS's "
+                "own features, and no other code is run: prepare the data set with those of TFDS"
+            )
+        return as_it_was.__func__(connector, name)
+
+    connector.cls_from_name = classmethod(known)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        connector.cls_from_name = as_it_was
 
 
 def _check_text(builder: tfds.core.DatasetBuilder, column: str) -> None:
@@ -188,11 +229,11 @@ def _class_names(builder: tfds.core.DatasetBuilder, column: str) -> tuple[str, .
     feature = _feature(builder, column)
     if isinstance(feature, tfds.features.ClassLabel):
         return tuple(feature.names)
-    if _is_string(feature) or _is_integer(feature):
+    if _is_string(feature) or _is_of(np.integer, feature) or _is_of(np.bool_, feature):
         return None
     raise UserError(
-        f"{builder.info.full_name}: feature {column!r} is neither a class, an integer nor a "
-        "string: name another with --label-columns"
+        f"{builder.info.full_name}: feature {column!r} is neither a class, an integer, a boolean "
+        "nor a string: name another with --label-columns"
     )
 
 
@@ -219,9 +260,9 @@ def _is_string(feature: tfds.features.FeatureConnector) -> bool:
     )
 
 
-def _is_integer(feature: tfds.features.FeatureConnector) -> bool:
+def _is_of(kind: type[np.generic], feature: tfds.features.FeatureConnector) -> bool:
     dtype = feature.np_dtype
-    return feature.shape == () and isinstance(dtype, type) and np.issubdtype(dtype, np.integer)
+    return feature.shape == () and isinstance(dtype, type) and np.issubdtype(dtype, kind)
 
 
 def _text(value: bytes | str, place: str) -> str:
@@ -233,9 +274,11 @@ def _text(value: bytes | str, place: str) -> str:
         ) from error
 
 
-def _label(value: bytes | str | int, names: tuple[str, ...] | None) -> str | None:
+def _label(value: bytes | str | int | np.bool_, names: tuple[str, ...] | None) -> str | None:
     if names is not None:
         return names[int(value)] if int(value) >= 0 else None
+    if isinstance(value, bool | np.bool_):
+        return str(value).lower()  # as JSON's are
     label = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     return None if label.strip() in ("", "-1") else label.strip()
 

@@ -1,4 +1,4 @@
-"""Texts to token ids, with the tokenizer that the checkpoint carries."""
+"""Texts to token ids."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mtl_jax.errors import UserError, first_line
+from mtl_jax.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 # Enough for the tokenizer's threads to share, few enough to keep the memory small.
 _CHUNK = 4096
@@ -71,26 +69,6 @@ class Tokens:
         return hasher.hexdigest()
 
 
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a checkpoint, from local files only.
-
-    Args:
-        folder: A folder in transformers' layout.
-
-    Raises:
-        UserError: The folder holds no tokenizer that can be loaded.
-    """
-    remedy = "name a checkpoint that carries tokenizer.json or vocab.txt"
-    folder = Path(folder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        raise UserError(f"{folder} holds no tokenizer: {remedy}")
-    try:
-        return auto_tokenizer().from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        reason = first_line(error)
-        raise UserError(f"cannot load the tokenizer in {folder} ({reason}): {remedy}") from error
-
-
 def special_tokens(tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
     """How many special tokens each text has, beside which it needs room.
 
@@ -110,7 +88,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_lengt
     """Tokenises texts, each a single segment with its special tokens.
 
     Args:
-        tokenizer: What ``load_tokenizer`` gives.
+        tokenizer: What ``tokenizer.load_tokenizer`` gives.
         texts: n texts.
         max_length: Tokens kept of each text; a cut text keeps its special tokens.
 
@@ -149,18 +127,3 @@ def _ids(
         verbose=False,
     )
     return encoded["input_ids"]  # pyright: ignore[reportReturnType]  (lists unless asked else)
-
-
-def auto_tokenizer() -> type[AutoTokenizer]:
-    """Imports transformers without its advice to install PyTorch, which nothing here needs."""
-    switch = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    before = os.environ.get(switch)
-    os.environ[switch] = "1"
-    try:
-        from transformers import AutoTokenizer
-    finally:
-        if before is None:
-            del os.environ[switch]
-        else:
-            os.environ[switch] = before
-    return AutoTokenizer
