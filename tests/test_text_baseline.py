@@ -8,7 +8,10 @@ CLASSES = {"classifier": ("film", "phone"), "sentiment": ("bad", "fine", "good")
 
 
 def examples(texts, classifier, sentiment):
-    labels = {"classifier": np.array(classifier, np.int32), "sentiment": np.array(sentiment, np.int32)}
+    labels = {
+        "classifier": np.array(classifier, np.int32),
+        "sentiment": np.array(sentiment, np.int32),
+    }
     return Examples(texts=texts, labels=labels, groups=None)
 
 

@@ -255,7 +255,7 @@ def test_gradual_unfreezing_and_its_control_have_the_same_rates(settings, tmp_pa
     study = Unfreezing(**settings, arms=("at_once", "gradual_unfreezing", "none_frozen"))
     ((control,), (gradual,), (plain,)) = study.groups(layers=2, texts=96)
     labels = {"classifier": 1, "sentiment": 1}
-    setting = Setting(num_layers=2, epochs=control.config.epochs, labels=labels)
+    setting = Setting(num_layers=2, epochs=study.epochs, labels=labels)
     phases = phases_of(gradual.config, setting)
     (at_once,) = phases_of(control.config, setting)
     rates = {(phase.layer_decay, phase.schedule, phase.learning_rates) for phase in phases}
