@@ -152,7 +152,8 @@ def test_few_texts_train_long_enough_without_any_flag(open_settings, tmp_path, c
     assert "epochs in the place of 10: " in words
     assert "150 in all at least (--head-min-steps, or --epochs for so many epochs)" in words
     assert result["step"] >= 150
-    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    log = [json.loads(line) for line in lines]
     assert 2 <= sum(record["event"] == "epoch" for record in log) <= 11
     assert "to compare: TF-IDF with logistic regression reaches classifier accuracy" in words
     assert result["text_baseline"]["classifier"]["examples"] > 0
