@@ -16,7 +16,7 @@ from mtl_jax.errors import Preempted, UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.member import Member
 from mtl_jax.meter import Stopwatch
-from mtl_jax.phase_plan import parted, without_effect
+from mtl_jax.phase_plan import parted, short_phases, without_effect
 from mtl_jax.run import Run
 from mtl_jax.show import Show
 
@@ -115,7 +115,8 @@ def _made_ready(configs: Sequence[TrainConfig], inputs: Inputs | None) -> tuple[
 
 def _notes(run: Run) -> list[str]:
     """What is said once of the data and the settings, whichever seeds are trained."""
-    return [*run.inputs.notes(), *without_effect(run.config, run.plans)]
+    settings = run.config, run.plans
+    return [*run.inputs.notes(), *without_effect(*settings), *short_phases(*settings)]
 
 
 def _refuse_unlike(configs: Sequence[TrainConfig]) -> None:
