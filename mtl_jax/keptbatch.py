@@ -32,7 +32,7 @@ class KeptBatch:
 
     Attributes:
         step: The step of the run that it is the batch of, from 1.
-        task: The task whose loss was not finite; None where the gradient was not.
+        task: The task whose loss was not finite; None: the norm of the gradient was not.
         seed: The run's.
         phase: The phase of the step, from 0.
         depth: Where its ``states`` are from; see ``TextSet``.

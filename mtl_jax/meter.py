@@ -13,7 +13,7 @@ from mtl_jax.data.batches import HostBatch
 from mtl_jax.errors import SharedError
 
 Keep = Callable[[int, str | None, HostBatch], str]
-"""Is given the step, the task of a loss that is not finite, None for the gradient, and the batch;
+"""Is given the step, the task whose loss is not finite (None: the gradient's norm), and the batch;
 names the batch."""
 
 
@@ -106,7 +106,7 @@ class Meter:
             where these are not fixed.
 
         Raises:
-            SharedError: A loss or the gradient is not finite; the batch has been kept.
+            SharedError: A loss or the norm of the gradient is not finite; the batch is kept.
         """
         if self._pending is None:
             return self._last
@@ -119,7 +119,7 @@ class Meter:
                 raise self._refused(f"the {task} loss", step, task, batch)
         if not math.isfinite(norm):
             # The losses are from before the update, which this gradient has spoilt.
-            raise self._refused("the gradient", step, None, batch)
+            raise self._refused("the norm of the gradient", step, None, batch)
         for task, (total, count) in metrics["loss"].items():
             self._sums[task][0] += float(total)
             self._sums[task][1] += float(count)

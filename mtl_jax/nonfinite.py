@@ -40,7 +40,7 @@ def keep(folder: Path, run: Run, step: int, task: str | None, batch: HostBatch) 
         folder: The run's.
         run: The run, in the phase of the step.
         step: The step of the run, from 1.
-        task: The task of the loss; None where the gradient is not finite.
+        task: The task of the loss; None where it is the norm of the gradient.
         batch: The batch.
 
     Returns:
