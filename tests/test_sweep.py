@@ -163,7 +163,7 @@ def test_a_diverged_setting_is_not_chosen(swept):
 def test_of_equal_measurements_a_sweep_and_training_take_the_first(swept, tmp_path):
     """At a rate that moves the heads, but none of their predictions."""
     shared, inputs, _ = swept
-    rates = {"head_learning_rate": 1e-6, "weight_decay": 0.0}
+    rates: dict[str, Any] = {"head_learning_rate": 1e-6, "weight_decay": 0.0}
     config = TrainConfig(workdir=str(tmp_path), **shared, **rates)
     result = train(config, inputs)
     scores = [
