@@ -208,7 +208,7 @@ def test_schedules_of_few_steps_start_at_the_peak_where_nothing_rises(total):
     warmup = round(0.1 * total)
     assert warmup == (total == 10)
     falls = [1 - t / (total - warmup) for t in range(total - warmup)]
-    expected = {
+    expected: dict[Any, list[float]] = {
         "linear": [*[1 / 2] * warmup, *falls],
         "slanted_triangular": [*[1 / 32] * warmup, *((1 + 31 * part) / 32 for part in falls)],
         "constant": [*[1 / 2] * warmup, *[1.0] * len(falls)],
@@ -220,7 +220,7 @@ def test_schedules_of_few_steps_start_at_the_peak_where_nothing_rises(total):
 
 
 @pytest.mark.parametrize("schedule", ["linear", "slanted_triangular", "constant"])
-def test_a_single_step_has_the_peak_rate_whatever_the_warm_up(schedule):
+def test_a_single_step_has_the_peak_rate_whatever_the_warm_up(schedule: Any):
     config = OptimizerConfig((("head", 0.25),), 1, 1, 0.0, 1.0, schedule)
     assert config.rates(("head",), 0) == {"head": 0.25}
 

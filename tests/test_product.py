@@ -59,7 +59,7 @@ def test_a_product_and_its_gradients_have_rounded_factors_and_float32_sums(types
 def test_a_frozen_factor_costs_no_product():
     def flops(wanted):
         def loss(left, right):
-            return product("xy,yz->xz", HALF, left, right).sum()
+            return jnp.sum(product("xy,yz->xz", HALF, left, right))
 
         gradient = jax.jit(jax.value_and_grad(loss, wanted))
         analysis: Any = gradient.lower(drawn((32, 64)), drawn((64, 128))).cost_analysis()
@@ -81,7 +81,8 @@ def test_in_float32_it_is_flax_s_to_the_last_bit(precision):
     for module in (ours, theirs):
 
         def loss(params, x, module=module):
-            return jnp.sin(module.apply(params, x)).sum()
+            y: Any = module.apply(params, x)
+            return jnp.sin(y).sum()
 
         begun = module.init(jax.random.key(3), x)
         both.append((begun, module.apply(params, x), jax.grad(loss, (0, 1))(params, x)))
@@ -93,9 +94,12 @@ def test_a_bias_s_gradient_counts_every_token():
     dense = Dense(4, HALF, INIT)
     x = jnp.zeros((512, 128, 8), HALF)
     params = dense.init(jax.random.key(0), x)
-    gradient: Any = jax.grad(lambda p: dense.apply(p, x).astype(HALF).sum(dtype=jnp.float32))(
-        params
-    )
+
+    def loss(params):
+        y: Any = dense.apply(params, x)
+        return y.astype(HALF).astype(jnp.float32).sum()
+
+    gradient: Any = jax.grad(loss)(params)
     assert gradient["params"]["bias"].tolist() == [512 * 128] * 4
 
 
