@@ -96,5 +96,5 @@ class Dense(nn.Module):
             y = lax.dot_general(x, kernel, contracted, precision=self.precision)
         else:
             rows = string.ascii_lowercase[: x.ndim - 1]
-            y = product(f"{rows}y,yz->{rows}z", self.dtype, x, kernel)
+            y: Any = product(f"{rows}y,yz->{rows}z", self.dtype, x, kernel)
         return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
