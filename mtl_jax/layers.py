@@ -215,7 +215,8 @@ class Attention(nn.Module):
         weights = self.weights_dropout(weights, deterministic=deterministic)
         if self.dtype == jnp.float32:
             return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return product("bhqk,bkhd->bqhd", self.dtype, weights, value).astype(self.dtype)
+        mixed: Any = product("bhqk,bkhd->bqhd", self.dtype, weights, value)
+        return mixed.astype(self.dtype)
 
 
 class FeedForward(nn.Module):
