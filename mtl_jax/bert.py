@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mtl_jax.config import BertConfig
-from mtl_jax.layers import Bias, Blocks, Embeddings, Fused, Layer, attention_bias, dense
+from mtl_jax.layers import Bias, Blocks, Embeddings, Fused, Layer, attention_bias, exact_dense
 
 
 class BertEncoder(nn.Module):
@@ -23,7 +23,7 @@ class BertEncoder(nn.Module):
 
     Attributes:
         config: Sizes, activation, dropout rates.
-        dtype: Precision of the computation.
+        dtype: Precision of the factors of its matrix products; see ``layers``.
         remat: Whether the backward pass computes each layer's activations again.
         scan_layers: Whether layers that run one after the other are one ``lax.scan``, which
             compiles once for all of them, and copies their parameters in every step.
@@ -38,13 +38,13 @@ class BertEncoder(nn.Module):
     fused: Fused | None = None
 
     def setup(self) -> None:
-        self.embeddings = Embeddings(self.config, self.dtype)
+        self.embeddings = Embeddings(self.config)
         # The third argument of a layer, whether it runs without dropout, is no array.
         layer = nn.remat(Layer, static_argnums=(3,)) if self.remat else Layer
         self.layer = [
             layer(self.config, self.dtype, self.fused) for _ in range(self.config.num_hidden_layers)
         ]
-        self.pooler = dense(self.config, self.config.hidden_size, self.dtype)
+        self.pooler = exact_dense(self.config, self.config.hidden_size)
 
     def __call__(
         self,
@@ -73,7 +73,7 @@ class BertEncoder(nn.Module):
                 1 the embeddings, 1 + k the embeddings and k layers.
 
         Returns:
-            The last hidden state, [batch, length, hidden].
+            The last hidden state, float32 [batch, length, hidden].
         """
         if attention_mask is None:
             attention_mask = jnp.ones_like(input_ids)
@@ -93,7 +93,7 @@ class BertEncoder(nn.Module):
         *,
         train: bool = False,
     ) -> jax.Array:
-        """int32 [batch, length] -> [batch, length, hidden], the input of layer 0."""
+        """int32 [batch, length] -> float32 [batch, length, hidden], the input of layer 0."""
         if token_type_ids is None:
             token_type_ids = jnp.zeros_like(input_ids)
         if position_ids is None:
@@ -112,14 +112,14 @@ class BertEncoder(nn.Module):
         """Runs layers ``start`` to ``stop - 1`` (by default the last one).
 
         Args:
-            hidden: [batch, length, hidden], the input of layer ``start``.
+            hidden: float32 [batch, length, hidden], the input of layer ``start``.
             bias: From ``attention_bias``.
             start: First layer to run.
             stop: The layer after the last one to run.
             train: Whether dropout is on.
 
         Returns:
-            [batch, length, hidden], the input of layer ``stop``.
+            float32 [batch, length, hidden], the input of layer ``stop``.
         """
         layers = self.layer[start:stop]
         if self.scan_layers and len(layers) > 1 and not self.is_initializing():
@@ -145,5 +145,5 @@ class BertEncoder(nn.Module):
         return jax.lax.scan(body, hidden, (stacked, keys))[0]
 
     def pool(self, first: jax.Array) -> jax.Array:
-        """The pooler on the vectors of the first tokens: [..., hidden] -> [..., hidden]."""
+        """The pooler on the vectors of the first tokens: float32 [..., hidden], both."""
         return jnp.tanh(self.pooler(first))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mtl_jax import processes, seal
+from mtl_jax.course import beats
 from mtl_jax.errors import SharedError, UserError, first_line
 from mtl_jax.freeze import Params
 from mtl_jax.saved import Saved, optimizer_tree
@@ -161,7 +163,7 @@ class Checkpoints(Saved):
 
     @property
     def best_step(self) -> int | None:
-        """The step of the best scored checkpoint, the last of equal ones; or None."""
+        """The step of the best scored checkpoint, see ``course.beats``; or None."""
         return self._best and self._best[0]
 
     def save(
@@ -203,7 +205,7 @@ class Checkpoints(Saved):
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         processes.on_main(functools.partial(self._check_space, size))
         best = self._best
-        if score is not None and (best is None or score >= best[1]):
+        if score is not None and beats(score, best[1] if best else -math.inf):
             best = step, score
         needs = tuple(sorted({*keep, *(best or ())[:1]} - {step}))
         known = Seal(progress, best, needs, data.get_state(), jax.process_count())

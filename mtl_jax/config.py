@@ -236,7 +236,8 @@ stop; distill: hold the predictions by a term of the loss from there on"""
     """what the two weights are multiplied by: 1; or, found in training, by uncertainty (Kendall \
 2018), dynamic_average (Liu 2019), famo (Liu 2023), pcgrad (Yu 2020) or gradnorm (Chen 2018)"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """precision of the computation; parameters and optimizer state stay float32"""
+    """precision of the encoder's matrix products; all else is float32. With float32 GPUs \
+compute them in TF32 and TPUs in bfloat16, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set"""
     parallel: Parallel = "auto"
     """jit on one device, pmap or a jit mesh over all; auto: jit on one device, pmap on several"""
     attention_dropout: float | None = None

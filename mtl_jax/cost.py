@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.data.batches import Order, TextSet, evaluation_batches, make_batch, train_batches
@@ -140,8 +139,7 @@ def _as_kept(run: Run, texts: TextSet) -> TextSet:
     if run.freeze.backbone_frozen:
         pooled = np.broadcast_to(np.float32(0), (len(texts), width))
         return dataclasses.replace(texts, pooled=pooled)
-    zero = np.zeros((), jnp.dtype(run.config.dtype))
-    states = np.broadcast_to(zero, (len(texts.tokens.ids), width))
+    states = np.broadcast_to(np.float32(0), (len(texts.tokens.ids), width))
     return dataclasses.replace(texts, states=states, depth=run.states_depth)
 
 

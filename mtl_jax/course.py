@@ -13,6 +13,19 @@ from mtl_jax.phases import Phase
 _NOTHING = 0.0
 
 
+def beats(value: Any, best: Any) -> Any:
+    """Whether a measurement takes the place of the best one before it.
+
+    The first of equal ones stays: it cost less. What is not a number takes no place. Of arrays,
+    element by element.
+
+    Args:
+        value: The score, higher is better.
+        best: The best one before; minus infinity where there is none.
+    """
+    return value > best
+
+
 def score(phase: Phase, validation: Mapping[str, Any]) -> float:
     """What a phase is judged by, higher is better.
 
@@ -83,8 +96,12 @@ class Course:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and score of the phase's best measurement, the first of equal ones."""
-        return max(self.measured, key=lambda pair: pair[1], default=None)
+        """Step and score of the phase's best measurement; see ``beats``."""
+        best = None
+        for step, value in self.measured:
+            if beats(value, -math.inf if best is None else best[1]):
+                best = step, value
+        return best
 
     def stale(self, min_gain: float) -> int:
         """Measurements in a row, up to the last, that have not raised the best by ``min_gain``."""

@@ -32,7 +32,7 @@ class KeptBatch:
 
     Attributes:
         step: The step of the run that it is the batch of, from 1.
-        task: The task whose loss was not finite.
+        task: The task whose loss was not finite; None: the norm of the gradient was not.
         seed: The run's.
         phase: The phase of the step, from 0.
         depth: Where its ``states`` are from; see ``TextSet``.
@@ -46,7 +46,7 @@ class KeptBatch:
     """
 
     step: int
-    task: str
+    task: str | None
     seed: int
     phase: int
     depth: int

@@ -1,6 +1,8 @@
 """The layers of BERT (Devlin et al. 2018, arXiv:1810.04805) in Flax.
 
-Layer normalisation and the softmax are computed in float32 whatever ``dtype`` is.
+Whatever ``dtype`` is, only the factors of matrix products are rounded to it, and what is kept
+between them. Sums, the residual stream, layer normalisation, the softmax and the activations are
+float32, as under PyTorch's autocast: a sum of many numbers in bfloat16 stops growing.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from jax.typing import DTypeLike
 from mtl_jax.config import BertConfig
 from mtl_jax.dropout import Dropout
 from mtl_jax.norm import LayerNorm
+from mtl_jax.product import Dense, product
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -74,10 +77,18 @@ def cudnn_can(config: BertConfig, dtype: DTypeLike, device: Any = None) -> bool:
     )
 
 
-def dense(config: BertConfig, features: int, dtype: DTypeLike) -> nn.Dense:
+def dense(config: BertConfig, features: int, dtype: DTypeLike) -> Dense:
     """A Dense layer with BERT's initialisation."""
+    return Dense(features, dtype, nn.initializers.normal(config.initializer_range))
+
+
+def exact_dense(config: BertConfig, features: int) -> Dense:
+    """The same in float32 on every device: next to the encoder's, its cost is nothing.
+
+    By default GPUs and TPUs round the factors of a float32 product to fewer bits.
+    """
     init = nn.initializers.normal(config.initializer_range)
-    return nn.Dense(features, dtype=dtype, kernel_init=init)
+    return Dense(features, jnp.float32, init, jax.lax.Precision.HIGHEST)
 
 
 def attention_bias(
@@ -113,14 +124,13 @@ class Embeddings(nn.Module):
     """The sum of word, position and token-type embeddings, normalised."""
 
     config: BertConfig
-    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         config = self.config
         init = nn.initializers.normal(config.initializer_range)
-        embed = functools.partial(
-            nn.Embed, features=config.hidden_size, dtype=self.dtype, embedding_init=init
-        )
+        # Looked up in float32 whatever the precision: a row's gradient is a sum over all its
+        # tokens, and of bfloat16 numbers the sum is 84 % off at 16,384 tokens.
+        embed = functools.partial(nn.Embed, features=config.hidden_size, embedding_init=init)
         self.word = embed(config.vocab_size)
         self.position = embed(config.max_position_embeddings)
         self.token_type = embed(config.type_vocab_size)
@@ -134,11 +144,11 @@ class Embeddings(nn.Module):
         position_ids: jax.Array,
         deterministic: bool,
     ) -> jax.Array:
-        """int32 [batch, length] x 3 -> [batch, length, hidden]."""
+        """int32 [batch, length] x 3 -> float32 [batch, length, hidden]."""
         summed = (
             self.word(input_ids) + self.token_type(token_type_ids) + self.position(position_ids)
         )
-        return self.dropout(self.layer_norm(summed).astype(self.dtype), deterministic=deterministic)
+        return self.dropout(self.layer_norm(summed), deterministic=deterministic)
 
 
 class Attention(nn.Module):
@@ -159,8 +169,10 @@ class Attention(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(self, hidden: jax.Array, bias: Bias, deterministic: bool) -> jax.Array:
-        """[batch, length, hidden] -> like ``hidden``; ``bias`` is of ``attention_bias``."""
-        query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
+        """float32 [batch, length, hidden] -> the same; ``bias`` is of ``attention_bias``."""
+        query, key, value = (
+            project(hidden).astype(self.dtype) for project in (self.query, self.key, self.value)
+        )
         mixed, start = [], 0
         for of_kind in bias:
             blocks, length = of_kind.shape[0], of_kind.shape[-1]
@@ -175,7 +187,7 @@ class Attention(nn.Module):
             start = stop
         update = self.output(jnp.concatenate(mixed, axis=1))
         update = self.dropout(update, deterministic=deterministic)
-        return self.layer_norm(hidden + update).astype(self.dtype)
+        return self.layer_norm(hidden + update)
 
     def _mix(
         self,
@@ -193,11 +205,18 @@ class Attention(nn.Module):
             return jax.nn.dot_product_attention(
                 query, key, value, mask=mask, implementation=self.fused
             )
-        query = query * query.shape[-1] ** -0.5
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32) + bias
-        weights = jax.nn.softmax(scores).astype(self.dtype)
+        scale = query.shape[-1] ** -0.5
+        if self.dtype == jnp.float32:
+            scores = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key)
+        else:
+            # Scaled afterwards, so that no query is rounded twice.
+            scores = product("bqhd,bkhd->bhqk", self.dtype, query, key) * scale
+        weights = jax.nn.softmax(scores + bias)
         weights = self.weights_dropout(weights, deterministic=deterministic)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        if self.dtype == jnp.float32:
+            return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        mixed: Any = product("bhqk,bkhd->bqhd", self.dtype, weights, value)
+        return mixed.astype(self.dtype)
 
 
 class FeedForward(nn.Module):
@@ -214,11 +233,17 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
 
     def __call__(self, hidden: jax.Array, deterministic: bool) -> jax.Array:
-        """[batch, length, hidden] -> [batch, length, hidden]."""
-        activation = _ACTIVATIONS[self.config.hidden_act]
-        update = self.output(activation(self.intermediate(hidden)))
+        """float32 [batch, length, hidden] -> the same."""
+        update = self.output(self._activated(self.intermediate(hidden)))
         update = self.dropout(update, deterministic=deterministic)
-        return self.layer_norm(hidden + update).astype(self.dtype)
+        return self.layer_norm(hidden + update)
+
+    def _activated(self, x: jax.Array) -> jax.Array:
+        activation = _ACTIVATIONS[self.config.hidden_act]
+        if self.dtype == jnp.float32:
+            return activation(x)
+        # Computed in float32, of what is kept in half precision for the backward pass.
+        return jax.checkpoint(lambda x: activation(x.astype(jnp.float32)))(x.astype(self.dtype))
 
 
 class Layer(nn.Module):
@@ -233,5 +258,5 @@ class Layer(nn.Module):
         self.mlp = FeedForward(self.config, self.dtype)
 
     def __call__(self, hidden: jax.Array, bias: Bias, deterministic: bool) -> jax.Array:
-        """[batch, length, hidden] -> like ``hidden``; ``bias`` is of ``attention_bias``."""
+        """float32 [batch, length, hidden] -> the same; ``bias`` is of ``attention_bias``."""
         return self.mlp(self.attention(hidden, bias, deterministic), deterministic)

@@ -1,4 +1,4 @@
-"""Keeps count of a run's losses and seconds, and notices a loss that is not finite."""
+"""Keeps count of a run's losses and seconds, and notices a step that is not finite."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from mtl_jax.config import TASKS
 from mtl_jax.data.batches import HostBatch
 from mtl_jax.errors import SharedError
 
-Keep = Callable[[int, str, HostBatch], str]
-"""Is given the step, the task and the batch of a loss that is not finite; names the batch."""
+Keep = Callable[[int, str | None, HostBatch], str]
+"""Is given the step, the task whose loss is not finite (None: the gradient's norm), and the batch;
+names the batch."""
 
 
 class Stopwatch:
@@ -47,7 +48,7 @@ class Meter:
     never waits for the host. Its batch is held until then, in case it has to be kept.
 
     Args:
-        keep: Is told of a loss that is not finite.
+        keep: Is told of a step that is not finite.
         saved: What ``state`` gave.
 
     Attributes:
@@ -105,28 +106,35 @@ class Meter:
             where these are not fixed.
 
         Raises:
-            SharedError: A loss is not finite; its batch has been kept.
+            SharedError: A loss or the norm of the gradient is not finite; the batch is kept.
         """
         if self._pending is None:
             return self._last
         step, pending, batch = self._pending
         self._pending = None
         metrics = pending()
-        losses = {}
-        for task, (total, count) in metrics["loss"].items():
+        norm, losses = float(metrics["grad_norm"]), {}
+        for task, (total, _) in metrics["loss"].items():
             if not math.isfinite(total):
-                kept = self._keep(step, task, batch)
-                raise SharedError(
-                    f"the {task} loss is not finite at step {step}, {kept}: lower the learning "
-                    "rates; the last checkpoint is kept"
-                )
+                raise self._refused(f"the {task} loss", step, task, batch)
+        if not math.isfinite(norm):
+            # The losses are from before the update, which this gradient has spoilt.
+            raise self._refused("the norm of the gradient", step, None, batch)
+        for task, (total, count) in metrics["loss"].items():
             self._sums[task][0] += float(total)
             self._sums[task][1] += float(count)
             losses[task] = float(total) / max(float(count), 1.0)
-        self._last = {"step": step, "loss": losses, "grad_norm": float(metrics["grad_norm"])}
+        self._last = {"step": step, "loss": losses, "grad_norm": norm}
         if weights := metrics.get("task_weights"):
             self._last["task_weights"] = {task: float(weight) for task, weight in weights.items()}
         return self._last
+
+    def _refused(self, what: str, step: int, task: str | None, batch: HostBatch) -> SharedError:
+        kept = self._keep(step, task, batch)
+        return SharedError(
+            f"{what} is not finite at step {step}, {kept}: lower the learning rates; the last "
+            "checkpoint is kept"
+        )
 
     @property
     def step(self) -> int:

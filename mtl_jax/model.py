@@ -13,13 +13,13 @@ from jax.typing import DTypeLike
 from mtl_jax.bert import BertEncoder
 from mtl_jax.config import TASKS, BertConfig, Pooling
 from mtl_jax.dropout import Dropout
-from mtl_jax.layers import Blocks, Fused, attention_bias
+from mtl_jax.layers import Blocks, Fused, attention_bias, exact_dense
 
 Batch = Mapping[str, jax.Array]
 """Rows of packed texts: int32 [rows, length] ``input_ids``, ``position_ids`` (from 0 in each
 text) and ``segment_ids`` (1 ... slots; 0 is padding), with int32 [rows, slots] labels per task;
 or, in the place of ``input_ids``, what the frozen part of the backbone made of them: ``states``,
-[rows, length, hidden], or the ``pooled`` vectors themselves, float32 [rows, slots, hidden].
+float32 [rows, length, hidden], or the ``pooled`` vectors themselves, float32 [rows, slots, hidden].
 Where predictions are held in training: float32 [rows, slots, classes] ``target_`` and the task's
 name, log-probabilities, and float32 [rows, slots] ``hold``, the weight of each text.
 """
@@ -38,7 +38,7 @@ class MultiTaskModel(nn.Module):
         config: The backbone's.
         classes: Number of classes of the two heads, ``classifier`` first.
         pooling: How a text's token vectors become one.
-        dtype: Precision of the computation.
+        dtype: As of ``BertEncoder``.
         states_depth: Where a batch's ``states`` enter: 1 + k is the input of layer k.
         blocks: How the rows of a batch are cut, see ``attention_bias``; no text crosses a cut.
         remat: As of ``BertEncoder``.
@@ -57,12 +57,11 @@ class MultiTaskModel(nn.Module):
     fused: Fused | None = None
 
     def setup(self) -> None:
-        init = nn.initializers.normal(self.config.initializer_range)
         self.backbone = BertEncoder(
             self.config, self.dtype, self.remat, self.scan_layers, self.fused
         )
-        self.classifier = nn.Dense(self.classes[0], kernel_init=init)
-        self.sentiment = nn.Dense(self.classes[1], kernel_init=init)
+        self.classifier = exact_dense(self.config, self.classes[0])
+        self.sentiment = exact_dense(self.config, self.classes[1])
         rate = self.config.classifier_dropout
         self.dropout = Dropout(self.config.hidden_dropout_prob if rate is None else rate)
 
@@ -104,13 +103,12 @@ class MultiTaskModel(nn.Module):
             weights = member / jnp.maximum(member.sum(-1, keepdims=True), 1)
         else:
             weights = member & (positions[:, None, :] == 0)
-        vectors = jnp.einsum("rst,rth->rsh", weights.astype(jnp.float32), hidden)
-        if self.pooling == "pooler":
-            vectors = self.backbone.pool(vectors)
-        return vectors.astype(jnp.float32)
+        weights, exact = weights.astype(jnp.float32), jax.lax.Precision.HIGHEST
+        vectors = jnp.einsum("rst,rth->rsh", weights, hidden, precision=exact)
+        return self.backbone.pool(vectors) if self.pooling == "pooler" else vectors
 
     def states(self, batch: Batch, depth: int) -> jax.Array:
-        """The input of layer ``depth - 1``, [rows, length, hidden], from tokens or ``states``."""
+        """The input of layer ``depth - 1``, float32 [rows, length, hidden], from a batch."""
         segments, start = batch["segment_ids"], self.states_depth
         if "states" in batch:
             hidden = batch["states"]

@@ -1,4 +1,4 @@
-"""What to do about a loss that is not finite: keep its batch, find the texts at fault."""
+"""What to do about a step that is not finite: keep its batch, find the texts at fault."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _ROWS = 32
 _MOST, _NAMED, _WIDTH = 256, 3, 60
 
 
-def keep(folder: Path, run: Run, step: int, task: str, batch: HostBatch) -> str:
-    """Keeps the batch of a step whose loss is not finite, in the folder of its run.
+def keep(folder: Path, run: Run, step: int, task: str | None, batch: HostBatch) -> str:
+    """Keeps the batch of a step that is not finite, in the folder of its run.
 
     Args:
         folder: The run's.
         run: The run, in the phase of the step.
         step: The step of the run, from 1.
-        task: The task of the loss.
+        task: The task of the loss; None where it is the norm of the gradient.
         batch: The batch.
 
     Returns:

@@ -58,8 +58,10 @@ class OptimizerConfig:
 def warmup_linear(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """Rises linearly to ``peak`` in ``warmup_steps``, then falls linearly to 0 at the end.
 
-    The first step already has a rate above 0, so that no step is spent on nothing.
+    The first step already has a rate above 0, so that no step is spent on nothing; without
+    warm-up, and where it is the only one, it has ``peak``.
     """
+    warmup_steps = _rising(warmup_steps, total_steps)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         rise = (jnp.asarray(count) + 1) / (warmup_steps + 1)
@@ -72,15 +74,17 @@ def warmup_linear(peak: float, warmup_steps: int, total_steps: int) -> optax.Sch
 def slanted_triangular(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """Rises from a 32nd of ``peak`` in ``warmup_steps``, falls back to it at the end.
 
+    Without warm-up, and in a run of one step, the first step has ``peak``.
+
     Source: Howard & Ruder 2018 (arXiv:1801.06146), equation 3, with ratio 32; but that the cut,
     which is the floor of T x cut_frac there, is rounded in a run, as every warm-up is.
     """
-    cut = max(warmup_steps, 1)
+    cut = _rising(warmup_steps, total_steps)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(count)
         fall = 1 - (step - cut) / max(total_steps - cut, 1)
-        part = jnp.clip(jnp.where(step < cut, step / cut, fall), 0.0, 1.0)
+        part = jnp.clip(jnp.where(step < cut, step / max(cut, 1), fall), 0.0, 1.0)
         return peak * (1 + part * (_RATIO - 1)) / _RATIO
 
     return schedule
@@ -88,12 +92,17 @@ def slanted_triangular(peak: float, warmup_steps: int, total_steps: int) -> opta
 
 def warmup_constant(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """Rises linearly to ``peak`` in ``warmup_steps``, and stays there."""
-    del total_steps
+    warmup_steps = _rising(warmup_steps, total_steps)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         return peak * jnp.minimum((jnp.asarray(count) + 1) / (warmup_steps + 1), 1.0)
 
     return schedule
+
+
+def _rising(warmup_steps: int, total_steps: int) -> int:
+    """The steps before the one with the peak rate; a single step is that one."""
+    return warmup_steps if total_steps > 1 else 0
 
 
 _SCHEDULES = {

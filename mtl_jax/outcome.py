@@ -42,7 +42,7 @@ def step_record(run: Run, count: int, meter: Meter) -> dict[str, Any]:
         meter: Its losses and seconds; waits for the step.
 
     Raises:
-        UserError: A loss is not finite.
+        UserError: A loss or the norm of the gradient is not finite.
     """
     optimizer = run.plans[run.index].optimizer
     return {

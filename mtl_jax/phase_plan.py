@@ -26,6 +26,10 @@ from mtl_jax.recipes import Setting, phases_of
 from mtl_jax.rules import Rule
 from mtl_jax.scenarios import FROZEN, scenario_rules
 
+# In fewer, Adam, which moves a parameter by about its rate in each, hardly trains anything, and a
+# tenth of them is no warm-up.
+FEWEST_STEPS = 10
+
 
 @dataclasses.dataclass(frozen=True)
 class PhasePlan:
@@ -167,6 +171,31 @@ def plan_phases(
         why = f"no phase of {config.name} freezes such a head while the backbone trains"
         raise no_trained_head(config.on_drift, f"{why}: use another recipe")
     return tuple(plans)
+
+
+def short_phases(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
+    """A warning that names the phases of fewer than ``FEWEST_STEPS`` steps, where there are any."""
+    short = [i for i, plan in enumerate(plans) if 0 < plan.steps < FEWEST_STEPS]
+    if not short:
+        return []
+    steps = [f"{plans[i].steps} step{'' if plans[i].steps == 1 else 's'}" for i in short]
+    if config.recipe is None:
+        told = [f"{config.name} takes {steps[0]}"]
+    else:
+        scenarios = [f"phase {i + 1} ({plans[i].phase.scenario})" for i in short]
+        told = [f"{name} takes {count}" for name, count in zip(scenarios, steps, strict=True)]
+    remedy = f"raise their epochs or steps in {config.recipe}"
+    if config.recipe is None or not config.recipe.endswith((".json", ".py")):
+        # Each has the same part of the epochs of the run, however many these are.
+        needed = [
+            FEWEST_STEPS * config.epochs / ((plans[i].phase.epochs or 1) * plans[i].batches.steps)
+            for i in short
+        ]
+        remedy = f"--epochs {math.ceil(round(max(needed), 6))} gives {FEWEST_STEPS} or more"
+    return [
+        f"warning: {', '.join(told)}: fewer than {FEWEST_STEPS} steps hardly train anything; "
+        f"{remedy}"
+    ]
 
 
 def without_effect(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:

@@ -18,6 +18,7 @@ from mtl_jax.console import duration, in_bytes, say, scaled
 from mtl_jax.cost import Cost, EvaluationBatches, estimate_cost, kept_arrays
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
+from mtl_jax.phase_plan import short_phases
 from mtl_jax.run import Run
 from mtl_jax.scenarios import FROZEN
 from mtl_jax.store import in_memory
@@ -75,6 +76,8 @@ def plan(
     common = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
     if recipe is not None:
         run = Run(TrainConfig(**common, workdir="", recipe=recipe), inputs)
+        for note in short_phases(run.config, run.plans):
+            say(note)
         phases = [run.at(i, run.params) for i in range(len(run.plans))]
         names = [f"{phase.index + 1} {phase.phase.scenario}" for phase in phases]
         named = zip(names, phases, strict=True)
@@ -83,6 +86,8 @@ def plan(
     for scenario in dict.fromkeys(scenarios):
         try:
             run = Run(TrainConfig(**common, workdir="", scenario=scenario), inputs)
+            for note in short_phases(run.config, run.plans):
+                say(note)
             estimates.append(_estimate(scenario, run, batches, measure_seconds))
         except UserError as error:
             estimates.append(Estimate(scenario, None, (str(error),)))

@@ -1,4 +1,4 @@
-"""Runs the model on a batch that was kept because a loss of it was not finite."""
+"""Runs the model on a batch that was kept because its step was not finite."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def replay(folder: str | Path, file: str | Path | None = None) -> Iterator[dict[
     record = read_record(workdir, "name the one that kept the batch")
     path = newest_batch(workdir.path / FOLDER) if file is None else Path(file).expanduser()
     if path is None:
-        raise UserError(f"{folder} has kept no batch: all losses of its steps have been finite")
+        raise UserError(f"{folder} has kept no batch: all its steps have been finite")
     kept = read_batch(path)
     after, params = _parameters(workdir, record, kept.step)
     nearer = "" if after == kept.step - 1 else " (train --checkpoint-every 1 leaves nearer ones)"

@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.console import say
 from mtl_jax.counts import class_counts, score_of_counts
+from mtl_jax.course import beats
 from mtl_jax.data.batches import Order, index_batch
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
@@ -206,7 +207,7 @@ class Heads:
         heads = jax.device_put(initial(seeds), self._by_seed)
         self._states = self._call(self._begin, self._settings, heads, seeds, out=self._of_states)
         self._best = jax.tree.map(jnp.copy, self._states.trainable)
-        self._best_scores = np.full((len(seeds), len(settings)), -1.0)
+        self._best_scores = np.full((len(seeds), len(settings)), -np.inf)
 
     def _program(self, setting: Mapping[str, Any]) -> Program:
         run = self._run
@@ -292,7 +293,7 @@ class Heads:
         heads = self._states.trainable
         counts = self._call(self._evaluate, heads, self._held_out, out=self._by_run)
         scores = score_of_counts(jax.device_get(counts))
-        better = scores > self._best_scores
+        better = beats(scores, self._best_scores)
         there = jax.device_put(better, self._by_run)
         self._best = self._call(self._better, there, heads, self._best, out=self._by_run)
         self._best_scores = np.where(better, scores, self._best_scores)

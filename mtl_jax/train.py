@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from mtl_jax.head_rate import chosen_head_rate, recorded_head_rate
 from mtl_jax.inputs import Inputs
 from mtl_jax.member import Member
 from mtl_jax.meter import Stopwatch
-from mtl_jax.phase_plan import lengths, parted, without_effect
+from mtl_jax.phase_plan import lengths, parted, short_phases, without_effect
 from mtl_jax.run import Run
 from mtl_jax.show import Show
 from mtl_jax.text_baseline import in_words, shortfalls
@@ -126,8 +127,9 @@ def _made_ready(configs: Sequence[TrainConfig], inputs: Inputs | None) -> tuple[
 
 def _notes(run: Run) -> list[str]:
     """What is said once of the data and the settings, whichever seeds are trained."""
-    config, plans = run.config, run.plans
-    return [*run.inputs.notes(), *without_effect(config, plans), *lengths(config, plans)]
+    settings = run.config, run.plans
+    notes = (make(*settings) for make in (without_effect, lengths, short_phases))
+    return [*run.inputs.notes(), *itertools.chain.from_iterable(notes)]
 
 
 def _refuse_unlike(configs: Sequence[TrainConfig]) -> None:

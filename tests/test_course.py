@@ -1,10 +1,11 @@
 """When a phase ends, what the next one goes on from, and what a restart carries over."""
 
 import json
+import math
 
 import pytest
 
-from mtl_jax.course import Course, chained_steps, score
+from mtl_jax.course import Course, beats, chained_steps, score
 from mtl_jax.phases import Phase
 
 METRICS = {
@@ -117,6 +118,26 @@ def test_what_the_next_phase_goes_on_from(fields, state, target, needed):
 def test_of_equal_measurements_the_first_is_the_best():
     assert course(0.5, 0.7, 0.7).best == (20, 0.7)
     assert course().best is None
+
+
+@pytest.mark.parametrize(
+    ("value", "best", "expected"),
+    [
+        (0.5, -math.inf, True),
+        (0.5, 0.4, True),
+        (0.5, 0.5, False),
+        (-3.0, -math.inf, True),
+        (math.nan, -math.inf, False),
+        (math.nan, 0.5, False),
+    ],
+)
+def test_what_takes_the_place_of_the_best(value, best, expected):
+    assert beats(value, best) is expected
+
+
+def test_what_is_not_a_number_is_never_the_best():
+    assert course(math.nan, 0.5, math.nan).best == (20, 0.5)
+    assert course(math.nan).best is None
 
 
 def test_the_next_phase_knows_what_was_before():

@@ -90,7 +90,7 @@ def test_schedule_by_hand():
         (0, 4, [1, 3 / 4, 2 / 4, 1 / 4, 0]),
         (1, 4, [1 / 2, 1, 2 / 3, 1 / 3, 0]),
         (0, 1, [1, 0]),
-        (1, 1, [1 / 2, 0]),
+        (1, 1, [1, 0]),
         (4, 4, [1 / 5, 2 / 5, 3 / 5, 4 / 5, 0]),
     ],
 )
@@ -201,6 +201,29 @@ def test_a_short_slanted_triangle_stays_within_its_bounds(warmup, total):
     schedule: Any = slanted_triangular(1.0, warmup, total)
     rates = [float(schedule(t)) for t in range(total + 1)]
     assert all(1 / 32 <= rate <= 1 for rate in rates)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 5, 10])
+def test_schedules_of_few_steps_start_at_the_peak_where_nothing_rises(total):
+    """Every rate, of the warm-up that a tenth of the steps is."""
+    warmup = round(0.1 * total)
+    assert warmup == (total == 10)
+    falls = [1 - t / (total - warmup) for t in range(total - warmup)]
+    expected: dict[Any, list[float]] = {
+        "linear": [*[1 / 2] * warmup, *falls],
+        "slanted_triangular": [*[1 / 32] * warmup, *((1 + 31 * part) / 32 for part in falls)],
+        "constant": [*[1 / 2] * warmup, *[1.0] * len(falls)],
+    }
+    for schedule, rates in expected.items():
+        config = OptimizerConfig((("head", 1.0),), total, warmup, 0.0, 1.0, schedule)
+        told = [config.rates(("head",), count)["head"] for count in range(total)]
+        np.testing.assert_allclose(told, rates, rtol=1e-6, err_msg=schedule)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "slanted_triangular", "constant"])
+def test_a_single_step_has_the_peak_rate_whatever_the_warm_up(schedule: Any):
+    config = OptimizerConfig((("head", 0.25),), 1, 1, 0.0, 1.0, schedule)
+    assert config.rates(("head",), 0) == {"head": 0.25}
 
 
 def test_a_constant_rate_only_warms_up():

@@ -149,6 +149,47 @@ def test_from_a_learning_rate_to_the_replay(flags, tmp_path):
     assert "is not the folder of a run (no config.json)" in none.stderr
 
 
+@pytest.mark.parametrize(
+    ("scenario", "parallel"),
+    [("none_frozen", "jit"), ("none_frozen", "pmap"), ("backbone_frozen", "jit")],
+)
+def test_a_gradient_that_is_not_finite_is_told_at_its_own_step(
+    scenario, parallel, settings, tmp_path
+):
+    """Vectors of 1e25: the losses are finite, and the norm of what they give the heads is not."""
+    folder = write_checkpoint(tmp_path / "checkpoint")
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    tensors["encoder.layer.2.output.LayerNorm.weight"] *= np.float32(1e25)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    settings |= {"backbone": str(folder), "scenario": scenario, "parallel": parallel}
+    config = TrainConfig(**settings, workdir=str(tmp_path / "run"))
+    words = "the norm of the gradient is not finite at step 1, whose batch is kept in .*step_1.npz"
+    with pytest.raises(UserError, match=words):
+        train(config, Inputs(config))
+    assert read_batch(tmp_path / "run" / "nonfinite" / "step_1.npz").task is None
+    *lines, whole = replay(tmp_path / "run")
+    assert not any(line["at_fault"] for line in lines)
+    assert whole["total"] > 1e20
+    assert whole["gradient_norm"] is None
+
+
+def test_a_learning_rate_that_spoils_the_gradient_first_is_told_there(settings, tmp_path):
+    """After the first step the losses are still finite, and the gradient has overflowed."""
+    settings |= {
+        "head_learning_rate": 1e4,
+        "backbone_learning_rate": 1e4,
+        "scenario": "none_frozen",
+    }
+    settings |= {"warmup_fraction": 0.0, "checkpoint_every": 1}
+    config = TrainConfig(**settings, workdir=str(tmp_path))
+    with pytest.raises(UserError, match="the norm of the gradient is not finite at step 2, whose"):
+        train(config, Inputs(config))
+    whole = list(replay(tmp_path))[-1]
+    assert (whole["step"], whole["parameters_after"]) == (2, 1)
+    assert None not in (whole["total"], *whole["loss"].values())
+    assert whole["gradient_norm"] is None
+
+
 def test_each_of_several_processes_keeps_its_rows(flags, tmp_path):
     """And one of them watches; the replay puts the rows together."""
     backbone = spoilt_checkpoint(tmp_path / "checkpoint", "phone")
@@ -214,7 +255,7 @@ def test_without_a_batch_or_the_weights_there_is_nothing_to_replay(settings, tmp
     with pytest.raises(UserError, match="has no checkpoint from before step 1, and backbone"):
         list(replay(tmp_path / "run"))
     (tmp_path / "run" / "nonfinite" / "step_1.npz").unlink()
-    with pytest.raises(UserError, match="has kept no batch: all losses of its steps have been"):
+    with pytest.raises(UserError, match="has kept no batch: all its steps have been finite"):
         list(replay(tmp_path / "run"))
 
 

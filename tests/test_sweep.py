@@ -18,6 +18,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.metrics import mean_macro_f1, split_metrics
 from mtl_jax.run import Run
+from mtl_jax.saved import Saved
 from mtl_jax.seeds import devices_across
 from mtl_jax.step import TrainState, scanned_steps, take, train_step
 from mtl_jax.sweep import Grid, sweep
@@ -163,6 +164,31 @@ def test_a_diverged_setting_is_not_chosen(swept):
     assert result.chosen == 1
     with pytest.raises(UserError, match="every setting of the sweep has diverged"):
         sweep(config, Grid((0,), (1e38,), (0.0,), (1.0,), (1.0,)), inputs)
+
+
+def test_of_equal_measurements_a_sweep_and_training_take_the_first(swept, tmp_path):
+    """At a rate that moves the heads, but none of their predictions."""
+    shared, inputs, _ = swept
+    rates: dict[str, Any] = {"head_learning_rate": 1e-6, "weight_decay": 0.0}
+    config = TrainConfig(workdir=str(tmp_path), **shared, **rates)
+    result = train(config, inputs)
+    scores = [
+        mean_macro_f1(r["validation"]) for r in Workdir(tmp_path).records() if r["event"] == "epoch"
+    ]
+    assert len(set(scores)) == 1
+    assert len(scores) == 3
+    assert result["best_epoch"] == 1
+    heads = _Heads(Run(config, inputs), Grid((0,), (1e-6,), (0.0,), (1.0,), (1.0,)))
+    kernels = []
+    for epoch in range(3):
+        heads.train(epoch)
+        np.testing.assert_array_equal(heads.measure(), [[scores[0]]])
+        kernels.append(np.array(heads._states.trainable["classifier"]["kernel"][0, 0]))
+    best = heads.best(0, 0)["classifier"]["kernel"]
+    assert np.array_equal(best, kernels[0])
+    assert not np.array_equal(best, kernels[1])
+    saved: Any = Saved(Workdir(tmp_path).checkpoints).restore_best()
+    np.testing.assert_allclose(saved["classifier"]["kernel"], best, rtol=0, atol=1e-7)
 
 
 def test_a_sweep_weighs_both_tasks(swept):

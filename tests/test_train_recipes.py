@@ -24,7 +24,7 @@ from mtl_jax.freeze import Freeze
 from mtl_jax.inputs import Inputs
 from mtl_jax.jsonfiles import read_lines
 from mtl_jax.member import Member
-from mtl_jax.phase_plan import without_effect
+from mtl_jax.phase_plan import short_phases, without_effect
 from mtl_jax.recipes import RECIPES
 from mtl_jax.run import Run
 from mtl_jax.scenarios import FROZEN
@@ -427,11 +427,60 @@ def test_a_setting_that_no_phase_has_a_use_for_is_told(changes, words, settings,
         assert note.startswith(f"note: {start}")
 
 
+@pytest.mark.parametrize(
+    ("changes", "phases", "words", "epochs"),
+    [
+        ({"scenario": "top_1", "epochs": 1}, None, "top_1 takes 6 steps", 2),
+        (
+            {"recipe": "top_down_2", "epochs": 3},
+            None,
+            "phase 1 (backbone_frozen) takes 9 steps, phase 2 (top_2) takes 9 steps",
+            4,
+        ),
+        (
+            {"recipe": "gradual_unfreezing", "epochs": 1},
+            None,
+            "phase 1 (backbone_frozen) takes 2 steps, phase 2 (top_1) takes 1 step, "
+            "phase 3 (top_2) takes 1 step, phase 4 (none_frozen) takes 2 steps",
+            7,
+        ),
+        ({"epochs": 2}, [("top_1", 2), ("top_2", 1.5)], "phase 2 (top_2) takes 9 steps", None),
+        ({"scenario": "all_frozen", "epochs": 1}, None, None, None),
+        ({"scenario": "none_frozen", "epochs": 2}, None, None, None),
+    ],
+)
+def test_a_phase_of_too_few_steps_is_told_with_what_mends_it(
+    changes, phases, words, epochs, recipe, settings, inputs
+):
+    """An epoch of these texts is 6 steps."""
+    if phases:
+        config = recipe([{"scenario": name, "epochs": share} for name, share in phases], **changes)
+    else:
+        config = TrainConfig(**settings | changes, workdir="")
+
+    def told(config):
+        return short_phases(config, Run(config, inputs).plans)
+
+    if words is None:
+        assert told(config) == []
+        return
+    remedy = f"--epochs {epochs} gives 10 or more" if epochs else "raise their epochs or steps in "
+    (warning,) = told(config)
+    assert warning.startswith(
+        f"warning: {words}: fewer than 10 steps hardly train anything; {remedy}"
+    )
+    if epochs:
+        assert told(dataclasses.replace(config, epochs=epochs)) == []
+        assert told(dataclasses.replace(config, epochs=epochs - 1)) != []
+
+
 def test_what_is_without_effect_is_said_once_and_the_run_goes_on(settings, tmp_path, capsys):
     settings |= {"epochs": 4, "layer_decay": 0.9}
     config = TrainConfig(**settings, recipe="gradual_unfreezing", workdir=str(tmp_path / "run"))
     assert train(config)["phases"] == 4
-    assert capsys.readouterr().err.count("note: --layer-decay 0.9 is without effect") == 1
+    said = capsys.readouterr().err
+    assert said.count("note: --layer-decay 0.9 is without effect") == 1
+    assert said.count("warning: phase 1 (backbone_frozen) takes 6 steps, phase 2 (top_1)") == 1
 
 
 def test_phases_of_one_task_go_on_in_the_same_texts(recipe, inputs):

@@ -1,0 +1,100 @@
+"""Matrix products of half-precision factors, with float32 sums in both passes."""
+
+from __future__ import annotations
+
+import functools
+import string
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.typing import DTypeLike
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def product(spec: str, dtype: DTypeLike, left: jax.Array, right: jax.Array) -> jax.Array:
+    """``jnp.einsum`` of two factors rounded to ``dtype``, with sums and result in float32.
+
+    A factor's gradient is a product of the same kind, of the rounded cotangent and the other
+    factor, and has the factor's own type. JAX's own gradient would multiply a float32 array by a
+    half-precision one, which matrix units do not do.
+
+    Args:
+        spec: Two factors and the result; each index is in two of the three.
+        dtype: What the factors are rounded to.
+        left: Of any float type.
+        right: Of any float type.
+    """
+    return _float32(spec, left.astype(dtype), right.astype(dtype))
+
+
+def _float32(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    def widened(left: jax.Array, right: jax.Array) -> jax.Array:
+        # XLA's CPU backend can't give every half-precision product in float32.
+        return jnp.einsum(spec, left.astype(jnp.float32), right.astype(jnp.float32))
+
+    summed = functools.partial(jnp.einsum, spec, preferred_element_type=jnp.float32)
+    return lax.platform_dependent(left, right, cpu=widened, default=summed)
+
+
+def _forward(spec: str, dtype: DTypeLike, left: Any, right: Any) -> tuple[jax.Array, Any]:
+    factors = left.value.astype(dtype), right.value.astype(dtype)
+    # A frozen factor has no gradient, and what that would be made of is not kept. Of the types
+    # an empty array is kept: a type by itself can't be.
+    kept = [
+        (other, jnp.zeros(0, factor.value.dtype)) if factor.perturbed else None
+        for factor, other in ((left, factors[1]), (right, factors[0]))
+    ]
+    return _float32(spec, *factors), tuple(kept)
+
+
+def _backward(spec: str, dtype: DTypeLike, kept: Any, gradient: Any) -> tuple[Any, Any]:
+    if isinstance(gradient, SymbolicZero):
+        return None, None
+    factors, result = spec.split("->")
+    left, right = factors.split(",")
+    specs = f"{result},{right}->{left}", f"{result},{left}->{right}"
+    rounded = gradient.astype(dtype)
+    of_left, of_right = (
+        each and _float32(spec, rounded, each[0]).astype(each[1].dtype)
+        for spec, each in zip(specs, kept, strict=True)
+    )
+    return of_left, of_right
+
+
+product.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+class Dense(nn.Module):
+    """``flax.linen.Dense`` with the same parameters, and a float32 result.
+
+    In float32 it computes the same. In half precision the factors of the product are rounded, and
+    the bias is not: its gradient is a sum over all tokens.
+
+    Attributes:
+        features: Size of the result.
+        dtype: What the input and the kernel are rounded to.
+        kernel_init: Initialises the kernel; the bias begins at 0.
+        precision: Of a float32 product; see ``jax.lax.Precision``.
+    """
+
+    features: int
+    dtype: DTypeLike
+    kernel_init: nn.initializers.Initializer
+    precision: lax.Precision | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., any] -> float32 [..., features]."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if self.dtype == jnp.float32:
+            contracted = (((x.ndim - 1,), (0,)), ((), ()))
+            y = lax.dot_general(x, kernel, contracted, precision=self.precision)
+        else:
+            rows = string.ascii_lowercase[: x.ndim - 1]
+            y: Any = product(f"{rows}y,yz->{rows}z", self.dtype, x, kernel)
+        return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
