@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING
 
 from mtl_jax.errors import UserError
 from mtl_jax.locks import exclusive, unwritable
+from mtl_jax.paths import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -123,10 +124,16 @@ def cache_dir() -> Path:
     ``$MTL_JAX_CACHE``, else ``$XDG_CACHE_HOME/mtl_jax``, else ``~/.cache/mtl_jax``.
     """
     if own := os.environ.get("MTL_JAX_CACHE"):
-        return Path(own).expanduser().absolute()
+        return expanded(own).absolute()
     if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser().absolute() / "mtl_jax"
-    return Path.home() / ".cache" / "mtl_jax"
+        return expanded(shared).absolute() / "mtl_jax"
+    try:
+        return expanded("~") / ".cache" / "mtl_jax"
+    except UserError as error:
+        raise UserError(
+            "there is no home folder for what is fetched and prepared: set MTL_JAX_CACHE to a "
+            "folder that can be written"
+        ) from error
 
 
 def minilm() -> Path:

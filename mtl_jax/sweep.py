@@ -210,7 +210,7 @@ class _Heads:
     def _call(
         self, function: Callable[..., Any], *args: Any, out: Any, donate: tuple[int, ...] = ()
     ) -> Any:
-        """Calls a function, compiled once for each kind of arguments, with results spread as ``out``."""
+        """Calls a function, compiled for each kind of arguments; results are spread as ``out``."""
         # By name: a bound method as a key would keep this object, and its arrays, alive.
         key = function.__name__, kind_of(args)
         if key not in self._executables:

@@ -15,6 +15,7 @@ from mtl_jax.console import say
 from mtl_jax.errors import SAVED, UserError
 from mtl_jax.launch.options import Options, commented, device_flags, need, python, quoted
 from mtl_jax.launch.work import Work
+from mtl_jax.paths import expanded
 
 # A cluster that sets no other MaxArraySize takes indices up to 1000.
 _MOST_PARTS = 1000
@@ -78,7 +79,7 @@ class Slurm(Options):
             UserError: It can't be run so, or Slurm refuses it.
         """
         work.refuse_tasks(self.tasks)
-        folder = (Path(self.folder).expanduser() / run_id).absolute()
+        folder = (expanded(self.folder) / run_id).absolute()
         if work.study:
             # The machine of the jobs may have another number of seeds in a group than this one.
             work = work.flagged("--seeds-at-once", "1")
