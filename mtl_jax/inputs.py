@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,9 @@ from mtl_jax.data.packing import TrainPlan
 from mtl_jax.data.tokens import load_tokenizer, special_tokens, tokenize
 from mtl_jax.errors import UserError
 from mtl_jax.freeze import Stages, digest
+from mtl_jax.paths import expanded
 from mtl_jax.store import GIB, Store
+from mtl_jax.tokenizerfiles import tokenizer_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,6 +105,8 @@ class Inputs:
     Attributes:
         corpus: The data; a split is read when it is first asked for.
         reader: The checkpoint's tokenizer.
+        checkpoint: The backbone's folder.
+        tokenizer_digest: SHA-256 of the tokenizer's files in it.
         bert: The backbone's configuration.
         backbone: The backbone's parameters, without a pooler that nothing would use.
         pooling: How a text's token vectors become one.
@@ -124,12 +127,13 @@ class Inputs:
         self.weights_digest = digest(self.backbone)
         self.stages = Stages(self.backbone)
         tokenizer = load_tokenizer(folder)
+        self.checkpoint, self.tokenizer_digest = folder, tokenizer_digest(folder)
         self.reader = TextReader(tokenizer, self.bert, data.max_length, data.long_texts)
         self.corpus: Corpus = load_corpus(data)
         self.store = Store(
             _bytes(settings.cache_memory),
             _bytes(settings.cache_disk),
-            Path(settings.cache_folder or cache_dir() / "activations"),
+            expanded(settings.cache_folder or cache_dir() / "activations"),
         )
         self._data = data
         self._splits: dict[str, Split] = {}
@@ -210,6 +214,7 @@ class Inputs:
             "pooling": self.pooling,
             "classes": dict(self.classes),
             "weights_sha256": self.weights_digest,
+            "tokenizer_sha256": self.tokenizer_digest,
             "data": {"name": self.corpus.name, "fingerprint": self.corpus.fingerprint},
         }
 
