@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from typing import TYPE_CHECKING, Any
 
 from mtl_jax.config import TASKS
+from mtl_jax.errors import cannot_read
+from mtl_jax.jsonfiles import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
 Result = dict[str, Any]
+
+_METRICS = {"type": ["object", "null"], "additionalProperties": {"type": "object"}}
+RESULT = {
+    "type": "object",
+    "required": ["arm", "seed"],
+    "properties": {
+        "arm": {"type": "string"},
+        "seed": {"type": "integer"},
+        "setting": {"type": "object"},
+        "curve": {"type": "array", "items": {"type": "object"}},
+        **dict.fromkeys(("train", "validation", "test"), _METRICS),
+    },
+}
+"""The schema of a line of ``results.jsonl``."""
 
 BASELINE = "all_frozen"
 REFERENCE = "none_frozen"
@@ -23,9 +38,25 @@ _LAST = ("classifier_frozen", "sentiment_frozen", REFERENCE)
 
 
 def read_results(path: Path) -> list[Result]:
-    """Reads a ``results.jsonl``, passing over empty lines."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+    """Reads a ``results.jsonl``, passing over empty lines.
+
+    Raises:
+        UserError: It can't be read, or a line is no result.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    return [
+        parse_json(
+            line.decode("utf-8", errors="replace"),
+            RESULT,
+            f"{path}, line {number}",
+            "remove it and run the study again, which makes up for it",
+        )
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
 
 
 def arm_order(names: Iterable[str]) -> list[str]:

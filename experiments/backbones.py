@@ -22,6 +22,7 @@ from experiments.protocols import check_arms, files_of, protocol, refuse_unwatch
 from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 from mtl_jax.cli import guarded
 from mtl_jax.config import DEFAULT_BACKBONE, TrainConfig
+from mtl_jax.paths import expanded
 
 if TYPE_CHECKING:
     from experiments.pool import Pool
@@ -50,7 +51,7 @@ class Backbones(StudySettings):
         super().__post_init__()
         self._refuse_empty("backbones", "scenarios")
         refuse_unwatched(self.on_drift, self.scenarios)
-        folders = (str(Path(name).expanduser().absolute()) for name in self.backbones)
+        folders = (str(expanded(name).absolute()) for name in self.backbones)
         names = zip(self.backbones, folders, strict=True)
         known = (folder if Path(folder).is_dir() else name for name, folder in names)
         object.__setattr__(self, "backbones", tuple(dict.fromkeys(known)))

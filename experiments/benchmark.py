@@ -18,7 +18,6 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from experiments.benchmark_cases import CASES, Case, Job
@@ -30,6 +29,7 @@ from experiments.render import to_markdown
 from mtl_jax.cli import guarded, one_line, parse
 from mtl_jax.config import DEFAULT_BACKBONE, HEAD_LEARNING_RATE, DataConfig, TrainConfig
 from mtl_jax.errors import UserError
+from mtl_jax.paths import expanded
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "transformers")
 
@@ -110,7 +110,7 @@ class Session:
         self._settings, self._workers = settings, workers
         self._platform, self.devices = workers.call(OURS, device)
         self._measured: dict[Job, list[dict[str, Any]]] = {}
-        self._file = Path(settings.workdir) / "benchmark.jsonl"
+        self._file = expanded(settings.workdir) / "benchmark.jsonl"
         rewrite_lines(self._file, [])
 
     def outcomes(self, name: str) -> list[Outcome]:
@@ -214,7 +214,7 @@ def run(settings: Benchmark, command: str) -> int:
     data = settings.data.absolute()
     load_corpus(data)
     folder = resolve_backbone(settings.backbone)
-    workdir = Path(settings.workdir).expanduser().absolute()
+    workdir = expanded(settings.workdir).absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -20,11 +20,11 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl_jax.cli import guarded, parse
 from mtl_jax.errors import UserError
+from mtl_jax.paths import expanded
 
 if TYPE_CHECKING:
     from experiments.fault_trials import Outcome
@@ -83,7 +83,7 @@ def carry_out(faults: Faults, flags: Sequence[str]) -> bool:
     from mtl_jax.console import say
     from mtl_jax.jsonfiles import write_json
 
-    folder = Path(faults.workdir).expanduser().absolute()
+    folder = expanded(faults.workdir).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--workdir {folder} is there already: name a new folder")
     started = time.monotonic()

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.arms import RESULT
 from experiments.study import Arm, Key, Plan
 from mtl_jax import processes
 from mtl_jax.cli import one_line
 from mtl_jax.console import say
 from mtl_jax.errors import UserError, cannot_write
-from mtl_jax.jsonfiles import append_line, read_lines, rewrite_lines, write_json
+from mtl_jax.jsonfiles import append_line, read_json, read_lines, rewrite_lines, write_json
 from mtl_jax.launch.work import DONE
 from mtl_jax.locks import exclusive
 from mtl_jax.workdir import Workdir
@@ -23,6 +23,11 @@ from mtl_jax.workdir import Workdir
 # What the identity of an arm says in a run's place.
 _SAID = ("event", "scenario", "recipe", "seed")
 WEIGHTS = "weights_sha256"
+_FAILURE = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"type": "string"}},
+}
 
 
 class Ledger:
@@ -55,7 +60,7 @@ class Ledger:
         self._done = set(done)
 
     def _lines(self) -> list[dict[str, Any]]:
-        return read_lines(self._results)
+        return read_lines(self._results, RESULT)
 
     def mend(self) -> None:
         """Drops a line that a kill left unfinished, which the next would else be glued to."""
@@ -91,10 +96,14 @@ class Ledger:
         if not processes.is_main():
             return
         if failed:
-            file.parent.mkdir(exist_ok=True)
+            try:
+                file.parent.mkdir(exist_ok=True)
+            except OSError as error:
+                raise cannot_write(file.parent, error) from error
             write_json(file, dict(outcome))
             return
-        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            file.unlink()
         self._clear(arm)
 
     def _failed(self, arm: Arm, outcome: Mapping[str, Any]) -> bool:
@@ -124,8 +133,8 @@ class Ledger:
     def _left(self, arm: Arm) -> dict[str, Any]:
         workdir = Workdir(arm.config.workdir)
         if not workdir.exists or (result := workdir.result()) is None:
-            with contextlib.suppress(FileNotFoundError):
-                return json.loads(self._failure_file(arm).read_text(encoding="utf-8"))
+            if (file := self._failure_file(arm)).exists():
+                return read_json(file, _FAILURE, "remove it and run the study again")
             begun = "is not finished" if workdir.exists else "was not begun"
             return {"error": f"it {begun}: run its part of the study again"}
         record = workdir.config()
@@ -191,7 +200,7 @@ def _leave_files(plan: Plan, folder: Path) -> None:
         with exclusive(file, cannot_write):
             if not file.exists():
                 write_json(file, content)
-            elif json.loads(file.read_text(encoding="utf-8")) != content:
+            elif read_json(file, {}, "use another --workdir") != content:
                 raise UserError(
                     f"{file} is not what the study began with: use another --workdir, or a file "
                     "of another name for another arm"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 from mtl_jax.config import TASKS, OnDrift
 from mtl_jax.errors import UserError, no_trained_head
+from mtl_jax.jsonfiles import read_json
+from mtl_jax.paths import expanded
 from mtl_jax.recipes import RECIPES, Setting, recipe_named
 from mtl_jax.scenarios import SCENARIOS, scenario_rules
 
@@ -57,7 +58,7 @@ def refuse_unwatched(on_drift: OnDrift, names: Sequence[str]) -> None:
 
 def in_study(workdir: str, file: str) -> str:
     """A file that a study leaves for its arms, by a path that holds from any folder."""
-    return str((Path(workdir) / file).expanduser().absolute())
+    return str(expanded(workdir).absolute() / file)
 
 
 def files_of(names: Sequence[str]) -> dict[str, Any]:
@@ -126,10 +127,10 @@ def _holds_phases(file: str) -> bool:
     """Whether a file holds phases: it is for others to say why it can't be read."""
     try:
         content = _content(file)
-    except (OSError, ValueError, RecursionError):
+    except UserError:
         return False
     return isinstance(content, list) and any(isinstance(each, Mapping) for each in content)
 
 
 def _content(file: str) -> Any:
-    return json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
+    return read_json(expanded(file), {}, "write a list of rules or of phases")

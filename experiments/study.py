@@ -15,6 +15,7 @@ from mtl_jax import preemption, processes
 from mtl_jax.cli import parse, prepare
 from mtl_jax.config import LIMITS, Settings, TrainConfig
 from mtl_jax.errors import UserError
+from mtl_jax.paths import expanded
 
 Made = TypeVar("Made")
 Key = tuple[str, int, tuple[tuple[str, Any], ...]]
@@ -214,4 +215,4 @@ def arm_folder(workdir: str, name: str, seed: int, setting: Mapping[str, Any]) -
         for text, kept in zip(plain, safe, strict=True)
     ]
     parts = [*(kept + mark for kept, mark in zip(safe, marks, strict=True)), f"seed{seed}"]
-    return str(Path(workdir) / "arms" / "-".join(parts))
+    return str(expanded(workdir) / "arms" / "-".join(parts))

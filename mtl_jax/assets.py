@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING
 
 from mtl_jax.errors import UserError, shortened
 from mtl_jax.locks import exclusive, unwritable
+from mtl_jax.paths import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -126,12 +127,12 @@ def cache_dir() -> Path:
         UserError: There is no home folder.
     """
     if own := os.environ.get("MTL_JAX_CACHE"):
-        return Path(own).expanduser().absolute()
+        return expanded(own).absolute()
     if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser().absolute() / "mtl_jax"
+        return expanded(shared).absolute() / "mtl_jax"
     try:
-        return Path.home() / ".cache" / "mtl_jax"
-    except RuntimeError as error:
+        return expanded("~") / ".cache" / "mtl_jax"
+    except UserError as error:
         raise UserError(
             "there is no home folder to keep what is fetched in: set MTL_JAX_CACHE to a folder"
         ) from error

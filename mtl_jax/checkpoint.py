@@ -86,19 +86,26 @@ class Checkpoints(Saved):
     ``Saved`` for its parts.
     """
 
-    def __init__(self, folder: Path, latest: int = 2, every: int = 0):
+    def __init__(
+        self,
+        folder: Path,
+        latest: int = 2,
+        every: int = 0,
+        run: Mapping[str, str] | None = None,
+    ):
         """Opens the folder, or makes it.
 
         Args:
             folder: The folder; what a kill has left unfinished in it is removed.
             latest: See ``kept``.
             every: See ``kept``.
+            run: See ``Saved``; it is kept in each checkpoint.
 
         Raises:
             DamageError: The newest checkpoint is damaged; see ``recovery``.
             SharedError: The processes of the run do not see the same checkpoints.
         """
-        super().__init__(folder)
+        super().__init__(folder, run)
         self._latest, self._every, self._kept = latest, every, _Kept()
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
         for part in _ARRAYS:
@@ -208,7 +215,9 @@ class Checkpoints(Saved):
         if score is not None and beats(score, best[1] if best else -math.inf):
             best = step, score
         needs = tuple(sorted({*keep, *(best or ())[:1]} - {step}))
-        known = Seal(progress, best, needs, data.get_state(), jax.process_count())
+        known = Seal(
+            step, self.run or {}, progress, best, needs, data.get_state(), jax.process_count()
+        )
         items: dict[str, Any] = {part: ocp.args.PyTreeSave(tree) for part, tree in arrays.items()}
         items["data"] = grain.checkpoint.CheckpointSave(data)
         items[seal.ITEM] = SealSave(known, arrays)
@@ -230,7 +239,10 @@ class Checkpoints(Saved):
 
     def _check_space(self, size: int) -> None:
         # Beforehand, for Orbax fails in many threads at once, each with a traceback.
-        needed, free = size + _SMALL_FILES, shutil.disk_usage(self.folder).free
+        try:
+            needed, free = size + _SMALL_FILES, shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise self._unsaved(first_line(error)) from error
         if free < needed:
             raise self._unsaved(f"{free / 2**20:.1f} of {needed / 2**20:.1f} MiB are free")
         disk = os.statvfs(self.folder)

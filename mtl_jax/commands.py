@@ -8,7 +8,6 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import subcommand
@@ -17,6 +16,7 @@ from mtl_jax import preemption, processes
 from mtl_jax.cli import guarded, parse, prepare
 from mtl_jax.config import DEFAULT_BACKBONE, LongTexts, Pooling, Settings, TrainConfig
 from mtl_jax.errors import UserError, shortened
+from mtl_jax.paths import expanded
 
 # Of a deal: every row of a batch is a device's at least.
 _MOST_DEVICES = 2**16
@@ -247,7 +247,7 @@ def _texts(
     from mtl_jax.trained import looks_like_header, read_lines, read_texts
 
     if command.input is not None:
-        path = Path(command.input).expanduser()
+        path = expanded(command.input)
         if not command.input or not path.exists() or path.is_dir():
             raise UserError(f"--input {command.input!r}: there is no such file: correct the path")
 
@@ -317,7 +317,7 @@ def _extract(command: Extract) -> None:
     from mtl_jax.console import say
     from mtl_jax.trained import TrainedModel, check_output, checkpoint_encoder, write_vectors
 
-    output = Path(command.output).expanduser()
+    output = expanded(command.output)
     check_output(output)
     texts = _texts(command)
     column: str | None = "text"

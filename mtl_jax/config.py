@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import reprlib
-from pathlib import Path
 from typing import Any, Literal, Self, TypeGuard
 
 from mtl_jax import data_config
 from mtl_jax.data_config import absolute_path, refuse_blank
 from mtl_jax.errors import UserError, no_trained_head
+from mtl_jax.paths import expanded
 from mtl_jax.watch_config import WatchConfig
 
 # So that callers find all settings in one place.
@@ -310,7 +310,7 @@ need; where one is damaged, the one before it is used"""
 
     def absolute(self) -> Self:
         """The same, with file names that hold from any folder."""
-        folder = Path(self.backbone).expanduser()
+        folder = expanded(self.backbone)
         return dataclasses.replace(
             self,
             data=self.data.absolute(),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtl_jax.errors import UserError
+from mtl_jax.paths import expanded
 
 TASKS = ("classifier", "sentiment")
 
@@ -188,7 +189,7 @@ or equal shares"""
                         "out of --label-columns"
                     )
             origin = Origin(
-                tuple((split, Path(file).expanduser()) for split, file in files.items()),
+                tuple((split, expanded(file)) for split, file in files.items()),
                 "" if files else named["dataset"][task],
                 named["text_column"][task],
             )
@@ -286,7 +287,7 @@ def _absolute(value: PerTask | None) -> PerTask | None:
 
 def absolute_path(path: str) -> str:
     """A path that holds from any folder."""
-    return str(Path(path).expanduser().absolute())
+    return str(expanded(path).absolute())
 
 
 def _flag(name: str) -> str:

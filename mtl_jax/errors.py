@@ -55,14 +55,25 @@ def first_line(error: BaseException) -> str:
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """What to say where a file or folder can't be written."""
-    return UserError(f"{path} can't be written ({error.strerror}): make room or access")
+    remedy = _of_another_kind(error) or "make room or access"
+    return UserError(f"{path} can't be written ({error.strerror or error}): {remedy}")
 
 
 def cannot_read(path: Path, error: OSError) -> UserError:
     """What to say where a file or folder is there, or not, and can't be read."""
     if isinstance(error, FileNotFoundError):
         return UserError(f"{path} is missing: correct the path, or put the file there")
-    return UserError(f"{path} can't be read ({error.strerror or error}): give read access to it")
+    remedy = _of_another_kind(error) or "give read access to it"
+    return UserError(f"{path} can't be read ({error.strerror or error}): {remedy}")
+
+
+def _of_another_kind(error: OSError) -> str | None:
+    """What to do where there is a folder in the place of a file, or the other way round."""
+    if isinstance(error, IsADirectoryError):
+        return "there should be a file: move that folder away"
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return "there should be a folder: move that file away"
+    return None
 
 
 def no_trained_head(on_drift: str, why: str) -> UserError:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +21,11 @@ from mtl_jax.data.tokens import special_tokens, tokenize
 from mtl_jax.errors import UserError
 from mtl_jax.freeze import Stages, digest
 from mtl_jax.metrics import Metrics
+from mtl_jax.paths import expanded
 from mtl_jax.store import GIB, Store
 from mtl_jax.text_baseline import text_baseline
 from mtl_jax.tokenizer import load_tokenizer, tokenizer_notes
+from mtl_jax.tokenizerfiles import tokenizer_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,6 +112,8 @@ class Inputs:
     Attributes:
         corpus: The data, checked; the texts of the test split are read when it is asked for.
         reader: The checkpoint's tokenizer.
+        checkpoint: The backbone's folder.
+        tokenizer_digest: SHA-256 of the tokenizer's files in it.
         bert: The backbone's configuration.
         backbone: The backbone's parameters, without a pooler that nothing would use.
         pooling: How a text's token vectors become one.
@@ -132,6 +135,7 @@ class Inputs:
         self.weights_digest = digest(self.backbone)
         self.stages = Stages(self.backbone)
         tokenizer = load_tokenizer(folder)
+        self.checkpoint, self.tokenizer_digest = folder, tokenizer_digest(folder)
         self.reader = TextReader(tokenizer, self.bert, data.max_length, data.long_texts)
         self._doubts = [
             *tokenizer_notes(folder, tokenizer, self.bert.vocab_size),
@@ -142,7 +146,7 @@ class Inputs:
         self.store = Store(
             _bytes(settings.cache_memory),
             _bytes(settings.cache_disk),
-            Path(settings.cache_folder or cache_dir() / "activations"),
+            expanded(settings.cache_folder or cache_dir() / "activations"),
         )
         self.head_rates: dict[Any, float] = {}
         self._data, self._test_told = data, False
@@ -230,6 +234,7 @@ class Inputs:
             "pooling": self.pooling,
             "classes": dict(self.classes),
             "weights_sha256": self.weights_digest,
+            "tokenizer_sha256": self.tokenizer_digest,
             "data": {"name": self.corpus.name, "fingerprint": self.corpus.fingerprint},
         }
 

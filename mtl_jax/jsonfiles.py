@@ -41,19 +41,24 @@ def read_json(path: Path, schema: Mapping[str, Any], remedy: str) -> Any:
 
 def parse_json(text: str, schema: Mapping[str, Any], origin: str, remedy: str) -> Any:
     """As ``read_json``, of a text; ``origin`` names it in an error."""
-    from jsonschema import Draft202012Validator, exceptions
-
     try:
         value = json.loads(text, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{origin} is no valid JSON ({first_line(error)}): {remedy}") from error
+    check_json(value, schema, origin, remedy)
+    return value
+
+
+def check_json(value: Any, schema: Mapping[str, Any], origin: str, remedy: str) -> None:
+    """As ``read_json``, of what has been read; ``origin`` names it in an error."""
+    from jsonschema import Draft202012Validator, exceptions
+
     validator = Draft202012Validator(schema)
     if problem := exceptions.best_match(validator.iter_errors(value)):
         place = problem.json_path.removeprefix("$").removeprefix(".")
         raise UserError(
             f"{origin}: {place + ': ' if place else ''}{shortened(problem.message, 200)}: {remedy}"
         )
-    return value
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -80,13 +85,17 @@ def _replace(path: Path, text: str) -> None:
         raise cannot_write(path, error) from error
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, schema: Mapping[str, Any] = OBJECT) -> list[dict[str, Any]]:
     """The objects of a JSON Lines file, less a last line that a kill left unfinished.
 
+    Args:
+        path: The file; where there is none, there is no line.
+        schema: A JSON Schema of each line, which asks for an object.
+
     Raises:
-        UserError: A line is damaged.
+        UserError: A line is damaged, or the file can't be read.
     """
-    records, damage = parsed_lines(path)
+    records, damage = parsed_lines(path, schema)
     if damage:
         raise UserError(
             f"{path}, line {len(records) + 1} is damaged ({damage}): remove it and run the command "
@@ -95,16 +104,36 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def parsed_lines(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The objects up to the first damaged line, and in what way that is, if there is one."""
+def parsed_lines(
+    path: Path, schema: Mapping[str, Any] = OBJECT
+) -> tuple[list[dict[str, Any]], str]:
+    """The objects up to the first damaged line, and in what way that is, if there is one.
+
+    Args:
+        path: As of ``read_lines``.
+        schema: As of ``read_lines``.
+
+    Raises:
+        UserError: The file can't be read.
+    """
+    from jsonschema import Draft202012Validator, exceptions
+
     records: list[dict[str, Any]] = []
-    if not path.exists():
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
         return records, ""
-    for line in path.read_bytes().split(b"\n")[:-1]:
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    validator = Draft202012Validator(schema)
+    for line in lines:
         try:
-            records.append(dict(json.loads(line.decode("utf-8"))))
-        except (ValueError, TypeError) as error:
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
             return records, first_line(error)
+        if problem := exceptions.best_match(validator.iter_errors(record)):
+            return records, shortened(problem.message)
+        records.append(record)
     return records, ""
 
 

@@ -18,11 +18,26 @@ import numpy as np
 from mtl_jax.data.batches import HostBatch
 from mtl_jax.data.tokens import Tokens
 from mtl_jax.errors import UserError, first_line
+from mtl_jax.jsonfiles import parse_json
 from mtl_jax.whole import whole
 
 # The arrays beside those of the batch.
 _ABOUT, _IDS, _OFFSETS = "about", "text_ids", "text_offsets"
 _IN_JSON = ("step", "task", "seed", "phase", "depth", "blocks", "parts", "texts")
+_COUNT = {"type": "integer", "minimum": 0}
+_SCHEMA = {
+    "type": "object",
+    "required": [*_IN_JSON, "dtypes"],
+    "properties": {
+        **dict.fromkeys(("step", "seed", "phase", "depth"), _COUNT),
+        "task": {"type": "string"},
+        "blocks": {"type": "array", "items": {"type": "array", "items": _COUNT}},
+        "parts": {"type": ["integer", "null"]},
+        "texts": {"type": "array", "items": {"type": "string"}},
+        "dtypes": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+    "additionalProperties": False,
+}
 _NAME = re.compile(r"step_(\d+)(?:_process_(\d+)_of_(\d+))?\.npz")
 
 
@@ -120,7 +135,7 @@ def _read(path: Path) -> KeptBatch:
     try:
         # Of a path numpy leaves the file open where it is damaged.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            about: dict[str, Any] = json.loads(str(file[_ABOUT]))
+            about = parse_json(str(file[_ABOUT]), _SCHEMA, str(path), "name another")
             dtypes = about.pop("dtypes")
             batch = {name: file[name].view(jnp.dtype(dtype)) for name, dtype in dtypes.items()}
             tokens = _tokens(file[_IDS], file[_OFFSETS])

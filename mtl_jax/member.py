@@ -25,8 +25,10 @@ from mtl_jax.jsonfiles import write_json
 from mtl_jax.meter import Meter
 from mtl_jax.metrics import mean_macro_f1
 from mtl_jax.nonfinite import keep, validate
+from mtl_jax.record import identity
 from mtl_jax.recovery import batches_from, depended_on, recover, take_up
 from mtl_jax.run import Run
+from mtl_jax.saved import Saved
 from mtl_jax.step import TrainState
 from mtl_jax.transition import Place, at_place, end_phase, next_phase
 from mtl_jax.watchers import open_watchers
@@ -90,19 +92,47 @@ class Member:
         record = self.run.record()
         self._workdir.claim(record)
         self._depends = depended_on(record)
-        processes.on_main(functools.partial(recover, self._workdir))
+        self._identity = processes.on_main(lambda: identity(self._workdir.config()))
+        processes.on_main(self._keep_tokenizer)
+        processes.on_main(functools.partial(recover, self._workdir, self._identity))
         if result := processes.on_main(self._workdir.result):
+            processes.on_main(self._keep_certificate)
             say(f"{self._workdir.path} is done: the result is the last line of its metrics.jsonl")
             self.outcome = result
             return
-        self._workdir.keep_tokenizer(self.run.inputs.reader.tokenizer)
-        checkpoints, saved = take_up(self._workdir, self.run.config, self._depends)
+        checkpoints, saved = take_up(self._workdir, self.run.config, self._identity, self._depends)
         self.checkpoints = self._open.enter_context(checkpoints)
         self.course = Course.load(saved["course"]) if saved else Course()
         path = self._workdir.path
         self.meter = Meter(lambda *loss: keep(path, self.run, *loss), saved.get("meter"))
         self._workdir.rewind(saved.get("lines", 0))
         self._workdir.watch(open_watchers(path, self.run.config))
+
+    def _keep_tokenizer(self) -> None:
+        inputs = self.run.inputs
+        begun = bool(self._workdir.lines)
+        if self._workdir.keep_tokenizer(inputs.checkpoint, inputs.tokenizer_digest) and begun:
+            say(f"warning: {self._workdir.tokenizer} was missing: it is made again")
+
+    def _keep_certificate(self) -> None:
+        """Makes the certificate of a finished run again where it is not what it was."""
+        path, certificate = self._workdir.path / "certificate.json", self._certificate()
+        try:
+            found, reason = self._workdir.certificate(), "is not what it was"
+        except UserError:
+            found, reason = None, "is missing or damaged"
+        if certificate is None and found is None:
+            say(f"warning: {path} {reason}, and can't be made again without the checkpoints")
+        elif certificate not in (None, found):
+            say(f"warning: {path} {reason}: it is made again")
+            write_json(path, certificate)
+
+    def _certificate(self) -> dict[str, Any] | None:
+        """The certificate, as the last checkpoint knows it; None where there is none."""
+        saved = Saved(self._workdir.checkpoints, self._identity)
+        if (last := saved.last_step) is None:
+            return None
+        return outcome.run_certificate(saved.progress(last)["course"]["certificates"])
 
     @property
     def place(self) -> tuple[int, int, bool]:

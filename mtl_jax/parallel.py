@@ -264,9 +264,10 @@ def dropout_parts(runner: Runner) -> int | None:
 
 
 class Compiled:
-    """A step that is compiled once, at its first call, for the shapes of that call.
+    """A step that is compiled at its first call for arguments of each kind.
 
-    A call with other shapes fails instead of compiling again.
+    That is their tree and the shapes, types and shardings in it: of texts that stay on the
+    device there may be as many in one run and fewer in the next.
 
     Attributes:
         seconds: What compiling took, so far.
@@ -276,7 +277,7 @@ class Compiled:
         self, runner: Runner, step: Callable[..., Any], static: Any, *, donate: bool = False
     ):
         self._wrapped = runner.jit(step, static, donate)
-        self._executable: Callable[..., Any] | None = None
+        self._executables: dict[Any, Callable[..., Any]] = {}
         self._alone = runner.alone
         # The devices of a CPU share its few threads: with two steps in flight, those that
         # wait in the second's reduction can keep the first's from ever being complete.
@@ -285,16 +286,25 @@ class Compiled:
 
     def __call__(self, *args: Any) -> Any:
         """Runs the step on arguments as the runner places them."""
-        executable = self._executable
+        kind = kind_of(args)
+        executable = self._executables.get(kind)
         if executable is None:
             start = time.perf_counter()
-            executable = self._executable = self._wrapped.lower(*args).compile()
+            executable = self._executables[kind] = self._wrapped.lower(*args).compile()
             if not self._alone:
                 # The others may take longer: JAX keeps what the first process has compiled, and
                 # on a CPU the others do not find it.
                 multihost_utils.sync_global_devices("compiled")
-            self.seconds = time.perf_counter() - start
+            self.seconds += time.perf_counter() - start
         result = executable(*args)
         if self._one_at_a_time:
             jax.block_until_ready(result)
         return result
+
+
+def kind_of(args: Any) -> Any:
+    """What a compiled program depends on of its arguments: their tree, shapes, types, shardings."""
+    leaves, tree = jax.tree.flatten(args)
+    return tree, tuple(
+        [(leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) for leaf in leaves]
+    )

@@ -187,8 +187,9 @@ def short_phases(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
     remedy = f"raise their epochs or steps in {config.recipe}"
     if config.recipe is None or not config.recipe.endswith((".json", ".py")):
         # Each has the same part of the epochs of the run, however many these are.
+        of_run = config.epochs or (plans[short[0]].phase.epochs if not config.recipe else EPOCHS)
         needed = [
-            FEWEST_STEPS * config.epochs / ((plans[i].phase.epochs or 1) * plans[i].batches.steps)
+            FEWEST_STEPS * (of_run or 1) / ((plans[i].phase.epochs or 1) * plans[i].batches.steps)
             for i in short
         ]
         remedy = f"--epochs {math.ceil(round(max(needed), 6))} gives {FEWEST_STEPS} or more"

@@ -17,6 +17,7 @@ from mtl_jax import assets
 from mtl_jax.config import DEFAULT_BACKBONE, BertConfig, Pooling
 from mtl_jax.errors import UserError, first_line
 from mtl_jax.jsonfiles import OBJECT, read_json
+from mtl_jax.paths import expanded
 
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt", "1_Pooling/config.json")
 _FETCH = "fetch the checkpoint again"
@@ -248,7 +249,7 @@ def resolve_backbone(name: str) -> Path:
     Raises:
         UserError: There is no such folder, and the hub has no such name or can't be reached.
     """
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         return folder
     if name == DEFAULT_BACKBONE:

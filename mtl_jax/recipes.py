@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import re
 import runpy
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,8 @@ from typing import Any
 
 from mtl_jax.config import TASKS, TrainConfig
 from mtl_jax.errors import UserError
+from mtl_jax.jsonfiles import read_json
+from mtl_jax.paths import expanded
 from mtl_jax.phases import Phase, phases_from
 
 # Howard & Ruder 2018 (arXiv:1801.06146), section 3.2: "we empirically found it to work well".
@@ -182,9 +183,9 @@ def recipe_named(name: str) -> Recipe:
         UserError: There is no such recipe, or the file can't be read or holds something else.
     """
     if name.endswith(".json"):
-        return _of_json(Path(name).expanduser())
+        return _of_json(expanded(name))
     if name.endswith(".py"):
-        return _of_python(Path(name).expanduser())
+        return _of_python(expanded(name))
     if name in RECIPES:
         return RECIPES[name]
     if top := re.fullmatch(r"top_down_(\d+)", name):
@@ -197,18 +198,14 @@ def recipe_named(name: str) -> Recipe:
     )
 
 
+_PHASES = {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["scenario"]}}
+
+
 def _of_json(file: Path) -> Recipe:
     try:
-        text = file.read_text(encoding="utf-8")
-        objects = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, file))
-    except OSError as error:
-        raise UserError(
-            f"recipe file {file} can't be read ({error.strerror}): name one that can"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"recipe file {file} is no JSON ({error}): write a list of phases"
-        ) from error
+        objects = read_json(file, _PHASES, "write a list of phases, each with its scenario")
+    except UserError as error:
+        raise UserError(f"recipe file {error}") from error
     phases = _beside(file, phases_from(objects, f"recipe file {file}"))
     return lambda _: phases
 
@@ -217,21 +214,15 @@ def _beside(file: Path, phases: Sequence[Phase]) -> tuple[Phase, ...]:
     """The phases of a file, whose rules files are named by paths that hold from any folder."""
     folder = file.absolute().parent
     return tuple(
-        dataclasses.replace(phase, scenario=str(folder / Path(phase.scenario).expanduser()))
+        dataclasses.replace(phase, scenario=str(_from(folder, phase.scenario)))
         if phase.scenario.endswith(".json")
         else phase
         for phase in phases
     )
 
 
-def _object(pairs: Sequence[tuple[str, Any]], file: Path) -> dict[str, Any]:
-    """What JSON makes of an object, of whose repeated keys it would take the last."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise UserError(f"recipe file {file} has {twice!r} twice in an object: leave one out")
-    return found
+def _from(folder: Path, file: str) -> Path:
+    return expanded(file) if file.startswith("~") else folder / file
 
 
 def _of_python(file: Path) -> Recipe:

@@ -14,7 +14,7 @@ from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TrainConfig
 from mtl_jax.console import say
 from mtl_jax.data.batches import HostBatch
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, cannot_write
 from mtl_jax.saved import Saved
 from mtl_jax.seal import DamageError
 from mtl_jax.workdir import Workdir
@@ -22,7 +22,7 @@ from mtl_jax.workdir import Workdir
 Batches = grain.DatasetIterator[HostBatch]
 
 # Of a run's record, what a checkpoint's values depend on.
-_DEPENDED_ON = ("weights_sha256", "data")
+_DEPENDED_ON = ("weights_sha256", "tokenizer_sha256", "data")
 
 
 def depended_on(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,13 +36,14 @@ def depended_on(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def take_up(
-    workdir: Workdir, config: TrainConfig, now: Mapping[str, Any]
+    workdir: Workdir, config: TrainConfig, run: Mapping[str, str], now: Mapping[str, Any]
 ) -> tuple[Checkpoints, dict[str, Any]]:
     """Opens the checkpoints of a run, after ``recover``.
 
     Args:
         workdir: The run's folder.
         config: Its settings.
+        run: What it is; see ``record.identity``.
         now: As of ``depended_on``.
 
     Returns:
@@ -51,7 +52,7 @@ def take_up(
     Raises:
         UserError: They are of other weights or data.
     """
-    checkpoints = Checkpoints(workdir.checkpoints, config.keep_latest, config.keep_every)
+    checkpoints = Checkpoints(workdir.checkpoints, config.keep_latest, config.keep_every, run)
     if (last := checkpoints.last_step) is None:
         return checkpoints, {}
     saved = checkpoints.progress(last)
@@ -106,19 +107,27 @@ def batches_from(
     return after(done), done
 
 
-def recover(workdir: Workdir) -> None:
+def recover(workdir: Workdir, run: Mapping[str, str]) -> None:
     """Sets aside whatever is damaged of what the run needs, and what can't be gone on from.
+
+    What another run has saved is damaged, too. A finished run whose last checkpoint is lost is
+    an unfinished one, unless ``Workdir.remove_checkpoints`` has removed it.
 
     A run is a function of its settings: from any whole checkpoint, or from the beginning, it
     comes to the same end. Nothing is removed; what is set aside is in ``damaged``. Where
     anything was, the log is what it was at the checkpoint that is the newest then.
 
+    Args:
+        workdir: The run's folder.
+        run: What the run is; see ``record.identity``.
+
     Raises:
-        UserError: A checkpoint is of another version of this package.
+        UserError: A checkpoint is of another version of this package, or can't be read.
     """
     if damage := workdir.mend():
         say(f"warning: {damage}: what it said there comes again")
-    saved, reasons = Saved(workdir.checkpoints), _Reasons(workdir)
+    saved = Saved(workdir.checkpoints, run)
+    reasons = _Reasons(saved, workdir.lines)
     aside: dict[int, str] = {}
     found = None
     for step in reversed(saved.steps):
@@ -130,14 +139,25 @@ def recover(workdir: Workdir) -> None:
     for step, reason in reasons.damaged.items():
         if step in there:
             aside.setdefault(step, f"it is damaged ({reason})")
-    if not aside:
+    lost = _lost(workdir, found)
+    if not aside and lost is None:
         return
     # First: a result in it is that of checkpoints which will no longer be there.
     workdir.rewind(0 if found is None else saved.progress(found)["lines"])
     for step in sorted(aside, reverse=True):
         place = _set_aside(saved.folder / str(step), workdir.path / "damaged")
         say(f"warning: checkpoint {step}: {aside[step]}; moved to {place}")
+    if lost is not None and lost not in aside:
+        say(f"warning: the run was finished, and its last checkpoint, {lost}, is lost")
     say(f"warning: going on from {'the beginning' if found is None else f'checkpoint {found}'}")
+
+
+def _lost(workdir: Workdir, newest: int | None) -> int | None:
+    """The last checkpoint of a finished run where it is lost, whatever the newest whole one is."""
+    result = workdir.result()
+    if result is None or workdir.checkpoints_removed or result["step"] == newest:
+        return None
+    return result["step"]
 
 
 class _Reasons:
@@ -147,8 +167,8 @@ class _Reasons:
         damaged: Of those read, the damaged ones, and in what way.
     """
 
-    def __init__(self, workdir: Workdir):
-        self._saved, self._lines = Saved(workdir.checkpoints), workdir.lines
+    def __init__(self, saved: Saved, lines: int):
+        self._saved, self._lines = saved, lines
         self._whole: set[int] = set()
         self.damaged: dict[int, str] = {}
 
@@ -176,8 +196,11 @@ class _Reasons:
 
 def _set_aside(folder: Path, place: Path) -> Path:
     """Moves a checkpoint, to a name that none has yet."""
-    place.mkdir(exist_ok=True)
     names = (folder.name if i == 1 else f"{folder.name}-{i}" for i in range(1, 10**6))
-    aside = next(path for name in names if not (path := place / name).exists())
-    folder.rename(aside)
+    try:
+        place.mkdir(exist_ok=True)
+        aside = next(path for name in names if not (path := place / name).exists())
+        folder.rename(aside)
+    except OSError as error:
+        raise cannot_write(place, error) from error
     return aside

@@ -22,7 +22,8 @@ from mtl_jax.keptbatch import KeptBatch, newest_batch, read_batch
 from mtl_jax.model import MultiTaskModel
 from mtl_jax.nonfinite import FOLDER, each_alone
 from mtl_jax.parallel import AXIS
-from mtl_jax.record import model_spec, read_record
+from mtl_jax.paths import expanded
+from mtl_jax.record import identity, model_spec, read_record
 from mtl_jax.saved import Saved
 from mtl_jax.step import Program, stream, train_step
 from mtl_jax.workdir import Workdir
@@ -47,7 +48,7 @@ def replay(folder: str | Path, file: str | Path | None = None) -> Iterator[dict[
     """
     workdir = Workdir(folder)
     record = read_record(workdir, "name the one that kept the batch")
-    path = newest_batch(workdir.path / FOLDER) if file is None else Path(file).expanduser()
+    path = newest_batch(workdir.path / FOLDER) if file is None else expanded(file)
     if path is None:
         raise UserError(f"{folder} has kept no batch: all its steps have been finite")
     kept = read_batch(path)
@@ -64,7 +65,7 @@ def replay(folder: str | Path, file: str | Path | None = None) -> Iterator[dict[
 
 def _parameters(workdir: Workdir, record: dict[str, Any], step: int) -> tuple[int, Params]:
     """The newest that there are from before a step: a checkpoint's, else those of the start."""
-    saved = Saved(workdir.checkpoints)
+    saved = Saved(workdir.checkpoints, identity(record))
     if earlier := [known for known in saved.steps if known < step]:
         return earlier[-1], saved.restore_params(earlier[-1])
     settings = record["settings"]

@@ -29,7 +29,7 @@ from mtl_jax.weighting.methods import make_weighting, useless
 # Steps on kept vectors between two looks at the progress; they take milliseconds.
 _STEPS_AT_ONCE = 256
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_PACKAGES = ("mtl-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 class Run:

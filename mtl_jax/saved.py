@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from orbax.checkpoint.type_handlers import (
 )
 
 from mtl_jax import seal
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, cannot_read
 from mtl_jax.freeze import Freeze, Params
 from mtl_jax.seal import DamageError, Seal
 from mtl_jax.step import TrainState
@@ -61,15 +61,30 @@ class Saved:
     process), and the ``seal``, against which the others are checked whenever they are read.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, run: Mapping[str, str] | None = None):
+        """Opens it.
+
+        Args:
+            folder: The folder, which need not be there.
+            run: What the run is, see ``record.identity``; a checkpoint of another one counts as
+                damaged. None to take any.
+        """
+        self.folder, self.run = folder, run
 
     @property
     def steps(self) -> list[int]:
-        """The steps of the checkpoints, whole or not, in their order."""
-        if not self.folder.is_dir():
+        """The steps of the checkpoints, whole or not, in their order.
+
+        Raises:
+            UserError: The folder can't be read.
+        """
+        try:
+            names = [path.name for path in self.folder.iterdir()]
+        except FileNotFoundError:
             return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+        except OSError as error:
+            raise cannot_read(self.folder, error) from error
+        return sorted(int(name) for name in names if name.isdecimal())
 
     @property
     def last_step(self) -> int | None:
@@ -87,9 +102,13 @@ class Saved:
         """What the checkpoint at ``step`` says of itself.
 
         Raises:
-            DamageError: That is damaged.
+            DamageError: That is damaged, or of another run.
+            UserError: It can't be read.
         """
-        return seal.read(self.folder / str(step))
+        known = seal.read(self.folder / str(step))
+        if self.run is not None:
+            seal.refuse_other(self.folder / str(step), known, self.run)
+        return known
 
     def progress(self, step: int) -> dict[str, Any]:
         """What was saved at ``step`` beside the arrays.
@@ -184,7 +203,10 @@ class Saved:
         folder = self.folder / str(step)
         try:
             state = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            seal.refuse_access(folder / name, error)
+            raise DamageError(folder, f"{name} can't be read") from error
+        except (ValueError, RecursionError) as error:
             raise DamageError(folder, f"{name} can't be read") from error
         if state != known.data:
             raise DamageError(folder, f"{name} is not what was saved")
@@ -204,6 +226,7 @@ class Saved:
             tree = handler.restore(epath.Path(folder.absolute() / part), args=_AS_SAVED)
             found = seal.digest(tree)
         except Exception as error:  # (there is no end to what broken files can be to a library)
+            _refuse_unreachable(folder / part)
             raise DamageError(folder, f"{part} can't be read") from error
         finally:
             handler.close()
@@ -222,6 +245,22 @@ class Saved:
             self._arrays(step, part)
         for process in range(known.processes):
             self._data_state(step, known, process)
+
+
+def _refuse_unreachable(folder: Path) -> None:
+    """Refuses to go on where a file in a folder, or its list of files, can't be reached.
+
+    Raises:
+        UserError: One can't be.
+    """
+    try:
+        for path in [folder, *folder.rglob("*")]:
+            if path.is_dir():
+                next(path.iterdir(), None)
+            else:
+                path.open("rb").close()
+    except OSError as error:
+        seal.refuse_access(Path(error.filename or folder), error)
 
 
 _AS_SAVED = ocp.args.PyTreeRestore()

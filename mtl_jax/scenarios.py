@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
-from pathlib import Path
 
 from mtl_jax.errors import UserError
+from mtl_jax.jsonfiles import read_json
+from mtl_jax.paths import expanded
 from mtl_jax.rules import Rule
 
 FROZEN = "frozen"
@@ -28,6 +28,12 @@ _SCENARIOS: dict[str, tuple[Rule, ...]] = {
         ("backbone/*", "backbone"),
     ),
     "none_frozen": (("classifier/*", "head"), ("sentiment/*", "head"), ("backbone/*", "backbone")),
+}
+
+_RULES = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": 2},
 }
 
 SCENARIOS = tuple(_SCENARIOS)
@@ -80,24 +86,10 @@ def scenario_rules(name: str, num_layers: int) -> tuple[Rule, ...]:
 def _rules_in(file: str) -> tuple[Rule, ...]:
     remedy = 'write a JSON list of pairs such as [["backbone/*", "frozen"], ["*", "head"]]'
     try:
-        pairs = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"scenario file {file} can't be read ({error.strerror}): name one that can, with "
-            "a JSON list of [pattern, label] pairs"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"scenario file {file} is no JSON ({error}): {remedy}") from error
-    if not isinstance(pairs, list) or not pairs:
-        raise UserError(f"scenario file {file} holds no list of rules: {remedy}")
-    for number, pair in enumerate(pairs, 1):
-        if not (
-            isinstance(pair, list)
-            and len(pair) == 2
-            and all(isinstance(text, str) for text in pair)
-        ):
-            raise UserError(f"scenario file {file}: rule {number} is {pair!r}: {remedy}")
-        label = pair[1]
+        pairs = read_json(expanded(file), _RULES, remedy)
+    except UserError as error:
+        raise UserError(f"scenario file {error}") from error
+    for number, (_, label) in enumerate(pairs, 1):
         if label != FROZEN and label.split("/")[0] not in _GROUPS:
             raise UserError(
                 f"scenario file {file}: rule {number} has the label {label!r}: use {FROZEN}, "

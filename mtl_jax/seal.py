@@ -21,7 +21,7 @@ from etils import epath
 from orbax.checkpoint import future
 
 from mtl_jax import freeze
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, cannot_read
 
 ITEM = "seal"
 _FILE = "seal.json"
@@ -48,6 +48,8 @@ class Seal:
     """What is known of a checkpoint beside its arrays; JSON.
 
     Attributes:
+        step: The step that it was saved at.
+        run: What the run is, as it gave it: see ``record.identity``.
         progress: Where the run is, as it gave it.
         best: Step and score of the best scored checkpoint up to and with this one, if any.
         needs: Steps of the others that going on from this one may need.
@@ -56,6 +58,8 @@ class Seal:
         digests: Per part its ``digest``.
     """
 
+    step: int
+    run: Mapping[str, str]
     progress: dict[str, Any]
     best: tuple[int, float] | None
     needs: tuple[int, ...]
@@ -103,21 +107,60 @@ def read(folder: Path) -> Seal:
         DamageError: It is not whole, or not there.
         UserError: It is of another version of this package.
     """
+    file = folder / ITEM / _FILE
     try:
-        signed = json.loads((folder / ITEM / _FILE).read_text(encoding="utf-8"))
+        signed = json.loads(file.read_text(encoding="utf-8"))
         content, sha256 = signed["content"], signed["sha256"]
     except FileNotFoundError as error:
         if (folder / _ITEM_BEFORE_SEALS).is_dir():
             raise _of_another_version(folder) from error
         raise DamageError(folder, f"{ITEM}/{_FILE} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        refuse_access(file, error)
+        raise DamageError(folder, f"{ITEM}/{_FILE} can't be read") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamageError(folder, f"{ITEM}/{_FILE} can't be read") from error
     if sha256 != _sha256(content):
         raise DamageError(folder, f"{ITEM}/{_FILE} has another digest than it had")
     if content.keys() != {field.name for field in dataclasses.fields(Seal)}:
         raise _of_another_version(folder)
+    if folder.name != str(content["step"]):
+        raise DamageError(folder, f"it was saved after step {content['step']}")
     best, needs = content["best"], tuple(content["needs"])
     return Seal(**{**content, "best": best and (best[0], best[1]), "needs": needs})
+
+
+def refuse_access(path: Path, error: OSError) -> None:
+    """Refuses to go on where a file can't be reached: that does not say that it is damaged.
+
+    Raises:
+        UserError: It is not known to be missing, or of another kind.
+    """
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        raise cannot_read(path, error) from error
+
+
+_KINDS = {
+    "run": "run",
+    "settings": "settings",
+    "config": "config.json",
+    "tokenizer": "tokenizer",
+}
+
+
+def refuse_other(folder: Path, known: Seal, run: Mapping[str, str]) -> None:
+    """Refuses a checkpoint that is not of a run.
+
+    Args:
+        folder: The checkpoint's.
+        known: Its seal.
+        run: What the run is.
+
+    Raises:
+        DamageError: It is of another one.
+    """
+    if unlike := [words for name, words in _KINDS.items() if known.run.get(name) != run[name]]:
+        raise DamageError(folder, f"it was saved with another {', '.join(unlike)}")
 
 
 def _of_another_version(folder: Path) -> UserError:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mtl_jax import processes
 from mtl_jax.console import is_terminal
 from mtl_jax.heartbeat import Heartbeat
+from mtl_jax.paths import expanded
 from mtl_jax.run import Run
 from mtl_jax.tracing import Trace
 
@@ -28,7 +27,7 @@ class Show:
             len(run.plans),
             any(plan.may_end_early for plan in run.plans),
         )
-        folder = Path(run.config.workdir).expanduser() / "profile"
+        folder = expanded(run.config.workdir) / "profile"
         self.trace = Trace(watch.profiled if main else range(0), folder, total)
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.metrics import Metrics
 from mtl_jax.optim import make_optimizer
+from mtl_jax.parallel import kind_of
 from mtl_jax.run import Run
 from mtl_jax.seeds import devices_across
 from mtl_jax.step import Program, TrainState, stream, take, train_step
@@ -174,7 +175,7 @@ class Heads:
 
     def __init__(self, run: Run, grid: Grid):
         self._run, self.settings = run, grid.settings()
-        self._executables: dict[str, Any] = {}
+        self._executables: dict[Any, Any] = {}
         self.compile_seconds = 0.0
         self._model = run.evaluator.model
         self._count = len(grid.seeds)
@@ -224,15 +225,15 @@ class Heads:
     def _call(
         self, function: Callable[..., Any], *args: Any, out: Any, donate: tuple[int, ...] = ()
     ) -> Any:
-        """Calls a function that is compiled at its first call, for results spread as ``out``."""
+        """Calls a function, compiled for each kind of arguments; results are spread as ``out``."""
         # By name: a bound method as a key would keep this object, and its arrays, alive.
-        name = function.__name__
-        if name not in self._executables:
+        key = function.__name__, kind_of(args)
+        if key not in self._executables:
             started = time.perf_counter()
             jitted = jax.jit(function, donate_argnums=donate, out_shardings=out)
-            self._executables[name] = jitted.lower(*args).compile()
+            self._executables[key] = jitted.lower(*args).compile()
             self.compile_seconds += time.perf_counter() - started
-        return self._executables[name](*args)
+        return self._executables[key](*args)
 
     def _begin(self, settings: Any, heads: Any, seeds: jax.Array) -> TrainState:
         def of_setting(setting: Any, heads: Any, seed: Any) -> TrainState:

@@ -28,7 +28,7 @@ from mtl_jax.evaluate import Evaluator, ModelSpec
 from mtl_jax.freeze import Params
 from mtl_jax.inputs import Split, TextReader
 from mtl_jax.metrics import Metrics
-from mtl_jax.record import model_spec, read_record
+from mtl_jax.record import identity, model_spec, read_record
 from mtl_jax.saved import Saved
 from mtl_jax.tokenizer import load_tokenizer, tokenizer_notes
 from mtl_jax.whole import other_kind, whole
@@ -111,6 +111,9 @@ class TrainedModel(Encoder):
         """
         workdir = Workdir(folder)
         record = self._record = read_record(workdir, "train one there first")
+        workdir.check_tokenizer(record["tokenizer_sha256"])
+        # First: all that is built from the record below is what the checkpoint was saved with.
+        params = _best(workdir, record)
         settings = record["settings"]
         self.classes: dict[str, tuple[str, ...]] = {
             task: tuple(names) for task, names in record["classes"].items()
@@ -121,21 +124,12 @@ class TrainedModel(Encoder):
         self.text_column = next(iter(texts)) if len(texts) == 1 else None
         self.columns = texts.union(*(labels.values() for labels in origins.values()))
         reader = TextReader(
-            load_tokenizer(workdir.path / "tokenizer", "train one anew from its checkpoint"),
+            load_tokenizer(workdir.tokenizer, "train one anew from its checkpoint"),
             BertConfig(**record["bert"]),
             self._data.max_length,
             long_texts or self._data.long_texts,
             "shorten them, train with a larger --max-length",
         )
-        if not workdir.checkpoints.is_dir():
-            if workdir.result():
-                raise UserError(
-                    f"{folder} is done and its checkpoints have been removed: a study keeps them "
-                    "with --keep-checkpoints"
-                )
-            raise UserError(f"{folder} has no checkpoint yet: train it first")
-        if (params := Saved(workdir.checkpoints).restore_best()) is None:
-            raise UserError(f"{folder} has no checkpoint yet: run train on it again")
         spec = model_spec(
             record,
             max_length=reader.max_length,
@@ -184,6 +178,38 @@ class TrainedModel(Encoder):
                         "probability": round(float(probabilities[task][i][label]), 6),
                     }
                 yield answer
+
+
+def _best(workdir: Workdir, record: dict[str, Any]) -> Params:
+    """The parameters of the best checkpoint of a run.
+
+    Raises:
+        UserError: There is none, or it is not what the run has saved.
+    """
+    if workdir.checkpoints_removed:
+        raise UserError(
+            f"{workdir.path} is done and its checkpoints have been removed: run the study in a "
+            "new folder with --keep-checkpoints"
+        )
+    end, saved = _end(workdir), Saved(workdir.checkpoints, identity(record))
+    if end is not None and saved.last_step != end:
+        raise UserError(
+            f"{workdir.path} is done, but its last checkpoint, {end}, is lost: run train again on "
+            "its --workdir, which makes it again"
+        )
+    if (params := saved.restore_best()) is None:
+        raise UserError(f"{workdir.path} has no checkpoint yet: run train again on its --workdir")
+    return params
+
+
+def _end(workdir: Workdir) -> int | None:
+    """The last step of a finished run; None where it is not known to be one."""
+    try:
+        result = workdir.result()
+    except UserError:
+        # Of a damaged log nothing is needed here; train makes up for it.
+        return None
+    return result["step"] if result else None
 
 
 def _layout(recorded: dict[str, Any] | None) -> Layout | None:

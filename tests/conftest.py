@@ -25,6 +25,7 @@ import safetensors.numpy
 from mtl_jax.bert import BertEncoder
 from mtl_jax.config import BertConfig, DataConfig
 from mtl_jax.pretrained import to_transformers
+from mtl_jax.workdir import json_digest
 
 # Some tests interrupt, or close a terminal; a shell's background job, as they may be, or what
 # nohup starts is told to ignore that.
@@ -73,6 +74,13 @@ def write_checkpoint(folder, config=TINY, seed=0):
     tensors = to_transformers({**params, **pooler})
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+def write_record(folder, record):
+    """The ``config.json`` of a run's folder, with the digest that belongs to it."""
+    content = {name: value for name, value in record.items() if name != "sha256"}
+    signed = {**content, "sha256": json_digest(content)}
+    (folder / "config.json").write_text(json.dumps(signed))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,10 @@
 """The lines of results by setting."""
 
-from experiments.arms import by_setting
+import pytest
+
+from experiments.arms import RESULT, by_setting, read_results
+from mtl_jax.errors import UserError
+from mtl_jax.jsonfiles import read_lines
 
 
 def results(*settings):
@@ -21,3 +25,29 @@ def test_names_are_in_the_order_of_the_file_and_a_study_may_have_none():
     names = [{"backbone": name} for name in ("large", "base")]
     assert [lines[0]["setting"] for lines in by_setting(results(*names, *names)).values()] == names
     assert list(by_setting([{"arm": "joint"}])) == [""]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("[1]", r"\[1\] is not of type 'object'"),
+        ('{"arm": "top_1"}', "'seed' is a required property"),
+        ('{"arm": 3, "seed": 0}', "arm: 3 is not of type 'string'"),
+        ('{"arm": "a", "seed": 0, "test": [1]}', r"test: \[1\] is not of type 'object', 'null'"),
+        ("{", r"is no valid JSON \(.*\)"),
+        ("\xff", r"is no valid JSON \(.*\)"),
+    ],
+)
+def test_a_line_that_is_no_result_is_named(line, reason, tmp_path):
+    """By whoever reads it: the report, and the study that goes on."""
+    file = tmp_path / "results.jsonl"
+    file.write_bytes(b'{"arm": "top_1", "seed": 0}\n' + line.encode("latin-1") + b"\n")
+    with pytest.raises(UserError, match=rf"results\.jsonl, line 2:? {reason}: remove it and run"):
+        read_results(file)
+    with pytest.raises(UserError, match=r"results\.jsonl, line 2 is damaged \("):
+        read_lines(file, RESULT)
+
+
+def test_results_that_can_not_be_read_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"can't be read \(Is a directory\): there should be a"):
+        read_results(tmp_path)

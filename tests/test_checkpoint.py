@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.saved import Saved
 from mtl_jax.scenarios import scenario_rules
 from mtl_jax.seal import DamageError
+from mtl_jax.workdir import Workdir
 
 TEXTS = 20
 
@@ -312,3 +314,56 @@ def test_a_full_disk_is_told_in_one_line_and_spares_the_last_checkpoint(run, sma
         save(checkpoints, run, 2, 0.9)
         assert raw(checkpoints.restore_params(2)) == raw(run.at(2)[0])
     assert steps(folder) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("a[x]", "the character ["),
+        ("a*", "the character *"),
+        ("a?", "the character ?"),
+        ("**", "the character *"),
+        ("a\\b", "the character \\"),
+        ("a\\", "the character \\"),
+        ("gs:", "the name gs:"),
+        ("s3:", "the name s3:"),
+        ("\udcff", "a name that is no UTF-8"),
+    ],
+)
+def test_a_folder_whose_checkpoints_could_not_be_read_is_refused(name, what, tmp_path):
+    for folder in (tmp_path / name, tmp_path / name / "run"):
+        with pytest.raises(UserError) as caught:
+            Workdir(folder).claim({})
+        assert f"has {what} in its path, with which no checkpoint could be" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_etils_takes_for_one_on_the_net_is_refused():
+    with pytest.raises(UserError, match="has the name s3 in its path"):
+        Workdir("/s3/runs/mine").claim({})
+    assert not Path("/s3/runs").exists()
+
+
+def test_checkpoints_of_any_other_folder_are_read(run, tmp_path):
+    params, _ = run.at(1)
+    for name in (
+        "a b",
+        "a#b%20c",
+        "a:b",
+        "]",
+        "{a}$HOME&b",
+        "-a",
+        "a\nb",
+        "~",
+        "ü'\"",
+        "http:",
+        "s3",
+    ):
+        folder = tmp_path / name
+        with contextlib.closing(Workdir(folder)) as workdir:
+            workdir.claim({})
+        with opened(folder / "checkpoints") as checkpoints:
+            save(checkpoints, run, 1, 0.5)
+        saved = Saved(folder / "checkpoints")
+        saved.check(1)
+        assert raw(saved.restore_params(1)) == raw(params)

@@ -5,7 +5,7 @@ import json
 import signal
 
 import pytest
-from conftest import write_checkpoint
+from conftest import write_checkpoint, write_record
 
 from experiments import backbones, freezing, heads, scarce_task, unfreezing
 from experiments.conduct import conduct, train_group
@@ -20,7 +20,7 @@ from mtl_jax.inputs import Inputs
 def test_of_a_failed_arm_only_the_words_are_kept(settings, tmp_path):
     taken = tmp_path / "taken"
     taken.mkdir()
-    (taken / "config.json").write_text("{}")
+    write_record(taken, {})
     alone = TrainConfig(**settings, workdir=str(taken))
     inputs = Inputs(alone)
     (words,) = train_group([alone], inputs)
@@ -174,7 +174,7 @@ def test_a_study_goes_on_with_other_limits_but_not_with_other_files_or_weights(s
     record = json.loads(file.read_text())
     assert not record["settings"].keys() & set(LIMITS)
     record["settings"] |= {"cache_memory": 1.0, "cache_disk": 20.0, "cache_folder": None}
-    file.write_text(json.dumps(record))
+    write_record(folder, record)
     assert conduct(study_of(["backbone_frozen"], cache_memory=0.5), Pool(), "", 0.0) == 0
     with pytest.raises(UserError, match=r"settings.epochs was 2, now 3"):
         conduct(study_of(["backbone_frozen"], epochs=3), Pool(), "", 0.0)

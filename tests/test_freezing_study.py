@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import write_record
 
 from experiments.fault_runs import without_times
 from experiments.freezing import Freezing, run
@@ -64,7 +65,7 @@ def test_two_seeds_then_a_third(folder, flags):
     # And an arm whose folder belongs to something else must not stop the others.
     taken = folder / "arms" / "backbone_frozen-seed2"
     taken.mkdir()
-    (taken / "config.json").write_text("{}")
+    write_record(taken, {})
     third = study(folder, flags, ["0", "1", "2"])
     assert third.returncode == 1
     assert "another configuration" in third.stderr
@@ -92,7 +93,7 @@ def test_seeds_at_once_leave_what_one_by_one_does(settings, tmp_path, capsys):
     # An arm whose folder belongs to something else must not stop the one beside it.
     taken = tmp_path / "group" / "arms" / "top_1-seed1"
     taken.mkdir()
-    (taken / "config.json").write_text("{}")
+    write_record(taken, {})
     capsys.readouterr()
     assert study_of("group", 2) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("arm ")]

@@ -1,6 +1,7 @@
 """The file of a kept batch: what is written is read, and what is damaged is told."""
 
 import dataclasses
+import json
 import os
 
 import jax.numpy as jnp
@@ -95,3 +96,11 @@ def test_another_file_is_told(tmp_path):
             read_batch(tmp_path / name)
     with pytest.raises(UserError, match="nowhere is not there"):
         read_batch(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("about", [[], "x", {}, None, {"dtypes": 3}])
+def test_json_of_another_shape_in_it_is_told(about, tmp_path):
+    path = tmp_path / "other.npz"
+    np.savez(path, about=np.array(json.dumps(about)))
+    with pytest.raises(UserError, match=r"other\.npz: .*: name another$"):
+        read_batch(path)

@@ -115,7 +115,7 @@ def test_the_scarce_task_is_that_which_is_thinned_alone_else_that_with_fewer_lab
         ("gradual_unfreeze", "did you mean gradual_unfreezing?"),
         ("top_down_k", "did you mean top_down_1?"),
         ("top_down_", "did you mean top_down_1?"),
-        ("/no/such.json", r"recipe file /no/such.json can't be read \(No such file"),
+        ("/no/such.json", "recipe file /no/such.json is missing"),
         ("/no/such.py", "recipe file /no/such.py is not there"),
     ],
 )
@@ -167,13 +167,13 @@ def test_rules_are_found_from_the_folder_of_the_recipe(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("own.json", "[", "is no JSON"),
-        ("own.json", '{"scenario": "top_1"}', "holds no list of phases"),
-        ("own.json", '[{"scenario": "a", "epochs": 1, "epochs": 2}]', "has 'epochs' twice in an"),
+        ("own.json", "[", "is no valid JSON"),
+        ("own.json", '{"scenario": "top_1"}', "is not of type 'array': write a list of phases"),
+        ("own.json", '[{"scenario": "a", "epochs": 1, "epochs": 2}]', "'epochs' is there twice"),
         (
             "own.json",
             '[{"scenario": "a", "learning_rates": {"head": 1, "backbone": 1, "head": 2}}]',
-            "own.json has 'head' twice in an object: leave one out",
+            "own.json is no valid JSON .'head' is there twice.: write a list of phases",
         ),
         ("own.py", "1 / 0", r"failed with ZeroDivisionError \(division by zero\)"),
         ("own.py", "raise SystemExit(3)", r"failed with SystemExit \(3\)"),

@@ -3,10 +3,12 @@
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ from mtl_jax.config import TrainConfig
 from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.jsonfiles import read_lines
+from mtl_jax.record import identity
+from mtl_jax.recovery import recover
 from mtl_jax.saved import Saved
 from mtl_jax.seal import DamageError
 from mtl_jax.train import train
@@ -227,9 +231,12 @@ def test_a_finished_run_without_its_checkpoints_stays_finished(copy, finished):
     config = copy()
     Workdir(config.workdir).remove_checkpoints()
     assert sorted(path.name for path in Path(config.workdir).iterdir()) == [
-        *(".config.json.lock", ".lock", "certificate.json", "config.json", "metrics.jsonl"),
+        *(".checkpoints-removed", ".config.json.lock", ".lock"),
+        *("certificate.json", "config.json", "metrics.jsonl"),
         *("tensorboard", "tokenizer"),
     ]
+    with pytest.raises(UserError, match="is done and its checkpoints have been removed: run the"):
+        TrainedModel(config.workdir)
     assert without_times(train(config, finished[1])) == without_times(finished[2])
 
 
@@ -240,7 +247,8 @@ def test_a_removal_that_was_killed_leaves_none_in_part(copy, finished):
     shutil.rmtree(removed / "6" / "params")
     assert without_times(train(config, finished[1])) == without_times(finished[2])
     Workdir(config.workdir).remove_checkpoints()
-    assert not removed.exists()
+    assert list(removed.iterdir()) == []
+    assert without_times(train(config, finished[1])) == without_times(finished[2])
 
 
 class _BesideTraining(Saved):
@@ -328,19 +336,11 @@ def test_other_versions_are_noted(copy, finished, capsys):
     assert f"note: checkpoint 8 was saved with jax 0.1 (now {now}): from here on" in said
 
 
-def test_those_of_other_weights_are_refused(copy, finished, tmp_path):
-    """A folder of checkpoints that was put in the place of another."""
+def test_those_of_other_weights_are_refused(copy, finished):
+    """As a process may have them whose disk has another backbone than that of the first."""
     config = copy(last=8)
-    backbone = write_checkpoint(tmp_path / "other", seed=5)
-    other = dataclasses.replace(
-        config, backbone=str(backbone), workdir=str(tmp_path / "of_other"), keep_latest=1
-    )
-    train(other)
-    shutil.rmtree(Path(config.workdir) / "checkpoints")
-    shutil.copytree(Path(other.workdir) / "checkpoints", Path(config.workdir) / "checkpoints")
-    shutil.copy(Path(other.workdir) / "metrics.jsonl", Path(config.workdir) / "metrics.jsonl")
-    log = Path(config.workdir) / "metrics.jsonl"
-    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    with changed(config, 8) as progress:
+        progress["depended_on"]["weights_sha256"] = "0" * 64
     with pytest.raises(
         UserError, match=r"are of a run with another weights_sha256 \('[0-9a-f]{64}"
     ):
@@ -394,3 +394,217 @@ def test_on_another_number_of_devices_it_goes_on(before, settings, tmp_path):
         Saved(Path(c.workdir) / "checkpoints").restore_params(12) for c in (one, resumed)
     )
     assert_same_params(params, wanted)
+
+
+def others(settings, tmp_path):
+    """Settings of runs with checkpoints of the same shapes, by what of them is another's."""
+    config = TrainConfig(**settings | KEPT, workdir="", scenario="top_1")
+    backbone = write_checkpoint(tmp_path / "other", seed=5)
+    return {
+        "run": config,
+        "run, settings, config.json": dataclasses.replace(config, seed=1),
+        "run, settings, config.json ": dataclasses.replace(config, head_learning_rate=2e-2),
+        "run, settings, config.json  ": dataclasses.replace(config, backbone=str(backbone)),
+    }
+
+
+def test_what_another_run_has_saved_is_not_gone_on_from(settings, copy, finished, tmp_path, capsys):
+    config = copy(last=8)
+    folder = Path(config.workdir) / "checkpoints"
+    for number, (words, other) in enumerate(others(settings, tmp_path).items()):
+        other = dataclasses.replace(other, workdir=str(tmp_path / f"of_other{number}"))
+        train(other)
+        source = Path(other.workdir) / "checkpoints"
+        shutil.rmtree(folder / "8", ignore_errors=True)
+        shutil.copytree(source / "8", folder / "8")
+        reason = f"it was saved with another {words.strip()}"
+        with pytest.raises(DamageError, match=f"checkpoints/8 is damaged .{reason}.: run train"):
+            TrainedModel(config.workdir)
+        capsys.readouterr()
+        ends_the_same(config, finished)
+        first, second = warnings_of(capsys)[:2]
+        assert first.startswith(f"warning: checkpoint 8: it is damaged ({reason}); moved to ")
+        assert second == "warning: going on from checkpoint 6"
+        # As the kill has left it.
+        shutil.rmtree(folder / "12")
+        log = folder.with_name("metrics.jsonl")
+        log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    assert set_aside(config) == ["8", "8-2", "8-3", "8-4"]
+
+
+def test_all_checkpoints_of_another_run_answer_for_none(settings, copy, finished, tmp_path, capsys):
+    config = copy()
+    folder = Path(config.workdir) / "checkpoints"
+    other = TrainConfig(
+        **settings | KEPT, workdir=str(tmp_path / "other"), scenario="top_1", seed=7
+    )
+    train(other)
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "other" / "checkpoints", folder)
+    with pytest.raises(DamageError, match=r"it was saved with another run, settings, config\.json"):
+        TrainedModel(config.workdir)
+    ends_the_same(config, finished)
+    assert warnings_of(capsys)[-1] == "warning: going on from the beginning"
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_damaged(copy, finished, capsys):
+    config = copy(last=8)
+    folder = Path(config.workdir) / "checkpoints"
+    (folder / "8").rename(folder / "10")
+    ends_the_same(config, finished)
+    words = "warning: checkpoint 10: it is damaged (it was saved after step 8); moved to "
+    assert warnings_of(capsys)[0].startswith(words)
+
+
+@pytest.mark.parametrize("gone", ["all", "folder", "last", "best"])
+def test_a_finished_run_that_has_lost_its_checkpoints_is_trained_again(
+    gone, copy, finished, capsys
+):
+    """Nobody is sent from one command to the other and back."""
+    config = copy()
+    folder = Path(config.workdir) / "checkpoints"
+    best = best_of(config)
+    for step in {"last": [12], "best": [best]}.get(gone, STEPS):
+        shutil.rmtree(folder / str(step))
+    if gone == "folder":
+        folder.rmdir()
+    with pytest.raises(UserError, match="run train again on its --workdir"):
+        TrainedModel(config.workdir)
+    ends_the_same(config, finished)
+    assert warnings_of(capsys)[-1].startswith("warning: going on from ")
+    assert TrainedModel(config.workdir).evaluate("test") == finished[2]["test"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'{"labels": 3}', b"\xff"])
+def test_a_lost_certificate_is_made_again(content, copy, finished, capsys):
+    config = copy()
+    file = Path(config.workdir) / "certificate.json"
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    ends_the_same(config, finished)
+    (warning,) = warnings_of(capsys)
+    assert warning.startswith(f"warning: {file} ")
+    assert warning.endswith(": it is made again")
+
+
+def test_a_certificate_that_is_lost_with_the_checkpoints_is_told(copy, finished, capsys):
+    config = copy()
+    Workdir(config.workdir).remove_checkpoints()
+    file = Path(config.workdir) / "certificate.json"
+    file.unlink()
+    train(config, finished[1])
+    reason = "is missing or damaged, and can't be made again without the checkpoints"
+    assert warnings_of(capsys) == [f"warning: {file} {reason}"]
+
+
+def test_a_lost_tokenizer_is_made_again(copy, finished, capsys):
+    config = copy()
+    folder = Path(config.workdir) / "tokenizer"
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="tokenizer is missing: run train again on its --workdir"):
+        TrainedModel(config.workdir)
+    ends_the_same(config, finished)
+    assert warnings_of(capsys) == [f"warning: {folder} was missing: it is made again"]
+    assert TrainedModel(config.workdir).evaluate("test") == finished[2]["test"]
+
+
+@pytest.mark.parametrize("last", [8, None])
+@pytest.mark.parametrize("change", ["vocab.txt", "tokenizer_config.json", "one more", "file"])
+def test_another_tokenizer_in_the_folder_is_refused(change, last, copy, finished):
+    config = copy(last)
+    folder = Path(config.workdir) / "tokenizer"
+    if change == "vocab.txt":
+        words = (folder / change).read_text().split()
+        (folder / change).write_text("\n".join([*words[:5], *reversed(words[5:])]) + "\n")
+    elif change == "tokenizer_config.json":
+        (folder / change).write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": false}')
+    elif change == "one more":
+        (folder / "added_tokens.json").write_text('{"film": 41}')
+    else:
+        shutil.rmtree(folder)
+        folder.touch()
+    words = "tokenizer is not the tokenizer that the run was begun with: bring that one back, or"
+    for use in (lambda: TrainedModel(config.workdir), lambda: train(config, finished[1])):
+        with pytest.raises(UserError, match=words):
+            use()
+    # And the remedy works.
+    folder.unlink() if change == "file" else shutil.rmtree(folder)
+    ends_the_same(config, finished)
+
+
+def test_another_tokenizer_of_the_backbone_is_refused(copy, finished, tmp_path):
+    """Its weights, and the sizes of its vocabulary, are the same."""
+    config = copy(last=8)
+    backbone = tmp_path / "backbone"
+    shutil.copytree(config.backbone, backbone)
+    begun = dataclasses.replace(config, backbone=str(backbone), workdir=str(tmp_path / "begun"))
+    train(begun)
+    words = (backbone / "vocab.txt").read_text().split()
+    (backbone / "vocab.txt").write_text("\n".join([*words[:5], *reversed(words[5:])]) + "\n")
+    with pytest.raises(UserError, match=r"another configuration \(tokenizer_sha256 was '[0-9a-f]+"):
+        train(begun)
+
+
+# What a process is told to be in the way of a file, and not that the file is gone.
+OUT_OF_REACH = (
+    "checkpoints",
+    "checkpoints/8",
+    "checkpoints/8/seal",
+    "checkpoints/8/seal/seal.json",
+    "checkpoints/8/params",
+    "checkpoints/8/params/manifest.ocdbt",
+    "checkpoints/8/optimizer/_METADATA",
+    "checkpoints/8/data/process_0-of-1.json",
+    "metrics.jsonl",
+)
+
+
+@pytest.mark.parametrize("place", OUT_OF_REACH)
+def test_what_can_not_be_reached_is_not_called_damaged(place, copy, finished, capsys):
+    """A link in a circle is what even root can't follow."""
+    config = copy(last=8)
+    path = Path(config.workdir) / place
+    hidden = path.with_name(".hidden")
+    path.rename(hidden)
+    path.symlink_to(path.name)
+    reason = r"can't be read \(Too many levels of symbolic links\): give read access to it$"
+    with pytest.raises(UserError, match=reason) as caught:
+        train(config, finished[1])
+    assert not isinstance(caught.value, DamageError)
+    assert str(caught.value).startswith(str(path.parent if place.endswith("8/seal") else path)[:-5])
+    assert warnings_of(capsys) == []
+    assert set_aside(config) == []
+    path.unlink()
+    hidden.rename(path)
+    ends_the_same(config, finished)
+
+
+def test_what_nobody_may_read_is_not_called_damaged(copy, capsys):
+    if os.geteuid() != 0:
+        pytest.skip("only root may become another user and back")
+    config = copy(last=6)
+    TrainedModel(config.workdir)
+    record = Workdir(config.workdir).config()
+    # pytest's own folders are closed to others.
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        folder = Path(name) / "run"
+        shutil.copytree(config.workdir, folder)
+        for place in ("checkpoints", "checkpoints/6/params/d", "checkpoints/6/seal/seal.json"):
+            path = folder / place
+            mode = path.stat().st_mode
+            path.chmod(0)
+            os.seteuid(65534)
+            try:
+                for use in (
+                    lambda: TrainedModel(folder),
+                    lambda: recover(Workdir(folder), identity(record)),
+                ):
+                    with pytest.raises(UserError, match=r"can't be read \(Permission denied\)"):
+                        use()
+            finally:
+                os.seteuid(0)
+                path.chmod(mode)
+        assert not (folder / "damaged").exists()
+        assert warnings_of(capsys) == []

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import write_record
 
 from experiments.conduct import conduct, gather, train_part
 from experiments.fault_runs import without_times
@@ -187,12 +188,12 @@ def test_a_kill_as_an_arm_is_done_leaves_no_checkpoints(where, what, whole, flag
     assert killed.returncode == -signal.SIGKILL
     arm = folder / "arms" / "backbone_frozen-seed0"
     left = [(arm / name).exists() for name in ("checkpoints", ".checkpoints-removed")]
-    assert left == [where.startswith("Workdir"), where.startswith("shutil")]
+    assert left == [where.startswith("Workdir"), not where.startswith("Workdir")]
     status, _, err = end(started("experiments.freezing", *asked))
     assert status == 0, err
     assert "is done: " in err
     assert not (arm / "checkpoints").exists()
-    assert not (arm / ".checkpoints-removed").exists()
+    assert list((arm / ".checkpoints-removed").iterdir()) == []
     assert [without_times(line) for line in lines(folder)] == [
         without_times(line) for line in lines(whole) if line["arm"] == "backbone_frozen"
     ]
@@ -219,7 +220,7 @@ def test_an_arm_without_a_result_is_counted_as_failed(plan, tmp_path, capsys):
     # One that failed says why when it is gathered, until it has been trained after all.
     taken = tmp_path / "study" / "arms" / "backbone_frozen-seed0"
     taken.mkdir()
-    (taken / "config.json").write_text("{}")
+    write_record(taken, {})
     assert train_part(plan, Pool(), 1, 3) == 1
     assert "arm 2 failed: " in capsys.readouterr().err
     assert gather(plan, Pool(), "", 0.0) == 2
@@ -249,7 +250,7 @@ def test_what_is_gathered_is_of_the_study_and_of_one_backbone(plan, tmp_path):
         *path, last = change
         inner = record[path[0]] if path else record
         inner[last] = 7 if last == "epochs" else "0" * 64
-        file.write_text(json.dumps(record))
+        write_record(file.parent, record)
     assert gather(plan, Pool(), "", 0.0) == 2
     first, second = (failure["error"] for failure in seen["failures"])
     assert "another configuration (settings.epochs was 7, now 2)" in first

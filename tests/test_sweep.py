@@ -178,10 +178,10 @@ def test_of_equal_measurements_a_sweep_and_training_take_the_first(swept, tmp_pa
     assert len(set(scores)) == 1
     assert len(scores) == 3
     assert result["best_epoch"] == 1
-    heads = _Heads(Run(config, inputs), Grid((0,), (1e-6,), (0.0,), (1.0,), (1.0,)))
+    heads = sweeping.Heads(Run(config, inputs), Grid((0,), (1e-6,), (0.0,), (1.0,), (1.0,)))
     kernels = []
     for epoch in range(3):
-        heads.train(epoch)
+        heads.train([epoch])
         np.testing.assert_array_equal(heads.measure(), [[scores[0]]])
         kernels.append(np.array(heads._states.trainable["classifier"]["kernel"][0, 0]))
     best = heads.best(0, 0)["classifier"]["kernel"]

@@ -7,10 +7,10 @@ import json
 import shutil
 from pathlib import Path
 
-import conftest
 import jax
 import numpy as np
 import pytest
+from conftest import TINY, write_checkpoint, write_record
 from test_step import flat
 from test_train import final_params
 
@@ -41,8 +41,8 @@ def shallow(tmp_path_factory):
     """Checkpoints of one layer, and of two, of which top_1 freezes one."""
     folder = tmp_path_factory.mktemp("shallow")
     for layers in (1, 2):
-        config = dataclasses.replace(conftest.TINY, num_hidden_layers=layers)
-        conftest.write_checkpoint(folder / str(layers), config)
+        config = dataclasses.replace(TINY, num_hidden_layers=layers)
+        write_checkpoint(folder / str(layers), config)
     return folder
 
 
@@ -234,12 +234,12 @@ def test_a_member_that_fails_fails_alone(of_scenario, trained, inputs_of, tmp_pa
         stopped(whole / f"seed{seed}", tmp_path / f"seed{seed}")
     blow_up(configs[2], inputs)
     (tmp_path / "seed1").mkdir()
-    (tmp_path / "seed1" / "config.json").write_text("{}")
+    write_record(tmp_path / "seed1", {})
     damaged = dataclasses.replace(configs[0], seed=7, workdir=str(tmp_path / "damaged"))
     shutil.copytree(tmp_path / "seed3", damaged.workdir)
     config = json.loads((tmp_path / "seed3" / "config.json").read_text())
     config["settings"]["seed"] = 7
-    (tmp_path / "damaged" / "config.json").write_text(json.dumps(config))
+    write_record(tmp_path / "damaged", config)
     shutil.rmtree(tmp_path / "damaged" / "checkpoints" / "6" / "optimizer")
 
     results = train_seeds([*configs, damaged], inputs)

@@ -7,11 +7,13 @@ import os
 import shutil
 import sys
 import threading
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from conftest import write_record
 
 from mtl_jax import pretrained
 from mtl_jax.bert import BertEncoder
@@ -30,6 +32,7 @@ from mtl_jax.trained import (
     write_vectors,
 )
 from mtl_jax.whole import whole
+from mtl_jax.workdir import Workdir
 
 
 @pytest.fixture(scope="module")
@@ -397,3 +400,98 @@ def test_output_that_can_not_be_written_is_refused_before_anything_is_read(capsy
     assert run(["extract", "--backbone=./nowhere", "--output=/dev/null", "--input=x"]) == 2
     assert "/dev/null is a device" in capsys.readouterr().err
     assert Path("/dev/null").is_char_device()
+
+
+WRONG = (None, True, 5, -1.5, "x", "", [], [None], {}, {"x": 1})
+
+
+def edits(record):
+    """Every way to take a field of a record away, or to put something else there."""
+    for name, value in record.items():
+        yield name, {key: kept for key, kept in record.items() if key != name}
+        for wrong in WRONG:
+            if wrong != value:
+                yield name, {**record, name: wrong}
+        if isinstance(value, dict):
+            for inner, other in value.items():
+                yield (
+                    f"{name}.{inner}",
+                    {**record, name: {key: kept for key, kept in value.items() if key != inner}},
+                )
+                for wrong in WRONG:
+                    if wrong != other:
+                        yield f"{name}.{inner}", {**record, name: {**value, inner: wrong}}
+            yield f"{name}.new", {**record, name: {**value, "new": 1}}
+    yield "new", {**record, "new": 1}
+
+
+@pytest.fixture
+def edited(trained_folder, tmp_path):
+    """A copy of the folder whose ``config.json`` is to be edited, and what it says."""
+    shutil.copytree(trained_folder, tmp_path / "run")
+    return tmp_path / "run", json.loads((tmp_path / "run" / "config.json").read_text())
+
+
+def test_an_edited_config_is_refused_and_not_obeyed(edited):
+    """Be it of a field that says how texts are read, or of one that nothing reads."""
+    folder, record = edited
+    for place, change in edits(record):
+        (folder / "config.json").write_text(json.dumps(change, indent=2))
+        # Where a run goes on this is what it is held against.
+        for use in (lambda: TrainedModel(folder), lambda: Workdir(folder).differences(record)):
+            with pytest.raises(UserError, match=r"/run/config.json ") as caught:
+                use()
+            words = str(caught.value)
+            gone = "sha256" not in change
+            reason = "has no sha256, as those of" if gone else "has been changed since the run was"
+            assert reason in words, place
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is no valid JSON"),
+        (b"{", "is no valid JSON"),
+        (b"[]", r"\[\] is not of type 'object'"),
+        (b"5", "5 is not of type 'object'"),
+        (b"null", "None is not of type 'object'"),
+        (b"\xff\xfe", "is no UTF-8 text"),
+        (b"[" * 100_000, "is no valid JSON"),
+        (b"9" * 5_000, "is no valid JSON"),
+    ],
+)
+def test_what_is_no_config_is_refused_by_every_command(content, reason, edited, settings):
+    folder, _ = edited
+    (folder / "config.json").write_bytes(content)
+    config = TrainConfig(**settings, workdir=str(folder), scenario="none_frozen")
+    for use in (lambda: TrainedModel(folder), lambda: train(config)):
+        with pytest.raises(UserError, match=rf"config.json:? {reason}.*: put back what was there"):
+            use()
+
+
+def test_a_config_that_another_version_has_signed_is_refused_or_of_no_matter(edited):
+    """With the digest that belongs to it: what it says is held against the checkpoint's seal."""
+    folder, record = edited
+    opened = set()
+    for place, change in edits(record):
+        write_record(folder, change)
+        try:
+            TrainedModel(folder)
+        except UserError:
+            continue
+        opened.add(place)
+    # How the run was spread and where, no number depends on but by rounding.
+    free = {"mtl_jax", "sha256", "environment.new"}
+    assert opened <= free | {
+        f"environment.{name}" for name in ("limits", "layout", "versions", "devices", "processes")
+    }
+    assert {"mtl_jax", "environment.processes"} <= opened
+
+
+def test_a_config_tells_its_version_and_is_read_in_any_layout(edited):
+    folder, record = edited
+    assert record["mtl_jax"] == version("mtl-jax")
+    assert len(record["id"]) == 32
+    again = dict(sorted(record.items(), reverse=True))
+    (folder / "config.json").write_text(json.dumps(again))
+    assert list(TrainedModel(folder).predict(["the film was good !"]))

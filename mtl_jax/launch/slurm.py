@@ -26,6 +26,7 @@ from mtl_jax.launch.options import (
     refuse_unprintable,
 )
 from mtl_jax.launch.work import DONE, Work
+from mtl_jax.paths import expanded
 
 # A cluster that sets no other MaxArraySize takes indices up to 1000.
 _MOST_PARTS = 1000
@@ -140,7 +141,7 @@ class Slurm(Options):
             UserError: It can't be run so, or Slurm refuses it.
         """
         work.refuse_tasks(self.tasks)
-        folder = (Path(self.folder).expanduser() / run_id).absolute()
+        folder = (expanded(self.folder) / run_id).absolute()
         refuse_unprintable("--folder", str(folder))
         if work.study:
             # The machine of the jobs may have another number of seeds in a group than this one.
