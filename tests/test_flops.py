@@ -7,6 +7,7 @@ import pytest
 
 from mtl_jax.config import TrainConfig
 from mtl_jax.cost import EvaluationBatches, _flops
+from mtl_jax.errors import UserError
 from mtl_jax.flops import PhaseFlops, flops_record, prefix_flops, run_flops, step_flops
 from mtl_jax.inputs import Inputs
 from mtl_jax.run import Run
@@ -19,9 +20,8 @@ def inputs(shared_settings):
 
 
 def run_of(settings, inputs, scenario="none_frozen", together=False, **changes):
-    named = {"recipe": scenario} if scenario in ("gradual_unfreezing", "lp_ft") else {}
-    named = named or {"scenario": scenario}
-    config = TrainConfig(**{**settings, **changes}, **named, workdir="")
+    what = "recipe" if scenario == "gradual_unfreezing" else "scenario"
+    config = TrainConfig(**{**settings, **changes, what: scenario}, workdir="")
     return Run(config, inputs, together=together)
 
 
@@ -64,16 +64,17 @@ def test_the_count_is_that_of_the_matrix_products(wide):
 
 @pytest.mark.parametrize("scenario", ["all_frozen", "backbone_frozen", "top_2", "none_frozen"])
 def test_the_count_is_the_same_however_a_run_is_trained(scenario, shared_settings, inputs):
+    ways = (
+        (False, {"parallel": "jit"}),
+        (False, {"parallel": "pmap"}),
+        (False, {"parallel": "mesh"}),
+        (False, {"scan_layers": True}),
+        (True, {}),
+        (True, {"parallel": "pmap"}),
+    )
     counts = [
-        run_flops(run_of(shared_settings, inputs, scenario, **changes), [12])
-        for changes in (
-            {"parallel": "jit"},
-            {"parallel": "pmap"},
-            {"parallel": "mesh"},
-            {"scan_layers": True},
-            {"together": True},
-            {"together": True, "parallel": "pmap"},
-        )
+        run_flops(run_of(shared_settings, inputs, scenario, together, **changes), [12])
+        for together, changes in ways
     ]
     assert all(each == counts[0] for each in counts)
     (phase,) = counts[0]
@@ -118,6 +119,7 @@ def test_a_result_has_the_count_whatever_was_kept_and_however_it_was_trained(
     (phase,) = run_flops(run_of(settings, inputs, "top_2"), [6])
     assert isinstance(first["train_flops"], int)
     for result in (first, again, *both, spread):
+        assert not isinstance(result, UserError)
         assert result["train_flops"] == phase.total
         assert result["flops_of_phases"] == [dataclasses.asdict(phase)]
 
