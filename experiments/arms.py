@@ -78,6 +78,31 @@ def arms_of(results: Sequence[Result]) -> list[str]:
     return arm_order(result["arm"] for result in results)
 
 
+def untrained_heads(result: Mapping[str, Any]) -> list[str]:
+    """The tasks whose heads no phase of a run has trained, so that they are what chance has made.
+
+    Results from before these were noted tell it by the arm's name.
+    """
+    if (noted := result.get("untrained_heads")) is not None:
+        return list(noted)
+    if result["arm"] == BASELINE:
+        return list(TASKS)
+    return [task for task in TASKS if result["arm"] == f"{task}_frozen"]
+
+
+def control_heads(results: Sequence[Result]) -> dict[str, list[str]]:
+    """The arms that are controls: they train something, but not every head.
+
+    Returns:
+        Of each the tasks whose heads never trained.
+    """
+    found = {
+        arm: {task for r in results if r["arm"] == arm for task in untrained_heads(r)}
+        for arm in trained_arms(results)
+    }
+    return {arm: [t for t in TASKS if t in heads] for arm, heads in found.items() if heads}
+
+
 def trained_arms(results: Sequence[Result]) -> list[str]:
     """The arms that train something."""
     return [arm for arm in arms_of(results) if arm != BASELINE]

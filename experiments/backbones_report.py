@@ -12,15 +12,19 @@ from experiments.arms import (
     REFERENCE,
     Result,
     arms_of,
+    control_heads,
     evaluation_split,
+    lookup,
     numbers,
     per_seed,
     quality,
+    untrained_heads,
 )
+from experiments.cells import arm_cell
 from experiments.compare import Comparison, compared, having, values_of
 from experiments.document import Block, Bullets, Cell, Document, Heading, Paragraph, Row, Table
-from experiments.outline import Failure, picture
-from experiments.recommendation import TOLERANCE, Recommendation, recommend
+from experiments.outline import UNCOUNTED, Failure, picture
+from experiments.recommendation import Recommendation, explain, recommend
 from experiments.statistics import mean_interval
 from experiments.study_plots import cost_scatter
 
@@ -59,7 +63,7 @@ def document(
     findings += [
         Paragraph(_cut_short(b, results, failures), "warning") for b in skipped if b in names
     ]
-    findings.append(Paragraph(choice_text(results, names, split), "lead"))
+    findings.append(Paragraph(choice_text(results, names), "lead"))
     tuning = tuning_gains(results, split)
     findings += [
         Bullets(tuple(blocks.comparison_text(gain, FROZEN, names[gain.value]) for gain in tuning))
@@ -68,6 +72,8 @@ def document(
     drawn = cost_scatter(results, SETTING, names, lambda r: quality(r.get(split)), split)
     details += [picture(drawn)] if drawn else []
     details.append(_table(results, names, split))
+    if any(lookup(result, "train_flops") is None for result in results):
+        details.append(Paragraph(UNCOUNTED))
     return blocks.report(
         "What a larger backbone buys", findings, details, results, failures, context
     )
@@ -103,49 +109,24 @@ def tuning_gains(results: Sequence[Result], split: str) -> list[Comparison]:
     return compared(results, SETTING, arms, FROZEN, lambda result: quality(result.get(split)))
 
 
-def choice(results: Sequence[Result]) -> Recommendation | None:
-    """The cheapest backbone and scenario within the tolerance of the best on validation."""
-    # Of a pair the name does not tell that nothing is trained, and that it costs nothing.
-    trained = [result for result in results if result["arm"] != BASELINE]
-    return recommend([{**result, "arm": _pair(result)} for result in trained])
+def choice(results: Sequence[Result], names: Mapping[str, str]) -> Recommendation | None:
+    """The cheapest backbone and scenario that nothing separates from the best on validation."""
+    # Of a pair the name does not tell what is not trained.
+    pairs = [
+        {**result, "arm": _pair(result), "untrained_heads": untrained_heads(result)}
+        for result in results
+        if result["arm"] != BASELINE
+    ]
+    called = {_pair(r): f"{names[r['setting'][SETTING]]} under `{r['arm']}`" for r in results}
+    return recommend(pairs, noun="pair", names=called)
 
 
-def choice_text(results: Sequence[Result], names: Mapping[str, str], split: str) -> str:
+def choice_text(results: Sequence[Result], names: Mapping[str, str]) -> str:
     """Which backbone and scenario to use, in words."""
-    advice = choice(results)
+    advice = choice(results, names)
     if advice is None:
-        return "No run has validation scores: no backbone is recommended."
-    pairs = {_pair(r): f"{names[r['setting'][SETTING]]} under `{r['arm']}`" for r in results}
-    interval = advice.score
-    score = interval and f"{wording.fixed(interval.mean)} {wording.plus_minus(interval)}".rstrip()
-    scored = f" On the {split} split it scores {score}." if score else ""
-    best = advice.best
-    of_ranked = " of those ranked" if advice.left_out else ""
-    if advice.chosen is best:
-        head = (
-            f"Use {pairs[best.arm]}: it has the best validation macro-F1{of_ranked}, "
-            f"{wording.fixed(best.validation)}, and nothing cheaper is within {TOLERANCE:g} of it."
-        )
-    else:
-        chosen = advice.chosen
-        cost = (
-            wording.factor(chosen.seconds, best.seconds, "training time")
-            if chosen.seconds > 0
-            else "no training time"
-        )
-        head = (
-            f"Use {pairs[chosen.arm]}: its validation macro-F1 {wording.fixed(chosen.validation)} "
-            f"is within {TOLERANCE:g} of the best{of_ranked}, {wording.fixed(best.validation)} of "
-            f"{pairs[best.arm]}, with {cost}."
-        )
-    return head + scored + _not_ranked(advice, pairs)
-
-
-def _not_ranked(advice: Recommendation, pairs: Mapping[str, str]) -> str:
-    if not advice.left_out:
-        return ""
-    texts = (f"{pairs[pair]}, {finished}" for pair, finished in advice.left_out.items())
-    return f" Not ranked, for want of runs that others have: {'; '.join(texts)}."
+        return "No run with validation scores has trained every head: no backbone is recommended."
+    return " ".join(explain(advice))
 
 
 def _pair(result: Result) -> str:
@@ -153,7 +134,7 @@ def _pair(result: Result) -> str:
 
 
 def _table(results: Sequence[Result], names: Mapping[str, str], split: str) -> Table:
-    advice = choice(results)
+    advice, controls = choice(results, names), control_heads(results)
     baseline = next(iter(names))
     rows = []
     for backbone, name in names.items():
@@ -168,13 +149,16 @@ def _table(results: Sequence[Result], names: Mapping[str, str], split: str) -> T
                 mean_interval(numbers(here, arm, key).values())
                 for key in ("trainable_parameters", "total_parameters")
             )
+            flops = blocks.flops_cell(numbers(here, arm, "train_flops"))
             seconds = blocks.seconds_cell(numbers(here, arm, "train_seconds"))
             cells = (
-                Cell(f"`{arm}`"),
+                arm_cell(arm, controls),
                 Cell(str(len({r["seed"] for r in here if r["arm"] == arm}))),
                 blocks.mean_cell(scores),
-                seconds,
+                flops,
                 over,
+                blocks.step_cell(here, arm),
+                seconds,
                 Cell(wording.fixed(trained.mean if trained else None, 0)),
                 Cell(wording.fixed(total.mean if total else None, 0)),
             )
@@ -185,10 +169,15 @@ def _table(results: Sequence[Result], names: Mapping[str, str], split: str) -> T
         "arm",
         "seeds",
         "macro-F1",
-        "train s",
+        "training FLOPs",
         f"minus {names[baseline]}",
+        "step ms",
+        "train s",
         "trained parameters",
         "parameters",
     )
-    note = f"{blocks.OVER_SEEDS} Differences are of the same arm and seed."
+    note = (
+        f"{blocks.OVER_SEEDS} Differences are of the same arm and seed. FLOPs are counted; times "
+        "are measured, medians with their range, and no answer rests on one."
+    )
     return Table(f"Quality on the {split} split and cost", columns, tuple(rows), note)

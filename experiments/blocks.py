@@ -11,13 +11,20 @@ from typing import Any
 from rich.text import Text
 
 from experiments import wording
-from experiments.arms import Result, arms_of, per_seed
-from experiments.cells import difference_cell, mean_cell, seconds_cell
+from experiments.arms import REFERENCE, Result, arms_of, control_heads, lookup, numbers, per_seed
+from experiments.cells import (
+    arm_cell,
+    difference_cell,
+    flops_cell,
+    mean_cell,
+    seconds_cell,
+    step_cell,
+)
 from experiments.claims import Judgement, judge_claims
 from experiments.claims_report import claims_blocks
-from experiments.compare import Comparison, Number, having
+from experiments.compare import Comparison, Number, having, what_few_seeds_tell
 from experiments.document import Block, Bullets, Cell, Document, Heading, Paragraph, Row, Table
-from experiments.outline import Failure, origin, warnings
+from experiments.outline import UNCOUNTED, Failure, origin, warnings
 from experiments.report import rich_table, write_document
 from experiments.resampling import seeds_needed
 from experiments.statistics import LEVEL
@@ -27,13 +34,16 @@ from mtl_jax.console import Terminal
 __all__ = [
     "OVER_SEEDS",
     "comparison_text",
+    "cost_blocks",
     "difference_cell",
+    "flops_cell",
     "gain_grid",
     "grid",
     "leave",
     "mean_cell",
     "report",
     "seconds_cell",
+    "step_cell",
 ]
 
 OVER_SEEDS = (
@@ -60,10 +70,10 @@ def grid(
         cell: What to say of an arm, from the results of one value.
         note: What to say below.
     """
-    rows = []
+    rows, controls = [], control_heads(results)
     for arm in arms_of(results):
         cells = [cell(having(results, **{name: value}), arm) for value in values]
-        rows.append(Row((Cell(f"`{arm}`"), *cells)))
+        rows.append(Row((arm_cell(arm, controls), *cells)))
     return Table(title, ("arm", *values.values()), tuple(rows), note)
 
 
@@ -89,6 +99,46 @@ def gain_grid(
     return grid(title, results, name, values, cell, note)
 
 
+def cost_blocks(
+    results: Sequence[Result],
+    name: str,
+    values: Mapping[Any, str],
+    passes: str,
+    reference: str = REFERENCE,
+) -> list[Block]:
+    """What the arms cost, by the values of a setting: counted FLOPs, then measured times.
+
+    Args:
+        results: Lines of ``results.jsonl``.
+        name: Of the setting.
+        values: What to call each of its values.
+        passes: What to say of the passes that the arms make.
+        reference: The arm that the FLOPs are compared with.
+    """
+
+    def flops(here: Sequence[Result], arm: str) -> Cell:
+        base = list(numbers(here, reference, "train_flops").values())
+        mean = sum(base) / len(base) if base and arm != reference else None
+        return flops_cell(numbers(here, arm, "train_flops"), mean)
+
+    def seconds(here: Sequence[Result], arm: str) -> Cell:
+        return seconds_cell(numbers(here, arm, "train_seconds"))
+
+    counted = f"Counted; means over seeds, in brackets the ratio to `{reference}`. {passes}"
+    measured = (
+        "Measured, medians with their range over seeds in brackets. Two times whose ranges overlap "
+        "are equal, and no answer of this report rests on one."
+    )
+    found: list[Block] = [
+        Heading("Cost"),
+        grid("Training FLOPs of one run", results, name, values, flops, counted),
+        grid("Training seconds of one run", results, name, values, seconds, measured),
+    ]
+    if any(lookup(result, "train_flops") is None for result in results):
+        found.append(Paragraph(UNCOUNTED))
+    return found
+
+
 def comparison_text(comparison: Comparison, reference: str, where: str) -> str:
     """One sentence on a comparison: how large, how sure."""
     interval = comparison.difference.interval
@@ -98,6 +148,11 @@ def comparison_text(comparison: Comparison, reference: str, where: str) -> str:
         if comparison.p_value is None
         else f"corrected p {wording.p_equals(comparison.p_value)}"
     )
+    # A comparison whose arm was chosen has no t-test of its own.
+    if comparison.t_value is not None and (
+        few := what_few_seeds_tell(interval.n, comparison.t_value)
+    ):
+        sure += f"; {few}"
     return (
         f"{where}: `{comparison.arm}` {wording.signed(comparison.mean)}{limits} against "
         f"`{reference}`, {comparison.verdict} ({sure})."

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING
 
 from experiments import wording
+from experiments.arms import numbers
 from experiments.document import Cell
 from experiments.statistics import mean_interval, paired_difference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
+
+    from experiments.arms import Result
+
+
+def arm_cell(arm: str, controls: Collection[str] = ()) -> Cell:
+    """An arm's name, marked where it is one of the controls; see ``arms.control_heads``."""
+    return Cell(f"`{arm}`{' (control)' if arm in controls else ''}")
 
 
 def mean_cell(values: Mapping[int, float], *, sign: bool = False) -> Cell:
@@ -35,6 +44,30 @@ def difference_cell(arm: Mapping[int, float], reference: Mapping[int, float]) ->
 
 
 def seconds_cell(values: Mapping[int, float]) -> Cell:
-    """A mean time over seeds."""
+    """The median of a time over seeds, with its range."""
+    if not values:
+        return Cell(wording.MISSING)
+    times = list(values.values())
+    digits = wording.decimals(times)
+    return Cell(wording.fixed(statistics.median(times), digits), wording.spread(times, digits))
+
+
+def step_cell(results: Sequence[Result], arm: str) -> Cell:
+    """The median step of an arm in milliseconds, over seeds, with the range of their steps."""
+    medians = numbers(results, arm, "step_seconds_median")
+    if not medians:
+        return Cell(wording.MISSING)
+    ranges = [r["step_seconds_range"] for r in results if r["arm"] == arm]
+    ends = [1000 * end for each in ranges for end in each or ()]
+    middle = 1000 * statistics.median(medians.values())
+    digits = wording.decimals([middle])
+    return Cell(wording.fixed(middle, digits), wording.spread(ends, digits))
+
+
+def flops_cell(values: Mapping[int, float], reference: float | None = None) -> Cell:
+    """The mean of counted FLOPs over seeds, with its ratio to a reference."""
     interval = mean_interval(values.values())
-    return Cell(wording.fixed(interval.mean, 1) if interval else wording.MISSING)
+    if interval is None:
+        return Cell(wording.MISSING)
+    ratio = wording.ratio(interval.mean, reference)
+    return Cell(wording.flops(interval.mean), f"({ratio})" if ratio else "")

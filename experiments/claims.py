@@ -7,14 +7,13 @@ A study that does not have the arms that a claim is about does not ask it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments import wording
 from experiments.arms import Result
-from experiments.compare import Comparison
+from experiments.compare import Comparison, family_tests
 from experiments.design_claims import CLAIMS, Answer, Claim
-from experiments.resampling import family_p
 from experiments.verdicts import Contrast, Finding, Verdict, judge
 
 _Key = tuple[tuple[int, float], ...]
@@ -70,16 +69,23 @@ def judge_claims(
     details = [each for _, found in answers for each in found]
     inner = {_key(each): each for each in (*details, *within)}
     outer = {_key(each): each for each in (*heads, *overall) if _key(each) not in inner}
-    p_values = {**_tested(outer), **_tested(inner)}
-    decided = iter(judge(heads, [p_values[_key(each)] for each in heads], seeds))
-    shown = iter(judge(details, [p_values[_key(each)] for each in details], seeds))
+    tests = {**_tested(outer), **_tested(inner)}
+
+    def judged(contrasts: Sequence[Contrast]) -> Iterator[Finding]:
+        found = [tests[_key(each)] for each in contrasts]
+        return iter(judge(contrasts, [p for p, _ in found], [t for _, t in found], seeds))
+
+    decided, shown = judged(heads), judged(details)
     claims = []
     for claim, (head, found) in zip(CLAIMS, answers, strict=True):
         finding = next(decided) if isinstance(head, Contrast) else head
         finding = finding or Finding("", Verdict.NOT_ASKED)
         claims.append(Judged(claim.sentence, finding, tuple(next(shown) for _ in found)))
     overall, within = (
-        tuple(dataclasses.replace(each, p_value=p_values[_key(each)]) for each in found)
+        tuple(
+            dataclasses.replace(each, p_value=tests[_key(each)][0], t_value=tests[_key(each)][1])
+            for each in found
+        )
         for found in (overall, within)
     )
     return Judgement(tuple(claims), len(outer), len(inner), seeds, overall, within)
@@ -90,9 +96,12 @@ def _key(compared: Contrast | Comparison) -> _Key:
     return tuple(sorted(compared.difference.by_seed.items()))
 
 
-def _tested(family: Mapping[_Key, Contrast | Comparison]) -> dict[_Key, float | None]:
-    p_values = family_p([each.difference.by_seed for each in family.values()])
-    return dict(zip(family, p_values, strict=True))
+def _tested(
+    family: Mapping[_Key, Contrast | Comparison],
+) -> dict[_Key, tuple[float | None, float | None]]:
+    """The p-value of the sign-flip test and that of the t-test, both corrected."""
+    found = family_tests([each.difference for each in family.values()])
+    return dict(zip(family, zip(*found, strict=True), strict=True))
 
 
 def _answer(

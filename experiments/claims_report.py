@@ -6,8 +6,8 @@ from experiments import wording
 from experiments.claims import Judgement
 from experiments.document import Block, Cell, Heading, Paragraph, Row, Table
 from experiments.resampling import seeds_needed, smallest_p
-from experiments.statistics import LEVEL, MARGIN
-from experiments.verdicts import FEWEST_TIMES, Finding, Verdict
+from experiments.statistics import FEWEST_FOR_T, LEVEL, MARGIN
+from experiments.verdicts import Finding, Verdict
 
 
 def claims_blocks(judgement: Judgement) -> list[Block]:
@@ -44,8 +44,8 @@ def _row(name: str, finding: Finding, in_setting: bool = False) -> Row:
 
 def _rule(judgement: Judgement) -> str:
     direct = (
-        "Counts of parameters and bytes are compared directly, as are training times, of which "
-        f"none of {FEWEST_TIMES} runs or more may overlap."
+        "Counts of training FLOPs, parameters and bytes are compared directly; no verdict rests on "
+        "a measured time."
     )
     if not judgement.family and not judgement.details:
         return direct
@@ -66,6 +66,17 @@ def _rule(judgement: Judgement) -> str:
         "undecided: everything else. Comparisons are tested together, by the largest statistic of "
         "the family over joint flips of the seeds' signs (Westfall & Young 1993, maxT): "
         f"{comparisons}{apart}{found}. With {wording.count_of(seeds, 'seed')} the smallest p that "
-        f"the test can give is {smallest_p(seeds):.3g}, whatever the size of the family; "
-        f"{seeds_needed(LEVEL)} seeds can reach {LEVEL:g}. {direct}"
+        f"this test can give is {smallest_p(seeds):.3g}, whatever the size of the family; "
+        f"{seeds_needed(LEVEL)} seeds can reach {LEVEL:g}. {_beside(seeds)}{direct}"
+    )
+
+
+def _beside(seeds: int) -> str:
+    """What stands beside a test that can't reach the level."""
+    if seeds >= seeds_needed(LEVEL):
+        return ""
+    return (
+        f"Where fewer can't, the p of the paired t-test with Holm's correction in the same family "
+        f"stands beside it, from {FEWEST_FOR_T} seeds on: it takes the differences for normally "
+        "distributed, and decides no claim. "
     )

@@ -10,12 +10,15 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from experiments import wording
 from experiments.arms import Result, by_setting, per_seed, qualities, trained_arms
-from experiments.resampling import family_p
+from experiments.resampling import family_p, seeds_needed, smallest_p
 from experiments.statistics import (
+    FEWEST_FOR_T,
     LEVEL,
     MARGIN,
     PairedDifference,
+    holm,
     of_differences,
     paired_difference,
 )
@@ -40,12 +43,15 @@ class Comparison:
         difference: Over shared seeds.
         p_value: Of the difference, corrected for the family that it was tested with. None
             where it was not tested, as one that comes before it in order was not made.
+        t_value: The same of the paired t-test with Holm's correction; None of fewer than three
+            seeds, and where only ``p_value`` takes into account how the arm was chosen.
     """
 
     value: Any
     arm: str
     difference: PairedDifference
     p_value: float | None
+    t_value: float | None = None
 
     @property
     def mean(self) -> float:
@@ -93,12 +99,44 @@ def values_of(results: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
 
 
 def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons of a family, tested together; see ``resampling.family_p``."""
-    p_values = family_p([each.difference.by_seed for each in comparisons])
+    """The comparisons of a family, tested together: by ``family_p``, and by t with ``holm``."""
+    differences = [each.difference for each in comparisons]
+    p_values, t_values = family_tests(differences)
     return [
-        dataclasses.replace(comparison, p_value=p_value)
-        for comparison, p_value in zip(comparisons, p_values, strict=True)
+        dataclasses.replace(comparison, p_value=p_value, t_value=t_value)
+        for comparison, p_value, t_value in zip(comparisons, p_values, t_values, strict=True)
     ]
+
+
+def family_tests(
+    differences: Sequence[PairedDifference],
+) -> tuple[list[float | None], list[float | None]]:
+    """The corrected p-values of a family: of the sign-flip test, and of the paired t-test."""
+    flips = family_p([each.by_seed for each in differences])
+    return flips, holm([each.t_p for each in differences])
+
+
+def what_few_seeds_tell(seeds: int, t_value: float | None) -> str:
+    """What the tests can tell of so few seeds that the sign-flip test can't reach the level.
+
+    Args:
+        seeds: Of the comparison.
+        t_value: Of the paired t-test with Holm's correction.
+
+    Returns:
+        A clause; empty where the sign-flip test can reach the level.
+    """
+    if seeds >= (needed := seeds_needed(LEVEL)):
+        return ""
+    beside = (
+        f"the paired t-test takes {FEWEST_FOR_T} seeds"
+        if t_value is None
+        else f"the paired t-test with Holm's correction gives p {wording.p_equals(t_value)}"
+    )
+    return (
+        f"the sign-flip test of {wording.count_of(seeds, 'seed')} can give no p below "
+        f"{wording.p_text(smallest_p(seeds))} ({needed} seeds could), and {beside}"
+    )
 
 
 def in_sequence(p_values: Sequence[float | None]) -> list[float | None]:

@@ -17,7 +17,7 @@ from experiments.arms import (
     qualities,
     quality,
 )
-from experiments.verdicts import FEWEST_TIMES, Contrast, Finding, Verdict, all_of, below, contrast
+from experiments.verdicts import Contrast, Finding, Verdict, all_of, below, contrast
 from mtl_jax.config import TASKS
 
 Arms = tuple[str, ...]
@@ -64,34 +64,52 @@ def _lightest(results: Sequence[Result], pair: Arms) -> Answer:
     others = sorted({result["arm"] for result in results} - {BASELINE})
     parts = {
         key: below(results, pair[0], others, key)
-        for key in ("train_seconds", "trainable_parameters", "optimizer_state_bytes")
+        for key in ("train_flops", "trainable_parameters", "optimizer_state_bytes")
     }
-    seconds, parameters, state = parts.values()
 
-    def written(seconds: float | None, parameters: float | None, state: float | None) -> str:
+    def written(flops: float | None, parameters: float | None, state: float | None) -> str:
         return (
-            f"{wording.fixed(seconds, 1)} s, {wording.fixed(parameters, 0)} parameters, "
+            f"{wording.flops(flops)} training FLOPs, {wording.fixed(parameters, 0)} parameters, "
             f"{wording.byte_size(state)} of optimizer state"
         )
 
-    mine = written(seconds[1], parameters[1], state[1])
-    least = written(seconds[2], parameters[2], state[2])
     verdict = all_of({part[0] for part in parts.values()})
+    reasons = {
+        Verdict.SUPPORTED: "it trains nothing, so its heads stay untrained",
+        Verdict.NOT_SUPPORTED: "it is not below the others in "
+        + " and ".join(_COUNTS[k] for k, part in parts.items() if part[0] is verdict),
+        Verdict.UNDECIDED: _uncounted(*parts["train_flops"]) or _unmeasured(verdict),
+    }
+    mine = written(*(part[1] for part in parts.values()))
+    least = written(*(part[2] for part in parts.values()))
     number = f"{mine}; of the others at least {least}"
-    supported = verdict is Verdict.SUPPORTED
-    reason = "it trains nothing, so its heads stay untrained" if supported else _unmeasured(verdict)
-    return Finding("cost of a run, against every other scenario", verdict, number, reason), ()
+    what = "cost of a run, its pass and its probe, against every other scenario"
+    return Finding(what, verdict, number, reasons[verdict]), ()
 
 
-def _less_time(results: Sequence[Result], pair: Arms) -> Answer:
-    verdict, mine, theirs = below(results, pair[0], pair[1:], "train_seconds")
-    number = f"{wording.fixed(mine, 1)} s against {wording.fixed(theirs, 1)} s a run"
-    ratio = wording.ratio(mine, theirs)
-    reason = {
-        Verdict.UNDECIDED: f"fewer than {FEWEST_TIMES} runs of each, or their times overlap",
-        Verdict.SUPPORTED: "each of its runs took less than each of the other's",
-    }.get(verdict, "")
-    return Finding(_what("training time", pair), verdict, f"{number} ({ratio or '—'})", reason), ()
+_COUNTS = {
+    "train_flops": "training FLOPs",
+    "trainable_parameters": "parameters",
+    "optimizer_state_bytes": "optimizer state",
+}
+
+
+def _uncounted(verdict: Verdict, *means: float | None) -> str:
+    """Why FLOPs decide nothing; empty where they do."""
+    if verdict is not Verdict.UNDECIDED:
+        return ""
+    if None in means:
+        return "the training FLOPs of these runs were not counted"
+    return "some runs take fewer training FLOPs, and others do not"
+
+
+def _fewer_flops(results: Sequence[Result], pair: Arms) -> Answer:
+    found = below(results, pair[0], pair[1:], "train_flops")
+    verdict, mine, theirs = found
+    number = f"{wording.flops(mine)} against {wording.flops(theirs)} a run"
+    ratio = wording.ratio(mine, theirs) or wording.MISSING
+    what = _what("training FLOPs", pair)
+    return Finding(what, verdict, f"{number} ({ratio})", _uncounted(*found)), ()
 
 
 def _fewer_parameters(results: Sequence[Result], pair: Arms) -> Answer:
@@ -179,8 +197,8 @@ def _unmeasured(verdict: Verdict) -> str:
 _FROZEN_OR_NOT = _named(_FROZEN, REFERENCE)
 
 CLAIMS = (
-    Claim("All frozen is fastest and lightest.", _baseline_beside_another, _lightest),
-    Claim("A frozen backbone takes less training time.", _FROZEN_OR_NOT, _less_time),
+    Claim("All frozen is cheapest and lightest.", _baseline_beside_another, _lightest),
+    Claim("A frozen backbone takes fewer training FLOPs.", _FROZEN_OR_NOT, _fewer_flops),
     Claim("A frozen backbone trains fewer parameters.", _FROZEN_OR_NOT, _fewer_parameters),
     Claim("A frozen backbone overfits less.", _FROZEN_OR_NOT, _less_overfitting),
     Claim(

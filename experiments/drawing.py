@@ -13,7 +13,7 @@ from experiments.arms import Result, quality
 from experiments.palette import INK, SOFT, Look
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
@@ -31,6 +31,11 @@ _PLACES = tuple(
 )
 # From farther away a line leads to the point.
 _BESIDE = _PLACES[:4]
+
+
+def arm_label(arm: str, controls: Collection[str]) -> str:
+    """An arm's name, marked where it is one of the controls; see ``arms.control_heads``."""
+    return f"{arm} (control)" if arm in controls else arm
 
 
 def panel_row(count: int, height: float, sharey: bool = True) -> tuple[Figure, list[Axes]]:
@@ -53,8 +58,9 @@ def draw_interval(
         color=look.colour,
         marker=look.marker,
         ms=7,
-        mec="white",
-        mew=0.8,
+        mec=look.colour if look.hollow else "white",
+        mfc="white" if look.hollow else look.colour,
+        mew=1.4 if look.hollow else 0.8,
         elinewidth=1.4,
         capsize=3,
         zorder=3,
@@ -69,8 +75,8 @@ def arm_axis(axes: Axes, arms: Sequence[str]) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def seconds_axis(axes: Axes) -> None:
-    """Logarithmic seconds along the bottom, written out."""
+def cost_axis(axes: Axes) -> None:
+    """A logarithmic cost along the bottom, written out."""
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -101,20 +107,28 @@ def reference_lines(axes: Axes, results: Sequence[Result]) -> None:
     axes.set_ylim(low, high)
 
 
-def name_points(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, Interval]]) -> None:
+def name_points(
+    figure: Figure,
+    axes: Axes,
+    points: Mapping[str, tuple[float, Interval]],
+    controls: Collection[str],
+) -> None:
     """Writes each arm's name beside its point, at the first place that is still free.
 
     Args:
         figure: Drawn already, but for the names: its layout decides what is free.
         axes: Where the points are.
         points: Per arm its x and the interval drawn there.
+        controls: The arms that are marked as such.
     """
     figure.draw_without_rendering()
     taken = [_extent(axes, x, interval) for x, interval in points.values()]
     for arm, (x, interval) in points.items():
         mean = (x, interval.mean)
         place = _PLACES[0]
-        text = axes.annotate(arm, mean, place, textcoords="offset points", color=INK, zorder=4)
+        text = axes.annotate(
+            arm_label(arm, controls), mean, place, textcoords="offset points", color=INK, zorder=4
+        )
         for place in _PLACES:
             text.set_position(place)
             text.set_horizontalalignment("left" if place[0] > 0 else "right")

@@ -84,6 +84,7 @@ def run(study: Heads, command: str) -> None:
     from experiments.heads_report import document, setting_table
     from experiments.report import rich_table, write_document
     from mtl_jax.console import Terminal, say
+    from mtl_jax.flops import flops_record
     from mtl_jax.inputs import Inputs
     from mtl_jax.jsonfiles import read_lines, rewrite_lines
     from mtl_jax.sweep import ready, sweep_of
@@ -113,7 +114,7 @@ def run(study: Heads, command: str) -> None:
             raise UserError(
                 f"{error}; other settings need another --workdir than {study.workdir}"
             ) from error
-        lines = _lines(study, result)
+        lines = _lines(study, result, flops_record(made_ready, [made_ready.total_steps], 0))
         context = {**circumstances(command, started), "data": inputs.notes()}
         report = write_document(folder.path, document(lines, context))
         rewrite_lines(results_file, lines)
@@ -121,8 +122,8 @@ def run(study: Heads, command: str) -> None:
     say(f"{count} runs in {time.time() - started:.0f} s; the report is {report}")
 
 
-def _lines(study: Heads, result: SweepResult) -> list[dict[str, Any]]:
-    """The lines of ``results.jsonl``: one for each run."""
+def _lines(study: Heads, result: SweepResult, flops: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of ``results.jsonl``: one for each run, all of which take as many FLOPs."""
     lines = []
     for number, setting in enumerate(result.settings):
         for row, seed in enumerate(study.seeds):
@@ -141,6 +142,7 @@ def _lines(study: Heads, result: SweepResult) -> list[dict[str, Any]]:
                     ),
                     "chosen": chosen,
                     "test": result.test[row] if chosen and result.test else None,
+                    "train_flops": flops["train_flops"],
                 }
             )
     return lines

@@ -8,7 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import plots, tables, wording
-from experiments.arms import REFERENCE, Result, arms_of, evaluation_split, numbers, unfinished
+from experiments.arms import (
+    REFERENCE,
+    Result,
+    arms_of,
+    evaluation_split,
+    lookup,
+    numbers,
+    qualities,
+    trained_arms,
+    unfinished,
+)
 from experiments.claims import judge_claims
 from experiments.claims_report import claims_blocks
 from experiments.document import (
@@ -28,6 +38,11 @@ from experiments.recommendation import Recommendation, alternatives, explain, re
 from experiments.statistics import mean_interval
 
 Failure = Mapping[str, Any]
+
+UNCOUNTED = (
+    "Of some of these runs the training FLOPs were not counted, as in results of earlier versions: "
+    "what they cost is not compared."
+)
 
 
 def build(
@@ -54,9 +69,12 @@ def build(
 def _findings(results: Sequence[Result]) -> list[Block]:
     advice = recommend(results)
     if advice is None:
-        return [
-            Paragraph("No trained scenario has validation scores: none is recommended.", "lead")
-        ]
+        why = (
+            "Every scenario with validation scores is a control, with a head that never trained"
+            if any(qualities(results, arm, "validation") for arm in trained_arms(results))
+            else "No trained scenario has validation scores"
+        )
+        return [Paragraph(f"{why}: none is recommended.", "lead")]
     blocks: list[Block] = [
         Paragraph(" ".join(explain(advice)), "lead"),
         Facts(tuple(_facts(advice, results))),
@@ -71,15 +89,15 @@ def _facts(advice: Recommendation, results: Sequence[Result]) -> list[tuple[str,
     if advice.score:
         score = Cell(wording.fixed(advice.score.mean), wording.plus_minus(advice.score))
         facts.append((f"Macro-F1, {advice.split}", score))
-    for label, key, digits in (
-        ("Training time", "train_seconds", None),
-        ("Trained parameters", "trainable_parameters", 0),
+    for label, key, written in (
+        ("Training FLOPs", "train_flops", wording.flops),
+        ("Trained parameters", "trainable_parameters", lambda count: wording.fixed(count, 0)),
     ):
         mine, theirs = (
             mean_interval(numbers(results, arm, key).values()) for arm in (chosen, REFERENCE)
         )
         if mine:
-            text = wording.duration(mine.mean) if digits is None else wording.fixed(mine.mean, 0)
+            text = written(mine.mean)
             ratio = wording.ratio(mine.mean, theirs.mean if theirs else None)
             compared = ratio and chosen != REFERENCE
             facts.append((label, Cell(text, f"{ratio} {REFERENCE}" if compared else "")))
@@ -119,6 +137,8 @@ def _details(results: Sequence[Result]) -> list[Block]:
     blocks.append(Heading("Differences to full fine-tuning"))
     blocks.append(tables.difference_table(results, chosen) or Paragraph(_unpaired(results)))
     blocks += [Heading("Cost"), tables.cost_table(results, chosen)]
+    if any(lookup(result, "train_flops") is None for result in results):
+        blocks.append(Paragraph(UNCOUNTED))
     blocks.append(Paragraph(_digests(results)))
     blocks.append(Heading("Learning and overfitting"))
     blocks += figure(plots.learning_curves, results)

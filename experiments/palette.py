@@ -12,7 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from experiments.arms import arm_order
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from contextlib import AbstractContextManager
 
 INK = "#1c2024"
@@ -76,10 +76,11 @@ _STYLE: Any = {
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """The colour and the marker of one arm."""
+    """The colour and the marker of one arm; those of controls are hollow."""
 
     colour: str
     marker: str
+    hollow: bool = False
 
 
 def styled() -> AbstractContextManager[None]:
@@ -87,12 +88,13 @@ def styled() -> AbstractContextManager[None]:
     return mpl.rc_context(_STYLE)
 
 
-def looks(arms: Sequence[str]) -> dict[str, Look]:
+def looks(arms: Sequence[str], controls: Collection[str] = ()) -> dict[str, Look]:
     """The look of each arm of a study.
 
     Args:
         arms: Every arm of the study, also those that the figure at hand leaves out, so
             that all its figures agree.
+        controls: Those whose markers are hollow; see ``arms.control_heads``.
     """
     ordered = arm_order(arms)
     depths = [arm for arm in ordered if re.fullmatch(r"top_\d+", arm)]
@@ -107,4 +109,4 @@ def looks(arms: Sequence[str]) -> dict[str, Look]:
         else:
             found[arm] = Look(*_OTHERS[others % len(_OTHERS)])
             others += 1
-    return found
+    return {a: dataclasses.replace(look, hollow=a in controls) for a, look in found.items()}

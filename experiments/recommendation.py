@@ -1,28 +1,33 @@
-"""Which scenario to use: a rule over the numbers, and sentences that say how sure it is."""
+"""Which scenario to use: a rule over the numbers, and sentences that say how sure it is.
+
+No measured time has a part in it: cost is the training FLOPs, which are counted.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from experiments import wording
 from experiments.arms import (
     REFERENCE,
-    Finished,
     Result,
+    arm_order,
+    control_heads,
     evaluation_split,
     numbers,
     qualities,
     trained_arms,
-    unfinished,
 )
-from experiments.compare import against
-from experiments.resampling import seeds_needed, smallest_p
+from experiments.compare import against, what_few_seeds_tell
 from experiments.statistics import (
+    FEWEST_FOR_T,
     LEVEL,
     Interval,
     PairedDifference,
+    holm,
     mean_interval,
     paired_difference,
 )
@@ -32,16 +37,19 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.01
 
+MOST_LOSS = 0.03
+"""macro-F1, in [0, 1], that no scatter of the seeds excuses"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """An arm that may be recommended: what it costs, and how it does on validation."""
 
     arm: str
-    seconds: float
-    """mean training time over seeds"""
+    flops: float | None
+    """mean training FLOPs over the ranked seeds; None where those of some arm were not counted"""
     validation: float
-    """mean macro-F1 over tasks and seeds; the choice rests on this alone"""
+    """mean macro-F1 over tasks and the ranked seeds; the choice rests on this alone"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,85 +60,190 @@ class Recommendation:
     best: Candidate
     """the highest validation mean"""
     candidates: tuple[Candidate, ...]
-    """every eligible arm, cheapest first"""
-    left_out: Mapping[str, Finished]
-    """trained arms that are not ranked, as they lack seeds that another arm has"""
+    """every ranked arm, cheapest first"""
+    level: tuple[Candidate, ...]
+    """those of them that nothing separates from the best, itself among them"""
+    seeds: tuple[int, ...]
+    """on which they are ranked, as all of them have these"""
+    held: int
+    """how many seeds some of them have"""
+    controls: Mapping[str, Sequence[str]]
+    """trained arms that are not ranked, with the tasks whose heads never trained"""
+    left_out: Mapping[str, int]
+    """trained arms that are not ranked, as they share no seed with the others; their seeds"""
     tolerance: float
     split: str
     """where the comparisons below were measured"""
     score: Interval | None
     """the chosen arm's macro-F1 on ``split``"""
-    opponent: Candidate | None
-    """what the chosen arm is compared with: full fine-tuning, else the best other arm"""
+    runner_up: Candidate | None
+    """what would be chosen if the chosen arm were not there"""
     difference: PairedDifference | None
-    """chosen minus opponent on ``split``, over shared seeds"""
+    """chosen minus runner-up on ``split``, over shared seeds"""
     p_value: float | None
     """of that difference, as one of the family of scenarios against one reference"""
+    t_value: float | None
+    """the same of the paired t-test with Holm's correction"""
     family: int
     """comparisons of that family"""
+    noun: str
+    """what an arm is"""
+    names: Mapping[str, str]
+    """what to call the arms, where that is not their name in code style"""
+
+    def name(self, arm: str) -> str:
+        """What to call an arm."""
+        return self.names.get(arm, f"`{arm}`")
+
+    @property
+    def counted(self) -> bool:
+        """Whether the cost of every ranked arm was counted."""
+        return self.chosen.flops is not None
 
 
-def recommend(results: Sequence[Result], tolerance: float = TOLERANCE) -> Recommendation | None:
-    """Chooses the cheapest arm that is within ``tolerance`` of the best on validation.
+def recommend(
+    results: Sequence[Result],
+    tolerance: float = TOLERANCE,
+    noun: str = "scenario",
+    names: Mapping[str, str] | None = None,
+) -> Recommendation | None:
+    """Chooses, of the arms that nothing separates from the best on validation, the cheapest.
 
-    The test split has no part in the choice, so its numbers stay an unbiased estimate for
-    the arm that was chosen. ``all_frozen`` trains nothing and is not eligible. Nor is an arm
-    that lacks seeds, unless all do; it may still be the opponent, being paired by seed. Equal
-    cost is decided by the higher validation mean, then by the fixed order of the arms.
+    Nothing separates an arm from the best one where its mean is within ``tolerance``; or where
+    the paired t-test, with Holm's correction over the ranked arms, does not tell the two apart,
+    and it is at most ``MOST_LOSS`` below. There is a test from three seeds on. The cheapest has
+    the fewest training FLOPs; where these were not counted, the best is chosen.
+
+    Ranked are the arms all of whose heads were trained, on the seeds that all of them have; an
+    arm that shares no seed with most of them is left out. The test split has no part in the
+    choice, so its numbers stay an unbiased estimate for the arm that was chosen. Ties go to the
+    higher validation mean, then to the fixed order of the arms.
 
     Args:
         results: Lines of ``results.jsonl``.
         tolerance: Macro-F1, in [0, 1], that one may give up for a lower cost.
+        noun: What an arm is.
+        names: What to call the arms; by default their name in code style.
 
     Returns:
-        None where no arm has both validation scores and a training time.
+        None where no arm that may be ranked has validation scores.
     """
-    found = []
-    for arm in trained_arms(results):
-        validation = mean_interval(qualities(results, arm, "validation").values())
-        seconds = mean_interval(numbers(results, arm, "train_seconds").values())
-        if validation and seconds:
-            found.append(Candidate(arm, seconds.mean, validation.mean))
-    if not found:
+    found = {arm: qualities(results, arm, "validation") for arm in trained_arms(results)}
+    found = {arm: scores for arm, scores in found.items() if scores}
+    controls = {a: heads for a, heads in control_heads(results).items() if a in found}
+    scores = {arm: each for arm, each in found.items() if arm not in controls}
+    if not scores:
         return None
-    lacking = unfinished(results)
-    whole = [candidate for candidate in found if candidate.arm not in lacking]
-    left_out = {each.arm: lacking[each.arm] for each in found if whole and each not in whole}
-    candidates = sorted(whole or found, key=lambda each: (each.seconds, -each.validation))
-    best = max(candidates, key=lambda candidate: candidate.validation)
-    chosen = next(candidate for candidate in candidates if _within(candidate, best, tolerance))
-    others = [candidate for candidate in candidates if candidate is not chosen]
-    opponent = next(
-        (each for each in found if each.arm == REFERENCE and each is not chosen),
-        max(others, key=lambda candidate: candidate.validation, default=None),
-    )
+    arms, seeds = _comparable(scores)
+    candidates = _candidates(results, scores, arms, seeds)
+    best, level, chosen = _choice_of(candidates, scores, seeds, tolerance)
+    others = [each for each in candidates if each is not chosen]
+    runner_up = _choice_of(others, scores, seeds, tolerance)[2] if others else None
     split = evaluation_split(results)
-    scores = qualities(results, chosen.arm, split)
-    pair = (chosen.arm, opponent.arm if opponent else chosen.arm)
-    # The family of the table of differences, so that a report has one p-value of a comparison;
-    # the mirror image of a difference has the same.
-    base = REFERENCE if REFERENCE in [each.arm for each in found] else pair[1]
-    compared = against(results, base, split)
+    tested = qualities(results, chosen.arm, split)
+    difference = compared = None
+    family = 0
+    if runner_up is not None:
+        difference = paired_difference(tested, qualities(results, runner_up.arm, split))
+        # The family of the table of differences where it has the two, so that a report has one
+        # p-value of a comparison; the mirror image of a difference has the same.
+        pair = (chosen.arm, runner_up.arm)
+        base = REFERENCE if REFERENCE in pair else chosen.arm
+        known = results if base == REFERENCE else [r for r in results if r["arm"] in arms]
+        tests = against(known, base, split)
+        compared, family = next((each for each in tests if each.arm in pair), None), len(tests)
     return Recommendation(
         chosen=chosen,
         best=best,
         candidates=tuple(candidates),
-        left_out=left_out,
+        level=tuple(level),
+        seeds=tuple(seeds),
+        held=len({seed for arm in arms for seed in scores[arm]}),
+        controls=controls,
+        left_out={arm: len(scores[arm]) for arm in scores if arm not in arms},
         tolerance=tolerance,
         split=split,
-        score=mean_interval(scores.values()),
-        opponent=opponent,
-        difference=paired_difference(scores, qualities(results, opponent.arm, split))
-        if opponent
-        else None,
-        p_value=next((each.p_value for each in compared if each.arm in pair), None),
-        family=len(compared),
+        score=mean_interval(tested.values()),
+        runner_up=runner_up,
+        difference=difference,
+        p_value=compared.p_value if compared else None,
+        t_value=compared.t_value if compared else None,
+        family=family,
+        noun=noun,
+        names=names or {},
     )
+
+
+def _comparable(scores: Mapping[str, Mapping[int, float]]) -> tuple[list[str], list[int]]:
+    """The arms that are ranked, and the seeds that all of them have."""
+    held = Counter(seed for each in scores.values() for seed in each)
+    # The seed that most arms have, and of several the first.
+    seed = min(held, key=lambda seed: (-held[seed], seed))
+    arms = [arm for arm in scores if seed in scores[arm]]
+    return arms, sorted(set.intersection(*(set(scores[arm]) for arm in arms)))
+
+
+def _candidates(
+    results: Sequence[Result],
+    scores: Mapping[str, Mapping[int, float]],
+    arms: Sequence[str],
+    seeds: Sequence[int],
+) -> list[Candidate]:
+    """The ranked arms, cheapest first, of equal ones the better first."""
+    flops = {arm: numbers(results, arm, "train_flops") for arm in arms}
+    counted = all(seed in flops[arm] for arm in arms for seed in seeds)
+    found = [
+        Candidate(arm, _mean(flops[arm], seeds) if counted else None, _mean(scores[arm], seeds))
+        for arm in arm_order(arms)
+    ]
+    return sorted(found, key=lambda each: (each.flops or 0, -each.validation))
+
+
+def _mean(values: Mapping[int, float], seeds: Sequence[int]) -> float:
+    return math.fsum(values[seed] for seed in seeds) / len(seeds)
+
+
+def _choice_of(
+    candidates: Sequence[Candidate],
+    scores: Mapping[str, Mapping[int, float]],
+    seeds: Sequence[int],
+    tolerance: float,
+) -> tuple[Candidate, list[Candidate], Candidate]:
+    """The best of some candidates, those that nothing separates from it, and the choice."""
+    best = max(candidates, key=lambda each: each.validation)
+    t_values = holm(
+        [
+            _paired_on(scores[best.arm], scores[each.arm], seeds).t_p if each is not best else None
+            for each in candidates
+        ]
+    )
+    level = [
+        each
+        for each, t_value in zip(candidates, t_values, strict=True)
+        if _within(each, best, tolerance)
+        or (t_value is not None and t_value > LEVEL and _within(each, best, MOST_LOSS))
+    ]
+    return best, level, best if best.flops is None else level[0]
+
+
+def _paired_on(
+    one: Mapping[int, float], other: Mapping[int, float], seeds: Sequence[int]
+) -> PairedDifference:
+    found = paired_difference({seed: one[seed] for seed in seeds}, other)
+    if found is None:
+        raise ValueError("ranked arms share seeds")
+    return found
 
 
 def explain(advice: Recommendation) -> list[str]:
     """The recommendation in plain sentences: the choice, and how sure it is."""
-    return [_choice(advice), *_unranked(advice), *_evidence(advice)]
+    return [
+        _choice(advice),
+        *_second(advice),
+        *_uncounted(advice),
+        *_unranked(advice),
+        *_evidence(advice),
+    ]
 
 
 def alternatives(advice: Recommendation, results: Sequence[Result]) -> list[str]:
@@ -145,13 +258,14 @@ def alternatives(advice: Recommendation, results: Sequence[Result]) -> list[str]
     dominated = [
         candidate.arm
         for candidate in advice.candidates
-        if candidate not in traded and candidate not in (advice.chosen, advice.opponent)
+        if candidate not in traded and candidate not in (advice.chosen, advice.runner_up)
     ]
     if dominated:
-        verb = "costs" if len(dominated) == 1 else "cost"
+        verb = "takes" if len(dominated) == 1 else "take"
+        arms = wording.series([advice.name(arm) for arm in dominated])
         sentences.append(
-            f"{wording.listing(dominated)} {verb} at least as much time as "
-            f"`{advice.chosen.arm}` and did no better on validation."
+            f"{arms} {verb} at least as many training FLOPs as {advice.name(advice.chosen.arm)} "
+            "and did no better on validation."
         )
     return sentences
 
@@ -166,66 +280,139 @@ def _within(candidate: Candidate, best: Candidate, tolerance: float) -> bool:
 def _is_trade(candidate: Candidate, advice: Recommendation) -> bool:
     """Whether an arm offers something for what it takes: cheaper, or better on validation.
 
-    The opponent has a sentence of its own.
+    The runner-up has a sentence of its own. Of what was not counted nothing is known.
     """
-    if candidate in (advice.chosen, advice.opponent):
+    if candidate in (advice.chosen, advice.runner_up):
         return False
-    cheaper = candidate.seconds < advice.chosen.seconds
+    if candidate.flops is None or advice.chosen.flops is None:
+        return True
+    cheaper = candidate.flops < advice.chosen.flops
     return cheaper or candidate.validation > advice.chosen.validation
 
 
 def _choice(advice: Recommendation) -> str:
     chosen, best, count = advice.chosen, advice.best, len(advice.candidates)
+    name, of = advice.name(chosen.arm), f"{count} {advice.noun}s"
+    scale = "validation macro-F1 (the mean of tasks and seeds)"
     if count == 1:
-        what = "results of every seed" if advice.left_out else "results"
-        return f"`{chosen.arm}` is the only scenario with {what}, so there is no choice to make."
-    if chosen is best:
-        sentence = (
-            f"Use `{chosen.arm}`: of {count} scenarios it has the best validation macro-F1 "
-            f"({wording.fixed(chosen.validation)}, the mean of tasks and seeds), "
+        return f"{name} is the only {advice.noun} that is ranked, so there is no choice to make."
+    if len(advice.level) == 1:
+        return (
+            f"Use {name}: of {of} it has the best {scale}, {wording.fixed(chosen.validation)}. "
+            f"{_separated(advice)}"
         )
-        near = [c for c in advice.candidates if _within(c, best, advice.tolerance)]
-        if len(near) == 1:
-            return f"{sentence}and no other is within {advice.tolerance:g} of it."
-        return f"{sentence}and no cheaper one is within {advice.tolerance:g} of it."
+    names = wording.series([advice.name(each.arm) for each in advice.level])
+    alike = f"Of {of} nothing separates {names}: their {scale} is {_alike(advice)}."
+    if not advice.counted:
+        return f"Use {name}, the best on validation. {alike}"
+    if chosen is best:
+        own = f"the best, too, with {wording.fixed(chosen.validation)}"
+    else:
+        own = (
+            f"with {wording.fixed(chosen.validation)} against {wording.fixed(best.validation)} of "
+            f"{advice.name(best.arm)}, and {_cost(chosen, best)}"
+        )
+    return f"Use {name}. {alike} {name} is the cheapest of them by training FLOPs: {own}."
+
+
+def _separated(advice: Recommendation) -> str:
+    """That all others are behind the best, and by which rule."""
+    below = f"Every other is more than {advice.tolerance:g} below it"
+    if len(advice.seeds) < FEWEST_FOR_T:
+        return f"{below}."
     return (
-        f"Use `{chosen.arm}`: it takes the least training time of those of the {count} scenarios "
-        f"whose validation macro-F1 (the mean of tasks and seeds) is within "
-        f"{advice.tolerance:g} of the best, {wording.fixed(chosen.validation)} against "
-        f"{wording.fixed(best.validation)} of `{best.arm}`, with {_time(chosen, best)}."
+        f"{below}, and either told apart from it by the paired t-test with Holm's correction, or "
+        f"more than {MOST_LOSS:g} below."
     )
 
 
-def _unranked(advice: Recommendation) -> list[str]:
-    if not advice.left_out:
+def _alike(advice: Recommendation) -> str:
+    """How near the arms are that nothing separates, and by which rule."""
+    near = f"within {advice.tolerance:g} of the best"
+    if all(_within(each, advice.best, advice.tolerance) for each in advice.level):
+        return near
+    return (
+        f"{near}, or not told apart from it by the paired t-test with Holm's correction and at "
+        f"most {MOST_LOSS:g} below"
+    )
+
+
+def _second(advice: Recommendation) -> list[str]:
+    """The runner-up, and why it is not the choice."""
+    second, chosen = advice.runner_up, advice.chosen
+    if second is None:
         return []
-    arms = "; ".join(f"`{arm}`, {finished}" for arm, finished in advice.left_out.items())
-    return [f"Not ranked, for want of runs that others have: {arms}."]
+    lost = chosen.validation - second.validation
+    side = "below" if lost > 0 else "above"
+    apart = f"{wording.fixed(abs(lost))} {side} it on validation"
+    scored = "as good on validation" if abs(lost) < 0.0005 else apart
+    if second is advice.best:
+        scored = f"the best on validation by {wording.fixed(abs(lost))}"
+    cost = f", with {_cost(second, chosen)}" if advice.counted else ""
+    level = second in advice.level and second is not advice.best and advice.counted
+    separates = ": nothing separates it from the best either" if level else ""
+    return [f"The runner-up is {advice.name(second.arm)}, {scored}{cost}{separates}."]
+
+
+def _uncounted(advice: Recommendation) -> list[str]:
+    if advice.counted:
+        return []
+    return [
+        "The cost was not counted: some of these results have no training FLOPs, and measured "
+        "times decide nothing."
+    ]
+
+
+def _unranked(advice: Recommendation) -> list[str]:
+    found = []
+    if len(advice.seeds) < advice.held:
+        these = wording.series([str(seed) for seed in advice.seeds])
+        seeds = f"seed{'' if len(advice.seeds) == 1 else 's'} {these}"
+        found.append(f"They are ranked on {seeds}, as not all of them have the others.")
+    if advice.left_out:
+        arms = "; ".join(
+            f"{advice.name(arm)}, {wording.count_of(count, 'seed')}"
+            for arm, count in advice.left_out.items()
+        )
+        found.append(f"Not ranked, for want of a seed that the others have: {arms}.")
+    if advice.controls:
+        arms = "; ".join(
+            f"{advice.name(arm)}, whose {wording.series(list(heads))} "
+            f"head{'s' * (len(heads) > 1)} never trained"
+            for arm, heads in advice.controls.items()
+        )
+        found.append(f"Not ranked, being a control: {arms}.")
+    return found
 
 
 def _evidence(advice: Recommendation) -> list[str]:
     """What the comparison split says of the chosen arm, and how far that can be trusted."""
-    score, difference, opponent = advice.score, advice.difference, advice.opponent
+    score, difference, second = advice.score, advice.difference, advice.runner_up
     if score is None:
         return []
     where = (
         "On the test split, which had no part in the choice, it scores"
         if advice.split == "test"
         else "There is no test split, so what follows is measured on the validation split that "
-        "the choice was made on, and flatters the chosen scenario; there it scores"
+        "the choice was made on, and flatters the choice; there it scores"
     )
+    where = where.replace("it scores", f"{advice.name(advice.chosen.arm)} scores")
     head = f"{where} {wording.fixed(score.mean)} {wording.plus_minus(score)}".rstrip()
-    if opponent is None or difference is None:
-        other = f" `{opponent.arm}` shares no seed with it." if opponent else ""
-        return [f"{head}.{other}", *_seeds(score.n)]
+    if second is None or difference is None:
+        return [f"{head}.", *_seeds(score.n)]
     gap = difference.interval
-    # The sentence on the choice has already said what the best arm costs.
-    time = "" if opponent is advice.best else f", with {_time(advice.chosen, opponent)}"
-    compared = f"{head}, {_against(gap.mean)} `{opponent.arm}`{time}."
-    return [compared, *_certainty(advice, gap), *_seeds(gap.n)]
+    compared = f"{head}, {_against(gap.mean)} the runner-up."
+    return [compared, *_certainty(advice, difference), *_seeds(gap.n)]
 
 
-def _certainty(advice: Recommendation, gap: Interval) -> list[str]:
+def _certainty(advice: Recommendation, difference: PairedDifference) -> list[str]:
+    gap, family = difference.interval, wording.count_of(advice.family, "comparison")
+    if gap.n == 1:
+        return []
+    if few := what_few_seeds_tell(gap.n, advice.t_value):
+        t = mean_interval(difference.by_seed.values()) if gap.n >= FEWEST_FOR_T else None
+        limits = f"; the 95 % t interval of the difference is {wording.limits(t)}" if t else ""
+        return [f"Corrected over {family}, {few}{limits}."]
     if gap.low is None or advice.p_value is None:
         return []
     verb = "tell" if advice.p_value <= LEVEL else "do not tell"
@@ -233,35 +420,27 @@ def _certainty(advice: Recommendation, gap: Interval) -> list[str]:
     return [
         f"The 95 % bootstrap interval of that difference is {wording.limits(gap)}, which holds "
         f"{losses} of more than {advice.tolerance:g}; these seeds {verb} the two apart "
-        f"(permutation p {wording.p_equals(advice.p_value)}, corrected over "
-        f"{wording.count_of(advice.family, 'comparison')})."
+        f"(sign-flip test, p {wording.p_equals(advice.p_value)}, corrected over {family})."
     ]
 
 
 def _seeds(n: int) -> list[str]:
-    enough = seeds_needed(LEVEL)
     if n == 1:
         return [
             "This rests on 1 seed: there is no interval, and a difference may be the luck of "
-            f"that seed. Run at least {enough}."
+            f"that seed. Run at least {FEWEST_FOR_T}."
         ]
-    if n >= enough:
-        return [f"It rests on {n} seeds."]
-    return [
-        f"It rests on {n} seeds: a difference of so few has no 95 % bootstrap interval, and the "
-        f"smallest p-value that a permutation test of {n} can give is 2/2^{n} = "
-        f"{smallest_p(n):.4g}. Run at least {enough} to tell a difference from luck at {LEVEL:g}."
-    ]
+    return [f"It rests on {n} seeds."]
 
 
 def _trade(other: Candidate, advice: Recommendation, results: Sequence[Result]) -> str:
-    chosen = advice.chosen
+    chosen, name = advice.chosen, advice.name(other.arm)
     difference = paired_difference(
         qualities(results, other.arm, advice.split), qualities(results, chosen.arm, advice.split)
     )
-    time = _time(other, chosen)
+    cost = f", for {_cost(other, chosen)}" if advice.counted else ""
     if difference is None:
-        return f"`{other.arm}` shares no seed with `{chosen.arm}`; it takes {time}."
+        return f"{name} shares no {advice.split} score with {advice.name(chosen.arm)}{cost}."
     gap = difference.interval
     verb = "gives up" if gap.mean < 0 else "gains"
     # A loss is written as a positive amount given up, and its limits turn round with it.
@@ -270,8 +449,8 @@ def _trade(other: Candidate, advice: Recommendation, results: Sequence[Result]) 
     limits = f" {_plain_limits(shown)}" if shown.low is not None else ""
     unsure = ", an interval that includes 0," if gap.excludes(0) is False else ""
     return (
-        f"`{other.arm}` {verb} {wording.fixed(shown.mean)}{limits}{unsure} of {advice.split} "
-        f"macro-F1 against `{chosen.arm}`, for {time}."
+        f"{name} {verb} {wording.fixed(shown.mean)}{limits}{unsure} of {advice.split} macro-F1 "
+        f"against {advice.name(chosen.arm)}{cost}."
     )
 
 
@@ -282,10 +461,10 @@ def _against(difference: float) -> str:
     return f"{wording.fixed(abs(difference))} {side}"
 
 
-def _time(one: Candidate, other: Candidate) -> str:
-    if one.seconds <= 0 or other.seconds <= 0:
-        return f"{wording.duration(one.seconds)} of training against {other.seconds:.1f} s"
-    return wording.factor(one.seconds, other.seconds, "training time")
+def _cost(one: Candidate, other: Candidate) -> str:
+    if not one.flops or not other.flops:
+        return f"{wording.flops(one.flops)} training FLOPs against {wording.flops(other.flops)}"
+    return wording.factor(one.flops, other.flops, "training FLOPs")
 
 
 def _negative(value: float | None) -> float | None:

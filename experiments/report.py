@@ -97,9 +97,8 @@ def _summary(results: Sequence[Result], chosen: str | None) -> Table:
     for row in tables.quality_table(results, chosen).rows:
         cells = [row.cells[i] for i in (0, 2)] + [Cell(row.cells[i].text) for i in (4, 6)]
         price = cost.get(row.cells[0].text)
-        seconds = price.cells[2] if price else Cell("")
-        rows.append(Row((*cells, seconds), row.style))
-    columns = ("scenario", "mean macro-F1", "classifier", "sentiment", "train s")
+        rows.append(Row((*cells, price.cells[2] if price else Cell("")), row.style))
+    columns = ("scenario", "mean macro-F1", "classifier", "sentiment", "FLOPs")
     return Table(f"Macro-F1 on the {evaluation_split(results)} split", columns, tuple(rows))
 
 

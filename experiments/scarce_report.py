@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from experiments import blocks, wording
-from experiments.arms import Result, arms_of, evaluation_split, lookup, numbers, per_seed
+from experiments.arms import Result, arms_of, evaluation_split, lookup, per_seed
 from experiments.claims import Judgement, judge_claims
-from experiments.compare import VERDICTS, Comparison, Number, questions, values_of
+from experiments.compare import (
+    VERDICTS,
+    Comparison,
+    Number,
+    questions,
+    values_of,
+    what_few_seeds_tell,
+)
 from experiments.document import Block, Bullets, Document, Heading, Paragraph
 from experiments.outline import Failure, picture
 from experiments.study_plots import curves
@@ -75,18 +82,14 @@ def document(
         )
         title = f"{task} macro-F1 minus that of {JOINT}"
         details.append(blocks.gain_grid(title, kept, SETTING, fractions, number, JOINT))
-    details += [
-        Heading("Cost"),
-        blocks.grid(
-            "Training seconds of one run",
-            results,
-            SETTING,
-            fractions,
-            lambda here, arm: blocks.seconds_cell(numbers(here, arm, "train_seconds")),
-            "Means over seeds. A pass is over the texts with a label of a task that counts; "
-            "single_task has more passes where its labels are few.",
-        ),
-    ]
+    details += blocks.cost_blocks(
+        results,
+        SETTING,
+        fractions,
+        "A pass is over the texts with a label of a task that counts; single_task has more passes "
+        "where its labels are few.",
+        JOINT,
+    )
     title = f"What freezing the head of a scarce task, or training it last, buys: {scarce}"
     return blocks.report(title, findings, details, results, failures, context, judgement)
 
@@ -141,10 +144,15 @@ def _finding(
                 f"{what} changes the {words[0]} macro-F1 on the {words[1]} split by "
                 f"{wording.signed(whole.mean)}{limits} against joint training, the mean over "
                 f"{parts} of the labels, paired by seed: {whole.verdict} (corrected p "
-                f"{wording.p_equals(whole.p_value)}); {where}."
+                f"{wording.p_equals(whole.p_value)}{_few(whole)}); {where}."
             )
     texts = [
         blocks.comparison_text(gain, JOINT, f"{fractions[gain.value]} of the labels")
         for gain in gains
     ]
     return [Paragraph(lead, "lead"), Bullets(tuple(texts))]
+
+
+def _few(whole: Comparison) -> str:
+    few = what_few_seeds_tell(whole.difference.interval.n, whole.t_value)
+    return f"; {few}" if few else ""

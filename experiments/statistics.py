@@ -6,25 +6,31 @@ examples or other data.
 
 The mean of one arm has Student's t interval, which reads as "± so much" and does not need
 many seeds. What is claimed rests on differences of arms, paired by seed; these have
-bootstrap intervals and permutation tests, which need no normal distribution of the seeds.
+bootstrap intervals and sign-flip tests, which need no normal distribution of the seeds.
 Where several are made, ``experiments.resampling.family_p`` tests them together.
+
+Those need six seeds. From three on there is the paired t-test, which takes the differences
+for normally distributed; ``holm`` corrects it for several.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import scipy.stats
 
 from experiments.resampling import bootstrap_limits, family_p
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
 LEVEL = 0.05
 """the p-value, after correction, from which on a difference is taken for real"""
+
+FEWEST_FOR_T = 3
+"""seeds from which on there is a paired t-test"""
 
 MARGIN = 0.01
 """macro-F1, in [0, 1], below which an effect is too small to matter"""
@@ -67,6 +73,11 @@ class PairedDifference:
     by_seed: Mapping[int, float]
     """what the mean is taken over"""
 
+    @property
+    def t_p(self) -> float | None:
+        """The same of the paired t-test; see ``paired_t_p``."""
+        return paired_t_p(self.by_seed.values())
+
 
 def t_factor(n: int, confidence: float = 0.95) -> float:
     """Standard errors between a mean of ``n`` values and its confidence limit."""
@@ -94,6 +105,45 @@ def mean_interval(values: Collection[float], confidence: float = 0.95) -> Interv
     error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
     half = t_factor(n, confidence) * error
     return Interval(mean, mean - half, mean + half, n)
+
+
+def paired_t_p(differences: Collection[float]) -> float | None:
+    """Two-sided p-value of the paired t-test, ``t_{n-1} = sqrt(n) mean / s``.
+
+    Source: Student, "The Probable Error of a Mean", Biometrika 6(1), 1908.
+
+    Args:
+        differences: One per seed, taken to be normally distributed.
+
+    Returns:
+        None of fewer than three; without any spread 0, or 1 where they are 0.
+    """
+    if len(differences) < FEWEST_FOR_T:
+        return None
+    # Rounding alone is no spread, and no difference.
+    if max(differences) - min(differences) < 1e-12:
+        return 0.0 if abs(max(differences)) > 1e-12 else 1.0
+    found: Any = scipy.stats.ttest_1samp(list(differences), 0.0)
+    return float(found.pvalue)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Corrects p-values for their number, whatever their dependence.
+
+    Of m in ascending order the i-th is ``max_{j<=i} min(1, (m - j + 1) p_j)``.
+
+    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal
+    of Statistics 6(2), 1979.
+
+    Args:
+        p_values: None is a comparison that was not made.
+    """
+    made = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    found: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, place) in enumerate(made):
+        found[place] = largest = max(largest, min(1.0, (len(made) - rank) * p))
+    return found
 
 
 def paired_difference(

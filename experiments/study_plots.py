@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from experiments import wording
-from experiments.arms import Result, arms_of, numbers, per_seed
+from experiments.arms import Result, arms_of, control_heads, numbers, per_seed
 from experiments.compare import Number, having
-from experiments.drawing import draw_interval, name_lines, panel_row, seconds_axis
+from experiments.drawing import arm_label, cost_axis, draw_interval, name_lines, panel_row
 from experiments.palette import INK, Look, looks, styled
 from experiments.plots import Drawn
 from experiments.statistics import mean_interval, paired_difference
@@ -47,7 +47,7 @@ def heat_map(
         reference: The arm that the right panel compares with, seed by seed.
         words: What the score is, and what the values are.
     """
-    arms = arms_of(results)
+    arms, controls = arms_of(results), control_heads(results)
     scores = np.full((len(arms), len(values)), np.nan)
     gains = scores.copy()
     for column, value in enumerate(values):
@@ -73,7 +73,7 @@ def heat_map(
         for axes, title in ((left, words[0]), (right, f"minus {reference}")):
             axes.set(title=title, xlabel=words[1])
             axes.set_xticks(range(len(values)), list(values.values()))
-            axes.set_yticks(range(len(arms)), arms)
+            axes.set_yticks(range(len(arms)), [arm_label(arm, controls) for arm in arms])
             axes.grid(visible=False)
             axes.tick_params(length=0)
     return Drawn(
@@ -102,7 +102,8 @@ def curves(
         panels: What to draw, side by side.
         words: What the numbers are, and what the values are.
     """
-    look = looks(arms_of(results))
+    controls = control_heads(results)
+    look = looks(arms_of(results), controls)
     span = math.log(max(values) / min(values)) or 1.0
     drawn: dict[str, Look] = {}
     with styled():
@@ -126,7 +127,15 @@ def curves(
         if not drawn:
             return None
         handles = [
-            Line2D([], [], color=each.colour, marker=each.marker, ms=5, lw=1.4, label=arm)
+            Line2D(
+                *([], []),
+                color=each.colour,
+                marker=each.marker,
+                mfc="white" if each.hollow else each.colour,
+                ms=5,
+                lw=1.4,
+                label=arm_label(arm, controls),
+            )
             for arm, each in drawn.items()
         ]
         name_lines(figure, handles, 4)
@@ -141,32 +150,33 @@ def curves(
 def cost_scatter(
     results: Sequence[Result], name: str, values: Mapping[Any, str], number: Number, split: str
 ) -> Drawn | None:
-    """A score over training time: a colour for each value of a setting, a marker for each arm."""
+    """A score over training FLOPs: a colour for each value of a setting, a marker for each arm."""
     palette = looks([f"value {place}" for place in range(len(values))])
     colours = dict(zip(values, (each.colour for each in palette.values()), strict=True))
-    look, met = looks(arms_of(results)), {}
+    controls = control_heads(results)
+    look, met = looks(arms_of(results), controls), {}
     with styled():
         figure, (axes,) = panel_row(1, 4.8)
         for value in values:
             here = having(results, **{name: value})
             line = []
             for arm in arms_of(here):
-                seconds = mean_interval(numbers(here, arm, "train_seconds").values())
+                flops = mean_interval(numbers(here, arm, "train_flops").values())
                 interval = mean_interval(per_seed(here, arm, number).values())
-                if interval and seconds and seconds.mean > 0:
-                    mark = Look(colours[value], look[arm].marker)
-                    draw_interval(axes, seconds.mean, interval, mark)
-                    line.append((seconds.mean, interval.mean))
+                if interval and flops and flops.mean > 0:
+                    mark = Look(colours[value], look[arm].marker, look[arm].hollow)
+                    draw_interval(axes, flops.mean / 1e12, interval, mark)
+                    line.append((flops.mean / 1e12, interval.mean))
                     met[arm] = look[arm].marker
             if line:
                 axes.plot(*zip(*line, strict=True), color=colours[value], lw=1, alpha=0.5)
         if not met:
             return None
-        seconds_axis(axes)
+        cost_axis(axes)
         axes.margins(x=0.1, y=0.1)
         axes.set(
             title=f"What a larger backbone and more training buy ({split} split)",
-            xlabel="training time of one run, seconds (log scale)",
+            xlabel="training FLOPs of one run, in units of 10¹² (log scale)",
             ylabel="macro-F1, mean of both tasks",
         )
         handles = [
@@ -174,15 +184,15 @@ def cost_scatter(
             for value, label in values.items()
         ]
         handles += [
-            Line2D([], [], color=INK, marker=marker, ls="", label=arm)
+            Line2D([], [], color=INK, marker=marker, ls="", label=arm_label(arm, controls))
             for arm, marker in met.items()
         ]
         name_lines(figure, handles, 3)
     return Drawn(
         "quality_against_cost",
         figure,
-        f"Macro-F1 on the {split} split, the mean of both tasks, against training time; means "
-        "over seeds with their 95 % intervals. Lines join the arms of one backbone.",
+        f"Macro-F1 on the {split} split, the mean of both tasks, against the counted training "
+        "FLOPs; means over seeds with their 95 % intervals. Lines join the arms of one backbone.",
     )
 
 

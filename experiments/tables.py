@@ -10,6 +10,7 @@ from experiments.arms import (
     REFERENCE,
     Result,
     arms_of,
+    control_heads,
     evaluation_split,
     gap,
     lookup,
@@ -20,11 +21,11 @@ from experiments.arms import (
     sources_of,
     trained_arms,
 )
-from experiments.cells import difference_cell, mean_cell
+from experiments.cells import arm_cell, difference_cell, mean_cell, seconds_cell, step_cell
 from experiments.compare import against
 from experiments.document import Cell, Row, Table
 from experiments.resampling import seeds_needed, smallest_p
-from experiments.statistics import LEVEL, mean_interval
+from experiments.statistics import FEWEST_FOR_T, LEVEL, mean_interval
 from mtl_jax.config import TASKS
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def quality_table(results: Sequence[Result], chosen: str | None) -> Table:
     columns = ["scenario", "seeds", "mean macro-F1"]
     columns += [f"{task} {metric}" for task in TASKS for metric in ("accuracy", "macro-F1")]
     note = _over_seeds(results)
+    if trained := [arm for arm in control_heads(results) if arm != BASELINE]:
+        note += f" A head of {wording.listing(trained)} never trained: a control, not recommended."
     if any(row.style == "reference" for row in rows):
         note += (
             f" The heads of `{BASELINE}` are untrained; in italics, what its frozen features "
@@ -105,47 +108,53 @@ def gap_table(results: Sequence[Result], chosen: str | None) -> Table:
 
 
 def cost_table(results: Sequence[Result], chosen: str | None) -> Table:
-    """What each arm costs, and how that compares with full fine-tuning."""
+    """What each arm costs, and how what is counted compares with full fine-tuning."""
     arms = arms_of(results)
-    keys = (
-        "train_seconds",
-        "compile_seconds",
-        "examples_per_second",
-        "trainable_parameters",
-        "optimizer_state_bytes",
-    )
-    means = {arm: {key: _mean(numbers(results, arm, key)) for key in keys} for arm in arms}
+    counts = {
+        "train_flops": wording.flops,
+        "trainable_parameters": lambda count: wording.fixed(count, 0),
+        "optimizer_state_bytes": wording.byte_size,
+    }
+    means = {arm: {key: _mean(numbers(results, arm, key)) for key in counts} for arm in arms}
+    reference = means.get(REFERENCE, {})
+
+    def counted(arm: str, key: str) -> Cell:
+        value = means[arm][key]
+        aside = "" if arm == REFERENCE else wording.ratio(value, reference.get(key))
+        return Cell(counts[key](value), f"({aside})" if aside else "")
+
+    rows = []
     for arm in arms:
         # It is done once: by the first seed, or, where they are trained at once, by all.
-        seconds = numbers(results, arm, "compile_seconds")
-        means[arm]["compile_seconds"] = sum(seconds.values()) if seconds else None
-    reference = means.get(REFERENCE, {})
-    digits = {
-        key: wording.decimals(means[arm][key] for arm in arms)
-        for key in ("train_seconds", "compile_seconds")
-    }
-
-    def cell(arm: str, key: str) -> Cell:
-        value = means[arm][key]
-        if key == "optimizer_state_bytes":
-            text = wording.byte_size(value)
-        elif arm == BASELINE and key != "trainable_parameters":
-            return Cell(wording.MISSING)
-        else:
-            text = wording.fixed(value, digits.get(key, 0))
-        aside = "" if arm == REFERENCE else wording.ratio(value, reference.get(key))
-        return Cell(text, f"({aside})" if aside and key != "compile_seconds" else "")
-
-    rows = [_arm_row(results, arm, chosen, [cell(arm, key) for key in keys]) for arm in arms]
+        compiling = numbers(results, arm, "compile_seconds").values()
+        rate = seconds_cell({} if arm == BASELINE else numbers(results, arm, "examples_per_second"))
+        cells = [
+            counted(arm, "train_flops"),
+            step_cell(results, arm),
+            seconds_cell(numbers(results, arm, "train_seconds")),
+            Cell(wording.fixed(sum(compiling), 1) if compiling else wording.MISSING),
+            Cell(rate.text),
+            counted(arm, "trainable_parameters"),
+            counted(arm, "optimizer_state_bytes"),
+        ]
+        rows.append(_arm_row(results, arm, chosen, cells))
     note = (
-        "Means over seeds; of the compilation, which is counted apart from training, the sum, as "
-        "the seeds share it. Seeds that are trained at once have equal shares of the time. It "
-        "includes the one pass that computes what frozen layers make of the training texts, in "
-        "full even where that was kept from another run."
+        "Training FLOPs are counted, by XLA in the programs before it optimizes them, and are the "
+        "same on every machine: every update, and the one pass that computes what frozen layers "
+        f"make of the training texts, whatever a cache had of it; of `{BASELINE}` that pass and "
+        "the probe. Means over seeds"
     )
-    if REFERENCE in arms:
-        note += f" In brackets, the ratio to `{REFERENCE}`."
-    columns = ("train s", "compile s", "examples/s", "trained parameters", "optimizer state")
+    note += f"; in brackets, the ratio to `{REFERENCE}`." if REFERENCE in arms else "."
+    note += (
+        " Times are measured on one machine, medians with their range in brackets: a step from its "
+        "10th to its 90th percentile, a run over seeds. Two times whose ranges overlap are equal, "
+        "and no answer of this report rests on one. Seeds that are trained at once have equal "
+        "shares; compilation, which they share, is their sum."
+    )
+    columns = (
+        *("training FLOPs", "step ms", "train s", "compile s", "examples/s"),
+        *("trained parameters", "optimizer state"),
+    )
     return Table("Cost of one run", ("scenario", "seeds", *columns), tuple(rows), note)
 
 
@@ -156,6 +165,8 @@ def difference_table(results: Sequence[Result], chosen: str | None) -> Table | N
     found = against(results, REFERENCE, split)
     if not found:
         return None
+    most = max(each.difference.interval.n for each in found)
+    few = most < seeds_needed(LEVEL)
     rows = []
     for each in found:
         cells = [difference_cell(qualities(results, each.arm, split), reference)]
@@ -164,19 +175,26 @@ def difference_table(results: Sequence[Result], chosen: str | None) -> Table | N
                 numbers(results, arm, split, task, "macro_f1") for arm in (each.arm, REFERENCE)
             )
             cells.append(difference_cell(mine, theirs))
-        cells += [Cell(wording.p_text(p)) for p in (each.difference.p_value, each.p_value)]
+        p_values = [each.difference.p_value, each.p_value, *([each.t_value] if few else [])]
+        cells += [Cell(wording.p_text(p)) for p in p_values]
         rows.append(_arm_row(results, each.arm, chosen, cells, seeds=each.difference.interval.n))
-    most = max(each.difference.interval.n for each in found)
+    beside = (
+        " As that can't reach "
+        f"{LEVEL:g}, beside it stands the p of the paired t-test with Holm's correction, of "
+        f"{FEWEST_FOR_T} seeds or more; it takes the differences for normally distributed."
+    )
+    columns = ("p", "corrected\N{NO-BREAK SPACE}p", *(["t-test\N{NO-BREAK SPACE}p"] if few else []))
     return Table(
         f"Macro-F1 on the {split} split, minus that of {REFERENCE} with the same seed",
-        ("scenario", "shared seeds", "mean of tasks", *TASKS, "p", "corrected\N{NO-BREAK SPACE}p"),
+        ("scenario", "shared seeds", "mean of tasks", *TASKS, *columns),
         tuple(rows),
         f"In brackets, where {seeds_needed(LEVEL)} seeds or more are shared, the 95 % bootstrap "
         "interval of their mean (percentile, expanded for few seeds), not corrected. p is of the "
-        "paired permutation test, two-sided, and belongs to the mean of tasks; corrected, it is "
-        f"that of the {wording.count_of(len(found), 'comparison')} of that column, tested together "
-        "(Westfall & Young 1993, maxT over joint flips of the seeds' signs). The smallest p that "
-        f"{wording.count_of(most, 'seed')} can give, in either column, is {smallest_p(most):.3g}.",
+        "paired permutation test (sign flips), two-sided, and belongs to the mean of tasks; "
+        f"corrected, it is that of the {wording.count_of(len(found), 'comparison')} of that "
+        "column, tested together (Westfall & Young 1993, maxT over joint flips of the seeds' "
+        f"signs). The smallest p that {wording.count_of(most, 'seed')} can give by it, in either "
+        f"column, is {smallest_p(most):.3g}.{beside if few else ''}",
     )
 
 
@@ -252,7 +270,7 @@ def _arm_row(
     asked = len({result["seed"] for result in results})
     count = str(seeds) if seeds == asked else f"{seeds} of {asked}"
     style = "chosen" if arm == chosen else ""
-    return Row((Cell(f"`{arm}`"), Cell(count), *cells), style)
+    return Row((arm_cell(arm, control_heads(results)), Cell(count), *cells), style)
 
 
 def _mean(values: Mapping[int, float]) -> float | None:

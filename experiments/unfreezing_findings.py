@@ -28,10 +28,11 @@ from experiments.compare import (
     having,
     in_sequence,
     values_of,
+    what_few_seeds_tell,
 )
 from experiments.outline import Failure
-from experiments.resampling import best_of_others, chosen_p
-from experiments.statistics import mean_interval, of_differences
+from experiments.resampling import best_of_others, chosen_p, seeds_needed, smallest_p
+from experiments.statistics import LEVEL, mean_interval, of_differences
 
 SETTING = "max_train_examples"
 FROZEN, AT_ONCE, GRADUAL = "backbone_frozen", "none_frozen", "gradual_unfreezing"
@@ -154,7 +155,7 @@ def pays_text(results: Sequence[Result], split: str, failures: Sequence[Failure]
             else {
                 WORSE: "frozen features are better there",
                 ALIKE: f"the two are {ALIKE} there",
-            }.get(last.verdict, "the two are not told apart there")
+            }.get(last.verdict, f"the two are not told apart there{_reach(last)}")
         )
         return (
             f"On this data unfreezing is not shown to pay up to {tried[-1]:,} training sentences, "
@@ -173,6 +174,17 @@ def pays_text(results: Sequence[Result], split: str, failures: Sequence[Failure]
         f"{head}: there the depth that is chosen for each seed on the validation scores of the "
         f"others, `{first.arm}`, has {wording.signed(first.mean)} of {split} macro-F1 over "
         f"`{FROZEN}`{below}."
+    )
+
+
+def _reach(gain: Comparison) -> str:
+    """What the test of a chosen depth can tell, where the seeds are few."""
+    seeds = gain.difference.interval.n
+    if seeds >= seeds_needed(LEVEL):
+        return ""
+    return (
+        f", where the sign-flip test of {wording.count_of(seeds, 'seed')} can give no p below "
+        f"{wording.p_text(smallest_p(seeds))} ({seeds_needed(LEVEL)} could)"
     )
 
 
@@ -217,8 +229,8 @@ def gradual_text(
         f"With as many passes over the data, gradual unfreezing {answer}: "
         f"{wording.signed(whole.mean)}{limits} of {split} macro-F1, paired by seed, the mean over "
         f"{wording.series([f'{size:,}' for size in whole.value])} sentences (corrected p "
-        f"{p_text}); size by size {counts} of {len(within)}. "
-        f"{_alike(control)}{_time(results)}FinBERT and ULMFiT found gradual unfreezing better, "
+        f"{p_text}{_few(whole)}); size by size {counts} of {len(within)}. "
+        f"{_alike(control)}{_cost(results)}FinBERT and ULMFiT found gradual unfreezing better, "
         "T5 slightly worse."
     )
 
@@ -233,13 +245,19 @@ def _alike(control: str) -> str:
     )
 
 
-def _time(results: Sequence[Result]) -> str:
+def _few(comparison: Comparison) -> str:
+    """What the tests can tell, where the seeds are few."""
+    few = what_few_seeds_tell(comparison.difference.interval.n, comparison.t_value)
+    return f"; {few}" if few else ""
+
+
+def _cost(results: Sequence[Result]) -> str:
     mine, theirs = (
-        mean_interval(numbers(having_all, arm, "train_seconds").values())
+        mean_interval(numbers(having_all, arm, "train_flops").values())
         for having_all in [having(results, **{SETTING: max(size_names(results))})]
         for arm in (GRADUAL, opponent(results))
     )
     if not mine or not theirs or not mine.mean or not theirs.mean:
         return ""
-    factor = wording.factor(mine.mean, theirs.mean, "training time")
+    factor = wording.factor(mine.mean, theirs.mean, "training FLOPs")
     return f"On the most sentences it takes {factor}. "

@@ -11,7 +11,6 @@ from experiments.arms import (
     Result,
     arms_of,
     evaluation_split,
-    numbers,
     per_seed,
 )
 from experiments.claims import judge_claims
@@ -118,14 +117,11 @@ def _tables(results: Sequence[Result], sizes: Mapping[int, str], split: str) -> 
     return [
         *found,
         *best_phases(results),
-        Heading("Cost"),
-        blocks.grid(
-            "Training seconds of one run, by training sentences",
+        *blocks.cost_blocks(
             results,
             SETTING,
             sizes,
-            lambda here, arm: blocks.seconds_cell(numbers(here, arm, "train_seconds")),
             "Arms of a column have as many passes over their sentences, but for `auto` where it "
-            "ends early; means over seeds.",
+            "ends early.",
         ),
     ]

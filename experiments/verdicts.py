@@ -15,11 +15,12 @@ comes first decides:
 
 Support and refutation take the same evidence. Further comparisons in a family can raise its
 p-values, so that they may leave a claim undecided; no verdict turns into its contrary, as the
-first rule asks for no p. With fewer than six seeds there is no such interval and no p-value
-reaches 0.05, however large the difference: all is undecided.
+first rule asks for no p. With fewer than six seeds there is no such interval, and the
+permutation test can't reach 0.05, however large the difference: all is undecided, and what the
+paired t-test with Holm's correction says is told beside it.
 
-Numbers that the seed does not draw are compared directly: counts of parameters and bytes
-are the same in every run, and training times scatter with the machine's load alone.
+Numbers that the seed hardly draws are compared directly: counts of FLOPs, parameters and bytes.
+No verdict rests on a measured time, which changes with whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -30,17 +31,11 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import wording
 from experiments.arms import Result, by_setting, numbers, written
-from experiments.compare import Number, over_all
-from experiments.resampling import seeds_needed, smallest_p
+from experiments.compare import Number, over_all, what_few_seeds_tell
 from experiments.statistics import LEVEL, MARGIN, PairedDifference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-# With n runs of each, all of either beating all of the other by luck has a chance of
-# 2 n! n! / (2n)!: 1 in 10 for 3, 1 in 35 for 4, which is the first below 0.05.
-FEWEST_TIMES = 4
-"""runs of each arm from which on their training times are compared"""
 
 
 class Verdict(enum.StrEnum):
@@ -104,18 +99,22 @@ def contrast(
 
 
 def judge(
-    contrasts: Sequence[Contrast], p_values: Sequence[float | None], asked: int
+    contrasts: Sequence[Contrast],
+    p_values: Sequence[float | None],
+    t_values: Sequence[float | None],
+    asked: int,
 ) -> list[Finding]:
     """The verdict on each contrast.
 
     Args:
         contrasts: What the claims say the sign of.
         p_values: Of each, corrected for the family that it was tested with.
+        t_values: The same of the paired t-test, which is told where p_values can't be small.
         asked: Seeds that the study asks for; fewer are said to be so.
     """
     return [
-        _decide(each, p_value, asked)
-        for each, p_value in zip(contrasts, p_values, strict=True)
+        _decide(each, p_value, t_value, asked)
+        for each, p_value, t_value in zip(contrasts, p_values, t_values, strict=True)
         if p_value is not None
     ]
 
@@ -129,12 +128,11 @@ def below(
         results: Lines of ``results.jsonl``.
         arm: Of which the claim says that it has less.
         others: The arms it is compared with.
-        key: Of a line: a count, or ``train_seconds``. Times are compared setting by
-            setting, and only where each arm has 4 runs of a setting, unless nothing is
-            trained, which takes no time in any run.
+        key: Of a line: a count. Runs are compared setting by setting.
 
     Returns:
-        The verdict, the arm's mean, and the lowest mean of the others.
+        The verdict, the arm's mean, and the lowest mean of the others; undecided where an arm
+        lacks the count, or where some runs have less and others not.
     """
     groups = by_setting(results).values()
 
@@ -142,7 +140,7 @@ def below(
         return [list(numbers(lines, name, key).values()) for lines in groups]
 
     verdicts = {
-        _less(mine, theirs, key == "train_seconds")
+        _less(mine, theirs)
         for other in others
         for mine, theirs in zip(runs(arm), runs(other), strict=True)
         if mine and theirs
@@ -159,17 +157,13 @@ def all_of(verdicts: set[Verdict]) -> Verdict:
     return Verdict.UNDECIDED
 
 
-def _less(mine: Sequence[float], theirs: Sequence[float], timed: bool) -> Verdict:
-    if timed and max(mine) > 0 and min(len(mine), len(theirs)) < FEWEST_TIMES:
-        return Verdict.UNDECIDED
+def _less(mine: Sequence[float], theirs: Sequence[float]) -> Verdict:
     if max(mine) < min(theirs):
         return Verdict.SUPPORTED
-    if timed and min(mine) <= max(theirs):
-        return Verdict.UNDECIDED
-    return Verdict.NOT_SUPPORTED
+    return Verdict.UNDECIDED if min(mine) < max(theirs) else Verdict.NOT_SUPPORTED
 
 
-def _decide(contrast: Contrast, p_value: float, asked: int) -> Finding:
+def _decide(contrast: Contrast, p_value: float, t_value: float | None, asked: int) -> Finding:
     interval, claimed = contrast.difference.interval, contrast.claimed
     of = "" if interval.n >= asked else f" of {asked}"
     number = (
@@ -188,11 +182,8 @@ def _decide(contrast: Contrast, p_value: float, asked: int) -> Finding:
         if interval.mean * claimed > 0:
             return finding(Verdict.SUPPORTED, "")
         return finding(Verdict.NOT_SUPPORTED, "the difference has the other sign")
-    needed = seeds_needed(LEVEL)
-    if interval.n < needed:
-        least = wording.p_text(smallest_p(interval.n))
-        reason = f"too few seeds: {interval.n} can give no p below {least}; {needed} could"
-        return finding(Verdict.UNDECIDED, reason)
+    if few := what_few_seeds_tell(interval.n, t_value):
+        return finding(Verdict.UNDECIDED, few)
     if (alone := contrast.difference.p_value) <= LEVEL:
         reason = f"p is {wording.p_text(alone)} alone, but not after correction"
         return finding(Verdict.UNDECIDED, reason)

@@ -69,13 +69,32 @@ def ratio(value: float | None, reference: float | None) -> str:
 
 
 def factor(cost: float, other: float, unit: str) -> str:
-    """``cost`` against ``other`` in words: "5.0× less training time"."""
+    """``cost`` against ``other`` in words: "5.0× fewer training FLOPs"."""
     quotient = max(cost, other) / min(cost, other)
     if quotient < 1.05:
         return f"about the same {unit}"
     return (
-        f"{quotient:,.{1 if quotient < 9.95 else 0}f}× {'less' if cost < other else 'more'} {unit}"
+        f"{quotient:,.{1 if quotient < 9.95 else 0}f}× {'fewer' if cost < other else 'more'} {unit}"
     )
+
+
+def flops(count: float | None) -> str:
+    """Floating-point operations in units of 1,000: "1.41 T"."""
+    if count is None:
+        return MISSING
+    for unit in ("", "k", "M", "G", "T", "P"):
+        # As the rounded number would be written.
+        if float(f"{count:.3g}") < 1000:
+            return f"{count:.3g} {unit}".rstrip()
+        count /= 1000
+    return f"{count:,.3g} E"
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """``[smallest, largest]``; empty without several values."""
+    if len(values) < 2:
+        return ""
+    return f"[{fixed(min(values), digits)}, {fixed(max(values), digits)}]"
 
 
 def byte_size(count: float | None) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mtl_jax.data.batches import Order, TextSet, evaluation_batches, make_batch, train_batches
 from mtl_jax.data.packing import Placement, evaluation_plan
-from mtl_jax.errors import UserError
+from mtl_jax.flops import as_kept, counted
 from mtl_jax.inputs import Inputs
 from mtl_jax.run import Run
 from mtl_jax.step import Program, pooled_step, states_step, train_step
@@ -126,27 +126,15 @@ def estimate_cost(run: Run, batches: EvaluationBatches, limit: float) -> Cost:
 
 def kept_arrays(run: Run) -> list[np.ndarray]:
     """The activations that a run keeps, split by split in its order: zeros in their place."""
-    kept = (_as_kept(run, run.inputs.split(name).texts) for name in run.inputs.corpus.splits)
+    kept = (as_kept(run, run.inputs.split(name).texts) for name in run.inputs.corpus.splits)
     arrays = (texts.states if texts.pooled is None else texts.pooled for texts in kept)
     return [array for array in arrays if array is not None]
-
-
-def _as_kept(run: Run, texts: TextSet) -> TextSet:
-    """Texts with zeros, which take no memory, for the activations that the run would keep."""
-    if not run.keeps:
-        return texts
-    width = run.inputs.bert.hidden_size
-    if run.freeze.backbone_frozen:
-        pooled = np.broadcast_to(np.float32(0), (len(texts), width))
-        return dataclasses.replace(texts, pooled=pooled)
-    states = np.broadcast_to(np.float32(0), (len(texts.tokens.ids), width))
-    return dataclasses.replace(texts, states=states, depth=run.states_depth)
 
 
 def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, int]:
     texts, steps = run.inputs.training(run.phase.tasks).texts, run.plan.steps
     placement = Order(run.plan, run.config.seed).placements(0)[0]
-    batch = make_batch(_as_kept(run, texts), run.plan.layout, placement)
+    batch = make_batch(as_kept(run, texts), run.plan.layout, placement)
     del batch["example"]
     # XLA counts one round of a loop, and nothing of what cuDNN computes.
     program = dataclasses.replace(program, model=program.model.clone(scan_layers=False, fused=None))
@@ -160,11 +148,11 @@ def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, 
             rngs={"dropout": jax.random.key(0)},
         )
 
-    once = step = _counted(forward, run.params, batch)
+    once = step = counted(forward, run.params, batch)
     if run.freeze.groups:
         trainable, frozen = run.freeze.split(run.params)
         state = jax.eval_shape(functools.partial(program.init, seed=0), trainable)
-        step = _counted(functools.partial(train_step, program), state, frozen, batch)
+        step = counted(functools.partial(train_step, program), state, frozen, batch)
     prefix = 0
     if run.keeps:
         model = run.evaluator.model.clone(fused=None)
@@ -173,26 +161,12 @@ def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, 
             compute = functools.partial(pooled_step, model)
         first = next(evaluation_batches(batches.sample(run, "train"), run.evaluator.layout))
         del first["example"]
-        prefix = _counted(compute, {"backbone": run.params["backbone"]}, first)
+        prefix = counted(compute, {"backbone": run.params["backbone"]}, first)
     return {
         "forward": round(once * steps / run.plan.places),
         "backward": round((step - once) * steps / run.plan.places),
         "prefix": round(prefix * batches.count(run, "train") / len(batches.texts["train"])),
     }
-
-
-def _counted(function: Callable[..., Any], *args: Any) -> int:
-    """FLOPs of a function, which is neither compiled nor run."""
-    try:
-        cpu = jax.local_devices(backend="cpu")[0]
-    except RuntimeError as error:
-        raise UserError(
-            "FLOPs are counted by JAX's CPU backend, which JAX_PLATFORMS leaves out: add cpu to it"
-        ) from error
-    # Other backends count only what they have compiled, each in its own way.
-    with jax.default_device(cpu):
-        analysis: Any = jax.jit(function).lower(*args).cost_analysis()
-    return int(analysis["flops"])
 
 
 def _seconds(
@@ -212,11 +186,11 @@ def _seconds(
                 evaluator.states(backbone, sample, run.states_depth, lambda *_: None)
 
         prefix = _median_seconds(compute, limit / 3) / measured
-    kept, params = _as_kept(run, sample), runner.replicate(run.params)
+    kept, params = as_kept(run, sample), runner.replicate(run.params)
     evaluation = _median_seconds(lambda: evaluator.logits(params, kept), limit / 3) / measured
     if run.freeze.groups:
         texts = run.inputs.training(run.phase.tasks).texts
-        step = _step_seconds(run, program, _as_kept(run, texts), limit / 3)
+        step = _step_seconds(run, program, as_kept(run, texts), limit / 3)
     counts = {name: batches.count(run, name) for name in ("train", "validation", "test")}
     # Where nothing is trained, it is evaluated all the same.
     between = run.plans[run.index].measure_every * run.plan.steps

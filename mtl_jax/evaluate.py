@@ -26,7 +26,7 @@ from mtl_jax.step import eval_step, pooled_step, states_step
 NEIGHBOURS = 20
 
 # Enough tokens to keep a device busy; what a CPU's caches hold is a twentieth faster there.
-_TOKENS_PER_BATCH = {"cpu": 1024}
+CPU_TOKENS = 1024
 _TOKENS_ELSEWHERE = 8192
 
 
@@ -67,7 +67,7 @@ class Evaluator:
 
     def __init__(self, spec: ModelSpec):
         self.runner: Runner = make_runner(spec.parallel, alone=spec.alone)
-        tokens = _TOKENS_PER_BATCH.get(jax.default_backend(), _TOKENS_ELSEWHERE)
+        tokens = CPU_TOKENS if jax.default_backend() == "cpu" else _TOKENS_ELSEWHERE
         self.layout = evaluation_layout(spec.max_length, tokens, self.runner.devices, spec.like)
         self.model = spec.model().clone(blocks=self.layout.blocks)
         self._steps: dict[Any, Compiled] = {}
@@ -224,6 +224,17 @@ def neighbour_probe(known: Split, asked: Split, classes: Mapping[str, Sequence[s
         else:
             predicted[task] = np.zeros(len(asked.texts), np.int32)
     return split_metrics(asked.examples.labels, predicted, classes, asked.examples.groups)
+
+
+def probe_flops(known: Split, asked: Split) -> int:
+    """FLOPs of ``neighbour_probe``: of each product of a vector of ``asked`` with one of ``known``.
+
+    With n labels of a task, m texts to predict and vectors of width h that is ``2 n m h``; the
+    votes are not in it.
+    """
+    width = 0 if known.texts.pooled is None else known.texts.pooled.shape[1]
+    labels = sum(int((known.examples.labels[task] >= 0).sum()) for task in TASKS)
+    return 2 * width * labels * len(asked.texts)
 
 
 def majority_baseline(known: Split, asked: Split, classes: Mapping[str, Sequence[str]]) -> Metrics:

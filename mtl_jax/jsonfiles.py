@@ -132,7 +132,7 @@ def parsed_lines(
         except (ValueError, RecursionError) as error:
             return records, first_line(error)
         if problem := exceptions.best_match(validator.iter_errors(record)):
-            return records, shortened(problem.message)
+            return records, shortened(problem.message, 200)
         records.append(record)
     return records, ""
 

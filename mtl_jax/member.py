@@ -20,6 +20,7 @@ from mtl_jax.course import Course, score
 from mtl_jax.data.batches import HostBatch, train_batches
 from mtl_jax.drift import Reference, judge, reference
 from mtl_jax.errors import UserError
+from mtl_jax.flops import flops_record
 from mtl_jax.freeze import Freeze, Params
 from mtl_jax.jsonfiles import write_json
 from mtl_jax.meter import Meter
@@ -205,11 +206,22 @@ class Member:
         self._share, run = 1 / members, self.run
         if self.done == 0 and run.feature_seconds:
             new = self.course.book_features(run.features, run.feature_seconds)
-            self.book(new, 0.0, members)
+            self.meter.book(new / members)
 
-    def book(self, seconds: float, compile_seconds: float, members: int) -> None:
-        """Takes its share of what steps of so many took, and of compiling them."""
+    def book(self, steps: int, seconds: float, compile_seconds: float, members: int) -> None:
+        """Takes its share of what steps of so many took, and of compiling them.
+
+        Args:
+            steps: That have been sent off; 0 where the last of them was waited for.
+            seconds: Since the last look at the clock, without compilation.
+            compile_seconds: Of compilation.
+            members: Whose share this is, among how many.
+        """
         self.meter.book(seconds / members, compile_seconds / members)
+        if steps:
+            self.meter.step_times.sent(seconds / members, steps, compile_seconds > 0)
+        else:
+            self.meter.step_times.waited(seconds / members)
 
     def draw(self, steps: int) -> list[HostBatch]:
         """The next batches."""
@@ -298,15 +310,21 @@ class Member:
         epochs = [record for record in records if record["event"] == "epoch"]
         chosen = next(record for record in epochs if record["step"] == best)
         trains = any(plan.freeze.groups for plan in run.plans)
-        measured = outcome.measurements(run, params, chosen["validation"], probe=not trains)
+        measured, probe_flops, probe_seconds = outcome.measurements(
+            run, params, chosen["validation"], probe=not trains
+        )
         compiling = (run.evaluation_compile_seconds - self._compiled_before) * self._share
+        steps = outcome.steps_of_phases(records)
         result = {
             **outcome.run_result(
                 config, run.epochs, epochs, chosen, certificate, self.course.stopped
             ),
+            "untrained_heads": outcome.untrained_heads(self._first, steps, best),
             **measured,
             "text_baseline": run.inputs.text_baseline,
-            "train_seconds": meter.train_seconds if trains else 0.0,
+            **flops_record(self._first, steps, probe_flops),
+            "train_seconds": meter.train_seconds + probe_seconds,
+            **meter.step_times.summary(),
             "compile_seconds": meter.compile_seconds + compiling,
             "examples_per_second": meter.rate,
         }

@@ -8,9 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from mtl_jax.config import TASKS
 from mtl_jax.data.batches import HostBatch
 from mtl_jax.errors import SharedError
+
+# Steps whose seconds are kept for their median.
+_MOST_TIMES = 256
 
 Keep = Callable[[int, str | None, HostBatch], str]
 """Is given the step, the task whose loss is not finite (None: the gradient's norm), and the batch;
@@ -41,6 +46,81 @@ class Stopwatch:
         self._started += time.perf_counter() - before
 
 
+class StepTimes:
+    """Seconds of single steps, from those of stretches between two looks at the clock.
+
+    A row of steps begins with a device that has nothing to do. While it works on a step, the host
+    sends off the next one, and waits for the one before: from the third look of a row on, a step
+    takes from one look to the next. The first two looks come as soon as their steps are sent off,
+    and the wait for the last two ends the row: together these times are those of two steps.
+
+    Steps that had to be compiled are left out, unless there are no others. Of many steps every
+    second, fourth ... is kept, so that a checkpoint stays small.
+
+    Args:
+        saved: What ``state`` gave.
+    """
+
+    def __init__(self, saved: Mapping[str, Any] | None = None):
+        saved = saved or {}
+        self._kept: list[float] = list(saved.get("kept", ()))
+        self._every: int = saved.get("every", 1)
+        self._seen: int = saved.get("seen", 0)
+        self._cold: float | None = saved.get("cold")
+        self._start: list[tuple[float, int, bool]] = []
+
+    def state(self) -> dict[str, Any]:
+        """What ``saved`` takes; to be asked for between two rows."""
+        return {
+            "kept": list(self._kept),
+            "every": self._every,
+            "seen": self._seen,
+            "cold": self._cold,
+        }
+
+    def sent(self, seconds: float, steps: int, compiled: bool) -> None:
+        """Takes the seconds up to when so many steps have been sent off.
+
+        Args:
+            seconds: Since the last look, without compilation.
+            steps: That one program takes.
+            compiled: Whether the program had to be compiled.
+        """
+        if len(self._start) < 2:
+            self._start.append((seconds, steps, compiled))
+        else:
+            self._take(seconds / steps, steps, compiled)
+
+    def waited(self, seconds: float) -> None:
+        """Takes the seconds until the last steps of a row were done, which end the row."""
+        if self._start:
+            sent, steps, compiled = zip(*self._start, strict=True)
+            self._take((sum(sent) + seconds) / sum(steps), sum(steps), any(compiled))
+            self._start.clear()
+
+    def _take(self, seconds: float, steps: int, compiled: bool) -> None:
+        if compiled:
+            self._cold = seconds
+            return
+        for _ in range(steps):
+            if self._seen % self._every == 0:
+                self._kept.append(seconds)
+            self._seen += 1
+            if len(self._kept) > _MOST_TIMES:
+                self._kept, self._every = self._kept[::2], 2 * self._every
+
+    def summary(self) -> dict[str, Any]:
+        """``step_seconds_median``, and the 10th and the 90th percentile as its range.
+
+        None where no step was taken.
+        """
+        times = self._kept or ([] if self._cold is None else [self._cold])
+        if not times:
+            return {"step_seconds_median": None, "step_seconds_range": None}
+        low, median, high = np.percentile(times, (10, 50, 90)).tolist()
+        return {"step_seconds_median": median, "step_seconds_range": [low, high]}
+
+
 class Meter:
     """Sums over the steps since ``reset``; a JSON object can carry it over a restart.
 
@@ -56,6 +136,7 @@ class Meter:
             steps with several seeds at once this run's share.
         compile_seconds: Seconds spent compiling the training step, shared likewise.
         examples: Examples trained on.
+        step_times: Seconds of single steps, shared likewise.
     """
 
     def __init__(self, keep: Keep, saved: Mapping[str, Any] | None = None):
@@ -64,6 +145,7 @@ class Meter:
         self.train_seconds: float = saved.get("train_seconds", 0.0)
         self.compile_seconds: float = saved.get("compile_seconds", 0.0)
         self.examples: int = saved.get("examples", 0)
+        self.step_times = StepTimes(saved.get("step_seconds"))
         self._sums: dict[str, list[float]] = saved.get("sums") or self._zero()
         self._pending: tuple[int, Callable[[], Mapping[str, Any]], HostBatch] | None = None
         self._last: dict[str, Any] = {}
@@ -78,6 +160,7 @@ class Meter:
             "train_seconds": self.train_seconds,
             "compile_seconds": self.compile_seconds,
             "examples": self.examples,
+            "step_seconds": self.step_times.state(),
             # A copy: it is written in the background while the sums go on.
             "sums": {task: list(sums) for task, sums in self._sums.items()},
         }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax.config import TASKS, TrainConfig
-from mtl_jax.evaluate import majority_baseline, neighbour_probe
+from mtl_jax.evaluate import majority_baseline, neighbour_probe, probe_flops
 from mtl_jax.freeze import Params
-from mtl_jax.meter import Meter
+from mtl_jax.meter import Meter, Stopwatch
 from mtl_jax.phases import Phase
 from mtl_jax.run import Run
 
@@ -132,9 +133,41 @@ def run_result(
     }
 
 
+def steps_of_phases(records: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Updates in each phase that a finished run has begun.
+
+    Args:
+        records: The lines of ``metrics.jsonl``.
+    """
+    ends = [record["step"] for record in records if record["event"] == "phase"]
+    return [end - start for start, end in itertools.pairwise([0, *ends])]
+
+
+def untrained_heads(run: Run, steps: Sequence[int], step: int) -> list[str]:
+    """The tasks with training labels and a weight whose heads are what chance has made them.
+
+    Args:
+        run: The run, in any phase.
+        steps: See ``steps_of_phases``.
+        step: Of the checkpoint that is the result: what was trained after it is not in it.
+    """
+    labels, begun, trained = run.inputs.split("train").texts.labels, 0, set[str]()
+    for plan, count in zip(run.plans, steps, strict=False):
+        if count and begun < step:
+            trained |= plan.trained_heads & set(plan.phase.tasks)
+        begun += count
+    return [
+        task
+        for task in TASKS
+        if task not in trained
+        and (labels[task] >= 0).any()
+        and getattr(run.config, f"{task}_weight") > 0
+    ]
+
+
 def measurements(
     run: Run, params: Params, validation: Mapping[str, Any], *, probe: bool
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], int, float]:
     """The part of a result that is measured at its end.
 
     Args:
@@ -143,6 +176,9 @@ def measurements(
         validation: Their metrics on validation, which have been measured.
         probe: Whether nothing was trained, so that the heads tell nothing: then the nearest
             neighbours and the commonest class stand beside them.
+
+    Returns:
+        It, and the FLOPs and the seconds of the probe, 0 without one.
     """
     classes = run.inputs.classes
     placed = run.evaluator.runner.replicate(params)
@@ -156,11 +192,14 @@ def measurements(
         "train_examples": len(training.texts),
         "test_examples": len(test.texts) if test else 0,
     }
-    if probe:
-        asked = test or run.split("validation")
-        result["probe"] = neighbour_probe(training, asked, classes)
-        result["chance"] = majority_baseline(training, asked, classes)
-    return result
+    if not probe:
+        return result, 0, 0.0
+    asked = test or run.split("validation")
+    watch = Stopwatch()
+    result["probe"] = neighbour_probe(training, asked, classes)
+    seconds = watch.lap()
+    result["chance"] = majority_baseline(training, asked, classes)
+    return result, probe_flops(training, asked), seconds
 
 
 def in_words(metrics: Mapping[str, Any], rate: float) -> str:

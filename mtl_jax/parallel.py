@@ -284,13 +284,17 @@ class Compiled:
         self._one_at_a_time = runner.devices > 1 and jax.default_backend() == "cpu"
         self.seconds = 0.0
 
+    def lower(self, *args: Any) -> Any:
+        """The step lowered for these arguments, or their shapes, as JAX has it; not compiled."""
+        return self._wrapped.lower(*args)
+
     def __call__(self, *args: Any) -> Any:
         """Runs the step on arguments as the runner places them."""
         kind = kind_of(args)
         executable = self._executables.get(kind)
         if executable is None:
             start = time.perf_counter()
-            executable = self._executables[kind] = self._wrapped.lower(*args).compile()
+            executable = self._executables[kind] = self.lower(*args).compile()
             if not self._alone:
                 # The others may take longer: JAX keeps what the first process has compiled, and
                 # on a CPU the others do not find it.

@@ -61,12 +61,16 @@ class PhasePlan:
     rate_is_open: bool
 
     @property
+    def trained_heads(self) -> frozenset[str]:
+        """The tasks whose heads train."""
+        return _heads(self.freeze)
+
+    @property
     def watched(self) -> tuple[str, ...]:
         """The tasks whose frozen head may be left behind by a backbone that trains."""
         if self.freeze.backbone_frozen:
             return ()
-        trained = _heads(self.freeze)
-        return tuple(task for task in TASKS if task not in trained)
+        return tuple(task for task in TASKS if task not in self.trained_heads)
 
     @property
     def guarded(self) -> tuple[str, ...]:

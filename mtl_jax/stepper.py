@@ -52,12 +52,15 @@ class Stepper:
     """Runs training steps: one at a time, or many at once where only heads are trained.
 
     Attributes:
+        spec: What they are compiled from.
         program: What the steps are compiled for.
         most: Steps at a time, at most.
         step: The compiled step.
+        runner: What it runs on.
     """
 
     def __init__(self, spec: TrainSpec):
+        self.spec = spec
         model = spec.model.model()
         self.program = Program(
             model.clone(
@@ -76,15 +79,15 @@ class Stepper:
             spec.weighting,
         )
         self.most = spec.steps_at_once
-        self._runner, self._rows = _runner(spec), spec.layout.rows
+        self.runner, self._rows = _runner(spec), spec.layout.rows
         step = scanned_steps if spec.on_pooled else train_step
-        self.step = Compiled(self._runner, step, self.program, donate=True)
+        self.step = Compiled(self.runner, step, self.program, donate=True)
 
     def vectors(self, texts: TextSet) -> Any:
         """What ``__call__`` needs of texts with ``pooled`` vectors, on every device."""
         if texts.pooled is None:
             return None
-        return self._runner.replicate({"pooled": texts.pooled, **texts.labels})
+        return self.runner.replicate({"pooled": texts.pooled, **texts.labels})
 
     def place(
         self, states: Sequence[TrainState], frozen: Sequence[Params]
@@ -95,14 +98,14 @@ class Stepper:
         """
         shared = {name: tree for name, tree in frozen[0].items() if name in SHARED}
         own = [{k: tree for k, tree in each.items() if k not in SHARED} for each in frozen]
-        held = {**self._runner.replicate(shared), **self._runner.place(own)}
-        return self._runner.place(states), held
+        held = {**self.runner.replicate(shared), **self.runner.place(own)}
+        return self.runner.place(states), held
 
     def unplace(self, state: TrainState, frozen: Params) -> list[tuple[TrainState, Params]]:
         """The inverse of ``place``: one copy of each seed's, until the next step is taken."""
-        shared = self._runner.fetch({k: tree for k, tree in frozen.items() if k in SHARED})
-        own = self._runner.unplace({k: tree for k, tree in frozen.items() if k not in SHARED})
-        states = self._runner.unplace(state)
+        shared = self.runner.fetch({k: tree for k, tree in frozen.items() if k in SHARED})
+        own = self.runner.unplace({k: tree for k, tree in frozen.items() if k not in SHARED})
+        states = self.runner.unplace(state)
         return [(one, {**shared, **heads}) for one, heads in zip(states, own, strict=True)]
 
     def __call__(
@@ -126,12 +129,12 @@ class Stepper:
         """
         if vectors is None:
             inputs = [{k: a for k, a in batch.items() if k != "example"} for (batch,) in batches]
-            state, metrics = self.step(state, frozen, self._runner.shard(*inputs))
-            return state, [_when_asked(self._runner, metrics)]
-        own = self._runner.own(self._rows)
+            state, metrics = self.step(state, frozen, self.runner.shard(*inputs))
+            return state, [_when_asked(self.runner, metrics)]
+        own = self.runner.own(self._rows)
         examples = [{"example": self._examples(of_seed)[own]} for of_seed in batches]
-        state, metrics = self.step(state, frozen, vectors, self._runner.shard(*examples))
-        found = jax.tree.map(np.asarray, self._runner.unplace(metrics))
+        state, metrics = self.step(state, frozen, vectors, self.runner.shard(*examples))
+        found = jax.tree.map(np.asarray, self.runner.unplace(metrics))
         return state, [functools.partial(_of_step, found, i) for i in range(len(batches[0]))]
 
     def _examples(self, batches: Sequence[HostBatch]) -> np.ndarray:

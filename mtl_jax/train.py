@@ -183,11 +183,11 @@ def _fit(members: Sequence[Member], show: Show) -> None:
         every = [between, *([config.checkpoint_every] if config.checkpoint_every else [])]
         return min(total - done, *(steps - done % steps for steps in every))
 
-    def lap(compile_seconds: float) -> None:
+    def lap(steps: int, compile_seconds: float = 0.0) -> None:
         seconds = watch.lap() - compile_seconds
         there = _training(members)
         for member in there:
-            member.book(seconds, compile_seconds, len(there))
+            member.book(steps, seconds, compile_seconds, len(there))
 
     def each(act: Callable[..., None], *args: Any) -> None:
         for member, copies in zip(members, stepper.unplace(state, frozen), strict=True):
@@ -207,7 +207,7 @@ def _fit(members: Sequence[Member], show: Show) -> None:
             state, metrics = show.trace(
                 before, steps, watch, stepper, state, frozen, vectors, batches
             )
-            lap(stepper.step.seconds - compiled)
+            lap(steps, stepper.step.seconds - compiled)
             for index, of_step in enumerate(metrics):
                 done += 1
                 for place, member in enumerate(members):
@@ -224,7 +224,7 @@ def _fit(members: Sequence[Member], show: Show) -> None:
                 for member in _training(members):
                     with member.guarded():
                         member.meter.read()
-                lap(0.0)
+                lap(0)
                 each(Member.measure, done) if measures else each(Member.save, None)
                 # It may have come meanwhile; to measure takes longer than a step.
                 leaves = leaves or preemption.due()

@@ -27,7 +27,11 @@ def line(
     test: float | None = None,
     sources: tuple[str, ...] = SOURCES,
 ) -> dict[str, Any]:
-    """One arm; its test score is its validation score unless given."""
+    """One arm; its test score is its validation score unless given.
+
+    It takes a GFLOP for each second, in 96 steps.
+    """
+    flops = int(1e9 * seconds)
     test = validation if test is None else test
     result: dict[str, Any] = {
         "arm": arm,
@@ -35,7 +39,11 @@ def line(
         "test": metrics(test, sources),
         "train": metrics(test + 0.05, sources),
         "validation": metrics(validation, sources),
+        "train_flops": flops,
+        "flops_of_phases": [{"steps": 96, "step": flops // 96, "prefix": flops % 96}],
         "train_seconds": seconds,
+        "step_seconds_median": seconds / 96,
+        "step_seconds_range": [seconds / 100, seconds / 90],
         "compile_seconds": 2.5,
         "examples_per_second": 3000 / seconds if seconds else None,
         "trainable_parameters": int(1000 * seconds),
@@ -58,6 +66,8 @@ def line(
     }
     if arm == "all_frozen":
         result |= {"probe": metrics(0.61), "chance": metrics(0.2), "curve": []}
+        # The pass of its frozen layers, and its probe.
+        result |= {"train_flops": 4_000_000_000, "train_seconds": 4.0}
     return result
 
 

@@ -144,10 +144,13 @@ def test_numbers(full: Path):
     assert [row[0] for row in differences[1:]] == ["backbone_frozen", "top_2", "gradual"]
     # -0.005 + 0.001 x (1, 0, -1), of too few seeds for an interval. All differences to full
     # fine-tuning have one sign: p is 2/2^3, and no other pattern has as large a statistic.
-    assert differences[2][2:] == [*["−0.005"] * 3, "0.250", "0.250"]
-    assert {row[0]: row[2] for row in cost}["top_2"] == "40.0 (0.40×)"
-    assert {row[0]: row[4] for row in cost}["top_2"] == "75 (2.50×)"
-    assert {row[0]: row[2] for row in cost}["all_frozen"] == "—"
+    # t = -0.005 / (0.001 / sqrt(3)) = -8.66 has p 0.0131, the second of three: times 2.
+    assert differences[2][2:] == [*["−0.005"] * 3, "0.250", "0.250", "0.026"]
+    assert {row[0]: row[2] for row in cost}["top_2"] == "40 G (0.40×)"
+    assert {row[0]: row[3] for row in cost}["top_2"] == "417 [400, 444]"
+    assert {row[0]: row[4] for row in cost}["top_2"] == "40.0 [40.0, 40.0]"
+    assert {row[0]: row[6] for row in cost}["top_2"] == "75.0"
+    assert {row[0]: row[2] for row in cost}["all_frozen"] == "4 G (0.04×)"
     assert {row[0]: row[2] for row in gaps}["top_2"] == "+0.050 ± 0.000"
     assert {row[0]: row[2] for row in sources}["VADER"] == "0.96"
 
@@ -156,13 +159,16 @@ def test_claims(full: Path):
     claims = read_html(full / "report.html").tables[0]
     assert claims[0] == ["claim", "verdict", "number", "of"]
     assert [row[0] for row in claims[1:]] == [
-        "All frozen is fastest and lightest.",
-        "A frozen backbone takes less training time.",
+        "All frozen is cheapest and lightest.",
+        "A frozen backbone takes fewer training FLOPs.",
         "A frozen backbone trains fewer parameters.",
         "A frozen backbone overfits less.",
     ]
     # The failed arm of the study asks for no fourth seed.
-    assert claims[4][1] == ("undecided: too few seeds: 3 can give no p below 0.250; 6 could")
+    assert claims[4][1] == (
+        "undecided: the sign-flip test of 3 seeds can give no p below 0.250 (6 seeds could), and "
+        "the paired t-test with Holm's correction gives p = 1.000"
+    )
     assert claims[4][2] == "0.000, corrected p 1.000, 3 seeds"
     markdown = (full / "report.md").read_text(encoding="utf-8")
     assert (
@@ -177,7 +183,8 @@ def test_an_arm_with_failed_seeds_is_a_warning_and_counted(tmp_path: Path):
     failures = [{"arm": "top_2", "seed": 2, "error": "out of memory"}]
     text = report(tmp_path, results, failures=failures)
     warning = "unlike seeds are no fair match: <code>top_2</code> 2 of 3 seeds."
-    assert text.index(warning) < text.index("Use <code>gradual</code>")
+    assert text.index(warning) < text.index("Use <code>top_2</code>")
+    assert "They are ranked on seeds 0 and 1, as not all of them have the others." in text
     quality = read_html(tmp_path / "report.html").tables[1]
     assert {row[0]: row[1] for row in quality}["top_2"] == "2 of 3"
     assert {row[0]: row[1] for row in quality}["gradual"] == "3"
@@ -273,7 +280,7 @@ def test_print_table_fits_a_terminal():
     print_table(study(), FAILURES, console)
     text = console.export_text()
     assert "0.795 ± 0.002" in text
-    assert "40.0 (0.40×)" in text
+    assert "40 G (0.40×)" in text
     assert "Use top_2" in text
     assert "<b>ValueError</b> [here]" in text
     assert "…" not in text

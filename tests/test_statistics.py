@@ -1,11 +1,15 @@
+from typing import Any
+
 import pytest
 import scipy.stats
 
 from experiments.statistics import (
     Interval,
+    holm,
     mean_interval,
     of_differences,
     paired_difference,
+    paired_t_p,
     t_factor,
 )
 
@@ -97,3 +101,24 @@ def test_differences_that_are_there_already():
     assert found.interval.mean == pytest.approx(0.3)
     assert found.p_value == 0.5
     assert of_differences({}) is None
+
+
+def test_the_paired_t_test_is_scipys_from_three_seeds_on():
+    one, other = [0.70, 0.73, 0.69, 0.75], [0.74, 0.75, 0.74, 0.76]
+    differences = [a - b for a, b in zip(one, other, strict=True)]
+    expected: Any = scipy.stats.ttest_rel(one, other)
+    found = paired_t_p(differences)
+    assert found == pytest.approx(expected.pvalue)
+    # With four seeds the sign-flip test can give no p below 0.125.
+    assert found is not None
+    assert found < 0.05
+    assert paired_t_p(differences[:2]) is None
+    assert paired_t_p([0.2, 0.2, 0.1 + 0.1]) == 0.0
+    assert paired_t_p([0.0, 0.0, 1e-17]) == 1.0
+
+
+def test_holm_by_hand():
+    # 4 x 0.01; 3 x 0.02 is 0.06; 2 x 0.03 is as much; 1 x 0.04 may not be less.
+    assert holm([0.04, None, 0.01, 0.03, 0.02]) == pytest.approx([0.06, None, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []

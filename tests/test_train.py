@@ -27,6 +27,11 @@ from mtl_jax.step import eval_step
 from mtl_jax.train import train
 from mtl_jax.workdir import Workdir
 
+UNTRAINED = {
+    "all_frozen": ["classifier", "sentiment"],
+    "classifier_frozen": ["classifier"],
+    "sentiment_frozen": ["sentiment"],
+}
 SCENARIOS = (
     "all_frozen",
     "backbone_frozen",
@@ -88,7 +93,12 @@ def test_every_scenario_runs_and_leaves_its_proof(scenario, settings, inputs_of,
         for task in TASKS:
             assert 0 <= result[split][task]["accuracy"] <= 1
     trained = scenario != "all_frozen"
-    assert (result["train_seconds"] > 0) is trained
+    assert result["train_seconds"] > 0
+    assert (result["step_seconds_range"] is not None) is trained
+    if trained:
+        low, high = result["step_seconds_range"]
+        assert 0 < low <= result["step_seconds_median"] <= high < result["train_seconds"]
+    assert result["untrained_heads"] == UNTRAINED.get(scenario, [])
     assert ("probe" in result and "chance" in result) is not trained
     log = read_lines(tmp_path / "run" / "metrics.jsonl")
     epochs = [record["epoch"] for record in log if record["event"] == "epoch"]

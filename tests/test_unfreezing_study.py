@@ -163,7 +163,7 @@ def test_gradual_against_at_once():
     # 0.05, 0 and 0.03 in the three sizes, the same for every seed.
     assert "+0.027" in text
     assert "the mean over 64, 256 and 1,024 sentences (corrected p = 0.031)" in text
-    assert "On the most sentences it takes 2.0× more training time." in text
+    assert "On the most sentences it takes 2.0× more training FLOPs." in text
     assert gradual_text(RESULTS, [], [], "test").startswith("Gradual unfreezing is not compared")
 
 
@@ -198,7 +198,8 @@ def test_the_report_holds_every_arm_at_every_size():
     assert "| arm | 64 | 256 | 1,024 |" in text
     # Their standard deviation is 0.00089, its error 0.00037, and t with 5 degrees of freedom 2.57.
     assert "| `top_1` | 0.501 ± 0.001 | 0.641 ± 0.001 | 0.701 ± 0.001 |" in text
-    assert "| `gradual_unfreezing` | 10.0 | 10.0 | 20.0 |" in text
+    assert "| `gradual_unfreezing` | 10 G (1.00×) | 10 G (1.00×) | 20 G (2.00×) |" in text
+    assert "| `none_frozen` | 10.0 [10.0, 10.0] | 10.0 [10.0, 10.0] | 10.0 [10.0, 10.0] |" in text
     assert "](heat_map.png)" in text
     assert "](curves.png)" in text
     assert text.index("unfreezing pays from 256") < text.index("## Quality")
