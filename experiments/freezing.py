@@ -51,6 +51,8 @@ class Freezing(StudySettings):
     data: DataConfig = _QUICK
     batch_size: int = 16
     """examples per step, over all devices"""
+    head_learning_rate: float | None = 1e-2
+    """peak learning rate of the two heads; high, as the steps of the quick study are few"""
     epochs: int | None = None
     """as of train"""
     min_steps: int | None = _Default(0)
