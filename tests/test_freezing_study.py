@@ -115,6 +115,7 @@ def test_seeds_at_once_leave_what_one_by_one_does(settings, tmp_path, capsys):
         assert_schema(result)
         expected = one_by_one[result["arm"], result["seed"]]
         assert result.keys() == expected.keys()
+        assert result["train_flops"] == expected["train_flops"]
         assert len(result["curve"]) == len(expected["curve"])
         for split in ("test", "train", "validation"):
             for task in TASKS:
@@ -133,6 +134,10 @@ def assert_schema(result):
         assert isinstance(result[split]["sentiment"]["weighted_f1_by_source"], dict)
     for number in ("train_seconds", "compile_seconds", "examples_per_second"):
         assert result[number] >= 0
+    assert isinstance(result["train_flops"], int)
+    if result["arm"] != "all_frozen":
+        low, high = result["step_seconds_range"]
+        assert low <= result["step_seconds_median"] <= high
     assert isinstance(result["trainable_parameters"], int)
     assert isinstance(result["optimizer_state_bytes"], int)
     assert result["frozen_digest_unchanged"] is True

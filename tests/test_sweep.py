@@ -235,6 +235,8 @@ def test_the_experiment_leaves_a_line_per_run_and_a_report(swept, tmp_path, caps
     )
     run_heads(study, "the command")
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert {line["train_flops"] for line in lines} == {lines[0]["train_flops"]}
+    assert isinstance(lines[0]["train_flops"], int)
     assert len(lines) == 24
     chosen = [line for line in lines if line["chosen"]]
     assert [line["seed"] for line in chosen] == [0, 3, 4]
