@@ -31,6 +31,10 @@ from mtl_jax.scenarios import FROZEN, scenario_rules
 FEWEST_STEPS = 10
 
 
+# Of a phase of fewer steps a sweep would take longer to compile than it is worth.
+_SWEPT_STEPS = 100
+
+
 @dataclasses.dataclass(frozen=True)
 class PhasePlan:
     """One phase.
@@ -46,7 +50,7 @@ class PhasePlan:
         learned: The tasks whose heads an earlier phase has trained.
         measure_every: Epochs between two measurements on validation.
         rate_is_open: Whether a sweep may choose the heads' learning rate: it trains all heads on
-            vectors of the pre-trained backbone, and nothing states their rate.
+            vectors of the pre-trained backbone, long enough, and nothing states their rate.
     """
 
     phase: Phase
@@ -160,7 +164,12 @@ def plan_phases(
         optimizer = _optimizer(config, phase, setting.num_layers, total)
         laid_out = rules[i], freezes[i], batches[i], bounds[i], optimizer, texts[i], learned
         between = math.ceil(bounds[i] / batches[i].steps / MEASUREMENTS) or 1
-        rate_is_open = i == 0 and config.prefix_cache and _rate_is_open(completed[0], freezes[0])
+        rate_is_open = (
+            i == 0
+            and config.prefix_cache
+            and bounds[0] >= _SWEPT_STEPS
+            and _rate_is_open(completed[0], freezes[0])
+        )
         plans.append(PhasePlan(phase, *laid_out, config.measure_every or between, rate_is_open))
         learned |= _heads(freezes[i])
     _refuse_repeats(plans, names)

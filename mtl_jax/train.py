@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
@@ -81,11 +82,18 @@ def train_seeds(
     _refuse_unlike(configs)
     shared = inputs
     inputs, runs = processes.in_all(partial(_made_ready, configs, shared))
+    # What a caller who shares inputs between runs says once for all of them.
+    tell = functools.cache(partial(_tell, runs[0])) if shared is None else _tell_nothing
+    if runs[0].plans[0].rate_is_open:
+        if (rate := recorded_head_rate(configs)) is None:
+            # What looks wrong with the data is seen before anyone waits for a sweep.
+            tell()
+            rate = processes.in_all(partial(chosen_head_rate, runs[0]))
+        runs = [run.with_head_learning_rate(rate) for run in runs]
     if len(configs) > 1 and (parted(runs[0].plans) or processes.count() > 1):
         # A frozen part that differs between the seeds can't be one copy for all of them, and
         # seeds are spread over the devices of one process only.
-        for note in () if shared else _notes(runs[0]):
-            say(note)
+        tell()
         return [outcome for config in configs for outcome in train_seeds([config], inputs)]
     with contextlib.ExitStack() as stack:
         members = [Member(run, stack) for run in runs]
@@ -93,11 +101,8 @@ def train_seeds(
             with member.guarded():
                 member.open()
         there = _under_way(members)
-        told = there if shared is None else []
-        for note in _notes(runs[0]) if told else ():
-            say(note)
-        if told:
-            say(in_words(inputs.text_baseline))
+        if there:
+            tell()
         # Once for all: the last step of a group that has been trained may be another's first.
         groups: dict[tuple[int, int, bool], list[Member]] = {}
         for member in there:
@@ -109,7 +114,7 @@ def train_seeds(
                     _fit(phase, show)
             preemption.leave_if_due()
             _measure(_under_way(group))
-        for member in told:
+        for member in there if shared is None else ():
             for warning in _shortfalls(member):
                 say(warning)
         return [cast("dict[str, Any] | UserError", member.outcome) for member in members]
@@ -119,17 +124,20 @@ def _made_ready(configs: Sequence[TrainConfig], inputs: Inputs | None) -> tuple[
     inputs = inputs or Inputs(configs[0])
     runs = [Run(config, inputs, together=len(configs) > 1) for config in configs]
     inputs.refuse_long()
-    if runs[0].plans[0].rate_is_open:
-        rate = recorded_head_rate(configs) or chosen_head_rate(runs[0])
-        runs = [run.with_head_learning_rate(rate) for run in runs]
     return inputs, runs
 
 
-def _notes(run: Run) -> list[str]:
-    """What is said once of the data and the settings, whichever seeds are trained."""
+def _tell(run: Run) -> None:
+    """Says what is said once of the data and the settings, whichever seeds are trained."""
     settings = run.config, run.plans
     notes = (make(*settings) for make in (without_effect, lengths, short_phases))
-    return [*run.inputs.notes(), *itertools.chain.from_iterable(notes)]
+    for note in (*run.inputs.notes(), *itertools.chain.from_iterable(notes)):
+        say(note)
+    say(in_words(run.inputs.text_baseline))
+
+
+def _tell_nothing() -> None:
+    pass
 
 
 def _refuse_unlike(configs: Sequence[TrainConfig]) -> None:

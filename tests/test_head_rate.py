@@ -20,7 +20,8 @@ DEFAULT = RATES.index(3e-3)
 @pytest.fixture(scope="module")
 def open_settings(shared_settings):
     """Settings that leave the heads' rate to the sweep."""
-    return {name: value for name, value in shared_settings.items() if name != "head_learning_rate"}
+    stated = {name: value for name, value in shared_settings.items() if "head" not in name}
+    return stated | {"epochs": 20, "measure_every": 10}
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,7 @@ def test_rates_differ_from_what_the_texts_are_and_are_chosen_once(open_settings,
     "changes",
     [
         {"head_learning_rate": 3e-3},
+        {"epochs": 2},
         {"scenario": "top_1"},
         {"scenario": "all_frozen"},
         {"prefix_cache": False},
@@ -145,7 +147,7 @@ def test_seeds_together_have_one_rate_and_a_recipe_only_its_first_phase(
 
 
 def test_few_texts_train_long_enough_without_any_flag(open_settings, tmp_path, capsys):
-    short = {name: value for name, value in open_settings.items() if name != "epochs"}
+    short = {**open_settings, "epochs": None, "measure_every": None}
     config = TrainConfig(**short, workdir=str(tmp_path / "run"), head_min_steps=150)
     result = train(config)
     words = capsys.readouterr().err
