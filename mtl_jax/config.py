@@ -35,7 +35,7 @@ MOST_STEPS = 2**31 - 1
 # (Mosbach et al. 2021, arXiv:2006.04884, section 6.2). Where heads alone are trained on kept
 # vectors a step takes a millisecond, and they are far from done after as few.
 EPOCHS, HEAD_EPOCHS = 3, 10
-MIN_STEPS, HEAD_MIN_STEPS = 150, 4000
+MIN_STEPS, HEAD_MIN_STEPS = 150, 3000
 # The rate of the heads where no sweep chooses it.
 HEAD_LEARNING_RATE = 3e-3
 # Measurements of a phase at most, where nothing says how often it is measured.
@@ -201,7 +201,7 @@ kept vectors, and as many more as --min-steps and --head-min-steps ask for"""
 than --epochs; by default 150, or 0 where --epochs is given"""
     head_min_steps: int | None = None
     """the same of a phase that trains heads alone on kept vectors, where a step takes a \
-millisecond; by default 4000, or 0 where --epochs is given"""
+millisecond; by default 3000, or 0 where --epochs is given"""
     batch_size: int = 32
     """examples per step at most, over all devices; they are spread evenly over the steps"""
     head_learning_rate: float | None = None

@@ -22,11 +22,13 @@ from mtl_jax.errors import UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.jsonfiles import read_lines, rewrite_lines
 from mtl_jax.member import Member
+from mtl_jax.record import identity
 from mtl_jax.run import Run
 from mtl_jax.saved import Saved
 from mtl_jax.stepper import stepper
 from mtl_jax.train import train, train_seeds
 from mtl_jax.trained import TrainedModel
+from mtl_jax.workdir import Workdir
 
 # What another order of summation in float32 makes of a mean loss, and of a parameter after
 # Adam has divided by the root of the second moment in each of twelve steps.
@@ -267,6 +269,12 @@ def test_a_member_that_fails_fails_alone(of_scenario, trained, inputs_of, tmp_pa
         train(configs[2], inputs)
 
 
+def opened(config):
+    """The checkpoints of a run, to save more of them in its name."""
+    folder = Workdir(config.workdir)
+    return Checkpoints(folder.checkpoints, run=identity(folder.config()))
+
+
 def blow_up(config, inputs):
     """Makes the heads in a run's last checkpoint so large that the next loss is infinite."""
     run = Run(config, inputs)
@@ -281,7 +289,7 @@ def blow_up(config, inputs):
     large = jax.tree.map(lambda leaf: np.full_like(leaf, 3e38), params["classifier"]["kernel"])
     large[:, 0] *= -1
     params["classifier"]["kernel"] = large
-    checkpoints = Checkpoints(Path(config.workdir) / "checkpoints")
+    checkpoints = opened(config)
     checkpoints.save(params, state, data, progress, 0.5)
     checkpoints.close()
 
@@ -293,7 +301,7 @@ def of_other_optimizer(config, inputs):
         progress, params = checkpoints.progress(6), checkpoints.restore_params(6)
     shutil.rmtree(Path(config.workdir) / "checkpoints" / "6")
     data = train_batches(other.training.texts, other.plan, config.seed, 0, other.total_steps)
-    with contextlib.closing(Checkpoints(Path(config.workdir) / "checkpoints")) as checkpoints:
+    with contextlib.closing(opened(config)) as checkpoints:
         checkpoints.save(params, other.start().replace(step=np.int32(6)), data, progress, 0.5)
 
 
