@@ -110,8 +110,9 @@ def _columns(width: int) -> Iterator[None]:
 
 def _unboxed(message: str) -> str:
     """The text of a message that is framed for a terminal, as one line."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in message.splitlines()]
-    lines = [line.strip("│╭╮╰╯─┌┐└┘ ") for line in lines]
+    # Escapes of a terminal, and rules, which are as long as the line is wide.
+    lines = [re.sub(r"\x1b\[[0-9;]*m|[-─]{4,}", "", line) for line in message.splitlines()]
+    lines = [line.strip("│╭╮╰╯─┌┐└┘|+ ") for line in lines]
     title, *body = [line for line in lines if line]
     text = " ".join(body)
     return text if text.startswith(title) else f"{title}: {text}"
