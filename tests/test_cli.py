@@ -77,7 +77,7 @@ def test_a_long_line_keeps_its_beginning_and_its_end(capsys):
     assert one_line(ValueError(f"{path} is gone: why")).endswith("is gone: why")
 
 
-@pytest.mark.parametrize("columns", ["0", "1", "-1", "x", "10000000000"])
+@pytest.mark.parametrize("columns", ["0", "1", "-1", "x", "100000"])
 def test_help_and_errors_have_a_width_of_their_own(columns, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", columns)
     started = time.process_time()
