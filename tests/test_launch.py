@@ -191,10 +191,10 @@ def test_values_that_the_places_take(capsys):
         (["slurm", "--dry-run", "--", "train", "--workdir="], ["--workdir is empty"]),
         (
             ["slurm", "--dry-run", "--", "train", "--train-file=\udcff.csv"],
-            ["udcff.csv", "is not UTF-8"],
+            ["xff.csv", "is no UTF-8 text"],
         ),
-        ([*GKE, "--", "train", "--train-file=\udcff.csv"], ["is not UTF-8"]),
-        ([*TPU, "--", "train", "--train-file=\udcff.csv", "--workdir=/m/x"], ["is not UTF-8"]),
+        ([*GKE, "--", "train", "--train-file=\udcff.csv"], ["is no UTF-8 text"]),
+        ([*TPU, "--", "train", "--train-file=\udcff.csv", "--workdir=/m/x"], ["is no UTF-8 text"]),
         (["local", "--dry-run", "--", "train", "--seed=-1"], ["--seed -1"]),
         (["local"], ["there is no --", "-- train|experiment"]),
         (["local", "--"], ["write train, or experiment"]),
