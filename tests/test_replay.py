@@ -28,10 +28,10 @@ from mtl_jax.workdir import Workdir
 
 
 def spoilt_checkpoint(folder, word):
-    """One whose vector of a word is not a number."""
+    """One whose vector of a word is so large that its layer norm is not finite."""
     write_checkpoint(folder)
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-    tensors["embeddings.word_embeddings.weight"][WORDS.index(word)] = np.nan
+    tensors["embeddings.word_embeddings.weight"][WORDS.index(word)] = 3e38
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     return str(folder)
 
