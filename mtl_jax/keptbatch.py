@@ -30,7 +30,7 @@ _SCHEMA = {
     "required": [*_IN_JSON, "dtypes"],
     "properties": {
         **dict.fromkeys(("step", "seed", "phase", "depth"), _COUNT),
-        "task": {"type": "string"},
+        "task": {"type": ["string", "null"]},
         "blocks": {"type": "array", "items": {"type": "array", "items": _COUNT}},
         "parts": {"type": ["integer", "null"]},
         "texts": {"type": "array", "items": {"type": "string"}},
