@@ -253,9 +253,9 @@ def ours(backbone, batch, dtype):
 
 def theirs(backbone, batch, half):
     """The same by transformers, one text in a row."""
-    import torch
     import transformers
 
+    torch = pytest.importorskip("torch")
     config = transformers.BertConfig(
         vocab_size=WIDE.vocab_size,
         hidden_size=WIDE.hidden_size,
