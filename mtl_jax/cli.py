@@ -19,7 +19,7 @@ from typing import Any
 import tyro
 
 from mtl_jax import process, processes, tokenizer
-from mtl_jax.errors import SAVED, Preempted, UserError, first_line, shortened
+from mtl_jax.errors import SAVED, Preempted, UserError, first_line, refuse_undecodable, shortened
 
 # Columns that a help page is laid out for at least, and at most.
 NARROWEST, _WIDEST = 60, 250
@@ -56,7 +56,8 @@ def parse(kind: Any, argv: Sequence[str], prog: str, description: str) -> Any:
         SystemExit: ``--help`` was asked for (status 0).
         UserError: The flags are wrong.
     """
-    _refuse_undecodable(argv)
+    for word in argv:
+        refuse_undecodable(word)
     errors = io.StringIO()
     helps = bool({"-h", "--help"} & set(argv))
     try:
@@ -77,16 +78,6 @@ def parse(kind: Any, argv: Sequence[str], prog: str, description: str) -> Any:
         raise UserError(
             re.sub(rf"(?<=\bin ){first} (?=(\S+ )?--help\b)", f"{prog} ", message)
         ) from None
-
-
-def _refuse_undecodable(argv: Sequence[str]) -> None:
-    """Names end up in JSON files, and in libraries that take UTF-8 alone."""
-    for word in argv:
-        try:
-            word.encode()
-        except UnicodeEncodeError:
-            name = shortened(os.fsencode(word).decode("utf-8", "backslashreplace"), 200)
-            raise UserError(f"{name!r} is no UTF-8 text: rename the file or folder") from None
 
 
 def _help_width() -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 # The status of a run that has saved what it had after a SIGTERM, and can be gone on with:
 # EX_TEMPFAIL of sysexits.h.
 SAVED = 75
+
+# Of a long text that is refused, what is shown on both sides of the fault.
+_AROUND = 100
 
 
 class UserError(Exception):
@@ -43,6 +47,22 @@ def shortened(words: str, most: int) -> str:
     """
     half = most // 2
     return words if len(words) <= most else f"{words[:half]} ... {words[-half:]}"
+
+
+def refuse_undecodable(text: str) -> None:
+    """Refuses a text that is not UTF-8, as the name of a file may be.
+
+    Names end up in JSON files and in scripts, and in libraries that take UTF-8 alone.
+
+    Raises:
+        UserError: The text has bytes that are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(error.start - _AROUND, 0) : error.end + _AROUND]
+        name = os.fsencode(around).decode("utf-8", "backslashreplace")
+        raise UserError(f"{name!r} is no UTF-8 text: rename the file or folder") from None
 
 
 def first_line(error: BaseException) -> str:

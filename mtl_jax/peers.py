@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import selectors
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 # How many ports are tried, the coordinator's own and those above it.
 PORTS = 10
@@ -150,14 +152,30 @@ class Meeting:
         )
 
     def _gather(self, peers: Peers) -> None:
-        """Takes the connections of all other processes."""
+        """Takes the connections of all other processes.
+
+        A thread does, which no signal interrupts: a connection that it has taken is among
+        ``peers`` whenever the main thread is told to end, so that the other side hears of it.
+        """
+        ended = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                pool.submit(self._take_calls, peers, ended).result()
+            finally:
+                ended.set()
+
+    def _take_calls(self, peers: Peers, ended: threading.Event) -> None:
         there: dict[int, socket.socket] = {}
         with self._listening() as listener, selectors.DefaultSelector() as selector:
             selector.register(listener, selectors.EVENT_READ)
             while len(there) < self._count - 1:
                 missing = sorted({*range(1, self._count)} - {*there})
                 self._refuse_late(f"{len(missing)} of {self._count} processes, {missing[0]} first,")
-                for key, _ in selector.select(_LOOK_EVERY):
+                ready = selector.select(_LOOK_EVERY)
+                # Who has called already is heard before.
+                if not ready and ended.is_set():
+                    return
+                for key, _ in ready:
                     if key.fileobj is not listener:
                         self._answer(there[key.data])
                         continue

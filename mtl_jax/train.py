@@ -82,8 +82,13 @@ def train_seeds(
     _refuse_unlike(configs)
     shared = inputs
     inputs, runs = processes.in_all(partial(_made_ready, configs, shared))
-    # What a caller who shares inputs between runs says once for all of them.
-    tell = functools.cache(partial(_tell, runs[0])) if shared is None else _tell_nothing
+
+    @functools.cache
+    def tell() -> None:
+        # A caller who shares inputs between runs says it once for all of them.
+        if shared is None:
+            _tell(runs[0])
+
     if runs[0].plans[0].rate_is_open:
         if (rate := recorded_head_rate(configs)) is None:
             # What looks wrong with the data is seen before anyone waits for a sweep.
@@ -134,10 +139,6 @@ def _tell(run: Run) -> None:
     for note in (*run.inputs.notes(), *itertools.chain.from_iterable(notes)):
         say(note)
     say(in_words(run.inputs.text_baseline))
-
-
-def _tell_nothing() -> None:
-    pass
 
 
 def _refuse_unlike(configs: Sequence[TrainConfig]) -> None:

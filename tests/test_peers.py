@@ -1,12 +1,15 @@
 """How the processes of a run come together, on real sockets; the others are threads here."""
 
 import contextlib
+import os
+import signal
 import socket
 import threading
 
 import pytest
 
-from mtl_jax import peers
+from mtl_jax import peers, preemption
+from mtl_jax.errors import Preempted
 from mtl_jax.peers import LeftError, Meeting, Peers, PeersError, has_left
 
 HOST = "127.0.0.1"
@@ -128,6 +131,23 @@ def test_when_the_first_ends_the_others_do(port):
         for thread in threads:
             thread.join()
     assert str(found[1]).startswith("process 1 of 2 lost another one, which ended before")
+
+
+def test_sigterm_ends_the_waiting_of_all(port):
+    heard = []
+
+    def come_and_tell():
+        with call(port, 1, 3) as caller:
+            os.kill(os.getpid(), signal.SIGTERM)
+            heard.append(caller.recv(100))
+
+    thread = threading.Thread(target=come_and_tell)
+    thread.start()
+    meeting = Meeting(f"{HOST}:{port}", HOST, 3, 0, "run")
+    with pytest.raises(Preempted, match="ended by SIGTERM"), preemption.heeded(), meeting.met():
+        raise AssertionError
+    thread.join()
+    assert heard == [b"left\n"]
 
 
 def test_who_does_not_come_is_named(port, monkeypatch):

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, refuse_undecodable
 from mtl_jax.launch.options import (
     GONE_ON_WITH,
     LABEL,
@@ -18,7 +18,6 @@ from mtl_jax.launch.options import (
     Options,
     device_flags,
     refuse_other_folders,
-    refuse_undecoded,
 )
 from mtl_jax.launch.work import Work
 
@@ -118,7 +117,7 @@ class Gke(Options):
                 f"--mount {self.mount}"
             )
         for word in work.words:
-            refuse_undecoded(word)
+            refuse_undecodable(word)
         print(yaml.safe_dump(self.manifest(work, run_id), sort_keys=False, width=1000), end="")
         return 0
 

@@ -26,7 +26,6 @@ MISTAKE = 2
 _LONGEST_ID = 100
 # What of a wrong value is said.
 _LONGEST_SHOWN = 80
-_AROUND = 30
 
 # A name of Kubernetes' (RFC 1123): a label, of at most 63 characters, and several with dots.
 LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
@@ -119,22 +118,6 @@ def refuse_unprintable(flag: str, text: str, *, lines: bool = False) -> None:
                 f"{flag} {_shortened(ascii(text))} has a line break or another control "
                 "character: leave it out"
             )
-
-
-def refuse_undecoded(text: str) -> None:
-    """Refuses a text that can't be written down, as it has a path that is not UTF-8.
-
-    Raises:
-        UserError: It can't.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        around = text[max(error.start - _AROUND, 0) : error.end + _AROUND]
-        raise UserError(
-            f"{around!a} is not UTF-8, and can't be written down for another machine: "
-            "rename the file or folder"
-        ) from error
 
 
 def refuse_other_folders(flag: str, path: str) -> None:

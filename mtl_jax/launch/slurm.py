@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 from tyro.conf import UseAppendAction
 
 from mtl_jax.console import say
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, refuse_undecodable
 from mtl_jax.launch.options import (
     GONE_ON_WITH,
     MISTAKE,
@@ -22,7 +22,6 @@ from mtl_jax.launch.options import (
     need,
     python,
     quoted,
-    refuse_undecoded,
     refuse_unprintable,
 )
 from mtl_jax.launch.work import DONE, Work
@@ -153,7 +152,7 @@ class Slurm(Options):
         if work.study:
             files["gather.sbatch"] = self._gather(work, run_id, folder)
         for text in files.values():
-            refuse_undecoded(text)
+            refuse_undecodable(text)
         if self.dry_run:
             self._show(folder, files)
             return 0

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import UseAppendAction
 
-from mtl_jax.errors import SAVED, UserError
+from mtl_jax.errors import SAVED, UserError, refuse_undecodable
 from mtl_jax.launch.options import (
     DOTTED,
     LABEL,
@@ -17,7 +17,6 @@ from mtl_jax.launch.options import (
     need,
     quoted,
     refuse_other_folders,
-    refuse_undecoded,
 )
 from mtl_jax.launch.work import Work
 
@@ -172,7 +171,7 @@ again for one that could not be made, or is not ready yet, counts, too"""
             )
         refuse_other_folders("--workdir", work.workdir)
         script = self.script(work)
-        refuse_undecoded(script)
+        refuse_undecodable(script)
         if self.dry_run:
             print(script, end="")
             return 0
