@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 
 # How many ports are tried, the coordinator's own and those above it.
 PORTS = 10
@@ -155,12 +155,16 @@ class Meeting:
         """Takes the connections of all other processes.
 
         A thread does, which no signal interrupts: a connection that it has taken is among
-        ``peers`` whenever the main thread is told to end, so that the other side hears of it.
+        ``peers`` whenever a signal ends this, so that the other side hears of it.
         """
         ended = threading.Event()
-        with ThreadPoolExecutor(1) as pool:
+        with futures.ThreadPoolExecutor(1) as pool:
             try:
-                pool.submit(self._take_calls, peers, ended).result()
+                calls = pool.submit(self._take_calls, peers, ended)
+                # One that comes just before a wait is heeded after it only.
+                while not calls.done():
+                    futures.wait([calls], _LOOK_EVERY)
+                calls.result()
             finally:
                 ended.set()
 
