@@ -164,7 +164,8 @@ def command(flags, workdir, *more):
 
 @pytest.mark.parametrize(("killed", "saving"), [(0, False), (1, False), (1, True)])
 def test_when_a_process_dies_the_other_ends_and_says_why(flags, tmp_path, killed, saving):
-    argv = command(flags, tmp_path / "run", "--scenario=none_frozen", "--epochs=100000")
+    more = ("--scenario=none_frozen", "--epochs=100000", "--measure-every=1")
+    argv = command(flags, tmp_path / "run", *more)
     with started(2, 1, *argv) as those:
         (until_it_saves if saving else until_it_trains)(those[0], tmp_path / "run")
         those[killed].send_signal(signal.SIGKILL)
