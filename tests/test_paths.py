@@ -94,6 +94,5 @@ def test_no_home_at_all_is_told_in_a_line():
     assert done.stdout.splitlines() == [
         "~/runs: ~ stands for no folder, for HOME is not set: write the whole path, or ./~ for a "
         "folder of that name",
-        "there is no home folder for what is fetched and prepared: set MTL_JAX_CACHE to a folder "
-        "that can be written",
+        "there is no home folder to keep what is fetched in: set MTL_JAX_CACHE to a folder",
     ]

@@ -471,10 +471,10 @@ def test_a_budget_for_less_than_a_run_ends_in_an_error_and_for_one_run_serves_al
     made = run("top_2")
     for name in splits[:2]:
         made.split(name)
-    files = sorted(folder.iterdir())
+    files = sorted(folder.glob("*.states"))
     with pytest.raises(UserError, match=r"^activations of .* that this run uses already exceed "):
         made.split("test")
-    assert sorted(folder.iterdir()) == files
+    assert sorted(folder.glob("*.states")) == files
 
 
 def test_weights_are_hashed_once(base):

@@ -369,7 +369,7 @@ def test_seeds_go_through_phases_together(recipe, inputs, tmp_path):
         ),
         (
             [{"scenario": "top_1", "epochs": 2**31 - 1}],
-            "would take 12884901882 steps, and 2147483647 can be counted: lower --epochs 2, or",
+            "would take 12884901882 steps, and 2147483647 can be counted: lower --epochs, --min",
         ),
         (
             [{"scenario": "classifier_frozen", "on_drift": "stop"}, {"scenario": "none_frozen"}],
