@@ -129,6 +129,7 @@ def _lines(study: Heads, result: SweepResult, flops: dict[str, Any]) -> list[dic
         for row, seed in enumerate(study.seeds):
             scores = result.validation[row, number].tolist()
             diverged = any(score != score for score in scores)
+            kept = int(result.kept[row, number])
             chosen = number == result.chosen
             lines.append(
                 {
@@ -137,9 +138,8 @@ def _lines(study: Heads, result: SweepResult, flops: dict[str, Any]) -> list[dic
                     "setting": setting,
                     "epochs": list(result.measured),
                     "validation": None if diverged else scores,
-                    "best_epoch": (
-                        None if diverged else result.measured[scores.index(max(scores))]
-                    ),
+                    "best_epoch": None if diverged else result.measured[kept],
+                    "score": None if diverged else scores[kept],
                     "chosen": chosen,
                     "test": result.test[row] if chosen and result.test else None,
                     "train_flops": flops["train_flops"],

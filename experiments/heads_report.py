@@ -33,15 +33,15 @@ _LEARNING_RATE = "head_learning_rate"
 
 
 def by_setting(lines: Sequence[Line]) -> dict[Setting, list[float] | None]:
-    """Per setting each seed's best validation score; None where a seed has diverged."""
+    """Per setting each seed's validation score; None where a seed has diverged."""
     scores: dict[Setting, list[float] | None] = {}
     for line in lines:
         setting = tuple(line["setting"].items())
         known = scores.setdefault(setting, [])
-        if line["validation"] is None:
+        if line["score"] is None:
             scores[setting] = None
         elif known is not None:
-            known.append(max(line["validation"]))
+            known.append(line["score"])
     return scores
 
 
@@ -153,8 +153,8 @@ def document(lines: Sequence[Line], context: Mapping[str, Any]) -> Document:
         Picture(
             "heads.png",
             score_plot(lines),
-            "Best epoch's mean macro-F1 on validation: the mean over seeds, from the smallest "
-            "to the largest.",
+            "Mean macro-F1 on validation of the epoch that is kept: the mean over seeds, from the "
+            "smallest to the largest.",
         ),
         setting_table(lines),
         *search_blocks(trial_scores(lines)),

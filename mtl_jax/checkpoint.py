@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +179,7 @@ class Checkpoints(Saved):
         data: grain.DatasetIterator[Any],
         progress: dict[str, Any],
         score: float | None,
+        replaced: Container[int] = (),
         keep: Collection[int] = (),
         reference: Mapping[str, Any] | None = None,
     ) -> None:
@@ -192,6 +192,8 @@ class Checkpoints(Saved):
             progress: Any JSON object.
             score: What the best checkpoint is chosen by, higher is better; None for one
                 that is only there to resume from.
+            replaced: Steps of scored checkpoints that this one is better than, whatever their
+                score.
             keep: Steps whose checkpoints going on from this one may need, beside the best.
             reference: Arrays for ``restore_reference``, where there are any.
 
@@ -212,7 +214,7 @@ class Checkpoints(Saved):
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         processes.on_main(functools.partial(self._check_space, size))
         best = self._best
-        if score is not None and beats(score, best[1] if best else -math.inf):
+        if score is not None and (best is None or best[0] in replaced or beats(score, best[1])):
             best = step, score
         needs = tuple(sorted({*keep, *(best or ())[:1]} - {step}))
         known = Seal(

@@ -34,7 +34,7 @@ MOST_STEPS = 2**31 - 1
 # takes. Few texts make few steps of a pass, and a backbone takes some 150 to leave where it was
 # (Mosbach et al. 2021, arXiv:2006.04884, section 6.2). Where heads alone are trained on kept
 # vectors a step takes a millisecond, and they are far from done after as few.
-EPOCHS, HEAD_EPOCHS = 3, 10
+EPOCHS, HEAD_EPOCHS = 3, 15
 MIN_STEPS, HEAD_MIN_STEPS = 150, 3000
 # The rate of the heads where no sweep chooses it.
 HEAD_LEARNING_RATE = 3e-3

@@ -85,7 +85,7 @@ def _compared(run: Run, heads: Heads) -> tuple[np.ndarray, np.ndarray]:
         if not (labels >= 0).any():
             continue
         for rate in range(len(RATES)):
-            of_seeds = [heads.best(seed, rate)[task] for seed in range(len(_SEEDS))]
+            of_seeds = [heads.kept(seed, rate)[task] for seed in range(len(_SEEDS))]
             predicted = [(vectors @ h["kernel"] + h["bias"]).argmax(-1) for h in of_seeds]
             found.append(np.mean([_macro_f1(labels, each, weights) for each in predicted], axis=0))
     if not found:

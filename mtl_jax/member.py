@@ -281,19 +281,21 @@ class Member:
 
     def save(self, state: TrainState, frozen: Params, score: float | None) -> None:
         """Leaves a checkpoint; see ``Checkpoints.save``."""
+        course, plan = self.course, self.run.plans[self.run.index]
         self.checkpoints.save(
             Freeze.merge(state.trainable, frozen),
             state,
             self.data,
             {
-                "course": self.course.state(),
+                "course": course.state(),
                 "meter": self.meter.state(),
                 "lines": self._workdir.lines,
                 "drawn": self._drawn,
                 "depended_on": self._depends,
             },
             score,
-            keep=self.course.needed(self.run.phase),
+            replaced=range(course.start + 1, int(state.step)) if plan.keeps_end else (),
+            keep=course.needed(plan.phase),
             reference=self._reference.arrays() if self._reference else None,
         )
 

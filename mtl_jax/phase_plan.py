@@ -93,6 +93,17 @@ class PhasePlan:
         stops = phase.on_drift in ("stop", "back") and bool(self.guarded)
         return phase.patience is not None or phase.requires_gain is not None or stops
 
+    @property
+    def keeps_end(self) -> bool:
+        """Whether what it ends with is kept, and not the best of its measurements.
+
+        Heads alone are a convex problem, and their rate falls to nothing: of such epochs a
+        validation split would choose one by chance.
+        """
+        phase = self.phase
+        decays = phase.patience is None and phase.schedule != "constant"
+        return trains_heads_alone(self.freeze) and decays
+
     def epochs(self, steps: int) -> float:
         """Passes over the training texts that so many steps are."""
         return steps / self.batches.steps

@@ -64,9 +64,10 @@ class SweepResult:
         measured: The epochs after which the runs are measured, from 1.
         validation: float64 [seeds, n, measured], the mean over tasks of macro-F1; NaN after a
             run has diverged.
-        chosen: The index of the combination with the best mean over seeds of the best
+        kept: int [seeds, n], the index of the measurement that is kept of each run.
+        chosen: The index of the combination with the best mean over seeds of the kept
             measurement's score; one that diverged with any seed is not chosen.
-        test: Per seed the metrics of the chosen combination's best epoch on the test split,
+        test: Per seed the metrics of what is kept of the chosen combination on the test split,
             which no choice has seen; empty without such a split.
         feature_seconds: What computing the vectors took.
         compile_seconds: What compiling took.
@@ -75,6 +76,7 @@ class SweepResult:
     settings: list[dict[str, float]]
     measured: tuple[int, ...]
     validation: np.ndarray
+    kept: np.ndarray
     chosen: int
     test: list[Metrics]
     feature_seconds: float
@@ -127,7 +129,11 @@ def sweep_of(run: Run, grid: Grid) -> SweepResult:
     if note := run.useless_weighting:
         say(f"note: {note}")
     heads, measured, scores = train_heads(run, grid)
-    settled = np.where(np.isnan(scores).any(-1), -1.0, scores.max(-1))
+    diverged = np.isnan(scores).any(-1)
+    last = np.full(diverged.shape, len(measured) - 1)
+    kept = last if run.plans[0].keeps_end else scores.argmax(-1)
+    settled = np.take_along_axis(scores, kept[..., None], -1)[..., 0]
+    settled = np.where(diverged, -1.0, settled)
     if not (settled >= 0).all(0).any():
         raise UserError("every setting of the sweep has diverged: lower the learning rates")
     chosen = int(np.where((settled >= 0).all(0), settled.mean(0), -1.0).argmax())
@@ -135,7 +141,7 @@ def sweep_of(run: Run, grid: Grid) -> SweepResult:
     if "test" in inputs.corpus.splits:
         split = run.split("test")
         for seed in range(len(grid.seeds)):
-            params = {**run.params, **heads.best(seed, chosen)}
+            params = {**run.params, **heads.kept(seed, chosen)}
             replicated = run.evaluator.runner.replicate(params)
             test.append(run.evaluator.metrics(replicated, split, inputs.classes))
     compiling = heads.compile_seconds + run.evaluation_compile_seconds
@@ -143,6 +149,7 @@ def sweep_of(run: Run, grid: Grid) -> SweepResult:
         settings=heads.settings,
         measured=tuple(measured),
         validation=scores,
+        kept=kept,
         chosen=chosen,
         test=test,
         feature_seconds=run.feature_seconds,
@@ -207,8 +214,8 @@ class Heads:
         seeds = jax.device_put(jnp.array(seeds, jnp.uint32), self._by_seed)
         heads = jax.device_put(initial(seeds), self._by_seed)
         self._states = self._call(self._begin, self._settings, heads, seeds, out=self._of_states)
-        self._best = jax.tree.map(jnp.copy, self._states.trainable)
-        self._best_scores = np.full((len(seeds), len(settings)), -np.inf)
+        self._kept = jax.tree.map(jnp.copy, self._states.trainable)
+        self._kept_scores = np.full((len(seeds), len(settings)), -np.inf)
 
     def _program(self, setting: Mapping[str, Any]) -> Program:
         run = self._run
@@ -290,19 +297,22 @@ class Heads:
         self._states = self._call(self._train, *args, out=self._of_states, donate=(0,))
 
     def measure(self) -> np.ndarray:
-        """The validation scores of all runs, [seeds, settings]; the best heads so far are kept."""
+        """The validation scores of all runs, [seeds, settings].
+
+        The heads are kept, or the best so far, as ``train`` would.
+        """
         heads = self._states.trainable
         counts = self._call(self._evaluate, heads, self._held_out, out=self._by_run)
         scores = score_of_counts(jax.device_get(counts))
-        better = beats(scores, self._best_scores)
+        better = beats(scores, self._kept_scores) | self._run.plans[0].keeps_end
         there = jax.device_put(better, self._by_run)
-        self._best = self._call(self._better, there, heads, self._best, out=self._by_run)
-        self._best_scores = np.where(better, scores, self._best_scores)
+        self._kept = self._call(self._better, there, heads, self._kept, out=self._by_run)
+        self._kept_scores = np.where(better, scores, self._kept_scores)
         return scores[: self._count, : len(self.settings)]
 
-    def best(self, seed: int, setting: int) -> Any:
-        """The heads of a run at its best measurement, on the host."""
-        return jax.tree.map(lambda leaf: np.asarray(leaf[seed, setting]), self._best)
+    def kept(self, seed: int, setting: int) -> Any:
+        """The heads that are kept of a run, on the host."""
+        return jax.tree.map(lambda leaf: np.asarray(leaf[seed, setting]), self._kept)
 
 
 def _padded(items: Sequence[T], devices: int) -> list[T]:

@@ -27,6 +27,7 @@ def sweep() -> list[dict[str, Any]]:
             "setting": {"head_learning_rate": rate, "weight_decay": 0.0},
             "validation": None if score is None else [score - 0.1, score],
             "best_epoch": 2,
+            "score": score,
             "chosen": rate == 0.01,
             "test": metrics(0.6) if rate == 0.01 else None,
         }

@@ -50,7 +50,8 @@ def test_a_run_of_a_sweep_scores_what_training_it_alone_does(swept, tmp_path, se
 
 def test_the_setting_is_chosen_on_validation_and_tested_as_training_would(swept, tmp_path):
     shared, inputs, result = swept
-    means = result.validation.max(-1).mean(0)
+    assert (result.kept == len(result.measured) - 1).all()
+    means = result.validation[..., -1].mean(0)
     assert means[result.chosen] == means.max()
     assert len(set(means.tolist())) > 1
     config = TrainConfig(
@@ -65,7 +66,9 @@ def test_the_setting_is_chosen_on_validation_and_tested_as_training_would(swept,
 def test_the_epoch_is_chosen_among_those_that_training_measures(swept, tmp_path):
     """The best of all five epochs of the last seed is none of them."""
     shared, inputs, _ = swept
-    grid = Grid((0, 3, 4), (5e-2, 2e-1), (0.0,), (1.0,), (1.0,))
+    # Of heads whose rate falls to nothing the end is kept.
+    shared = {**shared, "schedule": "constant"}
+    grid = Grid((0, 3, 5), (5e-2, 2e-1), (0.0,), (1.0,), (1.0,))
     every = sweep(TrainConfig(workdir="", **shared | {"epochs": 5}), grid, inputs)
     some = {**shared, "epochs": 5, "measure_every": 3}
     found = sweep(TrainConfig(workdir="", **some), grid, inputs)
@@ -73,7 +76,7 @@ def test_the_epoch_is_chosen_among_those_that_training_measures(swept, tmp_path)
     np.testing.assert_array_equal(found.validation, every.validation[..., [2, 4]])
     assert found.validation[2, found.chosen].max() < every.validation[2, found.chosen].max()
     chosen: dict[str, Any] = {**some, **found.settings[found.chosen]}
-    alone = train(TrainConfig(workdir=str(tmp_path), seed=4, **chosen), inputs)
+    alone = train(TrainConfig(workdir=str(tmp_path), seed=5, **chosen), inputs)
     assert max(found.validation[2, found.chosen]) == pytest.approx(
         mean_macro_f1(alone["validation"]), abs=1e-9
     )
@@ -106,7 +109,7 @@ def test_the_settings_of_one_seed_are_spread_over_the_devices(swept, tmp_path):
         heads.train([epoch])
         scores.append(heads.measure())
     np.testing.assert_allclose(np.stack(scores, axis=-1), result.validation[1:2], atol=1e-9)
-    kernel = heads.best(0, 5)["classifier"]["kernel"]
+    kernel = heads.kept(0, 5)["classifier"]["kernel"]
     spread = heads._states.trainable["classifier"]["kernel"].addressable_shards
     assert [shard.data.shape for shard in spread] == [(1, 2, *kernel.shape)] * 4
     assert len({shard.index[1].start for shard in spread}) == 4
@@ -166,9 +169,14 @@ def test_a_diverged_setting_is_not_chosen(swept):
         sweep(config, Grid((0,), (1e38,), (0.0,), (1.0,), (1.0,)), inputs)
 
 
-def test_of_equal_measurements_a_sweep_and_training_take_the_first(swept, tmp_path):
-    """At a rate that moves the heads, but none of their predictions."""
+@pytest.mark.parametrize(("schedule", "epoch"), [("constant", 1), ("linear", 3)])
+def test_of_equal_measurements_a_sweep_and_training_keep_the_same(swept, schedule, epoch, tmp_path):
+    """At a rate that moves the heads, but none of their predictions.
+
+    The first is kept, but of heads whose rate falls to nothing the end.
+    """
     shared, inputs, _ = swept
+    shared = {**shared, "schedule": schedule}
     rates: dict[str, Any] = {"head_learning_rate": 1e-6, "weight_decay": 0.0}
     config = TrainConfig(workdir=str(tmp_path), **shared, **rates)
     result = train(config, inputs)
@@ -177,18 +185,18 @@ def test_of_equal_measurements_a_sweep_and_training_take_the_first(swept, tmp_pa
     ]
     assert len(set(scores)) == 1
     assert len(scores) == 3
-    assert result["best_epoch"] == 1
+    assert result["best_epoch"] == epoch
     heads = sweeping.Heads(Run(config, inputs), Grid((0,), (1e-6,), (0.0,), (1.0,), (1.0,)))
     kernels = []
-    for epoch in range(3):
-        heads.train([epoch])
+    for number in range(3):
+        heads.train([number])
         np.testing.assert_array_equal(heads.measure(), [[scores[0]]])
         kernels.append(np.array(heads._states.trainable["classifier"]["kernel"][0, 0]))
-    best = heads.best(0, 0)["classifier"]["kernel"]
-    assert np.array_equal(best, kernels[0])
-    assert not np.array_equal(best, kernels[1])
+    kept = heads.kept(0, 0)["classifier"]["kernel"]
+    assert [np.array_equal(kept, kernel) for kernel in kernels].index(True) == epoch - 1
+    assert not np.array_equal(kernels[0], kernels[2])
     saved: Any = Saved(Workdir(tmp_path).checkpoints).restore_best()
-    np.testing.assert_allclose(saved["classifier"]["kernel"], best, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(saved["classifier"]["kernel"], kept, rtol=0, atol=1e-7)
 
 
 def test_a_sweep_weighs_both_tasks(swept):
