@@ -40,6 +40,10 @@ class Preempted(BaseException):
     """
 
 
+class NoFileError(OSError):
+    """Something else, as a folder or a device, is in the place of a file that is to be written."""
+
+
 def shortened(words: str, most: int) -> str:
     """A text of at most ``most`` characters, about, without its middle.
 
@@ -89,6 +93,8 @@ def cannot_read(path: Path, error: OSError) -> UserError:
 
 def _of_another_kind(error: OSError) -> str | None:
     """What to do where there is a folder in the place of a file, or the other way round."""
+    if isinstance(error, NoFileError):
+        return "move that away, for there should be a file"
     if isinstance(error, IsADirectoryError):
         return "there should be a file: move that folder away"
     if isinstance(error, (FileExistsError, NotADirectoryError)):

@@ -9,6 +9,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from mtl_jax.errors import NoFileError
+
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -44,10 +46,11 @@ def whole(path: Path, suffix: str = "") -> Iterator[Path]:
         Where to write.
 
     Raises:
-        OSError: It can't be written, or there is something else than a file; nothing is left.
+        OSError: It can't be written; nothing is left.
+        NoFileError: There is something else than a file, which stays.
     """
     if kind := other_kind(path):
-        raise OSError(errno.EINVAL, f"it is {kind}", str(path))
+        raise NoFileError(errno.EINVAL, f"it is {kind}", str(path))
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     draft = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
     try:

@@ -58,7 +58,7 @@ def test_a_batch_is_kept_by_all_before_any_ends(met):
         step = each["lost"][0].partition("at step ")[2].partition(",")[0]
         assert each["kept"] == [f"step_{step}_process_{i}_of_2.npz" for i in (0, 1)]
         # Of the second alone: its file can't be replaced.
-        assert "whose batch could not be kept (Is a directory)" in each["not kept"][0]
+        assert "whose batch could not be kept (it is a folder)" in each["not kept"][0]
 
 
 def test_all_leave_before_the_next_part_when_one_is_told_to(met):
@@ -91,7 +91,9 @@ def test_an_error_of_one_process_alone_ends_the_study_and_one_of_all_an_arm(flag
     assert "thesis" not in said[1]
     assert those[0].returncode == 2, said
     assert (
-        said[0].splitlines()[-1].endswith("can't be written (Is a directory): make room or access")
+        said[0]
+        .splitlines()[-1]
+        .endswith("can't be written (it is a folder): move that away, for there should be a file")
     )
     assert those[1].returncode != 0
     assert "arm 3" not in said[0]
