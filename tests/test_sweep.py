@@ -67,10 +67,11 @@ def test_the_epoch_is_chosen_among_those_that_training_measures(swept, tmp_path)
     """The best of all five epochs of the last seed is none of them."""
     shared, inputs, _ = swept
     # Of heads whose rate falls to nothing the end is kept.
-    shared = {**shared, "schedule": "constant"}
+    shared: dict[str, Any] = {**shared, "schedule": "constant"}
     grid = Grid((0, 3, 5), (5e-2, 2e-1), (0.0,), (1.0,), (1.0,))
-    every = sweep(TrainConfig(workdir="", **shared | {"epochs": 5}), grid, inputs)
-    some = {**shared, "epochs": 5, "measure_every": 3}
+    shared |= {"epochs": 5}
+    every = sweep(TrainConfig(workdir="", **shared), grid, inputs)
+    some = {**shared, "measure_every": 3}
     found = sweep(TrainConfig(workdir="", **some), grid, inputs)
     assert (every.measured, found.measured) == ((1, 2, 3, 4, 5), (3, 5))
     np.testing.assert_array_equal(found.validation, every.validation[..., [2, 4]])
