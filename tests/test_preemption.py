@@ -19,6 +19,7 @@ from experiments.fault_runs import without_times
 from mtl_jax import preemption
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import TrainConfig
+from mtl_jax.data.examples import Corpus
 from mtl_jax.errors import Preempted, UserError
 from mtl_jax.inputs import Inputs
 from mtl_jax.jsonfiles import read_lines
@@ -257,18 +258,18 @@ def test_on_four_devices_it_is_saved_and_on_one_it_is_ended(flags, tmp_path):
     assert steps == list(range(10, 181, 10))
 
 
-def test_while_data_are_read_it_leaves_at_once(flags, tmp_path):
-    pipe = tmp_path / "slow.csv"
-    os.mkfifo(pipe)
-    flags = [f"--train-file={pipe}" if flag.startswith("--train-file") else flag for flag in flags]
-    # The pipe can be opened when the other side reads.
-    with started(flags, tmp_path / "run") as process, pipe.open("wb"):
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate()
-    assert process.returncode == 75, said
-    assert said.splitlines()[-1] == (
-        "ended by SIGTERM; what was saved before is there: run the same command again to go on"
-    )
+def test_while_data_are_read_it_leaves_at_once(settings, tmp_path, monkeypatch):
+    read = Corpus.read
+
+    def terminate_and_read(*args):
+        terminate()
+        return read(*args)
+
+    monkeypatch.setattr(Corpus, "read", terminate_and_read)
+    words = "what was saved before is there: run the same command again to go on"
+    with pytest.raises(Preempted, match=words), preemption.heeded():
+        train(TrainConfig(**settings, workdir=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
 
 
 def test_while_the_end_is_measured_it_leaves_at_once(settings, tmp_path, monkeypatch):
