@@ -23,6 +23,8 @@ from mtl_jax.errors import SAVED, Preempted, UserError, first_line, refuse_undec
 
 # Columns that a help page is laid out for at least, and at most.
 NARROWEST, _WIDEST = 60, 250
+# What tyro frames and divides its messages with.
+_CORNERS, _RULES = "╭╮╰╯┌┐└┘+", set("│|─- ")
 # Columns in which no message breaks.
 _ONE_LINE = 10**6
 # Letters of an error's line.
@@ -101,10 +103,17 @@ def _columns(width: int) -> Iterator[None]:
 
 def _unboxed(message: str) -> str:
     """The text of a message that is framed for a terminal, as one line."""
-    # Escapes of a terminal, and rules, which are as long as the line is wide.
-    lines = [re.sub(r"\x1b\[[0-9;]*m|[-─]{4,}", "", line) for line in message.splitlines()]
-    lines = [line.strip("│╭╮╰╯─┌┐└┘|+ ") for line in lines]
-    title, *body = [line for line in lines if line]
+    lines = []
+    for framed in message.splitlines():
+        # The escapes of a terminal.
+        line = re.sub(r"\x1b\[[0-9;]*m", "", framed).strip()
+        if line[:1] in _CORNERS or set(line) <= _RULES:
+            line = line.strip("".join(_RULES) + _CORNERS)
+        elif line[0] in "│|" and line[-1] in "│|":
+            line = line[1:-1].strip()
+        if line:
+            lines.append(line)
+    title, *body = lines
     text = " ".join(body)
     return text if text.startswith(title) else f"{title}: {text}"
 
