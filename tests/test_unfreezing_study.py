@@ -262,7 +262,9 @@ def test_gradual_unfreezing_and_its_control_have_the_same_rates(settings, tmp_pa
     rates = {(phase.layer_decay, phase.schedule, phase.learning_rates) for phase in phases}
     assert rates == {(at_once.layer_decay, at_once.schedule, at_once.learning_rates)}
     assert at_once.scenario == "none_frozen"
-    assert at_once.epochs == pytest.approx(math.fsum(phase.epochs or 0 for phase in phases))
+    # A scenario's length is that of its run.
+    assert (at_once.epochs, control.config.epochs) == (None, study.epochs)
+    assert study.epochs == pytest.approx(math.fsum(phase.epochs or 0 for phase in phases))
     assert (plain.config.layer_decay, plain.config.schedule) == (1.0, "linear")
 
 
