@@ -28,6 +28,10 @@ class _Default(int):
     """A number of the quick study that nobody has asked for, told from the same one asked for."""
 
 
+class _DefaultRate(float):
+    """As ``_Default``, of a rate."""
+
+
 # Few enough sentences for four seeds of seven scenarios in some minutes on two cores.
 _QUICK = DataConfig(max_train_examples=_Default(416), max_evaluation_examples=_Default(320))
 
@@ -51,8 +55,9 @@ class Freezing(StudySettings):
     data: DataConfig = _QUICK
     batch_size: int = 16
     """examples per step, over all devices"""
-    head_learning_rate: float | None = 1e-2
-    """peak learning rate of the two heads; high, as the steps of the quick study are few"""
+    head_learning_rate: float | None = _DefaultRate(1e-2)
+    """peak learning rate of the two heads; by default 0.01 in the quick study, whose steps are \
+few, and else as of train"""
     epochs: int | None = None
     """as of train"""
     min_steps: int | None = _Default(0)
@@ -74,6 +79,8 @@ class Freezing(StudySettings):
         object.__setattr__(self, "data", dataclasses.replace(self.data, **settled))
         if isinstance(self.min_steps, _Default):
             object.__setattr__(self, "min_steps", None if own else int(self.min_steps))
+        if isinstance(rate := self.head_learning_rate, _DefaultRate):
+            object.__setattr__(self, "head_learning_rate", None if own else float(rate))
 
     def groups(self, at_once: int) -> Iterator[list[TrainConfig]]:
         """The arms that are trained at once, so many seeds at a time."""

@@ -140,10 +140,10 @@ def below(
         return [list(numbers(lines, name, key).values()) for lines in groups]
 
     verdicts = {
-        _less(mine, theirs)
+        _less(mine, theirs) if mine and theirs else Verdict.UNDECIDED
         for other in others
         for mine, theirs in zip(runs(arm), runs(other), strict=True)
-        if mine and theirs
+        if mine or theirs
     }
     means = [mean for other in others if (mean := _mean(runs(other))) is not None]
     return all_of(verdicts), _mean(runs(arm)), min(means, default=None)

@@ -35,7 +35,7 @@ MOST_STEPS = 2**31 - 1
 # (Mosbach et al. 2021, arXiv:2006.04884, section 6.2). Where heads alone are trained on kept
 # vectors a step takes a millisecond, and they are far from done after as few.
 EPOCHS, HEAD_EPOCHS = 3, 15
-MIN_STEPS, HEAD_MIN_STEPS = 150, 3000
+MIN_STEPS, HEAD_MIN_STEPS = 150, 5000
 # The rate of the heads where no sweep chooses it.
 HEAD_LEARNING_RATE = 3e-3
 # Measurements of a phase at most, where nothing says how often it is measured.
@@ -194,14 +194,14 @@ class Settings:
     pooling: Pooling | None = None
     """how a sentence becomes one vector; by default what the checkpoint declares, else mean"""
     epochs: int | None = None
-    """passes over the training examples; by default 3, or 10 where heads alone are trained on \
+    """passes over the training examples; by default 3, or 15 where heads alone are trained on \
 kept vectors, and as many more as --min-steps and --head-min-steps ask for"""
     min_steps: int | None = None
     """steps at least of a phase that trains some of the backbone: few texts have more passes \
 than --epochs; by default 150, or 0 where --epochs is given"""
     head_min_steps: int | None = None
     """the same of a phase that trains heads alone on kept vectors, where a step takes a \
-millisecond; by default 3000, or 0 where --epochs is given"""
+millisecond; by default 5000, or 0 where --epochs is given"""
     batch_size: int = 32
     """examples per step at most, over all devices; they are spread evenly over the steps"""
     head_learning_rate: float | None = None
@@ -297,7 +297,7 @@ need; where one is damaged, the one before it is used"""
         ):
             value = getattr(self, name)
             if value is not None and not value >= 0:
-                raise UserError(f"{_flag(name)} {value} must not be negative")
+                raise UserError(f"{_flag(name)} {value} must be a number of 0 or more")
         if not 0 <= self.warmup_fraction <= 1:
             raise UserError(f"--warmup-fraction {self.warmup_fraction} must be between 0 and 1")
         if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:

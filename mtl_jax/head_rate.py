@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax import processes
 from mtl_jax.config import HEAD_LEARNING_RATE, TASKS, TrainConfig
 from mtl_jax.console import duration, say
 from mtl_jax.errors import UserError
@@ -28,10 +27,10 @@ _RESAMPLES, _MOST_TEXTS = 200, 2000
 def chosen_head_rate(run: Run) -> float:
     """Returns the learning rate for the heads of the first phase of ``run``.
 
-    Trains the heads with each of ``RATES`` and two seeds, as long as the phase is, and
-    compares macro-F1 on validation, its mean over tasks and seeds. The default keeps its place
-    unless another rate is better by two standard errors, from a paired bootstrap over the
-    validation texts. It is done once for all runs on the same inputs.
+    Trains the heads with each of ``RATES`` and two seeds, for about as many whole epochs as the
+    phase has, and compares macro-F1 on validation, its mean over tasks and seeds. The default
+    keeps its place unless another rate is better by two standard errors, from a paired bootstrap
+    over the validation texts. It is done once for all runs on the same inputs.
 
     Args:
         run: In its first phase, whose ``rate_is_open``.
@@ -46,8 +45,7 @@ def chosen_head_rate(run: Run) -> float:
         rate, words = _choice(*_compared(run, heads))
         took = duration(time.perf_counter() - started)
         say(f"head learning rate {rate:g}: {words} ({took}; --head-learning-rate sets it)")
-        # Of several processes each has found one; a rounding may tell them apart.
-        known[key] = processes.agreed(rate)
+        known[key] = rate
     return known[key]
 
 

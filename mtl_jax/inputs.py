@@ -130,7 +130,9 @@ class Inputs:
         if settings.attention_dropout is not None:
             rate = settings.attention_dropout
             self.bert = dataclasses.replace(self.bert, attention_probs_dropout_prob=rate)
-        self.pooling: Pooling = settings.pooling or pretrained.default_pooling(folder)
+        self.pooling: Pooling = settings.pooling or pretrained.default_pooling(
+            folder, self.bert.hidden_size
+        )
         self.backbone = pretrained.without_unused_pooler(params, self.pooling, backbone)
         self.weights_digest = digest(self.backbone)
         self.stages = Stages(self.backbone)

@@ -9,7 +9,7 @@ from typing import Any
 
 from mtl_jax import processes
 from mtl_jax.errors import UserError, cannot_read, cannot_write, first_line, shortened
-from mtl_jax.whole import whole
+from mtl_jax.whole import refuse_other_kind, whole
 
 OBJECT: Mapping[str, Any] = {"type": "object"}
 """The schema of any JSON object."""
@@ -18,8 +18,7 @@ OBJECT: Mapping[str, Any] = {"type": "object"}
 def read_json(path: Path, schema: Mapping[str, Any], remedy: str) -> Any:
     """Reads a JSON file and holds it against a schema.
 
-    Every JSON file that others write is read here, so that none of them, whatever it holds,
-    ends in anything but one line.
+    Whatever a file that others write may hold, it ends in no more than one line.
 
     Args:
         path: The file, UTF-8.
@@ -30,13 +29,18 @@ def read_json(path: Path, schema: Mapping[str, Any], remedy: str) -> Any:
         UserError: The file is missing, can't be read, is no JSON, repeats a key of an object, or
             does not follow the schema; the message names the file and the place in it.
     """
+    return parse_json(read_text(path, remedy), schema, str(path), remedy)
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """Reads a text file of UTF-8; the arguments and errors are those of ``read_json``."""
     try:
-        text = path.read_text(encoding="utf-8")
+        refuse_other_kind(path)
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise cannot_read(path, error) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no UTF-8 text ({first_line(error)}): {remedy}") from error
-    return parse_json(text, schema, str(path), remedy)
 
 
 def parse_json(text: str, schema: Mapping[str, Any], origin: str, remedy: str) -> Any:
@@ -120,6 +124,7 @@ def parsed_lines(
 
     records: list[dict[str, Any]] = []
     try:
+        refuse_other_kind(path)
         lines = path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
         return records, ""
@@ -128,7 +133,7 @@ def parsed_lines(
     validator = Draft202012Validator(schema)
     for line in lines:
         try:
-            record = json.loads(line.decode("utf-8"))
+            record = json.loads(line.decode("utf-8"), object_pairs_hook=_without_repeats)
         except (ValueError, RecursionError) as error:
             return records, first_line(error)
         if problem := exceptions.best_match(validator.iter_errors(record)):

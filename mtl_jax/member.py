@@ -269,8 +269,12 @@ class Member:
         self.meter.reset()
         if course.over:
             self._end_phase(Place.of(run, state, frozen), step)
+        best = self.checkpoints.best_step
+        # Of a phase that keeps its end only that may take the place of an earlier phase's best.
+        passing = plan.keeps_end and not course.over and best is not None and best <= course.start
         # What is gone back from is not chosen, however well it scores.
-        self.save(state, frozen, None if course.returns else mean_macro_f1(metrics, run.tasks))
+        chosen = not (course.returns or passing)
+        self.save(state, frozen, mean_macro_f1(metrics, run.tasks) if chosen else None)
 
     def _end_phase(self, place: Place, step: int) -> None:
         self._place = place

@@ -246,7 +246,10 @@ def lengths(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
     notes = []
     for number, plan in enumerate(plans, start=1):
         phase, least = plan.phase, plan.phase.min_steps or 0
-        if plan.steps and plan.steps > math.ceil((phase.epochs or 0) * plan.batches.steps):
+        if phase.epochs is None:
+            # It is as long as its own steps say.
+            continue
+        if plan.steps > math.ceil(phase.epochs * plan.batches.steps):
             name = f"phase {number} ({phase.scenario}): " if config.recipe else ""
             flag = "--head-min-steps" if trains_heads_alone(plan.freeze) else "--min-steps"
             notes.append(

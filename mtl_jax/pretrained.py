@@ -333,14 +333,19 @@ def load_backbone(name_or_directory: str | Path) -> tuple[BertConfig, dict[str, 
     return config, from_transformers(read_tensors(folder), config)
 
 
-def default_pooling(folder: Path) -> Pooling:
+def default_pooling(folder: Path, width: int | None = None) -> Pooling:
     """What a sentence-transformers checkpoint declares, else ``mean``.
 
     ``mean`` is also the better of the frozen features for a plain BERT (Reimers & Gurevych
     2019, arXiv:1908.10084, table 6).
 
+    Args:
+        folder: The checkpoint's.
+        width: Of its hidden states; None where that is not compared.
+
     Raises:
-        UserError: It declares one that is not computed here, or several at once.
+        UserError: It declares one that is not computed here, several at once, or one of vectors
+            of another width.
     """
     modules = _modules(folder)
     places = [module.get("path", "") for module in modules if _kind(module) == "Pooling"]
@@ -348,6 +353,11 @@ def default_pooling(folder: Path) -> Pooling:
     if not places and not path.exists():
         return "mean"
     fields = read_json(path, _POOLING_SCHEMA, f"{_FETCH}, or say --pooling")
+    if width is not None and (told := fields.get("word_embedding_dimension", width)) != width:
+        raise UserError(
+            f"{path} is for vectors of {told}, and the encoder's have {width}: use files "
+            "of one checkpoint, or say --pooling"
+        )
     flags = (name for name, on in fields.items() if on is True)
     declared = [
         name.removeprefix("pooling_mode_") for name in flags if name.startswith("pooling_mode_")

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtl_jax.errors import UserError, cannot_read, first_line
-from mtl_jax.jsonfiles import OBJECT, read_json
+from mtl_jax.errors import UserError, first_line
+from mtl_jax.jsonfiles import OBJECT, read_json, read_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -140,7 +140,7 @@ def load_tokenizer(folder: str | Path, remedy: str = _REMEDY) -> PreTrainedToken
     declared = _declared(folder, remedy)
     whole, vocabulary = folder / "tokenizer.json", folder / "vocab.txt"
     side = "right"
-    if whole.is_file():
+    if os.path.lexists(whole):
         own = _from_whole(whole, declared, remedy)
         # How texts were cut and filled up where it was saved says nothing of how they are here.
         side = (own.truncation or {}).get("direction", side)
@@ -149,9 +149,9 @@ def load_tokenizer(folder: str | Path, remedy: str = _REMEDY) -> PreTrainedToken
         _refuse_missing(own, declared, whole)
         if _is_word_piece(own) and _computed_by(declared.kind, "BertTokenizer"):
             _refuse_contradictions(own, declared)
-        if vocabulary.is_file():
+        if os.path.lexists(vocabulary):
             _refuse_other_ids(own, whole, _read_vocabulary(vocabulary, remedy))
-    elif vocabulary.is_file():
+    elif os.path.lexists(vocabulary):
         own = _from_vocabulary(vocabulary, declared, remedy)
     else:
         raise UserError(f"{folder} holds no tokenizer: {remedy}")
@@ -251,7 +251,7 @@ def tokenizer_class() -> type[PreTrainedTokenizerFast]:
 def _declared(folder: Path, remedy: str) -> _Declared:
     def read(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
         path = folder / name
-        return read_json(path, schema, remedy) if path.exists() else {}
+        return read_json(path, schema, remedy) if os.path.lexists(path) else {}
 
     config = folder / "tokenizer_config.json"
     fields, model = read(config.name, _CONFIG_SCHEMA), read("config.json", OBJECT)
@@ -316,8 +316,9 @@ def _from_whole(path: Path, declared: _Declared, remedy: str) -> Tokenizer:
 
     if not _computed_by(declared.kind, "PreTrainedTokenizerFast"):
         raise _refuse_kind(declared, path.name)
+    text = read_text(path, remedy)
     try:
-        own = Tokenizer.from_file(str(path))
+        own = Tokenizer.from_str(text)
         # A template that names no token it has ends in a panic of Rust, which is no Exception.
         own.encode("")
     except (KeyboardInterrupt, SystemExit):
@@ -363,13 +364,17 @@ def _from_vocabulary(path: Path, declared: _Declared, remedy: str) -> Tokenizer:
 
 def _read_vocabulary(path: Path, remedy: str) -> dict[str, int]:
     """The tokens of a ``vocab.txt``, one a line, with the numbers of their lines from 0 on."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text ({first_line(error)}): {remedy}") from error
-    return {token: i for i, token in enumerate(lines) if token}
+    lines = read_text(path, remedy).split("\n")
+    vocabulary: dict[str, int] = {}
+    for i, token in enumerate(lines):
+        if token in vocabulary:
+            raise UserError(
+                f"{path} has {reprlib.repr(token)} on lines {vocabulary[token] + 1} and {i + 1}, "
+                "and a token has one id: bring back the checkpoint's own"
+            )
+        if token:
+            vocabulary[token] = i
+    return vocabulary
 
 
 def _refuse_missing(own: Tokenizer, declared: _Declared, path: Path) -> None:

@@ -90,10 +90,11 @@ def train_seeds(
             _tell(runs[0])
 
     if runs[0].plans[0].rate_is_open:
-        if (rate := recorded_head_rate(configs)) is None:
+        if (rate := processes.on_main(partial(recorded_head_rate, configs))) is None:
             # What looks wrong with the data is seen before anyone waits for a sweep.
             tell()
-            rate = processes.in_all(partial(chosen_head_rate, runs[0]))
+            # Of several processes each finds one; a rounding may tell them apart.
+            rate = processes.agreed(processes.in_all(partial(chosen_head_rate, runs[0])))
         runs = [run.with_head_learning_rate(rate) for run in runs]
     if len(configs) > 1 and (parted(runs[0].plans) or processes.count() > 1):
         # A frozen part that differs between the seeds can't be one copy for all of them, and

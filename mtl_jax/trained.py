@@ -229,7 +229,7 @@ def checkpoint_encoder(
     """
     folder = pretrained.resolve_backbone(backbone)
     bert, params = pretrained.load_backbone(folder)
-    pooling = pooling or pretrained.default_pooling(folder)
+    pooling = pooling or pretrained.default_pooling(folder, bert.hidden_size)
     params = pretrained.without_unused_pooler(params, pooling, backbone)
     tokenizer = load_tokenizer(folder)
     reader = TextReader(tokenizer, bert, max_length, long_texts)
@@ -332,7 +332,10 @@ def read_texts(path: Path, text_column: str | None, otherwise: str) -> Iterator[
         except OSError as error:
             raise cannot_read(path, error) from error
         return _closing(stream, read_lines(stream, str(path)))
-    return iter(files.read_table(path, text_column or otherwise, {}).texts)
+    table = files.read_table(path, text_column or otherwise, {})
+    for note in table.notes:
+        say(note)
+    return iter(table.texts)
 
 
 def _closing(stream: IO[bytes], lines: Iterator[str]) -> Iterator[str]:

@@ -32,6 +32,16 @@ def other_kind(path: Path) -> str | None:
     return next((name for is_kind, name in _KINDS if is_kind(mode)), None)
 
 
+def refuse_other_kind(path: Path) -> None:
+    """Refuses what is no file, before anyone waits for what a pipe gives, or a device for ever.
+
+    Raises:
+        NoFileError: There is something else than a file.
+    """
+    if kind := other_kind(path):
+        raise NoFileError(errno.EINVAL, f"it is {kind}", str(path))
+
+
 @contextlib.contextmanager
 def whole(path: Path, suffix: str = "") -> Iterator[Path]:
     """Writes a file so that it has its name when it is whole, or keeps what it was.
@@ -49,8 +59,7 @@ def whole(path: Path, suffix: str = "") -> Iterator[Path]:
         OSError: It can't be written; nothing is left.
         NoFileError: There is something else than a file, which stays.
     """
-    if kind := other_kind(path):
-        raise NoFileError(errno.EINVAL, f"it is {kind}", str(path))
+    refuse_other_kind(path)
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     draft = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
     try:

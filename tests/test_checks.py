@@ -141,6 +141,8 @@ def test_about_as_many_classes_as_texts():
     assert "10 classes for 90 labelled training texts: the labels look like numbers" in said
     assert told(tuple(f"{i / 2}" for i in range(9)), [*range(9)] * 9) == []
     assert told(tuple(str(i) for i in range(20)), [*range(20)] * 9) == []
+    # So many digits as an identity of 128 bits has, and more than a decimal context keeps.
+    assert told(tuple(f"{i}{'0' * 40}" for i in range(1, 11)), [*range(10)] * 9) == []
 
 
 def test_classes_without_a_text():

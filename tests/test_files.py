@@ -323,6 +323,18 @@ def test_a_file_that_is_not_there(tmp_path):
         load_corpus(DataConfig(train_file=str(tmp_path / "d.csv")))
 
 
+def test_one_column_for_two_purposes(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("text,mood\na\0b,up\nc,down\nd,up\n")
+    both = ("classifier=mood", "sentiment=mood")
+    notes = load_corpus(DataConfig(train_file=str(path), label_columns=both)).notes()
+    assert "warning: classifier and sentiment have the same label column, mood" in notes
+    assert any("texts have NUL characters, which the tokenizer may drop" in note for note in notes)
+    own = DataConfig(train_file=str(path), text_column="mood", label_columns=both)
+    with pytest.raises(UserError, match="--text-column mood is the label column of classifier"):
+        load_corpus(own)
+
+
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, split):
     files = {name: tmp_path / f"{name}.csv" for name in ("train", "validation", "test")}

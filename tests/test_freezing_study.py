@@ -161,6 +161,9 @@ def test_a_study_of_ones_own_data_takes_all_of_it(settings, tmp_path):
         Freezing(workdir=str(tmp_path), seeds_at_once=0)
     own = Freezing(workdir=str(tmp_path), data=settings["data"])
     assert own.data == settings["data"]
+    assert [(s.head_learning_rate, s.min_steps) for s in (quick, own)] == [(0.01, 0), (None, None)]
+    asked = Freezing(workdir=str(tmp_path), data=settings["data"], head_learning_rate=0.01)
+    assert asked.head_learning_rate == 0.01
 
 
 @pytest.mark.parametrize(

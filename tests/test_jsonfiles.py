@@ -1,9 +1,10 @@
 import json
+import os
 
 import pytest
 
 from mtl_jax.errors import UserError
-from mtl_jax.jsonfiles import OBJECT, read_json
+from mtl_jax.jsonfiles import OBJECT, read_json, read_lines
 
 SCHEMA = {
     "type": "object",
@@ -55,5 +56,23 @@ def test_of_a_long_value_the_reason_is_told(tmp_path):
 def test_what_is_no_file_or_is_missing_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"is missing: correct the path"):
         read_json(tmp_path / "none.json", OBJECT, "again")
-    with pytest.raises(UserError, match=r"can't be read \(Is a directory\)"):
-        read_json(tmp_path, OBJECT, "again")
+    os.mkfifo(tmp_path / "pipe.json")
+    links = {"loop.json": "loop.json", "zero.json": "/dev/zero"}
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    reasons = {
+        ".": "it is a folder",
+        "pipe.json": "it is a pipe",
+        "zero.json": "it is a device",
+        "loop.json": "Too many levels of symbolic links",
+    }
+    for name, reason in reasons.items():
+        for read in (lambda path: read_json(path, OBJECT, "again"), read_lines):
+            with pytest.raises(UserError, match=rf"can't be read \({reason}\): "):
+                read(tmp_path / name)
+
+
+def test_a_repeated_key_damages_a_line(tmp_path):
+    (tmp_path / "lines.jsonl").write_text('{"a": 1}\n{"a": 1, "a": 2}\n')
+    with pytest.raises(UserError, match=r"line 2 is damaged \('a' is there twice\)"):
+        read_lines(tmp_path / "lines.jsonl")

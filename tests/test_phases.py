@@ -133,7 +133,7 @@ def test_epochs_become_steps_that_add_up(lengths, per_epoch, steps):
     ("own", "settings", "heads_alone", "stated", "epochs", "min_steps"),
     [
         ({}, {}, False, False, 3.0, 150),
-        ({}, {}, True, False, 15.0, 3000),
+        ({}, {}, True, False, 15.0, 5000),
         # What is said of the length is meant.
         ({}, {"epochs": 1}, False, False, 1.0, 0),
         ({}, {"epochs": 1}, True, False, 1.0, 0),

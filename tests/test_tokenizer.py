@@ -3,6 +3,8 @@
 import copy
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -380,6 +382,28 @@ def test_a_vocabulary_that_is_no_text(tmp_path):
     write(tmp_path)
     (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe[PAD]")
     with pytest.raises(UserError, match=r"vocab\.txt is no UTF-8 text \(.*\): name a checkpoint"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop"])
+def test_what_is_no_file_is_neither_waited_for_nor_passed_over(name, kind, tmp_path):
+    write(tmp_path)
+    path = tmp_path / name
+    path.unlink(missing_ok=True)
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "loop": lambda: path.symlink_to(name)}[
+        kind
+    ]()
+    with pytest.raises(UserError, match=rf"/{re.escape(name)} can't be read \("):
+        load_tokenizer(tmp_path)
+
+
+def test_a_token_that_is_in_a_vocabulary_twice(tmp_path):
+    write(tmp_path)
+    lines = (tmp_path / "vocab.txt").read_text().splitlines()
+    (tmp_path / "vocab.txt").write_text("\n".join([*lines, lines[7]]))
+    words = rf"vocab\.txt has {lines[7]!r} on lines 8 and {len(lines) + 1}, and a token has one id"
+    with pytest.raises(UserError, match=words):
         load_tokenizer(tmp_path)
 
 

@@ -24,6 +24,7 @@ from mtl_jax.freeze import Freeze
 from mtl_jax.inputs import Inputs
 from mtl_jax.jsonfiles import read_lines
 from mtl_jax.member import Member
+from mtl_jax.metrics import mean_macro_f1
 from mtl_jax.phase_plan import short_phases, without_effect
 from mtl_jax.recipes import RECIPES
 from mtl_jax.run import Run
@@ -502,6 +503,25 @@ def test_phases_of_one_task_go_on_in_the_same_texts(recipe, inputs):
         patch.setattr(Member, "draw", look)
         train(recipe(phases, epochs=1), inputs)
     assert sorted(np.concatenate(seen).tolist()) == list(range(96))
+
+
+def test_a_phase_may_be_so_many_steps_long(recipe):
+    """Without inputs that a caller shares, so that all is said that a run says."""
+    result = train(recipe([{"scenario": "backbone_frozen", "steps": 3}, {"scenario": "top_1"}]))
+    assert result["step"] == 3 + 2 * 96 // 16
+
+
+def test_the_end_of_heads_alone_is_held_against_the_phases_before(recipe, inputs):
+    """And their measurements before it are not, whatever they score."""
+    first = {"scenario": "top_1", "epochs": 6, "learning_rates": {"head": 0.05}}
+    heads = {"scenario": "backbone_frozen", "epochs": 5, "learning_rates": {"head": 0.5}}
+    config = recipe([first, heads])
+    result = train(config, inputs)
+    scores = [mean_macro_f1(record["validation"]) for record in log_of(config, "epoch")]
+    assert len(scores) == 11
+    before = max(scores[:6])
+    best = 11 if scores[10] > before else 1 + scores.index(before)
+    assert result["best_epoch"] == best
 
 
 def test_top_down_of_more_layers_than_there_are(recipe, inputs):

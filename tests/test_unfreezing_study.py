@@ -225,7 +225,7 @@ def test_sizes_and_passes(tmp_path):
     for sizes, words in (((0,), "--sizes 0 must be at least 1"), ((), "--sizes is empty")):
         with pytest.raises(UserError, match=words):
             Unfreezing(workdir=str(tmp_path), sizes=sizes)
-    with pytest.raises(UserError, match="--min-steps -1 must not be negative"):
+    with pytest.raises(UserError, match="--min-steps -1 must be a number of 0 or more"):
         Unfreezing(workdir=str(tmp_path), min_steps=-1)
 
 

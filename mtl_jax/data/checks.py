@@ -227,7 +227,11 @@ def _no_classes(task: str, names: Sequence[str], train: np.ndarray) -> Iterator[
     numbers = [_number(name) for name in names]
     numeric = all(number is not None for number in numbers)
     many = labels >= _FEWEST_LABELS and there > labels / 2
-    scale = numeric and len(names) >= _CLASSES_OF_A_SCALE and any(n % 1 for n in numbers if n)
+    scale = (
+        numeric
+        and len(names) >= _CLASSES_OF_A_SCALE
+        and any(n != n.to_integral_value() for n in numbers if n)
+    )
     if many or scale:
         what = "the labels look like numbers, not classes" if numeric else "is it a column of ids?"
         yield _warning(

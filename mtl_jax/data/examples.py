@@ -120,8 +120,20 @@ class _DataSet:
             notes += self._table("validation").notes
         if self.carved:
             notes.append("validation: a tenth of the training texts, set aside by hash")
+        columns = list(self.columns.values())
+        notes += [
+            f"warning: {' and '.join(task for task, own in self.columns.items() if own == column)} "
+            f"have the same label column, {column}"
+            for column in dict.fromkeys(columns)
+            if columns.count(column) > 1
+        ]
         for split in ("train", "validation"):
             examples = self.read(split)
+            if odd := sum("\0" in text for text in examples.texts):
+                notes.append(
+                    f"warning: {split}: {odd} of {len(examples)} texts have NUL characters, which "
+                    "the tokenizer may drop"
+                )
             if empty := sum(not text.strip() for text in examples.texts):
                 notes.append(f"{split}: {empty} of {len(examples)} texts are empty")
             missing = {task: int(np.sum(examples.labels[task] == MISSING)) for task in self.columns}

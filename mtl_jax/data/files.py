@@ -68,6 +68,11 @@ def read_table(path: Path, text_column: str, columns: dict[str, str]) -> Table:
         UserError: The file cannot be read, lacks a column, or has a malformed line.
     """
     _check_kind(path)
+    for task, column in columns.items():
+        if column == text_column:
+            raise UserError(
+                f"--text-column {text_column} is the label column of {task}, too: name another one"
+            )
     wanted = (text_column, *columns.values())
     rows, notes = (_json_rows if _is_json(path) else _delimited_rows)(path, wanted)
     if not rows:
