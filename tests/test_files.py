@@ -327,7 +327,7 @@ def test_one_column_for_two_purposes(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("text,mood\na\0b,up\nc,down\nd,up\n")
     both = ("classifier=mood", "sentiment=mood")
-    notes = load_corpus(DataConfig(train_file=str(path), label_columns=both)).notes()
+    notes = load_corpus(DataConfig(train_file=str(path), label_columns=both)).notes
     assert "warning: classifier and sentiment have the same label column, mood" in notes
     assert any("texts have NUL characters, which the tokenizer may drop" in note for note in notes)
     own = DataConfig(train_file=str(path), text_column="mood", label_columns=both)

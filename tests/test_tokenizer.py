@@ -399,10 +399,9 @@ def test_what_is_no_file_is_neither_waited_for_nor_passed_over(name, kind, tmp_p
 
 
 def test_a_token_that_is_in_a_vocabulary_twice(tmp_path):
-    write(tmp_path)
-    lines = (tmp_path / "vocab.txt").read_text().splitlines()
-    (tmp_path / "vocab.txt").write_text("\n".join([*lines, lines[7]]))
-    words = rf"vocab\.txt has {lines[7]!r} on lines 8 and {len(lines) + 1}, and a token has one id"
+    write(tmp_path, None, [*VOCABULARY, VOCABULARY[7]])
+    token, line = re.escape(repr(VOCABULARY[7])), len(VOCABULARY) + 1
+    words = rf"vocab\.txt has {token} on lines 8 and {line}, and a token has one id"
     with pytest.raises(UserError, match=words):
         load_tokenizer(tmp_path)
 
