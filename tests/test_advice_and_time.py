@@ -57,6 +57,7 @@ def swept() -> list[Any]:
             "seed": seed,
             "setting": {"head_learning_rate": rate},
             "validation": [0.5 + rate],
+            "score": 0.5 + rate,
             "chosen": rate == 0.01,
             "test": None,
             "train_seconds": 1.0,
