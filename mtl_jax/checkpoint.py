@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import shutil
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
@@ -214,7 +215,8 @@ class Checkpoints(Saved):
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         processes.on_main(functools.partial(self._check_space, size))
         best = self._best
-        if score is not None and (best is None or best[0] in replaced or beats(score, best[1])):
+        known = -math.inf if best is None or best[0] in replaced else best[1]
+        if score is not None and beats(score, known):
             best = step, score
         needs = tuple(sorted({*keep, *(best or ())[:1]} - {step}))
         known = Seal(
