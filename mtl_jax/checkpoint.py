@@ -215,8 +215,8 @@ class Checkpoints(Saved):
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         processes.on_main(functools.partial(self._check_space, size))
         best = self._best
-        known = -math.inf if best is None or best[0] in replaced else best[1]
-        if score is not None and beats(score, known):
+        to_beat = -math.inf if best is None or best[0] in replaced else best[1]
+        if score is not None and beats(score, to_beat):
             best = step, score
         needs = tuple(sorted({*keep, *(best or ())[:1]} - {step}))
         known = Seal(

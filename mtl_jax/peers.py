@@ -161,7 +161,7 @@ class Meeting:
         with futures.ThreadPoolExecutor(1) as pool:
             try:
                 calls = pool.submit(self._take_calls, peers, ended)
-                # One that comes just before a wait is heeded after it only.
+                # A signal that comes just before a wait is heeded only when the wait ends.
                 while not calls.done():
                     futures.wait([calls], _LOOK_EVERY)
                 calls.result()

@@ -18,6 +18,7 @@ from mtl_jax.config import DEFAULT_BACKBONE, BertConfig, Pooling
 from mtl_jax.errors import UserError, first_line
 from mtl_jax.jsonfiles import OBJECT, read_json
 from mtl_jax.paths import expanded
+from mtl_jax.whole import refuse_other_kind
 
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt", "1_Pooling/config.json")
 _FETCH = "fetch the checkpoint again"
@@ -301,6 +302,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
                 "checkpoint, or use one that has model.safetensors"
             )
         try:
+            refuse_other_kind(path)
             with safetensors.safe_open(path, "numpy") as file:
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (safetensors.SafetensorError, TypeError, OSError) as error:

@@ -299,7 +299,7 @@ class Heads:
     def measure(self) -> np.ndarray:
         """The validation scores of all runs, [seeds, settings].
 
-        The heads are kept, or the best so far, as ``train`` would.
+        Keeps the heads of each run that ``train`` would keep: the present ones, or the best so far.
         """
         heads = self._states.trainable
         counts = self._call(self._evaluate, heads, self._held_out, out=self._by_run)

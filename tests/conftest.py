@@ -1,10 +1,12 @@
 """A tiny random BERT on disk, four CPU devices, and a cache that the tests share."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -52,8 +54,34 @@ TINY = BertConfig(
 )
 
 
+# One whose matrix products outweigh everything else, without dropout.
+WIDE = dataclasses.replace(
+    TINY,
+    hidden_size=256,
+    intermediate_size=1024,
+    num_hidden_layers=2,
+    hidden_act="relu",
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def run_without_home(program):
+    """Runs a Python program as a user that has no home folder and no entry among the users."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may become a user without an entry")
+    gone = ("HOME", "MTL_JAX_CACHE", "XDG_CACHE_HOME")
+    return subprocess.run(
+        [sys.executable, "-c", f"import os\n{program}"],
+        env={name: value for name, value in os.environ.items() if name not in gone},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
 
 
 def write_checkpoint(folder, config=TINY, seed=0):

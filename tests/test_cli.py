@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from conftest import run_without_home
 
 from experiments.study import StudySettings
 from mtl_jax.cli import guarded, one_line, parse
@@ -137,20 +138,11 @@ def test_streams_that_can_not_be_written(unbuffered):
 
 
 def test_a_user_without_a_home():
-    if os.getuid() != 0:
-        pytest.skip("only root may take the place of one who has no home")
     program = (
-        "import os, pwd\nfrom mtl_jax.assets import cache_dir\nfrom mtl_jax.cli import guarded\n"
+        "from mtl_jax.assets import cache_dir\nfrom mtl_jax.cli import guarded\n"
         "os.setuid(54321)\nprint(guarded(lambda argv: cache_dir(), []))"
     )
-    gone = ("HOME", "MTL_JAX_CACHE", "XDG_CACHE_HOME")
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={name: value for name, value in os.environ.items() if name not in gone},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_without_home(program)
     assert done.stdout == "2\n"
     assert done.stderr.startswith("error: there is no home folder to keep what is fetched in: ")
     assert len(done.stderr.splitlines()) == 1

@@ -28,16 +28,7 @@ def run_of(settings, inputs, scenario="none_frozen", together=False, **changes):
 @pytest.fixture(scope="module")
 def wide(shared_settings, tmp_path_factory):
     """A backbone whose products outweigh everything else, without dropout."""
-    bert = dataclasses.replace(
-        conftest.TINY,
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=2,
-        hidden_act="relu",
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    folder = conftest.write_checkpoint(tmp_path_factory.mktemp("wide") / "b", bert)
+    folder = conftest.write_checkpoint(tmp_path_factory.mktemp("wide") / "b", conftest.WIDE)
     settings = {**shared_settings, "backbone": str(folder)}
     return settings, Inputs(TrainConfig(**settings, workdir=""))
 

@@ -109,24 +109,15 @@ def test_kept_activations_spare_the_steps_their_flops(costs):
 
 
 def test_forward_flops_are_those_of_the_matrix_products(settings, tmp_path):
-    bert = dataclasses.replace(
-        conftest.TINY,
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=2,
-        hidden_act="relu",
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    conftest.write_checkpoint(tmp_path / "wide", bert)
+    conftest.write_checkpoint(tmp_path / "wide", conftest.WIDE)
     config = TrainConfig(
         **settings | {"backbone": str(tmp_path / "wide")}, workdir="", scenario="none_frozen"
     )
     (estimate,) = plan(config, ["none_frozen"], 0)
     run = Run(config, Inputs(config))
-    layout, width = run.plan.layout, bert.hidden_size
+    layout, width = run.plan.layout, conftest.WIDE.hidden_size
     tokens = layout.rows * layout.length
-    dense = 2 * tokens * (4 * width**2 + 2 * width * bert.intermediate_size)
+    dense = 2 * tokens * (4 * width**2 + 2 * width * conftest.WIDE.intermediate_size)
     pairs = layout.rows * sum(count * length**2 for count, length in layout.blocks)
     attention = 4 * pairs * width
     pooling = 2 * tokens * layout.slots * width

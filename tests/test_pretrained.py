@@ -372,6 +372,13 @@ def test_a_missing_shard_is_named(copy):
         read_tensors(copy)
 
 
+def test_weights_that_are_no_file_are_not_waited_for(copy):
+    (copy / WEIGHTS).unlink()
+    os.mkfifo(copy / WEIGHTS)
+    with pytest.raises(UserError, match=r"model\.safetensors can't be read \(.*it is a pipe"):
+        read_tensors(copy)
+
+
 def test_a_pickle_is_refused_without_being_opened(copy):
     class Bomb:
         def __reduce__(self):
