@@ -18,14 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.protocols import check_arms, files_of, protocol, refuse_unwatched
-from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
-from mtl_jax.cli import guarded
-from mtl_jax.config import DEFAULT_BACKBONE, TrainConfig
-from mtl_jax.paths import expanded
+from mtl_jax.config.train import DEFAULT_BACKBONE, TrainConfig
+from mtl_jax.core.command_line import guarded
+from mtl_jax.core.paths import expanded
+from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_unwatched
+from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 
 if TYPE_CHECKING:
-    from experiments.pool import Pool
+    from mtl_jax.studies.inputs_pool import Pool
 
 
 SETTING = "backbone"
@@ -72,8 +72,8 @@ class Backbones(StudySettings):
 
 
 def run(study: Backbones, command: str) -> int:
-    """See ``conduct.carry_out``."""
-    from experiments.conduct import carry_out
+    """See ``runner.carry_out``."""
+    from mtl_jax.studies.runner import carry_out
 
     return carry_out(study, plan_of, command)
 
@@ -84,8 +84,8 @@ def plan_of(study: Backbones, _pool: Pool) -> Plan:
     Raises:
         UserError: The settings are wrong.
     """
-    from experiments.backbones_report import leave_report
-    from mtl_jax.data.examples import load_corpus
+    from mtl_jax.data.corpus import load_corpus
+    from mtl_jax.studies.report.backbones_report import leave_report
 
     check_arms(study.scenarios, _ANY_DEPTH)
     corpus = load_corpus(study.data)

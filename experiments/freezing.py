@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
-from mtl_jax.cli import guarded
-from mtl_jax.config import DataConfig, TrainConfig
-from mtl_jax.errors import no_trained_head
+from mtl_jax.config.train import DataConfig, TrainConfig
+from mtl_jax.core.command_line import guarded
+from mtl_jax.core.errors import no_trained_head
+from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 
 if TYPE_CHECKING:
-    from experiments.pool import Pool
+    from mtl_jax.studies.inputs_pool import Pool
 
 
 class _Default(int):
@@ -93,8 +93,8 @@ few, and else as of train"""
 
 
 def run(study: Freezing, command: str) -> int:
-    """See ``conduct.carry_out``."""
-    from experiments.conduct import carry_out
+    """See ``runner.carry_out``."""
+    from mtl_jax.studies.runner import carry_out
 
     return carry_out(study, plan_of, command)
 
@@ -105,7 +105,7 @@ def plan_of(study: Freezing, pool: Pool) -> Plan:
     Raises:
         UserError: The settings are wrong.
     """
-    from mtl_jax.scenarios import scenario_rules
+    from mtl_jax.freezing.scenarios import scenario_rules
 
     inputs = pool.get(study)
     for scenario in study.scenarios:
@@ -137,7 +137,7 @@ def _report(
     failures: Sequence[dict[str, Any]],
     context: Mapping[str, Any],
 ) -> Path:
-    from experiments.report import print_table, write_report
+    from mtl_jax.studies.report.write import print_table, write_report
 
     report = write_report(folder, results, failures, context)
     print_table(results, failures)

@@ -17,16 +17,16 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.machine import circumstances
-from mtl_jax.cli import guarded, parse, prepare
-from mtl_jax.config import Settings, TrainConfig
-from mtl_jax.errors import UserError
+from mtl_jax.config.train import Settings, TrainConfig
+from mtl_jax.core.command_line import guarded, parse, prepare
+from mtl_jax.core.errors import UserError
+from mtl_jax.studies.environment import circumstances
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mtl_jax.inputs import Inputs
-    from mtl_jax.sweep import Grid, SweepResult
+    from mtl_jax.runs.head_sweep import Grid, SweepResult
+    from mtl_jax.training.inputs import Inputs
 
 _AXES = ("learning_rates", "weight_decays", "classifier_weights", "sentiment_weights")
 
@@ -65,7 +65,7 @@ class Heads(Settings):
 
     def grid(self) -> Grid:
         """The runs."""
-        from mtl_jax.sweep import Grid
+        from mtl_jax.runs.head_sweep import Grid
 
         return Grid(self.seeds, *(getattr(self, name) for name in _AXES))
 
@@ -81,14 +81,14 @@ def run(study: Heads, command: str) -> None:
         UserError: The settings are wrong, no run has converged, or the folder holds something
             else.
     """
-    from experiments.heads_report import document, setting_table
-    from experiments.report import rich_table, write_document
-    from mtl_jax.console import Terminal, say
-    from mtl_jax.flops import flops_record
-    from mtl_jax.inputs import Inputs
-    from mtl_jax.jsonfiles import read_lines, rewrite_lines
-    from mtl_jax.sweep import ready, sweep_of
-    from mtl_jax.workdir import Workdir
+    from mtl_jax.core.console import Terminal, say
+    from mtl_jax.core.json_files import read_lines, rewrite_lines
+    from mtl_jax.runs.flops import flops_record
+    from mtl_jax.runs.head_sweep import ready, sweep_of
+    from mtl_jax.runs.workdir import Workdir
+    from mtl_jax.studies.report.heads_report import document, setting_table
+    from mtl_jax.studies.report.write import rich_table, write_document
+    from mtl_jax.training.inputs import Inputs
 
     started = time.time()
     study = study.absolute()

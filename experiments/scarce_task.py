@@ -32,7 +32,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.protocols import (
+from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.core.command_line import guarded
+from mtl_jax.core.errors import UserError
+from mtl_jax.studies.arm_specs import (
     UNWATCHED,
     check_arms,
     files_of,
@@ -40,13 +43,10 @@ from experiments.protocols import (
     protocol,
     refuse_unwatched,
 )
-from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
-from mtl_jax.cli import guarded
-from mtl_jax.config import TASKS, TrainConfig
-from mtl_jax.errors import UserError
+from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 
 if TYPE_CHECKING:
-    from experiments.pool import Pool
+    from mtl_jax.studies.inputs_pool import Pool
 
 _SCENARIOS = {"joint": "none_frozen", "single_task": "none_frozen"}
 _HEAD_FROZEN = "scarce_head_frozen"
@@ -168,8 +168,8 @@ class ScarceTask(StudySettings):
 
 
 def run(study: ScarceTask, command: str) -> int:
-    """See ``conduct.carry_out``."""
-    from experiments.conduct import carry_out
+    """See ``runner.carry_out``."""
+    from mtl_jax.studies.runner import carry_out
 
     return carry_out(study, plan_of, command)
 
@@ -180,7 +180,7 @@ def plan_of(study: ScarceTask, pool: Pool) -> Plan:
     Raises:
         UserError: The settings are wrong.
     """
-    from experiments.scarce_report import leave_report
+    from mtl_jax.studies.report.scarce_report import leave_report
 
     inputs = pool.get(study)
     study.check(inputs.bert.num_hidden_layers)

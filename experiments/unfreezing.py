@@ -38,7 +38,11 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from experiments.protocols import (
+from mtl_jax.config.train import TrainConfig
+from mtl_jax.core.command_line import guarded
+from mtl_jax.core.errors import UserError
+from mtl_jax.freezing.recipes import HOWARD_RUDER
+from mtl_jax.studies.arm_specs import (
     UNWATCHED,
     check_arms,
     files_of,
@@ -46,14 +50,10 @@ from experiments.protocols import (
     protocol,
     refuse_unwatched,
 )
-from experiments.study import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
-from mtl_jax.cli import guarded
-from mtl_jax.config import TrainConfig
-from mtl_jax.errors import UserError
-from mtl_jax.recipes import HOWARD_RUDER
+from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 
 if TYPE_CHECKING:
-    from experiments.pool import Pool
+    from mtl_jax.studies.inputs_pool import Pool
 
 SETTING = "max_train_examples"
 AT_ONCE = "at_once"
@@ -164,8 +164,8 @@ def only_layer_rules(arm: str) -> list[list[str]]:
 
 
 def run(study: Unfreezing, command: str) -> int:
-    """See ``conduct.carry_out``."""
-    from experiments.conduct import carry_out
+    """See ``runner.carry_out``."""
+    from mtl_jax.studies.runner import carry_out
 
     return carry_out(study, plan_of, command)
 
@@ -176,7 +176,7 @@ def plan_of(study: Unfreezing, pool: Pool) -> Plan:
     Raises:
         UserError: The settings are wrong.
     """
-    from experiments.unfreezing_report import leave_report
+    from mtl_jax.studies.report.unfreezing_report import leave_report
 
     inputs = pool.get(study)
     layers, texts = inputs.bert.num_hidden_layers, len(inputs.split("train").texts)

@@ -6,12 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtl_jax.bert import BertEncoder as BertEncoder
-    from mtl_jax.config import BertConfig as BertConfig
-    from mtl_jax.config import DataConfig as DataConfig
-    from mtl_jax.config import TrainConfig as TrainConfig
-    from mtl_jax.errors import UserError as UserError
-    from mtl_jax.pretrained import load_backbone as load_backbone
+    from mtl_jax.config.train import BertConfig as BertConfig
+    from mtl_jax.config.train import DataConfig as DataConfig
+    from mtl_jax.config.train import TrainConfig as TrainConfig
+    from mtl_jax.core.errors import UserError as UserError
+    from mtl_jax.models.bert import BertEncoder as BertEncoder
+    from mtl_jax.models.pretrained import load_backbone as load_backbone
 
 __version__ = "0.1.0"
 

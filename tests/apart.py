@@ -7,12 +7,12 @@ import signal
 import sys
 from pathlib import Path
 
-from mtl_jax import processes
-from mtl_jax.checkpoint import Checkpoints
-from mtl_jax.config import DataConfig, TrainConfig
-from mtl_jax.errors import Preempted, SharedError, UserError
-from mtl_jax.train import train
-from mtl_jax.workdir import Workdir
+from mtl_jax.config.train import DataConfig, TrainConfig
+from mtl_jax.core import distributed
+from mtl_jax.core.errors import Preempted, SharedError, UserError
+from mtl_jax.runs.checkpoints.manager import Checkpoints
+from mtl_jax.runs.loop import train
+from mtl_jax.runs.workdir import Workdir
 
 
 def told(action):
@@ -20,13 +20,13 @@ def told(action):
     try:
         action()
     except SharedError as error:
-        return [str(error), not isinstance(error, processes.RelayedError)]
+        return [str(error), not isinstance(error, distributed.RelayedError)]
     return None
 
 
 def left(config):
     """What a run says as it leaves, of whose processes the second one is told to."""
-    if processes.index() == 1:
+    if distributed.index() == 1:
         os.kill(os.getpid(), signal.SIGTERM)
     try:
         train(config)
@@ -36,35 +36,35 @@ def left(config):
 
 
 def refuse_in_the_second():
-    if processes.index() == 1:
+    if distributed.index() == 1:
         raise UserError("the second has no room")
-    return processes.index()
+    return distributed.index()
 
 
 def main(folder, settings):
-    processes.join()
-    processes.PATIENCE_SECONDS = 0.5
-    own = folder / f"disk{processes.index()}"
+    distributed.join()
+    distributed.PATIENCE_SECONDS = 0.5
+    own = folder / f"disk{distributed.index()}"
     os.chdir(own)
     config = TrainConfig(
         **{**settings, "data": DataConfig(**settings["data"])}, workdir=str(folder / "run")
     )
     found = {
-        "own": processes.in_all(processes.index),
-        "refused": told(lambda: processes.in_all(refuse_in_the_second)),
+        "own": distributed.in_all(distributed.index),
+        "refused": told(lambda: distributed.in_all(refuse_in_the_second)),
         "apart": told(lambda: Workdir("run").claim({})),
         "claimed": told(lambda: Workdir(folder / "claimed").claim({})),
         "listed": told(lambda: Checkpoints(own / "checkpoints")),
         "lost": told(lambda: train(config)),
     }
     kept = sorted(path.name for path in (folder / "run" / "nonfinite").iterdir())
-    processes.on_main(lambda: replace_by_a_folder(folder / "run" / "nonfinite" / kept[1]))
+    distributed.on_main(lambda: replace_by_a_folder(folder / "run" / "nonfinite" / kept[1]))
     found |= {"kept": kept, "not kept": told(lambda: train(config))}
     found["left"] = left(
         dataclasses.replace(config, scenario="all_frozen", workdir=str(folder / "untrained"))
     )
     print(json.dumps(found))
-    processes.leave()
+    distributed.leave()
 
 
 def replace_by_a_folder(file):

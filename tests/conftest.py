@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import pytest
 import safetensors.numpy
 
-from mtl_jax.bert import BertEncoder
-from mtl_jax.config import BertConfig, DataConfig
-from mtl_jax.pretrained import to_transformers
-from mtl_jax.workdir import json_digest
+from mtl_jax.config.train import BertConfig, DataConfig
+from mtl_jax.models.bert import BertEncoder
+from mtl_jax.models.pretrained import to_transformers
+from mtl_jax.runs.workdir import json_digest
 
 # Some tests interrupt, or close a terminal; a shell's background job, as they may be, or what
 # nohup starts is told to ignore that.

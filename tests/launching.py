@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mtl_jax.cli import guarded
+from mtl_jax.core.command_line import guarded
 from mtl_jax.launch.__main__ import main
 
 ROOT = Path(__file__).parents[1]

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from mtl_jax import assets
-from mtl_jax.config import BertConfig, DataConfig
+from mtl_jax.config.train import BertConfig, DataConfig
+from mtl_jax.core import downloads
 
 STORED = Path(__file__).parent / "data" / "bert_reference.npz"
 REAL = "minilm"
@@ -125,12 +125,12 @@ def inputs(name):
 
 def real_inputs():
     """The same for 64 real sentences, from the shortest to the longest, padded with [PAD]."""
-    from mtl_jax.data.examples import load_corpus
+    from mtl_jax.data.corpus import load_corpus
     from mtl_jax.data.tokens import tokenize
-    from mtl_jax.tokenizer import load_tokenizer
+    from mtl_jax.models.tokenizer import load_tokenizer
 
     texts = sorted(load_corpus(DataConfig()).read("train").texts)
-    tokens = tokenize(load_tokenizer(assets.minilm()), texts, 128)
+    tokens = tokenize(load_tokenizer(downloads.minilm()), texts, 128)
     ranks = np.argsort(tokens.lengths, kind="stable")
     # Half of them evenly spread over the sentences, half over the lengths there are.
     spread = ranks[np.linspace(0, len(ranks) - 1, SENTENCES // 2).astype(int)]
@@ -232,7 +232,7 @@ def main():
         for name in MODELS:
             found = reference(write_model(name, Path(temporary) / name), *inputs(name))
             arrays |= {f"{name}/{part}": array for part, array in found.items()}
-    found = reference(assets.minilm(), *real_inputs())
+    found = reference(downloads.minilm(), *real_inputs())
     found = found if full else thinned(found)
     arrays |= {f"{REAL}/{part}": array for part, array in found.items()}
     target = full or STORED

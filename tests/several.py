@@ -55,9 +55,9 @@ def together(processes, devices, *argv):
 
 def train_all(file):
     """Trains what a JSON file lists, as settings of ``TrainConfig``."""
-    from mtl_jax import processes
-    from mtl_jax.config import DataConfig, TrainConfig
-    from mtl_jax.train import train
+    from mtl_jax.config.train import DataConfig, TrainConfig
+    from mtl_jax.core import distributed as processes
+    from mtl_jax.runs.loop import train
 
     processes.join()
     for settings in json.loads(Path(file).read_text()):

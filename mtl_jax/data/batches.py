@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 import grain
 import numpy as np
 
-from mtl_jax.data.examples import MISSING
-from mtl_jax.data.packing import Layout, Placement, TrainPlan, evaluation_plan
+from mtl_jax.data.corpus import MISSING
+from mtl_jax.data.packing.plan import Layout, Placement, TrainPlan, evaluation_plan
 from mtl_jax.data.tokens import Tokens
 
 HostBatch = dict[str, np.ndarray]

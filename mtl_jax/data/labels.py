@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 
+from mtl_jax.core.errors import UserError
 from mtl_jax.data.names import listed, quoted, shown
-from mtl_jax.data.table import Table
-from mtl_jax.errors import UserError
+from mtl_jax.data.sources.base import Table
 
 MISSING = -1
 """The label of an example that has none for a task."""

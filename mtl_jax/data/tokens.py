@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mtl_jax.errors import UserError
+from mtl_jax.core.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,13 +8,13 @@ from typing import Annotated
 
 from tyro.conf import subcommand
 
-from mtl_jax.cli import guarded, parse
-from mtl_jax.errors import UserError
+from mtl_jax.core.command_line import guarded, parse
+from mtl_jax.core.errors import UserError
+from mtl_jax.launch.command import read_work
 from mtl_jax.launch.gke import Gke
 from mtl_jax.launch.local import Local
 from mtl_jax.launch.slurm import Slurm
 from mtl_jax.launch.tpu import Tpu
-from mtl_jax.launch.work import read_work
 
 _USAGE = "./launch.sh PLACE [options] -- train|experiment ..."
 _DESCRIPTION = f"""{_USAGE}

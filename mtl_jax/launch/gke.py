@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from mtl_jax.errors import UserError, refuse_undecodable
+from mtl_jax.core.errors import UserError, refuse_undecodable
+from mtl_jax.launch.command import Work
 from mtl_jax.launch.options import (
     GONE_ON_WITH,
     LABEL,
@@ -19,7 +20,6 @@ from mtl_jax.launch.options import (
     device_flags,
     refuse_other_folders,
 )
-from mtl_jax.launch.work import Work
 
 _PORT = 55527
 _JOB = "run"

@@ -10,9 +10,9 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 
-from mtl_jax.console import say
-from mtl_jax.errors import UserError
-from mtl_jax.launch.children import Ended, run_together
+from mtl_jax.core.console import say
+from mtl_jax.core.errors import UserError
+from mtl_jax.launch.command import Work
 from mtl_jax.launch.options import (
     GONE_ON_WITH,
     MISTAKE,
@@ -21,7 +21,7 @@ from mtl_jax.launch.options import (
     python,
     quoted,
 )
-from mtl_jax.launch.work import Work
+from mtl_jax.launch.subprocesses import Ended, run_together
 
 # The statuses of a part of a study that has come to its end: 1 where an arm of it has failed.
 _PART_ENDED = (0, 1)

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Sequence
 from datetime import datetime
 
-from mtl_jax.errors import SAVED, UserError
+from mtl_jax.core.errors import SAVED, UserError
 
 # What a run ends with that can be gone on with: it has saved, or SIGTERM came before it had
 # begun to heed that.

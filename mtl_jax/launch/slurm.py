@@ -11,8 +11,10 @@ from typing import Annotated, NamedTuple
 
 from tyro.conf import UseAppendAction
 
-from mtl_jax.console import say
-from mtl_jax.errors import UserError, refuse_undecodable
+from mtl_jax.core.console import say
+from mtl_jax.core.errors import UserError, refuse_undecodable
+from mtl_jax.core.paths import expanded
+from mtl_jax.launch.command import DONE, Work
 from mtl_jax.launch.options import (
     GONE_ON_WITH,
     MISTAKE,
@@ -24,8 +26,6 @@ from mtl_jax.launch.options import (
     quoted,
     refuse_unprintable,
 )
-from mtl_jax.launch.work import DONE, Work
-from mtl_jax.paths import expanded
 
 # A cluster that sets no other MaxArraySize takes indices up to 1000.
 _MOST_PARTS = 1000

@@ -9,7 +9,8 @@ from typing import Annotated
 
 from tyro.conf import UseAppendAction
 
-from mtl_jax.errors import SAVED, UserError, refuse_undecodable
+from mtl_jax.core.errors import SAVED, UserError, refuse_undecodable
+from mtl_jax.launch.command import Work
 from mtl_jax.launch.options import (
     DOTTED,
     LABEL,
@@ -18,7 +19,6 @@ from mtl_jax.launch.options import (
     quoted,
     refuse_other_folders,
 )
-from mtl_jax.launch.work import Work
 
 _ARCHIVE = "mtl_jax.tar.gz"
 _FOLDER = "mtl_jax"

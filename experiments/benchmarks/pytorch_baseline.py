@@ -1,0 +1,264 @@
+"""What this project is measured beside: the same fine-tuning in plain PyTorch and transformers.
+
+It reads the same sentences and settings, and freezes the same parameters with
+``requires_grad=False``. Batches are grouped by length and padded to their longest sentence,
+as ``group_by_length`` of transformers' ``Trainer`` does. It saves no checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch  # pyright: ignore[reportMissingImports]  (optional)
+from torch import nn  # pyright: ignore[reportMissingImports]  (optional)
+from transformers import BertModel
+from transformers.optimization import get_linear_schedule_with_warmup
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from mtl_jax.config.train import EPOCHS, HEAD_LEARNING_RATE, TASKS, TrainConfig
+from mtl_jax.data.corpus import MISSING, load_corpus
+from mtl_jax.data.tokens import Tokens, tokenize
+from mtl_jax.freezing.rules import assign_labels
+from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
+from mtl_jax.models.tokenizer import load_tokenizer
+from mtl_jax.training.metrics import Metrics, split_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mtl_jax.data.corpus import Examples
+
+Batch = tuple[np.ndarray, torch.Tensor, torch.Tensor]
+"""int64 [batch] which texts these are, and int64 [batch, longest] ids and attention mask."""
+
+
+class Model(nn.Module):
+    """A ``BertModel`` with its default attention, mean pooling, and two linear heads."""
+
+    def __init__(self, folder: str, classes: Mapping[str, Sequence[str]]):
+        super().__init__()
+        self.backbone: Any = BertModel.from_pretrained(
+            folder, add_pooling_layer=False, dtype=torch.float32, local_files_only=True
+        )
+        bert = self.backbone.config
+        rate = bert.classifier_dropout
+        self.dropout = nn.Dropout(bert.hidden_dropout_prob if rate is None else rate)
+        self.classifier = nn.Linear(bert.hidden_size, len(classes["classifier"]))
+        self.sentiment = nn.Linear(bert.hidden_size, len(classes["sentiment"]))
+        for head in (self.classifier, self.sentiment):
+            nn.init.normal_(head.weight, std=bert.initializer_range)
+            nn.init.zeros_(head.bias)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """int64 [batch, length] x 2 -> per task float32 [batch, classes]."""
+        hidden = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        weights = mask[..., None].to(hidden.dtype)
+        pooled = self.dropout((hidden * weights).sum(1) / weights.sum(1))
+        return {"classifier": self.classifier(pooled), "sentiment": self.sentiment(pooled)}
+
+
+def freeze(model: Model, scenario: str) -> dict[str, str]:
+    """Freezes what ``scenario`` freezes; returns the label of every parameter.
+
+    Raises:
+        UserError: No such scenario for a model of so many layers.
+    """
+    rules = scenario_rules(scenario, model.backbone.config.num_hidden_layers)
+    paths = {_path(name): parameter for name, parameter in model.named_parameters()}
+    labels = assign_labels(paths, rules)
+    for path, parameter in paths.items():
+        parameter.requires_grad = labels[path] != FROZEN
+    return {name: labels[_path(name)] for name, _ in model.named_parameters()}
+
+
+def _path(name: str) -> str:
+    """``backbone.encoder.layer.3.output.dense.bias`` as the rules spell it: layers first."""
+    return re.sub(r"^backbone\.encoder\.layer\.", "backbone.layer_", name).replace(".", "/")
+
+
+def make_optimizer(
+    model: Model, labels: Mapping[str, str], config: TrainConfig
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; biases and layer norms do not decay."""
+    head_rate = config.head_learning_rate
+    rates = {
+        "head": HEAD_LEARNING_RATE if head_rate is None else head_rate,
+        "backbone": config.backbone_learning_rate,
+    }
+    # As few groups as a Trainer makes, so that the update can batch its parameters.
+    groups: dict[tuple[str, bool], list[torch.Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((labels[name], parameter.ndim > 1), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": rates[label],
+                "weight_decay": config.weight_decay if decays else 0.0,
+            }
+            for (label, decays), parameters in groups.items()
+        ]
+    )
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of every tensor in the optimizer's state, step counters included."""
+    return sum(
+        value.numel() * value.element_size()
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )
+
+
+def grouped_order(tokens: Tokens, batch_size: int, generator: torch.Generator) -> list[int]:
+    """A random order of the texts in which those of a batch are of about equal length."""
+    lengths = tokens.lengths.tolist()
+    return get_length_grouped_indices(lengths, batch_size, generator=generator)
+
+
+def padded_batches(
+    tokens: Tokens, order: Sequence[int], batch_size: int, pad: int, device: str
+) -> Iterator[Batch]:
+    """The texts in ``order``, each batch padded with ``pad`` to its longest text."""
+    lengths = tokens.lengths
+    for start in range(0, len(order), batch_size):
+        texts = np.asarray(order[start : start + batch_size], np.int64)
+        mask = np.arange(lengths[texts].max()) < lengths[texts][:, None]
+        ids = np.full(mask.shape, pad, np.int64)
+        spans = [tokens.ids[tokens.offsets[text] : tokens.offsets[text + 1]] for text in texts]
+        ids[mask] = np.concatenate(spans)
+        yield (
+            texts,
+            torch.from_numpy(ids).to(device),
+            torch.from_numpy(mask.astype(np.int64)).to(device),
+        )
+
+
+def total_loss(
+    logits: Mapping[str, torch.Tensor], labels: Mapping[str, torch.Tensor], config: TrainConfig
+) -> torch.Tensor:
+    """The weighted sum over tasks of the mean cross-entropy over that task's labels, in nats."""
+    weights = {"classifier": config.classifier_weight, "sentiment": config.sentiment_weight}
+    total = torch.zeros((), device=labels[TASKS[0]].device)
+    for task in TASKS:
+        summed = nn.functional.cross_entropy(
+            logits[task], labels[task], ignore_index=MISSING, reduction="sum"
+        )
+        total = total + weights[task] * summed / (labels[task] != MISSING).sum().clamp(min=1)
+    return total
+
+
+class FineTuning:
+    """A model with its data, ready to be trained.
+
+    Attributes:
+        model: The model, its frozen parameters without ``requires_grad``.
+        optimizer: AdamW over the others.
+    """
+
+    def __init__(self, config: TrainConfig, device: str):
+        """Reads checkpoint and data.
+
+        Args:
+            config: The settings; ``backbone`` is a folder. All but ``pooling``, ``dtype``,
+                ``parallel``, ``checkpoint_every`` and ``workdir`` hold here too.
+            device: ``cpu`` or ``cuda``.
+        """
+        torch.manual_seed(config.seed)
+        self._config, self._device = config, device
+        self._corpus = load_corpus(config.data)
+        self.model = Model(config.backbone, self._corpus.classes).to(device)
+        bert = self.model.backbone.config
+        self._pad, self._length = bert.pad_token_id, bert.max_position_embeddings
+        self._tokenizer = load_tokenizer(config.backbone)
+        self.optimizer = make_optimizer(self.model, freeze(self.model, config.name), config)
+        self._splits: dict[str, tuple[Examples, Tokens]] = {}
+        train, self.tokens = self._split("train")
+        self._labels = {
+            task: torch.from_numpy(labels.astype(np.int64)).to(device)
+            for task, labels in train.labels.items()
+        }
+        steps = -(-len(train) // config.batch_size) * (config.epochs or EPOCHS)
+        self._schedule = get_linear_schedule_with_warmup(
+            self.optimizer, round(config.warmup_fraction * steps), steps
+        )
+        self._generator = torch.Generator().manual_seed(config.seed)
+
+    def _split(self, name: str) -> tuple[Examples, Tokens]:
+        if name not in self._splits:
+            examples = self._corpus.read(name)
+            length = min(self._config.data.max_length, self._length)
+            self._splits[name] = examples, tokenize(self._tokenizer, examples.texts, length)
+        return self._splits[name]
+
+    def epoch(self) -> float:
+        """Trains on every text once; returns the mean loss of the steps, in nats."""
+        size = self._config.batch_size
+        trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
+        order = grouped_order(self.tokens, size, self._generator)
+        losses = torch.zeros((), device=self._device)
+        self.model.train()
+        for texts, ids, mask in padded_batches(self.tokens, order, size, self._pad, self._device):
+            labels = {task: values[texts] for task, values in self._labels.items()}
+            loss = total_loss(self.model(ids, mask), labels, self._config)
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(trainable, self._config.clip_norm)
+            self.optimizer.step()
+            self._schedule.step()
+            losses += loss.detach()
+        return losses.item() / -(-len(order) // size)
+
+    def evaluate(self, split: str) -> Metrics | None:
+        """``metrics.split_metrics`` of a split; None where there is no such split."""
+        if split not in self._corpus.splits:
+            return None
+        examples, tokens = self._split(split)
+        predicted = {task: np.zeros(len(examples), np.int64) for task in TASKS}
+        # In order of length there is next to no padding.
+        order = np.argsort(tokens.lengths, kind="stable").tolist()
+        size = self._config.batch_size
+        self.model.eval()
+        with torch.inference_mode():
+            for texts, ids, mask in padded_batches(tokens, order, size, self._pad, self._device):
+                for task, logits in self.model(ids, mask).items():
+                    predicted[task][texts] = logits.argmax(-1).cpu().numpy()
+        return split_metrics(examples.labels, predicted, self._corpus.classes, examples.groups)
+
+
+def fine_tune(config: TrainConfig, device: str) -> dict[str, Any]:
+    """Trains from settings to test metrics.
+
+    Args:
+        config: See ``FineTuning``.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        ``seconds`` in all; ``train_seconds`` in training steps, batching included; ``test``
+        metrics (those of validation where there is no test split); ``lengths``, int64 [n],
+        tokens of each training text; ``optimizer_state_bytes``.
+    """
+    started = time.perf_counter()
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as jax multiplies on a GPU by default
+    run = FineTuning(config, device)
+    train_seconds, validation = 0.0, None
+    for _ in range(config.epochs or EPOCHS):
+        epoch_started = time.perf_counter()
+        run.epoch()
+        train_seconds += time.perf_counter() - epoch_started
+        validation = run.evaluate("validation")
+    test = run.evaluate("test") or validation
+    return {
+        "seconds": time.perf_counter() - started,
+        "train_seconds": train_seconds,
+        "test": test,
+        "lengths": run.tokens.lengths,
+        "optimizer_state_bytes": state_bytes(run.optimizer),
+    }

@@ -1,0 +1,265 @@
+"""What the benchmark's worker processes run, and the processes themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import math
+import multiprocessing
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmarks.cases import Job
+from experiments.benchmarks.judges import OURS, forward_flops
+from mtl_jax.config.train import TrainConfig
+from mtl_jax.core.command_line import prepare
+
+_PRODUCTS = 7
+
+
+def _sample(config: TrainConfig, lengths: Any, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What both sides say of a training.
+
+    Args:
+        config: Its settings.
+        lengths: int [n], tokens of each training text.
+        result: ``seconds``, ``compile_seconds``, ``train_seconds``, ``optimizer_state_bytes``
+            and ``test``.
+    """
+    from mtl_jax.models.pretrained import load_config
+    from mtl_jax.training.metrics import mean_macro_f1
+
+    bert = load_config(Path(config.backbone))
+    sizes = bert.hidden_size, bert.intermediate_size, bert.num_hidden_layers
+    kept = ("seconds", "compile_seconds", "train_seconds", "optimizer_state_bytes")
+    return {
+        "scenario": config.name,
+        "epochs": config.epochs,
+        "train_examples": len(lengths),
+        "batch_size": config.batch_size,
+        "tokens": int(lengths.sum()),
+        "forward_flops": forward_flops(lengths, *sizes),
+        **{name: result[name] for name in kept},
+        "macro_f1": mean_macro_f1(result["test"]),
+        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+
+
+def _train(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
+    """A training through the package's public call, in a new folder."""
+    from mtl_jax.runs.loop import train
+    from mtl_jax.training.inputs import Inputs
+
+    del job, platform
+    with tempfile.TemporaryDirectory(dir=config.workdir) as folder:
+        # What an earlier repeat has kept of the frozen layers must not be found again.
+        own = {"workdir": f"{folder}/run", "cache_folder": f"{folder}/activations"}
+        config = dataclasses.replace(config, **own)
+        started = time.perf_counter()
+        inputs = Inputs(config)
+        result = train(config, inputs)
+        seconds = time.perf_counter() - started - result["compile_seconds"]
+    test = result["test"] or result["validation"]
+    lengths = inputs.split("train").texts.tokens.lengths
+    return _sample(config, lengths, {**result, "seconds": seconds, "test": test})
+
+
+def _pytorch(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
+    """The same training in plain PyTorch."""
+    from experiments.benchmarks.pytorch_baseline import fine_tune
+
+    del job
+    result = fine_tune(config, {"gpu": "cuda"}.get(platform, platform))
+    return _sample(config, result["lengths"], {**result, "compile_seconds": 0.0})
+
+
+def _peak(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
+    """The fastest float32 matrix product: a large square, and those of a layer."""
+    import jax
+    import jax.numpy as jnp
+
+    from mtl_jax.models.pretrained import load_config
+
+    del job, platform
+    bert = load_config(Path(config.backbone))
+    hidden, inner = bert.hidden_size, bert.intermediate_size
+    products = [(2048, 2048, 2048)]
+    for tokens in (1024, 4096):
+        products += [(tokens, hidden, inner), (tokens, inner, hidden), (tokens, hidden, hidden)]
+    multiply = jax.jit(jnp.matmul)
+    rates = {}
+    for rows, inside, columns in products:
+        left, right = jnp.ones((rows, inside)), jnp.ones((inside, columns))
+        multiply(left, right).block_until_ready()
+        seconds = []
+        for _ in range(_PRODUCTS):
+            started = time.perf_counter()
+            multiply(left, right).block_until_ready()
+            seconds.append(time.perf_counter() - started)
+        name = f"{rows} x {inside} x {columns}"
+        rates[name] = 2 * rows * inside * columns / statistics.median(seconds)
+    return {"flops_per_second": max(rates.values()), "products": rates}
+
+
+@functools.lru_cache(maxsize=1)
+def _with_features(config: TrainConfig) -> Any:
+    """Inputs that hold the frozen backbone's vectors of every split."""
+    from mtl_jax.runs.phase_run import Run
+    from mtl_jax.training.inputs import Inputs
+
+    inputs = Inputs(config)
+    run = Run(config, inputs)
+    for name in inputs.corpus.splits:
+        run.split(name)
+    return inputs
+
+
+def _heads(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
+    """As many seeds times as many learning rates as make ``variants`` pairs of heads."""
+    import numpy as np
+
+    from mtl_jax.runs.head_sweep import Grid, sweep
+
+    del platform
+    side = math.isqrt(job.variants)
+    rates = np.geomspace(1e-3, 1e-2, side).tolist()
+    grid = Grid(tuple(range(side)), tuple(rates), (config.weight_decay,), (1.0,), (1.0,))
+    inputs = _with_features(config)
+    started = time.perf_counter()
+    result = sweep(config, grid, inputs)
+    return {"seconds": time.perf_counter() - started - result.compile_seconds}
+
+
+def _seeds(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
+    """Trainings with the seeds from 0 to ``job.variants``, at once, each in a new folder."""
+    from mtl_jax.core.errors import UserError
+    from mtl_jax.runs.loop import train_seeds
+    from mtl_jax.training.inputs import Inputs
+
+    del platform
+    with tempfile.TemporaryDirectory(dir=config.workdir) as folder:
+        # What an earlier repeat has kept of the frozen layers must not be found again.
+        config = dataclasses.replace(config, cache_folder=f"{folder}/activations")
+        configs = [
+            dataclasses.replace(config, seed=seed, workdir=f"{folder}/seed{seed}")
+            for seed in range(job.variants)
+        ]
+        started = time.perf_counter()
+        inputs = Inputs(config)
+        results = []
+        for outcome in train_seeds(configs, inputs):
+            if isinstance(outcome, UserError):
+                raise outcome
+            results.append(outcome)
+        seconds = time.perf_counter() - started
+    # Each has an equal share of what all took.
+    total = {key: sum(r[key] for r in results) for key in ("compile_seconds", "train_seconds")}
+    test = results[0]["test"] or results[0]["validation"]
+    measured = {**results[0], **total, "seconds": seconds - total["compile_seconds"], "test": test}
+    lengths = inputs.split("train").texts.tokens.lengths
+    return {**_sample(config, lengths, measured), "seeds": job.variants}
+
+
+def _spread(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
+    """A training in processes of its own, each with ``job.devices``, started by the launcher."""
+    from mtl_jax.runs.workdir import Workdir
+    from mtl_jax.training.inputs import Inputs
+
+    del platform
+    with tempfile.TemporaryDirectory(dir=config.workdir) as folder:
+        place = [f"--tasks={job.processes}", f"--devices-per-task={job.devices}"]
+        limits = {
+            "max-train-examples": config.data.max_train_examples,
+            "max-evaluation-examples": config.data.max_evaluation_examples,
+        }
+        flags = {
+            **limits,
+            "backbone": config.backbone,
+            "scenario": config.scenario,
+            "epochs": config.epochs,
+            "batch-size": config.batch_size,
+            "workdir": f"{folder}/run",
+        }
+        words = [f"--{name}={value}" for name, value in flags.items()]
+        launch = [sys.executable, "-m", "mtl_jax.launch", "local", *place, "--", "train", *words]
+        started = time.perf_counter()
+        subprocess.run(launch, check=True, capture_output=True)  # noqa: S603  (no shell reads it)
+        seconds = time.perf_counter() - started
+        result = Workdir(f"{folder}/run").records()[-1]
+    lengths = Inputs(config).split("train").texts.tokens.lengths
+    test = result["test"] or result["validation"]
+    seconds -= result["compile_seconds"]
+    return _sample(config, lengths, {**result, "seconds": seconds, "test": test})
+
+
+MEASUREMENTS: Mapping[str, Callable[[TrainConfig, Job, str], dict[str, Any]]] = {
+    "train": _train,
+    "pytorch": _pytorch,
+    "peak": _peak,
+    "heads": _heads,
+    "seeds": _seeds,
+    "spread": _spread,
+}
+"""Run in a worker process with settings, the ``Job`` and the platform that jax uses.
+
+All but ``peak`` give ``seconds`` without compilation, and trainings what ``_sample`` adds.
+"""
+
+
+def measure(measurement: str, *arguments: Any) -> dict[str, Any]:
+    """Runs one of ``MEASUREMENTS``; what it prints on standard error is not shown."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        return MEASUREMENTS[measurement](*arguments)
+
+
+def device() -> tuple[str, str]:
+    """The platform that jax uses, and its devices in words."""
+    import jax
+
+    return jax.default_backend(), f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+class Workers:
+    """A process for jax and one for PyTorch, started when they are first needed."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, ProcessPoolExecutor] = {}
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in self._pools.values():
+            pool.shutdown()
+
+    def call(self, side: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs ``function`` in the process of ``side``; a dead one is replaced at the next call."""
+        if side not in self._pools:
+            self._pools[side] = _pool(side)
+        try:
+            return self._pools[side].submit(function, *arguments).result()
+        except BrokenExecutor:
+            del self._pools[side]
+            raise
+
+    @staticmethod
+    def call_fresh(side: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs ``function`` in a process that does nothing else."""
+        with _pool(side) as pool:
+            return pool.submit(function, *arguments).result()
+
+
+def _pool(side: str) -> ProcessPoolExecutor:
+    # Forking a process that has threads, as jax and PyTorch start them, can hang the child.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, context, initializer=prepare if side == OURS else None)

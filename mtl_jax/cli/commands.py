@@ -1,0 +1,344 @@
+"""The commands of ``python -m mtl_jax``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from tyro.conf import subcommand
+
+from mtl_jax.config.train import DEFAULT_BACKBONE, LongTexts, Pooling, Settings, TrainConfig
+from mtl_jax.core import distributed as processes
+from mtl_jax.core import preemption
+from mtl_jax.core.command_line import guarded, parse, prepare
+from mtl_jax.core.errors import UserError, shortened
+from mtl_jax.core.paths import expanded
+
+# Of a deal: every row of a batch is a device's at least.
+_MOST_DEVICES = 2**16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(Settings):
+    """Print what scenarios or a recipe would cost in memory, FLOPs and time; train nothing."""
+
+    scenario: tuple[str, ...] = (
+        "all_frozen",
+        "backbone_frozen",
+        "top_1",
+        "top_2",
+        "classifier_frozen",
+        "sentiment_frozen",
+        "none_frozen",
+    )
+    """as of train; several"""
+    recipe: str | None = None
+    """as of train; its phases in the place of the scenarios"""
+    measure_seconds: float = 5.0
+    """how long to measure each at most, compilation aside"""
+    json: bool = False
+    """print a JSON line for each in the place of a table"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scenario:
+            raise UserError("--scenario is empty: name at least one")
+        if not self.measure_seconds >= 0:
+            raise UserError(f"--measure-seconds {self.measure_seconds} must not be negative")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Deal(Settings):
+    """Print how the training texts would be dealt to many processes; train nothing."""
+
+    processes: int = 64
+    """how many"""
+    devices_per_process: int = 1
+    """devices of each"""
+    seed: int = 0
+    """of the order"""
+    epochs: int = 1
+    """passes over the training examples"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("processes", "devices_per_process"):
+            if getattr(self, name) < 1:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1"
+                )
+        if self.processes * self.devices_per_process > _MOST_DEVICES:
+            raise UserError(
+                f"--processes {self.processes} of --devices-per-process "
+                f"{self.devices_per_process} are more than {_MOST_DEVICES:,} devices in all: lower "
+                "one of them"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed {self.seed} must be between 0 and {2**32 - 1}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Print the metrics of a trained folder's best checkpoint as JSON."""
+
+    workdir: str
+    """folder of a run"""
+    split: Literal["train", "validation", "test"] = "test"
+    """which part of its data"""
+    long_texts: LongTexts | None = None
+    """what becomes of texts longer than --max-length was; by default as in training"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Read texts, write JSON lines: both tasks' labels with their probabilities."""
+
+    workdir: str
+    """folder of a run"""
+    input: str | None = None
+    """CSV, TSV or JSON Lines file of the texts, or a file with a text in each line; by default \
+standard input, a text in each line"""
+    text_column: str | None = None
+    """with --input: the column that holds the text; by default that of the training"""
+    long_texts: LongTexts | None = None
+    """what becomes of texts longer than --max-length was; by default as in training"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Extract:
+    """Read texts, write their pooled vectors as a float32 .npy file."""
+
+    output: str
+    """the .npy file to write"""
+    input: str | None = None
+    """CSV, TSV or JSON Lines file of the texts, or a file with a text in each line; by default \
+standard input, a text in each line"""
+    text_column: str | None = None
+    """with --input: the column that holds the text; by default that of the training of --workdir, \
+else text"""
+    backbone: str | None = None
+    """checkpoint: a folder, or a name on the hub; sentence-transformers/all-MiniLM-L6-v2 \
+unless --workdir is given"""
+    workdir: str | None = None
+    """folder of a run, in the place of --backbone"""
+    pooling: Pooling | None = None
+    """with --backbone: how a text becomes one vector; by default what the checkpoint declares"""
+    max_length: int | None = None
+    """with --backbone: tokens kept of each text, special tokens included; by default 128"""
+    long_texts: LongTexts | None = None
+    """what becomes of longer ones; by default as in the training of --workdir, else cut"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """Run the model on a batch that was kept because its loss was not finite; print JSON lines.
+
+    A line for each text, alone and without dropout, then one for the whole batch.
+    """
+
+    workdir: str
+    """folder of a run"""
+    file: str | None = None
+    """the .npz file of the batch; by default the one that the run has kept last"""
+
+
+Command = (
+    Annotated[TrainConfig, subcommand("train", description="Train one scenario or recipe.")]
+    | Annotated[Plan, subcommand("plan")]
+    | Annotated[Deal, subcommand("shards")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Predict, subcommand("predict")]
+    | Annotated[Extract, subcommand("extract")]
+    | Annotated[Replay, subcommand("replay")]
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs a command line; returns the exit status."""
+    return guarded(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> None:
+    command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
+    with preemption.heeded() if isinstance(command, TrainConfig) else contextlib.nullcontext():
+        prepare()
+        if isinstance(command, TrainConfig) and command.distributed:
+            processes.join()
+        {
+            TrainConfig: _train,
+            Plan: _plan,
+            Deal: _shards,
+            Evaluate: _evaluate,
+            Predict: _predict,
+            Extract: _extract,
+            Replay: _replay,
+        }[type(command)](command)
+
+
+_WIDEST = 10_000
+_DESCRIPTION = "Multi-task fine-tuning of a BERT that is frozen as far as a scenario says."
+
+
+def _train(config: TrainConfig) -> None:
+    from mtl_jax.runs.loop import train
+
+    result = train(config)
+    if processes.is_main():
+        print(json.dumps(result["test"] or result["validation"]))
+
+
+def _plan(command: Plan) -> None:
+    from mtl_jax.core.console import Terminal
+    from mtl_jax.tools.plan import TITLE, plan, tables, total_time
+
+    estimates = plan(command, command.scenario, command.measure_seconds, command.recipe)
+    if command.json:
+        for estimate in estimates:
+            print(json.dumps(estimate.record()))
+        return
+    # Only a terminal has a width; a file takes the whole of a row.
+    console = Terminal() if sys.stdout.isatty() else Terminal(width=_WIDEST, color_system=None)
+    console.print(TITLE, *tables(estimates, console.width), sep="\n")
+    if command.recipe:
+        print(f"all phases: {total_time(estimates)}")
+    for estimate in estimates:
+        for warning in estimate.warnings:
+            print(f"warning: {estimate.scenario}: {warning}")
+
+
+def _shards(command: Deal) -> None:
+    from mtl_jax.tools.shards import deal
+    from mtl_jax.training.inputs import Inputs
+
+    inputs = Inputs(command)
+    dealt = deal(
+        command,
+        inputs,
+        command.processes,
+        command.devices_per_process,
+        command.seed,
+        command.epochs,
+    )
+    for shards in dealt:
+        print(shards)
+
+
+def _evaluate(command: Evaluate) -> None:
+    from mtl_jax.tools.predict import TrainedModel
+
+    model = TrainedModel(command.workdir, command.long_texts)
+    print(json.dumps(model.evaluate(command.split)))
+
+
+def _texts(
+    command: Predict | Extract,
+) -> Callable[[str | None, Iterable[str]], Iterator[str]]:
+    """Opens what the texts come from.
+
+    Returns:
+        What reads them, when it is told the column to read by default, None where there is none,
+        and the columns that a header may name.
+    """
+    from mtl_jax.core.console import say
+    from mtl_jax.tools.predict import looks_like_header, read_lines, read_texts
+
+    if command.input is not None:
+        path = expanded(command.input)
+        if not command.input or not path.exists() or path.is_dir():
+            raise UserError(f"--input {command.input!r}: there is no such file: correct the path")
+
+        def of_file(column: str | None, known: Iterable[str]) -> Iterator[str]:
+            del known
+            if column is None and command.text_column is None:
+                raise UserError(
+                    "the tasks were trained on texts of different columns: name one with "
+                    "--text-column"
+                )
+            return read_texts(path, command.text_column, column or "")
+
+        return of_file
+    if command.text_column is not None:
+        raise UserError(
+            f"--text-column {command.text_column} needs --input: name a file, or leave it out"
+        )
+    if sys.stdin is None:
+        raise UserError("standard input is closed: give it lines of text, or < /dev/null for none")
+    try:
+        # A reader of its own: the thread that reads may still wait when the process ends, and
+        # the interpreter can't close its own standard input then.
+        stream = io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False))
+    except OSError as error:
+        raise UserError(
+            f"standard input can't be read ({error.strerror}): give it lines of text"
+        ) from error
+
+    def of_lines(column: str | None, known: Iterable[str]) -> Iterator[str]:
+        del column
+        for number, line in enumerate(read_lines(stream)):
+            if number == 0 and looks_like_header(line, known):
+                say(
+                    f"warning: the first line, {shortened(line, 80)!r}, is taken for a text, and "
+                    "looks like that of a table: read it with --input FILE --text-column COLUMN"
+                )
+            yield line
+
+    return of_lines
+
+
+def _predict(command: Predict) -> None:
+    from mtl_jax.core.console import say
+    from mtl_jax.tools.predict import TrainedModel
+
+    texts = _texts(command)
+    model = TrainedModel(command.workdir, command.long_texts)
+    _print_json(model.predict(texts(model.text_column, model.columns)))
+    if model.cut or model.empty:
+        say(f"{model.cut} texts were cut to {model.reader.max_length} tokens, {model.empty} empty")
+
+
+def _print_json(lines: Iterable[Mapping[str, Any]]) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: it is JSON
+    for line in lines:
+        print(json.dumps(line, ensure_ascii=False))
+
+
+def _replay(command: Replay) -> None:
+    from mtl_jax.tools.replay import replay
+
+    _print_json(replay(command.workdir, command.file))
+
+
+def _extract(command: Extract) -> None:
+    from mtl_jax.core.console import say
+    from mtl_jax.tools.predict import TrainedModel, check_output, checkpoint_encoder, write_vectors
+
+    output = expanded(command.output)
+    check_output(output)
+    texts = _texts(command)
+    column: str | None = "text"
+    known: Iterable[str] = (column,)
+    if command.workdir is not None:
+        if (command.backbone, command.pooling, command.max_length) != (None, None, None):
+            raise UserError(
+                "--workdir settles --backbone, --pooling and --max-length: leave them out"
+            )
+        encoder = TrainedModel(command.workdir, command.long_texts)
+        column, known = encoder.text_column, encoder.columns
+    else:
+        backbone = command.backbone or DEFAULT_BACKBONE
+        max_length = 128 if command.max_length is None else command.max_length
+        encoder = checkpoint_encoder(
+            backbone, command.pooling, max_length, command.long_texts or "cut"
+        )
+    vectors = encoder.pooled(texts(column, known))
+    rows = write_vectors(output, vectors, encoder.width)
+    say(
+        f"{rows} vectors of {encoder.width} in {command.output}; {encoder.cut} texts were cut to "
+        f"{encoder.reader.max_length} tokens, {encoder.empty} empty"
+    )

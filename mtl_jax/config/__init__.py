@@ -1,0 +1,1 @@
+"""The settings of a run, as dataclasses; nothing here needs JAX."""

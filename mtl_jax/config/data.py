@@ -1,0 +1,294 @@
+"""Which texts and labels a run reads, as a frozen dataclass. Nothing here imports jax."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from mtl_jax.core.errors import UserError
+from mtl_jax.core.paths import expanded
+
+TASKS = ("classifier", "sentiment")
+
+LongTexts = Literal["cut", "refuse"]
+Mixing = Literal["size", "temperature", "equal"]
+PerTask = str | tuple[str, ...]
+"""One value for both tasks, or ``task=value`` for each."""
+
+_FILES = ("train_file", "validation_file", "test_file")
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where the texts of a task come from; equal ones are read once."""
+
+    files: tuple[tuple[str, Path], ...]
+    """``(split, file)``; none where the texts come from ``dataset``"""
+    dataset: str
+    """`sentences`, or the name of a TFDS data set; empty where there are files"""
+    text_column: str
+    """the column or feature that holds the text"""
+
+    @property
+    def name(self) -> str:
+        """The training file, or the data set."""
+        return str(self.files[0][1]) if self.files else self.dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which texts and labels a run reads."""
+
+    dataset: PerTask = "sentences"
+    """the default corpus `sentences`, or the name of any TFDS data set; task=name pairs for \
+one of each task"""
+    train_file: PerTask | None = None
+    """CSV or JSON Lines file to train on, in the place of --dataset; task=file pairs for a \
+file of one task"""
+    validation_file: PerTask | None = None
+    """its validation file; without one, every tenth line of the training file by a hash"""
+    test_file: PerTask | None = None
+    """its test file; without one, no test metrics"""
+    text_column: PerTask = "text"
+    """the column or feature that holds the text; task=column pairs where they differ"""
+    label_columns: tuple[str, ...] = ("classifier=classifier", "sentiment=sentiment")
+    """task=column pairs; an empty label or -1 is a missing one"""
+    label_fraction: tuple[str, ...] = ()
+    """task=fraction pairs: train on that part of a task's labels only, the same for every seed"""
+    mixing: Mixing = "size"
+    """what each of two data sets has of an epoch: as its size, as its size ^ (1 / temperature), \
+or equal shares"""
+    mixing_temperature: float = 2.0
+    """with --mixing temperature: 1 is by size, the higher the more equal"""
+    mixing_cap: int | None = None
+    """texts that a data set counts for at most when --mixing weighs it"""
+    max_length: int = 128
+    """tokens kept of each text, special tokens included"""
+    long_texts: LongTexts = "cut"
+    """what becomes of longer ones; those that are cut are counted"""
+    max_train_examples: int | None = None
+    """train on this many examples only"""
+    max_evaluation_examples: int | None = None
+    """evaluate on this many examples of each split only"""
+
+    def __post_init__(self) -> None:
+        # A record has lists for tuples.
+        for name in ("dataset", "text_column", *_FILES):
+            value = getattr(self, name)
+            refuse_blank(name, (value,) if isinstance(value, str) else value or ())
+            object.__setattr__(self, name, _normal(value))
+        for name in ("label_columns", "label_fraction"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            refuse_blank(name, getattr(self, name))
+        for name in ("max_train_examples", "max_evaluation_examples", "mixing_cap"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                raise UserError(f"{_flag(name)} {limit} must be at least 1")
+        if not self.mixing_temperature >= 1:
+            raise UserError(f"--mixing-temperature {self.mixing_temperature} must be at least 1")
+        origins = self.origins
+        for name in ("mixing", "mixing_cap"):
+            value = getattr(self, name)
+            if value != _DEFAULTS[name] and len(origins) < 2:
+                raise UserError(
+                    f"{_flag(name)} {value} needs two data sets, and there is one: name one for "
+                    f"each task with --train-file or --dataset, or leave {_flag(name)} out"
+                )
+        temperature = self.mixing_temperature
+        if temperature != _DEFAULTS["mixing_temperature"] and self.mixing != "temperature":
+            raise UserError(
+                f"--mixing-temperature {temperature} needs --mixing temperature, and it is "
+                f"{self.mixing}: add that, or leave --mixing-temperature out"
+            )
+        _ = self.label_fractions
+
+    def absolute(self) -> DataConfig:
+        """The same, with file names that hold from any folder."""
+        return dataclasses.replace(self, **{n: _absolute(getattr(self, n)) for n in _FILES})
+
+    def of_task(self, task: str) -> DataConfig:
+        """The same without the other task: its labels, and a data set of its own."""
+        changes: dict[str, Any] = {
+            name: tuple(pair for pair in getattr(self, name) if pair.startswith(f"{task}="))
+            for name in ("label_columns", "label_fraction")
+        }
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("dataset", "text_column", *_FILES) and isinstance(value, tuple):
+                own = tuple(each for each in value if each.startswith(f"{task}="))
+                changes[field.name] = own or field.default
+        # There is one data set left at most: nothing to mix.
+        changes |= {name: value for name, value in _DEFAULTS.items() if name.startswith("mixing")}
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The label column of each task that has one, in the order of ``TASKS``.
+
+        Raises:
+            UserError: ``label_columns`` names none, or something that is no task.
+        """
+        columns = _pairs("--label-columns", self.label_columns, "column")
+        if not columns:
+            raise UserError(f"--label-columns is empty: name a column for {' or '.join(TASKS)}")
+        return {task: columns[task] for task in TASKS if task in columns}
+
+    @property
+    def label_fractions(self) -> dict[str, float]:
+        """The part of its training labels that each task of ``label_fraction`` keeps, (0, 1].
+
+        Raises:
+            UserError: One is no such number, or of something that is no task with a column.
+        """
+        pairs = _pairs("--label-fraction", self.label_fraction, "fraction")
+        self._refuse_unlabelled("--label-fraction", pairs)
+        fractions = {}
+        for task in (task for task in TASKS if task in pairs):
+            words = pairs[task]
+            try:
+                fraction = float(words)
+            except ValueError:
+                fraction = float("nan")
+            if not 0 < fraction <= 1:
+                raise UserError(
+                    f"--label-fraction {task}={words} must be a number above 0 and at most 1"
+                )
+            fractions[task] = fraction
+        return fractions
+
+    @property
+    def origins(self) -> dict[Origin, dict[str, str]]:
+        """The data sets that there are to read, each with the label columns of its tasks.
+
+        Raises:
+            UserError: A task's data set is missing, or named in a way that has no meaning.
+        """
+        columns = self.columns
+        named = {name: self._of_tasks(name) for name in ("dataset", "text_column", *_FILES)}
+        trained = named["train_file"]
+        if isinstance(self.dataset, tuple):
+            for task in named["dataset"].keys() & trained.keys():
+                raise UserError(
+                    f"--dataset and --train-file both name one of {task}: leave one of them out"
+                )
+        for name in _FILES[1:]:
+            for task in named[name].keys() - trained.keys():
+                raise UserError(
+                    f"{_flag(name)} needs --train-file: name that one too"
+                    + (f" for {task}, or write task=file" if trained else "")
+                )
+        origins: dict[Origin, dict[str, str]] = {}
+        for task, column in columns.items():
+            files = {n.split("_")[0]: named[n][task] for n in _FILES if task in named[n]}
+            for name in ("text_column", *(() if files else ("dataset",))):
+                if task not in named[name]:
+                    raise UserError(
+                        f"{_flag(name)} names none for {task}: add {task}=..., or leave {task} "
+                        "out of --label-columns"
+                    )
+            origin = Origin(
+                tuple((split, expanded(file)) for split, file in files.items()),
+                "" if files else named["dataset"][task],
+                named["text_column"][task],
+            )
+            origins.setdefault(origin, {})[task] = column
+        if len({(*o.files[:1], o.dataset, o.text_column) for o in origins}) < len(origins):
+            raise UserError(
+                "both tasks are trained on the same file, but validated or tested on others: name "
+                "one --validation-file and one --test-file for both"
+            )
+        return origins
+
+    def _of_tasks(self, name: str) -> dict[str, str]:
+        """{task: value} of a ``PerTask`` field, for the tasks with a column."""
+        value, flag = getattr(self, name), _flag(name)
+        if value is None:
+            return {}
+        if isinstance(value, str):
+            return dict.fromkeys(self.columns, value)
+        if loose := [each for each in value if not _names_task(each)]:
+            raise UserError(
+                f"{flag} {' '.join(value)}: {loose[0]!r} is for both tasks: name it alone, or "
+                "write task=... for each"
+            )
+        values = _pairs(flag, value, "value")
+        self._refuse_unlabelled(flag, values)
+        return values
+
+    def _refuse_unlabelled(self, flag: str, tasks: Iterable[str]) -> None:
+        for task in tasks:
+            if task not in self.columns:
+                raise UserError(
+                    f"{flag} names the task {task!r}, which has no column: add one with "
+                    "--label-columns, or leave it out"
+                )
+
+
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(DataConfig)}
+
+
+def _pairs(flag: str, pairs: Iterable[str], what: str) -> dict[str, str]:
+    """``task=value`` pairs as a dictionary."""
+    values: dict[str, str] = {}
+    for pair in pairs:
+        task, _, value = pair.partition("=")
+        if not task or not value:
+            raise UserError(f"{flag} {pair!r} is not a pair: write task={what}")
+        if task not in TASKS:
+            raise UserError(f"{flag} {pair!r}: there is no task {task!r}: use {' or '.join(TASKS)}")
+        if task in values:
+            raise UserError(f"{flag} names the task {task!r} twice: name it once")
+        values[task] = value
+    return values
+
+
+def refuse_blank(name: str, values: Iterable[str]) -> None:
+    """Refuses a value of a flag that names nothing, alone or after ``task=``.
+
+    Args:
+        name: The flag, as a field is called.
+        values: Its values.
+
+    Raises:
+        UserError: One is empty or white space.
+    """
+    for value in values:
+        task, equals, named = value.partition("=")
+        bare = equals and task in TASKS and not named.strip()
+        if bare or not value.strip():
+            raise UserError(
+                f"{_flag(name)} {value!r} names nothing: is a variable of the shell unset? "
+                "Give it a value, or leave the flag out"
+            )
+
+
+def _names_task(value: str) -> bool:
+    return value.startswith(tuple(f"{task}=" for task in TASKS))
+
+
+def _normal(value: PerTask | None) -> PerTask | None:
+    """One value for both tasks as a string, others as a tuple; nothing as None."""
+    values = (value,) if isinstance(value, str) else tuple(value or ())
+    if len(values) == 1 and not _names_task(values[0]):
+        return values[0]
+    return values or None
+
+
+def _absolute(value: PerTask | None) -> PerTask | None:
+    if isinstance(value, str):
+        return absolute_path(value)
+    if value is None:
+        return None
+    named = [each.partition("=") for each in value]
+    return tuple(f"{task}={absolute_path(file)}" for task, _, file in named)
+
+
+def absolute_path(path: str) -> str:
+    """A path that holds from any folder."""
+    return str(expanded(path).absolute())
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

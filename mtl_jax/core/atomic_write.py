@@ -1,0 +1,69 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from mtl_jax.core.errors import NoFileError
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def other_kind(path: Path) -> str | None:
+    """What a path leads to, in words, where that is there and is no file.
+
+    A file can be replaced when another one is whole. A device, say, would be gone.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return None
+    return next((name for is_kind, name in _KINDS if is_kind(mode)), None)
+
+
+def refuse_other_kind(path: Path) -> None:
+    """Refuses what is no file, before anyone waits for what a pipe gives, or a device for ever.
+
+    Raises:
+        NoFileError: There is something else than a file.
+    """
+    if kind := other_kind(path):
+        raise NoFileError(errno.EINVAL, f"it is {kind}", str(path))
+
+
+@contextlib.contextmanager
+def whole(path: Path, suffix: str = "") -> Iterator[Path]:
+    """Writes a file so that it has its name when it is whole, or keeps what it was.
+
+    Args:
+        path: The file; what is there is replaced. Where it is a symbolic link, the file that
+            this leads to is.
+        suffix: Of the name that it has until then, ``.NAME.PID`` and this, beside it. A process
+            that is killed leaves that.
+
+    Yields:
+        Where to write.
+
+    Raises:
+        OSError: It can't be written; nothing is left.
+        NoFileError: There is something else than a file, which stays.
+    """
+    refuse_other_kind(path)
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    draft = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

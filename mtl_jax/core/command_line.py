@@ -1,0 +1,399 @@
+"""What every command line here does alike: flat flags, one-line errors, exit statuses."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import io
+import logging
+import os
+import re
+import shutil
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tyro
+
+from mtl_jax.core import distributed, runtime
+from mtl_jax.core.errors import (
+    SAVED,
+    Preempted,
+    UserError,
+    first_line,
+    refuse_undecodable,
+    shortened,
+)
+from mtl_jax.models import tokenizer
+
+# Columns that a help page is laid out for at least, and at most.
+NARROWEST, _WIDEST = 60, 250
+# What tyro frames and divides its messages with.
+_CORNERS, _RULES = "╭╮╰╯┌┐└┘+", set("│|─- ")
+# Columns in which no message breaks.
+_ONE_LINE = 10**6
+# Letters of an error's line.
+_LONGEST = 4000
+# The status of a user's mistake, and of what the machine refuses.
+_MISTAKEN = 2
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_REMEDIES = {
+    errno.ENOSPC: "make room, of bytes and of files (df, df -i), or name another place",
+    errno.EDQUOT: "make room in the quota, or name another place",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f), or name another place",
+    errno.EROFS: "name a place that can be written",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "raise the system's limit on open files",
+    errno.EACCES: "give access to it, or name another",
+    errno.EPERM: "give access to it, or name another",
+    errno.ENOENT: "correct the path, or put it there",
+    errno.ENOTDIR: "a file stands where the path has a folder: correct the path",
+    errno.EISDIR: "it is a folder: name a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "check the disk",
+    errno.ENOMEM: "free memory",
+}
+
+
+def parse(kind: Any, argv: Sequence[str], prog: str, description: str) -> Any:
+    """Flags to a dataclass, or to one of a union of them, by subcommand.
+
+    Raises:
+        SystemExit: ``--help`` was asked for (status 0).
+        UserError: The flags are wrong.
+    """
+    for word in argv:
+        refuse_undecodable(word)
+    errors = io.StringIO()
+    helps = bool({"-h", "--help"} & set(argv))
+    try:
+        with contextlib.redirect_stderr(errors), _columns(_help_width() if helps else _ONE_LINE):
+            return tyro.cli(
+                kind,
+                args=list(argv),
+                prog=prog,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        message = _unboxed(errors.getvalue())
+        # Of a command of several words tyro names the first one alone.
+        first = re.escape(prog.partition(" ")[0])
+        raise UserError(
+            re.sub(rf"(?<=\bin ){first} (?=(\S+ )?--help\b)", f"{prog} ", message)
+        ) from None
+
+
+def _help_width() -> int:
+    """Columns of the terminal, within what a help page can be laid out for."""
+    return min(max(shutil.get_terminal_size().columns, NARROWEST), _WIDEST)
+
+
+@contextlib.contextmanager
+def _columns(width: int) -> Iterator[None]:
+    """Lets tyro take the terminal for one of a width."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _unboxed(message: str) -> str:
+    """The text of a message that is framed for a terminal, as one line."""
+    lines = []
+    for framed in message.splitlines():
+        # The escapes of a terminal.
+        line = re.sub(r"\x1b\[[0-9;]*m", "", framed).strip()
+        if line[:1] in _CORNERS or set(line) <= _RULES:
+            line = line.strip("".join(_RULES) + _CORNERS)
+        elif line[0] in "│|" and line[-1] in "│|":
+            line = line[1:-1].strip()
+        if line:
+            lines.append(line)
+    title, *body = lines
+    text = " ".join(body)
+    return text if text.startswith(title) else f"{title}: {text}"
+
+
+def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+    """Runs a command; a user's mistake becomes one line on standard error and status 2.
+
+    So does what the machine refuses: a file, a folder, room on a disk, a device. What nobody
+    has foreseen is a defect of this program, and its traceback is shown. What a scheduler has
+    ended, and may start again, has status 75 (``EX_TEMPFAIL``).
+    """
+    for name in ("absl", "asyncio"):
+        # Orbax logs a traceback from each of its threads for an error that it also raises.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _keep_descriptors()
+    threads = _Threads(threading.excepthook)
+    threading.excepthook, shown = threads, sys.excepthook
+    sys.excepthook = functools.partial(_show, shown)
+    try:
+        status = _status(main, argv)
+    except Exception as error:
+        if words := distributed.loss_in_words(error) or _shortage_in_words(error):
+            complain(words)
+            status = 1
+        elif words := _refusal_in_words(error):
+            complain(words)
+            status = _MISTAKEN
+        elif distributed.count() > 1:
+            threads.tell()
+            traceback.print_exc()
+            status = 1
+        else:
+            threads.tell()
+            raise
+    else:
+        if status == 0:
+            threads.tell()
+    finally:
+        threading.excepthook, sys.excepthook = threads.told, shown
+        _end_streams()
+    # What is saved is saved by all at the same step.
+    if status not in (0, SAVED):
+        distributed.abandon(status)
+    distributed.leave()
+    return status
+
+
+def complain(message: str) -> None:
+    """Prints the line of an error, of which no reader has to see more than some thousand letters.
+
+    The middle goes: the beginning names the thing, the end the reason and the remedy.
+    """
+    # Where standard error can't be written either, the status is all that there is to tell.
+    with contextlib.suppress(OSError):
+        line = shortened(message, _LONGEST).encode(errors="backslashreplace").decode()
+        print(f"error: {line}", file=sys.stderr, flush=True)
+
+
+def _show(told: Callable[..., Any], kind: type[BaseException], error: Any, trace: Any) -> None:
+    """Shows an error that nobody has caught, but for those of TensorStore's threads.
+
+    What they could not write, the main thread has been told before it closed its event loop.
+    """
+    if str(error) != "Event loop is closed":
+        told(kind, error, trace)
+
+
+class _Threads:
+    """Holds back what threads say of a refusal that the main one may be about to tell.
+
+    An argument is the hook that shows what ends a thread.
+    """
+
+    def __init__(self, told: Callable[[threading.ExceptHookArgs], Any]):
+        self.told = told
+        self._held: list[threading.ExceptHookArgs] = []
+
+    def __call__(self, ended: threading.ExceptHookArgs) -> None:
+        if ended.exc_value and _system_error(ended.exc_value):
+            self._held.append(ended)
+        else:
+            self.told(ended)
+
+    def tell(self) -> None:
+        """Shows what was held back."""
+        for ended in self._held:
+            self.told(ended)
+
+
+def _keep_descriptors() -> None:
+    """Keeps the numbers of standard streams that are closed from files that are opened later."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest number that is free, which is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stderr is None:
+        # Else what is meant for it would be printed on standard output.
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+
+
+def _end_streams() -> None:
+    """Leaves the interpreter nothing to write at its end, when it could only fail."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            _drop(stream)
+
+
+def _drop(stream: Any) -> None:
+    """Lets what is still to be written to a stream go nowhere."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _shortage_in_words(error: Exception) -> str | None:
+    """What to say where an array finds no room; None for any other error."""
+    text = " ".join(str(error).split())
+    # What XLA raises is known by its text alone.
+    if isinstance(error, RuntimeError) and text.startswith("RESOURCE_EXHAUSTED"):
+        place, reason = "the device", text.partition(": ")[2]
+    elif isinstance(error, MemoryError):
+        place, reason = "the machine", text or "an array found no room"
+    else:
+        return None
+    return (
+        f"{place} has not enough memory ({shortened(reason, 200)}): a smaller "
+        "--batch-size or --max-length takes less, and so do --remat, --dtype bfloat16 and, where "
+        "seeds are trained at once, a smaller --seeds-at-once"
+    )
+
+
+def _refusal_in_words(error: Exception) -> str | None:
+    """What to say where the system, and not this program, is at fault; None for any other error."""
+    if refusal := _system_error(error):
+        return _system_error_in_words(refusal)
+    if not isinstance(error, RuntimeError):
+        return None
+    text = first_line(error)
+    if re.match(r"Unable to initialize backend|Unknown backend|No known backend", text):
+        return (
+            f"JAX can't use the devices that it was told to ({text}): set JAX_PLATFORMS to what "
+            "this machine has, such as cpu, or unset it"
+        )
+    if text.startswith("Could not determine home directory"):
+        return "there is no home folder for a path with ~: set HOME, or write the path in full"
+    return None
+
+
+def _system_error(error: BaseException) -> OSError | None:
+    """What the system refused, where an error says that it is nothing else."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause
+        # TensorStore, below Orbax, gives what the system said in its text alone.
+        if found := re.search(r"\[OS error (\d+): ", str(cause)):
+            number, path = int(found[1]), re.search(r'"(/[^"]*)"', str(cause))
+            return OSError(number, os.strerror(number), path and path[1])
+        cause = cause.__cause__
+    return None
+
+
+def _system_error_in_words(error: OSError) -> str:
+    name: Any = error.filename
+    thing = os.fsdecode(name) if isinstance(name, str | bytes) else "a file"
+    verb = "written" if error.errno in _NO_ROOM else "used"
+    remedy = _REMEDIES.get(error.errno or 0, "correct it, or name another")
+    return f"{thing} can't be {verb} ({error.strerror or first_line(error)}): {remedy}"
+
+
+class _Answers(io.TextIOWrapper):
+    """Standard output, by whose errors it can be told which file could not be written."""
+
+    def write(self, text: str, /) -> int:
+        with _named_in_errors():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _named_in_errors():
+            super().flush()
+
+
+@contextlib.contextmanager
+def _named_in_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = "standard output"
+        raise
+
+
+@contextlib.contextmanager
+def _answers() -> Iterator[None]:
+    """Has standard output escape what its encoding lacks, and name itself in its errors."""
+    # Whoever has put something in its place knows better.
+    if type(before := sys.stdout) is not io.TextIOWrapper:
+        yield
+        return
+    sys.stdout = answers = _Answers(
+        before.buffer,
+        before.encoding,
+        "backslashreplace",
+        line_buffering=before.line_buffering,
+        write_through=before.write_through,
+    )
+    try:
+        yield
+    finally:
+        if sys.stdout is answers:
+            sys.stdout = before
+        try:
+            answers.detach()
+        except OSError:
+            _drop(answers)
+            answers.detach()
+
+
+def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+    try:
+        with _answers():
+            status = _outcome(main, argv)
+            if status != _MISTAKEN:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read standard output has left; the interpreter must not flush it again.
+        _drop(sys.stdout)
+        return 1
+    return status
+
+
+def _outcome(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+    try:
+        if sys.stdout is None:
+            raise UserError(
+                "standard output is closed: give it a file or a pipe, or > /dev/null for none"
+            )
+        main(argv)
+    except UserError as error:
+        if not isinstance(error, distributed.RelayedError):
+            complain(str(error))
+        return _MISTAKEN
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Preempted as stop:
+        print(stop, file=sys.stderr)
+        return SAVED
+    return 0
+
+
+def one_line(error: Exception) -> str:
+    """What failed, for a report that goes on: a user's mistake as told, else with its type."""
+    text = shortened(" ".join(str(error).split()), 1000)
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def prepare() -> None:
+    """What a command does before its first array; for processes of our own only."""
+    import_transformers_alone()
+    runtime.keep_freed_memory()
+    runtime.keep_compiled()
+
+
+def import_transformers_alone() -> None:
+    """Imports transformers before it can import PyTorch or TensorFlow.
+
+    For processes of our own only: afterwards it takes them for absent.
+    """
+    with runtime.without("torch", "tensorflow"):
+        tokenizer.tokenizer_class()

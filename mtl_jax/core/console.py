@@ -1,0 +1,95 @@
+"""What a run says while it works, on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, ConsoleDimensions
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mtl_jax.core import distributed
+
+# Columns and lines of a terminal at least, whatever it says of itself: in none nothing is shown.
+_SMALLEST = ConsoleDimensions(40, 10)
+
+
+class Terminal(Console):
+    """A console that shows every text as it stands, however small the terminal says it is."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **settings})
+
+    @property
+    def size(self) -> ConsoleDimensions:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Columns and lines."""
+        return ConsoleDimensions(*map(max, super().size, _SMALLEST))
+
+
+_console = Terminal(stderr=True, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """Prints one line; of several processes the first does."""
+    if not distributed.is_main():
+        return
+    try:
+        _console.print(message)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        # A run does not end because what it says can't be written, as on a full disk.
+        return
+
+
+def is_terminal() -> bool:
+    """Whether there is someone to draw a bar for."""
+    return _console.is_terminal
+
+
+def duration(seconds: float) -> str:
+    """5400 -> ``1 h 30 min``."""
+    if (whole := round(seconds)) < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def scaled(value: float, base: int, units: Sequence[str]) -> str:
+    """1536, of 1024 and bytes -> ``1.5 KiB``."""
+    power = 0
+    while value >= base and power + 1 < len(units):
+        value, power = value / base, power + 1
+    return f"{value:.{1 if power else 0}f} {units[power]}".rstrip()
+
+
+def in_bytes(size: float) -> str:
+    """1536 -> ``1.5 KiB``."""
+    return scaled(size, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+@contextlib.contextmanager
+def training_bar(title: str, total: int, done: int) -> Iterator[Callable[..., None]]:
+    """A progress bar with the time left where there is a terminal, and nothing elsewhere.
+
+    Yields:
+        ``update(done, losses, rate)``: steps done, mean loss per task, examples per second.
+    """
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}", markup=False),
+        TimeRemainingColumn(),
+    )
+    shown = _console.is_terminal and distributed.is_main()
+    with Progress(*columns, console=_console, transient=True, disable=not shown) as progress:
+        bar = progress.add_task(title, total=total, completed=done, status="compiling")
+
+        def update(done: int, losses: Mapping[str, float], rate: float) -> None:
+            words = [f"{task} {loss:.3f}" for task, loss in losses.items()]
+            status = "  ".join([*words, f"{rate:.0f} examples/s"])
+            progress.update(bar, completed=done, status=status)
+
+        yield update

@@ -1,0 +1,1 @@
+"""Where every token of an epoch goes: how texts are mixed, cut into rows and padded."""

@@ -1,0 +1,39 @@
+"""The data sets that the settings name, opened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mtl_jax.config.data import Origin
+    from mtl_jax.config.train import DataConfig
+    from mtl_jax.data.sources.base import Source
+
+
+def open_sources(config: DataConfig) -> list[tuple[Source, dict[str, str]]]:
+    """Opens one data set, or two where each task has one of its own.
+
+    Args:
+        config: Names them.
+
+    Returns:
+        Each data set with the label columns of the tasks that it serves.
+
+    Raises:
+        UserError: One cannot be found or fetched, or lacks a column.
+    """
+    return [(_open(origin, columns), columns) for origin, columns in config.origins.items()]
+
+
+def _open(origin: Origin, columns: dict[str, str]) -> Source:
+    if origin.files:
+        from mtl_jax.data.sources import files
+
+        return files.open_files(dict(origin.files), origin.text_column, columns)
+    if origin.dataset == "sentences":
+        from mtl_jax.data.sources import vader
+
+        return vader.open_sentences(origin.text_column, columns)
+    from mtl_jax.data.sources import tfds
+
+    return tfds.open_dataset(origin.dataset, origin.text_column, columns)

@@ -1,0 +1,1 @@
+"""What trains and what is frozen: rules, scenarios, partitions, phases and recipes."""

@@ -1,0 +1,330 @@
+"""A phase of a run, as data: what trains, how fast, what counts, and when it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self, get_args
+
+from mtl_jax.config.train import (
+    EPOCHS,
+    HEAD_EPOCHS,
+    HEAD_LEARNING_RATE,
+    HEAD_MIN_STEPS,
+    MIN_STEPS,
+    MOST_STEPS,
+    TASKS,
+    OnDrift,
+    Schedule,
+    TrainConfig,
+)
+from mtl_jax.core.errors import UserError
+
+Metric = Literal["mean_macro_f1", "loss"]
+
+
+def _is_number(value: Any) -> bool:
+    # Of an integer that is more, JSON has no end, there is no float.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_rates(value: Any) -> bool:
+    pairs = isinstance(value, tuple) and all(len(pair) == 2 for pair in value)
+    return pairs and all(_is_text(label) and _is_number(rate) for label, rate in value)
+
+
+def _are_weights(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == len(TASKS) and all(map(_is_number, value))
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "scenario": _is_text,
+    "epochs": _is_number,
+    "steps": _is_count,
+    "min_steps": _is_count,
+    "patience": _is_count,
+    "min_gain": _is_number,
+    "keep_best": _is_switch,
+    "requires_gain": _is_number,
+    "learning_rates": _are_rates,
+    "layer_decay": _is_number,
+    "warmup_fraction": _is_number,
+    "restart": _is_switch,
+    "task_weights": _are_weights,
+    "drift_limit": _is_number,
+    "distillation_weight": _is_number,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """What is left at None is as the settings of the run have it.
+
+    A phase is cut into epochs from its start, and measured on validation at the end of each,
+    or of every so many, and at its own end.
+
+    Attributes:
+        scenario: As of ``TrainConfig``.
+        epochs: Passes over the training texts, and parts of one; the upper bound of a phase
+            that ends with a plateau. Without ``epochs`` and ``steps``, all of the settings'.
+        steps: The same in optimizer steps.
+        min_steps: Steps at least: few texts have more passes, whole ones, until there are as many.
+        patience: Ends the phase when so many measurements in a row have not raised the best
+            one of the phase by ``min_gain``.
+        min_gain: See ``patience``; in units of ``metric``.
+        metric: What a phase is judged by: the mean over tasks of macro-F1, or of the losses
+            in nats, of which a lower one is the better.
+        task_metric: The one task that ``metric`` is of, in the place of the mean.
+        keep_best: Whether the next phase goes on from the best measurement of this one, its
+            moments included; else from the last.
+        requires_gain: Begins only where the phase before has raised the best measurement by
+            as much; else the recipe ends there.
+        learning_rates: ``(label, peak)``; labels as the scenario's rules have them, or a part
+            of one, such as ``backbone/layer_5``; ``backbone`` and ``head`` are the settings'.
+        layer_decay: Each layer's rate is that of the layer above times this.
+        schedule: How the rates go from step to step.
+        warmup_fraction: The part of the schedule in which they rise.
+        restart: Whether the schedule starts anew; else the phase before and this one share one.
+        task_weights: Of the losses, ``classifier`` first.
+        drift_limit: How far, in nats, a frozen head's predictions may drift; see ``head_drift``.
+        on_drift: What happens beyond.
+        distillation_weight: Of the term that holds them, where ``on_drift`` says so.
+    """
+
+    scenario: str
+    epochs: float | None = None
+    steps: int | None = None
+    min_steps: int | None = None
+    patience: int | None = None
+    min_gain: float = 0.0
+    metric: Metric = "mean_macro_f1"
+    task_metric: str | None = None
+    keep_best: bool = False
+    requires_gain: float | None = None
+    learning_rates: tuple[tuple[str, float], ...] = ()
+    layer_decay: float | None = None
+    schedule: Schedule | None = None
+    warmup_fraction: float | None = None
+    restart: bool = True
+    task_weights: tuple[float, float] | None = None
+    drift_limit: float | None = None
+    on_drift: OnDrift | None = None
+    distillation_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            if not (kind(value) or (value is None and name in _OPTIONAL)):
+                raise UserError(f"{name} {value!r} is of the wrong kind: correct it")
+        for name, kind in (("metric", Metric), ("schedule", Schedule), ("on_drift", OnDrift)):
+            value = getattr(self, name)
+            if not (value in get_args(kind) or (value is None and name in _OPTIONAL)):
+                raise UserError(f"{name} {value!r}: use {', '.join(get_args(kind))}")
+        for other in ("epochs", "min_steps"):
+            if getattr(self, other) is not None and self.steps is not None:
+                raise UserError(f"{other} and steps are both given: leave one of them out")
+        for name, least, strict in (
+            ("epochs", 0, True),
+            ("steps", 1, False),
+            ("min_steps", 0, False),
+            ("patience", 1, False),
+            ("min_gain", 0, False),
+            ("layer_decay", 0, True),
+            ("drift_limit", 0, True),
+            ("distillation_weight", 0, False),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (value > least if strict else value >= least):
+                words = "above" if strict else "at least"
+                raise UserError(f"{name} {value} must be {words} {least}")
+        for name in ("epochs", "steps", "min_steps"):
+            if (getattr(self, name) or 0) > MOST_STEPS:
+                raise UserError(f"{name} {getattr(self, name)} must be at most {MOST_STEPS}")
+        if self.warmup_fraction is not None and not 0 <= self.warmup_fraction <= 1:
+            raise UserError(
+                f"warmup_fraction {self.warmup_fraction} must be between 0 and 1: the schedule "
+                "would end before its rates have risen"
+            )
+        if self.task_metric is not None and self.task_metric not in TASKS:
+            raise UserError(f"task_metric {self.task_metric!r}: use {' or '.join(TASKS)}")
+        if any(not rate >= 0 for _, rate in self.learning_rates):
+            raise UserError("learning_rates must not be negative")
+        labels = [label for label, _ in self.learning_rates]
+        if twice := [label for label in labels if labels.count(label) > 1]:
+            raise UserError(f"learning_rates names {twice[0]!r} twice: leave one of them out")
+        if self.task_weights is not None and not min(self.task_weights) >= 0:
+            raise UserError(f"task_weights {self.task_weights} must not be negative")
+
+    def completed(self, config: TrainConfig) -> Self:
+        """The same with what the settings say in the place of every None that they fill.
+
+        What depends on the scenario is left open where the settings do not state it, the length
+        and the heads' learning rate: see ``settled``.
+        """
+        rates = {
+            label: rate
+            for label in _RATED
+            if (rate := getattr(config, f"{label}_learning_rate")) is not None
+        } | dict(self.learning_rates)
+        filled: dict[str, Any] = {
+            "learning_rates": tuple(rates.items()),
+            "layer_decay": config.layer_decay,
+            "schedule": config.schedule,
+            "warmup_fraction": config.warmup_fraction,
+            "task_weights": (config.classifier_weight, config.sentiment_weight),
+            "drift_limit": config.drift_limit,
+            "on_drift": config.on_drift,
+            "distillation_weight": config.distillation_weight,
+        }
+        changes = {
+            name: value
+            for name, value in filled.items()
+            if name == "learning_rates" or getattr(self, name) is None
+        }
+        return dataclasses.replace(self, **changes)
+
+    def settled(
+        self,
+        config: TrainConfig,
+        *,
+        heads_alone: bool,
+        stated: bool,
+        head_learning_rate: float = HEAD_LEARNING_RATE,
+    ) -> Self:
+        """A completed phase with its length, and the heads' learning rate.
+
+        Args:
+            config: The settings.
+            heads_alone: Whether it trains heads on kept vectors, which takes little time.
+            stated: Whether a file of phases states its length, to which nothing is added that
+                is not asked for.
+            head_learning_rate: That of the heads where nothing states it.
+        """
+        rates = {"head": head_learning_rate} | dict(self.learning_rates)
+        with_rates = dataclasses.replace(self, learning_rates=tuple(rates.items()))
+        if self.steps is not None:
+            return with_rates
+        default, floor = (HEAD_EPOCHS, HEAD_MIN_STEPS) if heads_alone else (EPOCHS, MIN_STEPS)
+        asked = config.head_min_steps if heads_alone else config.min_steps
+        if asked is None:
+            asked = 0 if stated or config.epochs is not None else floor
+        return dataclasses.replace(
+            with_rates,
+            epochs=float(config.epochs or default) if self.epochs is None else self.epochs,
+            min_steps=asked if self.min_steps is None else self.min_steps,
+        )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Per task its weight, of a completed phase."""
+        if self.task_weights is None:
+            raise ValueError("the phase is not completed")
+        return dict(zip(TASKS, self.task_weights, strict=True))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks whose losses count, of a completed phase; all where none does."""
+        return tuple(task for task, weight in self.weights.items() if weight > 0) or TASKS
+
+
+# The labels that settings give a rate.
+_RATED = ("head", "backbone")
+# What the settings fill, or what is off where it is not given.
+_OPTIONAL = {field.name for field in dataclasses.fields(Phase) if field.default is None}
+
+
+def untaken(config: TrainConfig, phases: Sequence[Phase]) -> list[str]:
+    """The settings, other than their defaults, that none of some completed phases goes by."""
+    own = ("layer_decay", "schedule", "warmup_fraction", "drift_limit", "distillation_weight")
+    taken = [
+        {name: getattr(phase, name) for name in own}
+        | {f"{label}_learning_rate": dict(phase.learning_rates)[label] for label in _RATED}
+        | {f"{task}_weight": weight for task, weight in phase.weights.items()}
+        for phase in phases
+    ]
+    given = {name: getattr(config, name) for name in taken[0]}
+    return [
+        name
+        for name, value in given.items()
+        if value != getattr(TrainConfig, name) and all(value != each[name] for each in taken)
+    ]
+
+
+def phases_from(objects: Sequence[Mapping[str, Any]], origin: str) -> tuple[Phase, ...]:
+    """Phases from JSON: objects with the fields of ``Phase``, rates as an object by label.
+
+    Raises:
+        UserError: Something else is there; ``origin`` names the file.
+    """
+    if not isinstance(objects, list) or not objects:
+        raise UserError(
+            f'{origin} holds no list of phases: write one such as [{{"scenario": '
+            '"backbone_frozen", "epochs": 1}, {"scenario": "none_frozen", "epochs": 2}]'
+        )
+    return tuple(_phase(fields, f"{origin}: phase {i}") for i, fields in enumerate(objects, 1))
+
+
+def _phase(fields: Any, origin: str) -> Phase:
+    names = [field.name for field in dataclasses.fields(Phase)]
+    if not isinstance(fields, dict) or "scenario" not in fields:
+        raise UserError(f"{origin} is no object with a scenario: {', '.join(names)} are its fields")
+    unknown = [name for name in fields if name not in names]
+    if unknown:
+        raise UserError(f"{origin} has no field {unknown[0]!r}: use {', '.join(names)}")
+    fields = dict(fields)
+    if isinstance(rates := fields.get("learning_rates"), dict):
+        fields["learning_rates"] = tuple(rates.items())
+    if isinstance(weights := fields.get("task_weights"), dict):
+        if weights.keys() != set(TASKS):
+            raise UserError(f"{origin}: task_weights {weights}: give one each for {TASKS}")
+        fields["task_weights"] = tuple(weights[task] for task in TASKS)
+    elif isinstance(weights, list):
+        fields["task_weights"] = tuple(weights)
+    try:
+        return Phase(**fields)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
+
+
+def boundaries(phases: Sequence[Phase], steps_per_epoch: Sequence[int]) -> list[int]:
+    """Steps of each completed phase at most.
+
+    Phases in epochs are rounded together, so that three thirds of an epoch are one epoch; each
+    has at least one step, or whole epochs until there are its ``min_steps``.
+
+    Args:
+        phases: All phases of a run.
+        steps_per_epoch: Of each; they differ where the active tasks do.
+    """
+    passed, steps = 0.0, []
+    for phase, per_epoch in zip(phases, steps_per_epoch, strict=True):
+        if phase.steps is not None:
+            passed += phase.steps / per_epoch
+            steps.append(phase.steps)
+            continue
+        until = passed + (phase.epochs or 0.0)
+        # A sum such as 3 x 1/3 may be a little off, and a half be rounded either way.
+        first, last = (round(round(epochs * per_epoch, 6)) for epochs in (passed, until))
+        if last - first < (phase.min_steps or 0):
+            passes = math.ceil((phase.min_steps or 0) / per_epoch)
+            passed += passes
+            steps.append(passes * per_epoch)
+            continue
+        steps.append(max(last - first, 1))
+        passed = until
+    return steps

@@ -1,0 +1,1 @@
+"""The encoder, its heads, its tokenizer, and how pre-trained checkpoints are read."""

@@ -1,0 +1,119 @@
+"""The one model: a shared BERT backbone, a pooled vector per text, two Dense heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from mtl_jax.config.train import TASKS, BertConfig, Pooling
+from mtl_jax.models.bert import BertEncoder
+from mtl_jax.models.bert_layers import Blocks, Fused, attention_bias, exact_dense
+from mtl_jax.models.dropout import Dropout
+
+Batch = Mapping[str, jax.Array]
+"""Rows of packed texts: int32 [rows, length] ``input_ids``, ``position_ids`` (from 0 in each
+text) and ``segment_ids`` (1 ... slots; 0 is padding), with int32 [rows, slots] labels per task;
+or, in the place of ``input_ids``, what the frozen part of the backbone made of them: ``states``,
+float32 [rows, length, hidden], or the ``pooled`` vectors themselves, float32 [rows, slots, hidden].
+Where predictions are held in training: float32 [rows, slots, classes] ``target_`` and the task's
+name, log-probabilities, and float32 [rows, slots] ``hold``, the weight of each text.
+"""
+
+
+def looked_up(batch: Batch) -> dict[str, jax.Array]:
+    """By its path, which rows of a table a batch reads: elsewhere its gradient is 0."""
+    words = "backbone/embeddings/word/embedding"
+    return {words: batch["input_ids"]} if "input_ids" in batch else {}
+
+
+class MultiTaskModel(nn.Module):
+    """Backbone and heads; the tree is ``backbone``, ``classifier``, ``sentiment``.
+
+    Attributes:
+        config: The backbone's.
+        classes: Number of classes of the two heads, ``classifier`` first.
+        pooling: How a text's token vectors become one.
+        dtype: As of ``BertEncoder``.
+        states_depth: Where a batch's ``states`` enter: 1 + k is the input of layer k.
+        blocks: How the rows of a batch are cut, see ``attention_bias``; no text crosses a cut.
+        remat: As of ``BertEncoder``.
+        scan_layers: As of ``BertEncoder``.
+        fused: As of ``BertEncoder``.
+    """
+
+    config: BertConfig
+    classes: tuple[int, int]
+    pooling: Pooling = "mean"
+    dtype: DTypeLike = jnp.float32
+    states_depth: int = 0
+    blocks: Blocks | None = None
+    remat: bool = False
+    scan_layers: bool = False
+    fused: Fused | None = None
+
+    def setup(self) -> None:
+        self.backbone = BertEncoder(
+            self.config, self.dtype, self.remat, self.scan_layers, self.fused
+        )
+        self.classifier = exact_dense(self.config, self.classes[0])
+        self.sentiment = exact_dense(self.config, self.classes[1])
+        rate = self.config.classifier_dropout
+        self.dropout = Dropout(self.config.hidden_dropout_prob if rate is None else rate)
+
+    def __call__(
+        self, batch: Batch, *, train: bool = False, frozen_depth: int = 0
+    ) -> dict[str, jax.Array]:
+        """Logits per task, float32 [rows, slots, classes]; see ``BertEncoder`` for the flags."""
+        if "pooled" in batch:
+            pooled = batch["pooled"]
+        else:
+            pooled = self.pooled(batch, train=train, frozen_depth=frozen_depth)
+        pooled = self.dropout(pooled, deterministic=not train)
+        return {"classifier": self.classifier(pooled), "sentiment": self.sentiment(pooled)}
+
+    def init_heads(self, rng: jax.Array) -> dict[str, Any]:
+        """Fresh parameters of the two heads: normal kernels, zero biases."""
+        vectors = jnp.zeros((1, 1, self.config.hidden_size))
+        return dict(self.init(rng, {"pooled": vectors})["params"])
+
+    def pooled(self, batch: Batch, *, train: bool = False, frozen_depth: int = 0) -> jax.Array:
+        """One vector per text, float32 [rows, slots, hidden]; empty slots hold no meaning."""
+        segments, positions = batch["segment_ids"], batch["position_ids"]
+        if "states" in batch:
+            bias = attention_bias(segments, segments, self.blocks)
+            start = self.states_depth - 1
+            hidden = self.backbone.run_layers(batch["states"], bias, start, train=train)
+        else:
+            hidden = self.backbone(
+                batch["input_ids"],
+                position_ids=positions,
+                segment_ids=segments,
+                blocks=self.blocks,
+                train=train,
+                frozen_depth=frozen_depth,
+            )
+        slots = batch[TASKS[0]].shape[1]
+        member = segments[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]
+        if self.pooling == "mean":
+            weights = member / jnp.maximum(member.sum(-1, keepdims=True), 1)
+        else:
+            weights = member & (positions[:, None, :] == 0)
+        weights, exact = weights.astype(jnp.float32), jax.lax.Precision.HIGHEST
+        vectors = jnp.einsum("rst,rth->rsh", weights, hidden, precision=exact)
+        return self.backbone.pool(vectors) if self.pooling == "pooler" else vectors
+
+    def states(self, batch: Batch, depth: int) -> jax.Array:
+        """The input of layer ``depth - 1``, float32 [rows, length, hidden], from a batch."""
+        segments, start = batch["segment_ids"], self.states_depth
+        if "states" in batch:
+            hidden = batch["states"]
+        else:
+            hidden = self.backbone.embed(batch["input_ids"], None, batch["position_ids"])
+            start = 1
+        bias = attention_bias(segments, segments, self.blocks)
+        return self.backbone.run_layers(hidden, bias, start - 1, depth - 1)

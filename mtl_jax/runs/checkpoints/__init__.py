@@ -1,0 +1,1 @@
+"""A run's checkpoints: written, held against their manifest, read."""

@@ -1,0 +1,280 @@
+"""Checkpoints through Orbax, saved while training goes on: the last, the best, those needed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import shutil
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from mtl_jax.core import distributed
+from mtl_jax.core.errors import SharedError, UserError, first_line
+from mtl_jax.freezing.partition import Params
+from mtl_jax.runs.checkpoints import manifest
+from mtl_jax.runs.checkpoints.manifest import Seal, SealSave
+from mtl_jax.runs.checkpoints.reader import Saved, optimizer_tree
+from mtl_jax.runs.progress import beats
+from mtl_jax.training.step import TrainState
+
+# What Orbax writes beside the arrays.
+_SMALL_FILES = 2**18
+# Files and folders of a checkpoint, and of its companions, at most.
+_FILES = 64
+# Where those go that are to be removed: in one move, so that a kill leaves none in part.
+_PRUNED = ".pruned"
+_ARRAYS = ("params", "optimizer", "reference")
+
+
+def kept(needs: Mapping[int, Collection[int]], latest: int, every: int) -> set[int]:
+    """Which checkpoints stay, so that from each of the last and the regular ones a run can go on.
+
+    Args:
+        needs: Per step, those that going on from there may need beside it.
+        latest: How many of the last ones stay.
+        every: The steps that are multiples of it stay, too; 0: none.
+    """
+    steps = sorted(needs)
+    stay = {*steps[-latest:], *(step for step in steps if every and step % every == 0)}
+    return stay.union(*(needs[step] for step in stay))
+
+
+class _Kept(preservation_policy.PreservationPolicy):
+    """Keeps the checkpoints of these steps."""
+
+    def __init__(self) -> None:
+        self.steps: Collection[int] = ()
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[Any],
+        *,
+        context: preservation_policy.PreservationContext,
+    ) -> Sequence[bool]:
+        """As of Orbax."""
+        del context
+        return [checkpoint.step in self.steps for checkpoint in checkpoints]
+
+
+class _Manager(ocp.CheckpointManager):
+    """Asks nobody whether the process is to end: see ``preemption``, which counts its questions."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """As of Orbax."""
+        del step
+        return False
+
+
+def _host_copy(tree: Any) -> Any:
+    """Numpy copies: they fit any number of devices, and outlive a donated buffer."""
+    return jax.tree.map(np.array, tree)
+
+
+class Checkpoints(Saved):
+    """The folder ``checkpoints`` of a run that this process trains.
+
+    A checkpoint is written beside the old ones under a temporary name and renamed when it
+    is whole, so that a save that fails or is killed leaves the good ones usable. See
+    ``Saved`` for its parts.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        latest: int = 2,
+        every: int = 0,
+        run: Mapping[str, str] | None = None,
+    ):
+        """Opens the folder, or makes it.
+
+        Args:
+            folder: The folder; what a kill has left unfinished in it is removed.
+            latest: See ``kept``.
+            every: See ``kept``.
+            run: See ``Saved``; it is kept in each checkpoint.
+
+        Raises:
+            DamageError: The newest checkpoint is damaged; see ``recovery``.
+            SharedError: The processes of the run do not see the same checkpoints.
+        """
+        super().__init__(folder, run)
+        self._latest, self._every, self._kept = latest, every, _Kept()
+        handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for part in _ARRAYS:
+            # Weights hardly get smaller, and compressing them takes longer than writing them.
+            handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+            handlers.add(part, ocp.args.PyTreeSave, handler)
+        self._manager = _Manager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._kept,
+                todelete_subdir=_PRUNED,
+                cleanup_tmp_directories=True,
+                create=True,
+            ),
+            handler_registry=handlers,
+        )
+        there = distributed.agreed(self.steps)
+        distributed.in_all(functools.partial(self._come_to_see, there))
+        self._look()
+        self._remove_pruned()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        del kind, trace
+        # What is being saved is waited for with all the others, who may wait for this one's end.
+        if error is None or distributed.met_by_all(error):
+            self.close()
+
+    def _come_to_see(self, there: list[int]) -> None:
+        """Lists the folder until it has what the first process sees, as network disks cache it."""
+
+        def seen() -> bool:
+            if self.steps != there:
+                self._manager.reload()
+            return self.steps == there
+
+        if not distributed.awaited(seen):
+            raise UserError(
+                f"process {distributed.index()} sees other checkpoints in {self.folder} than the "
+                f"first one ({self.steps}, there {there}): run again when that file system shows "
+                "all the same, or use a --workdir on one that does"
+            )
+
+    def _look(self) -> None:
+        last = self.last_step
+        self._best = None if last is None else self.seal(last).best
+        self._needs = {step: self._needed_by(step) for step in self.steps}
+
+    def _needed_by(self, step: int) -> tuple[int, ...]:
+        try:
+            return self.seal(step).needs
+        except manifest.DamageError:
+            # None that the run goes on from; it is found out where another has to be.
+            return ()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints, with the one that is being saved."""
+        return sorted(self._manager.all_steps())
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best scored checkpoint, see ``course.beats``; or None."""
+        return self._best and self._best[0]
+
+    def save(
+        self,
+        params: Params,
+        state: TrainState,
+        data: grain.DatasetIterator[Any],
+        progress: dict[str, Any],
+        score: float | None,
+        replaced: Container[int] = (),
+        keep: Collection[int] = (),
+        reference: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Saves in the background what ``restore`` needs.
+
+        Args:
+            params: The whole model's parameters.
+            state: One copy of the training state.
+            data: The iterator whose next batch is the one after ``state.step``.
+            progress: Any JSON object.
+            score: What the best checkpoint is chosen by, higher is better; None for one
+                that is only there to resume from.
+            replaced: Steps of scored checkpoints that this one is better than, whatever their
+                score.
+            keep: Steps whose checkpoints going on from this one may need, beside the best.
+            reference: Arrays for ``restore_reference``, where there are any.
+
+        Raises:
+            UserError: This save, or the one before it, could not be written, or a
+                parameter is not finite; the checkpoints that were there stay.
+        """
+        self.wait()
+        step = int(state.step)
+        arrays = _host_copy({"params": params, "optimizer": optimizer_tree(state)})
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays["params"])):
+            raise SharedError(
+                f"the parameters are not finite after step {step}: lower the learning "
+                "rates; the last checkpoint is kept"
+            )
+        if reference:
+            arrays["reference"] = reference
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+        distributed.on_main(functools.partial(self._check_space, size))
+        best = self._best
+        to_beat = -math.inf if best is None or best[0] in replaced else best[1]
+        if score is not None and beats(score, to_beat):
+            best = step, score
+        needs = tuple(sorted({*keep, *(best or ())[:1]} - {step}))
+        known = Seal(
+            step, self.run or {}, progress, best, needs, data.get_state(), jax.process_count()
+        )
+        items: dict[str, Any] = {part: ocp.args.PyTreeSave(tree) for part, tree in arrays.items()}
+        items["data"] = grain.checkpoint.CheckpointSave(data)
+        items[manifest.ITEM] = SealSave(known, arrays)
+        self._kept.steps = kept({**self._needs, step: needs}, self._latest, self._every)
+        with self._written():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        self._best = best
+        self._needs = {old: self._needs.get(old, needs) for old in self._manager.all_steps()}
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk; raises ``UserError`` if it can't be."""
+        with self._written():
+            self._manager.wait_until_finished()
+        self._remove_pruned()
+
+    def _remove_pruned(self) -> None:
+        if jax.process_index() == 0:
+            shutil.rmtree(self.folder / _PRUNED, ignore_errors=True)
+
+    def _check_space(self, size: int) -> None:
+        # Beforehand, for Orbax fails in many threads at once, each with a traceback.
+        try:
+            needed, free = size + _SMALL_FILES, shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise self._unsaved(first_line(error)) from error
+        if free < needed:
+            raise self._unsaved(f"{free / 2**20:.1f} of {needed / 2**20:.1f} MiB are free")
+        disk = os.statvfs(self.folder)
+        # Some file systems have no such count.
+        if disk.f_files and disk.f_favail < _FILES:
+            raise self._unsaved(f"the disk has room for {disk.f_favail} files, {_FILES} are needed")
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if distributed.loss_in_words(error):
+                raise
+            # A save that failed leaves the manager without knowledge of those before it.
+            self._manager.reload()
+            self._look()
+            raise self._unsaved(first_line(error)) from error
+
+    def _unsaved(self, reason: str) -> UserError:
+        return UserError(
+            f"the checkpoint could not be saved in {self.folder} ({reason}): free some disk "
+            f"space and run again to resume from step {self.last_step or 0}"
+        )
+
+    def close(self) -> None:
+        """Waits for the background work and releases the folder; raises as ``wait`` does."""
+        with self._written():
+            self._manager.close()
+        self._remove_pruned()

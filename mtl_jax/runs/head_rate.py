@@ -1,0 +1,130 @@
+"""The learning rate of heads on a frozen backbone, chosen on validation by a quick sweep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mtl_jax.config.train import HEAD_LEARNING_RATE, TASKS, TrainConfig
+from mtl_jax.core.console import duration, say
+from mtl_jax.core.errors import UserError
+from mtl_jax.runs.head_sweep import Grid, Heads, train_heads
+from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.workdir import Workdir
+
+RATES = (1e-3, HEAD_LEARNING_RATE, 1e-2, 3e-2)
+# Of the sweep's own, whatever the seed of the run: one rate for all seeds.
+_SEEDS = (0, 1)
+# Standard errors by which another rate must be better than the default: with few validation
+# texts the best of several is better by chance.
+_CLEARLY = 2.0
+_RESAMPLES, _MOST_TEXTS = 200, 2000
+
+
+def chosen_head_rate(run: Run) -> float:
+    """Returns the learning rate for the heads of the first phase of ``run``.
+
+    Trains the heads with each of ``RATES`` and two seeds, for about as many whole epochs as the
+    phase has, and compares macro-F1 on validation, its mean over tasks and seeds. The default
+    keeps its place unless another rate is better by two standard errors, from a paired bootstrap
+    over the validation texts. It is done once for all runs on the same inputs.
+
+    Args:
+        run: In its first phase, whose ``rate_is_open``.
+    """
+    plan, known = run.plans[0], run.inputs.head_rates
+    key = plan.optimizer, plan.phase.task_weights, plan.texts, run.config.weighting, run.plan.layout
+    if key not in known:
+        started = time.perf_counter()
+        first, second = plan.phase.task_weights or (1.0, 1.0)
+        grid = Grid(_SEEDS, RATES, (run.config.weight_decay,), (first,), (second,))
+        heads, _, _ = train_heads(run, grid)
+        rate, words = _choice(*_compared(run, heads))
+        took = duration(time.perf_counter() - started)
+        say(f"head learning rate {rate:g}: {words} ({took}; --head-learning-rate sets it)")
+        known[key] = rate
+    return known[key]
+
+
+def _choice(scores: np.ndarray, errors: np.ndarray) -> tuple[float, str]:
+    """The rate, and why; the arguments are what ``_compared`` gives."""
+    default, best = RATES.index(HEAD_LEARNING_RATE), int(scores.argmax())
+    gain = scores[best] - scores[default]
+    if gain > _CLEARLY * errors[best]:
+        return RATES[best], (
+            f"macro-F1 {scores[best]:.3f} on validation, {scores[default]:.3f} with "
+            f"{RATES[default]:g}"
+        )
+    others = ", ".join(f"{rate:g}" for rate in RATES if rate != RATES[default])
+    return RATES[default], f"none of {others} does clearly better on validation"
+
+
+def _compared(run: Run, heads: Heads) -> tuple[np.ndarray, np.ndarray]:
+    """Per rate its score on validation, and the standard error of what it is above the default's.
+
+    Returns:
+        Both float64 [rates].
+    """
+    texts = run.split("validation").texts
+    if texts.pooled is None:
+        raise ValueError("the vectors of a frozen backbone are kept")
+    chosen = np.unique(np.linspace(0, len(texts) - 1, _MOST_TEXTS).round().astype(int))
+    vectors = texts.pooled[chosen]
+    drawn = np.random.default_rng(0).multinomial(
+        len(chosen), np.full(len(chosen), 1 / len(chosen)), _RESAMPLES
+    )
+    weights = np.concatenate([np.ones((1, len(chosen))), drawn]).astype(np.float32)
+    found = []
+    for task in TASKS:
+        labels = texts.labels[task][chosen]
+        if not (labels >= 0).any():
+            continue
+        for rate in range(len(RATES)):
+            of_seeds = [heads.kept(seed, rate)[task] for seed in range(len(_SEEDS))]
+            predicted = [(vectors @ h["kernel"] + h["bias"]).argmax(-1) for h in of_seeds]
+            found.append(np.mean([_macro_f1(labels, each, weights) for each in predicted], axis=0))
+    if not found:
+        return np.zeros(len(RATES)), np.zeros(len(RATES))
+    scores = np.reshape(found, (-1, len(RATES), 1 + _RESAMPLES)).mean(0)
+    differences = scores - scores[RATES.index(HEAD_LEARNING_RATE)]
+    return scores[:, 0], differences[:, 1:].std(-1)
+
+
+def _macro_f1(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Macro-F1 over the classes that are there or predicted, with each row of ``weights``.
+
+    Args:
+        labels: int [n], negative where missing.
+        predicted: int [n].
+        weights: float32 [r, n], how often each text counts.
+
+    Returns:
+        float64 [r].
+    """
+    there = labels >= 0
+    labels, predicted, weights = labels[there], predicted[there], weights[:, there]
+    classes = np.arange(max(labels.max(), predicted.max()) + 1)
+    true, guess = (each[:, None] == classes for each in (labels, predicted))
+    hits, both = weights @ (true & guess), weights @ true + weights @ guess
+    scores = np.divide(2 * hits, both, out=np.zeros_like(hits), where=both > 0)
+    return scores.sum(-1) / np.maximum((both > 0).sum(-1), 1)
+
+
+def recorded_head_rate(configs: Sequence[TrainConfig]) -> float | None:
+    """Returns the rate with which one of these runs was begun; None where none was.
+
+    A run that is gone on with keeps its rate, whatever a sweep would choose now.
+    """
+    for config in configs:
+        folder = Workdir(config.workdir)
+        try:
+            record: Any = folder.config() if folder.exists else {}
+            rates = dict(record["phases"][0]["learning_rates"])
+            return float(rates["head"])
+        except (UserError, LookupError, TypeError, ValueError):
+            # What is wrong with the folder is told when it is claimed.
+            continue
+    return None

@@ -1,0 +1,320 @@
+"""Many pairs of heads on one frozen backbone, trained at once in one compiled program.
+
+A run of a sweep does what ``train`` does for the scenario ``backbone_frozen`` with the same
+settings: the same initial heads, order of the data, dropout, steps and choice of the epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.core.console import say
+from mtl_jax.core.errors import UserError
+from mtl_jax.data.batches import Order, index_batch
+from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.progress import beats
+from mtl_jax.training.inputs import Inputs
+from mtl_jax.training.metrics import Metrics
+from mtl_jax.training.optimizer import make_optimizer
+from mtl_jax.training.prediction_counts import class_counts, score_of_counts
+from mtl_jax.training.runners import kind_of
+from mtl_jax.training.seed_runner import devices_across
+from mtl_jax.training.step import Program, TrainState, stream, take, train_step
+
+T = TypeVar("T")
+
+# The runs of one seed share the order of their data and dropout's masks: only once computed.
+_OF_RUN: Any = TrainState(step=None, trainable=0, opt_state=0, rng=None, weighting=0)  # pyright: ignore
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The runs of a sweep: every seed with every combination of the others."""
+
+    seeds: tuple[int, ...]
+    head_learning_rate: tuple[float, ...]
+    weight_decay: tuple[float, ...]
+    classifier_weight: tuple[float, ...]
+    sentiment_weight: tuple[float, ...]
+
+    def settings(self) -> list[dict[str, float]]:
+        """Every combination of what is not the seed."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "seeds"]
+        values = itertools.product(*(getattr(self, name) for name in names))
+        return [dict(zip(names, combination, strict=True)) for combination in values]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found.
+
+    Attributes:
+        settings: The combinations, n of them.
+        measured: The epochs after which the runs are measured, from 1.
+        validation: float64 [seeds, n, measured], the mean over tasks of macro-F1; NaN after a
+            run has diverged.
+        kept: int [seeds, n], the index of the measurement that is kept of each run.
+        chosen: The index of the combination with the best mean over seeds of the kept
+            measurement's score; one that diverged with any seed is not chosen.
+        test: Per seed the metrics of what is kept of the chosen combination on the test split,
+            which no choice has seen; empty without such a split.
+        feature_seconds: What computing the vectors took.
+        compile_seconds: What compiling took.
+    """
+
+    settings: list[dict[str, float]]
+    measured: tuple[int, ...]
+    validation: np.ndarray
+    kept: np.ndarray
+    chosen: int
+    test: list[Metrics]
+    feature_seconds: float
+    compile_seconds: float
+
+
+def ready(config: TrainConfig, grid: Grid, inputs: Inputs) -> Run:
+    """What the runs of ``grid`` have in common, made ready; see ``sweep``.
+
+    Raises:
+        UserError: The settings are at fault.
+    """
+    run = Run(config, inputs)
+    heads_alone = len(run.plans) == 1 and run.freeze.backbone_frozen and run.freeze.groups
+    if not heads_alone or not config.prefix_cache:
+        raise UserError(
+            f"a sweep trains heads on kept vectors: use --scenario backbone_frozen, not "
+            f"{config.name}, and no --no-prefix-cache"
+        )
+    if 0 in (*grid.classifier_weight, *grid.sentiment_weight):
+        raise UserError(
+            "the runs of a sweep share their texts, and a weight of 0 would leave some out: give "
+            "both tasks a weight, or train for one task alone"
+        )
+    return run
+
+
+def sweep(config: TrainConfig, grid: Grid, inputs: Inputs) -> SweepResult:
+    """Trains every run of ``grid``, and measures it when ``train`` would.
+
+    Args:
+        config: What the runs have in common; its workdir is not used.
+        grid: The runs.
+        inputs: The data and the backbone.
+
+    Raises:
+        UserError: The scenario trains more than heads, a weight is 0, or no combination has
+            converged.
+    """
+    return sweep_of(ready(config, grid, inputs), grid)
+
+
+def sweep_of(run: Run, grid: Grid) -> SweepResult:
+    """As ``sweep``, of what ``ready`` has made ready.
+
+    Raises:
+        UserError: No combination has converged.
+    """
+    inputs = run.inputs
+    if note := run.useless_weighting:
+        say(f"note: {note}")
+    heads, measured, scores = train_heads(run, grid)
+    diverged = np.isnan(scores).any(-1)
+    last = np.full(diverged.shape, len(measured) - 1)
+    kept = last if run.plans[0].keeps_end else scores.argmax(-1)
+    settled = np.take_along_axis(scores, kept[..., None], -1)[..., 0]
+    settled = np.where(diverged, -1.0, settled)
+    if not (settled >= 0).all(0).any():
+        raise UserError("every setting of the sweep has diverged: lower the learning rates")
+    chosen = int(np.where((settled >= 0).all(0), settled.mean(0), -1.0).argmax())
+    test = []
+    if "test" in inputs.corpus.splits:
+        split = run.split("test")
+        for seed in range(len(grid.seeds)):
+            params = {**run.params, **heads.kept(seed, chosen)}
+            replicated = run.evaluator.runner.replicate(params)
+            test.append(run.evaluator.metrics(replicated, split, inputs.classes))
+    compiling = heads.compile_seconds + run.evaluation_compile_seconds
+    return SweepResult(
+        settings=heads.settings,
+        measured=tuple(measured),
+        validation=scores,
+        kept=kept,
+        chosen=chosen,
+        test=test,
+        feature_seconds=run.feature_seconds,
+        compile_seconds=compiling,
+    )
+
+
+def train_heads(run: Run, grid: Grid) -> tuple[Heads, list[int], np.ndarray]:
+    """Trains the heads of every run of ``grid`` in the first phase of ``run``.
+
+    Returns:
+        The heads; the epochs after which they were measured, from 1; and the scores of
+        ``SweepResult.validation``.
+    """
+    plan = run.plans[0]
+    heads, epochs = Heads(run, grid), max(round(plan.epochs(plan.steps)), 1)
+    measured, scores = [], []
+    # Epochs of few steps are trained several at a time.
+    at_once = math.gcd(plan.measure_every, epochs)
+    for epoch in range(at_once, epochs + 1, at_once):
+        heads.train(range(epoch - at_once, epoch))
+        if epoch % plan.measure_every == 0 or epoch == epochs:
+            measured.append(epoch)
+            scores.append(heads.measure())
+    return heads, measured, np.stack(scores, axis=-1)
+
+
+class Heads:
+    """The states of all runs, [seeds, settings, ...], spread over the devices by both."""
+
+    def __init__(self, run: Run, grid: Grid):
+        self._run, self.settings = run, grid.settings()
+        self._executables: dict[Any, Any] = {}
+        self.compile_seconds = 0.0
+        self._model = run.evaluator.model
+        self._count = len(grid.seeds)
+        devices = jax.local_devices()
+        across = devices_across(len(devices), len(grid.seeds), len(self.settings))
+        mesh = Mesh(np.array(devices).reshape(across), ("seeds", "settings"))
+        everywhere, self._by_seed, self._by_run = (
+            NamedSharding(mesh, PartitionSpec(*axes))
+            for axes in ((), ("seeds",), ("seeds", "settings"))
+        )
+        # Of a run what has no axis of settings has one of seeds alone.
+        self._of_states = jax.tree.map(lambda _: self._by_run, _OF_RUN).replace(
+            step=self._by_seed, rng=self._by_seed
+        )
+        # Every device takes equally many; some may come twice, and are left out again.
+        seeds = _padded(grid.seeds, across[0])
+        settings = _padded(self.settings, across[1])
+        self._settings = jax.device_put(
+            {name: jnp.array([s[name] for s in settings]) for name in settings[0]},
+            NamedSharding(mesh, PartitionSpec("settings")),
+        )
+        training, validation = run.training, run.split("validation")
+        self._orders = [Order(run.plan, seed) for seed in seeds]
+        self._vectors, self._held_out = (
+            jax.device_put({"pooled": texts.pooled, **texts.labels}, everywhere)
+            for texts in (training.texts, validation.texts)
+        )
+        initial = jax.vmap(lambda seed: self._model.init_heads(stream(seed, "heads")))
+        seeds = jax.device_put(jnp.array(seeds, jnp.uint32), self._by_seed)
+        heads = jax.device_put(initial(seeds), self._by_seed)
+        self._states = self._call(self._begin, self._settings, heads, seeds, out=self._of_states)
+        self._kept = jax.tree.map(jnp.copy, self._states.trainable)
+        self._kept_scores = np.full((len(seeds), len(settings)), -np.inf)
+
+    def _program(self, setting: Mapping[str, Any]) -> Program:
+        run = self._run
+        optimizer = dataclasses.replace(
+            run.plans[0].optimizer,
+            learning_rates=(("head", setting["head_learning_rate"]),),
+            weight_decay=setting["weight_decay"],
+        )
+        weights = (setting["classifier_weight"], setting["sentiment_weight"])
+        return Program(
+            self._model, make_optimizer(run.freeze, optimizer), 0, weights, run.weighting
+        )
+
+    def _call(
+        self, function: Callable[..., Any], *args: Any, out: Any, donate: tuple[int, ...] = ()
+    ) -> Any:
+        """Calls a function, compiled for each kind of arguments; results are spread as ``out``."""
+        # By name: a bound method as a key would keep this object, and its arrays, alive.
+        key = function.__name__, kind_of(args)
+        if key not in self._executables:
+            started = time.perf_counter()
+            jitted = jax.jit(function, donate_argnums=donate, out_shardings=out)
+            self._executables[key] = jitted.lower(*args).compile()
+            self.compile_seconds += time.perf_counter() - started
+        return self._executables[key](*args)
+
+    def _begin(self, settings: Any, heads: Any, seeds: jax.Array) -> TrainState:
+        def of_setting(setting: Any, heads: Any, seed: Any) -> TrainState:
+            return self._program(setting).init(heads, seed)
+
+        of_seed = jax.vmap(of_setting, in_axes=(0, None, None), out_axes=_OF_RUN)
+        return jax.vmap(of_seed, in_axes=(None, 0, 0))(settings, heads, seeds)
+
+    def _train(
+        self, states: TrainState, settings: Any, vectors: Any, examples: jax.Array
+    ) -> TrainState:
+        def update(setting: Any, state: TrainState, batch: Any) -> TrainState:
+            return train_step(self._program(setting), state, {}, batch)[0]
+
+        updates = jax.vmap(update, in_axes=(0, _OF_RUN, None), out_axes=_OF_RUN)
+
+        def of_seed(state: TrainState, examples: jax.Array) -> TrainState:
+            def step(state: TrainState, example: jax.Array) -> tuple[TrainState, None]:
+                return updates(settings, state, take(vectors, example)), None
+
+            return jax.lax.scan(step, state, examples)[0]
+
+        return jax.vmap(of_seed)(states, examples)
+
+    def _evaluate(self, heads: Any, vectors: Any) -> dict[str, jax.Array]:
+        """Per task [seeds, settings, 3, classes]: hits, predictions and labels of each class."""
+
+        def of_run(heads: Any) -> dict[str, jax.Array]:
+            logits: Any = self._model.apply({"params": heads}, {"pooled": vectors["pooled"]})
+            return {task: class_counts(logits[task], vectors[task]) for task in TASKS}
+
+        return jax.vmap(jax.vmap(of_run))(heads)
+
+    def _better(self, better: jax.Array, new: Any, old: Any) -> Any:
+        def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+            return jnp.where(better.reshape(better.shape + (1,) * (a.ndim - 2)), a, b)
+
+        return jax.tree.map(choose, new, old)
+
+    def train(self, epochs: Sequence[int]) -> None:
+        """Trains all runs for these epochs, counted from 0."""
+        examples = np.stack(
+            [
+                [
+                    index_batch(self._run.plan.layout, placement)["example"]
+                    for epoch in epochs
+                    for placement in order.placements(epoch)
+                ]
+                for order in self._orders
+            ]
+        )
+        examples = jax.device_put(examples, self._by_seed)
+        args = self._states, self._settings, self._vectors, examples
+        self._states = self._call(self._train, *args, out=self._of_states, donate=(0,))
+
+    def measure(self) -> np.ndarray:
+        """The validation scores of all runs, [seeds, settings].
+
+        Keeps the heads of each run that ``train`` would keep: the present ones, or the best so far.
+        """
+        heads = self._states.trainable
+        counts = self._call(self._evaluate, heads, self._held_out, out=self._by_run)
+        scores = score_of_counts(jax.device_get(counts))
+        better = beats(scores, self._kept_scores) | self._run.plans[0].keeps_end
+        there = jax.device_put(better, self._by_run)
+        self._kept = self._call(self._better, there, heads, self._kept, out=self._by_run)
+        self._kept_scores = np.where(better, scores, self._kept_scores)
+        return scores[: self._count, : len(self.settings)]
+
+    def kept(self, seed: int, setting: int) -> Any:
+        """The heads that are kept of a run, on the host."""
+        return jax.tree.map(lambda leaf: np.asarray(leaf[seed, setting]), self._kept)
+
+
+def _padded(items: Sequence[T], devices: int) -> list[T]:
+    """As many for each device, from the first again where they do not suffice."""
+    return [items[i % len(items)] for i in range(-(-len(items) // devices) * devices)]

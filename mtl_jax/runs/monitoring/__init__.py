@@ -1,0 +1,1 @@
+"""What is told of a run under way: metrics, progress, profiles."""

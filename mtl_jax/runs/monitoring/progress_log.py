@@ -1,0 +1,81 @@
+"""Lines that tell how far a run is, where there is no terminal for a bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import psutil
+
+from mtl_jax.core.console import duration, say
+
+GIB = 2**30
+
+
+class Heartbeat:
+    """Says about every so many seconds where the training of a run is.
+
+    The time left is what the steps that are left take at the mean rate since the first one
+    of this process, with all that was between them: evaluation, checkpoints, compilation.
+
+    Args:
+        every: Seconds between two lines; 0 for none.
+        total: Steps of the run, at most.
+        phases: How many it has.
+        may_end_early: Whether it may take fewer steps.
+        clock: Seconds from any start.
+        write: Where the lines go.
+    """
+
+    def __init__(
+        self,
+        every: float,
+        total: int,
+        phases: int,
+        may_end_early: bool,
+        clock: Callable[[], float] = time.monotonic,
+        write: Callable[[str], None] = say,
+    ):
+        self._every, self._total, self._phases = every, total, phases
+        self._left = "at most" if may_end_early else "about"
+        self._clock, self._write = clock, write
+        self._first: tuple[float, int] | None = None
+        self._last = 0.0
+
+    def __call__(self, step: int, phase: int, losses: Mapping[str, float], rate: float) -> None:
+        """Is told of every step, and says a line where one is due.
+
+        Args:
+            step: The last step of the run whose losses are known.
+            phase: The phase, from 0.
+            losses: Per task its mean loss in nats; before any is known it is told nothing.
+            rate: Examples per second.
+        """
+        if not self._every or not losses:
+            return
+        now = self._clock()
+        if self._first is None:
+            self._first, self._last = (now, step), now
+            return
+        if now - self._last < self._every:
+            return
+        self._last = now
+        start, before = self._first
+        of_phases = f" (phase {phase + 1} of {self._phases})" if self._phases > 1 else ""
+        words = [f"step {step:,} of {self._total:,}{of_phases}"]
+        words += [f"{task} {loss:.3f}" for task, loss in losses.items()]
+        words += [f"{rate:.0f} examples/s", *memory_in_use()]
+        if step > before:
+            left = (self._total - step) * (now - start) / (step - before)
+            words.append(f"{self._left} {duration(left)} left")
+        self._write(", ".join(words))
+
+
+def memory_in_use() -> list[str]:
+    """What this process has resident, and what the fullest of its devices holds, if that tells."""
+    words = [f"{psutil.Process().memory_info().rss / GIB:.1f} GiB"]
+    known = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    if held := [stats["bytes_in_use"] for stats in known if "bytes_in_use" in stats]:
+        words.append(f"{max(held) / GIB:.1f} GiB on the device")
+    return words

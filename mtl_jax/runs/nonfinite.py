@@ -1,0 +1,187 @@
+"""What to do about a step that is not finite: keep its batch, find the texts at fault."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from mtl_jax.config.train import TASKS
+from mtl_jax.core import distributed
+from mtl_jax.core.errors import SharedError, UserError
+from mtl_jax.data.batches import HostBatch, TextSet, make_batch
+from mtl_jax.data.packing.plan import Layout, Placement
+from mtl_jax.freezing.partition import Params
+from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.runs.kept_batch import KeptBatch, write_batch
+from mtl_jax.runs.phase_run import Run
+from mtl_jax.training.inputs import Split
+from mtl_jax.training.metrics import Metrics
+from mtl_jax.training.step import eval_step
+
+FOLDER = "nonfinite"
+
+# Rows of a batch of texts that are looked at one by one.
+_ROWS = 32
+# Texts of a split that are looked at, and those that a message names, with so many characters.
+_MOST, _NAMED, _WIDTH = 256, 3, 60
+
+
+def keep(folder: Path, run: Run, step: int, task: str | None, batch: HostBatch) -> str:
+    """Keeps the batch of a step that is not finite, in the folder of its run.
+
+    Args:
+        folder: The run's.
+        run: The run, in the phase of the step.
+        step: The step of the run, from 1.
+        task: The task of the loss; None where it is the norm of the gradient.
+        batch: The batch.
+
+    Returns:
+        Where it is, or why it is not, in words that follow the step's.
+    """
+    # Of several processes each keeps the rows that it gave.
+    split, example = run.training, batch["example"][run.own_rows]
+    batch = batch | {"example": example}
+    if split.texts.pooled is not None:
+        # The vectors and the labels are on the device, and are not in the batch.
+        batch = batch | {"pooled": split.texts.pooled[np.maximum(example, 0)]}
+        for name, labels in split.texts.labels.items():
+            batch[name] = np.where(example >= 0, labels[example], -1)
+    there = example[example >= 0]
+    kept = KeptBatch(
+        step=step,
+        task=task,
+        seed=run.config.seed,
+        phase=run.index,
+        depth=split.texts.depth,
+        blocks=run.plan.layout.blocks,
+        parts=run.dropout_parts,
+        texts=tuple(split.examples.texts[i] for i in there.tolist()),
+        tokens=split.texts.tokens.take(there)[0],
+        batch=batch,
+    )
+    try:
+        # None leaves, and ends the run by that, while another one still writes.
+        path = distributed.in_all(functools.partial(_write, folder / FOLDER, kept))
+    except UserError as error:
+        return f"whose batch could not be kept ({error})"
+    return f"whose batch is kept in {path} for python -m mtl_jax replay"
+
+
+def _write(folder: Path, kept: KeptBatch) -> Path:
+    try:
+        return write_batch(folder, kept, distributed.index(), distributed.count())
+    except OSError as error:
+        raise UserError(error.strerror or str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdicts:
+    """What becomes of n texts, each alone in its row and without dropout.
+
+    In a row of several a value that is not finite spoils the neighbours: attention gives it
+    the weight 0, and 0 times it is not a number.
+
+    Attributes:
+        losses: Per task float32 [n], in nats; of a text without a label they mean nothing.
+        finite: Per task bool [n]: whether the logits and, where there is a label, the loss
+            are finite.
+    """
+
+    losses: Mapping[str, np.ndarray]
+    finite: Mapping[str, np.ndarray]
+
+    @property
+    def at_fault(self) -> np.ndarray:
+        """Bool [n]: the texts with anything that is not finite."""
+        return ~np.logical_and.reduce([self.finite[task] for task in TASKS])
+
+
+def verdicts(logits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> Verdicts:
+    """The verdicts on texts from their logits.
+
+    Args:
+        logits: Per task float32 [n, classes].
+        labels: Per task int32 [n], negative where missing.
+    """
+    losses, finite = {}, {}
+    for task in TASKS:
+        there, label = labels[task] >= 0, np.maximum(labels[task], 0)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits[task], label)
+        losses[task] = np.asarray(loss)
+        finite[task] = np.isfinite(logits[task]).all(-1) & (np.isfinite(losses[task]) | ~there)
+    return Verdicts(losses, finite)
+
+
+def each_alone(model: MultiTaskModel, params: Params, texts: TextSet) -> Verdicts:
+    """Looks at texts one by one, on one device.
+
+    Args:
+        model: The model, however it cuts its rows.
+        params: One copy of its parameters.
+        texts: n texts.
+    """
+    length = -(-int(texts.tokens.lengths.max()) // 8) * 8
+    layout = Layout(_ROWS, ((1, length),), slots=1)
+    step = jax.jit(functools.partial(eval_step, model.clone(states_depth=texts.depth, blocks=None)))
+    found: dict[str, list[np.ndarray]] = {task: [] for task in TASKS}
+    for start in range(0, len(texts), _ROWS):
+        here = np.arange(start, min(start + _ROWS, len(texts)))
+        placement = Placement(here, here - start, np.zeros(len(here), np.int64))
+        batch = make_batch(texts, layout, placement)
+        del batch["example"]
+        logits, _ = step(params, batch)
+        for task in TASKS:
+            found[task].append(np.asarray(logits[task])[: len(here), 0])
+    logits = {task: np.concatenate(parts) for task, parts in found.items()}
+    return verdicts(logits, texts.labels)
+
+
+def validate(run: Run, params: Params, step: int) -> tuple[Metrics, dict[str, np.ndarray]]:
+    """Measures on the validation split.
+
+    Args:
+        run: The run, in the phase of the step.
+        params: One copy of all parameters.
+        step: The step of the run after which they are.
+
+    Returns:
+        As of ``Evaluator.measure``.
+
+    Raises:
+        SharedError: A loss is not finite; it names the first texts at fault.
+    """
+    split, evaluator = run.split("validation"), run.evaluator
+    placed = evaluator.runner.replicate(params)
+    metrics, logits = evaluator.measure(placed, split, run.inputs.classes)
+    for task in TASKS:
+        if not math.isfinite(metrics[task]["loss"] or 0.0):
+            suspects = np.flatnonzero(verdicts(logits, split.texts.labels).at_fault)[:_MOST]
+            guilty = _guilty(evaluator.model, params, split.take(suspects))
+            raise SharedError(
+                f"the {task} loss on the validation split is not finite after step {step}"
+                f"{_named(guilty)}: lower the learning rates; the last checkpoint is kept"
+            )
+    return metrics, logits
+
+
+def _guilty(model: MultiTaskModel, params: Params, split: Split) -> list[str]:
+    if not len(split.texts):
+        return []
+    at_fault = each_alone(model, params, split.texts).at_fault
+    return [split.examples.texts[i] for i in np.flatnonzero(at_fault).tolist()]
+
+
+def _named(texts: list[str]) -> str:
+    if not texts:
+        return ""
+    shown = [f"{text[:_WIDTH]!r}{' ...' * (len(text) > _WIDTH)}" for text in texts[:_NAMED]]
+    others = " and others" if len(texts) > _NAMED else ""
+    return f", that of {', '.join(shown)}{others}"

@@ -1,0 +1,381 @@
+"""The phases of a run laid out on its data and its model, before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mtl_jax.config.train import (
+    EPOCHS,
+    HEAD_LEARNING_RATE,
+    MEASUREMENTS,
+    MOST_STEPS,
+    TASKS,
+    TrainConfig,
+)
+from mtl_jax.core.errors import UserError, no_trained_head
+from mtl_jax.data.packing.plan import TrainPlan
+from mtl_jax.freezing.partition import Freeze, Params, longest_prefix
+from mtl_jax.freezing.phase import Phase, boundaries, untaken
+from mtl_jax.freezing.recipes import Setting, phases_of
+from mtl_jax.freezing.rules import Rule
+from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
+from mtl_jax.runs.progress import chained_steps
+from mtl_jax.training.inputs import Inputs
+from mtl_jax.training.optimizer import OptimizerConfig, layer_rates
+
+# In fewer, Adam, which moves a parameter by about its rate in each, hardly trains anything, and a
+# tenth of them is no warm-up.
+FEWEST_STEPS = 10
+
+
+# Of a phase of fewer steps a sweep would take longer to compile than it is worth.
+_SWEPT_STEPS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class PhasePlan:
+    """One phase.
+
+    Attributes:
+        phase: As the recipe has it, completed by the settings.
+        rules: Of its scenario.
+        freeze: What these make of the parameters; by layer where the rates are.
+        batches: Where every training text goes in an epoch.
+        steps: Its steps at most; 0 where nothing trains.
+        optimizer: What its updates depend on.
+        texts: Names the set of its training texts.
+        learned: The tasks whose heads an earlier phase has trained.
+        measure_every: Epochs between two measurements on validation.
+        rate_is_open: Whether a sweep may choose the heads' learning rate: it trains all heads on
+            vectors of the pre-trained backbone, long enough, and nothing states their rate.
+    """
+
+    phase: Phase
+    rules: tuple[Rule, ...]
+    freeze: Freeze
+    batches: TrainPlan
+    steps: int
+    optimizer: OptimizerConfig
+    texts: str
+    learned: frozenset[str]
+    measure_every: int
+    rate_is_open: bool
+
+    @property
+    def trained_heads(self) -> frozenset[str]:
+        """The tasks whose heads train."""
+        return _heads(self.freeze)
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The tasks whose frozen head may be left behind by a backbone that trains."""
+        if self.freeze.backbone_frozen:
+            return ()
+        return tuple(task for task in TASKS if task not in self.trained_heads)
+
+    @property
+    def guarded(self) -> tuple[str, ...]:
+        """Those of them that have something to lose: a head that never trained has not."""
+        return tuple(task for task in self.watched if task in self.learned)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Those of these whose predictions the loss may have to hold."""
+        return self.guarded if self.phase.on_drift == "distill" else ()
+
+    @property
+    def may_end_early(self) -> bool:
+        """Whether it may take fewer steps, or not begin."""
+        phase = self.phase
+        stops = phase.on_drift in ("stop", "back") and bool(self.guarded)
+        return phase.patience is not None or phase.requires_gain is not None or stops
+
+    @property
+    def keeps_end(self) -> bool:
+        """Whether what it ends with is kept, and not the best of its measurements.
+
+        Heads alone are a convex problem, and their rate falls to nothing: of such epochs a
+        validation split would choose one by chance.
+        """
+        phase = self.phase
+        decays = phase.patience is None and phase.schedule != "constant"
+        return trains_heads_alone(self.freeze) and decays
+
+    def epochs(self, steps: int) -> float:
+        """Passes over the training texts that so many steps are."""
+        return steps / self.batches.steps
+
+
+def plan_phases(
+    config: TrainConfig,
+    inputs: Inputs,
+    params: Params,
+    devices: int,
+    head_learning_rate: float = HEAD_LEARNING_RATE,
+) -> tuple[PhasePlan, ...]:
+    """Lays out the phases of a run.
+
+    Args:
+        config: The settings; the seed makes no difference.
+        inputs: The data and the backbone.
+        params: The parameters, of which only the paths are used.
+        devices: Over how many a batch is spread.
+        head_learning_rate: That of the first phase's heads where nothing states it.
+
+    Raises:
+        UserError: A phase can't be; it is named.
+    """
+    labels = inputs.split("train").texts.labels
+    setting = Setting(
+        num_layers=inputs.bert.num_hidden_layers,
+        epochs=config.epochs or EPOCHS,
+        labels={task: int((labels[task] >= 0).sum()) for task in TASKS},
+        thinned=tuple(config.data.label_fractions),
+        backbone_learning_rate=config.backbone_learning_rate,
+    )
+    completed = phases_of(config, setting)
+    names = [""] if config.recipe is None else _names(config.recipe, completed)
+    of_file = (config.recipe or "").endswith((".json", ".py"))
+    phases, rules, freezes = [], [], []
+    for phase, name in zip(completed, names, strict=True):
+        try:
+            rules.append(scenario_rules(phase.scenario, setting.num_layers))
+            freezes.append(_freeze(phase, params, rules[-1]))
+        except UserError as error:
+            raise UserError(f"{name}{error}") from error
+        heads_alone = config.prefix_cache and trains_heads_alone(freezes[-1])
+        stated = of_file and phase.epochs is not None
+        rate = HEAD_LEARNING_RATE if phases else head_learning_rate
+        phases.append(
+            phase.settled(config, heads_alone=heads_alone, stated=stated, head_learning_rate=rate)
+        )
+        if name and (reason := _idle(phases[-1], freezes[-1])):
+            raise UserError(f"{name}scenario {phase.scenario!r} changes nothing: {reason}")
+    batches, texts = [], []
+    for phase, name in zip(phases, names, strict=True):
+        try:
+            batches.append(inputs.plan(config.batch_size, devices, phase.tasks))
+            texts.append(inputs.training(phase.tasks).texts.tokens.digest)
+        except UserError as error:
+            raise UserError(f"{name}{error}") from error
+    bounds = boundaries(phases, [each.steps for each in batches])
+    bounds = [steps if freeze.groups else 0 for steps, freeze in zip(bounds, freezes, strict=True)]
+    if sum(bounds) > MOST_STEPS:
+        raise UserError(
+            f"{config.name} would take {sum(bounds)} steps, and {MOST_STEPS} can be counted: lower "
+            "--epochs, --min-steps and --head-min-steps, or what its phases ask for"
+        )
+    plans: list[PhasePlan] = []
+    learned: frozenset[str] = frozenset()
+    for i, phase in enumerate(phases):
+        total = chained_steps(phases, bounds, i)
+        optimizer = _optimizer(config, phase, setting.num_layers, total)
+        laid_out = rules[i], freezes[i], batches[i], bounds[i], optimizer, texts[i], learned
+        between = math.ceil(bounds[i] / batches[i].steps / MEASUREMENTS) or 1
+        rate_is_open = (
+            i == 0
+            and config.prefix_cache
+            and bounds[0] >= _SWEPT_STEPS
+            and _rate_is_open(completed[0], freezes[0])
+        )
+        plans.append(PhasePlan(phase, *laid_out, config.measure_every or between, rate_is_open))
+        learned |= _heads(freezes[i])
+    _refuse_repeats(plans, names)
+    for plan, name in zip(plans, names, strict=True):
+        # What the settings ask for is meant for any phase that can have it.
+        if plan.phase.on_drift not in ("warn", config.on_drift) and not plan.guarded:
+            raise UserError(
+                f"{name}on_drift {plan.phase.on_drift} is for a head that an earlier phase has "
+                "trained, and it freezes no such head while the backbone trains: leave it out"
+            )
+    if config.on_drift != "warn" and not any(plan.guarded for plan in plans):
+        why = f"no phase of {config.name} freezes such a head while the backbone trains"
+        raise no_trained_head(config.on_drift, f"{why}: use another recipe")
+    return tuple(plans)
+
+
+def short_phases(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
+    """A warning that names the phases of fewer than ``FEWEST_STEPS`` steps, where there are any."""
+    short = [i for i, plan in enumerate(plans) if 0 < plan.steps < FEWEST_STEPS]
+    if not short:
+        return []
+    steps = [f"{plans[i].steps} step{'' if plans[i].steps == 1 else 's'}" for i in short]
+    if config.recipe is None:
+        told = [f"{config.name} takes {steps[0]}"]
+    else:
+        scenarios = [f"phase {i + 1} ({plans[i].phase.scenario})" for i in short]
+        told = [f"{name} takes {count}" for name, count in zip(scenarios, steps, strict=True)]
+    remedy = f"raise their epochs or steps in {config.recipe}"
+    if config.recipe is None or not config.recipe.endswith((".json", ".py")):
+        # Each has the same part of the epochs of the run, however many these are.
+        of_run = config.epochs or (plans[short[0]].phase.epochs if not config.recipe else EPOCHS)
+        needed = [
+            FEWEST_STEPS * (of_run or 1) / ((plans[i].phase.epochs or 1) * plans[i].batches.steps)
+            for i in short
+        ]
+        remedy = f"--epochs {math.ceil(round(max(needed), 6))} gives {FEWEST_STEPS} or more"
+    return [
+        f"warning: {', '.join(told)}: fewer than {FEWEST_STEPS} steps hardly train anything; "
+        f"{remedy}"
+    ]
+
+
+def without_effect(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
+    """A note for each setting that was given, and that none of the phases has a use for."""
+    name = config.name
+    reasons = dict.fromkeys(
+        untaken(config, [plan.phase for plan in plans]), f"every phase of {name} has its own"
+    )
+    if not any(plan.guarded for plan in plans):
+        reasons |= {
+            setting: f"no phase of {name} freezes a head that an earlier one has trained"
+            for setting in ("drift_limit", "distillation_weight")
+            if getattr(config, setting) != getattr(TrainConfig, setting)
+        }
+    return [
+        f"note: --{setting.replace('_', '-')} {getattr(config, setting)} is without effect: {why}"
+        for setting, why in reasons.items()
+    ]
+
+
+def lengths(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
+    """A note for each phase that has more passes than usual, so as to have enough steps."""
+    notes = []
+    for number, plan in enumerate(plans, start=1):
+        phase, least = plan.phase, plan.phase.min_steps or 0
+        if phase.epochs is None:
+            # It is as long as its own steps say.
+            continue
+        if plan.steps > math.ceil(phase.epochs * plan.batches.steps):
+            name = f"phase {number} ({phase.scenario}): " if config.recipe else ""
+            flag = "--head-min-steps" if trains_heads_alone(plan.freeze) else "--min-steps"
+            notes.append(
+                f"{name}{plan.epochs(plan.steps):.0f} epochs in the place of {phase.epochs:.3g}: "
+                f"{plan.batches.steps} steps each, {least} in all at least ({flag}, or --epochs "
+                "for so many epochs)"
+            )
+    return notes
+
+
+def _rate_is_open(phase: Phase, freeze: Freeze) -> bool:
+    """Of the first phase as completed; see ``PhasePlan``."""
+    every_head = _heads(freeze) == set(TASKS) and all(phase.weights.values())
+    return trains_heads_alone(freeze) and every_head and "head" not in dict(phase.learning_rates)
+
+
+def trains_heads_alone(freeze: Freeze) -> bool:
+    """Whether heads train, and nothing below them."""
+    return freeze.backbone_frozen and bool(freeze.groups)
+
+
+def _heads(freeze: Freeze) -> frozenset[str]:
+    """The tasks whose heads train."""
+    trained = {path.split("/")[0] for path, label in freeze.labels if label != FROZEN}
+    return frozenset(trained & set(TASKS))
+
+
+def _refuse_repeats(plans: Sequence[PhasePlan], names: Sequence[str]) -> None:
+    """Refuses phases that do what the one before does, and warm-ups as long as their phase."""
+    for number, plan in enumerate(plans, start=1):
+        rise, total = plan.optimizer.warmup_steps, plan.optimizer.total_steps
+        if names[number - 1] and rise >= total > 1 and plan.phase.schedule != "constant":
+            raise UserError(
+                f"{names[number - 1]}its schedule rises for {rise} of {total} steps, and ends "
+                "before it began to fall: lower warmup_fraction"
+            )
+        if number > 1 and _training_of(plans[number - 2]) == _training_of(plan):
+            raise UserError(
+                f"{names[number - 1]}changes nothing of phase {number - 1}: give it another "
+                "scenario, learning rates or task weights, or make one of the two"
+            )
+
+
+def _training_of(plan: PhasePlan) -> tuple[Any, ...]:
+    """What a phase does while it lasts, whatever ends it."""
+    phase = plan.phase
+    rates = {group: plan.optimizer.rate(group) for group in plan.freeze.groups}
+    # Labels by stage and their rates may say what those of the whole backbone do.
+    trained = {path: rates.get(label) for path, label in plan.freeze.labels}
+    watch = phase.drift_limit, phase.on_drift, phase.distillation_weight
+    return trained, phase.task_weights, phase.schedule, phase.warmup_fraction, watch
+
+
+def _names(recipe: str, phases: Sequence[Phase]) -> list[str]:
+    return [f"recipe {recipe}: phase {number}: " for number in range(1, len(phases) + 1)]
+
+
+def _freeze(phase: Phase, params: Params, rules: Sequence[Rule]) -> Freeze:
+    freeze = Freeze.from_rules(params, rules)
+    finer = {label for label, _ in phase.learning_rates if label.startswith("backbone/")}
+    if phase.layer_decay != 1 or finer - set(freeze.groups):
+        freeze = freeze.by_stage()
+    for label, _ in phase.learning_rates:
+        # The settings give a rate for both of these, whether there is use for it or not.
+        used = (group == label or group.startswith(f"{label}/") for group in freeze.groups)
+        if label not in ("head", "backbone") and not any(used):
+            raise UserError(
+                f"learning_rates names {label!r}, which is no label of what it trains: use "
+                f"{', '.join(freeze.groups)}"
+            )
+    return freeze
+
+
+def _idle(phase: Phase, freeze: Freeze) -> str | None:
+    """Why a phase of a recipe leaves everything as it is."""
+    if not freeze.groups:
+        return "it trains no parameter; leave the phase out"
+    if not any(phase.weights.values()):
+        return "all task weights are 0; raise one of them"
+    rates = dict(phase.learning_rates)
+    if not any(rates[longest_prefix(group, rates)] for group in freeze.groups):
+        return "all its learning rates are 0; raise one of them"
+    return None
+
+
+def _optimizer(
+    config: TrainConfig, phase: Phase, num_layers: int, total_steps: int
+) -> OptimizerConfig:
+    rates = phase.learning_rates
+    if phase.layer_decay not in (None, 1):
+        rates = layer_rates(rates, phase.layer_decay, num_layers)
+    return OptimizerConfig(
+        learning_rates=rates,
+        total_steps=total_steps,
+        warmup_steps=round((phase.warmup_fraction or 0.0) * total_steps),
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        schedule=phase.schedule or "linear",
+    )
+
+
+def parted(plans: Sequence[PhasePlan]) -> bool:
+    """Whether a phase freezes a part of the backbone that has been trained before it.
+
+    That part differs between the seeds of a run from there on.
+    """
+    trained: set[str] = set()
+    for plan in plans:
+        frozen = {path for path, label in plan.freeze.labels if label == FROZEN}
+        if any(path.startswith("backbone/") for path in frozen & trained):
+            return True
+        trained |= {path for path, _ in plan.freeze.labels} - frozen
+    return False
+
+
+def on_the_way(plans: Sequence[PhasePlan], phase: int, num_layers: int) -> dict[int, int]:
+    """The later phases whose frozen bottom is a part of that of ``phase``, with its depth.
+
+    Nothing of it is trained in between, so that its activations can be kept when those of
+    ``phase`` are computed, which they are on the way to.
+    """
+    lowest = plans[phase].freeze.depth(num_layers)
+    found = {}
+    for index in range(phase + 1, len(plans)):
+        depth = plans[index].freeze.depth(num_layers)
+        if depth <= lowest:
+            found[index] = depth
+        lowest = min(lowest, depth)
+    return found

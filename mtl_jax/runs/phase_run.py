@@ -1,0 +1,270 @@
+"""One phase of a run made ready: parameters, partition, compiled steps, data."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtl_jax.config.train import LIMITS, TASKS, TrainConfig
+from mtl_jax.core import distributed
+from mtl_jax.freezing.partition import Params, Stages
+from mtl_jax.runs.cached_splits import KeptSplits
+from mtl_jax.runs.phase_plan import PhasePlan, on_the_way, plan_phases
+from mtl_jax.training.compiled_step import Stepper, TrainSpec, stepper
+from mtl_jax.training.evaluator import ModelSpec, evaluator
+from mtl_jax.training.frozen_activations import SHALLOWEST, Prefix
+from mtl_jax.training.inputs import Inputs, Split
+from mtl_jax.training.runners import dropout_parts, make_runner
+from mtl_jax.training.step import TrainState, stream
+from mtl_jax.training.weighting.base import Weighting
+from mtl_jax.training.weighting.registry import make_weighting, useless
+
+# Steps on kept vectors between two looks at the progress; they take milliseconds.
+_STEPS_AT_ONCE = 256
+
+_PACKAGES = ("mtl-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class Run:
+    """One seed in one phase of its scenario or recipe, on its inputs.
+
+    Args:
+        config: The settings.
+        inputs: The data and the backbone.
+        together: Whether it is trained at once with other seeds, and so with each batch
+            whole on one device; else ``config.parallel`` spreads it.
+
+    Attributes:
+        params: The parameters at the start of the phase, or those that it has been given.
+        plans: The phases of the whole run.
+        index: Which of them this is.
+        freeze: Which of the parameters train.
+        evaluator: The compiled evaluation, the same in all phases.
+        plan: Where every training text goes.
+        total_steps: Steps of the phase at most; 0 where nothing trains.
+    """
+
+    def __init__(self, config: TrainConfig, inputs: Inputs, *, together: bool = False):
+        self.config, self.inputs = config, inputs
+        self._together = together
+        self._runner = None if together else make_runner(config.parallel)
+        devices = self._runner.devices if self._runner else 1
+        self._model = ModelSpec(
+            bert=inputs.bert,
+            classes=(len(inputs.classes["classifier"]), len(inputs.classes["sentiment"])),
+            pooling=inputs.pooling,
+            dtype=config.dtype,
+            max_length=inputs.reader.max_length,
+            parallel=config.parallel,
+            fused_attention=config.fused_attention,
+            like=inputs.plan(config.batch_size, devices).layout,
+        )
+        heads = self._model.model().init_heads(stream(config.seed, "heads"))
+        # On the host: a copy on a device is given away with the state that it begins.
+        heads = jax.tree.map(np.array, heads)
+        self.params: Params = {"backbone": inputs.backbone, **heads}
+        self._devices = devices
+        self.plans: tuple[PhasePlan, ...] = plan_phases(config, inputs, self.params, devices)
+        self.evaluator = evaluator(self._model)
+        several = distributed.count() > 1
+        # What is kept of the frozen bottom is every process's own, for texts that others have too.
+        self._own_evaluator = evaluator(dataclasses.replace(self._model, alone=several))
+        self._compiled_before = self._compile_seconds()
+        self._stages = inputs.stages
+        self._enter(0)
+
+    def _enter(self, index: int) -> None:
+        self.index = index
+        plan = self.plans[index]
+        self.phase, self.freeze, self.plan = plan.phase, plan.freeze, plan.batches
+        self.total_steps = plan.steps
+        prefix = Prefix(self._model, self._own_evaluator, self._stages, self.inputs.store)
+        self._kept = KeptSplits(self.inputs, self.plans, index, prefix, self.keeps)
+
+    def at(self, index: int, params: Params) -> Run:
+        """The same run in another phase.
+
+        Args:
+            index: Which.
+            params: All parameters as they are at its start.
+        """
+        other = copy.copy(self)
+        other.params = params
+        other._stages = Stages(params["backbone"])
+        other._enter(index)
+        return other
+
+    def with_head_learning_rate(self, rate: float) -> Run:
+        """The same run before its first step, with that rate where ``rate_is_open`` says so."""
+        other = copy.copy(self)
+        other.plans = plan_phases(self.config, self.inputs, self.params, self._devices, rate)
+        other._enter(0)
+        return other
+
+    @property
+    def own_rows(self) -> slice:
+        """Which rows of a batch this process makes."""
+        rows = self.plan.layout.rows
+        return self._runner.own(rows) if self._runner else slice(rows)
+
+    @property
+    def evaluation_compile_seconds(self) -> float:
+        """What this run has spent compiling the evaluation."""
+        return self._compile_seconds() - self._compiled_before
+
+    def _compile_seconds(self) -> float:
+        return sum(each.compile_seconds for each in {self.evaluator, self._own_evaluator})
+
+    @property
+    def training(self) -> Split:
+        """The training texts with a label for a task whose loss counts, as ``split``."""
+        return self.split("training")
+
+    def split(self, name: str) -> Split:
+        """A split, with what the frozen bottom of the backbone makes of its texts.
+
+        It is kept for as long as this object lives, or until ``release``.
+        """
+        return self._kept.get(name)
+
+    def release(self) -> None:
+        """Lets the splits make room for those of others; they are made again if asked for."""
+        self._kept.release()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what the frozen bottom makes of the texts is kept."""
+        return self.config.prefix_cache and self.states_depth >= SHALLOWEST
+
+    @property
+    def feature_seconds(self) -> float:
+        """What the frozen layers take to make of the training texts what the phase keeps of it.
+
+        From their ids, in full even where it was kept before; 0 where nothing is kept.
+        """
+        return self._kept.training_seconds
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps in which the learning rates rise."""
+        return self.plans[self.index].optimizer.warmup_steps
+
+    @property
+    def states_depth(self) -> int:
+        """Where the frozen bottom of the backbone ends; see ``frozen_activations``."""
+        return self.freeze.depth(self.inputs.bert.num_hidden_layers)
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training texts in all phases, at most."""
+        passes = sum(plan.epochs(plan.steps) for plan in self.plans)
+        return passes or sum(plan.phase.epochs or 0 for plan in self.plans)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether an earlier phase keeps the activations that this one starts from."""
+        layers = self.inputs.bert.num_hidden_layers
+        texts = self.plans[self.index].texts
+        before = [i for i in range(self.index) if self.plans[i].texts == texts]
+        return any(self.index in on_the_way(self.plans, i, layers) for i in before)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks whose losses count in any phase: what checkpoints are chosen by."""
+        counted = {task for plan in self.plans for task in plan.phase.tasks}
+        return tuple(task for task in TASKS if task in counted)
+
+    @property
+    def dropout_parts(self) -> int | None:
+        """See ``runners.dropout_parts``; of seeds together each has its batch whole."""
+        return dropout_parts(self._runner) if self._runner else None
+
+    def start(self) -> TrainState:
+        """The state before the first step, of the run's own parameters."""
+        trainable, _ = self.freeze.split(self.params)
+        return self.stepper().program.init(trainable, self.config.seed)
+
+    @property
+    def features(self) -> list[str]:
+        """Names the training texts, then each stage of the frozen bottom, from the lowest."""
+        names = ["embeddings", *(f"layer_{i}" for i in range(self.states_depth - 1))]
+        stages = [self._stages.digest(name) for name in names[: self.states_depth]]
+        return [self.plans[self.index].texts, *stages]
+
+    @property
+    def _task_weights(self) -> tuple[float, float]:
+        return self.phase.task_weights or (1.0, 1.0)
+
+    @property
+    def weighting(self) -> Weighting:
+        """How the losses of the tasks are weighed against each other; anew in each phase."""
+        return make_weighting(self.config.weighting, self.plan.steps)
+
+    @property
+    def useless_weighting(self) -> str | None:
+        """Why that can do nothing in this phase; None where it can."""
+        labels = self.inputs.split("train").texts.labels
+        pairs = zip(TASKS, self._task_weights, strict=True)
+        first, second = (weight * bool((labels[task] >= 0).any()) for task, weight in pairs)
+        return useless(self.weighting, self.freeze, (first, second), self.total_steps)
+
+    def stepper(self, seeds: int = 1) -> Stepper:
+        """The compiled training step, shared by runs that differ in nothing of it.
+
+        Args:
+            seeds: How many runs that are trained ``together`` it takes at once.
+        """
+        config, plan = self.config, self.plans[self.index]
+        on_pooled = config.prefix_cache and self.freeze.backbone_frozen
+        return stepper(
+            TrainSpec(
+                model=self._model,
+                freeze=self.freeze,
+                optimizer=plan.optimizer,
+                task_weights=self._task_weights,
+                weighting=self.weighting,
+                layout=self.plan.layout,
+                on_pooled=on_pooled,
+                states_depth=self.states_depth if config.prefix_cache else 0,
+                steps_at_once=_even(self.plan.steps) if on_pooled else 1,
+                remat=config.remat,
+                scan_layers=config.scan_layers,
+                seeds=seeds if self._together else None,
+                holds=bool(plan.held),
+            )
+        )
+
+    def record(self) -> dict[str, Any]:
+        """``config.json``: everything that is needed to repeat the run."""
+        settings = dataclasses.asdict(self.config)
+        del settings["workdir"], settings["distributed"]
+        limits = {name: settings.pop(name) for name in LIMITS}
+        return {
+            "settings": settings,
+            "phases": list(self._phase_records()),
+            **self.inputs.record(),
+            "environment": {
+                "limits": limits,
+                "versions": {package: version(package) for package in _PACKAGES},
+                "layout": dataclasses.asdict(self._model.like) if self._model.like else None,
+                "devices": [device.device_kind for device in jax.devices()],
+                "processes": distributed.count(),
+            },
+        }
+
+    def _phase_records(self) -> Iterator[dict[str, Any]]:
+        for plan in self.plans:
+            yield {**dataclasses.asdict(plan.phase), "rules": plan.rules, "most_steps": plan.steps}
+
+
+def _even(steps: int) -> int:
+    """At most ``_STEPS_AT_ONCE``, so that the last of an epoch lack as few as can be."""
+    # What is lacking is padded, and with several seeds on a device computed all the same.
+    return math.ceil(steps / math.ceil(steps / _STEPS_AT_ONCE))

@@ -1,0 +1,213 @@
+"""What a finished run leaves in words and numbers: its result and its certificate."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.freezing.partition import Params
+from mtl_jax.freezing.phase import Phase
+from mtl_jax.runs.monitoring.train_metrics import Meter, Stopwatch
+from mtl_jax.runs.phase_run import Run
+from mtl_jax.training.evaluator import majority_baseline, neighbour_probe, probe_flops
+
+
+def run_certificate(phases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The certificate of a run from those of its phases.
+
+    Args:
+        phases: ``partition.certificate`` of each, in their order.
+
+    Returns:
+        That of the last phase, but with the largest ``trainable_parameters`` and
+        ``optimizer_state_bytes`` of all, and unchanged only where every phase left what it
+        froze as it was; and all of them under ``phases``.
+    """
+    largest = ("trainable_parameters", "optimizer_state_bytes")
+    return {
+        **phases[-1],
+        **{name: max(phase[name] for phase in phases) for name in largest},
+        "frozen_digest_unchanged": all(phase["frozen_digest_unchanged"] for phase in phases),
+        "phases": list(phases),
+    }
+
+
+def step_record(run: Run, count: int, meter: Meter) -> dict[str, Any]:
+    """A step for ``metrics.jsonl``.
+
+    Args:
+        run: The run, in the phase of the step.
+        count: Steps of its schedule before it.
+        meter: Its losses and seconds; waits for the step.
+
+    Raises:
+        UserError: A loss or the norm of the gradient is not finite.
+    """
+    optimizer = run.plans[run.index].optimizer
+    return {
+        "event": "step",
+        "phase": run.index + 1,
+        **meter.read(),
+        "learning_rates": optimizer.rates(run.freeze.groups, count),
+        "examples_per_second": meter.rate,
+    }
+
+
+def epoch_record(
+    phase: Phase,
+    index: int,
+    step: int,
+    epoch: float,
+    meter: Meter,
+    validation: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A measurement for ``metrics.jsonl``.
+
+    Args:
+        phase: The phase it is made in.
+        index: Which that is, from 0.
+        step: Steps of the run.
+        epoch: Passes over the training texts; a whole number where it is one.
+        meter: Its losses and seconds.
+        validation: The metrics on validation.
+    """
+    return {
+        "event": "epoch",
+        "epoch": _whole(epoch),
+        "step": step,
+        "phase": index + 1,
+        "scenario": phase.scenario,
+        "seconds": meter.train_seconds,
+        "train_loss": meter.mean_losses(),
+        "validation": validation,
+    }
+
+
+def _whole(epochs: float) -> float:
+    """So many epochs for a record; a whole number where it is one."""
+    rounded = round(epochs, 4)
+    return int(rounded) if rounded == int(rounded) else rounded
+
+
+def run_result(
+    config: TrainConfig,
+    passes: float,
+    epochs: Sequence[Mapping[str, Any]],
+    chosen: Mapping[str, Any],
+    certificate: Mapping[str, Any],
+    stopped: str | None,
+) -> dict[str, Any]:
+    """The part of a result that the folder tells.
+
+    Args:
+        config: The settings.
+        passes: Those over the training texts that the run has at most.
+        epochs: The measurements, as ``metrics.jsonl`` has them.
+        chosen: That of them which is the best.
+        certificate: See ``run_certificate``.
+        stopped: Why the recipe has ended early, if it has.
+    """
+    result: dict[str, Any] = {
+        "event": "result",
+        "step": epochs[-1]["step"],
+        "scenario": config.scenario,
+        "recipe": config.recipe,
+        "seed": config.seed,
+        "epochs": _whole(passes),
+        "best_epoch": chosen["epoch"],
+    }
+    if config.recipe is not None:
+        result |= {
+            "best_phase": chosen["phase"],
+            "best_scenario": chosen["scenario"],
+            "phases": len(certificate["phases"]),
+            "stopped": stopped,
+        }
+    return result | {
+        "trainable_parameters": certificate["trainable_parameters"],
+        "total_parameters": sum(part["parameters"] for part in certificate["labels"].values()),
+        "optimizer_state_bytes": certificate["optimizer_state_bytes"],
+        "frozen_digest_unchanged": certificate["frozen_digest_unchanged"],
+    }
+
+
+def steps_of_phases(records: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Updates in each phase that a finished run has begun.
+
+    Args:
+        records: The lines of ``metrics.jsonl``.
+    """
+    ends = [record["step"] for record in records if record["event"] == "phase"]
+    return [end - start for start, end in itertools.pairwise([0, *ends])]
+
+
+def untrained_heads(run: Run, steps: Sequence[int], step: int) -> list[str]:
+    """The tasks with training labels and a weight whose heads are what chance has made them.
+
+    Args:
+        run: The run, in any phase.
+        steps: See ``steps_of_phases``.
+        step: Of the checkpoint that is the result: what was trained after it is not in it.
+    """
+    labels, begun, trained = run.inputs.split("train").texts.labels, 0, set[str]()
+    for plan, count in zip(run.plans, steps, strict=False):
+        if count and begun < step:
+            trained |= plan.trained_heads & set(plan.phase.tasks)
+        begun += count
+    return [
+        task
+        for task in TASKS
+        if task not in trained
+        and (labels[task] >= 0).any()
+        and getattr(run.config, f"{task}_weight") > 0
+    ]
+
+
+def measurements(
+    run: Run, params: Params, validation: Mapping[str, Any], *, probe: bool
+) -> tuple[dict[str, Any], int, float]:
+    """The part of a result that is measured at its end.
+
+    Args:
+        run: In the phase of the parameters.
+        params: All of them.
+        validation: Their metrics on validation, which have been measured.
+        probe: Whether nothing was trained, so that the heads tell nothing: then the nearest
+            neighbours and the commonest class stand beside them.
+
+    Returns:
+        It, and the FLOPs and the seconds of the probe, 0 without one.
+    """
+    classes = run.inputs.classes
+    placed = run.evaluator.runner.replicate(params)
+    # The test split first, for which no room has been kept.
+    test = run.split("test") if "test" in run.inputs.corpus.splits else None
+    training = run.split("train")
+    result = {
+        "test": test and run.evaluator.metrics(placed, test, classes),
+        "validation": validation,
+        "train": run.evaluator.metrics(placed, training, classes),
+        "train_examples": len(training.texts),
+        "test_examples": len(test.texts) if test else 0,
+    }
+    if not probe:
+        return result, 0, 0.0
+    asked = test or run.split("validation")
+    watch = Stopwatch()
+    result["probe"] = neighbour_probe(training, asked, classes)
+    seconds = watch.lap()
+    result["chance"] = majority_baseline(training, asked, classes)
+    return result, probe_flops(training, asked), seconds
+
+
+def in_words(metrics: Mapping[str, Any], rate: float) -> str:
+    """What a measurement on validation has shown, for a reader."""
+    words = []
+    for task in TASKS:
+        if metrics[task]["examples"]:
+            accuracy, f1 = metrics[task]["accuracy"], metrics[task]["macro_f1"]
+            words.append(f"{task} accuracy {accuracy:.3f}, macro-F1 {f1:.3f}")
+    speed = f"{rate:.0f} examples/s" if rate else "nothing to train"
+    return f"validation {'; '.join(words)} ({speed})"

@@ -1,0 +1,153 @@
+"""What a run's ``config.json`` says of it, read back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any, get_args
+
+from mtl_jax.config.train import TASKS, BertConfig, DataConfig, Parallel, Pooling
+from mtl_jax.core.errors import UserError
+from mtl_jax.core.json_files import OBJECT, check_json
+from mtl_jax.runs.workdir import Workdir, json_digest, lasting
+from mtl_jax.training.evaluator import ModelSpec
+
+_TEXT = {"type": "string"}
+_CLASSES = {"type": "array", "items": _TEXT, "minItems": 1}
+
+
+def _fields_of(kind: type) -> dict[str, Any]:
+    """The schema of an object with fields of a dataclass."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    return {"type": "object", "propertyNames": {"enum": names}}
+
+
+_SIZE = {"type": "integer", "minimum": 1}
+_LAYOUT = {
+    "type": "object",
+    "required": ["rows", "blocks", "slots"],
+    "properties": {
+        "rows": _SIZE,
+        "slots": _SIZE,
+        "blocks": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "array", "items": _SIZE, "minItems": 2, "maxItems": 2},
+        },
+    },
+    "additionalProperties": False,
+}
+_RECORD = {
+    "type": "object",
+    "required": [
+        "id",
+        "settings",
+        "phases",
+        "bert",
+        "pooling",
+        "classes",
+        "weights_sha256",
+        "tokenizer_sha256",
+        "data",
+        "environment",
+    ],
+    "properties": {
+        "id": _TEXT,
+        "settings": {
+            "type": "object",
+            "required": ["data", "dtype"],
+            "properties": {"data": _fields_of(DataConfig), "dtype": _TEXT},
+        },
+        "phases": {"type": "array", "items": OBJECT, "minItems": 1},
+        "bert": _fields_of(BertConfig),
+        "pooling": {"enum": list(get_args(Pooling))},
+        "classes": {
+            "type": "object",
+            "required": list(TASKS),
+            "properties": dict.fromkeys(TASKS, _CLASSES),
+        },
+        "weights_sha256": _TEXT,
+        "tokenizer_sha256": _TEXT,
+        "data": {"type": "object", "required": ["fingerprint"]},
+        "environment": {
+            "type": "object",
+            "required": ["limits", "versions", "devices"],
+            "properties": {
+                "limits": {
+                    "type": "object",
+                    "required": ["parallel"],
+                    "properties": {"parallel": {"enum": list(get_args(Parallel))}},
+                },
+                "versions": OBJECT,
+                "devices": {"type": "array", "items": _TEXT},
+                "layout": {"anyOf": [_LAYOUT, {"type": "null"}]},
+            },
+        },
+    },
+}
+"""The schema of what is read again of a run's ``config.json``."""
+
+
+def read_record(workdir: Workdir, remedy: str) -> dict[str, Any]:
+    """The ``config.json`` of a run's folder.
+
+    Args:
+        workdir: The folder.
+        remedy: What to do where it is another's.
+
+    Raises:
+        UserError: There is none, or it is that of a study.
+    """
+    record = workdir.config()
+    if "settings" not in record or "phases" not in record:
+        raise UserError(
+            f"{workdir.path} is not the folder of a run (its config.json is another's): {remedy}"
+        )
+    made, own = record.get("mtl_jax"), version("mtl-jax")
+    check_json(
+        record,
+        _RECORD,
+        str(workdir.path / "config.json"),
+        f"it was made by mtl_jax {made}, and this is {own}: use that version, or {remedy}",
+    )
+    return record
+
+
+def identity(record: Mapping[str, Any]) -> dict[str, str]:
+    """What a run is, to be kept in each of its checkpoints.
+
+    Args:
+        record: Its ``config.json``.
+
+    Returns:
+        The name that its folder alone has, and the digests of its settings, of all of its
+        record that may not change, and of its tokenizer.
+    """
+    kept = lasting(record)
+    return {
+        "run": record["id"],
+        "settings": json_digest(kept["settings"]),
+        "config": json_digest(kept),
+        "tokenizer": record["tokenizer_sha256"],
+    }
+
+
+def model_spec(record: dict[str, Any], **how: Any) -> ModelSpec:
+    """The model of a run.
+
+    Args:
+        record: From ``read_record``.
+        **how: What of ``ModelSpec`` is no matter of the model: ``max_length``, ``parallel`` and
+            so on.
+    """
+    settings, classes = record["settings"], record["classes"]
+    first, second = (len(classes[task]) for task in TASKS)
+    return ModelSpec(
+        bert=BertConfig(**record["bert"]),
+        classes=(first, second),
+        pooling=record["pooling"],
+        dtype=settings["dtype"],
+        fused_attention=settings.get("fused_attention", True),
+        **how,
+    )

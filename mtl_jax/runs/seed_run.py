@@ -1,0 +1,357 @@
+"""One of the runs that are trained at once: what it has to itself, from folder to result."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import grain
+import numpy as np
+
+from mtl_jax.core import distributed
+from mtl_jax.core.console import say
+from mtl_jax.core.errors import UserError
+from mtl_jax.core.json_files import write_json
+from mtl_jax.data.batches import HostBatch, train_batches
+from mtl_jax.freezing import partition as freezing
+from mtl_jax.freezing.partition import Freeze, Params
+from mtl_jax.runs import results
+from mtl_jax.runs.checkpoints.manager import Checkpoints
+from mtl_jax.runs.checkpoints.reader import Saved
+from mtl_jax.runs.flops import flops_record
+from mtl_jax.runs.head_drift import Reference, judge, reference
+from mtl_jax.runs.monitoring.metric_writers import open_watchers
+from mtl_jax.runs.monitoring.train_metrics import Meter
+from mtl_jax.runs.nonfinite import keep, validate
+from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_transition import Place, at_place, end_phase, next_phase
+from mtl_jax.runs.progress import Course, score
+from mtl_jax.runs.recovery import batches_from, depended_on, recover, take_up
+from mtl_jax.runs.run_config import identity
+from mtl_jax.runs.workdir import Workdir
+from mtl_jax.training.metrics import mean_macro_f1
+from mtl_jax.training.step import TrainState
+
+_LOG_EVERY = 10
+
+
+class Member:
+    """A run and its folder; what goes wrong with it under ``guarded`` ends it alone.
+
+    Args:
+        run: In its first phase.
+        stack: Has what is open of it, and lets others have the folder.
+
+    Attributes:
+        run: Its parameters, partition and plan in its present phase.
+        course: Where it is in its phases, once the folder is open.
+        checkpoints: Those in its folder, once that is open.
+        data: Its batches, once the phase has begun.
+        done: Steps of the phase that had been done when it was begun or gone on with.
+        meter: Its losses and seconds, once the folder is open.
+        outcome: Its result, or why there is none; None while it is under way.
+    """
+
+    checkpoints: Checkpoints
+    course: Course
+    data: grain.DatasetIterator[HostBatch]
+    meter: Meter
+
+    def __init__(self, run: Run, stack: contextlib.ExitStack):
+        self.run = run
+        self.done = 0
+        self.outcome: dict[str, Any] | UserError | None = None
+        self._first = run
+        self._place: Place | None = None
+        self._reference: Reference | None = None
+        self._share, self._compiled_before = 1.0, run.evaluation_compile_seconds
+        self._open = stack
+        self._open.callback(self._release)
+        self._workdir = self._open.enter_context(contextlib.closing(Workdir(run.config.workdir)))
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Makes a ``UserError`` the outcome, where all processes can go on after it."""
+        try:
+            yield
+        except UserError as error:
+            if not distributed.met_by_all(error):
+                raise
+            # Without the traceback, whose frames hold the arrays of the training.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
+            self.outcome = error
+
+    def open(self) -> None:
+        """Takes the folder; the result of a run that was finished there is the outcome.
+
+        Raises:
+            UserError: The folder is in use, belongs to another run, or can't be written.
+        """
+        record = self.run.record()
+        self._workdir.claim(record)
+        self._depends = depended_on(record)
+        self._identity = distributed.on_main(lambda: identity(self._workdir.config()))
+        distributed.on_main(self._keep_tokenizer)
+        distributed.on_main(functools.partial(recover, self._workdir, self._identity))
+        if result := distributed.on_main(self._workdir.result):
+            distributed.on_main(self._keep_certificate)
+            say(f"{self._workdir.path} is done: the result is the last line of its metrics.jsonl")
+            self.outcome = result
+            return
+        checkpoints, saved = take_up(self._workdir, self.run.config, self._identity, self._depends)
+        self.checkpoints = self._open.enter_context(checkpoints)
+        self.course = Course.load(saved["course"]) if saved else Course()
+        path = self._workdir.path
+        self.meter = Meter(lambda *loss: keep(path, self.run, *loss), saved.get("meter"))
+        self._workdir.rewind(saved.get("lines", 0))
+        self._workdir.watch(open_watchers(path, self.run.config))
+
+    def _keep_tokenizer(self) -> None:
+        inputs = self.run.inputs
+        begun = bool(self._workdir.lines)
+        if self._workdir.keep_tokenizer(inputs.checkpoint, inputs.tokenizer_digest) and begun:
+            say(f"warning: {self._workdir.tokenizer} was missing: it is made again")
+
+    def _keep_certificate(self) -> None:
+        """Makes the certificate of a finished run again where it is not what it was."""
+        path, certificate = self._workdir.path / "certificate.json", self._certificate()
+        try:
+            found, reason = self._workdir.certificate(), "is not what it was"
+        except UserError:
+            found, reason = None, "is missing or damaged"
+        if certificate is None and found is None:
+            say(f"warning: {path} {reason}, and can't be made again without the checkpoints")
+        elif certificate not in (None, found):
+            say(f"warning: {path} {reason}: it is made again")
+            write_json(path, certificate)
+
+    def _certificate(self) -> dict[str, Any] | None:
+        """The certificate, as the last checkpoint knows it; None where there is none."""
+        saved = Saved(self._workdir.checkpoints, self._identity)
+        if (last := saved.last_step) is None:
+            return None
+        return results.run_certificate(saved.progress(last)["course"]["certificates"])
+
+    @property
+    def place(self) -> tuple[int, int, bool]:
+        """Phase, steps done in it, whether it is over: runs at one place can go on together."""
+        course, last = self.course, self.checkpoints.last_step
+        return course.phase, (last or 0) - course.start, course.over is not None
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether it has a phase to begin or to go on with."""
+        course = self.course
+        ended = course.over and (course.stopped or course.phase + 1 == len(self.run.plans))
+        return self.outcome is None and not ended
+
+    @property
+    def trains(self) -> bool:
+        """Whether its phase goes on."""
+        return self.outcome is None and self.course.over is None
+
+    def begin(self) -> tuple[TrainState, Params]:
+        """Goes on from the last checkpoint, or begins the next phase.
+
+        Returns:
+            The state and the frozen partition to start with.
+
+        Raises:
+            UserError: The checkpoint is damaged.
+        """
+        last, resumed = self.checkpoints.last_step, None
+        if (place := self._place) is None:
+            place = at_place(self._first, self.checkpoints, last)
+            resumed = None if self.course.over else last
+        if self.course.over:
+            place, self.course = next_phase(place, self.course, self._first, self.checkpoints)
+        if place.run is not self.run:
+            # The first one is not begun with again.
+            self._release()
+        self.run, self._place = place.run, None
+        self.done = int(place.state.step) - self.course.start
+        frozen = self.run.freeze.split(place.params)[1]
+        if resumed is None:
+            self.course.frozen_before = freezing.digest(frozen)
+        self._follow(place.params, resumed)
+        return place.state, frozen
+
+    def _follow(self, params: Params, resumed: int | None) -> None:
+        """Prepares what the phase needs beside the state: the batches, and what is watched."""
+        run, plan = self.run, self.run.plans[self.run.index]
+        texts, self._reference = run.training.texts, None
+        if plan.watched:
+            if resumed is None:
+                held = run.training if plan.held else None
+                splits = run.split("validation"), held
+                self._reference = reference(run.evaluator, params, plan.watched, *splits)
+            else:
+                self._reference = Reference(**self.checkpoints.restore_reference(resumed))
+            texts = dataclasses.replace(texts, targets=self._reference.targets(plan.held))
+        start = self.course.positions.get(plan.texts, 0)
+
+        def after(drawn: int) -> grain.DatasetIterator[HostBatch]:
+            left, first = max(plan.steps, 1) - drawn, start + drawn
+            return train_batches(texts, run.plan, run.config.seed, first, left, run.own_rows)
+
+        self.data, self._drawn = after(0), 0
+        if resumed is not None:
+            self.data, self._drawn = batches_from(self.checkpoints, resumed, after, self.done)
+
+    def join(self, members: int) -> None:
+        """From here on its time is shared by so many that have begun, itself among them."""
+        self._share, run = 1 / members, self.run
+        if self.done == 0 and run.feature_seconds:
+            new = self.course.book_features(run.features, run.feature_seconds)
+            self.meter.book(new / members)
+
+    def book(self, steps: int, seconds: float, compile_seconds: float, members: int) -> None:
+        """Takes its share of what steps of so many took, and of compiling them.
+
+        Args:
+            steps: That have been sent off; 0 where the last of them was waited for.
+            seconds: Since the last look at the clock, without compilation.
+            compile_seconds: Of compilation.
+            members: Whose share this is, among how many.
+        """
+        self.meter.book(seconds / members, compile_seconds / members)
+        if steps:
+            self.meter.step_times.sent(seconds / members, steps, compile_seconds > 0)
+        else:
+            self.meter.step_times.waited(seconds / members)
+
+    def draw(self, steps: int) -> list[HostBatch]:
+        """The next batches."""
+        batches = list(itertools.islice(self.data, steps))
+        if self._reference and self._reference.training:
+            weight = (self.run.phase.distillation_weight or 0.0) if self.course.holds else 0.0
+            for batch in batches:
+                there = batch["example"][self.run.own_rows] >= 0
+                batch["hold"] = np.where(there, np.float32(weight), np.float32(0))
+        return batches
+
+    def add(self, done: int, metrics: Callable[[], Mapping[str, Any]], batch: HostBatch) -> None:
+        """Takes in the step ``done`` of the phase, on ``batch``; see ``Meter.add``."""
+        step = self.course.start + done
+        self.meter.add(step, metrics, batch)
+        if step % _LOG_EVERY == 0:
+            count = self.course.schedule_start + done - 1
+            self._workdir.log(results.step_record(self.run, count, self.meter))
+
+    def measure(self, state: TrainState, frozen: Params, done: int) -> None:
+        """Measures and saves what an epoch of the phase, or its last steps, have led to.
+
+        Args:
+            state: Its state, one copy.
+            frozen: Its frozen partition, one copy.
+            done: Steps done in the phase.
+
+        Raises:
+            UserError: The loss there is not finite, or nothing can be written.
+        """
+        run, course, plan = self.run, self.course, self.run.plans[self.run.index]
+        step, epoch = course.start + done, course.passed + plan.epochs(done)
+        metrics, logits = validate(run, Freeze.merge(state.trainable, frozen), step)
+        drift = self._reference.drift(logits) if self._reference else {}
+        record = results.epoch_record(plan.phase, run.index, step, epoch, self.meter, metrics)
+        self._workdir.log(record | ({"drift": drift} if drift else {}))
+        words = results.in_words(metrics, self.meter.rate)
+        say(f"{self._name()}epoch {record['epoch']} of {run.epochs:.4g}: {words}")
+        course.measured.append((step, score(plan.phase, metrics)))
+        at_risk = {task: far for task, far in drift.items() if task in plan.guarded}
+        if at_risk and (words := judge(plan.phase, course, at_risk, step)):
+            say(f"{self._name()}warning: {words}")
+            self._workdir.log({"event": "drift", "step": step, "words": words})
+        course.over = course.over or course.verdict(plan.phase, step, plan.steps)
+        self.meter.reset()
+        if course.over:
+            self._end_phase(Place.of(run, state, frozen), step)
+        best = self.checkpoints.best_step
+        # Of a phase that keeps its end only that may take the place of an earlier phase's best.
+        passing = plan.keeps_end and not course.over and best is not None and best <= course.start
+        # What is gone back from is not chosen, however well it scores.
+        chosen = not (course.returns or passing)
+        self.save(state, frozen, mean_macro_f1(metrics, run.tasks) if chosen else None)
+
+    def _end_phase(self, place: Place, step: int) -> None:
+        self._place = place
+        record, words = end_phase(place, self.course, step)
+        self._workdir.log(record)
+        if self.run.config.recipe:
+            say(f"{self._name()}{words}")
+
+    def save(self, state: TrainState, frozen: Params, score: float | None) -> None:
+        """Leaves a checkpoint; see ``Checkpoints.save``."""
+        course, plan = self.course, self.run.plans[self.run.index]
+        self.checkpoints.save(
+            Freeze.merge(state.trainable, frozen),
+            state,
+            self.data,
+            {
+                "course": course.state(),
+                "meter": self.meter.state(),
+                "lines": self._workdir.lines,
+                "drawn": self._drawn,
+                "depended_on": self._depends,
+            },
+            score,
+            replaced=range(course.start + 1, int(state.step)) if plan.keeps_end else (),
+            keep=course.needed(plan.phase),
+            reference=self._reference.arrays() if self._reference else None,
+        )
+
+    def finish(self) -> None:
+        """Leaves ``certificate.json`` and measures the best checkpoint, which makes the result."""
+        self.checkpoints.wait()
+        config, meter = self.run.config, self.meter
+        certificate = results.run_certificate(self.course.certificates)
+        write_json(self._workdir.path / "certificate.json", certificate)
+        best = self.checkpoints.best_step or 0
+        params = self._go_to_best(best)
+        run = self.run
+        records = distributed.on_main(self._workdir.records)
+        epochs = [record for record in records if record["event"] == "epoch"]
+        chosen = next(record for record in epochs if record["step"] == best)
+        trains = any(plan.freeze.groups for plan in run.plans)
+        measured, probe_flops, probe_seconds = results.measurements(
+            run, params, chosen["validation"], probe=not trains
+        )
+        compiling = (run.evaluation_compile_seconds - self._compiled_before) * self._share
+        steps = results.steps_of_phases(records)
+        result = {
+            **results.run_result(
+                config, run.epochs, epochs, chosen, certificate, self.course.stopped
+            ),
+            "untrained_heads": results.untrained_heads(self._first, steps, best),
+            **measured,
+            "text_baseline": run.inputs.text_baseline,
+            **flops_record(self._first, steps, probe_flops),
+            "train_seconds": meter.train_seconds + probe_seconds,
+            **meter.step_times.summary(),
+            "compile_seconds": meter.compile_seconds + compiling,
+            "examples_per_second": meter.rate,
+        }
+        self._workdir.log(result)
+        self.outcome = result
+        self._release()
+
+    def _go_to_best(self, step: int) -> Params:
+        """Takes the run to the phase of a checkpoint, whose frozen part its parameters have."""
+        params = self.checkpoints.restore_params(step)
+        phase = self.checkpoints.progress(step)["course"]["phase"]
+        if phase != self.run.index:
+            self._release()
+            self.run = self._first.at(phase, params)
+        return params
+
+    def _release(self) -> None:
+        """Lets the activations of its phases make room for others."""
+        self._first.release()
+        self.run.release()
+
+    def _name(self) -> str:
+        return f"seed {self.run.config.seed}, " if self._share < 1 else ""

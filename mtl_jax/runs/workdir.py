@@ -1,0 +1,441 @@
+"""The folder of a run: ``config.json``, ``metrics.jsonl``, ``certificate.json``, the tokenizer."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+from mtl_jax.config.data import refuse_blank
+from mtl_jax.config.train import LIMITS
+from mtl_jax.core import distributed
+from mtl_jax.core.errors import UserError, cannot_read, cannot_write
+from mtl_jax.core.file_lock import exclusive, hold, without_locks
+from mtl_jax.core.json_files import (
+    OBJECT,
+    append_line,
+    parsed_lines,
+    read_json,
+    read_lines,
+    rewrite_lines,
+    write_json,
+)
+from mtl_jax.core.paths import expanded
+from mtl_jax.models.tokenizer_files import copy_tokenizer, tokenizer_digest
+from mtl_jax.runs.monitoring.metric_writers import Watcher
+
+# What a folder may hold before it is a run's.
+_LOCKS = (".lock", ".config.json.lock")
+# See ``atomic_write``: none is being written while this process holds the lock.
+_DRAFTS = ".config.json.[0-9]*"
+# What ``claim`` adds to a record: the version of this package, a name that no other folder has,
+# and the digest of all the rest.
+_VERSION, _ID, _DIGEST = "mtl_jax", "id", "sha256"
+# What is in the place of checkpoints that ``remove_checkpoints`` has removed.
+_REMOVED = ".checkpoints-removed"
+# What a folder that has lost its config.json is known by.
+_OF_RUN = ("checkpoints", "tokenizer", _REMOVED)
+
+
+def _line(event: str, **properties: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of the lines of an event."""
+    return {
+        "if": {"properties": {"event": {"const": event}}},
+        "then": {"required": list(properties), "properties": properties},
+    }
+
+
+_NUMBER, _COUNT = {"type": "number"}, {"type": "integer", "minimum": 0}
+_LINES = {
+    "type": "object",
+    "required": ["event"],
+    "properties": {"event": {"type": "string"}, "unix_seconds": _NUMBER},
+    "allOf": [
+        _line(
+            "step",
+            step=_COUNT,
+            phase=_COUNT,
+            loss=OBJECT,
+            grad_norm=_NUMBER,
+            learning_rates=OBJECT,
+            examples_per_second=_NUMBER,
+        ),
+        _line(
+            "epoch",
+            step=_COUNT,
+            epoch=_NUMBER,
+            phase=_COUNT,
+            scenario={"type": "string"},
+            seconds=_NUMBER,
+            train_loss=OBJECT,
+            validation=OBJECT,
+        ),
+        _line(
+            "result",
+            step=_COUNT,
+            test={"type": ["object", "null"]},
+            validation=OBJECT,
+            train=OBJECT,
+        ),
+    ],
+}
+"""The schema of a line of ``metrics.jsonl``: of what is read again."""
+
+
+def lasting(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a record may not change, wherever it has the limits: some studies' settings do."""
+    may_change = ("environment", _VERSION, _ID, _DIGEST)
+    kept = {name: value for name, value in record.items() if name not in may_change}
+    if isinstance(settings := kept.get("settings"), dict):
+        kept["settings"] = {name: v for name, v in settings.items() if name not in LIMITS}
+    return kept
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of JSON, whatever the order of its names."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _without_digest(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != _DIGEST}
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [*old, *(name for name in new if name not in old)]
+        return [
+            line
+            for name in names
+            for line in _differences(
+                old.get(name), new.get(name), f"{path}.{name}" if path else name
+            )
+        ]
+    return [] if old == new else [f"{path} was {old!r}, now {new!r}"]
+
+
+# Orbax looks for its files by patterns, to which a path adds these; TensorStore takes a backslash
+# for a slash.
+_PATTERN_CHARACTERS = "*?[\\"
+# What etils takes for an address on the net: a part of a path with a colon, or its first one.
+_SCHEMES = ("gs", "s3", "az", "hf")
+
+
+def _unreadable_part(path: Path) -> str | None:
+    """What in a path keeps the libraries from reading the checkpoints there; None if nothing."""
+    whole = path.absolute()
+    for character in _PATTERN_CHARACTERS:
+        if character in str(whole):
+            return f"the character {character}"
+    for place, part in enumerate(whole.parts):
+        if part.removesuffix(":") in _SCHEMES and (part.endswith(":") or place == 1):
+            return f"the name {part}"
+    try:
+        str(whole).encode()
+    except UnicodeEncodeError:
+        return "a name that is no UTF-8"
+    return None
+
+
+class Workdir:
+    """Opens the folder of a run, or makes it.
+
+    Attributes:
+        path: The folder.
+        checkpoints: The folder of the checkpoints in it.
+        tokenizer: The folder of the tokenizer in it.
+    """
+
+    def __init__(self, path: str | Path):
+        """Raises UserError where ``path`` is empty: that would be the present folder."""
+        refuse_blank("workdir", [str(path)])
+        self.path = expanded(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.tokenizer = self.path / "tokenizer"
+        self._metrics = self.path / "metrics.jsonl"
+        self._lock: IO[bytes] | None = None
+        self._watchers: Sequence[Watcher] = ()
+        self._told = 0
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run has begun here."""
+        return self._is_there(self.path / "config.json")
+
+    def config(self) -> dict[str, Any]:
+        """What ``claim`` recorded, with the ``id`` of the folder and the version that made it.
+
+        Raises:
+            UserError: No run has begun here, or it is not what was recorded.
+        """
+        file, remedy = self.path / "config.json", "put back what was there, or use another folder"
+        if not file.is_symlink() and not self._is_there(file):
+            if self._has_lost_config():
+                raise self._lost_config()
+            raise UserError(
+                f"{self.path} is not the folder of a run (no config.json): train one there first"
+            )
+        record = read_json(file, OBJECT, remedy)
+        if _DIGEST not in record and "settings" not in record:
+            raise UserError(
+                f"{self.path} is not the folder of a run (its config.json is another's): name "
+                "another folder"
+            )
+        if _DIGEST not in record:
+            raise UserError(
+                f"{file} has no {_DIGEST}, as those of earlier versions of mtl_jax: use the "
+                "version that made it, or train again in another --workdir"
+            )
+        if record[_DIGEST] != json_digest(_without_digest(record)):
+            raise UserError(f"{file} has been changed since the run was begun: {remedy}")
+        return record
+
+    def _is_there(self, path: Path) -> bool:
+        try:
+            return path.exists()
+        except OSError as error:
+            raise cannot_read(path, error) from error
+
+    def _has_lost_config(self) -> bool:
+        return any(self._is_there(self.path / name) for name in _OF_RUN)
+
+    def _lost_config(self) -> UserError:
+        return UserError(
+            f"{self.path} has lost its config.json, without which nobody knows what was trained: "
+            "put it back, or train again in another --workdir"
+        )
+
+    def claim(self, record: dict[str, Any], *, shared: bool = False) -> None:
+        """Records what the run is, or checks that it is the run that was begun here.
+
+        Of several processes the first does, and the others learn how that ended.
+
+        Args:
+            record: JSON. What is under ``environment`` may change from one start to the
+                next, and so may the limits of what is kept, ``config.LIMITS``.
+            shared: Whether others that share it may work here meanwhile.
+
+        Raises:
+            UserError: The folder belongs to another run, holds something else, or is in use; or
+                not all processes see it.
+        """
+        record = json.loads(json.dumps(record))
+        distributed.on_main(functools.partial(self._claim, record, shared=shared))
+        if distributed.count() > 1:
+            self._be_seen()
+
+    def _be_seen(self) -> None:
+        # A name that no file has had: what is old may be on each process's own disk alike.
+        mark = self.path / distributed.agreed(f".seen-{secrets.token_hex(8)}")
+        distributed.on_main(functools.partial(self._leave, mark))
+        try:
+            distributed.in_all(functools.partial(self._look_for, mark))
+        finally:
+            if distributed.is_main():
+                mark.unlink(missing_ok=True)
+
+    def _leave(self, mark: Path) -> None:
+        try:
+            mark.touch()
+        except OSError as error:
+            raise self._unusable(mark, error) from error
+
+    def _look_for(self, mark: Path) -> None:
+        if not distributed.awaited(mark.exists):
+            raise UserError(
+                f"--workdir {self.path} is not seen by process {distributed.index()}, which looked "
+                "for what the first one has written there: name a folder on a file system that "
+                "all mount"
+            )
+
+    def _claim(self, record: dict[str, Any], *, shared: bool) -> None:
+        if what := _unreadable_part(self.path):
+            raise UserError(
+                f"--workdir {self.path} has {what} in its path, with which no checkpoint could be "
+                "read again: rename that folder, or use another one"
+            )
+        self._take_lock(shared=shared)
+        with exclusive(self.path / "config.json", self._unusable):
+            if self.exists:
+                self.refuse_another(record)
+                return
+            try:
+                for draft in self.path.glob(_DRAFTS):
+                    draft.unlink(missing_ok=True)
+                names = [path.name for path in self.path.iterdir()]
+            except OSError as error:
+                raise self._unusable(self.path, error) from error
+            if self._has_lost_config():
+                raise self._lost_config()
+            if any(name not in _LOCKS for name in names):
+                raise UserError(f"{self.path} is not empty and holds no run: name a new folder")
+            record = {_VERSION: version("mtl-jax"), _ID: secrets.token_hex(16), **record}
+            write_json(self.path / "config.json", {**record, _DIGEST: json_digest(record)})
+
+    def refuse_another(self, record: dict[str, Any]) -> None:
+        """Raises ``UserError`` where the folder was made with another record than this."""
+        if changed := self.differences(record):
+            raise UserError(
+                f"{self.path} was made with another configuration ({'; '.join(changed)}): "
+                "use another --workdir, or the settings it was made with"
+            )
+
+    def differences(self, record: dict[str, Any]) -> list[str]:
+        """How a record differs from that of ``claim`` in what may not change, in words."""
+        record = json.loads(json.dumps(record))
+        return _differences(lasting(self.config()), lasting(record))
+
+    def keep_tokenizer(self, checkpoint: Path, digest: str) -> bool:
+        """Keeps a copy of a tokenizer here, so that the folder is all that predicting needs.
+
+        Args:
+            checkpoint: The folder of the backbone.
+            digest: Of the tokenizer's files in it.
+
+        Returns:
+            Whether the copy has been made now.
+
+        Raises:
+            UserError: There is one of other files, or it can't be written.
+        """
+        if self._is_there(self.tokenizer):
+            self.check_tokenizer(digest)
+            return False
+        copy_tokenizer(checkpoint, self.tokenizer)
+        return True
+
+    def check_tokenizer(self, digest: str) -> None:
+        """Refuses a tokenizer that is not the one that the run was begun with.
+
+        Raises:
+            UserError: It is another one, or there is none.
+        """
+        if not self._is_there(self.tokenizer):
+            raise UserError(
+                f"{self.tokenizer} is missing: run train again on its --workdir, which makes it "
+                "again"
+            )
+        if not self.tokenizer.is_dir() or tokenizer_digest(self.tokenizer) != digest:
+            raise UserError(
+                f"{self.tokenizer} is not the tokenizer that the run was begun with: bring that "
+                "one back, or remove the folder and run train again, which makes it again"
+            )
+
+    def _take_lock(self, *, shared: bool) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = hold(self.path / ".lock", shared=shared)
+        except OSError as error:
+            raise without_locks(self.path, error) or self._unusable(self.path, error) from error
+        if self._lock is None:
+            raise UserError(
+                f"another process is working in {self.path}: wait for it, or use another --workdir"
+            )
+
+    def _unusable(self, _folder: Path, error: OSError) -> UserError:
+        return UserError(
+            f"--workdir {self.path} can't be used ({error.strerror}): name another folder"
+        )
+
+    def close(self) -> None:
+        """Lets another process work here."""
+        for watcher in self._watchers:
+            watcher.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def watch(self, watchers: Sequence[Watcher]) -> None:
+        """Tells ``watchers`` what ``metrics.jsonl`` says and, until ``close``, what it will say."""
+        self._watchers = watchers
+        for record in self.records() if watchers else ():
+            self._tell(record)
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        for watcher in self._watchers:
+            watcher.log(self._told, record)
+        self._told += 1
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Appends a line to ``metrics.jsonl``, with the time of day unless it is the result."""
+        if record["event"] != "result":
+            record = {**record, "unix_seconds": round(time.time(), 3)}
+        # First, so that what watches a run that is done, and not opened again, lacks nothing.
+        self._tell(record)
+        append_line(self._metrics, record)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``.
+
+        Raises:
+            UserError: One is damaged.
+        """
+        return read_lines(self._metrics, _LINES)
+
+    @property
+    def lines(self) -> int:
+        """How many lines ``metrics.jsonl`` has, less one that a kill left unfinished."""
+        try:
+            return self._metrics.read_bytes().count(b"\n")
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise cannot_read(self._metrics, error) from error
+
+    def mend(self) -> str:
+        """Drops a damaged line of ``metrics.jsonl`` and all after it; says so, if there is one."""
+        records, damage = parsed_lines(self._metrics, _LINES)
+        if damage:
+            rewrite_lines(self._metrics, records)
+        return damage and f"{self._metrics} was damaged from line {len(records) + 1} on ({damage})"
+
+    def rewind(self, lines: int) -> None:
+        """Drops what ``metrics.jsonl`` says after so many lines, which will come again."""
+        rewrite_lines(self._metrics, self.records()[:lines])
+
+    def remove_checkpoints(self) -> None:
+        """Frees the disk of them; the result stays. A kill leaves all of them or none.
+
+        An empty folder stays as the sign that they are not lost.
+        """
+        gone = self.path / _REMOVED
+        # Of a call before, that was killed.
+        try:
+            _empty(gone)
+            if self.checkpoints.is_dir():
+                self.checkpoints.rename(gone)
+                _empty(gone)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    @property
+    def checkpoints_removed(self) -> bool:
+        """Whether ``remove_checkpoints`` has removed them."""
+        return self._is_there(self.path / _REMOVED) and not self._is_there(self.checkpoints)
+
+    def certificate(self) -> dict[str, Any]:
+        """What ``certificate.json`` says.
+
+        Raises:
+            UserError: It is missing, or no JSON object.
+        """
+        return read_json(self.path / "certificate.json", OBJECT, "run train again, which makes it")
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of the finished run, or None.
+
+        Raises:
+            UserError: A line of ``metrics.jsonl`` is damaged.
+        """
+        final = [record for record in self.records() if record["event"] == "result"]
+        return final[-1] if final else None

@@ -1,0 +1,1 @@
+"""Studies of many runs: settings, runner, statistics and report."""

@@ -1,0 +1,136 @@
+"""What the name of a study's arm stands for: a scenario, or a recipe, built in or in a file."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.config.train import TASKS, OnDrift
+from mtl_jax.core.errors import UserError, no_trained_head
+from mtl_jax.core.json_files import read_json
+from mtl_jax.core.paths import expanded
+from mtl_jax.freezing.recipes import RECIPES, Setting, recipe_named
+from mtl_jax.freezing.scenarios import SCENARIOS, scenario_rules
+
+# Of a run that has no head for --on-drift, which may be meant for other arms of its study.
+UNWATCHED: dict[str, OnDrift] = {"on_drift": "warn"}
+
+
+def is_recipe(name: str) -> bool:
+    """Whether an arm is a recipe, and not one scenario from start to end."""
+    if name.endswith(".json"):
+        return _holds_phases(name)
+    return name in RECIPES or re.fullmatch(r"top_down_\d+", name) is not None
+
+
+def protocol(name: str, workdir: str) -> dict[str, Any]:
+    """The fields of a ``TrainConfig`` that an arm's name stands for: a recipe, or a scenario.
+
+    Args:
+        name: Of the arm; of a ``.json`` file, the copy in the study's folder is meant.
+        workdir: Of the study.
+    """
+    kept = in_study(workdir, kept_as(name)) if name.endswith(".json") else name
+    what = {"scenario": None, "recipe": kept} if is_recipe(name) else {"scenario": kept}
+    return what if freezes_trained_head(name) else what | UNWATCHED
+
+
+def freezes_trained_head(name: str) -> bool:
+    """Whether an arm may freeze a head that an earlier phase of it has trained.
+
+    Of a file's phases this is known when they are laid out on the backbone.
+    """
+    return is_recipe(name) and (name == "sequential_heads" or name.endswith(".json"))
+
+
+def refuse_unwatched(on_drift: OnDrift, names: Sequence[str]) -> None:
+    """Refuses an ``--on-drift`` that none of the arms has a head for.
+
+    Raises:
+        UserError: It is not the default, and none of the arms freezes a trained head.
+    """
+    if on_drift != "warn" and not any(map(freezes_trained_head, names)):
+        raise no_trained_head(on_drift, "no arm freezes such a head: add one that does")
+
+
+def in_study(workdir: str, file: str) -> str:
+    """A file that a study leaves for its arms, by a path that holds from any folder."""
+    return str(expanded(workdir).absolute() / file)
+
+
+def files_of(names: Sequence[str]) -> dict[str, Any]:
+    """What the ``.json`` files among checked arms hold, by where the study keeps its copy."""
+    files = (name for name in names if name.endswith(".json"))
+    return {kept_as(file): _content(file) for file in files}
+
+
+def kept_as(file: str) -> str:
+    """Where in a study's folder the copy of a ``.json`` file is."""
+    return f"files/{Path(file).name}"
+
+
+def check_arms(names: Sequence[str], layers: int, own: Sequence[str] = ()) -> None:
+    """Refuses, before any is trained, an arm that there is not for so many layers.
+
+    Args:
+        names: The arms, but for those of the study's own.
+        layers: Of the backbone.
+        own: What the study's own are called, for the message.
+
+    Raises:
+        UserError: It is neither a scenario nor a recipe, or is off the backbone's layers.
+    """
+    copies: dict[str, str] = {}
+    for name in names:
+        if name.endswith(".json") and copies.setdefault(kept_as(name), name) != name:
+            raise UserError(
+                f"arms {copies[kept_as(name)]} and {name} are files of the same name: rename one"
+            )
+        if is_recipe(name):
+            _check_recipe(name, layers)
+        elif name.endswith(".json") or name in SCENARIOS or re.fullmatch(r"top_\d+", name):
+            scenario_rules(name, layers)
+        else:
+            raise _unknown(name, layers, own)
+
+
+def _check_recipe(name: str, layers: int) -> None:
+    setting = Setting(num_layers=layers, epochs=1.0, labels=dict.fromkeys(TASKS, 1))
+    for number, phase in enumerate(recipe_named(name)(setting), start=1):
+        try:
+            scenario_rules(phase.scenario, layers)
+        except UserError as error:
+            raise UserError(f"recipe {name}: phase {number}: {error}") from error
+        if phase.scenario.endswith(".json"):
+            raise UserError(
+                f"recipe {name}: phase {number}: its rules are in {phase.scenario}, of which a "
+                "study keeps no copy: name a scenario, or use mtl_jax train with this --recipe"
+            )
+
+
+def _unknown(name: str, layers: int, own: Sequence[str]) -> UserError:
+    names = [*own, *SCENARIOS, *RECIPES, "top_1", "top_down_1"]
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    others = "".join(f"{each}, " for each in own)
+    return UserError(
+        f"unknown arm {name!r}: {hint}use {others}a scenario ({', '.join(SCENARIOS)}, or top_k "
+        f"with k from 1 to {layers}), a recipe ({', '.join(RECIPES)}, or top_down_k), or a .json "
+        "file of rules or phases"
+    )
+
+
+def _holds_phases(file: str) -> bool:
+    """Whether a file holds phases: it is for others to say why it can't be read."""
+    try:
+        content = _content(file)
+    except UserError:
+        return False
+    return isinstance(content, list) and any(isinstance(each, Mapping) for each in content)
+
+
+def _content(file: str) -> Any:
+    return read_json(expanded(file), {}, "write a list of rules or of phases")

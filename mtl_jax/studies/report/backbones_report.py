@@ -1,0 +1,202 @@
+"""The report of the study of several backbones: quality against cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.studies.report import study_sections
+from mtl_jax.studies.report.cells import arm_cell
+from mtl_jax.studies.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Document,
+    Heading,
+    Paragraph,
+    Row,
+    Table,
+)
+from mtl_jax.studies.report.outline import UNCOUNTED, Failure, picture
+from mtl_jax.studies.report.study_figures import cost_scatter
+from mtl_jax.studies.stats import formatting
+from mtl_jax.studies.stats.comparisons import Comparison, compared, having, values_of
+from mtl_jax.studies.stats.intervals import mean_interval
+from mtl_jax.studies.stats.recommendation import Recommendation, explain, recommend
+from mtl_jax.studies.stats.results import (
+    BASELINE,
+    REFERENCE,
+    Result,
+    arms_of,
+    control_heads,
+    evaluation_split,
+    lookup,
+    numbers,
+    per_seed,
+    quality,
+    untrained_heads,
+)
+
+SETTING = "backbone"
+FROZEN = "backbone_frozen"
+
+
+def leave_report(
+    folder: Path,
+    results: Sequence[Result],
+    failures: Sequence[Failure],
+    context: Mapping[str, Any],
+) -> Path:
+    """Writes and prints the report; see ``study.Report``."""
+    return study_sections.leave(folder, document(results, failures, context), most_columns=5)
+
+
+def document(
+    results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
+) -> Document:
+    """The report as data.
+
+    Args:
+        results: Lines of ``results.jsonl``.
+        failures: Arms without a result.
+        context: See ``report.write_report``.
+    """
+    split = evaluation_split(results)
+    names = short_names(values_of(results, SETTING))
+    findings: list[Block] = []
+    skipped = skipped_backbones(failures)
+    if unreached := [backbone for backbone in skipped if backbone not in names]:
+        count = formatting.count_of(len(unreached), "backbone")
+        text = f"{count} could not be read and {'is' if len(unreached) == 1 else 'are'} left out: "
+        findings.append(Paragraph(text + formatting.listing(unreached) + ".", "warning"))
+    findings += [
+        Paragraph(_cut_short(b, results, failures), "warning") for b in skipped if b in names
+    ]
+    findings.append(Paragraph(choice_text(results, names), "lead"))
+    tuning = tuning_gains(results, split)
+    findings += [
+        Bullets(
+            tuple(
+                study_sections.comparison_text(gain, FROZEN, names[gain.value]) for gain in tuning
+            )
+        )
+    ]
+    details: list[Block] = [Heading("Quality against cost")]
+    drawn = cost_scatter(results, SETTING, names, lambda r: quality(r.get(split)), split)
+    details += [picture(drawn)] if drawn else []
+    details.append(_table(results, names, split))
+    if any(lookup(result, "train_flops") is None for result in results):
+        details.append(Paragraph(UNCOUNTED))
+    return study_sections.report(
+        "What a larger backbone buys", findings, details, results, failures, context
+    )
+
+
+def skipped_backbones(failures: Sequence[Failure]) -> list[str]:
+    """The backbones that could not be read, be it for some of their runs only."""
+    return list(dict.fromkeys(f["setting"][SETTING] for f in failures if f.get("skipped")))
+
+
+def _cut_short(backbone: str, results: Sequence[Result], failures: Sequence[Failure]) -> str:
+    """What is there of a backbone that could be read once, and later could not."""
+    done = len(having(results, **{SETTING: backbone}))
+    lacking = sum(
+        bool(each.get("skipped")) and each["setting"][SETTING] == backbone for each in failures
+    )
+    return (
+        f"`{backbone}` could not be read for {formatting.count_of(lacking, 'run')}: what is "
+        "said of "
+        f"it is from the {formatting.count_of(done, 'run')} that "
+        f"{'is' if done == 1 else 'are'} done."
+    )
+
+
+def short_names(backbones: Sequence[str]) -> dict[str, str]:
+    """What to call each backbone: the last part of its name, or all where two share that."""
+    last = {backbone: backbone.rstrip("/").rsplit("/", 1)[-1] for backbone in backbones}
+    shared = [name for name in last.values() if list(last.values()).count(name) > 1]
+    return {backbone: backbone if name in shared else name for backbone, name in last.items()}
+
+
+def tuning_gains(results: Sequence[Result], split: str) -> list[Comparison]:
+    """Per backbone full fine-tuning minus its frozen features."""
+    arms = dict.fromkeys(values_of(results, SETTING), REFERENCE)
+    return compared(results, SETTING, arms, FROZEN, lambda result: quality(result.get(split)))
+
+
+def choice(results: Sequence[Result], names: Mapping[str, str]) -> Recommendation | None:
+    """The cheapest backbone and scenario that nothing separates from the best on validation."""
+    # Of a pair the name does not tell what is not trained.
+    pairs = [
+        {**result, "arm": _pair(result), "untrained_heads": untrained_heads(result)}
+        for result in results
+        if result["arm"] != BASELINE
+    ]
+    called = {_pair(r): f"{names[r['setting'][SETTING]]} under `{r['arm']}`" for r in results}
+    return recommend(pairs, noun="pair", names=called)
+
+
+def choice_text(results: Sequence[Result], names: Mapping[str, str]) -> str:
+    """Which backbone and scenario to use, in words."""
+    advice = choice(results, names)
+    if advice is None:
+        return "No run with validation scores has trained every head: no backbone is recommended."
+    return " ".join(explain(advice))
+
+
+def _pair(result: Result) -> str:
+    return f"{result['setting'][SETTING]} {result['arm']}"
+
+
+def _table(results: Sequence[Result], names: Mapping[str, str], split: str) -> Table:
+    advice, controls = choice(results, names), control_heads(results)
+    baseline = next(iter(names))
+    rows = []
+    for backbone, name in names.items():
+        here = having(results, **{SETTING: backbone})
+        for arm in arms_of(here):
+            scores = per_seed(here, arm, lambda result: quality(result.get(split)))
+            base = per_seed(
+                having(results, **{SETTING: baseline}), arm, lambda r: quality(r.get(split))
+            )
+            over = (
+                Cell("") if backbone == baseline else study_sections.difference_cell(scores, base)
+            )
+            trained, total = (
+                mean_interval(numbers(here, arm, key).values())
+                for key in ("trainable_parameters", "total_parameters")
+            )
+            flops = study_sections.flops_cell(numbers(here, arm, "train_flops"))
+            seconds = study_sections.seconds_cell(numbers(here, arm, "train_seconds"))
+            cells = (
+                arm_cell(arm, controls),
+                Cell(str(len({r["seed"] for r in here if r["arm"] == arm}))),
+                study_sections.mean_cell(scores),
+                flops,
+                over,
+                study_sections.step_cell(here, arm),
+                seconds,
+                Cell(formatting.fixed(trained.mean if trained else None, 0)),
+                Cell(formatting.fixed(total.mean if total else None, 0)),
+            )
+            chosen = advice is not None and advice.chosen.arm == f"{backbone} {arm}"
+            rows.append(Row((Cell(name), *cells), "chosen" if chosen else ""))
+    columns = (
+        "backbone",
+        "arm",
+        "seeds",
+        "macro-F1",
+        "training FLOPs",
+        f"minus {names[baseline]}",
+        "step ms",
+        "train s",
+        "trained parameters",
+        "parameters",
+    )
+    note = (
+        f"{study_sections.OVER_SEEDS} Differences are of the same arm and seed. FLOPs are "
+        "counted; times "
+        "are measured, medians with their range, and no answer rests on one."
+    )
+    return Table(f"Quality on the {split} split and cost", columns, tuple(rows), note)

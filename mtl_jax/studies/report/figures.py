@@ -1,0 +1,282 @@
+"""The figures of the report. Each returns None where its numbers are missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from mtl_jax.config.train import TASKS
+from mtl_jax.studies.report.axes import (
+    arm_axis,
+    arm_label,
+    cost_axis,
+    draw_interval,
+    name_lines,
+    name_points,
+    panel_row,
+    reference_lines,
+)
+from mtl_jax.studies.report.palette import INK, SOFT, looks, styled
+from mtl_jax.studies.report.tables import PUBLISHED, has_published
+from mtl_jax.studies.stats.intervals import Interval, mean_interval
+from mtl_jax.studies.stats.results import (
+    REFERENCE,
+    Result,
+    arms_of,
+    control_heads,
+    evaluation_split,
+    gap,
+    lookup,
+    numbers,
+    per_seed,
+    qualities,
+    sources_of,
+    trained_arms,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A figure with its file name, without suffix, and the text beneath it."""
+
+    name: str
+    figure: Figure
+    caption: str
+
+
+Plot = Callable[[Sequence[Result]], Drawn | None]
+
+
+def save(figure: Figure, file: IO[bytes]) -> None:
+    """Writes a figure as PNG, at twice the resolution of a plain screen."""
+    with styled(), warnings.catch_warnings():
+        # A box is drawn for a character that the font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(file, format="png")
+
+
+def quality_against_cost(results: Sequence[Result]) -> Drawn | None:
+    """Mean macro-F1 over training FLOPs: a point per seed, a mean with its interval."""
+    split = evaluation_split(results)
+    runs: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, tuple[float, Interval]] = {}
+    unit, unit_name = _cost_unit(results)
+    for arm in trained_arms(results):
+        scores, flops = qualities(results, arm, split), numbers(results, arm, "train_flops")
+        seeds = [seed for seed in scores if flops.get(seed, 0) > 0]
+        interval = mean_interval([scores[seed] for seed in seeds])
+        if interval:
+            runs[arm] = [(flops[seed] / unit, scores[seed]) for seed in seeds]
+            points[arm] = (sum(x for x, _ in runs[arm]) / len(seeds), interval)
+    if not points:
+        return None
+    controls = control_heads(results)
+    look = looks(arms_of(results), controls)
+    with styled():
+        figure, (axes,) = panel_row(1, 4.8)
+        for arm, (x, interval) in points.items():
+            axes.scatter(*zip(*runs[arm], strict=True), s=14, color=look[arm].colour, alpha=0.45)
+            draw_interval(axes, x, interval, look[arm])
+        cost_axis(axes)
+        axes.margins(x=0.1, y=0.1)
+        axes.set(
+            title=f"What training buys ({split} split)",
+            xlabel=f"training FLOPs of one run, {unit_name} (log scale)",
+            ylabel="macro-F1, mean of both tasks",
+        )
+        reference_lines(axes, results)
+        name_points(figure, axes, points, controls)
+    hollow = " Hollow points are controls, with a head that never trained."
+    return Drawn(
+        "quality_against_cost",
+        figure,
+        f"Macro-F1 on the {split} split, the mean of both tasks, against the counted training "
+        f"FLOPs, {unit_name}. Small points are seeds, large ones their mean with its 95 % "
+        f"interval.{hollow if controls.keys() & points.keys() else ''} Dashed lines need no "
+        "training: the nearest-neighbour probe on frozen features, and the majority class.",
+    )
+
+
+def _cost_unit(results: Sequence[Result]) -> tuple[float, str]:
+    """The FLOPs that costs are drawn in parts of, and what to call them."""
+    reference = mean_interval(numbers(results, REFERENCE, "train_flops").values())
+    return (reference.mean, f"{REFERENCE} = 1") if reference else (1e12, "in units of 10¹²")
+
+
+def learning_curves(results: Sequence[Result]) -> Drawn | None:
+    """Validation macro-F1 of each task over training FLOPs, mean and range over seeds."""
+    unit, unit_name = _cost_unit(results)
+    curves = {task: _curves(results, task, unit) for task in TASKS}
+    if not any(curves.values()):
+        return None
+    controls = control_heads(results)
+    look = looks(arms_of(results), controls)
+    with styled():
+        figure, panels = panel_row(len(TASKS), 4.2, sharey=False)
+        for axes, task in zip(panels, TASKS, strict=True):
+            for arm, points in curves[task].items():
+                costs, means, lows, highs = zip(*points, strict=True)
+                style = look[arm]
+                axes.fill_between(costs, lows, highs, color=style.colour, alpha=0.15, lw=0)
+                axes.plot(
+                    costs,
+                    means,
+                    color=style.colour,
+                    marker=style.marker,
+                    mfc="white" if style.hollow else style.colour,
+                    ms=4.5,
+                    lw=1.6,
+                )
+            cost_axis(axes)
+            axes.set(title=f"{task}, validation", xlabel=f"training FLOPs, {unit_name} (log scale)")
+        panels[0].set_ylabel("macro-F1")
+        handles = [
+            Line2D(
+                [],
+                [],
+                color=look[a].colour,
+                marker=look[a].marker,
+                mfc="white" if look[a].hollow else look[a].colour,
+                ms=5,
+                lw=1.6,
+                label=arm_label(a, controls),
+            )
+            for a in trained_arms(results)
+            if any(a in curves[task] for task in TASKS)
+        ]
+        name_lines(figure, handles, 4)
+    return Drawn(
+        "learning_curves",
+        figure,
+        "Macro-F1 on the validation split as training goes on, a marker per evaluation, over the "
+        f"training FLOPs so far ({unit_name}). Lines are means over seeds, bands run from the "
+        "worst seed to the best.",
+    )
+
+
+def gap_bars(results: Sequence[Result]) -> Drawn | None:
+    """Macro-F1 on training examples minus that on the evaluation split, per arm and task."""
+    split = evaluation_split(results)
+    rows: dict[str, dict[str, Interval]] = {}
+    for task in TASKS:
+        for arm in trained_arms(results):
+            values = per_seed(results, arm, lambda result, t=task: gap(result, t, split))
+            interval = mean_interval(values.values())
+            if interval:
+                rows.setdefault(task, {})[arm] = interval
+    if not rows:
+        return None
+    arms = [arm for arm in trained_arms(results) if any(arm in found for found in rows.values())]
+    controls = control_heads(results)
+    look = looks(arms_of(results), controls)
+    with styled():
+        figure, panels = panel_row(len(rows), 1.3 + 0.36 * len(arms))
+        for axes, (task, found) in zip(panels, rows.items(), strict=True):
+            for arm, interval in found.items():
+                axes.barh(
+                    arms.index(arm),
+                    interval.mean,
+                    height=0.62,
+                    color=look[arm].colour,
+                    xerr=interval.half_width,
+                    error_kw={"ecolor": INK, "elinewidth": 1.2, "capsize": 3},
+                )
+            axes.axvline(0, color=INK, lw=1)
+            arm_axis(axes, [arm_label(arm, controls) for arm in arms])
+            axes.set(title=f"{task}: train minus {split}", xlabel="macro-F1 difference")
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+    return Drawn(
+        "gap",
+        figure,
+        f"How far the fit to the training examples runs ahead of the {split} split. Bars are "
+        "means over seeds, lines 95 % intervals; 0 means no overfitting.",
+    )
+
+
+def by_source(results: Sequence[Result]) -> Drawn | None:
+    """Weighted F1 of sentiment per source, beside the published figures where they apply."""
+    split = evaluation_split(results)
+    sources = sources_of(results, split)
+    if not sources:
+        return None
+    arms = trained_arms(results)
+    controls = control_heads(results)
+    look = looks(arms_of(results), controls)
+    path = (split, "sentiment", "weighted_f1_by_source")
+    published = PUBLISHED if has_published(sources) else {}
+    lines = dict(zip(published, ("-", "--", ":"), strict=False))
+    with styled():
+        figure, panels = panel_row(len(sources), 1.7 + 0.34 * len(arms))
+        for axes, source in zip(panels, sources, strict=True):
+            for name, scores in published.items():
+                axes.axvline(scores[source], color=SOFT, ls=lines[name], lw=1.3)
+            for arm in arms:
+                interval = mean_interval(numbers(results, arm, *path, source).values())
+                if interval:
+                    draw_interval(axes, arms.index(arm), interval, look[arm], across=True)
+            arm_axis(axes, [arm_label(arm, controls) for arm in arms])
+            axes.set_title(source.replace("_", " "))
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        figure.supxlabel(f"weighted F1, sentiment, {split} split", fontsize=9.5)
+        if published:
+            handles = [
+                Line2D([], [], color=SOFT, ls=lines[name], lw=1.3, label=name) for name in published
+            ]
+            figure.legend(
+                handles=handles,
+                loc="outside upper center",
+                ncols=3,
+                title="published (Hutto & Gilbert, 2014)",
+                title_fontsize=9.5,
+            )
+    caption = "Weighted F1 of the sentiment task by source: means over seeds, 95 % intervals."
+    if published:
+        caption += " Upright lines are published figures, which were not measured on this split."
+    return Drawn("by_source", figure, caption)
+
+
+def _curves(
+    results: Sequence[Result], task: str, unit: float
+) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Per arm: FLOPs so far, mean, lowest and highest score at each evaluation.
+
+    FLOPs may differ from seed to seed, so evaluations are matched by epoch and drawn at
+    their mean.
+    """
+    curves = {}
+    for arm in trained_arms(results):
+        at: dict[float, list[tuple[float, float]]] = {}
+        for result in results:
+            for point in (result.get("curve") or []) if result["arm"] == arm else []:
+                epoch, flops = lookup(point, "epoch"), _flops_until(result, point)
+                score = lookup(point, "validation", task, "macro_f1")
+                if epoch is not None and score is not None and flops:
+                    at.setdefault(epoch, []).append((flops / unit, score))
+        if at:
+            curves[arm] = [_summary(at[epoch]) for epoch in sorted(at)]
+    return curves
+
+
+def _flops_until(result: Result, point: Mapping[str, Any]) -> float | None:
+    """Training FLOPs up to a point of a run's curve; None where they were not counted."""
+    done, total = lookup(point, "step"), 0
+    if done is None or not (phases := result.get("flops_of_phases")):
+        return None
+    for phase in phases[: point.get("phase", len(phases))]:
+        steps = min(phase["steps"], done)
+        total += steps * phase["step"] + phase["prefix"]
+        done -= steps
+    return total
+
+
+def _summary(points: Sequence[tuple[float, float]]) -> tuple[float, float, float, float]:
+    costs, scores = zip(*points, strict=True)
+    return sum(costs) / len(points), sum(scores) / len(points), min(scores), max(scores)

@@ -1,0 +1,161 @@
+"""The report of the study of a scarce task: what freezing its head, or training it last, buys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.config.train import TASKS
+from mtl_jax.studies.report import study_sections
+from mtl_jax.studies.report.document import Block, Bullets, Document, Heading, Paragraph
+from mtl_jax.studies.report.outline import Failure, picture
+from mtl_jax.studies.report.study_figures import curves
+from mtl_jax.studies.stats import formatting
+from mtl_jax.studies.stats.claims import Judgement, judge_claims
+from mtl_jax.studies.stats.comparisons import (
+    VERDICTS,
+    Comparison,
+    Number,
+    questions,
+    values_of,
+    what_few_seeds_tell,
+)
+from mtl_jax.studies.stats.results import Result, arms_of, evaluation_split, lookup, per_seed
+
+SETTING = "fraction"
+JOINT = "joint"
+_SAY = {
+    "scarce_head_frozen": "Freezing the scarce head at first, both losses on,",
+    "scarce_head_last": "Training the scarce head last, its loss off until then,",
+    "sequential_heads": "Training one task after the other",
+    "single_task": "Training the scarce task alone",
+}
+
+
+def leave_report(
+    folder: Path,
+    results: Sequence[Result],
+    failures: Sequence[Failure],
+    context: Mapping[str, Any],
+) -> Path:
+    """Writes and prints the report; see ``study.Report``."""
+    return study_sections.leave(folder, document(results, failures, context))
+
+
+def document(
+    results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
+) -> Document:
+    """The report as data.
+
+    Args:
+        results: Lines of ``results.jsonl``, of one scarce task.
+        failures: Arms without a result.
+        context: See ``report.write_report``.
+    """
+    (scarce,) = values_of(results, "scarce_task")
+    (other,) = (task for task in TASKS if task != scarce)
+    split = evaluation_split(results)
+    fractions = fraction_names(results)
+    judgement = judge(results, failures, of(scarce, split))
+    findings: list[Block] = []
+    for arm in arms_of(results):
+        findings += _finding(judgement, arm, fractions, (scarce, split))
+    if not findings:
+        findings.append(Paragraph("No arm can be compared with another.", "lead"))
+    both = [arm for arm in arms_of(results) if arm != "single_task"]
+    words = (f"macro-F1 on the {split} split", f"part of the {scarce} labels")
+    panels = [(scarce, arms_of(results), of(scarce, split)), (other, both, of(other, split))]
+    drawn = curves("curves", results, SETTING, fractions, [p for p in panels if p[1]], words)
+    details: list[Block] = [Heading("Quality"), *([picture(drawn)] if drawn else [])]
+    for task in (scarce, other):
+        number = of(task, split)
+        kept = [result for result in results if task == scarce or result["arm"] in both]
+        details.append(
+            study_sections.grid(
+                f"{task} macro-F1 on the {split} split, by the part of the {scarce} labels",
+                kept,
+                SETTING,
+                fractions,
+                lambda here, arm, number=number: study_sections.mean_cell(
+                    per_seed(here, arm, number)
+                ),
+                study_sections.OVER_SEEDS,
+            )
+        )
+        title = f"{task} macro-F1 minus that of {JOINT}"
+        details.append(study_sections.gain_grid(title, kept, SETTING, fractions, number, JOINT))
+    details += study_sections.cost_blocks(
+        results,
+        SETTING,
+        fractions,
+        "A pass is over the texts with a label of a task that counts; single_task has more passes "
+        "where its labels are few.",
+        JOINT,
+    )
+    title = f"What freezing the head of a scarce task, or training it last, buys: {scarce}"
+    return study_sections.report(title, findings, details, results, failures, context, judgement)
+
+
+def of(task: str, split: str) -> Number:
+    """A task's macro-F1 on a split, of a result."""
+    return lambda result: lookup(result, split, task, "macro_f1")
+
+
+def fraction_names(results: Sequence[Result]) -> dict[float, str]:
+    """The parts of the labels that were kept, the smallest first, in per cent."""
+    values = sorted(values_of(results, SETTING))
+    return {value: f"{100 * value:g} %" for value in values}
+
+
+def judge(results: Sequence[Result], failures: Sequence[Failure], number: Number) -> Judgement:
+    """The claims, tested together with what every arm has over joint training.
+
+    The comparisons over all parts of the labels are one family, for all arms; those at one
+    part are another.
+    """
+    overall: list[Comparison] = []
+    within: list[Comparison] = []
+    for arm in arms_of(results):
+        if arm != JOINT:
+            whole, each = questions(results, SETTING, arm, JOINT, number)
+            overall += whole
+            within += each
+    return judge_claims(results, failures, overall, within)
+
+
+def _finding(
+    judgement: Judgement, arm: str, fractions: Mapping[float, str], words: tuple[str, str]
+) -> list[Block]:
+    """What an arm has over joint training, over all fractions and at each."""
+    gains = [gain for gain in judgement.within if gain.arm == arm]
+    if not gains:
+        return []
+    where = "; ".join(
+        f"{verdict} with {', '.join(there)}"
+        for verdict in VERDICTS
+        if (there := [fractions[gain.value] for gain in gains if gain.verdict == verdict])
+    )
+    what = _SAY.get(arm, f"`{arm}`")
+    lead = f"{what} cannot be averaged, as no seed has every part of the labels: {where}."
+    for whole in judgement.overall:
+        if whole.arm == arm and whole.p_value is not None:
+            interval = whole.difference.interval
+            limits = f" {formatting.limits(interval)}" if interval.low is not None else ""
+            parts = formatting.series([fractions[value] for value in whole.value])
+            lead = (
+                f"{what} changes the {words[0]} macro-F1 on the {words[1]} split by "
+                f"{formatting.signed(whole.mean)}{limits} against joint training, the mean over "
+                f"{parts} of the labels, paired by seed: {whole.verdict} (corrected p "
+                f"{formatting.p_equals(whole.p_value)}{_few(whole)}); {where}."
+            )
+    texts = [
+        study_sections.comparison_text(gain, JOINT, f"{fractions[gain.value]} of the labels")
+        for gain in gains
+    ]
+    return [Paragraph(lead, "lead"), Bullets(tuple(texts))]
+
+
+def _few(whole: Comparison) -> str:
+    few = what_few_seeds_tell(whole.difference.interval.n, whole.t_value)
+    return f"; {few}" if few else ""

@@ -1,0 +1,263 @@
+"""Blocks that the reports of studies with several settings are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from mtl_jax.core.console import Terminal
+from mtl_jax.studies.report.cells import (
+    arm_cell,
+    difference_cell,
+    flops_cell,
+    mean_cell,
+    seconds_cell,
+    step_cell,
+)
+from mtl_jax.studies.report.claims_section import claims_blocks
+from mtl_jax.studies.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Document,
+    Heading,
+    Paragraph,
+    Row,
+    Table,
+)
+from mtl_jax.studies.report.outline import UNCOUNTED, Failure, origin, warnings
+from mtl_jax.studies.report.write import rich_table, write_document
+from mtl_jax.studies.stats import formatting
+from mtl_jax.studies.stats.claims import Judgement, judge_claims
+from mtl_jax.studies.stats.comparisons import Comparison, Number, having, what_few_seeds_tell
+from mtl_jax.studies.stats.intervals import LEVEL
+from mtl_jax.studies.stats.resampling import seeds_needed
+from mtl_jax.studies.stats.results import (
+    REFERENCE,
+    Result,
+    arms_of,
+    control_heads,
+    lookup,
+    numbers,
+    per_seed,
+)
+
+# Beside what is defined here, the cells that ``grid`` is given.
+__all__ = [
+    "OVER_SEEDS",
+    "comparison_text",
+    "cost_blocks",
+    "difference_cell",
+    "flops_cell",
+    "gain_grid",
+    "grid",
+    "leave",
+    "mean_cell",
+    "report",
+    "seconds_cell",
+    "step_cell",
+]
+
+OVER_SEEDS = (
+    "Mean over seeds ± half of the 95 % Student-t interval, which covers other seeds (heads, "
+    "order of the data, dropout), not other test examples."
+)
+
+
+def grid(
+    title: str,
+    results: Sequence[Result],
+    name: str,
+    values: Mapping[Any, str],
+    cell: Callable[[Sequence[Result], str], Cell],
+    note: str = "",
+) -> Table:
+    """A table of arms by the values of a setting.
+
+    Args:
+        title: Of the table.
+        results: Lines of ``results.jsonl``.
+        name: Of the setting.
+        values: What to call each of its values.
+        cell: What to say of an arm, from the results of one value.
+        note: What to say below.
+    """
+    rows, controls = [], control_heads(results)
+    for arm in arms_of(results):
+        cells = [cell(having(results, **{name: value}), arm) for value in values]
+        rows.append(Row((arm_cell(arm, controls), *cells)))
+    return Table(title, ("arm", *values.values()), tuple(rows), note)
+
+
+def gain_grid(
+    title: str,
+    results: Sequence[Result],
+    name: str,
+    values: Mapping[Any, str],
+    number: Number,
+    reference: str,
+) -> Table:
+    """What each arm has over a reference with the same seed, by the values of a setting."""
+
+    def cell(here: Sequence[Result], arm: str) -> Cell:
+        if arm == reference:
+            return Cell(formatting.MISSING)
+        return difference_cell(per_seed(here, arm, number), per_seed(here, reference, number))
+
+    note = (
+        f"Paired by seed; in brackets, of {seeds_needed(LEVEL)} seeds or more, the 95 % bootstrap "
+        "interval, not corrected."
+    )
+    return grid(title, results, name, values, cell, note)
+
+
+def cost_blocks(
+    results: Sequence[Result],
+    name: str,
+    values: Mapping[Any, str],
+    passes: str,
+    reference: str = REFERENCE,
+) -> list[Block]:
+    """What the arms cost, by the values of a setting: counted FLOPs, then measured times.
+
+    Args:
+        results: Lines of ``results.jsonl``.
+        name: Of the setting.
+        values: What to call each of its values.
+        passes: What to say of the passes that the arms make.
+        reference: The arm that the FLOPs are compared with.
+    """
+
+    def flops(here: Sequence[Result], arm: str) -> Cell:
+        base = list(numbers(here, reference, "train_flops").values())
+        mean = sum(base) / len(base) if base and arm != reference else None
+        return flops_cell(numbers(here, arm, "train_flops"), mean)
+
+    def seconds(here: Sequence[Result], arm: str) -> Cell:
+        return seconds_cell(numbers(here, arm, "train_seconds"))
+
+    counted = f"Counted; means over seeds, in brackets the ratio to `{reference}`. {passes}"
+    measured = (
+        "Measured, medians with their range over seeds in brackets. Two times whose ranges overlap "
+        "are equal, and no answer of this report rests on one."
+    )
+    found: list[Block] = [
+        Heading("Cost"),
+        grid("Training FLOPs of one run", results, name, values, flops, counted),
+        grid("Training seconds of one run", results, name, values, seconds, measured),
+    ]
+    if any(lookup(result, "train_flops") is None for result in results):
+        found.append(Paragraph(UNCOUNTED))
+    return found
+
+
+def comparison_text(comparison: Comparison, reference: str, where: str) -> str:
+    """One sentence on a comparison: how large, how sure."""
+    interval = comparison.difference.interval
+    limits = f" {formatting.limits(interval)}" if interval.low is not None else ""
+    sure = (
+        "not tested, as one that comes before it was not made"
+        if comparison.p_value is None
+        else f"corrected p {formatting.p_equals(comparison.p_value)}"
+    )
+    # A comparison whose arm was chosen has no t-test of its own.
+    if comparison.t_value is not None and (
+        few := what_few_seeds_tell(interval.n, comparison.t_value)
+    ):
+        sure += f"; {few}"
+    return (
+        f"{where}: `{comparison.arm}` {formatting.signed(comparison.mean)}{limits} against "
+        f"`{reference}`, {comparison.verdict} ({sure})."
+    )
+
+
+def report(
+    title: str,
+    findings: Sequence[Block],
+    details: Sequence[Block],
+    results: Sequence[Result],
+    failures: Sequence[Failure],
+    context: Mapping[str, Any],
+    judgement: Judgement | None = None,
+) -> Document:
+    """The document of a study: warnings, findings, claims, details, counts, and how it was made.
+
+    Args:
+        title: Of the document.
+        findings: What the study says, in the order of its weight.
+        details: Tables and figures.
+        results: Lines of ``results.jsonl``.
+        failures: Arms without a result.
+        context: See ``report.write_report``.
+        judgement: Of the claims, where the findings were tested with them.
+    """
+    seeds = formatting.count_of(len({result["seed"] for result in results}), "seed")
+    subtitle = " · ".join((formatting.count_of(len(arms_of(results)), "arm"), seeds))
+    if context.get("started"):
+        subtitle += f" · {context['started']}"
+    claims = claims_blocks(judgement or judge_claims(results, failures))
+    blocks = [*warnings(results, failures), *findings, *claims, *details]
+    blocks += [*_runs(results, failures, context), *origin(results, (), context)]
+    return Document(title, subtitle, tuple(blocks))
+
+
+def leave(folder: Path, document: Document, most_columns: int | None = None) -> Path:
+    """Writes a document; prints its first table of numbers, less the asides, and what was found.
+
+    Args:
+        folder: Of the study.
+        document: Its report.
+        most_columns: Of the table, on the terminal.
+    """
+    path = write_document(folder, document)
+    console = Terminal()
+    tables = (block for block in document.blocks if isinstance(block, Table))
+    table = next((table for table in tables if not table.textual), None)
+    if table is not None:
+        console.print(rich_table(_narrow(table, most_columns)))
+    for block in document.blocks:
+        if isinstance(block, Paragraph) and block.style:
+            colour = "red" if block.style == "warning" else "default"
+            console.print(Text(block.text.replace("`", ""), style=colour))
+    return path
+
+
+def _narrow(table: Table, most: int | None) -> Table:
+    """What of a table fits a terminal."""
+    rows = (
+        Row(tuple(Cell(cell.text) for cell in row.cells[:most]), row.style) for row in table.rows
+    )
+    return dataclasses.replace(table, columns=table.columns[:most], rows=tuple(rows))
+
+
+def _runs(
+    results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
+) -> list[Block]:
+    """How many runs each arm has, and what the missing ones failed with."""
+    done = Counter(result["arm"] for result in results)
+    skipped = Counter(failure["arm"] for failure in failures if failure.get("skipped"))
+    failed = Counter(failure["arm"] for failure in failures) - skipped
+    rows = [
+        Row((Cell(f"`{arm}`"), *(Cell(str(n[arm])) for n in (asked, done, failed, skipped))))
+        for asked in [context.get("asked") or done + failed + skipped]
+        for arm in asked
+    ]
+    note = "Skipped runs are those whose data or backbone could not be read." if skipped else ""
+    columns = ("arm", "asked for", "finished", "failed", "skipped")
+    blocks: list[Block] = [Heading("Runs"), Table("", columns, tuple(rows), note)]
+    alike: dict[str, list[str]] = {}
+    for failure in failures:
+        setting = "".join(f", {name} {value}" for name, value in _setting(failure).items())
+        run = f"`{failure['arm']}` seed {failure['seed']}{setting}"
+        alike.setdefault(failure["error"], []).append(run)
+    texts = [f"{'; '.join(runs)}: {error}" for error, runs in alike.items()]
+    return [*blocks, Bullets(tuple(texts))] if texts else blocks
+
+
+def _setting(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    return line.get("setting") or {}

@@ -1,0 +1,287 @@
+"""The tables of the report, as data: each is built once and rendered three times."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mtl_jax.config.train import TASKS
+from mtl_jax.studies.report.cells import (
+    arm_cell,
+    difference_cell,
+    mean_cell,
+    seconds_cell,
+    step_cell,
+)
+from mtl_jax.studies.report.document import Cell, Row, Table
+from mtl_jax.studies.stats import formatting
+from mtl_jax.studies.stats.comparisons import against
+from mtl_jax.studies.stats.intervals import FEWEST_FOR_T, LEVEL, mean_interval
+from mtl_jax.studies.stats.resampling import seeds_needed, smallest_p
+from mtl_jax.studies.stats.results import (
+    BASELINE,
+    REFERENCE,
+    Result,
+    arms_of,
+    control_heads,
+    evaluation_split,
+    gap,
+    lookup,
+    numbers,
+    per_seed,
+    qualities,
+    quality,
+    sources_of,
+    trained_arms,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# Hutto & Gilbert, "VADER", ICWSM 2014: weighted F1 over three classes. The
+# learner is the best of theirs that was trained and tested on the same source.
+PUBLISHED: Mapping[str, Mapping[str, float]] = {
+    "one human rater": {
+        "tweet": 0.84,
+        "movie_review": 0.92,
+        "product_review": 0.85,
+        "editorial": 0.65,
+    },
+    "VADER": {"tweet": 0.96, "movie_review": 0.61, "product_review": 0.63, "editorial": 0.55},
+    "best learner of 2014": {
+        "tweet": 0.84,
+        "movie_review": 0.75,
+        "product_review": 0.61,
+        "editorial": 0.50,
+    },
+}
+
+
+def has_published(sources: Sequence[str]) -> bool:
+    """Whether the published figures are about these sources."""
+    return set(sources) == set(PUBLISHED["VADER"])
+
+
+def quality_table(results: Sequence[Result], chosen: str | None) -> Table:
+    """Accuracy and macro-F1 per arm and task, with the probe and chance below all_frozen."""
+    split = evaluation_split(results)
+    rows = []
+    for arm in arms_of(results):
+        cells = [mean_cell(qualities(results, arm, split))]
+        for task in TASKS:
+            cells += [
+                mean_cell(numbers(results, arm, split, task, metric))
+                for metric in ("accuracy", "macro_f1")
+            ]
+        rows.append(_arm_row(results, arm, chosen, cells))
+        rows += _baseline_rows(results) if arm == BASELINE else []
+    columns = ["scenario", "seeds", "mean macro-F1"]
+    columns += [f"{task} {metric}" for task in TASKS for metric in ("accuracy", "macro-F1")]
+    note = _over_seeds(results)
+    if trained := [arm for arm in control_heads(results) if arm != BASELINE]:
+        note += (
+            f" A head of {formatting.listing(trained)} never trained: a control, not recommended."
+        )
+    if any(row.style == "reference" for row in rows):
+        note += (
+            f" The heads of `{BASELINE}` are untrained; in italics, what its frozen features "
+            "give under 20 nearest neighbours, and what always guessing the commonest label gives."
+        )
+    return Table(f"Quality on the {split} split", tuple(columns), tuple(rows), note)
+
+
+def gap_table(results: Sequence[Result], chosen: str | None) -> Table:
+    """How much better each arm is on what it trained on."""
+    split = evaluation_split(results)
+    rows = [
+        _arm_row(
+            results,
+            arm,
+            chosen,
+            [
+                mean_cell(
+                    per_seed(results, arm, lambda result, t=task: gap(result, t, split)),
+                    sign=True,
+                )
+                for task in TASKS
+            ],
+        )
+        for arm in trained_arms(results)
+    ]
+    return Table(
+        f"Macro-F1 on the training examples minus macro-F1 on the {split} split",
+        ("scenario", "seeds", *TASKS),
+        tuple(rows),
+        "The larger the gap, the more the scenario has fitted its own training examples.",
+    )
+
+
+def cost_table(results: Sequence[Result], chosen: str | None) -> Table:
+    """What each arm costs, and how what is counted compares with full fine-tuning."""
+    arms = arms_of(results)
+    counts = {
+        "train_flops": formatting.flops,
+        "trainable_parameters": lambda count: formatting.fixed(count, 0),
+        "optimizer_state_bytes": formatting.byte_size,
+    }
+    means = {arm: {key: _mean(numbers(results, arm, key)) for key in counts} for arm in arms}
+    reference = means.get(REFERENCE, {})
+
+    def counted(arm: str, key: str) -> Cell:
+        value = means[arm][key]
+        aside = "" if arm == REFERENCE else formatting.ratio(value, reference.get(key))
+        return Cell(counts[key](value), f"({aside})" if aside else "")
+
+    rows = []
+    for arm in arms:
+        # It is done once: by the first seed, or, where they are trained at once, by all.
+        compiling = numbers(results, arm, "compile_seconds").values()
+        rate = seconds_cell({} if arm == BASELINE else numbers(results, arm, "examples_per_second"))
+        cells = [
+            counted(arm, "train_flops"),
+            step_cell(results, arm),
+            seconds_cell(numbers(results, arm, "train_seconds")),
+            Cell(formatting.fixed(sum(compiling), 1) if compiling else formatting.MISSING),
+            Cell(rate.text),
+            counted(arm, "trainable_parameters"),
+            counted(arm, "optimizer_state_bytes"),
+        ]
+        rows.append(_arm_row(results, arm, chosen, cells))
+    note = (
+        "Training FLOPs are counted, by XLA in the programs before it optimizes them, and are the "
+        "same on every machine: every update, and the one pass that computes what frozen layers "
+        f"make of the training texts, whatever a cache had of it; of `{BASELINE}` that pass and "
+        "the probe. Means over seeds"
+    )
+    note += f"; in brackets, the ratio to `{REFERENCE}`." if REFERENCE in arms else "."
+    note += (
+        " Times are measured on one machine, medians with their range in brackets: a step from its "
+        "10th to its 90th percentile, a run over seeds. Two times whose ranges overlap are equal, "
+        "and no answer of this report rests on one. Seeds that are trained at once have equal "
+        "shares; compilation, which they share, is their sum."
+    )
+    columns = (
+        *("training FLOPs", "step ms", "train s", "compile s", "examples/s"),
+        *("trained parameters", "optimizer state"),
+    )
+    return Table("Cost of one run", ("scenario", "seeds", *columns), tuple(rows), note)
+
+
+def difference_table(results: Sequence[Result], chosen: str | None) -> Table | None:
+    """Paired differences to full fine-tuning; None where there is nothing to pair."""
+    split = evaluation_split(results)
+    reference = qualities(results, REFERENCE, split)
+    found = against(results, REFERENCE, split)
+    if not found:
+        return None
+    most = max(each.difference.interval.n for each in found)
+    few = most < seeds_needed(LEVEL)
+    rows = []
+    for each in found:
+        cells = [difference_cell(qualities(results, each.arm, split), reference)]
+        for task in TASKS:
+            mine, theirs = (
+                numbers(results, arm, split, task, "macro_f1") for arm in (each.arm, REFERENCE)
+            )
+            cells.append(difference_cell(mine, theirs))
+        p_values = [each.difference.p_value, each.p_value, *([each.t_value] if few else [])]
+        cells += [Cell(formatting.p_text(p)) for p in p_values]
+        rows.append(_arm_row(results, each.arm, chosen, cells, seeds=each.difference.interval.n))
+    beside = (
+        " As that can't reach "
+        f"{LEVEL:g}, beside it stands the p of the paired t-test with Holm's correction, of "
+        f"{FEWEST_FOR_T} seeds or more; it takes the differences for normally distributed."
+    )
+    columns = ("p", "corrected\N{NO-BREAK SPACE}p", *(["t-test\N{NO-BREAK SPACE}p"] if few else []))
+    return Table(
+        f"Macro-F1 on the {split} split, minus that of {REFERENCE} with the same seed",
+        ("scenario", "shared seeds", "mean of tasks", *TASKS, *columns),
+        tuple(rows),
+        f"In brackets, where {seeds_needed(LEVEL)} seeds or more are shared, the 95 % bootstrap "
+        "interval of their mean (percentile, expanded for few seeds), not corrected. p is of the "
+        "paired permutation test (sign flips), two-sided, and belongs to the mean of tasks; "
+        f"corrected, it is that of the {formatting.count_of(len(found), 'comparison')} of that "
+        "column, tested together (Westfall & Young 1993, maxT over joint flips of the seeds' "
+        f"signs). The smallest p that {formatting.count_of(most, 'seed')} can give by it, "
+        "in either "
+        f"column, is {smallest_p(most):.3g}.{beside if few else ''}",
+    )
+
+
+def source_table(results: Sequence[Result], chosen: str | None) -> Table | None:
+    """Weighted F1 of the sentiment task by source, beside published figures."""
+    split = evaluation_split(results)
+    sources = sources_of(results, split)
+    if not sources:
+        return None
+    path = (split, "sentiment", "weighted_f1_by_source")
+    rows = [
+        _arm_row(
+            results,
+            arm,
+            chosen,
+            [mean_cell(numbers(results, arm, *path, source)) for source in sources],
+        )
+        for arm in trained_arms(results)
+    ]
+    note = _over_seeds(results)
+    if has_published(sources):
+        for name, scores in PUBLISHED.items():
+            cells = [Cell(formatting.fixed(scores[source], 2)) for source in sources]
+            rows.append(Row((Cell(name), Cell(""), *cells), "reference"))
+        note += (
+            " In italics, published figures: Hutto & Gilbert, VADER, ICWSM 2014. They were not "
+            "measured on this split."
+        )
+    return Table(
+        f"Weighted F1 of sentiment on the {split} split, by source",
+        ("scenario", "seeds", *sources),
+        tuple(rows),
+        note,
+    )
+
+
+def _over_seeds(results: Sequence[Result]) -> str:
+    if len({result["seed"] for result in results}) == 1:
+        return "One seed: there is no interval."
+    return (
+        "Mean over seeds ± half of the 95 % Student-t interval. The interval covers other seeds "
+        "(heads, order of the data, dropout), not other test examples."
+    )
+
+
+def _baseline_rows(results: Sequence[Result]) -> list[Row]:
+    """What the frozen features and the label counts give, without training."""
+    rows = []
+    for name, key in (("20-NN probe", "probe"), ("majority class", "chance")):
+        found = [result[key] for result in results if result.get(key)]
+        if found:
+            # No weight is drawn for either, so every seed repeats the same numbers.
+            metrics = found[-1]
+            cells = [
+                Cell(formatting.fixed(lookup(metrics, task, metric)))
+                for task in TASKS
+                for metric in ("accuracy", "macro_f1")
+            ]
+            mean = Cell(formatting.fixed(quality(metrics)))
+            rows.append(Row((Cell(name), Cell(""), mean, *cells), "reference"))
+    return rows
+
+
+def _arm_row(
+    results: Sequence[Result],
+    arm: str,
+    chosen: str | None,
+    cells: Sequence[Cell],
+    seeds: int | None = None,
+) -> Row:
+    if seeds is None:
+        seeds = len({result["seed"] for result in results if result["arm"] == arm})
+    asked = len({result["seed"] for result in results})
+    count = str(seeds) if seeds == asked else f"{seeds} of {asked}"
+    style = "chosen" if arm == chosen else ""
+    return Row((arm_cell(arm, control_heads(results)), Cell(count), *cells), style)
+
+
+def _mean(values: Mapping[int, float]) -> float | None:
+    interval = mean_interval(values.values())
+    return interval.mean if interval else None

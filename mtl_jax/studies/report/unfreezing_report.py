@@ -1,0 +1,130 @@
+"""The report of the unfreezing study: from how many sentences it pays, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.studies.arm_specs import is_recipe
+from mtl_jax.studies.report import study_sections
+from mtl_jax.studies.report.document import Block, Bullets, Document, Heading, Paragraph
+from mtl_jax.studies.report.outline import Failure, picture
+from mtl_jax.studies.report.phase_counts import best_phases
+from mtl_jax.studies.report.study_figures import curves, heat_map
+from mtl_jax.studies.report.unfreezing_findings import (
+    AT_ONCE,
+    CONTROL,
+    FROZEN,
+    GRADUAL,
+    SETTING,
+    depth_gains,
+    gradual_text,
+    is_depth,
+    on,
+    opponent,
+    pays_text,
+    size_names,
+)
+from mtl_jax.studies.stats.claims import judge_claims
+from mtl_jax.studies.stats.comparisons import (
+    Comparison,
+    questions,
+)
+from mtl_jax.studies.stats.results import (
+    Result,
+    arms_of,
+    evaluation_split,
+    per_seed,
+)
+
+
+def leave_report(
+    folder: Path,
+    results: Sequence[Result],
+    failures: Sequence[Failure],
+    context: Mapping[str, Any],
+) -> Path:
+    """Writes and prints the report; see ``study.Report``."""
+    return study_sections.leave(folder, document(results, failures, context))
+
+
+def document(
+    results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
+) -> Document:
+    """The report as data.
+
+    Args:
+        results: Lines of ``results.jsonl``.
+        failures: Arms without a result.
+        context: See ``report.write_report``.
+    """
+    split = evaluation_split(results)
+    number = on(split)
+    asked = questions(results, SETTING, GRADUAL, opponent(results), number)
+    judgement = judge_claims(results, failures, *asked)
+    findings: list[Block] = [
+        Paragraph(pays_text(results, split, failures), "lead"),
+        *_of(depth_gains(results, split, failures), FROZEN),
+        Paragraph(gradual_text(results, judgement.overall, judgement.within, split), "lead"),
+        *_of(judgement.within, opponent(results)),
+    ]
+    sizes = size_names([*results, *failures])
+    details: list[Block] = [Heading("Quality")]
+    words = (f"macro-F1 on the {split} split", "training sentences")
+    drawn = heat_map(results, SETTING, sizes, number, FROZEN, words)
+    details += [picture(drawn)] if drawn else []
+    panels = [(title, arms, number) for title, arms in _panels(results) if arms]
+    drawn = curves("curves", results, SETTING, sizes, panels, words)
+    details += [picture(drawn)] if drawn else []
+    details += _tables(results, sizes, split)
+    title = "From how many sentences unfreezing pays"
+    return study_sections.report(title, findings, details, results, failures, context, judgement)
+
+
+def _of(gains: Sequence[Comparison], reference: str) -> list[Block]:
+    texts = [
+        study_sections.comparison_text(gain, reference, f"{gain.value:,} sentences")
+        for gain in gains
+    ]
+    return [Bullets(tuple(texts))] if texts else []
+
+
+def _panels(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
+    arms = arms_of(results)
+    fixed = [arm for arm in arms if arm == FROZEN or is_depth(arm)]
+    others = [arm for arm in arms if arm not in fixed]
+    ends = [arm for arm in (FROZEN, AT_ONCE) if arm in arms]
+    return [("fixed depths", fixed), ("recipes and single layers", [*ends, *others])]
+
+
+def _tables(results: Sequence[Result], sizes: Mapping[int, str], split: str) -> list[Block]:
+    number = on(split)
+    ends = (AT_ONCE, CONTROL)
+    of_recipes = [r for r in results if is_recipe(r["arm"]) or r["arm"] in ends]
+    found: list[Block] = [
+        study_sections.grid(
+            f"Macro-F1 on the {split} split, mean of both tasks, by training sentences",
+            results,
+            SETTING,
+            sizes,
+            lambda here, arm: study_sections.mean_cell(per_seed(here, arm, number)),
+            study_sections.OVER_SEEDS,
+        ),
+        Heading("Differences"),
+        study_sections.gain_grid(f"Minus {FROZEN}", results, SETTING, sizes, number, FROZEN),
+    ]
+    if any(is_recipe(result["arm"]) for result in of_recipes):
+        title = f"Recipes minus {AT_ONCE}, with as many passes over the data at most"
+        found.append(study_sections.gain_grid(title, of_recipes, SETTING, sizes, number, AT_ONCE))
+    return [
+        *found,
+        *best_phases(results),
+        *study_sections.cost_blocks(
+            results,
+            SETTING,
+            sizes,
+            "Arms of a column have as many passes over their sentences, but for `auto` where it "
+            "ends early.",
+        ),
+    ]

@@ -1,0 +1,121 @@
+"""Writes what a study found: ``report.md``, ``report.html`` and its pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from mtl_jax.core.atomic_write import whole
+from mtl_jax.core.console import Terminal
+from mtl_jax.studies.report import tables
+from mtl_jax.studies.report.document import Cell, Document, Picture, Row, Table
+from mtl_jax.studies.report.outline import Failure, build, failure_text
+from mtl_jax.studies.report.render import to_html, to_markdown
+from mtl_jax.studies.stats.recommendation import explain, recommend
+from mtl_jax.studies.stats.results import Result, evaluation_split, read_results
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from rich.console import Console
+
+
+def write_report(
+    workdir: Path,
+    results: Sequence[Result],
+    failures: Sequence[Failure] = (),
+    context: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes ``report.md``, ``report.html`` and the pictures into ``workdir``.
+
+    Each file appears whole or not at all, so a reader never meets half a report.
+
+    Args:
+        workdir: The folder of the study; made if it is missing.
+        results: Lines of ``results.jsonl``.
+        failures: Arms without a result, each with ``arm``, ``seed`` and ``error``.
+        context: How the study was made: any of ``command``, ``started``, ``seconds``,
+            ``machine``, ``versions``, ``data``, ``seeds`` and ``settings``.
+
+    Returns:
+        The path of ``report.html``.
+    """
+    return write_document(workdir, build(results, failures, context or {}))
+
+
+def write_document(workdir: Path, document: Document) -> Path:
+    """Writes a document as ``report.md``, ``report.html`` and its pictures.
+
+    Returns:
+        The path of ``report.html``.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    for block in document.blocks:
+        if isinstance(block, Picture):
+            _write(workdir / block.name, block.png)
+    _write(workdir / "report.md", to_markdown(document).encode(errors="backslashreplace"))
+    path = workdir / "report.html"
+    _write(path, to_html(document).encode(errors="backslashreplace"))
+    return path
+
+
+def rebuild_report(workdir: Path) -> Path:
+    """Writes the report again from ``results.jsonl``, without failures and context."""
+    return write_report(workdir, read_results(workdir / "results.jsonl"))
+
+
+def print_table(
+    results: Sequence[Result],
+    failures: Sequence[Failure] = (),
+    console: Console | None = None,
+) -> None:
+    """Prints the quality and the cost of each arm, and the recommendation, to the terminal.
+
+    Args:
+        results: Lines of ``results.jsonl``.
+        failures: Arms without a result.
+        console: Where to print; standard output by default.
+    """
+    console = console or Terminal()
+    if results:
+        advice = recommend(results)
+        console.print(rich_table(_summary(results, advice.chosen.arm if advice else None)))
+        if advice:
+            console.print(Text("\n" + " ".join(explain(advice)).replace("`", "")))
+    for failure in failures:
+        console.print(Text(failure_text(failure).replace("`", ""), style="red"))
+
+
+def _summary(results: Sequence[Result], chosen: str | None) -> Table:
+    """Quality and cost side by side, narrow enough for a terminal of 80 columns."""
+    cost = {row.cells[0].text: row for row in tables.cost_table(results, chosen).rows}
+    rows = []
+    for row in tables.quality_table(results, chosen).rows:
+        cells = [row.cells[i] for i in (0, 2)] + [Cell(row.cells[i].text) for i in (4, 6)]
+        price = cost.get(row.cells[0].text)
+        rows.append(Row((*cells, price.cells[2] if price else Cell("")), row.style))
+    columns = ("scenario", "mean macro-F1", "classifier", "sentiment", "FLOPs")
+    return Table(f"Macro-F1 on the {evaluation_split(results)} split", columns, tuple(rows))
+
+
+def rich_table(table: Table) -> RichTable:
+    """A table for the terminal; the chosen row is bold."""
+    drawn = RichTable(
+        title=Text(table.title), title_style="bold", title_justify="left", box=SIMPLE_HEAD
+    )
+    for index, column in enumerate(table.columns):
+        drawn.add_column(Text(column), justify="right" if index else "left", no_wrap=True)
+    styles = {"chosen": "bold", "reference": "dim italic"}
+    for row in table.rows:
+        cells = [Text(cell.plain.replace("`", "")) for cell in row.cells]
+        drawn.add_row(*cells, style=styles.get(row.style))
+    return drawn
+
+
+def _write(path: Path, content: bytes) -> None:
+    with whole(path) as draft:
+        draft.write_bytes(content)

@@ -1,0 +1,219 @@
+"""A study of many runs, as data: its settings, its arms, and what writes its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mtl_jax.config.train import LIMITS, Settings, TrainConfig
+from mtl_jax.core import distributed as processes
+from mtl_jax.core import preemption
+from mtl_jax.core.command_line import parse, prepare
+from mtl_jax.core.errors import UserError
+from mtl_jax.core.paths import expanded
+
+Made = TypeVar("Made")
+Key = tuple[str, int, tuple[tuple[str, Any], ...]]
+Report = Callable[[Path, list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]], Path]
+"""Writes what was found and prints it: folder, results, failures and context in, the path of
+``report.html`` out."""
+
+# Of a run with many passes over few texts; each costs as much as training on the validation texts.
+_MEASUREMENTS = 8
+
+# What is to be done, in the place of all.
+_WHAT = ("list_arms", "part", "gather")
+_OF_A_RUN = tuple(field.name for field in dataclasses.fields(Settings))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudySettings(Settings):
+    """What the studies have in common, beside what a run is set by."""
+
+    workdir: str
+    """folder for the arms, results.jsonl and the report; run again to go on"""
+    epochs: int | None = 3
+    """passes over the training examples"""
+    # A permutation test of fewer than six pairs can't have a two-sided p below 0.05.
+    seeds: tuple[int, ...] = tuple(range(6))
+    """the seeds to train each with"""
+    keep_checkpoints: bool = False
+    """keep the checkpoints of finished arms"""
+    seeds_at_once: int | None = None
+    """seeds of an arm that are trained in one program, each on one device; by default all of \
+them on an accelerator, which a batch of short sentences leaves idle, and 1 on a CPU"""
+    distributed: bool = False
+    """as of train: be one of several processes that train each arm together"""
+    list_arms: bool = False
+    """print the arms, those that are trained at once on one line with "(done)" behind where they \
+are, and train nothing"""
+    part: str | None = None
+    """K/N with K from 0 to N - 1: train the lines K, K + N, ... of --list-arms only, each arm in \
+its own folder, and write no report; several processes may train a part each at once"""
+    gather: bool = False
+    """train nothing; write the report on what the parts have left, when all have ended"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_empty("seeds")
+        if strange := [seed for seed in self.seeds if not 0 <= seed < 2**32]:
+            raise UserError(f"--seeds {strange[0]} must be between 0 and {2**32 - 1}")
+        if self.seeds_at_once is not None and self.seeds_at_once < 1:
+            raise UserError(f"--seeds-at-once {self.seeds_at_once} must be at least 1")
+        if self.part is not None and self.chosen_part is None:
+            raise UserError(f"--part {self.part} must be K/N with K from 0 to N - 1, as 0/4")
+        chosen = [f"--{name.replace('_', '-')}" for name in _WHAT if getattr(self, name)]
+        if len(chosen) > 1:
+            raise UserError(f"{' and '.join(chosen)} exclude each other: leave one of them out")
+
+    @property
+    def chosen_part(self) -> tuple[int, int] | None:
+        """Which part is to be trained, from 0, and of how many; None for the whole."""
+        if not (found := re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.part or "")):
+            return None
+        part, parts = map(int, found.groups())
+        return (part, parts) if part < parts else None
+
+    def _refuse_empty(self, *names: str) -> None:
+        """Drops what a list names twice, and refuses one that names nothing."""
+        for name in names:
+            values = tuple(dict.fromkeys(getattr(self, name)))
+            if not values:
+                raise UserError(f"--{name.replace('_', '-')} is empty: name at least one")
+            object.__setattr__(self, name, values)
+
+    def of_a_run(self) -> dict[str, Any]:
+        """The settings that each of its runs has."""
+        return {name: getattr(self, name) for name in _OF_A_RUN}
+
+    def passes(self, epochs: int) -> dict[str, int]:
+        """So many epochs, measured some eight times at most, as settings of a run."""
+        between = max(self.measure_every or 1, -(-epochs // _MEASUREMENTS))
+        settled = {"min_steps": 0, "head_min_steps": 0}
+        return {"epochs": epochs, "measure_every": between, **settled}
+
+    def at_once(self) -> int:
+        """How many seeds of an arm are trained in one program on this machine."""
+        import jax
+
+        if processes.count() > 1:
+            return 1
+        return self.seeds_at_once or (1 if jax.default_backend() == "cpu" else len(self.seeds))
+
+    def record(self) -> dict[str, Any]:
+        """What may not change from one call on a folder to the next, as JSON."""
+        settings = dataclasses.asdict(self)
+        return {name: settings[name] for name in _OF_A_RUN if name not in LIMITS}
+
+    def described(self, *left_out: str) -> dict[str, Any]:
+        """The settings as a report lists them, but for those that it shows elsewhere."""
+        kept_apart = ("data", "watch", "workdir", "seeds", "keep_checkpoints", "distributed")
+        gone = (*kept_apart, *_WHAT, *left_out)
+        settings = dataclasses.asdict(self) | {"seeds_at_once": self.at_once()}
+        kept = {name: value for name, value in settings.items() if name not in gone}
+        return kept | dataclasses.asdict(self.data)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One run of a study.
+
+    Attributes:
+        name: What it is called; several seeds and settings share it.
+        config: The run.
+        setting: What else tells it from others of its name, as JSON values by name.
+    """
+
+    name: str
+    config: TrainConfig
+    setting: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        """What tells it from every other arm of the study."""
+        return (self.name, self.config.seed, tuple(self.setting.items()))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The same as the first fields of a line of ``results.jsonl``."""
+        setting = {"setting": dict(self.setting)} if self.setting else {}
+        return {"arm": self.name, "seed": self.config.seed, **setting}
+
+    def __str__(self) -> str:
+        setting = "".join(f", {name} {value}" for name, value in self.setting.items())
+        return f"{self.name}, seed {self.config.seed}{setting}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a study trains, and what it leaves.
+
+    Attributes:
+        workdir: The folder of the study.
+        record: What may not change from one call on the folder to the next; arms may be added.
+        groups: The arms; those of a group differ in the seed only and are trained at once.
+        report: See ``Report``.
+        settings: For the report, by name.
+        notes: What to say before the first arm.
+        files: JSON files that the arms read, by their path in the folder.
+        keep_checkpoints: Whether those of finished arms stay.
+        report_every: Seconds of training between two reports on what is done so far.
+    """
+
+    workdir: str
+    record: Mapping[str, Any]
+    groups: Sequence[Sequence[Arm]]
+    report: Report
+    settings: Mapping[str, Any]
+    notes: Sequence[str] = ()
+    files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    keep_checkpoints: bool = False
+    report_every: float = 300.0
+
+
+def command_line(
+    kind: type[StudySettings], module: str, description: str, run: Callable[[Any, str], int]
+) -> Callable[[Sequence[str]], None]:
+    """What a study's module does with its flags; the exit status is 1 where an arm failed."""
+
+    def main(argv: Sequence[str]) -> None:
+        study = parse(kind, argv, f"python -m {module}", description)
+        with preemption.heeded():
+            prepare()
+            if study.distributed:
+                processes.join()
+            failed = run(study, shlex.join(["python", "-m", module, *argv]))
+        if failed:
+            sys.exit(1)
+
+    return main
+
+
+def by_seeds(
+    names: Sequence[str], seeds: Sequence[int], at_once: int, make: Callable[[str, int], Made]
+) -> Iterator[list[Made]]:
+    """Groups of ``make(name, seed)`` that are trained at once, so many seeds at a time.
+
+    They come seed by seed, so that a study cut short has whole seeds to compare.
+    """
+    for start in range(0, len(seeds), at_once):
+        for name in names:
+            yield [make(name, seed) for seed in seeds[start : start + at_once]]
+
+
+def arm_folder(workdir: str, name: str, seed: int, setting: Mapping[str, Any]) -> str:
+    """Where an arm is trained: a name that can be read, and that no other arm has."""
+    plain = [name, *("-".join(map(str, pair)) for pair in setting.items())]
+    safe = [re.sub(r"[^A-Za-z0-9.-]+", "_", text) for text in plain]
+    marks = [
+        "" if text == kept else f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        for text, kept in zip(plain, safe, strict=True)
+    ]
+    parts = [*(kept + mark for kept, mark in zip(safe, marks, strict=True)), f"seed{seed}"]
+    return str(expanded(workdir) / "arms" / "-".join(parts))

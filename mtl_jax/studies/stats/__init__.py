@@ -1,0 +1,1 @@
+"""What a study's results say: intervals, comparisons, claims, the recommendation."""

@@ -1,0 +1,244 @@
+"""Reads the lines of ``results.jsonl``: which arms, in which order, which number per seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+from mtl_jax.config.train import TASKS
+from mtl_jax.core.errors import cannot_read
+from mtl_jax.core.json_files import parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+Result = dict[str, Any]
+
+_METRICS = {"type": ["object", "null"], "additionalProperties": {"type": "object"}}
+RESULT = {
+    "type": "object",
+    "required": ["arm", "seed"],
+    "properties": {
+        "arm": {"type": "string"},
+        "seed": {"type": "integer"},
+        "setting": {"type": "object"},
+        "curve": {"type": "array", "items": {"type": "object"}},
+        **dict.fromkeys(("train", "validation", "test"), _METRICS),
+    },
+}
+"""The schema of a line of ``results.jsonl``."""
+
+BASELINE = "all_frozen"
+REFERENCE = "none_frozen"
+
+_LAST = ("classifier_frozen", "sentiment_frozen", REFERENCE)
+
+
+def read_results(path: Path) -> list[Result]:
+    """Reads a ``results.jsonl``, passing over empty lines.
+
+    Raises:
+        UserError: It can't be read, or a line is no result.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    return [
+        parse_json(
+            line.decode("utf-8", errors="replace"),
+            RESULT,
+            f"{path}, line {number}",
+            "remove it and run the study again, which makes up for it",
+        )
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
+def arm_order(names: Iterable[str]) -> list[str]:
+    """Sorts arms from the most frozen to the least; recipes come last, as they were met."""
+
+    def rank(name: str) -> tuple[int, int]:
+        top = re.fullmatch(r"top_(\d+)", name)
+        if top:
+            return (2, int(top.group(1)))
+        if name in _LAST:
+            return (3, _LAST.index(name))
+        return {BASELINE: (0, 0), "backbone_frozen": (1, 0)}.get(name, (4, 0))
+
+    return sorted(dict.fromkeys(names), key=rank)
+
+
+def arms_of(results: Sequence[Result]) -> list[str]:
+    """The arms that have a result, in the fixed order."""
+    return arm_order(result["arm"] for result in results)
+
+
+def untrained_heads(result: Mapping[str, Any]) -> list[str]:
+    """The tasks whose heads no phase of a run has trained, so that they are what chance has made.
+
+    Results from before these were noted tell it by the arm's name.
+    """
+    if (noted := result.get("untrained_heads")) is not None:
+        return list(noted)
+    if result["arm"] == BASELINE:
+        return list(TASKS)
+    return [task for task in TASKS if result["arm"] == f"{task}_frozen"]
+
+
+def control_heads(results: Sequence[Result]) -> dict[str, list[str]]:
+    """The arms that are controls: they train something, but not every head.
+
+    Returns:
+        Of each the tasks whose heads never trained.
+    """
+    found = {
+        arm: {task for r in results if r["arm"] == arm for task in untrained_heads(r)}
+        for arm in trained_arms(results)
+    }
+    return {arm: [t for t in TASKS if t in heads] for arm, heads in found.items() if heads}
+
+
+def trained_arms(results: Sequence[Result]) -> list[str]:
+    """The arms that train something."""
+    return [arm for arm in arms_of(results) if arm != BASELINE]
+
+
+def evaluation_split(results: Sequence[Result]) -> str:
+    """``test`` where every arm has test metrics, else ``validation``.
+
+    One split for all: a table that mixed the two would compare unlike numbers.
+    """
+    return "test" if all(result.get("test") for result in results) else "validation"
+
+
+def lookup(result: Any, *path: str) -> float | None:
+    """The number under a path of keys; None where it is missing, null or not finite."""
+    for key in path:
+        if not isinstance(result, dict):
+            return None
+        result = result.get(key)
+    if isinstance(result, bool) or not isinstance(result, int | float):
+        return None
+    return float(result) if math.isfinite(result) else None
+
+
+def quality(metrics: Any) -> float | None:
+    """The one number an arm is judged by: the mean over tasks of macro-F1.
+
+    Tasks without labels are left out of the mean.
+
+    Args:
+        metrics: ``{task: {"macro_f1": …}}``, the metrics on one split.
+    """
+    scores = [lookup(metrics, task, "macro_f1") for task in TASKS]
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known else None
+
+
+def gap(result: Result, task: str, split: str) -> float | None:
+    """Macro-F1 on the training examples minus macro-F1 on ``split``."""
+    train = lookup(result, "train", task, "macro_f1")
+    other = lookup(result, split, task, "macro_f1")
+    return None if train is None or other is None else train - other
+
+
+def per_seed(
+    results: Sequence[Result], arm: str, number: Callable[[Result], float | None]
+) -> dict[int, float]:
+    """One number per seed of an arm, without the seeds that lack it.
+
+    Where a file holds an arm and seed twice, the later line counts.
+    """
+    found = {result["seed"]: number(result) for result in results if result["arm"] == arm}
+    return {seed: value for seed, value in sorted(found.items()) if value is not None}
+
+
+def numbers(results: Sequence[Result], arm: str, *path: str) -> dict[int, float]:
+    """The number under a path of keys, per seed of an arm."""
+    return per_seed(results, arm, lambda result: lookup(result, *path))
+
+
+def qualities(results: Sequence[Result], arm: str, split: str) -> dict[int, float]:
+    """The mean macro-F1 over tasks on a split, per seed of an arm."""
+    return per_seed(results, arm, lambda result: quality(result.get(split)))
+
+
+def sources_of(results: Sequence[Result], split: str) -> list[str]:
+    """The sources that the sentiment scores are split by, in the order of the file."""
+    found: dict[str, None] = {}
+    for result in results:
+        metrics = (result.get(split) or {}).get("sentiment") or {}
+        found.update(dict.fromkeys(metrics.get("weighted_f1_by_source") or {}))
+    return list(found)
+
+
+def setting_name(line: Mapping[str, Any]) -> str:
+    """The setting of a run in words, ``max_train_examples 64``; empty without one."""
+    setting = line.get("setting") or {}
+    if setting.keys() == {"scarce_task", "fraction"}:
+        return f"{100 * setting['fraction']:g} % of the {setting['scarce_task']} labels"
+    return ", ".join(f"{name} {written(value)}" for name, value in setting.items())
+
+
+def by_setting(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The lines of each setting; a study without has one, ``""``.
+
+    They are in the order of the numbers that settings differ by, where names differ in that of
+    the file, which a study that goes on with more settings has left in the order of its calls.
+    """
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(setting_name(result), []).append(result)
+
+    def sizes(lines: Sequence[Result]) -> list[float]:
+        values = (lines[0].get("setting") or {}).values()
+        return [value for value in values if isinstance(value, (int, float))]
+
+    return dict(sorted(found.items(), key=lambda item: sizes(item[1])))
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """How many of the runs that a study asks of an arm have a result."""
+
+    runs: int
+    asked: int
+    settings: int
+
+    def __str__(self) -> str:
+        unit = "seed" if self.settings == 1 else "run"
+        return f"{self.runs} of {self.asked} {unit}{'' if self.asked == 1 else 's'}"
+
+
+def unfinished(
+    results: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Finished]:
+    """The arms that lack a result for some seed of the study, in the fixed order.
+
+    A study asks each arm for every seed that any arm has or failed with, in each of the
+    arm's own settings. A mean over the seeds that are left is no fair match for a mean
+    over all: the seed that failed may be the one that every arm does badly with.
+
+    Args:
+        results: Lines of ``results.jsonl``.
+        failures: Runs without a result, with ``arm``, ``seed`` and, if any, ``setting``.
+    """
+    lines = [*results, *failures]
+    seeds = len({line["seed"] for line in lines})
+    found = {}
+    for arm in arm_order(line["arm"] for line in lines):
+        settings = len({setting_name(line) for line in lines if line["arm"] == arm})
+        runs = {(line["seed"], setting_name(line)) for line in results if line["arm"] == arm}
+        if len(runs) < seeds * settings:
+            found[arm] = Finished(len(runs), seeds * settings, settings)
+    return found
+
+
+def written(value: Any) -> str:
+    """A setting's value as it is shown."""
+    return f"{value:,}" if isinstance(value, int) else f"{value}"

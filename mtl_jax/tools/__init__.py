@@ -1,0 +1,1 @@
+"""What is done with a run, or before one: predict, plan, cost."""

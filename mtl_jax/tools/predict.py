@@ -1,0 +1,370 @@
+"""A finished run's folder, or a bare checkpoint, put to use on new texts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import numpy as np
+
+from mtl_jax.config.train import TASKS, BertConfig, DataConfig, LongTexts, Pooling
+from mtl_jax.core.atomic_write import other_kind, whole
+from mtl_jax.core.console import say
+from mtl_jax.core.errors import UserError, cannot_read
+from mtl_jax.core.prefetch import ahead
+from mtl_jax.data.batches import HostBatch, TextSet
+from mtl_jax.data.corpus import MISSING, load_corpus
+from mtl_jax.data.packing.plan import Layout
+from mtl_jax.data.sources import files
+from mtl_jax.freezing.partition import Params
+from mtl_jax.models import pretrained
+from mtl_jax.models.tokenizer import load_tokenizer, tokenizer_notes
+from mtl_jax.runs.checkpoints.reader import Saved
+from mtl_jax.runs.run_config import identity, model_spec, read_record
+from mtl_jax.runs.workdir import Workdir
+from mtl_jax.training.evaluator import Evaluator, ModelSpec
+from mtl_jax.training.inputs import Split, TextReader
+from mtl_jax.training.metrics import Metrics
+
+# Texts in memory at a time, while as many wait; enough for the packing to leave little padding.
+_CHUNK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    lines: list[str]
+    texts: TextSet
+    batches: list[HostBatch]
+
+
+class Encoder:
+    """Texts to pooled vectors.
+
+    The next texts are read, tokenised and laid out while the device has those before.
+
+    Attributes:
+        reader: Tokenises the texts.
+        width: Length of a vector.
+        cut: Texts so far that were longer than the model's positions or ``max_length``.
+        empty: Texts so far with no token of their own.
+    """
+
+    def __init__(self, spec: ModelSpec, params: Params, reader: TextReader):
+        self.reader = reader
+        self.width = spec.bert.hidden_size
+        self.cut = self.empty = 0
+        self._evaluator = Evaluator(spec)
+        self._params = self._evaluator.runner.replicate(params)
+
+    def _read(self, lines: Iterable[str]) -> Iterator[_Chunk]:
+        lines, first = iter(lines), 1
+        while chunk := list(itertools.islice(lines, _CHUNK)):
+            unlabelled = {task: np.full(len(chunk), MISSING, np.int32) for task in TASKS}
+            origin = f"lines {first} to {first + len(chunk) - 1}"
+            texts = self.reader(chunk, unlabelled, origin)
+            yield _Chunk(chunk, texts, list(self._evaluator.batches(texts)))
+            first += len(chunk)
+
+    def _chunks(self, lines: Iterable[str]) -> Iterator[_Chunk]:
+        for chunk in ahead(self._read(lines)):
+            self.cut += chunk.texts.tokens.truncated
+            self.empty += chunk.texts.tokens.empty
+            yield chunk
+
+    def pooled(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """Chunk by chunk the vectors of ``texts``, float32 [k, hidden].
+
+        Raises:
+            UserError: A text is too long, where these are refused.
+        """
+        for chunk in self._chunks(texts):
+            yield self._evaluator.pooled(self._params, chunk.texts, chunk.batches)
+
+
+class TrainedModel(Encoder):
+    """The best checkpoint of a run, from its folder alone.
+
+    Attributes:
+        classes: Per task the names of its classes.
+        text_column: The column of the texts that it was trained on; None where the tasks' differ.
+        columns: The names of all columns that it was trained on.
+    """
+
+    def __init__(self, folder: str | Path, long_texts: LongTexts | None = None):
+        """Loads it.
+
+        Args:
+            folder: The run's.
+            long_texts: What becomes of texts that are longer than those of the training; by
+                default what became of them in the training.
+
+        Raises:
+            UserError: There is no finished checkpoint of a run.
+        """
+        workdir = Workdir(folder)
+        record = self._record = read_record(workdir, "train one there first")
+        workdir.check_tokenizer(record["tokenizer_sha256"])
+        # First: all that is built from the record below is what the checkpoint was saved with.
+        params = _best(workdir, record)
+        settings = record["settings"]
+        self.classes: dict[str, tuple[str, ...]] = {
+            task: tuple(names) for task, names in record["classes"].items()
+        }
+        self._data = DataConfig(**settings["data"])
+        origins = self._data.origins
+        texts = {origin.text_column for origin in origins}
+        self.text_column = next(iter(texts)) if len(texts) == 1 else None
+        self.columns = texts.union(*(labels.values() for labels in origins.values()))
+        reader = TextReader(
+            load_tokenizer(workdir.tokenizer, "train one anew from its checkpoint"),
+            BertConfig(**record["bert"]),
+            self._data.max_length,
+            long_texts or self._data.long_texts,
+            "shorten them, train with a larger --max-length",
+        )
+        spec = model_spec(
+            record,
+            max_length=reader.max_length,
+            parallel=(settings | record["environment"]["limits"])["parallel"],
+            like=_layout(record["environment"].get("layout")),
+        )
+        super().__init__(spec, params, reader)
+
+    def evaluate(self, split: str) -> Metrics:
+        """The metrics of a split of the data that the run was trained on.
+
+        Raises:
+            UserError: The data are gone, have other classes now, or a text that is too long.
+        """
+        corpus = load_corpus(self._data)
+        if dict(corpus.classes) != self.classes:
+            raise UserError(
+                f"{corpus.name} has other classes now than when the model was trained: "
+                "give it the data it was trained on"
+            )
+        if corpus.fingerprint != self._record["data"]["fingerprint"]:
+            say(f"note: {corpus.name} has changed since the model was trained on it")
+        examples = corpus.read(split)
+        texts = self.reader(examples.texts, examples.labels, split)
+        for note in self.reader.cut(texts, split):
+            say(note)
+        return self._evaluator.metrics(self._params, Split(examples, texts), self.classes)
+
+    def predict(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """Per text ``{"text", task: {"label", "probability"} ...}``, in their order.
+
+        Raises:
+            UserError: A text is too long, where these are refused.
+        """
+        for chunk in self._chunks(texts):
+            logits, _ = self._evaluator.logits(self._params, chunk.texts, chunk.batches)
+            probabilities = {
+                task: np.asarray(jax.nn.softmax(values)) for task, values in logits.items()
+            }
+            for i, text in enumerate(chunk.lines):
+                answer: dict[str, Any] = {"text": text}
+                for task in TASKS:
+                    label = int(probabilities[task][i].argmax())
+                    answer[task] = {
+                        "label": self.classes[task][label],
+                        "probability": round(float(probabilities[task][i][label]), 6),
+                    }
+                yield answer
+
+
+def _best(workdir: Workdir, record: dict[str, Any]) -> Params:
+    """The parameters of the best checkpoint of a run.
+
+    Raises:
+        UserError: There is none, or it is not what the run has saved.
+    """
+    if workdir.checkpoints_removed:
+        raise UserError(
+            f"{workdir.path} is done and its checkpoints have been removed: run the study in a "
+            "new folder with --keep-checkpoints"
+        )
+    end, saved = _end(workdir), Saved(workdir.checkpoints, identity(record))
+    if end is not None and saved.last_step != end:
+        raise UserError(
+            f"{workdir.path} is done, but its last checkpoint, {end}, is lost: run train again on "
+            "its --workdir, which makes it again"
+        )
+    if (params := saved.restore_best()) is None:
+        raise UserError(f"{workdir.path} has no checkpoint yet: run train again on its --workdir")
+    return params
+
+
+def _end(workdir: Workdir) -> int | None:
+    """The last step of a finished run; None where it is not known to be one."""
+    try:
+        result = workdir.result()
+    except UserError:
+        # Of a damaged log nothing is needed here; train makes up for it.
+        return None
+    return result["step"] if result else None
+
+
+def _layout(recorded: dict[str, Any] | None) -> Layout | None:
+    """The layout that a run has recorded, so that its own texts give its numbers again."""
+    if recorded is None:
+        return None
+    return Layout(**{**recorded, "blocks": tuple(map(tuple, recorded["blocks"]))})
+
+
+def checkpoint_encoder(
+    backbone: str, pooling: Pooling | None, max_length: int, long_texts: LongTexts = "cut"
+) -> Encoder:
+    """The encoder of a pre-trained checkpoint, as ``all_frozen`` sees it.
+
+    Raises:
+        UserError: The checkpoint can't be used, or max_length leaves no room for a text.
+    """
+    folder = pretrained.resolve_backbone(backbone)
+    bert, params = pretrained.load_backbone(folder)
+    pooling = pooling or pretrained.default_pooling(folder, bert.hidden_size)
+    params = pretrained.without_unused_pooler(params, pooling, backbone)
+    tokenizer = load_tokenizer(folder)
+    reader = TextReader(tokenizer, bert, max_length, long_texts)
+    notes = [*tokenizer_notes(folder, tokenizer, bert.vocab_size)]
+    for note in notes + pretrained.left_out(folder, vectors=True):
+        say(f"note: {note}")
+    spec = ModelSpec(bert, (1, 1), pooling, "float32", reader.max_length, "auto")
+    return Encoder(spec, {"backbone": params}, reader)
+
+
+def check_output(path: Path) -> None:
+    """Refuses where ``write_vectors`` can't write, before there is anything to write.
+
+    Raises:
+        UserError: It is something else than a file, or is in a folder that can't be written.
+    """
+    kind = "a folder" if not path.name else other_kind(path)
+    if kind:
+        raise UserError(f"{path} is {kind}: name a .npy file")
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise UserError(f"{path} can't be written (there is no folder {folder}): make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path} can't be written (no access to {folder}): name another file")
+
+
+def write_vectors(path: Path, vectors: Iterable[np.ndarray], width: int) -> int:
+    """Streams rows into a ``.npy`` file, which appears when it is whole.
+
+    Args:
+        path: The file, float32 [n, width].
+        vectors: float32 [k, width] arrays.
+        width: Columns, needed where there is no row.
+
+    Returns:
+        The number of rows.
+    """
+    check_output(path)
+    rows = 0
+    try:
+        with whole(path) as draft, draft.open("wb") as file:
+            _write_header(file, rows, width)
+            for chunk in vectors:
+                file.write(np.ascontiguousarray(chunk, "<f4").tobytes())
+                rows += len(chunk)
+            # numpy leaves room in the header for the first axis to grow.
+            file.seek(0)
+            _write_header(file, rows, width)
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}): name another file") from error
+    return rows
+
+
+def _write_header(file: IO[bytes], rows: int, width: int) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def read_lines(stream: IO[bytes], origin: str = "standard input") -> Iterator[str]:
+    """Lines of UTF-8 text without their ends.
+
+    Args:
+        stream: Where they come from.
+        origin: What to call it in an error.
+
+    Raises:
+        UserError: It can't be read, or a line is not UTF-8.
+    """
+    number = 0
+    try:
+        for line in stream:
+            number += 1
+            yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{origin}, line {number}: not valid UTF-8 ({error.reason}): convert it"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{origin} can't be read ({error.strerror}): give it lines of text"
+        ) from error
+
+
+def read_texts(path: Path, text_column: str | None, otherwise: str) -> Iterator[str]:
+    """The texts of a file.
+
+    Args:
+        path: A ``.csv``, ``.tsv``, ``.jsonl`` or ``.json`` file with a column of texts; of a file
+            with another ending, and without ``text_column``, each line is a text.
+        text_column: The column.
+        otherwise: The column where that is None.
+
+    Raises:
+        UserError: The file can't be read, lacks the column, or is damaged; what is no table is
+            damaged where it is read.
+    """
+    if text_column is None and path.suffix.lower() not in files.ENDINGS:
+        try:
+            stream = path.open("rb")
+        except OSError as error:
+            raise cannot_read(path, error) from error
+        return _closing(stream, read_lines(stream, str(path)))
+    table = files.read_table(path, text_column or otherwise, {})
+    for note in table.notes:
+        say(note)
+    return iter(table.texts)
+
+
+def _closing(stream: IO[bytes], lines: Iterator[str]) -> Iterator[str]:
+    with stream:
+        yield from lines
+
+
+# Names of columns that many files have.
+_USUAL = {"id", "text", "sentence", "title", "body", "content", "comment", "review", "message"}
+_USUAL |= {"tweet", "document", "label", "category", "class", "topic", "sentiment", "rating"}
+
+
+def looks_like_header(line: str, columns: Iterable[str]) -> bool:
+    """Whether a line names the columns of a table, or holds an object of JSON Lines.
+
+    Args:
+        line: The first one of what is taken for lines of text.
+        columns: Names that a column is known to have.
+    """
+    line, known = line.removeprefix("\ufeff").strip(), {name.lower() for name in columns}
+    if line.startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            names = json.loads(line)
+            return isinstance(names, dict) and bool({*map(str.lower, names)} & (known | _USUAL))
+        return False
+    for delimiter in ("\t", ","):
+        fields = [field.strip().strip('"').strip().lower() for field in line.split(delimiter)]
+        if known & {*fields}:
+            return True
+        if len(fields) > 1 and all(re.fullmatch(r"\w+", field) for field in fields):
+            return bool(_USUAL & {*fields})
+    return False

@@ -1,0 +1,1 @@
+"""Arrays that are computed once and kept: in memory or in a file."""

@@ -1,0 +1,260 @@
+"""Large arrays by key: in memory within a budget, else in checked, memory-mapped files."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import weakref
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from mtl_jax.core.console import in_bytes, say
+from mtl_jax.core.errors import UserError
+from mtl_jax.core.file_lock import exclusive
+from mtl_jax.training.cache.array_file import Fill, array_bytes, file_bytes, read_array, write_array
+
+GIB = 2**30
+_SUFFIX = ".states"
+_REMEDY = "lower --max-length, or use --no-prefix-cache"
+
+
+class _Wanted(NamedTuple):
+    """See ``Store.get``."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: DTypeLike
+    fill: Fill
+    sources: Collection[str]
+
+
+class Store:
+    """Arrays that can be computed again, kept for as long as there is room.
+
+    A file is the array's bytes, the seconds that they cost and the SHA-256 of both, and appears
+    when it is whole; its name is the key, which has to name everything that the array depends
+    on. A file that is cut short or has other bytes is noticed when a process first opens it,
+    and made again.
+
+    Attributes:
+        memory: Bytes that all arrays in memory may take together.
+        disk: Bytes that all files in ``folder`` may take together, whichever version of this
+            project made them; the least recently used make room for new ones.
+        folder: Where the files are. Processes may share it.
+        seconds: Per key what making it took, here or in the process that left its file, as far
+            as it has been found or made here.
+    """
+
+    def __init__(self, memory: int, disk: int, folder: Path):
+        self.memory, self.disk, self.folder = memory, disk, folder
+        self.seconds: dict[str, float] = {}
+        self._arrays: dict[str, np.ndarray] = {}
+        self._users: weakref.WeakKeyDictionary[object, set[str]] = weakref.WeakKeyDictionary()
+
+    def find(self, key: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
+        """The array of that key; None where it is not there, or is damaged."""
+        if (array := self._arrays.pop(key, None)) is None:
+            return self._read(key, shape, dtype)
+        # Last in the dictionary is last to be given up.
+        self._arrays[key] = array
+        return array
+
+    def get(
+        self,
+        key: str,
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
+        fill: Fill,
+        user: object = None,
+        sources: Collection[str] = (),
+    ) -> np.ndarray:
+        """The array of that key, made by ``fill`` where it is not there.
+
+        Args:
+            key: Names the content; hexadecimal.
+            shape: Its shape.
+            dtype: Its type.
+            fill: Makes its rows.
+            user: For as long as this object lives, what it has got makes no room for others;
+                or until ``release``.
+            sources: Keys of what ``fill`` could start from, which make room last.
+
+        Raises:
+            UserError: It fits neither the memory nor the disk, beside what is in use, or
+                can't be written.
+        """
+        if (array := self.find(key, shape, dtype)) is None:
+            size = array_bytes(shape, dtype)
+            make = self._in_memory if size <= self.memory_left else self._on_disk
+            array = make(_Wanted(key, shape, dtype, fill, sources))
+        if user is not None:
+            self._users.setdefault(user, set()).add(key)
+        return array
+
+    def release(self, user: object) -> None:
+        """Lets what a user has got make room for others."""
+        self._users.pop(user, None)
+
+    @property
+    def memory_left(self) -> int:
+        """Bytes of memory beside what is in use."""
+        return self.memory - sum(self._arrays[key].nbytes for key in self._in_use())
+
+    def refusals(self, size: int) -> list[str]:
+        """Why there can't be files of ``size`` bytes more, each with a remedy."""
+        reasons, in_use = [], {self._path(key) for key in self._used()}
+        files = self._files()
+        used = sum(size for _, size, path in files if path in in_use)
+        if size + used > self.disk:
+            beside = f" and {in_bytes(used)} that this run uses already" if used else ""
+            reasons.append(
+                f"activations of {in_bytes(size)}{beside} exceed --cache-memory and "
+                f"--cache-disk ({in_bytes(self.disk)}): raise one of them, {_REMEDY}"
+            )
+        room = self._free() + sum(size for _, size, path in files if path not in in_use)
+        if size > room:
+            reasons.append(
+                f"{self.folder} has {in_bytes(room)} free, activations need "
+                f"{in_bytes(size)}: make room, name another --cache-folder, {_REMEDY}"
+            )
+        return reasons
+
+    def _used(self) -> set[str]:
+        return set().union(*self._users.values())
+
+    def _in_use(self) -> list[str]:
+        """The keys in memory that are in use."""
+        used = self._used()
+        return [key for key in self._arrays if key in used]
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{_SUFFIX}"
+
+    def _files(self) -> list[tuple[int, int, Path]]:
+        """When each file was last used, its bytes, its path; in the order of their use."""
+        files = []
+        for file in self.folder.glob(f"*{_SUFFIX}"):
+            # Another process may be making room, too.
+            with contextlib.suppress(FileNotFoundError):
+                found = file.stat()
+                files.append((found.st_atime_ns, found.st_size, file))
+        return sorted(files)
+
+    def _unfinished(self) -> int:
+        """Bytes of the files that are being written."""
+        size = 0
+        for part in self.folder.glob(f".*{_SUFFIX}.*.part"):
+            with contextlib.suppress(FileNotFoundError):
+                size += part.stat().st_size
+        return size
+
+    def _free(self) -> int:
+        folders = (self.folder, *self.folder.absolute().parents)
+        return shutil.disk_usage(next(folder for folder in folders if folder.is_dir())).free
+
+    def _in_memory(self, wanted: _Wanted) -> np.ndarray:
+        key, shape, dtype, fill, sources = wanted
+        size, used = array_bytes(shape, dtype), self._in_use()
+        idle = [key for key in self._arrays if key not in used]
+        for other in sorted(idle, key=lambda key: key in sources):
+            if sum(array.nbytes for array in self._arrays.values()) + size <= self.memory:
+                break
+            del self._arrays[other]
+        array = np.empty(shape, dtype)
+
+        def write(start: int, rows: np.ndarray) -> None:
+            array[start : start + len(rows)] = rows
+
+        self.seconds[key] = fill(write)
+        self._arrays[key] = array
+        return array
+
+    def _on_disk(self, wanted: _Wanted) -> np.ndarray:
+        key, shape, dtype, fill, sources = wanted
+        path = self._path(key)
+        with self._alone(path), self._trouble_told():
+            # Another process may have made it while this one waited.
+            if (array := self._read(key, shape, dtype)) is not None:
+                return array
+            if path.exists():
+                say(f"{path} is damaged: computing it again")
+                path.unlink()
+            self._clear_leftovers(path)
+            self._make_room(file_bytes(shape, dtype), sources)
+            array, self.seconds[key] = write_array(path, shape, dtype, fill)
+            return array
+
+    def _read(self, key: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
+        if (found := read_array(self._path(key), shape, dtype)) is None:
+            return None
+        array, self.seconds[key] = found
+        return array
+
+    @contextlib.contextmanager
+    def _alone(self, path: Path) -> Iterator[None]:
+        """Holds the lock of a file; says so where another process has to be waited for."""
+        with contextlib.ExitStack() as stack:
+            if not stack.enter_context(exclusive(path, self._trouble, wait=False)):
+                say(f"waiting for another process that computes {path}")
+                stack.enter_context(exclusive(path, self._trouble))
+            yield
+
+    def _clear_leftovers(self, own: Path) -> None:
+        """Removes what killed processes left of any file, under the lock of that file."""
+        for leftover in list(self.folder.glob(f".*{_SUFFIX}.*.part")):
+            path = self._path(leftover.name[1:].partition(_SUFFIX)[0])
+            # What belongs to another user is left to that user's processes.
+            with contextlib.suppress(UserError), contextlib.ExitStack() as stack:
+                if path == own or stack.enter_context(exclusive(path, self._trouble, wait=False)):
+                    for part in self.folder.glob(f".{path.name}.*.part"):
+                        part.unlink(missing_ok=True)
+
+    def _make_room(self, size: int, sources: Collection[str]) -> None:
+        """Removes the least recently used files until one of ``size`` bytes fits.
+
+        A file that another process has mapped may go: its bytes stay until they are unmapped.
+        Those of this run would only have to be made again.
+        """
+        for refusal in self.refusals(size):
+            raise UserError(refusal)
+        files, used = self._files(), {self._path(key) for key in self._used()}
+        last = {self._path(key) for key in sources}
+        # What other processes are writing has no name of its own yet, but takes its room.
+        taken = sum(size for _, size, _ in files) + self._unfinished()
+        idle = [file for file in files if file[-1] not in used]
+        for _, its_size, path in sorted(idle, key=lambda file: file[-1] in last):
+            if taken + size <= self.disk and self._free() >= size:
+                break
+            path.unlink(missing_ok=True)
+            taken -= its_size
+
+    def _trouble(self, folder: Path, error: OSError) -> UserError:
+        return UserError(
+            f"activations can't be kept in {folder} ({error.strerror}): make room or "
+            "access, name another --cache-folder, or use --no-prefix-cache"
+        )
+
+    @contextlib.contextmanager
+    def _trouble_told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._trouble(self.folder, error) from error
+
+
+def in_memory(sizes: Sequence[int], memory: int) -> list[bool]:
+    """Which of the arrays that one user gets, in this order, a ``Store`` keeps in memory.
+
+    Args:
+        sizes: Bytes of each.
+        memory: As of ``Store``; nothing else is in use.
+    """
+    fits = []
+    for size in sizes:
+        fits.append(size <= memory)
+        memory -= size if fits[-1] else 0
+    return fits

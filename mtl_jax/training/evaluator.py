@@ -1,0 +1,247 @@
+"""Runs the model over whole splits, and turns logits into metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.neighbors import KNeighborsClassifier
+
+from mtl_jax.config.train import TASKS, BertConfig, Parallel, Pooling
+from mtl_jax.data.batches import HostBatch, TextSet, evaluation_batches
+from mtl_jax.data.packing.plan import Layout, evaluation_layout
+from mtl_jax.models.bert_layers import cudnn_can
+from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.training.cache.array_file import Write
+from mtl_jax.training.inputs import Split
+from mtl_jax.training.metrics import Metrics, split_metrics
+from mtl_jax.training.runners import Compiled, Runner, make_runner
+from mtl_jax.training.step import eval_step, pooled_step, states_step
+
+NEIGHBOURS = 20
+
+# Enough tokens to keep a device busy; what a CPU's caches hold is a twentieth faster there.
+CPU_TOKENS = 1024
+_TOKENS_ELSEWHERE = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """What a model is built and its evaluation compiled from.
+
+    ``like`` is the layout of training batches, whose texts those to evaluate are taken to
+    resemble; without one, nothing is taken for granted but ``max_length``. ``alone`` is for what
+    each of several processes computes for itself.
+    """
+
+    bert: BertConfig
+    classes: tuple[int, int]
+    pooling: Pooling
+    dtype: str
+    max_length: int
+    parallel: Parallel
+    fused_attention: bool = True
+    like: Layout | None = None
+    alone: bool = False
+
+    def model(self) -> MultiTaskModel:
+        """The Flax module."""
+        dtype = jnp.dtype(self.dtype)
+        fused = "cudnn" if self.fused_attention and cudnn_can(self.bert, dtype) else None
+        return MultiTaskModel(self.bert, self.classes, self.pooling, dtype, fused=fused)
+
+
+class Evaluator:
+    """The compiled evaluation steps of one model, for any parameters.
+
+    Attributes:
+        model: The model.
+        layout: The shape of the batches.
+        runner: How the steps run; parameters are given as it replicates them.
+    """
+
+    def __init__(self, spec: ModelSpec):
+        self.runner: Runner = make_runner(spec.parallel, alone=spec.alone)
+        tokens = CPU_TOKENS if jax.default_backend() == "cpu" else _TOKENS_ELSEWHERE
+        self.layout = evaluation_layout(spec.max_length, tokens, self.runner.devices, spec.like)
+        self.model = spec.model().clone(blocks=self.layout.blocks)
+        self._steps: dict[Any, Compiled] = {}
+
+    @property
+    def compile_seconds(self) -> float:
+        """What compiling took so far."""
+        return sum(step.seconds for step in self._steps.values())
+
+    def _step(self, step: Callable[..., Any], texts: TextSet, *static: Any) -> Compiled:
+        """The step, compiled for what batches of ``texts`` hold."""
+        key = (step, texts.depth, texts.pooled is None, *static)
+        if key not in self._steps:
+            model = self.model.clone(states_depth=texts.depth)
+            bound = (model, *static) if static else model
+            self._steps[key] = Compiled(self.runner, step, bound)
+        return self._steps[key]
+
+    def batches(self, texts: TextSet) -> Iterator[HostBatch]:
+        """Every text once; to be made elsewhere than where the batches are run."""
+        return evaluation_batches(texts, self.layout, self.runner.own(self.layout.rows))
+
+    def logits(
+        self, params: Any, texts: TextSet, batches: Iterable[HostBatch] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, float | None]]:
+        """Per task float32 [n, classes], and the mean loss over its labels, in nats.
+
+        Args:
+            params: The parameters, as ``runner`` replicates them.
+            texts: n texts.
+            batches: Their ``batches``, where these have been made already.
+        """
+        step = self._step(eval_step, texts)
+        losses = []
+
+        def run(batch: Any) -> Any:
+            logits, of_batch = step(params, batch)
+            # Looked at when all batches are on their way: to add them up here would wait.
+            losses.append(self.runner.fetch(of_batch))
+            return logits
+
+        logits = self._collect(run, texts, batches)
+        totals = {
+            task: sum((np.array(each[task], np.float64) for each in losses), np.zeros(2))
+            for task in TASKS
+        }
+        return logits, {
+            task: float(total / count) if count else None for task, (total, count) in totals.items()
+        }
+
+    def pooled(
+        self, params: Any, texts: TextSet, batches: Iterable[HostBatch] | None = None
+    ) -> np.ndarray:
+        """The pooled vectors, float32 [n, hidden]; the arguments are those of ``logits``."""
+        step = functools.partial(self._step(pooled_step, texts), params)
+        return self._collect(step, texts, batches)
+
+    def states(self, params: Any, texts: TextSet, depth: int, write: Write) -> None:
+        """Computes the token states at ``depth`` and writes them in the order of the ids.
+
+        Of several processes each does this ``alone``.
+        """
+        step = functools.partial(self._step(states_step, texts, depth), params)
+        offsets = texts.tokens.offsets.tolist()
+        for batch, rows in self._run(step, texts):
+            # Row by row and text by text, as in ``example``, wherever in its row a text lies.
+            segments = batch["segment_ids"]
+            row, token = np.nonzero(segments)
+            order = np.lexsort((segments[row, token], row))
+            states = rows[row[order], token[order]]
+            start = 0
+            for text in batch["example"][batch["example"] >= 0].tolist():
+                stop = start + offsets[text + 1] - offsets[text]
+                write(offsets[text], states[start:stop])
+                start = stop
+
+    def _run(
+        self,
+        step: Callable[[Any], Any],
+        texts: TextSet,
+        batches: Iterable[HostBatch] | None = None,
+    ) -> Iterator[tuple[HostBatch, Any]]:
+        """Every batch with what ``step`` makes of it, on the host.
+
+        The next batch is made and sent off before the last one is waited for.
+        """
+        waiting: tuple[HostBatch, Any] | None = None
+        for batch in self.batches(texts) if batches is None else batches:
+            inputs = {name: array for name, array in batch.items() if name != "example"}
+            sent = batch, step(self.runner.shard(inputs))
+            if waiting:
+                yield waiting[0], self.runner.gather(waiting[1])
+            waiting = sent
+        if waiting:
+            yield waiting[0], self.runner.gather(waiting[1])
+
+    def _collect(
+        self, step: Callable[[Any], Any], texts: TextSet, batches: Iterable[HostBatch] | None
+    ) -> Any:
+        outputs: list[Any] = []
+        examples: list[np.ndarray] = []
+        for batch, rows in self._run(step, texts, batches):
+            used = batch["example"] >= 0
+            outputs.append(jax.tree.map(lambda leaf, used=used: leaf[used], rows))
+            examples.append(batch["example"][used])
+        order = np.argsort(np.concatenate(examples))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *outputs)
+
+    def metrics(self, params: Any, split: Split, classes: Mapping[str, Sequence[str]]) -> Metrics:
+        """``metrics.split_metrics`` of a split, and the mean ``loss`` per task, in nats."""
+        return self.measure(params, split, classes)[0]
+
+    def measure(
+        self, params: Any, split: Split, classes: Mapping[str, Sequence[str]]
+    ) -> tuple[Metrics, dict[str, np.ndarray]]:
+        """``metrics`` and the ``logits`` that they come from."""
+        logits, losses = self.logits(params, split.texts)
+        predicted = {task: values.argmax(-1) for task, values in logits.items()}
+        result = split_metrics(split.examples.labels, predicted, classes, split.examples.groups)
+        for task, loss in losses.items():
+            result[task]["loss"] = loss
+        return result, logits
+
+
+@functools.lru_cache(maxsize=8)
+def evaluator(spec: ModelSpec) -> Evaluator:
+    """The evaluator of ``spec``; a process compiles it once."""
+    return Evaluator(spec)
+
+
+def neighbour_probe(known: Split, asked: Split, classes: Mapping[str, Sequence[str]]) -> Metrics:
+    """What frozen vectors tell without any training: a vote of the nearest neighbours.
+
+    Args:
+        known: A split with ``pooled`` vectors and labels.
+        asked: The split to predict, with ``pooled`` vectors.
+        classes: Per task the names of its classes.
+
+    Returns:
+        ``metrics.split_metrics`` of the majority among the ``NEIGHBOURS`` vectors of
+        ``known`` with the largest cosine similarity.
+    """
+    features, queries = known.texts.pooled, asked.texts.pooled
+    if features is None or queries is None:
+        raise ValueError("both splits need pooled vectors")
+    predicted = {}
+    for task in TASKS:
+        labels = known.examples.labels[task]
+        present = labels >= 0
+        vote = KNeighborsClassifier(min(NEIGHBOURS, max(int(present.sum()), 1)), metric="cosine")
+        if present.any():
+            vote.fit(features[present], labels[present])
+            predicted[task] = vote.predict(queries)
+        else:
+            predicted[task] = np.zeros(len(asked.texts), np.int32)
+    return split_metrics(asked.examples.labels, predicted, classes, asked.examples.groups)
+
+
+def probe_flops(known: Split, asked: Split) -> int:
+    """FLOPs of ``neighbour_probe``: of each product of a vector of ``asked`` with one of ``known``.
+
+    With n labels of a task, m texts to predict and vectors of width h that is ``2 n m h``; the
+    votes are not in it.
+    """
+    width = 0 if known.texts.pooled is None else known.texts.pooled.shape[1]
+    labels = sum(int((known.examples.labels[task] >= 0).sum()) for task in TASKS)
+    return 2 * width * labels * len(asked.texts)
+
+
+def majority_baseline(known: Split, asked: Split, classes: Mapping[str, Sequence[str]]) -> Metrics:
+    """Chance: every example is given the most frequent class of ``known``."""
+    predicted = {}
+    for task in TASKS:
+        labels = known.examples.labels[task]
+        counts = np.bincount(labels[labels >= 0], minlength=len(classes[task]))
+        predicted[task] = np.full(len(asked.texts), counts.argmax(), np.int32)
+    return split_metrics(asked.examples.labels, predicted, classes, asked.examples.groups)

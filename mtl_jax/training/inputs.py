@@ -1,0 +1,278 @@
+"""What a run starts from: the data, the tokenizer, the pre-trained backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtl_jax.config.train import TASKS, BertConfig, LongTexts, Pooling, Settings
+from mtl_jax.core.downloads import cache_dir
+from mtl_jax.core.errors import UserError
+from mtl_jax.core.paths import expanded
+from mtl_jax.data.batches import TextSet
+from mtl_jax.data.corpus import Corpus, Examples, load_corpus
+from mtl_jax.data.packing.mixing import Mixture, apportion, rates
+from mtl_jax.data.packing.plan import TrainPlan
+from mtl_jax.data.tokens import special_tokens, tokenize
+from mtl_jax.freezing.partition import Stages, digest
+from mtl_jax.models import pretrained
+from mtl_jax.models.tokenizer import load_tokenizer, tokenizer_notes
+from mtl_jax.models.tokenizer_files import tokenizer_digest
+from mtl_jax.training.cache.array_store import GIB, Store
+from mtl_jax.training.metrics import Metrics
+from mtl_jax.training.text_baseline import text_baseline
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TextReader:
+    """Turns texts into token ids for one backbone.
+
+    Attributes:
+        tokenizer: The checkpoint's.
+        max_length: Tokens of a text at most: what was asked for, or the model's positions.
+        refuses: Whether longer texts are refused, not cut.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        bert: BertConfig,
+        max_length: int,
+        long_texts: LongTexts,
+        remedy: str = "shorten them, raise --max-length",
+    ):
+        """Checks that tokenizer and backbone fit.
+
+        Raises:
+            UserError: ``max_length`` leaves no room beside the special tokens, or there are ids
+                that the embedding has no row for.
+        """
+        self.tokenizer = tokenizer
+        self.max_length = min(max_length, bert.max_position_embeddings)
+        # Batches are shaped by the length before the first text is tokenised.
+        special_tokens(tokenizer, self.max_length)
+        if (last := max(tokenizer.get_vocab().values(), default=0)) >= bert.vocab_size:
+            raise UserError(
+                f"the tokenizer has ids up to {last}, the backbone a vocabulary of "
+                f"{bert.vocab_size}: use the tokenizer of the same checkpoint"
+            )
+        self.refuses, self._remedy = long_texts == "refuse", remedy
+
+    def __call__(
+        self, texts: list[str], labels: Mapping[str, np.ndarray], origin: str = "the input"
+    ) -> TextSet:
+        """Tokenises ``texts``; longer ones are cut, or refused.
+
+        Args:
+            texts: n texts.
+            labels: Per task int32 [n].
+            origin: What to call the texts in an error.
+
+        Raises:
+            UserError: There are longer ones and they are refused.
+        """
+        tokens = tokenize(self.tokenizer, texts, self.max_length)
+        if tokens.truncated and self.refuses:
+            raise UserError(
+                f"{origin}: {tokens.truncated} of {len(texts)} texts are longer than "
+                f"{self.max_length} tokens: {self._remedy}, or use --long-texts cut"
+            )
+        return TextSet(tokens, labels)
+
+    def cut(self, texts: TextSet, origin: str) -> list[str]:
+        """How many of ``texts`` were cut, in words; nothing where none was."""
+        if not texts.tokens.truncated:
+            return []
+        counts = f"{texts.tokens.truncated} of {len(texts)}"
+        return [f"{origin}: {counts} texts were cut to {self.max_length} tokens"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split, read and tokenised."""
+
+    examples: Examples
+    texts: TextSet
+
+    def take(self, indices: np.ndarray) -> Split:
+        """Picks examples, int [m]; the result has them in this order."""
+        return Split(self.examples.take(indices), self.texts.take(indices))
+
+
+class Inputs:
+    """Everything that runs of different scenarios and seeds share.
+
+    Attributes:
+        corpus: The data, checked; the texts of the test split are read when it is asked for.
+        reader: The checkpoint's tokenizer.
+        checkpoint: The backbone's folder.
+        tokenizer_digest: SHA-256 of the tokenizer's files in it.
+        bert: The backbone's configuration.
+        backbone: The backbone's parameters, without a pooler that nothing would use.
+        pooling: How a text's token vectors become one.
+        weights_digest: SHA-256 of the backbone's parameters.
+        stages: The same parameters with the SHA-256 of each stage.
+        store: What the frozen bottom of the backbone made of the texts, from run to run.
+        head_rates: Learning rates that sweeps have chosen, by what they were chosen for.
+    """
+
+    def __init__(self, settings: Settings):
+        backbone, data = settings.backbone, settings.data
+        folder = pretrained.resolve_backbone(backbone)
+        self.bert, params = pretrained.load_backbone(folder)
+        if settings.attention_dropout is not None:
+            rate = settings.attention_dropout
+            self.bert = dataclasses.replace(self.bert, attention_probs_dropout_prob=rate)
+        self.pooling: Pooling = settings.pooling or pretrained.default_pooling(
+            folder, self.bert.hidden_size
+        )
+        self.backbone = pretrained.without_unused_pooler(params, self.pooling, backbone)
+        self.weights_digest = digest(self.backbone)
+        self.stages = Stages(self.backbone)
+        tokenizer = load_tokenizer(folder)
+        self.checkpoint, self.tokenizer_digest = folder, tokenizer_digest(folder)
+        self.reader = TextReader(tokenizer, self.bert, data.max_length, data.long_texts)
+        self._doubts = [
+            *tokenizer_notes(folder, tokenizer, self.bert.vocab_size),
+            *pretrained.left_out(folder, vectors=False),
+        ]
+        self.corpus: Corpus = load_corpus(data)
+        self._findings = self.corpus.check()
+        self.store = Store(
+            _bytes(settings.cache_memory),
+            _bytes(settings.cache_disk),
+            expanded(settings.cache_folder or cache_dir() / "activations"),
+        )
+        self.head_rates: dict[Any, float] = {}
+        self._data, self._test_told = data, False
+        self._splits: dict[str, Split] = {}
+        self._training: dict[tuple[str, ...], Split] = {}
+        self._plans: dict[tuple[int, int, tuple[str, ...]], TrainPlan] = {}
+
+    @property
+    def classes(self) -> Mapping[str, tuple[str, ...]]:
+        """Per task the names of its classes."""
+        return self.corpus.classes
+
+    @functools.cached_property
+    def text_baseline(self) -> Metrics:
+        """What a bag of words reaches on validation; see ``text_baseline``."""
+        known, asked = (self.split(name).examples for name in ("train", "validation"))
+        return text_baseline(known, asked, self.classes)
+
+    def split(self, name: str) -> Split:
+        """A split, read and tokenised once."""
+        if name not in self._splits:
+            examples = self.corpus.read(name)
+            texts = self.reader(examples.texts, examples.labels, name)
+            self._splits[name] = Split(examples, texts)
+        return self._splits[name]
+
+    def training(self, tasks: Sequence[str] = TASKS) -> Split:
+        """The training texts with a label for at least one of ``tasks``, picked once.
+
+        The labels of other tasks stay as they are. It is ``split("train")`` itself where
+        that has no other texts.
+
+        Raises:
+            UserError: There is none.
+        """
+        tasks = _in_order(tasks)
+        if tasks not in self._training:
+            split = self.split("train")
+            chosen = np.flatnonzero(split.examples.labelled(tasks))
+            if not len(chosen):
+                raise UserError(
+                    f"no training text has a label for {' or '.join(tasks)}: name its column with "
+                    "--label-columns, or raise --max-train-examples"
+                )
+            whole = len(chosen) == len(split.texts)
+            self._training[tasks] = split if whole else split.take(chosen)
+        return self._training[tasks]
+
+    def plan(self, batch_size: int, devices: int, tasks: Sequence[str] = TASKS) -> TrainPlan:
+        """Where the texts of ``training(tasks)`` go, worked out once for all runs.
+
+        Raises:
+            UserError: There is no such text.
+        """
+        key = batch_size, devices, _in_order(tasks)
+        if key not in self._plans:
+            split = self.training(tasks)
+            lengths, mixture = split.texts.tokens.lengths, None
+            if (sources := split.examples.sources) is not None:
+                mixture = Mixture(lengths, sources, self._places(sources))
+            hidden_size = self.bert.hidden_size
+            self._plans[key] = TrainPlan(lengths, batch_size, devices, hidden_size, mixture)
+        return self._plans[key]
+
+    def _places(self, sources: np.ndarray) -> dict[int, int]:
+        """The texts of each data set in an epoch, from that of each text; as many in all."""
+        data, (present, sizes) = self._data, np.unique(sources, return_counts=True)
+        shares = rates(sizes, data.mixing, data.mixing_temperature, data.mixing_cap)
+        return dict(zip(present.tolist(), apportion(shares, len(sources)).tolist(), strict=True))
+
+    def refuse_long(self) -> None:
+        """Where long texts are refused, does so for every split now, and not after training.
+
+        Raises:
+            UserError: There is one.
+        """
+        if self.reader.refuses:
+            for name in self.corpus.splits:
+                self.split(name)
+
+    def record(self) -> dict[str, Any]:
+        """What a run depends on, as JSON, for its ``config.json``."""
+        return {
+            "bert": dataclasses.asdict(self.bert),
+            "pooling": self.pooling,
+            "classes": dict(self.classes),
+            "weights_sha256": self.weights_digest,
+            "tokenizer_sha256": self.tokenizer_digest,
+            "data": {"name": self.corpus.name, "fingerprint": self.corpus.fingerprint},
+        }
+
+    def notes(self) -> list[str]:
+        """What a user should see of checkpoint and data, and of the splits read so far."""
+        notes = [f"note: {doubt}" for doubt in self._doubts]
+        notes += [*self.corpus.notes, *map(str, self._findings)]
+        if (sources := self.split("train").examples.sources) is not None:
+            notes += [
+                f"an epoch has {places} texts of the {int(np.sum(sources == source))} of "
+                f"{self.corpus.sources[source]}"
+                for source, places in self._places(sources).items()
+            ]
+        for name in self._splits:
+            notes += self._of_test() if name == "test" else self._cut(name)
+        return notes
+
+    def of_test(self) -> list[str]:
+        """The same of the test split alone, which is read; nothing when asked for again."""
+        told, self._test_told = self._test_told, True
+        return [] if told else self._of_test()
+
+    def _of_test(self) -> list[str]:
+        found = self.corpus.check_test(self.split("test").examples)
+        new = (str(finding) for finding in found if finding not in self._findings)
+        return [*self._cut("test"), *new]
+
+    def _cut(self, name: str) -> list[str]:
+        """How many texts of a split were cut, in words; nothing where none was."""
+        return self.reader.cut(self.split(name).texts, name)
+
+
+def _in_order(tasks: Sequence[str]) -> tuple[str, ...]:
+    return tuple(task for task in TASKS if task in tasks)
+
+
+def _bytes(gib: float) -> int:
+    """So many GiB; of infinitely many as many as can be."""
+    return int(min(gib * GIB, sys.maxsize))

@@ -1,0 +1,314 @@
+"""Ways to run the pure steps: jit on one device, jit over a mesh, pmap over several.
+
+``jax.pmap`` is in maintenance; it is kept for the code and clusters that expect it. The
+mesh does the same with shardings, and a test holds the three equal. All three run one
+training; ``seed_runner.SeedRunner`` runs those of several seeds at once.
+
+In a run of several processes the mesh and ``pmap`` are over the devices of all: each process
+gives its rows of a batch, and gets what is the same for all, or the rows of all.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mtl_jax.config.train import Parallel
+from mtl_jax.core import distributed
+from mtl_jax.core.errors import UserError
+from mtl_jax.training.step import eval_step, pooled_step, scanned_steps, states_step, train_step
+
+AXIS = "devices"
+
+
+class Runner(Protocol):
+    """Places arrays on devices and compiles the steps for them.
+
+    Attributes:
+        devices: Over how many the rows of one batch are spread, those of all processes.
+        alone: Whether they are all of this process.
+    """
+
+    devices: int
+    alone: bool
+
+    def own(self, rows: int) -> slice:
+        """Which rows of a batch of so many are this process's to give."""
+        ...
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts the same values on every device."""
+        ...
+
+    def fetch(self, tree: Any) -> Any:
+        """The inverse of ``replicate``: one copy."""
+        ...
+
+    def place(self, trees: Sequence[Any]) -> Any:
+        """Puts the trees of all seeds, one of each, on the devices."""
+        ...
+
+    def unplace(self, tree: Any) -> list[Any]:
+        """The inverse of ``place``: one copy of each seed's."""
+        ...
+
+    def shard(self, *batches: Mapping[str, np.ndarray]) -> Any:
+        """Spreads this process's own rows of one batch of each seed over the devices."""
+        ...
+
+    def gather(self, rows: Any) -> Any:
+        """Rows of every device of every process, on the host: numpy [rows, ...]."""
+        ...
+
+    def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
+        """Wraps one of the three steps, its first argument bound; the result has ``lower``."""
+        ...
+
+
+class _OneSeed:
+    """What a runner of one training makes of trees and batches by seed: there is but one."""
+
+    def place(self: Runner, trees: Sequence[Any]) -> Any:
+        """See ``Runner``."""
+        (tree,) = trees
+        return self.replicate(tree)
+
+    def unplace(self: Runner, tree: Any) -> list[Any]:
+        """See ``Runner``."""
+        return [self.fetch(tree)]
+
+
+class JitRunner(_OneSeed):
+    """One device."""
+
+    devices = 1
+    alone = True
+
+    def own(self, rows: int) -> slice:
+        """See ``Runner``."""
+        return slice(rows)
+
+    def replicate(self, tree: Any) -> Any:
+        """See ``Runner``."""
+        return jax.device_put(tree)
+
+    def fetch(self, tree: Any) -> Any:
+        """See ``Runner``."""
+        return tree
+
+    def shard(self, *batches: Mapping[str, np.ndarray]) -> Any:
+        """See ``Runner``."""
+        (batch,) = batches
+        return jax.device_put(dict(batch))
+
+    def gather(self, rows: Any) -> Any:
+        """See ``Runner``."""
+        return jax.tree.map(np.asarray, rows)
+
+    def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
+        """See ``Runner``."""
+        return jax.jit(functools.partial(step, static), donate_argnums=0 if donate else ())
+
+
+class _Spread:
+    """What the runners over several devices have in common.
+
+    Args:
+        alone: Whether over the devices of this process only, whatever the others do.
+    """
+
+    def __init__(self, *, alone: bool = False) -> None:
+        self._all = jax.local_devices() if alone else jax.devices()
+        self.alone = alone or distributed.count() == 1
+        self.devices = len(self._all)
+        self._by_row = by_device(self._all)
+        self._everywhere = NamedSharding(self._by_row.mesh, PartitionSpec())
+
+    def own(self, rows: int) -> slice:
+        """See ``Runner``."""
+        return slice(rows) if self.alone else distributed.share(rows)
+
+    def _whole(self, rows: Any) -> Any:
+        """Numpy arrays of all rows, in every process."""
+        if self.alone:
+            return jax.tree.map(np.asarray, rows)
+        return multihost_utils.process_allgather(rows, tiled=True)
+
+
+class MeshRunner(_Spread, _OneSeed):
+    """``jit`` over a one-dimensional mesh of all devices."""
+
+    def replicate(self, tree: Any) -> Any:
+        """See ``Runner``."""
+        return _put(tree, self._everywhere)
+
+    def fetch(self, tree: Any) -> Any:
+        """See ``Runner``."""
+        return tree
+
+    def shard(self, *batches: Mapping[str, np.ndarray]) -> Any:
+        """See ``Runner``."""
+        (batch,) = batches
+        return _put(dict(batch), self._by_row)
+
+    def gather(self, rows: Any) -> Any:
+        """See ``Runner``."""
+        return self._whole(rows)
+
+    def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
+        """See ``Runner``."""
+        shardings = {
+            train_step: self._everywhere,
+            scanned_steps: self._everywhere,
+            eval_step: (self._by_row, self._everywhere),
+            pooled_step: self._by_row,
+            states_step: self._by_row,
+        }
+        return jax.jit(
+            functools.partial(step, static),
+            donate_argnums=0 if donate else (),
+            out_shardings=shardings[step],
+        )
+
+
+def by_device(devices: Sequence[Any]) -> NamedSharding:
+    """The first axis over the devices, as ``pmap`` has it."""
+    return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays of which this process has its own part, on its devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), tree
+    )
+
+
+def on_each(tree: Any, devices: Sequence[Any]) -> Any:
+    """A copy on every device, each leaf [devices, ...]."""
+    sharding = by_device(devices)
+    own = len(sharding.addressable_devices)
+    stacked = jax.tree.map(
+        lambda leaf: np.broadcast_to(np.asarray(leaf), (own, *np.shape(leaf))), tree
+    )
+    return _put(stacked, sharding)
+
+
+class PmapRunner(_Spread, _OneSeed):
+    """``pmap`` over all devices, reducing over the named axis."""
+
+    def replicate(self, tree: Any) -> Any:
+        """See ``Runner``."""
+        return on_each(tree, self._all)
+
+    def fetch(self, tree: Any) -> Any:
+        """See ``Runner``."""
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0)[0], tree)
+
+    def shard(self, *batches: Mapping[str, np.ndarray]) -> Any:
+        """See ``Runner``."""
+        (batch,) = batches
+        own = len(self._by_row.addressable_devices)
+        parts = {name: rows.reshape(own, -1, *rows.shape[1:]) for name, rows in batch.items()}
+        return _put(parts, self._by_row)
+
+    def gather(self, rows: Any) -> Any:
+        """See ``Runner``."""
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), self._whole(rows))
+
+    def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
+        """See ``Runner``."""
+        return jax.pmap(
+            functools.partial(step, static, axis_name=AXIS),
+            axis_name=AXIS,
+            devices=self._all,
+            donate_argnums=0 if donate else (),
+        )
+
+
+def make_runner(kind: Parallel, *, alone: bool = False) -> Runner:
+    """The runner of that name; ``auto`` is jit on one device and pmap on several.
+
+    Args:
+        kind: Which.
+        alone: Whether over the devices of this process only, whatever the others do.
+
+    Raises:
+        UserError: One device is asked for, of several processes.
+    """
+    alone = alone or distributed.count() == 1
+    if kind == "jit" and not alone:
+        raise UserError(
+            f"--parallel jit is for one device, and there are {distributed.count()} processes: use "
+            "pmap, mesh or auto"
+        )
+    if kind == "auto":
+        devices = jax.local_device_count() if alone else jax.device_count()
+        kind = "jit" if devices == 1 else "pmap"
+    if kind == "jit":
+        return JitRunner()
+    return {"pmap": PmapRunner, "mesh": MeshRunner}[kind](alone=alone)
+
+
+def dropout_parts(runner: Runner) -> int | None:
+    """Into how many parts, each with dropout of its own, a batch is cut; None where it is not."""
+    return runner.devices if isinstance(runner, PmapRunner) else None
+
+
+class Compiled:
+    """A step that is compiled at its first call for arguments of each kind.
+
+    That is their tree and the shapes, types and shardings in it: of texts that stay on the
+    device there may be as many in one run and fewer in the next.
+
+    Attributes:
+        seconds: What compiling took, so far.
+    """
+
+    def __init__(
+        self, runner: Runner, step: Callable[..., Any], static: Any, *, donate: bool = False
+    ):
+        self._wrapped = runner.jit(step, static, donate)
+        self._executables: dict[Any, Callable[..., Any]] = {}
+        self._alone = runner.alone
+        # The devices of a CPU share its few threads: with two steps in flight, those that
+        # wait in the second's reduction can keep the first's from ever being complete.
+        self._one_at_a_time = runner.devices > 1 and jax.default_backend() == "cpu"
+        self.seconds = 0.0
+
+    def lower(self, *args: Any) -> Any:
+        """The step lowered for these arguments, or their shapes, as JAX has it; not compiled."""
+        return self._wrapped.lower(*args)
+
+    def __call__(self, *args: Any) -> Any:
+        """Runs the step on arguments as the runner places them."""
+        kind = kind_of(args)
+        executable = self._executables.get(kind)
+        if executable is None:
+            start = time.perf_counter()
+            executable = self._executables[kind] = self.lower(*args).compile()
+            if not self._alone:
+                # The others may take longer: JAX keeps what the first process has compiled, and
+                # on a CPU the others do not find it.
+                multihost_utils.sync_global_devices("compiled")
+            self.seconds += time.perf_counter() - start
+        result = executable(*args)
+        if self._one_at_a_time:
+            jax.block_until_ready(result)
+        return result
+
+
+def kind_of(args: Any) -> Any:
+    """What a compiled program depends on of its arguments: their tree, shapes, types, shardings."""
+    leaves, tree = jax.tree.flatten(args)
+    return tree, tuple(
+        [(leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) for leaf in leaves]
+    )

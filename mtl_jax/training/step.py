@@ -1,0 +1,273 @@
+"""One pure training step and one pure evaluation step; ``runners`` runs them on devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtl_jax.config.train import TASKS
+from mtl_jax.freezing.partition import Freeze, Params
+from mtl_jax.models.multitask import Batch, MultiTaskModel, looked_up
+from mtl_jax.training.collectives import summed
+from mtl_jax.training.losses import distillation, masked_cross_entropy
+from mtl_jax.training.weighting.base import State, Weighting
+from mtl_jax.training.weighting.fixed import FIXED, Fixed
+from mtl_jax.training.weighting.gradient import weighted_gradient
+
+# Beyond any device's index: what is folded into the key of a step for its weighting.
+_WEIGHTING = 2**32 - 1
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """What a step changes. The frozen leaves are not in it.
+
+    Attributes:
+        step: Steps done, int32 scalar.
+        trainable: The trainable partition of the parameters.
+        opt_state: Its optimizer state.
+        rng: Key that dropout's keys are folded from.
+        weighting: What the method of weighting carries; see ``Weighting.init``.
+    """
+
+    step: jax.Array
+    trainable: Params
+    opt_state: optax.OptState
+    rng: jax.Array
+    weighting: State = ()
+
+
+def stream(seed: int, use: Literal["heads", "dropout"]) -> jax.Array:
+    """The key of one of a run's uses of chance, independent of the others."""
+    return jax.random.fold_in(jax.random.key(seed), ("heads", "dropout").index(use))
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What the steps are compiled for."""
+
+    model: MultiTaskModel
+    optimizer: optax.GradientTransformation
+    frozen_depth: int
+    task_weights: tuple[float, float]
+    weighting: Weighting = FIXED
+
+    def init(self, trainable: Params, seed: int) -> TrainState:
+        """The state before the first step."""
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            trainable=trainable,
+            opt_state=self.optimizer.init(trainable),
+            rng=jax.random.key_data(stream(seed, "dropout")),
+            weighting=self.weighting.init(len(TASKS)),
+        )
+
+
+def _losses(logits: Mapping[str, jax.Array], batch: Batch) -> dict[str, tuple[Any, Any]]:
+    return {task: masked_cross_entropy(logits[task], batch[task]) for task in TASKS}
+
+
+def _identity(tree: Any) -> Any:
+    return tree
+
+
+def train_step(
+    program: Program,
+    state: TrainState,
+    frozen: Params,
+    batch: Batch,
+    *,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """One update. Pure; differentiates the trainable partition only.
+
+    The loss is the weighted sum over tasks of the mean over that task's labels, counted
+    over all devices before the division: a mean of per-device means would be wrong where
+    the labels are spread unevenly. Any ``weighting`` but the fixed one makes weights of its
+    own from what it sees in the step, and from its state.
+
+    Args:
+        program: Model, optimizer and weights; static.
+        state: Donated by the wrappers.
+        frozen: The frozen partition of the parameters.
+        batch: See ``model.Batch``; this device's rows.
+        axis_name: The ``pmap`` axis to reduce over; None where the compiler sees the whole
+            batch.
+
+    Returns:
+        The next state, and ``{"loss": {task: (sum, count)}, "grad_norm": norm before
+        clipping}``, the same on every device; with ``"task_weights": {task: weight}`` where
+        these are not fixed.
+    """
+    reduce: Callable[[Any], Any] = _identity
+    if axis_name:
+        reduce = functools.partial(summed, axis_name=axis_name, looked_up=looked_up(batch))
+    of_step = rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    if axis_name:
+        rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+    counts = reduce({task: (batch[task] >= 0).sum().astype(jnp.float32) for task in TASKS})
+
+    holds = "hold" in batch
+    held = reduce((batch["hold"] > 0).sum().astype(jnp.float32)) if holds else jnp.zeros(())
+
+    def logits_of(trainable: Params) -> dict[str, jax.Array]:
+        logits = program.model.apply(
+            {"params": Freeze.merge(trainable, frozen)},
+            batch,
+            train=True,
+            frozen_depth=program.frozen_depth,
+            rngs={"dropout": rng},
+        )
+        return cast("dict[str, jax.Array]", logits)
+
+    def holding(logits: Mapping[str, jax.Array]) -> Any:
+        """The term that holds frozen heads' predictions, a mean over texts."""
+        terms = [
+            distillation(logits[task], batch[f"target_{task}"], batch["hold"])
+            for task in TASKS
+            if f"target_{task}" in batch
+        ]
+        return sum(terms) / jnp.maximum(held, 1.0)
+
+    def loss_fn(trainable: Params) -> tuple[jax.Array, dict[str, Any]]:
+        logits = logits_of(trainable)
+        losses = _losses(logits, batch)
+        total = sum(
+            weight * losses[task][0] / jnp.maximum(counts[task], 1.0)
+            for task, weight in zip(TASKS, program.task_weights, strict=True)
+        )
+        return jnp.asarray(total + holding(logits) if holds else total), losses
+
+    def loss_sums(trainable: Params) -> jax.Array:
+        losses = _losses(logits_of(trainable), batch)
+        return jnp.stack([losses[task][0] for task in TASKS])
+
+    def updated(gradient: Params) -> TrainState:
+        updates, opt_state = program.optimizer.update(gradient, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state)
+
+    method = program.weighting
+    if isinstance(method, Fixed):
+        gradient, losses = reduce(jax.grad(loss_fn, has_aux=True)(state.trainable))
+        return updated(gradient), {"loss": losses, "grad_norm": optax.tree.norm(gradient)}
+    gradient, seen, weights = weighted_gradient(
+        method,
+        state.weighting,
+        loss_sums,
+        state.trainable,
+        fixed=jnp.stack([jnp.asarray(w, jnp.float32) for w in program.task_weights]),
+        counts=jnp.stack([counts[task] for task in TASKS]),
+        key=jax.random.fold_in(of_step, _WEIGHTING),
+        reduce=reduce,
+    )
+    if holds:
+        hold = jax.grad(lambda trainable: holding(logits_of(trainable)))(state.trainable)
+        gradient = optax.tree.add(gradient, reduce(hold))
+    after = updated(gradient)
+    sums = reduce(loss_sums(after.trainable)) if method.looks_again else seen.sums
+    after = after.replace(weighting=method.update(state.weighting, seen, sums))
+    metrics = {
+        "loss": {task: (seen.sums[i], counts[task]) for i, task in enumerate(TASKS)},
+        "grad_norm": optax.tree.norm(gradient),
+        "task_weights": {task: weights[i] for i, task in enumerate(TASKS)},
+    }
+    return after, metrics
+
+
+def scanned_steps(
+    program: Program,
+    state: TrainState,
+    frozen: Params,
+    vectors: Mapping[str, jax.Array],
+    batches: Mapping[str, jax.Array],
+    *,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Many updates of the heads in one program, on vectors that stay on the device.
+
+    Args:
+        program: As of ``train_step``.
+        state: As of ``train_step``.
+        frozen: As of ``train_step``.
+        vectors: ``pooled``, float32 [n, hidden], and per task int32 [n] labels.
+        batches: ``example``, int32 [rows, steps, slots]: which vector, or -1. A step without
+            any is passed over.
+        axis_name: As of ``train_step``.
+
+    Returns:
+        The state after the last step, and the metrics of ``train_step``, each [steps].
+    """
+    examples = jnp.moveaxis(batches["example"], 1, 0)
+
+    def update(state: TrainState, example: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+        batch = take(vectors, example)
+        return train_step(program, state, frozen, batch, axis_name=axis_name)
+
+    def skip(state: TrainState, example: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+        nothing = jnp.zeros(())
+        metrics = {"loss": dict.fromkeys(TASKS, (nothing, nothing)), "grad_norm": nothing}
+        if not isinstance(program.weighting, Fixed):
+            metrics["task_weights"] = dict.fromkeys(TASKS, nothing)
+        return state, metrics
+
+    def step(state: TrainState, example: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+        there = (example >= 0).any()
+        if axis_name:
+            there = jax.lax.pmax(there.astype(jnp.int32), axis_name) > 0
+        return jax.lax.cond(there, update, skip, state, example)
+
+    return jax.lax.scan(step, state, examples)
+
+
+def take(vectors: Mapping[str, jax.Array], example: jax.Array) -> Batch:
+    """The batch of the vectors and labels that ``example``, int32 [rows, slots], names."""
+    batch: dict[str, jax.Array] = {"pooled": vectors["pooled"][jnp.maximum(example, 0)]}
+    for task in TASKS:
+        batch[task] = jnp.where(example >= 0, vectors[task][example], -1)
+    return batch
+
+
+def eval_step(
+    model: MultiTaskModel, params: Params, batch: Batch, *, axis_name: str | None = None
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """Pure evaluation, without dropout.
+
+    Returns:
+        The logits of this device's rows, {task: [rows, slots, classes]}, and the losses,
+        {task: (sum, count)}, reduced over ``axis_name``.
+    """
+    logits = cast("dict[str, jax.Array]", model.apply({"params": params}, batch))
+    losses = _losses(logits, batch)
+    return logits, jax.lax.psum(losses, axis_name) if axis_name else losses
+
+
+def states_step(
+    prefix: tuple[MultiTaskModel, int],
+    params: Params,
+    batch: Batch,
+    *,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """The token states of this device's rows at a depth, [rows, length, hidden].
+
+    ``prefix`` is the model and the depth; see ``MultiTaskModel.states``.
+    """
+    del axis_name  # every row is computed on its own
+    model, depth = prefix
+    states = model.apply({"params": params}, batch, depth, method="states")
+    return cast("jax.Array", states)
+
+
+def pooled_step(
+    model: MultiTaskModel, params: Params, batch: Batch, *, axis_name: str | None = None
+) -> jax.Array:
+    """The pooled vectors of this device's rows, float32 [rows, slots, hidden]."""
+    del axis_name  # every row is computed on its own
+    return cast("jax.Array", model.apply({"params": params}, batch, method="pooled"))

@@ -1,0 +1,75 @@
+"""The methods by name, and where one of them can do nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from mtl_jax.config.train import TASKS
+from mtl_jax.core.errors import UserError
+from mtl_jax.freezing.partition import Freeze
+from mtl_jax.training.weighting.base import Weighting
+from mtl_jax.training.weighting.dynamic_average import DynamicAverage
+from mtl_jax.training.weighting.famo import Famo
+from mtl_jax.training.weighting.fixed import Fixed
+from mtl_jax.training.weighting.gradnorm import GradNorm
+from mtl_jax.training.weighting.pcgrad import PcGrad
+from mtl_jax.training.weighting.uncertainty import Uncertainty
+
+METHODS: Mapping[str, Callable[[int], Weighting]] = {
+    Fixed.name: lambda _: Fixed(),
+    Uncertainty.name: lambda _: Uncertainty(),
+    DynamicAverage.name: DynamicAverage,
+    Famo.name: lambda _: Famo(),
+    PcGrad.name: lambda _: PcGrad(),
+    GradNorm.name: lambda _: GradNorm(),
+}
+"""By name, from the steps of an epoch to the method."""
+
+
+def make_weighting(name: str, steps_per_epoch: int) -> Weighting:
+    """The method of that name.
+
+    Raises:
+        UserError: There is none.
+    """
+    if name not in METHODS:
+        raise UserError(f"--weighting {name!r} is unknown: use one of {', '.join(METHODS)}")
+    return METHODS[name](steps_per_epoch)
+
+
+def useless(
+    method: Weighting, freeze: Freeze, task_weights: tuple[float, float], steps: int
+) -> str | None:
+    """Why a method can do nothing here, and what to do; None where it can.
+
+    Args:
+        method: The method.
+        freeze: What is trained.
+        task_weights: The user's, in the order of ``TASKS``; 0 for a task without labels.
+        steps: Of the phase at most.
+    """
+    if isinstance(method, Fixed):
+        return None
+    flag = f"--weighting {method.name}"
+    if not freeze.groups:
+        return f"nothing is trained: {flag} has no effect"
+    out = [task for task, weight in zip(TASKS, task_weights, strict=True) if weight == 0]
+    if out:
+        return (
+            f"{flag} has no effect, for {' and '.join(out)} has weight 0 or no training label: "
+            f"train for both tasks, or leave {flag} out"
+        )
+    remedy = "use a scenario that trains a part of the backbone, or --weighting fixed"
+    if freeze.backbone_frozen and method.compares_gradients:
+        return f"{flag} has no effect, for no parameter that is trained is shared: {remedy}"
+    if freeze.backbone_frozen:
+        return (
+            f"{flag} can only scale the gradient of each head, which Adam all but undoes, for no "
+            f"parameter that is trained is shared: {remedy}"
+        )
+    if steps <= method.idle_steps:
+        return (
+            f"{flag} has no effect, for it begins anew in each phase, after {method.idle_steps} "
+            f"steps, two epochs, and this one has {steps}: raise --epochs, or use another method"
+        )
+    return None

@@ -1,0 +1,168 @@
+"""What every command line does alike: one line for what is refused, whatever the streams are."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mtl_jax.cli.commands import Command, run
+from mtl_jax.core.command_line import guarded, one_line, parse
+from mtl_jax.core.errors import UserError, first_line
+from mtl_jax.studies.settings import StudySettings
+from tests.conftest import run_without_home
+
+REFUSALS = [
+    (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a/b"), "a/b can't be written (No space"),
+    (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "a file can't be written (Disk quota"),
+    (OSError(errno.EFBIG, os.strerror(errno.EFBIG), "x"), "ulimit -f"),
+    (OSError(errno.EROFS, os.strerror(errno.EROFS), "x"), "x can't be written (Read-only"),
+    (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "x"), "ulimit -n"),
+    (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "x"), "give access to it"),
+    (OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "x"), "shorter name"),
+    (OSError(errno.ENOENT, os.strerror(errno.ENOENT), b"\xff"), "can't be used (No such file"),
+    (OSError("odd"), "a file can't be used (odd): "),
+    (ValueError('Error opening "/d/e": [OS error 28: ENOSPC]'), "/d/e can't be written (No space"),
+    (RuntimeError("Unable to initialize backend 'foo': no"), "JAX_PLATFORMS"),
+    (RuntimeError("Could not determine home directory."), "set HOME"),
+]
+
+
+@pytest.mark.parametrize(("error", "words"), REFUSALS)
+def test_what_the_system_refuses_is_one_line(error, words, capsys):
+    def main(argv):
+        raise error
+
+    assert guarded(main, []) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+
+
+def test_the_cause_is_told_of_an_error_that_names_one(capsys):
+    def main(argv):
+        try:
+            os.stat("/nowhere/at/all")  # noqa: PTH116
+        except OSError as error:
+            raise ValueError("a library's own words") from error
+
+    assert guarded(main, []) == 2
+    assert "/nowhere/at/all can't be used (No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ValueError("x"), RuntimeError("x")])
+def test_a_defect_is_not_hidden(error):
+    def main(argv):
+        try:
+            os.stat("/nowhere/at/all")  # noqa: PTH116
+        except OSError:
+            raise error  # noqa: B904
+
+    with pytest.raises(type(error)):
+        guarded(main, [])
+
+
+def test_a_long_line_keeps_its_beginning_and_its_end(capsys):
+    def main(argv):
+        raise UserError(f"the thing {'x' * 717_000}: the remedy")
+
+    assert guarded(main, []) == 2
+    line = capsys.readouterr().err
+    assert len(line) < 5000
+    assert line.startswith("error: the thing xx")
+    assert line.endswith("xx: the remedy\n")
+    path = "/runs/" + "a folder/" * 400
+    assert first_line(OSError(f"\n{path} is gone: why\nmore")).endswith("is gone: why")
+    assert one_line(ValueError(f"{path} is gone: why")).endswith("is gone: why")
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-1", "x", "100000"])
+def test_help_and_errors_have_a_width_of_their_own(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    started = time.process_time()
+    assert run(["train", "--help"]) == 0
+    page = capsys.readouterr().out
+    assert "--backbone-learning-rate" in page
+    assert 40 < max(map(len, page.splitlines())) <= 250
+    assert run(["train", "--workdir", "x", "--epochs", "a----b"]) == 2
+    told = capsys.readouterr().err
+    assert "Error parsing --epochs: " in told
+    assert "invalid literal for int() with base 10: 'a----b'" in told
+    assert "─" not in told
+    assert "-----" not in told
+    assert time.process_time() - started < 10
+    assert os.environ["COLUMNS"] == columns
+
+
+def test_a_wrong_flag_is_answered_with_the_whole_command():
+    with pytest.raises(UserError) as told:
+        parse(Command, ["--workdir", "x"], "python -m mtl_jax", "")
+    assert "in python -m mtl_jax train --help" in str(told.value)
+    assert "in python train" not in str(told.value)
+
+
+def test_names_that_are_no_utf8_are_refused(capsys):
+    assert run(["train", "--workdir", os.fsdecode(b"runs/\xff\xfe")]) == 2
+    assert "'runs/\\\\xff\\\\xfe' is no UTF-8 text: rename" in capsys.readouterr().err
+
+
+STREAMS = [
+    ("--help > /dev/full", 2, "error: standard output can't be written (No space left"),
+    ("--help >&-", 2, "error: standard output is closed: "),
+    ("evaluate --workdir x >&-", 2, "error: standard output is closed: "),
+    ("--help 2>&-", 0, ""),
+    ("nonsense 2> /dev/full", 2, ""),
+]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_streams_that_can_not_be_written(unbuffered):
+    """All at once: an interpreter takes a while to start."""
+    started = [
+        subprocess.Popen(
+            ["sh", "-c", f"exec {sys.executable} -m mtl_jax {words}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+        for words, _, _ in STREAMS
+    ]
+    for process, (_, status, said) in zip(started, STREAMS, strict=True):
+        _, errors = process.communicate()
+        assert process.returncode == status, errors
+        assert errors.startswith(said)
+        assert len(errors.splitlines()) == bool(said)
+
+
+def test_a_user_without_a_home():
+    program = (
+        "from mtl_jax.core.downloads import cache_dir\nfrom mtl_jax.core.command_line "
+        "import guarded\n"
+        "os.setuid(54321)\nprint(guarded(lambda argv: cache_dir(), []))"
+    )
+    done = run_without_home(program)
+    assert done.stdout == "2\n"
+    assert done.stderr.startswith("error: there is no home folder to keep what is fetched in: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["shards", "--processes=1000000000"], "more than 65,536 devices"),
+        (["shards", "--processes=1000", "--devices-per-process=1000"], "more than 65,536 devices"),
+        (["shards", "--seed=-1"], "--seed -1 must be between 0 and"),
+        (["train", "--workdir=x", "--seed=-1"], "--seed -1 must be between 0 and"),
+    ],
+)
+def test_absurd_counts_and_negative_seeds_are_refused(words, said, capsys):
+    assert run(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_negative_seeds_of_a_study_are_refused():
+    with pytest.raises(UserError, match=r"--seeds -1 must be between 0 and"):
+        StudySettings(workdir="x", seeds=(0, -1))

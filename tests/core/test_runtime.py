@@ -1,0 +1,111 @@
+"""What a process of our own sets, each in a process that does nothing else."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+COMPILE = """
+from mtl_jax.core.runtime import keep_compiled
+folder = keep_compiled()
+import collections
+import jax
+import jax.numpy as jnp
+import numpy as np
+events = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: events.update([event]))
+print(folder)
+print(jax.config.jax_compilation_cache_dir)
+print(jax.config.jax_persistent_cache_min_compile_time_secs)
+print(jax.jit(lambda x: (jnp.abs(x) @ x).sum())(np.arange(4.0, dtype=np.float32).reshape(2, 2)))
+cache = "/jax/compilation_cache/cache_"
+print(events[cache + "hits"], events[cache + "misses"])
+"""
+EVERYTHING = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+ALLOCATE = """
+import resource
+import sys
+import numpy as np
+from mtl_jax.core.runtime import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory() is None
+
+def step():
+    return float(sum(np.full(2**23, i, np.float64).sum() for i in range(4)))
+
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+assert [step() for _ in range(10)] == [6.0 * 2**23] * 10
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def run(code, *arguments, **variables):
+    """A process with only these of JAX's and our variables set; its warnings are errors."""
+    ours = ("JAX_", "MTL_JAX_", "XLA_", "XDG_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=environment | {"JAX_PLATFORMS": "cpu"} | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def compiled(**variables):
+    """The folder, the least seconds of what is kept, and what was found in it and what not."""
+    done = run(COMPILE, **variables)
+    folder, used, least_seconds, value, counts = done.stdout.splitlines()
+    assert used == folder
+    assert value == "22.0"
+    return Path(folder), float(least_seconds), counts
+
+
+def test_compiled_code_is_found_by_the_next_process(tmp_path):
+    cache = tmp_path / "cache"
+    variables = {"MTL_JAX_CACHE": str(cache), **EVERYTHING}
+    assert compiled(**variables) == (cache / "xla", 0.0, "0 1")
+    kept = {path: path.read_bytes() for path in (cache / "xla").glob("*-cache")}
+    assert len(kept) == 1
+    assert compiled(**variables) == (cache / "xla", 0.0, "1 0")
+    assert {path: path.read_bytes() for path in (cache / "xla").glob("*-cache")} == kept
+
+
+def test_jax_settings_come_first(tmp_path):
+    cache, own = tmp_path / "cache", tmp_path / "own"
+    variables = {"MTL_JAX_CACHE": str(cache), "JAX_COMPILATION_CACHE_DIR": str(own), **EVERYTHING}
+    assert compiled(**variables) == (own, 0.0, "0 1")
+    assert compiled(**variables) == (own, 0.0, "1 0")
+    assert len(list(own.glob("*-cache"))) == 1
+    assert not cache.exists()
+
+
+def test_what_compiles_in_no_time_is_not_kept(tmp_path):
+    assert compiled(MTL_JAX_CACHE=str(tmp_path))[:2] == (tmp_path / "xla", 0.2)
+
+
+def test_a_cache_that_cannot_be_written_costs_no_more_than_the_compilation(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    variables = {"MTL_JAX_CACHE": str(tmp_path / "file"), **EVERYTHING}
+    # Warnings as errors: what the process says of the folder is no reason to stop.
+    found = compiled(**variables, PYTHONWARNINGS="error")
+    assert found == (tmp_path / "file" / "xla", 0.0, "0 0")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
+def test_freed_memory_is_used_again_without_faults():
+    """Ten times four arrays of 64 MiB, which are given back to the system otherwise."""
+    kept, given_back = (int(run(ALLOCATE, how).stdout) for how in ("keep", "not"))
+    assert kept < 100
+    # 40 arrays of 32 pages each, where pages are as large as they can be.
+    assert given_back > 1000

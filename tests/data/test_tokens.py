@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from mtl_jax.core import downloads
+from mtl_jax.core.errors import UserError
+from mtl_jax.data.tokens import tokenize
+from mtl_jax.models.tokenizer import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(downloads.minilm())
+
+
+def test_known_ids_and_counts(tokenizer):
+    tokens = tokenize(tokenizer, ["Hello world", "", "hello " * 9, "hello hello hello"], 5)
+    assert tokens.ids.tolist() == [
+        *(101, 7592, 2088, 102),
+        *(101, 102),
+        *(101, 7592, 7592, 7592, 102),
+        *(101, 7592, 7592, 7592, 102),
+    ]
+    assert tokens.offsets.tolist() == [0, 4, 6, 11, 16]
+    assert tokens.lengths.tolist() == [4, 2, 5, 5]
+    assert (tokens.ids.dtype, tokens.offsets.dtype) == (np.int32, np.int64)
+    assert (len(tokens), tokens.truncated, tokens.empty) == (4, 1, 1)
+
+
+def test_no_texts(tokenizer):
+    tokens = tokenize(tokenizer, [], 8)
+    assert (len(tokens), tokens.ids.tolist(), tokens.offsets.tolist()) == (0, [], [0])
+    assert (tokens.ids.dtype, tokens.offsets.dtype) == (np.int32, np.int64)
+
+
+def test_chunks_do_not_show(tokenizer):
+    texts = [f"number {i}" for i in range(5000)]
+    whole = tokenize(tokenizer, texts, 16)
+    for i in (0, 4095, 4096, 4999):
+        alone = tokenize(tokenizer, [texts[i]], 16)
+        np.testing.assert_array_equal(whole.ids[whole.offsets[i] : whole.offsets[i + 1]], alone.ids)
+
+
+def test_same_ids_before_and_after_a_truncation(tokenizer):
+    long = "hello " * 600
+    assert tokenize(tokenizer, [long], 512).lengths.tolist() == [512]
+    assert tokenize(tokenizer, ["hello"], 3).ids.tolist() == [101, 7592, 102]
+    assert tokenize(tokenizer, [long], 1000).truncated == 0
+
+
+def test_a_length_without_room_is_refused(tokenizer):
+    with pytest.raises(UserError, match=r"--max-length 2 leaves no room .* use at least 3"):
+        tokenize(tokenizer, ["hello"], 2)

@@ -1,0 +1,202 @@
+"""The freezing study as a real process, on the tiny BERT."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from experiments.freezing import Freezing, run
+from mtl_jax.core.command_line import parse
+from mtl_jax.core.errors import UserError
+from tests.conftest import write_record
+from tests.faults.runs import without_times
+
+SCENARIOS = ["all_frozen", "backbone_frozen", "none_frozen"]
+TASKS = ["classifier", "sentiment"]
+
+
+def study(folder, flags, seeds, scenarios=SCENARIOS):
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments.freezing", f"--workdir={folder}"),
+            *("--scenarios", *scenarios, "--seeds", *seeds, *flags),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": ""},
+        check=False,
+    )
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("study")
+
+
+def test_two_seeds_then_a_third(folder, flags):
+    first = study(folder, flags, ["0", "1"])
+    assert first.returncode == 0, first.stderr
+    assert str(folder / "report.html") in first.stderr
+    assert "none_frozen" in first.stdout
+    results = lines(folder)
+    arms = [(result["arm"], result["seed"]) for result in results]
+    assert arms == [(arm, seed) for seed in (0, 1) for arm in SCENARIOS]
+    for result in results:
+        assert_schema(result)
+    for name in ("report.md", "report.html", "quality_against_cost.png"):
+        assert (folder / name).stat().st_size > 1000
+    assert not list(folder.glob("arms/*/checkpoints"))
+
+    again = study(folder, flags, ["0", "1"])
+    assert again.returncode == 0
+    assert lines(folder) == results
+    assert "arm 1 of" not in again.stderr
+
+    # A kill in the middle of a line must cost that arm only.
+    text = (folder / "results.jsonl").read_text()
+    (folder / "results.jsonl").write_text(text[: text.rindex("{") + 40])
+    # And an arm whose folder belongs to something else must not stop the others.
+    taken = folder / "arms" / "backbone_frozen-seed2"
+    taken.mkdir()
+    write_record(taken, {})
+    third = study(folder, flags, ["0", "1", "2"])
+    assert third.returncode == 1
+    assert "another configuration" in third.stderr
+    after = lines(folder)
+    assert {(r["arm"], r["seed"]) for r in after} == {
+        *arms,
+        ("all_frozen", 2),
+        ("none_frozen", 2),
+    }
+    assert after[: len(results) - 1] == results[:-1]
+    repeated = next(r for r in after if (r["arm"], r["seed"]) == arms[-1])
+    assert without_times(repeated) == without_times(results[-1])
+    assert "another configuration" in (folder / "report.md").read_text()
+
+
+def test_seeds_at_once_leave_what_one_by_one_does(settings, tmp_path, capsys):
+    scenarios = ("all_frozen", "backbone_frozen", "top_1")
+
+    def study_of(name, at_once, scenarios=scenarios):
+        settings.update(workdir=str(tmp_path / name), seeds=(0, 1), seeds_at_once=at_once)
+        return run(Freezing(**settings, scenarios=scenarios), "the command")
+
+    assert study_of("single", 1) == 0
+    assert study_of("group", 2, scenarios[:1]) == 0
+    # An arm whose folder belongs to something else must not stop the one beside it.
+    taken = tmp_path / "group" / "arms" / "top_1-seed1"
+    taken.mkdir()
+    write_record(taken, {})
+    capsys.readouterr()
+    assert study_of("group", 2) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("arm ")]
+    assert said[:-1] == [
+        f"arm {3 + i} of 6: {arm}, seed {seed}"
+        for i, (arm, seed) in enumerate((a, s) for a in scenarios[1:] for s in (0, 1))
+    ]
+    assert said[-1].startswith("arm 6 failed: ")
+    assert "another configuration" in said[-1]
+    order = [(arm, seed) for arm in scenarios for seed in (0, 1)]
+    assert [(r["arm"], r["seed"]) for r in lines(tmp_path / "group")] == order[:-1]
+
+    shutil.rmtree(taken)
+    assert study_of("group", None) == 0
+    results = lines(tmp_path / "group")
+    assert [(r["arm"], r["seed"]) for r in results] == order
+    one_by_one = {(r["arm"], r["seed"]): r for r in lines(tmp_path / "single")}
+    for result in results:
+        assert_schema(result)
+        expected = one_by_one[result["arm"], result["seed"]]
+        assert result.keys() == expected.keys()
+        assert result["train_flops"] == expected["train_flops"]
+        assert len(result["curve"]) == len(expected["curve"])
+        for split in ("test", "train", "validation"):
+            for task in TASKS:
+                found, wanted = result[split][task], expected[split][task]
+                assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
+                assert found["macro_f1"] == pytest.approx(wanted["macro_f1"], abs=1e-6)
+    # What is left to auto is one after the other on a CPU.
+    assert "seeds_at_once | 1 |" in (tmp_path / "group" / "report.md").read_text()
+
+
+def assert_schema(result):
+    for split in ("test", "train"):
+        for task in TASKS:
+            assert isinstance(result[split][task]["accuracy"], float)
+            assert isinstance(result[split][task]["macro_f1"], float)
+        assert isinstance(result[split]["sentiment"]["weighted_f1_by_source"], dict)
+    for number in ("train_seconds", "compile_seconds", "examples_per_second"):
+        assert result[number] >= 0
+    assert isinstance(result["train_flops"], int)
+    if result["arm"] != "all_frozen":
+        low, high = result["step_seconds_range"]
+        assert low <= result["step_seconds_median"] <= high
+    assert isinstance(result["trainable_parameters"], int)
+    assert isinstance(result["optimizer_state_bytes"], int)
+    assert result["frozen_digest_unchanged"] is True
+    assert (result["arm"] == "all_frozen") == ("probe" in result)
+
+
+def test_mistakes_are_told_before_anything_is_trained(flags, tmp_path):
+    done = study(tmp_path / "x", flags, ["0"], ["none_frozen", "bottom_2"])
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: unknown scenario 'bottom_2'")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_study_of_ones_own_data_takes_all_of_it(settings, tmp_path):
+    quick = Freezing(workdir=str(tmp_path), seeds=(0, 1, 0))
+    assert (quick.data.max_train_examples, quick.data.max_evaluation_examples) == (416, 320)
+    assert quick.seeds == (0, 1)
+    with pytest.raises(UserError, match="--scenarios is empty"):
+        Freezing(workdir=str(tmp_path), scenarios=())
+    with pytest.raises(UserError, match="--seeds-at-once 0 must be at least 1"):
+        Freezing(workdir=str(tmp_path), seeds_at_once=0)
+    own = Freezing(workdir=str(tmp_path), data=settings["data"])
+    assert own.data == settings["data"]
+    assert [(s.head_learning_rate, s.min_steps) for s in (quick, own)] == [(0.01, 0), (None, None)]
+    asked = Freezing(workdir=str(tmp_path), data=settings["data"], head_learning_rate=0.01)
+    assert asked.head_learning_rate == 0.01
+
+
+@pytest.mark.parametrize(
+    ("asked", "limits"),
+    [
+        ([], (416, 320)),
+        (["--max-train-examples", "2000"], (2000, 320)),
+        (["--max-train-examples", "None"], (None, 320)),
+        (["--train-file", "a.csv"], (None, None)),
+        (["--train-file", "a.csv", "--max-train-examples", "2000"], (2000, None)),
+        (["--dataset", "imdb", "--max-evaluation-examples", "9"], (None, 9)),
+        (
+            ["--train-file=a.csv", "--max-train-examples=416", "--max-evaluation-examples=320"],
+            (416, 320),
+        ),
+    ],
+)
+def test_only_limits_that_are_not_asked_for_are_those_of_the_quick_study(asked, limits):
+    data = parse(Freezing, ["--workdir", "x", *asked], "freezing", "").data
+    assert (data.max_train_examples, data.max_evaluation_examples) == limits
+    # As a record has them.
+    assert {type(data.max_train_examples), type(data.max_evaluation_examples)} <= {int, type(None)}
+
+
+def test_arms_come_by_whole_seeds():
+    asked = Freezing(workdir="x", scenarios=("top_1", "none_frozen"), seeds=(4, 5, 6))
+
+    def order(at_once):
+        return [[(arm.scenario, arm.seed) for arm in group] for group in asked.groups(at_once)]
+
+    both = ("top_1", "none_frozen")
+    assert order(1) == [[(scenario, seed)] for seed in (4, 5, 6) for scenario in both]
+    assert order(2) == [
+        *([(scenario, 4), (scenario, 5)] for scenario in both),
+        *([(scenario, 6)] for scenario in both),
+    ]

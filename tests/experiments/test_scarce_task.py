@@ -1,0 +1,225 @@
+"""The study of a scarce task: its arms and findings by hand, and a real run."""
+
+import dataclasses
+import gc
+import json
+import weakref
+
+import pytest
+
+from experiments.scarce_task import ScarceTask, plan_of, run
+from mtl_jax.config.train import DataConfig
+from mtl_jax.core.errors import UserError
+from mtl_jax.studies.inputs_pool import Pool
+from mtl_jax.studies.report.render import to_markdown
+from mtl_jax.studies.report.scarce_report import document, judge
+from mtl_jax.studies.report.scarce_report import of as of_task
+from tests.synthetic_study import line, metrics
+
+
+def of(fraction, arm, scores):
+    lines = []
+    # Three times over: a permutation test takes six seeds or more.
+    for seed, (classifier, sentiment) in enumerate(3 * scores):
+        result = line(arm, seed, sentiment, 10.0)
+        test = metrics(sentiment)
+        test["classifier"]["macro_f1"] = classifier
+        lines.append(
+            {**result, "test": test, "setting": {"scarce_task": "sentiment", "fraction": fraction}}
+        )
+    return lines
+
+
+RESULTS = [
+    *of(0.01, "joint", [(0.90, 0.50), (0.90, 0.51), (0.90, 0.52)]),
+    *of(0.01, "scarce_head_last", [(0.91, 0.54), (0.91, 0.55), (0.91, 0.561)]),
+    *of(0.01, "single_task", [(0.1, 0.45), (0.1, 0.46), (0.1, 0.475)]),
+    *of(1.0, "joint", [(0.90, 0.80), (0.90, 0.81), (0.90, 0.82)]),
+    *of(1.0, "scarce_head_last", [(0.90, 0.80), (0.90, 0.83), (0.90, 0.80)]),
+    *of(1.0, "single_task", [(0.1, 0.80), (0.1, 0.80), (0.1, 0.81)]),
+]
+
+
+def test_what_freezing_the_scarce_head_buys_is_said_first():
+    text = to_markdown(document(RESULTS, [], {}))
+    # 0.0403 with 1 % and 0 with all of the labels.
+    assert (
+        "Training the scarce head last, its loss off until then, changes the sentiment macro-F1 on "
+        "the test split by +0.020"
+    ) in text
+    assert (
+        "the mean over 1 % and 100 % of the labels, paired by seed: better (corrected p = 0.004); "
+        "better with 1 %; not told apart with 100 %."
+    ) in text
+    assert "1 % of the labels: `scarce_head_last` +0.040" in text
+    tables = text.split("**classifier macro-F1 on the test split")[1]
+    # In the details on the claims.
+    assert "at 1 % of the sentiment labels" in text
+    # The untrained head of the other task is no result.
+    assert "single_task" not in tables.split("## Cost")[0]
+    assert "| `scarce_head_last` | 0.910 ± 0.000 | 0.900 ± 0.000 |" in tables
+    assert "](curves.png)" in text
+
+
+def test_every_arm_is_in_the_family_and_in_the_claim():
+    judgement = judge(RESULTS, (), of_task("sentiment", "test"))
+    # Two arms at two fractions, and over both; the claim on one of these arms is among them.
+    assert [each.arm for each in judgement.overall] == ["scarce_head_last", "single_task"]
+    assert [(each.arm, each.value) for each in judgement.within] == [
+        *(("scarce_head_last", 0.01), ("scarce_head_last", 1.0)),
+        *(("single_task", 0.01), ("single_task", 1.0)),
+    ]
+    assert (judgement.family, judgement.details) == (2, 4)
+    text = to_markdown(document(RESULTS, [], {}))
+    (claim,) = [row for row in text.splitlines() if row.startswith("| Training the head of")]
+    # All of nine seeds have one sign: 2/2^9, in the lead as in the claim.
+    assert "+0.020" in claim
+    assert "corrected p 0.004, 9 seeds" in claim
+
+
+def test_a_part_without_results_is_not_averaged_silently():
+    failed = [r for r in RESULTS if r["arm"] == "joint" or r["setting"]["fraction"] < 1]
+    text = to_markdown(document(failed, [], {}))
+    assert "against joint training, the mean over 1 % of the labels, paired by seed" in text
+
+
+def test_nothing_to_compare(tmp_path):
+    alone = [result for result in RESULTS if result["arm"] == "joint"]
+    text = to_markdown(document(alone, [], {}))
+    assert "No arm can be compared" in text
+
+
+def test_mistakes(tmp_path):
+    for fraction in (0.0, 1.5):
+        with pytest.raises(UserError, match=f"--fractions {fraction} must be above 0"):
+            ScarceTask(workdir=str(tmp_path), fractions=(fraction,))
+    with pytest.raises(UserError, match="--arms is empty"):
+        ScarceTask(workdir=str(tmp_path), arms=())
+
+
+def test_the_arms(settings, tmp_path):
+    study = ScarceTask(**settings, workdir=str(tmp_path), fractions=(1.0, 0.3), seeds=(0,))
+    study = dataclasses.replace(study, min_steps=7)
+    arms = [arm for group in study.groups(84) for arm in group]
+    assert [(arm.name, arm.setting["fraction"]) for arm in arms] == [
+        (name, fraction) for fraction in (0.3, 1.0) for name in study.arms
+    ]
+    configs = {arm.name: arm.config for arm in arms[:5]}
+    fractions = {config.data.label_fraction for config in configs.values()}
+    assert fractions == {("sentiment=0.3",)}
+    assert configs["joint"].scenario == configs["single_task"].scenario == "none_frozen"
+    assert configs["scarce_head_last"].recipe == "scarce_head_last"
+    file = "recipes/scarce_head_frozen.json"
+    assert configs["scarce_head_frozen"].recipe == str(tmp_path / file)
+    # Both losses are on: no phase has task weights of its own.
+    assert study.files() == {
+        file: [
+            {"scenario": "sentiment_frozen", "epochs": 1.0},
+            {"scenario": "none_frozen", "epochs": 1.0},
+        ]
+    }
+    assert dataclasses.replace(study, arms=("joint",)).files() == {}
+    alone = configs["single_task"]
+    assert alone.data.label_columns == ("sentiment=mood",)
+    assert (alone.classifier_weight, alone.sentiment_weight) == (0.0, 1.0)
+    # 25.2 of 84 labels are 2 steps of 16, all are 6.
+    assert [arm.config.epochs for arm in arms] == [2, 2, 2, 2, 4, 2, 2, 2, 2, 2]
+    other = dataclasses.replace(study, scarce_task="classifier").config("single_task", 0, 0.1, 87)
+    assert other.data.label_columns == ("classifier=topic",)
+    assert (other.classifier_weight, other.sentiment_weight) == (1.0, 0.0)
+
+
+def test_a_fraction_of_the_other_task_holds_in_every_arm(settings, tmp_path):
+    data = dataclasses.replace(settings["data"], label_fraction=("classifier=0.5",))
+    shared = {**settings, "data": data, "workdir": str(tmp_path), "seeds": (0,)}
+    study = ScarceTask(**shared, fractions=(0.1, 0.3))
+    for arm in study.arms:
+        fractions = study.config(arm, 0, 0.3, 84).data.label_fractions
+        other = {} if arm == "single_task" else {"classifier": 0.5}
+        assert fractions == {"sentiment": 0.3, **other}
+    # Of 84 sentiment labels, 30 % are 26; of 87 classifier labels the half are 44.
+    assert plan_of(study, Pool()).record["settings"]["data"]["label_fraction"] == (
+        "classifier=0.5",
+    )
+    every = ScarceTask(**shared)
+    with pytest.raises(UserError, match="leaves 44 classifier labels, and sentiment has up to 84"):
+        plan_of(every, Pool())
+    plan_of(dataclasses.replace(every, arms=("joint", "single_task")), Pool())
+    thinned = dataclasses.replace(data, label_fraction=("sentiment=0.5",))
+    with pytest.raises(UserError, match="--label-fraction names sentiment, whose labels --fracti"):
+        ScarceTask(**{**shared, "data": thinned})
+
+
+def test_drift_is_acted_on_where_a_trained_head_is_frozen(settings, tmp_path):
+    shared = {**settings, "workdir": str(tmp_path), "seeds": (0,), "on_drift": "stop"}
+    study = ScarceTask(**shared)
+    does = {arm: study.config(arm, 0, 0.3, 84).on_drift for arm in study.arms}
+    assert does == dict.fromkeys(study.arms, "warn") | {"sequential_heads": "stop"}
+    with pytest.raises(UserError, match=r"--on-drift stop is for .* and no arm freezes such a"):
+        ScarceTask(**shared, arms=("joint", "scarce_head_last"))
+
+
+def test_two_data_sets(settings, reviews, tmp_path):
+    """The task that is left out takes its own files with it."""
+    train = reviews / "train.csv"
+    half = reviews / "validation.csv"
+    data = DataConfig(
+        train_file=(f"classifier={half}", f"sentiment={train}"),
+        validation_file=(f"classifier={half}",),
+        text_column=("classifier=text", "sentiment=text"),
+        label_columns=("classifier=topic", "sentiment=mood"),
+    )
+    study = ScarceTask(**{**settings, "data": data}, workdir=str(tmp_path), seeds=(0,))
+    alone = study.config("single_task", 0, 0.3, 84).data
+    assert alone.train_file == (f"sentiment={train}",)
+    assert (alone.validation_file, alone.text_column) == (None, ("sentiment=text",))
+    assert [origin.name for origin in alone.origins] == [str(train)]
+    joint = study.config("joint", 0, 0.3, 84).data
+    assert dataclasses.replace(joint, label_fraction=()) == data
+
+
+def test_what_was_read_to_plan_is_not_kept(settings, tmp_path):
+    pool = Pool()
+    study = ScarceTask(**settings, workdir=str(tmp_path), seeds=(0,))
+    read = weakref.ref(pool.get(study))
+    plan = plan_of(study, pool)
+    assert read() is not None
+    # The arms have other data: their labels are thinned.
+    pool.keep_only([group[0].config for group in plan.groups])
+    gc.collect()
+    assert read() is None
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ("top_4", "scenario 'top_4' is off the backbone's 3 layers"),
+        ("top_down_9", "recipe top_down_9: phase 2: scenario 'top_9' is off"),
+        ("scarce_head_lost", "did you mean scarce_head_last.*use joint, single_task, scarce_head_"),
+    ],
+)
+def test_arms_are_checked_before_any_is_trained(arm, words, settings, tmp_path):
+    study = ScarceTask(**settings, workdir=str(tmp_path / "study"), arms=("joint", arm))
+    with pytest.raises(UserError, match=words):
+        run(study, "the command")
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_run(settings, tmp_path):
+    asked = {**settings, "workdir": str(tmp_path), "fractions": (0.3, 1.0), "seeds": (0,)}
+    study = ScarceTask(**asked, min_steps=7)
+    assert run(study, "the command") == 0
+    results = [json.loads(text) for text in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [(r["setting"]["fraction"], r["arm"]) for r in results] == [
+        (fraction, arm) for fraction in (0.3, 1.0) for arm in study.arms
+    ]
+    for result in results:
+        alone = result["arm"] == "single_task"
+        assert result["train"]["classifier"]["examples"] == (0 if alone else 87)
+        labels = {0.3: 25, 1.0: 84}[result["setting"]["fraction"]]
+        assert result["train"]["sentiment"]["examples"] == labels
+    (joint, frozen) = (
+        next(r for r in results if r["arm"] == arm) for arm in ("joint", "scarce_head_frozen")
+    )
+    assert (frozen["phases"], frozen["epochs"]) == (2, joint["epochs"])
+    assert "## Runs" in (tmp_path / "report.md").read_text()

@@ -1,0 +1,517 @@
+"""Launching: what is run, here and as it is written down for others, and what is refused."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import backbones, freezing, scarce_task, unfreezing
+from mtl_jax.core.command_line import guarded
+from mtl_jax.launch.__main__ import main
+from mtl_jax.launch.command import STUDIES, read_work
+from mtl_jax.studies.settings import StudySettings
+from tests.launching import AWKWARD, recorded, recorder, shellcheck, shown
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_scripts_are_clean():
+    scripts = [ROOT / "launch.sh", ROOT / ".ci" / "run", *(ROOT / "tests").glob("*.sh")]
+    assert len(scripts) == 3
+    shellcheck(*(script.read_text() for script in scripts))
+
+
+def test_studies_are_those_that_have_parts():
+    modules = (backbones, freezing, scarce_task, unfreezing)
+    assert tuple(module.__name__.removeprefix("experiments.") for module in modules) == STUDIES
+    for module in modules:
+        kinds = [kind for kind in vars(module).values() if isinstance(kind, type)]
+        assert any(issubclass(kind, StudySettings) for kind in kinds)
+
+
+def test_what_is_to_be_run():
+    work = read_work(["train", "--seed=3", "--workdir", "a b"], "id", "runs")
+    assert work.command("python", "x") == [
+        *("python", "-m", "mtl_jax", "train", "--seed=3", "--workdir", "a b", "x")
+    ]
+    assert (work.workdir, work.trains, work.study) == ("a b", True, False)
+    assert work.distributed().words == (*work.words, "--distributed")
+    assert work.distributed().distributed() == work.distributed()
+    study = read_work(["experiment", "scarce-task", "--workdir=x", "--workdir=y"], "id", "runs")
+    assert study.command("python")[:3] == ["python", "-m", "experiments.scarce_task"]
+    assert (study.workdir, study.trains, study.study) == ("y", False, True)
+    assert study.launched == ["experiment", "scarce_task", "--workdir=x", "--workdir=y"]
+    heads = read_work(["experiment", "heads", "--workdir=x"], "id", "runs")
+    assert (heads.study, heads.distributed()) == (False, heads)
+
+
+def test_a_run_without_a_folder_gets_one_of_its_run_id(capsys):
+    work = read_work(["train"], "some-id", "runs")
+    assert work.words == ("train", "--workdir=runs/train-some-id")
+    assert "--workdir is runs/train-some-id" in capsys.readouterr().err
+    study = read_work(["experiment", "freezing"], "some-id", "/mnt/")
+    assert study.words == ("--workdir=/mnt/freezing-some-id",)
+    # Made anew for each launch that names none.
+    made = [shown(capsys, "local", "--dry-run", "--", "train") for _ in range(2)]
+    assert made[0] != made[1]
+    assert "--workdir=runs/train-" in made[0]
+
+
+GKE = ["gke", "--image=i", "--claim=c", "--dry-run"]
+TPU = ["tpu", "--name=n", "--zone=z", "--dry-run"]
+SECOND_LINE = "x\ntouch f #"
+# Values that no place takes, by the place and the option; what is to be run is right.
+WRONG_VALUES = [
+    *[
+        (["slurm", "--dry-run"], option, value)
+        for option in ("time", "partition", "memory", "run-id", "folder", "sbatch")
+        for value in (SECOND_LINE, "x\r", "x\x1b[2J", "x\x85", "x\u2028y", "", " ", "\udcff")
+    ],
+    *[(["slurm", "--dry-run"], "setup", value) for value in ("x\r", "", "\udcff")],
+    *[
+        (["slurm", "--dry-run"], "time", value)
+        for value in ("04:00:00 #", "1-", "1:2:3:4", "-1", "1-2-3", "soon", "٣")
+    ],
+    *[(["slurm", "--dry-run"], "memory", value) for value in ("32GiB", "-1", "1.5G", "G", "1 G")],
+    *[(["slurm", "--dry-run"], "sbatch", value) for value in ("account", "--a=b\n#SBATCH -x")],
+    *[
+        (["slurm", "--dry-run"], option, value)
+        for option in ("nodes", "tasks", "cpus-per-task", "gpus-per-task", "devices-per-task")
+        for value in ("0", "-1", "1000000000")
+    ],
+    *[
+        (["slurm", "--dry-run"], option, value)
+        for option in ("parts", "most-at-once", "signal-seconds", "max-requeues", "max-retries")
+        for value in ("-1", "1000000000")
+    ],
+    *[(["local", "--dry-run"], "tasks", value) for value in ("-1", "1000000000", "9" * 5000)],
+    *[(["local", "--dry-run"], "grace", value) for value in ("nan", "inf", "-1")],
+    *[(["local", "--dry-run"], "retries", value) for value in ("-1", "1000000000")],
+    *[(["local", "--dry-run"], "run-id", value) for value in ("a\n", "../x", "x" * 101)],
+    *[
+        (GKE, option, value)
+        for option in (
+            *("image", "claim", "mount", "memory", "accelerator", "topology", "namespace"),
+            *("python", "run-id"),
+        )
+        for value in ("", SECOND_LINE, "\udcff")
+    ],
+    *[
+        (GKE, "image", value)
+        for value in (
+            *("I", "/i", "i/", "a//b", "a:b:c", "i:", "i@sha256:abc", "i:.tag", "a b", "-i"),
+            *("i:" + "t" * 129, "x/" * 200 + "i", "host:port/i"),
+        )
+    ],
+    *[
+        (GKE, option, value)
+        for option in ("claim", "namespace")
+        for value in ("A", "a_b", "-a", "a-", "a" * 64, "../etc")
+    ],
+    (GKE, "namespace", "a.b"),
+    *[
+        (GKE, "mount", value)
+        for value in ("x", "/", "//runs", "/runs/../etc", "/runs/./x", "/runs//x", "/..", "/a:b")
+    ],
+    *[(GKE, "memory", value) for value in ("0", "0Gi", "0.0Gi", "-1Gi", "32GB", "Gi", "1e400")],
+    *[(GKE, "topology", value) for value in ("2", "0x4", "2x", "2x-4", "x", "2X4")],
+    *[(GKE, "accelerator", value) for value in ("a b", "-a", "a" * 64, "a/b")],
+    *[
+        (GKE, option, value)
+        for option in (
+            *("tasks", "cpus-per-task", "gpus-per-task", "tpus-per-task", "grace-seconds"),
+            "devices-per-task",
+        )
+        for value in ("0", "-1", "1000000000")
+    ],
+    (GKE, "max-restarts", "-1"),
+    *[
+        (TPU, option, value)
+        for option in (
+            *("name", "zone", "project", "accelerator-type", "version", "gcloud", "setup"),
+            "run-id",
+        )
+        for value in ("", "\udcff")
+    ],
+    *[
+        (TPU, option, value)
+        for option in ("name", "zone", "project", "accelerator-type", "version", "gcloud")
+        for value in (SECOND_LINE, "a b", "A/b", "../etc")
+    ],
+    *[(TPU, "name", value) for value in ("1a", "a.b", "a" * 64, "-a")],
+    *[(TPU, option, "-1") for option in ("max-restarts", "max-retries", "pause-seconds")],
+]
+
+
+def test_values_that_no_script_or_manifest_may_hold_are_refused_by_name(capsys):
+    for words, option, value in WRONG_VALUES:
+        given = [*words, f"--{option}={value}", "--", "train", "--workdir=/runs/x"]
+        assert guarded(main, given) == 2, (option, value)
+        out, err = capsys.readouterr()
+        assert out == "", (option, value)
+        (line,) = err.splitlines()
+        assert line.startswith("error: "), (option, value)
+        assert f"--{option}" in line, (option, value, line)
+        assert len(line) < 600
+
+
+def test_values_that_the_places_take(capsys):
+    for words, option, values in (
+        (["slurm"], "time", ("90", "90:00", "4:00:00", "1-12", "1-12:30:00", "UNLIMITED")),
+        (["slurm"], "memory", ("0", "32", "32G", "512mb")),
+        (["slurm"], "partition", ("gpu,cpu", "p q", "é")),
+        (GKE, "image", ("i", "a/b", "host:5000/a__b/c-d:1.0", f"gcr.io/p/i:T@sha256:{'a' * 64}")),
+        (GKE, "claim", ("c", "a.b-c", "1")),
+        (GKE, "mount", ("/runs", "/mnt/runs/", "/data")),
+        (GKE, "memory", ("32Gi", "1.5Gi", "100M", "0.5Gi")),
+        (GKE, "topology", ("2x4", "4x4x8")),
+        (TPU, "name", ("a", "my-slice-2")),
+        (TPU, "project", ("my-project", "example.com:my-project")),
+        (TPU, "setup", ("a\nb\tc",)),
+    ):
+        for value in values:
+            folder = "/runs/x" if option != "mount" else f"{value.rstrip('/')}/x"
+            more = [f"--{option}={value}", "--dry-run", "--", "train", f"--workdir={folder}"]
+            assert shown(capsys, *words, *more), (option, value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([*GKE, "--", "train", "--workdir=/runs/../etc"], ["--workdir /runs/../etc", "'..'"]),
+        ([*GKE, "--", "train", "--workdir=/runs/./x"], ["--workdir /runs/./x"]),
+        ([*GKE, "--", "train", "--workdir=runs/x"], ["--workdir runs/x"]),
+        ([*TPU, "--", "train", "--workdir=/mnt/../etc"], ["--workdir /mnt/../etc", "'..'"]),
+        (["slurm", "--dry-run", "--", "train", "--workdir="], ["--workdir is empty"]),
+        (
+            ["slurm", "--dry-run", "--", "train", "--train-file=\udcff.csv"],
+            ["xff.csv", "is no UTF-8 text"],
+        ),
+        ([*GKE, "--", "train", "--train-file=\udcff.csv"], ["is no UTF-8 text"]),
+        ([*TPU, "--", "train", "--train-file=\udcff.csv", "--workdir=/m/x"], ["is no UTF-8 text"]),
+        (["local", "--dry-run", "--", "train", "--seed=-1"], ["--seed -1"]),
+        (["local"], ["there is no --", "-- train|experiment"]),
+        (["local", "--"], ["write train, or experiment"]),
+        (["local", "--", "evaluate"], ["'evaluate'", "write train, or experiment"]),
+        (["local", "--", "experiment"], ["unknown experiment ''", "freezing"]),
+        (["local", "--", "experiment", "frezing"], ["'frezing'", "did you mean freezing?"]),
+        (["local", "--", "experiment", "report"], ["unknown experiment 'report'"]),
+        (["local", "--", "train", "--epochs=0"], ["--epochs 0", "at least 1"]),
+        (["local", "--", "train", "--epoch=1"], ["--epoch"]),
+        (["local", "--tasks=0", "--", "train"], ["--tasks 0 must be at least 1"]),
+        (["local", "--gpus-per-task=-1", "--", "train"], ["--gpus-per-task -1"]),
+        (
+            ["local", "--tasks=2", "--", "experiment", "heads"],
+            ["--tasks 2", "heads runs in one process"],
+        ),
+        (["local", "--run-id=a/b", "--", "train"], ["--run-id a/b"]),
+        (["slurm", "--tasks=1", "--nodes=2", "--", "train"], ["--tasks 1", "--nodes 2"]),
+        (["slurm", "--tasks=2", "--", "experiment", "heads"], ["--tasks 2", "use --tasks 1"]),
+        (["slurm", "--sbatch=account", "--", "train"], ["--sbatch 'account'"]),
+        (["slurm", "--signal-seconds=-1", "--", "train"], ["--signal-seconds -1"]),
+        (["slurm", "--", "train"], ["sbatch was not found", "--dry-run"]),
+        (["tpu", "--name=n", "--zone=z", "--", "train"], ["name one with --workdir"]),
+        (["tpu", "--name=n", "--zone=z", "--", "train", "--workdir=gs://b/x"], ["gs://b/x"]),
+        (["tpu", "--name=n", "--zone=z", "--", "train", "--workdir=x"], ["own disk"]),
+        (["tpu", "--name=n", "--zone=z", "--", "train", "--workdir=/m/x"], ["gcloud was not"]),
+        (["gke", "--claim=c", "--", "train"], ["--image"]),
+        (["gke", "--image=i", "--claim=c", "--", "train", "--workdir=/x"], ["--mount /runs"]),
+        (["gke", "--image=i", "--claim=c", "--mount=x", "--", "train"], ["--mount x"]),
+        (["moon", "--", "train"], ["moon"]),
+    ],
+)
+def test_mistakes_are_one_line(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert guarded(main, words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    line = err.splitlines()[-1]
+    assert line.startswith("error: ")
+    for word in said:
+        assert word in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_script_passes_on_what_it_is_given(tmp_path):
+    """``launch.sh`` itself, in an environment that needs nothing installed."""
+    shutil.copy(ROOT / "launch.sh", tmp_path)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for extras in ("", "-cuda"):
+        shutil.copy(ROOT / "pyproject.toml", tmp_path / ".venv" / f"installed{extras}")
+    python = recorder(tmp_path / ".venv" / "bin" / "python")
+    script = tmp_path / "launch.sh"
+    for extras in ("", "cuda"):
+        words = ["slurm", "--partition", AWKWARD, "--", "train", AWKWARD]
+        subprocess.run([script, *words], env={**os.environ, "EXTRAS": extras}, check=True)
+    subprocess.run([script, "--seeds", "0"], check=True)
+    assert recorded(python) == [
+        *[["-m", "mtl_jax.launch", *words]] * 2,
+        ["-m", "experiments.freezing", "--workdir", "runs/freezing", "--seeds", "0"],
+    ]
+    wrong = subprocess.run([script, "moon"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "unknown task 'moon'" in wrong.stderr
+
+
+def test_several_processes_are_told_how_to_find_each_other(capsys, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: {2, 3, 5, 7, 9})
+    words = [
+        "--tasks=2",
+        "--devices-per-task=3",
+        "--dry-run",
+        "--",
+        "train",
+        f"--workdir={AWKWARD}",
+    ]
+    first, second = map(shlex.split, as_lines(shown(capsys, "local", *words)))
+    assert first[0].startswith("JAX_COORDINATOR_ADDRESS=127.0.0.1:")
+    assert first[1] == first[0].replace("ADDRESS", "BIND_ADDRESS")
+    devices = "XLA_FLAGS=--xla_a=1 --xla_force_host_platform_device_count=3"
+    assert first[2:5] == ["JAX_NUM_PROCESSES=2", "JAX_PROCESS_ID=0", devices]
+    assert second[3] == "JAX_PROCESS_ID=1"
+    command = ["-m", "mtl_jax", "train", f"--workdir={AWKWARD}", "--distributed"]
+    # Threads for all cores in each of two processes would wait for each other's.
+    assert first[5:] == ["taskset", "--cpu-list", "2,3", sys.executable, *command]
+    assert second[5:] == ["taskset", "--cpu-list", "5,7", sys.executable, *command]
+    third = as_lines(shown(capsys, "local", "--no-pin", *words))[0]
+    assert shlex.split(third)[5:] == [sys.executable, *command]
+    many = ["local", "--tasks=6", "--dry-run", "--", "train", f"--workdir={AWKWARD}"]
+    assert "taskset" not in shown(capsys, *many)
+    alone = shlex.split(shown(capsys, "local", "--dry-run", "--", "train", "--workdir=x"))
+    assert alone == [sys.executable, "-m", "mtl_jax", "train", "--workdir=x"]
+
+
+def as_lines(text):
+    """The lines of commands, of which some go on over several."""
+    lines = [""]
+    for line in text.splitlines():
+        lines[-1] += line
+        try:
+            shlex.split(lines[-1])
+        except ValueError:
+            lines[-1] += "\n"
+        else:
+            lines.append("")
+    return lines[:-1]
+
+
+def test_gpus_are_shared_out(capsys, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-6,7,8")
+    words = ["local", "--gpus-per-task=2", "--dry-run", "--", "train", "--workdir=x"]
+    lines = as_lines(shown(capsys, *words[:2], "--tasks=2", *words[2:]))
+    assert [next(w for w in shlex.split(line) if "CUDA" in w) for line in lines] == [
+        "CUDA_VISIBLE_DEVICES=4,5",
+        "CUDA_VISIBLE_DEVICES=GPU-6,7",
+    ]
+    assert guarded(main, [*words[:2], "--tasks=3", *words[2:]]) == 2
+    assert "need 6 GPUs" in capsys.readouterr().err
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    last = as_lines(shown(capsys, *words[:2], "--tasks=3", *words[2:]))[-1]
+    assert "CUDA_VISIBLE_DEVICES=4,5" in shlex.split(last)
+
+
+def test_a_study_is_shared_out_in_parts(capsys):
+    words = ["local", "--tasks=2", "--dry-run", "--", "experiment", "freezing", "--workdir=x"]
+    words.insert(1, "--no-pin")
+    lines = [shlex.split(line) for line in as_lines(shown(capsys, *words))]
+    command = [sys.executable, "-m", "experiments.freezing", "--workdir=x"]
+    assert lines == [[*command, word] for word in ("--part=0/2", "--part=1/2", "--gather")]
+
+
+# Stands in for the interpreter: ends each call with the next status of a file for its words.
+_ENDS = """
+import os
+words = " ".join(sys.argv[1:]) + os.environ.get("JAX_PROCESS_ID", "")
+for file in sorted(pathlib.Path(__file__).parent.glob("*.ends")):
+    if file.stem in words:
+        first, *later = file.read_text().split() or ["0"]
+        file.write_text(" ".join(later))
+        number = int(first)
+        import atexit, signal
+        if number < 0: atexit.register(lambda: os.kill(os.getpid(), -number))
+        else: atexit.register(lambda: os._exit(number))
+"""
+
+
+@pytest.fixture
+def ending(tmp_path, monkeypatch):
+    """Launches what ends so; gives its status, and what each of the processes was asked for."""
+    python = recorder(tmp_path / "python", _ENDS)
+    monkeypatch.setattr(sys, "executable", str(python))
+
+    def launch(ends, *words):
+        for file in tmp_path.glob("*.end*"):
+            file.unlink()
+        for part, statuses in ends.items():
+            (tmp_path / f"{part}.ends").write_text(statuses)
+        python.with_name("python.jsonl").unlink(missing_ok=True)
+        status = guarded(main, ["local", "--no-pin", *words])
+        left = {part: (tmp_path / f"{part}.ends").read_text() for part in ends}
+        return status, [call[-1] for call in recorded(python)], left
+
+    return launch
+
+
+STUDY = ["--tasks=2", "--", "experiment", "freezing", "--workdir=x"]
+RUN = ["--tasks=2", "--", "train", "--workdir=x"]
+
+
+def test_parts_that_crashed_are_begun_again_a_few_times(ending, capsys):
+    # Of the second one an arm has failed, which it has kept; the first is killed once.
+    status, calls, _ = ending({"part=0": "-9 0", "part=1": "1"}, *STUDY)
+    assert status == 0
+    assert sorted(calls) == ["--gather", "--part=0/2", "--part=0/2", "--part=1/2"]
+    assert "it crashed (status 137): begun again, 1 of 2 times" in capsys.readouterr().err
+    # Three times in all, and the others are gathered.
+    _, calls, _ = ending({"part=0": "3 3 3 3", "part=1": "0"}, *STUDY)
+    assert sorted(calls) == ["--gather", *["--part=0/2"] * 3, "--part=1/2"]
+    _, calls, _ = ending({"part=0": "3 3 3 3", "part=1": "0"}, "--retries=0", *STUDY)
+    assert sorted(calls) == ["--gather", "--part=0/2", "--part=1/2"]
+
+
+@pytest.mark.parametrize(
+    ("first", "options", "status", "left"),
+    [
+        ("-11 0", (), 0, ""),
+        ("3 -9 0 0", (), 0, "0"),
+        ("3 3 3 3", (), 3, "3"),
+        ("3 3 3 3 0 4", ("--retries=5",), 0, "4"),
+        ("3 0", ("--retries=0",), 3, "0"),
+        # A mistake that is the user's to mend; what has saved, or had not begun.
+        ("2 0", (), 2, "0"),
+        ("75 0", (), 75, "0"),
+        ("-15 0", (), 143, "0"),
+        ("130 0", (), 130, "0"),
+    ],
+)
+def test_a_run_that_crashed_is_begun_again_by_all(first, options, status, left, ending):
+    found, _, after = ending({"distributed0": first}, *options, *RUN)
+    assert (found, after["distributed0"]) == (status, left)
+
+
+def test_two_processes_here_train_one_run(flags, tmp_path):
+    workdir = tmp_path / "a run"
+    spread = [flag for flag in flags if not flag.startswith("--parallel")]
+    words = ["train", f"--workdir={workdir}", *spread, "--epochs=1"]
+    options = ["local", "--tasks=2", "--devices-per-task=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mtl_jax.launch", *options, "--", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": ""},
+        check=True,
+    )
+    # The first process's result is that of all, and the others have nothing to say to it.
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert json.loads(done.stdout) == last["test"]
+    there = json.loads((workdir / "config.json").read_text())["environment"]
+    assert (there["processes"], len(there["devices"])) == (2, 4)
+
+
+def test_a_job_of_several_tasks(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [
+        *("--nodes=2", "--tasks=4", "--cpus-per-task=3", "--gpus-per-task=2", "--memory=8G"),
+        *("--time=01:00:00", "--partition=p q", "--signal-seconds=7", "--devices-per-task=2"),
+        *("--sbatch=--account=x", "--sbatch=-A y", "--setup=export SET=up", "--run-id=some-id"),
+        *("--folder=it's 100%", "--max-requeues=5"),
+    ]
+    words = ["train", "--seed=3", f"--workdir={AWKWARD}"]
+    text = shown(capsys, "slurm", *options, "--dry-run", "--", *words)
+    title, job = text.split("\n", 1)
+    job, end = job.split("# Submitted with:\n")
+    file = tmp_path / "it's 100%" / "some-id" / "job.sbatch"
+    assert title == f"# {file}"
+    assert shlex.split(end) == ["sbatch", "--parsable", str(file)]
+    assert list(tmp_path.iterdir()) == []
+    flags = [line.removeprefix("#SBATCH ") for line in job.splitlines() if "#SBATCH" in line]
+    assert [shlex.split(flag) for flag in flags] == [
+        ["--job-name=train-some-id"],
+        [f"--output={tmp_path}/it's 100%%/some-id/%j.log"],
+        ["--open-mode=append"],
+        ["--time=01:00:00"],
+        ["--partition=p q"],
+        ["--nodes=2"],
+        ["--ntasks=4"],
+        ["--cpus-per-task=3"],
+        ["--gpus-per-task=2"],
+        ["--mem=8G"],
+        ["--requeue"],
+        ["--signal=TERM@7"],
+        ["--account=x"],
+        ["-A", "y"],
+    ]
+    shellcheck(job)
+
+    # What a node's shell makes of it, where srun and scontrol write down what they are given.
+    srun = recorder(
+        tmp_path / "srun",
+        "import os\nassert os.environ['SET'] == 'up'\n"
+        "assert os.environ['JAX_LOCAL_DEVICE_IDS'] == '0,1'\n"
+        "assert os.environ['XLA_FLAGS'].endswith('_device_count=2')\n"
+        "import atexit; atexit.register(lambda: os._exit(int(os.environ['STATUS'])))",
+    )
+    scontrol = recorder(tmp_path / "scontrol")
+    squeue = recorder(tmp_path / "squeue", "import os; print(os.environ['STATE'])")
+
+    def status(ends, restarts, state="RUNNING"):
+        own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "STATUS": ends, "STATE": state}
+        own |= {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts}
+        return subprocess.run(
+            ["bash", "-c", job], env={**os.environ, **own}, check=False
+        ).returncode
+
+    assert [status("0", "0"), status("2", "0"), status("75", "5")] == [0, 2, 75]
+    assert status("75", "0", "COMPLETING") == 75
+    assert not scontrol.with_name("scontrol.jsonl").exists()
+    # It has saved, or was told to end before it had begun.
+    assert [status("75", "4"), status("143", "4")] == [75, 143]
+    # What crashed is tried again twice, however often it was driven out before.
+    crashes = tmp_path / "it's 100%" / "some-id" / "crashes-7"
+    crashes.parent.mkdir(parents=True)
+    assert [status("1", "9") for _ in range(3)] == [1, 1, 1]
+    assert crashes.read_text() == "1\n" * 3
+    assert status("139", "9") == 139
+    assert recorded(scontrol) == [["requeue", "7"]] * 4
+    assert recorded(squeue) == [["--noheader", "--format=%T", "--jobs=7"]] * 5
+    srun_flags = ["--kill-on-bad-exit=0", "--wait=60", "--cpus-per-task=3"]
+    command = [sys.executable, "-m", "mtl_jax", *words, "--distributed"]
+    assert recorded(srun) == [[*srun_flags, *command]] * 10
+
+
+def test_only_arms_that_are_not_done_are_queued(capsys, tmp_path, monkeypatch):
+    """What stands in for the interpreter lists the arms as a study does."""
+    listing = tmp_path / "listing"
+    lists = f"print(pathlib.Path({str(listing)!r}).read_text(), end='')"
+    monkeypatch.setattr(sys, "executable", str(recorder(tmp_path / "python", lists)))
+    monkeypatch.chdir(tmp_path)
+    words = ["--", "experiment", "freezing", "--workdir=s"]
+
+    def jobs(done, *more):
+        lines = [f"arm, seed {i}{' (done)' if i in done else ''}\n" for i in range(8)]
+        listing.write_text("".join(lines))
+        text = shown(capsys, "slurm", "--dry-run", "--run-id=a", "--folder=f", *more, *words)
+        job, _, end = text.partition("# Submitted with:\n")
+        shellcheck(*re.split("(?m)^# /.*sbatch\n", job)[1:])
+        arrays = [line.partition("=")[2] for line in job.splitlines() if "--array" in line]
+        parts = re.findall(r"--part=\$SLURM_ARRAY_TASK_ID/(\d+)", job)
+        return arrays, parts, end
+
+    assert jobs(())[:2] == (["0-7"], ["8"])
+    assert jobs((0, 3, 4))[:2] == (["1-2,5-7"], ["8"])
+    assert jobs((0, 1, 3, 5, 7), "--most-at-once=3")[:2] == (["2,4,6%3"], ["8"])
+    # Each of these parts is every third arm.
+    assert jobs((0, 3, 6), "--parts=3")[:2] == (["1-2"], ["3"])
+    gather = tmp_path / "f" / "a" / "gather.sbatch"
+    assert jobs(range(8)) == ([], [], f"sbatch --parsable {gather}\n")
+    command = ["-m", "experiments.freezing", "--workdir=s", "--seeds-at-once=1", "--list-arms"]
+    assert recorded(tmp_path / "python") == [command] * 5

@@ -1,0 +1,100 @@
+"""A checkpoint's seal: no change of what it says, or of what it was put on, goes unnoticed."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mtl_jax.core.errors import UserError
+from mtl_jax.freezing import partition
+from mtl_jax.runs.checkpoints import manifest
+from mtl_jax.runs.checkpoints.reader import Saved, optimizer_tree
+from tests.runs.checkpoints.test_manager import Run, opened, save
+
+
+@pytest.fixture(scope="module")
+def run():
+    return Run("top_1")
+
+
+@pytest.fixture
+def sealed(run, tmp_path):
+    """The folder of a checkpoint."""
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, run, 3, 0.5)
+    return tmp_path / "3"
+
+
+def test_the_digest_of_parameters_is_that_of_the_freeze_contract(run):
+    params, _ = run.at(1)
+    assert manifest.digest(params) == partition.digest(params)
+
+
+def test_the_digest_is_of_names_types_shapes_and_bytes():
+    arrays = {"a": np.arange(6, dtype=np.float32), "b": [np.float32(1), (np.uint32(2),)]}
+    known = manifest.digest(arrays)
+    assert manifest.digest(dict(reversed(arrays.items()))) == known
+    others = [
+        {**arrays, "a": arrays["a"].reshape(2, 3)},
+        {**arrays, "a": arrays["a"].view(np.int32)},
+        {**arrays, "a": np.nextafter(arrays["a"], np.float32(9))},
+        {**arrays, "c": np.float32(0)},
+        {"a": arrays["a"], "c": arrays["b"]},
+        {**arrays, "a": np.array([-0.0, 1, 2, 3, 4, 5], np.float32)},
+    ]
+    assert len({known, *map(manifest.digest, others)}) == 7
+
+
+def test_what_orbax_gives_back_has_the_names_of_what_it_was_given(run, sealed):
+    _, state = run.at(3)
+    known = manifest.read(sealed)
+    assert known.digests == {
+        "params": manifest.digest(run.at(3)[0]),
+        "optimizer": manifest.digest(optimizer_tree(state)),
+    }
+    assert known.best == (3, 0.5)
+    assert known.needs == ()
+    assert known.processes == 1
+    assert known.progress == {"step": 3}
+    names = manifest.named(optimizer_tree(state))
+    assert len(names) == len(jax.tree.leaves(optimizer_tree(state)))
+    assert {"step", "rng", "opt_state/moments/mu/classifier/bias"} <= names.keys()
+
+
+def test_no_changed_byte_of_it_goes_unnoticed(sealed):
+    file = sealed / "seal" / "seal.json"
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        file.write_bytes(changed)
+        with pytest.raises(manifest.DamageError, match=r"/3 is damaged \(seal/seal.json "):
+            manifest.read(sealed)
+    for size in range(0, len(whole) - 1, 7):
+        file.write_bytes(whole[:size])
+        with pytest.raises(
+            manifest.DamageError, match=r"/3 is damaged \(seal/seal.json can't be read"
+        ):
+            manifest.read(sealed)
+    file.unlink()
+    with pytest.raises(
+        manifest.DamageError, match=r"seal/seal.json is missing\): run train again on"
+    ):
+        manifest.read(sealed)
+
+
+def test_one_of_another_version_is_refused_and_not_called_damaged(sealed):
+    file = sealed / "seal" / "seal.json"
+    content = dataclasses.asdict(manifest.read(sealed)) | {"a field to come": 1}
+    content = json.loads(json.dumps(content))
+    file.write_text(json.dumps({"sha256": manifest._sha256(content), "content": content}))
+    words = "/3 was saved by another version of mtl_jax: use that one, or another --workdir"
+    with pytest.raises(UserError, match=words) as caught:
+        manifest.read(sealed)
+    assert not isinstance(caught.value, manifest.DamageError)
+    # Before there were seals.
+    (sealed / "seal").rename(sealed / "progress")
+    with pytest.raises(UserError, match=words):
+        Saved(sealed.parent).progress(3)

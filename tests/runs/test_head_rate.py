@@ -1,0 +1,175 @@
+"""The learning rate of heads on a frozen backbone: chosen on validation, once, and kept."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from mtl_jax.config.train import DataConfig, TrainConfig
+from mtl_jax.runs.head_rate import RATES, _choice, _compared, _macro_f1, chosen_head_rate
+from mtl_jax.runs.head_sweep import Grid, train_heads
+from mtl_jax.runs.loop import train, train_seeds
+from mtl_jax.runs.phase_run import Run
+from mtl_jax.training.inputs import Inputs
+
+DEFAULT = RATES.index(3e-3)
+
+
+@pytest.fixture(scope="module")
+def open_settings(shared_settings):
+    """Settings that leave the heads' rate to the sweep."""
+    stated = {name: value for name, value in shared_settings.items() if "head" not in name}
+    return stated | {"epochs": 20, "measure_every": 10}
+
+
+@pytest.fixture(scope="module")
+def inputs(open_settings):
+    return Inputs(TrainConfig(**open_settings, workdir=""))
+
+
+def rates_of(folder):
+    phases = json.loads((folder / "config.json").read_text())["phases"]
+    return [dict(phase["learning_rates"])["head"] for phase in phases]
+
+
+def test_weighted_macro_f1_is_that_of_scikit_learn():
+    draw = np.random.default_rng(0)
+    labels, predicted = draw.integers(-1, 5, 60), draw.integers(0, 4, 60)
+    weights = draw.integers(0, 3, (7, 60)).astype(np.float32)
+    expected = []
+    for row in weights:
+        there = np.repeat(np.arange(60), row.astype(int))
+        there = there[labels[there] >= 0]
+        expected.append(f1_score(labels[there], predicted[there], average="macro"))
+    np.testing.assert_allclose(_macro_f1(labels, predicted, weights), expected, rtol=1e-6)
+
+
+def test_another_rate_is_chosen_only_where_it_is_clearly_better():
+    scores, errors = np.full(len(RATES), 0.5), np.full(len(RATES), 0.02)
+    assert _choice(scores, errors)[0] == 3e-3
+    scores[-1] = 0.539
+    assert _choice(scores, errors)[0] == 3e-3
+    scores[-1] = 0.541
+    rate, words = _choice(scores, errors)
+    assert rate == RATES[-1]
+    assert words == "macro-F1 0.541 on validation, 0.500 with 0.003"
+
+
+def test_scores_and_errors_are_those_of_the_trained_heads(open_settings, inputs):
+    run = Run(TrainConfig(**open_settings, workdir=""), inputs)
+    grid = Grid((0, 1), RATES, (0.01,), (1.0,), (1.0,))
+    heads, _, validation = train_heads(run, grid)
+    scores, errors = _compared(run, heads)
+    # The best measurement of each is kept, and every validation text takes part.
+    np.testing.assert_allclose(scores, validation[..., -1].mean(0), rtol=1e-5)
+    assert errors[DEFAULT] == 0
+    assert (np.delete(errors, DEFAULT) > 0).all()
+    assert len(set(scores.tolist())) > 1
+
+
+def test_rates_differ_from_what_the_texts_are_and_are_chosen_once(open_settings, inputs, capsys):
+    run = Run(TrainConfig(**open_settings, workdir=""), inputs)
+    assert run.plans[0].rate_is_open
+    rate = chosen_head_rate(run)
+    assert f"head learning rate {rate:g}: " in capsys.readouterr().err
+    other = Run(TrainConfig(**open_settings, workdir="", seed=5), inputs)
+    assert chosen_head_rate(other) == rate
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head_learning_rate": 3e-3},
+        {"epochs": 2},
+        {"scenario": "top_1"},
+        {"scenario": "all_frozen"},
+        {"prefix_cache": False},
+        {"sentiment_weight": 0.0},
+        {"recipe": "sequential_heads"},
+    ],
+)
+def test_where_the_rate_is_stated_or_no_matter_of_heads_alone_nothing_is_swept(
+    open_settings, inputs, changes
+):
+    run = Run(TrainConfig(**open_settings | changes, workdir=""), inputs)
+    assert not run.plans[0].rate_is_open
+    assert not any(plan.rate_is_open for plan in run.plans)
+
+
+def test_a_run_begins_with_the_chosen_rate_and_keeps_it(
+    open_settings, inputs, tmp_path, monkeypatch
+):
+    run = Run(TrainConfig(**open_settings, workdir=""), inputs)
+    key = (
+        *(run.plans[0].optimizer, run.plans[0].phase.task_weights, run.plans[0].texts),
+        *(run.config.weighting, run.plan.layout),
+    )
+    monkeypatch.setitem(inputs.head_rates, key, 0.02)
+    whole, cut = (TrainConfig(**open_settings, workdir=str(tmp_path / n)) for n in ("a", "b"))
+    expected = train(whole, inputs)
+    assert rates_of(tmp_path / "a") == [0.02]
+
+    # Cut short after the first of its two measurements, and gone on with where a sweep would
+    # choose otherwise.
+    class CutError(Exception):
+        pass
+
+    def cut_short(*_, **__):
+        raise CutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mtl_jax.runs.seed_run.Member.finish", cut_short)
+        with pytest.raises(CutError):
+            train(cut, inputs)
+    monkeypatch.setitem(inputs.head_rates, key, 0.5)
+    assert train(cut, inputs)["test"] == expected["test"]
+    assert rates_of(tmp_path / "b") == [0.02]
+
+
+def test_seeds_together_have_one_rate_and_a_recipe_only_its_first_phase(
+    open_settings, inputs, tmp_path
+):
+    together = [
+        TrainConfig(**open_settings, workdir=str(tmp_path / str(seed)), seed=seed)
+        for seed in (3, 4)
+    ]
+    assert all(isinstance(outcome, dict) for outcome in train_seeds(together, inputs))
+    first, second = (rates_of(tmp_path / str(seed)) for seed in (3, 4))
+    assert first == second
+    recipe = TrainConfig(**open_settings, recipe="lp_ft", workdir=str(tmp_path / "lp_ft"))
+    train(recipe, inputs)
+    probe, fine_tuning = rates_of(tmp_path / "lp_ft")
+    assert probe in RATES
+    assert fine_tuning == recipe.backbone_learning_rate
+
+
+def test_few_texts_train_long_enough_without_any_flag(open_settings, tmp_path, capsys):
+    short = {**open_settings, "epochs": None, "measure_every": None}
+    config = TrainConfig(**short, workdir=str(tmp_path / "run"), head_min_steps=150)
+    result = train(config)
+    words = capsys.readouterr().err
+    assert "epochs in the place of 15: " in words
+    assert "150 in all at least (--head-min-steps, or --epochs for so many epochs)" in words
+    assert result["step"] >= 150
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    log = [json.loads(line) for line in lines]
+    assert 2 <= sum(record["event"] == "epoch" for record in log) <= 11
+    assert "to compare: TF-IDF with logistic regression reaches classifier accuracy" in words
+    assert result["text_baseline"]["classifier"]["examples"] > 0
+
+
+def test_what_learns_less_than_a_bag_of_words_is_told(open_settings, inputs, tmp_path, capsys):
+    data: DataConfig = open_settings["data"]
+    slow = {**open_settings, "head_learning_rate": 1e-9, "data": dataclasses.replace(data)}
+    result = train(TrainConfig(**slow, workdir=str(tmp_path / "run")))
+    worse = [
+        task
+        for task in ("classifier", "sentiment")
+        if result["validation"][task]["macro_f1"] < inputs.text_baseline[task]["macro_f1"]
+    ]
+    assert worse
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "where TF-IDF" in line]
+    assert [line.split(":")[1].strip() for line in warnings] == worse

@@ -1,0 +1,285 @@
+"""A study in parts: several processes at once, then one that gathers what they have left."""
+
+import dataclasses
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from experiments.freezing import Freezing, plan_of, run
+from mtl_jax.core.errors import UserError
+from mtl_jax.studies.inputs_pool import Pool
+from mtl_jax.studies.results_store import listed, opened
+from mtl_jax.studies.runner import conduct, gather, train_part
+from mtl_jax.studies.settings import StudySettings
+from tests.conftest import write_record
+from tests.faults.runs import without_times
+
+SCENARIOS = ("all_frozen", "backbone_frozen", "top_1")
+
+
+def words(folder, flags):
+    """The flags of the study."""
+    return [f"--workdir={folder}", "--scenarios", *SCENARIOS, "--seeds", "0", *flags]
+
+
+def start(folder, flags, *more):
+    return started("experiments.freezing", *words(folder, flags), *more)
+
+
+def started(module, *more):
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": ""},
+    )
+
+
+def end(process):
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(shared_settings, tmp_path_factory):
+    """The folder of the study that one call trains; not to be changed."""
+    folder = tmp_path_factory.mktemp("whole") / "study"
+    study = Freezing(**shared_settings, workdir=str(folder), scenarios=SCENARIOS, seeds=(0,))
+    assert run(study, "the command") == 0
+    return folder
+
+
+def scores(folder):
+    """What of a report does not depend on the clock."""
+    text = (folder / "report.md").read_text()
+    return text[text.index("**Quality on the test split**") : text.index("## Cost")]
+
+
+def test_parts_at_once_and_gathered_leave_what_one_call_does(whole, flags, tmp_path):
+    folder = tmp_path / "study"
+    launch = ["local", "--tasks=2", "--", "experiment", "freezing", *words(folder, flags)]
+    # Ended by a scheduler when both are at it, and started again.
+    with started("mtl_jax.launch", *launch) as process:
+        assert process.stderr is not None
+        awaited = {"arm 1 of 3: all_frozen, seed 0", "[1] arm 2 of 3: backbone_frozen, seed 0"}
+        while awaited:
+            awaited.discard(process.stderr.readline().rstrip("\n"))
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
+    assert process.returncode == 75, err
+    assert err.count("ended by SIGTERM") == 2
+    assert not list(folder.glob("report.*"))
+
+    status, out, err = end(started("mtl_jax.launch", *launch))
+    assert status == 0, err
+    said = err.splitlines()
+    # The second process's lines are numbered; the report is of the third, when both had ended.
+    assert [
+        line for line in said if "arm " in line and " of 3: " in line and "[1]" not in line
+    ] == [
+        "arm 1 of 3: all_frozen, seed 0",
+        "arm 3 of 3: top_1, seed 0",
+    ]
+    assert "[1] arm 2 of 3: backbone_frozen, seed 0" in said
+    assert err.count("the report is") == 1
+    assert said[-1].endswith(f"the report is {folder}/report.html")
+    assert "top_1" in out
+    assert not list(folder.glob("arms/*/checkpoints"))
+    assert [without_times(line) for line in lines(folder)] == [
+        without_times(line) for line in lines(whole)
+    ]
+    assert scores(folder) == scores(whole)
+    assert "arms trained in parts, each on 1 x cpu" in (folder / "report.md").read_text()
+
+
+def test_arms_are_listed_by_what_is_trained_at_once(settings, tmp_path, capsys):
+    def listed(**more):
+        asked = Freezing(**settings, workdir=str(tmp_path / "x"), scenarios=SCENARIOS, **more)
+        assert run(asked, "") == 0
+        return capsys.readouterr().out
+
+    assert listed(list_arms=True, seeds=(0,)) == "".join(f"{name}, seed 0\n" for name in SCENARIOS)
+    two = listed(list_arms=True, seeds=(0, 1), seeds_at_once=2)
+    assert two == "".join(f"{name}, seed 0; {name}, seed 1\n" for name in SCENARIOS)
+    assert not (tmp_path / "x").exists()
+
+
+def test_arms_that_are_done_are_listed_as_such(plan, tmp_path):
+    plan, _ = plan
+    first, second, third = (f"{name}, seed 0" for name in SCENARIOS)
+    assert list(listed(plan)) == [first, second, third]
+    assert not (tmp_path / "study").exists()
+    assert train_part(plan, Pool(), 1, 3) == 0
+    # Of what a part has left in the arm's folder, and of what is gathered.
+    assert list(listed(plan)) == [first, f"{second} (done)", third]
+    assert gather(plan, Pool(), "", 0.0) == 2
+    shutil.rmtree(tmp_path / "study" / "arms")
+    assert list(listed(plan)) == [first, f"{second} (done)", third]
+    # Those of a group are trained at once: it waits for the last of them.
+    pairs = dataclasses.replace(
+        plan, groups=[[a, b] for (a,), (b,) in itertools.pairwise(plan.groups)]
+    )
+    assert list(listed(pairs)) == [f"{first}; {second}", f"{second}; {third}"]
+    assert train_part(plan, Pool(), 2, 3) == 0
+    assert list(listed(pairs)) == [f"{first}; {second}", f"{second}; {third} (done)"]
+    other = dataclasses.replace(plan, record={**plan.record, "study": "another"})
+    with pytest.raises(UserError, match="was made with another configuration"):
+        list(listed(other))
+
+
+def test_a_part_that_was_killed_goes_on(whole, flags, tmp_path):
+    folder = tmp_path / "study"
+    process = start(folder, flags, "--part=0/1")
+    assert process.stderr is not None
+    assert any(line.startswith("arm 3 of 3") for line in process.stderr)
+    process.send_signal(signal.SIGKILL)
+    assert end(process)[0] == -signal.SIGKILL
+    done = {file: file.read_bytes() for file in folder.glob("arms/*-seed0/metrics.jsonl")}
+    again = end(start(folder, flags, "--part=0/1"))
+    assert again[0] == 0, again[2]
+    assert again[2].count(" is done: ") == 2
+    for file, before in done.items():
+        if "top_1" not in str(file):
+            assert file.read_bytes() == before
+    assert end(start(folder, flags, "--gather"))[0] == 0
+    assert [without_times(line) for line in lines(folder)] == [
+        without_times(line) for line in lines(whole)
+    ]
+
+
+_KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from experiments import freezing, ledger
+from mtl_jax.runs.workdir import Workdir
+def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
+def kill_within(folder, **_):
+    if Path(folder).exists(): kill()
+{where} = {what}
+freezing._MAIN(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        ("Workdir.remove_checkpoints", "kill"),
+        ("shutil.rmtree", "kill_within"),
+        ("ledger.append_line", "kill"),
+    ],
+)
+def test_a_kill_as_an_arm_is_done_leaves_no_checkpoints(where, what, whole, flags, tmp_path):
+    folder = tmp_path / "study"
+    asked = [f"--workdir={folder}", "--scenarios=backbone_frozen", "--seeds=0", *flags]
+    code = _KILLED.format(where=where, what=what)
+    killed = subprocess.run([sys.executable, "-c", code, *asked], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    arm = folder / "arms" / "backbone_frozen-seed0"
+    left = [(arm / name).exists() for name in ("checkpoints", ".checkpoints-removed")]
+    assert left == [where.startswith("Workdir"), not where.startswith("Workdir")]
+    status, _, err = end(started("experiments.freezing", *asked))
+    assert status == 0, err
+    assert "is done: " in err
+    assert not (arm / "checkpoints").exists()
+    assert list((arm / ".checkpoints-removed").iterdir()) == []
+    assert [without_times(line) for line in lines(folder)] == [
+        without_times(line) for line in lines(whole) if line["arm"] == "backbone_frozen"
+    ]
+
+
+@pytest.fixture
+def plan(settings, tmp_path):
+    """The plan of such a study, and what its report is made from."""
+    study = Freezing(**settings, workdir=str(tmp_path / "study"), scenarios=SCENARIOS, seeds=(0,))
+    seen = {}
+
+    def leave(path, results, failures, _context):
+        seen.update(results=[each["arm"] for each in results], failures=list(failures))
+        return path / "report.html"
+
+    return dataclasses.replace(plan_of(study, Pool()), report=leave), seen
+
+
+def test_an_arm_without_a_result_is_counted_as_failed(plan, tmp_path, capsys):
+    plan, seen = plan
+    with pytest.raises(UserError, match=r"no arm .* the first failed with: it was not begun"):
+        gather(plan, Pool(), "", 0.0)
+    assert train_part(plan, Pool(), 0, 3) == 0
+    # One that failed says why when it is gathered, until it has been trained after all.
+    taken = tmp_path / "study" / "arms" / "backbone_frozen-seed0"
+    taken.mkdir()
+    write_record(taken, {})
+    assert train_part(plan, Pool(), 1, 3) == 1
+    assert "arm 2 failed: " in capsys.readouterr().err
+    assert gather(plan, Pool(), "", 0.0) == 2
+    assert seen["results"] == ["all_frozen"]
+    first, second = seen["failures"]
+    assert (first["arm"], second["arm"]) == SCENARIOS[1:]
+    assert "another configuration" in first["error"]
+    assert second["error"] == "it was not begun: run its part of the study again"
+
+    shutil.rmtree(taken)
+    assert train_part(plan, Pool(), 1, 3) == 0
+    assert train_part(plan, Pool(), 2, 7) == 0
+    assert train_part(plan, Pool(), 6, 7) == 0
+    assert gather(plan, Pool(), "", 0.0) == 0
+    assert seen["results"] == list(SCENARIOS)
+
+
+def test_what_is_gathered_is_of_the_study_and_of_one_backbone(plan, tmp_path):
+    plan, seen = plan
+    assert train_part(plan, Pool(), 0, 1) == 0
+    for arm, change in (
+        ("backbone_frozen", ("settings", "epochs")),
+        ("top_1", ("weights_sha256",)),
+    ):
+        file = tmp_path / "study" / "arms" / f"{arm}-seed0" / "config.json"
+        record = json.loads(file.read_text())
+        *path, last = change
+        inner = record[path[0]] if path else record
+        inner[last] = 7 if last == "epochs" else "0" * 64
+        write_record(file.parent, record)
+    assert gather(plan, Pool(), "", 0.0) == 2
+    first, second = (failure["error"] for failure in seen["failures"])
+    assert "another configuration (settings.epochs was 7, now 2)" in first
+    assert "has other weights than the runs of it that are done" in second
+
+
+def test_parts_share_the_folder_with_nobody_else(plan):
+    plan, _ = plan
+    with opened(plan, shared=True), opened(plan, shared=True):
+        for alone in (conduct, gather):
+            with pytest.raises(UserError, match="another process is working in"):
+                alone(plan, Pool(), "", 0.0)
+    with opened(plan), pytest.raises(UserError, match="another process is working in"):
+        train_part(plan, Pool(), 0, 2)
+
+
+def test_settings_of_parts(tmp_path):
+    def study(**changes):
+        return StudySettings(workdir=str(tmp_path), **changes)
+
+    assert study().chosen_part is None
+    assert study(part="0/1").chosen_part == (0, 1)
+    assert study(part="11/12").chosen_part == (11, 12)
+    for wrong in ("3/3", "-1/3", "1", "1/0", "a/b", "0/3x", ""):
+        with pytest.raises(
+            UserError, match=re.escape(f"--part {wrong} must be".replace("  ", " "))
+        ):
+            study(part=wrong)
+    with pytest.raises(UserError, match="--part and --gather exclude each other"):
+        study(part="0/2", gather=True)
+    assert not study().described().keys() & {"part", "gather", "list_arms"}
+    assert study(gather=True).record() == study().record()

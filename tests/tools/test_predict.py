@@ -1,0 +1,497 @@
+"""A finished folder in use: evaluation, prediction, extraction."""
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import sys
+import threading
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mtl_jax.cli.commands import run
+from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.core.atomic_write import whole
+from mtl_jax.core.errors import UserError
+from mtl_jax.models import pretrained
+from mtl_jax.models.bert import BertEncoder
+from mtl_jax.models.tokenizer import load_tokenizer
+from mtl_jax.runs.loop import train
+from mtl_jax.runs.workdir import Workdir
+from mtl_jax.tools.predict import (
+    TrainedModel,
+    check_output,
+    checkpoint_encoder,
+    looks_like_header,
+    read_lines,
+    read_texts,
+    write_vectors,
+)
+from tests.conftest import write_record
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("trained")
+
+
+@pytest.fixture(scope="module")
+def trained_folder(shared_settings, folder):
+    train(TrainConfig(**shared_settings, workdir=str(folder), scenario="none_frozen"))
+    return folder
+
+
+@pytest.fixture
+def model(trained_folder):
+    return TrainedModel(trained_folder)
+
+
+def test_evaluation_repeats_the_run(model, folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    result = json.loads(lines[-1])
+    for split in ("train", "validation", "test"):
+        assert model.evaluate(split) == result[split]
+
+
+def test_no_code_of_a_runs_own_folder_runs(trained_folder, tmp_path, monkeypatch):
+    run = shutil.copytree(trained_folder, tmp_path / "run")
+    path = run / "tokenizer" / "tokenizer_config.json"
+    own = {"auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    code = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+    (run / "tokenizer" / "own.py").write_text(code + "class OwnTokenizer: pass\n")
+    answers = io.StringIO("y\n" * 9)
+    monkeypatch.setattr(sys, "stdin", answers)
+    with pytest.raises(UserError, match="tokenizer"):
+        TrainedModel(run)
+    assert answers.tell() == 0
+    assert not (run / "tokenizer" / "ran").exists()
+
+
+def test_evaluation_notices_other_classes(settings, reviews, tmp_path):
+    copy = tmp_path / "train.csv"
+    copy.write_text((reviews / "train.csv").read_text())
+    data = type(settings["data"])(**{**vars(settings["data"]), "train_file": str(copy)})
+    train(TrainConfig(**{**settings, "data": data}, workdir=str(tmp_path / "run")))
+    copy.write_text(copy.read_text() + "a tweet,tweet,pos\n")
+    with pytest.raises(UserError, match="has other classes now"):
+        TrainedModel(tmp_path / "run").evaluate("test")
+
+
+def test_predictions_are_in_order_and_probabilities(model):
+    texts = [
+        "the film was good !",
+        "",
+        "ein schöner Film",
+        *["book " * (i % 9) for i in range(1500)],
+    ]
+    answers = list(model.predict(texts))
+    assert [answer["text"] for answer in answers] == texts
+    for answer in answers:
+        assert set(answer) == {"text", *TASKS}
+        assert all(set(answer[task]) == {"label", "probability"} for task in TASKS)
+        assert answer["classifier"]["label"] in ("book", "film", "phone")
+        assert answer["sentiment"]["label"] in ("neg", "neu", "pos")
+    assert model.empty == 1 + 1500 // 9 + 1
+    alone = next(model.predict(texts[:1]))
+    read = model.reader(texts[:1], {task: np.array([-1], np.int32) for task in TASKS})
+    logits, losses = model._evaluator.logits(model._params, read)
+    assert losses == {"classifier": None, "sentiment": None}
+    for task in TASKS:
+        expected = float(jax.nn.softmax(logits[task][0]).max())
+        assert alone[task]["probability"] == pytest.approx(expected, abs=1e-6)
+        assert answers[0][task]["probability"] == pytest.approx(expected, abs=1e-5)
+
+
+# Nothing here takes this long, unless it would wait for ever.
+PATIENCE = 60
+
+
+@pytest.mark.parametrize("use", ["predict", "pooled"])
+def test_the_next_texts_are_read_while_the_first_are_used_but_not_waited_for(use, model):
+    served, read = threading.Event(), threading.Event()
+
+    def texts():
+        yield from ["a book"] * 1024
+        # Whoever asks has the first answers before another line has come.
+        assert served.wait(PATIENCE)
+        yield from ["a film !"] * 1023
+        read.set()
+        yield "a film !"
+        yield from ["a phone"] * 3
+
+    answers = getattr(model, use)(texts())
+    first = next(answers)
+    served.set()
+    assert read.wait(PATIENCE)
+    rest = list(answers)
+    if use == "predict":
+        assert [answer["text"] for answer in (first, *rest)] == (
+            ["a book"] * 1024 + ["a film !"] * 1024 + ["a phone"] * 3
+        )
+    else:
+        assert [len(part) for part in (first, *rest)] == [1024, 1024, 3]
+
+
+def test_what_is_counted_is_what_has_been_answered(model):
+    read = threading.Event()
+
+    def texts():
+        yield from [""] * 1024
+        yield from ["very " * 30] * 1023
+        read.set()
+        yield "a book"
+
+    vectors = model.pooled(texts())
+    next(vectors)
+    assert read.wait(PATIENCE)
+    assert (model.cut, model.empty) == (0, 1024)
+    list(vectors)
+    assert (model.cut, model.empty) == (1023, 1024)
+
+
+def test_a_bad_line_is_told_after_the_answers_before_its_chunk(model):
+    lines = [b"a book\n"] * 1500
+    lines[1200] = b"\xff\n"
+    answers = model.predict(read_lines(io.BytesIO(b"".join(lines))))
+    assert {next(answers)["text"] for _ in range(1024)} == {"a book"}
+    with pytest.raises(UserError, match="standard input, line 1201: not valid UTF-8"):
+        next(answers)
+
+
+LONG = ["a book", "very " * 30, "a film !", "very " * 23]
+
+
+def test_long_texts_are_cut_and_counted_or_refused(trained_folder, tiny):
+    assert TrainedModel(trained_folder).reader.max_length == 24
+    encoders = (
+        TrainedModel(trained_folder),
+        TrainedModel(trained_folder, "cut"),
+        checkpoint_encoder(str(tiny), None, 128),
+    )
+    for encoder in encoders:
+        assert np.concatenate(list(encoder.pooled(LONG))).shape == (4, 16)
+        assert encoder.cut == 2
+    refusing = TrainedModel(trained_folder, "refuse")
+    words = (
+        r"^lines 1025 to 1028: 2 of 4 texts are longer than 24 tokens: shorten them, train with "
+        r"a larger --max-length, or use --long-texts cut$"
+    )
+    answers = refusing.predict(["a book"] * 1024 + LONG)
+    assert {next(answers)["text"] for _ in range(1024)} == {"a book"}
+    with pytest.raises(UserError, match=words):
+        next(answers)
+    words = r"^lines 1 to 4: 2 of 4 .*: shorten them, raise --max-length, or use --long-texts cut$"
+    with pytest.raises(UserError, match=words):
+        list(checkpoint_encoder(str(tiny), None, 128, "refuse").pooled(LONG))
+
+
+def test_a_run_that_refused_long_texts_refuses_them_later_unless_told(settings, tmp_path, capsys):
+    test_file = tmp_path / "test.csv"
+    data = dataclasses.replace(settings["data"], test_file=str(test_file), long_texts="refuse")
+    test_file.write_text("text,topic,mood\nthe film was good,film,pos\n")
+    train(TrainConfig(**settings | {"data": data}, workdir=str(tmp_path / "run")))
+    rows = "".join(f"{text},film,pos\n" for text in LONG)
+    test_file.write_text(f"text,topic,mood\n{rows}")
+    refusing = TrainedModel(tmp_path / "run")
+    with pytest.raises(UserError, match="test: 2 of 4 texts are longer than 24 tokens: shorten"):
+        refusing.evaluate("test")
+    with pytest.raises(UserError, match="lines 1 to 4: 2 of 4 texts are longer"):
+        next(refusing.predict(LONG))
+    capsys.readouterr()
+    cutting = TrainedModel(tmp_path / "run", "cut")
+    assert cutting.evaluate("test")["classifier"]["examples"] == 4
+    assert "test: 2 of 4 texts were cut to 24 tokens\n" in capsys.readouterr().err
+    assert len(list(cutting.predict(LONG))) == 4
+
+
+@pytest.mark.parametrize("length", [-5, 0, 2])
+def test_an_encoder_needs_room_for_a_text(length, tiny):
+    words = rf"^--max-length {length} leaves no room beside 2 special tokens: use at least 3$"
+    with pytest.raises(UserError, match=words):
+        checkpoint_encoder(str(tiny), None, length)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
+def test_extraction_is_the_pooled_encoder(tiny, pooling):
+    texts = ["the film was good !", "a book", "", "we liked the phone very much ."]
+    encoder = checkpoint_encoder(str(tiny), pooling, 128)
+    vectors = np.concatenate(list(encoder.pooled(texts)))
+    config, params = pretrained.load_backbone(tiny)
+    tokenizer = load_tokenizer(tiny)
+    for text, vector in zip(texts, vectors, strict=True):
+        ids = np.array([tokenizer(text)["input_ids"]])
+        hidden = np.asarray(BertEncoder(config).apply({"params": params}, ids))[0]
+        expected = hidden.mean(0) if pooling == "mean" else hidden[0]
+        if pooling == "pooler":
+            kernel, bias = params["pooler"]["kernel"], params["pooler"]["bias"]
+            expected = np.tanh(hidden[0] @ kernel + bias)
+        np.testing.assert_allclose(vector, expected, atol=2e-6)
+
+
+@pytest.fixture
+def doubtful(tiny, tmp_path):
+    """A checkpoint whose vocabulary has capitals, and whose vectors are made by a Dense layer."""
+    folder = shutil.copytree(tiny, tmp_path / "doubtful")
+    words = (folder / "vocab.txt").read_text().replace("film", "Film").replace("book", "Book")
+    (folder / "vocab.txt").write_text(words)
+    (folder / "tokenizer_config.json").unlink()
+    kinds = ("Transformer", "Pooling", "Dense", "Normalize")
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": kind} for kind in kinds]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "Pooling").mkdir()
+    (folder / "Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
+    return folder
+
+
+def test_doubts_of_a_checkpoint_are_told_before_its_vectors(doubtful, capsys):
+    with pytest.raises(UserError, match="choose one by --pooling"):
+        checkpoint_encoder(str(doubtful), None, 128)
+    capsys.readouterr()
+    checkpoint_encoder(str(doubtful), "mean", 128)
+    capitals, dense, unit = capsys.readouterr().err.splitlines()
+    assert capitals.startswith("note: 2 of 41 tokens of the vocabulary have capitals")
+    assert dense.startswith("note: what modules.json of the checkpoint has besides")
+    assert unit.startswith("note: the vectors are pooled and not scaled to unit length")
+
+
+def test_doubts_of_a_checkpoint_are_told_before_training(doubtful, settings, tmp_path, capsys):
+    asked = {**settings, "backbone": str(doubtful), "epochs": 1}
+    with pytest.raises(UserError, match="choose one by --pooling"):
+        train(TrainConfig(**asked, workdir=str(tmp_path / "run")))
+    capsys.readouterr()
+    train(TrainConfig(**asked, workdir=str(tmp_path / "run"), pooling="cls"))
+    said = capsys.readouterr().err
+    assert said.startswith("note: 2 of 41 tokens of the vocabulary have capitals")
+    assert "note: what modules.json of the checkpoint has besides" in said
+    # Heads are trained on vectors of any length.
+    assert "unit length" not in said
+
+
+def test_vectors_stream_into_one_file(tmp_path):
+    chunks = [np.full((k, 3), k, np.float32) for k in (4, 1, 120)]
+    path = tmp_path / "v.npy"
+    assert write_vectors(path, iter(chunks), 3) == 125
+    np.testing.assert_array_equal(np.load(path), np.concatenate(chunks))
+    assert write_vectors(path, iter([]), 3) == 0
+    assert np.load(path).shape == (0, 3)
+
+
+def test_a_failed_extraction_leaves_what_was_there(tmp_path):
+    path = tmp_path / "v.npy"
+    write_vectors(path, [np.ones((2, 3), np.float32)], 3)
+
+    def failing():
+        yield np.zeros((1, 3), np.float32)
+        list(read_lines(io.BytesIO(b"fine\n\xff\xfe\n")))
+
+    with pytest.raises(UserError, match="standard input, line 2: not valid UTF-8"):
+        write_vectors(path, failing(), 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["v.npy"]
+    np.testing.assert_array_equal(np.load(path), np.ones((2, 3)))
+
+
+def test_lines_end_where_lines_end():
+    stream = io.BytesIO("a\r\n\nb\u2028c\n".encode() + b"last")
+    assert list(read_lines(stream)) == ["a", "", "b\u2028c", "last"]
+
+
+def test_folders_that_are_no_run(tmp_path):
+    with pytest.raises(UserError, match=r"is not the folder of a run \(no config\.json\)"):
+        TrainedModel(tmp_path)
+
+
+def test_a_checkpoint_is_no_run_though_it_has_a_config(tiny):
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        TrainedModel(tiny)
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "folder"])
+def test_vectors_need_the_name_of_a_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"is a folder: name a \.npy file"):
+        write_vectors(Path(name), iter([]), 3)
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
+def test_vectors_go_through_a_link_and_replace_nothing_but_files(tmp_path):
+    (tmp_path / "there").mkdir()
+    link, pipe = tmp_path / "link.npy", tmp_path / "pipe"
+    link.symlink_to("there/v.npy")
+    os.mkfifo(pipe)
+    for rows in (2, 3):
+        write_vectors(link, [np.ones((rows, 3), np.float32)], 3)
+        assert link.is_symlink()
+        assert np.load(tmp_path / "there" / "v.npy").shape == (rows, 3)
+    (tmp_path / "device.npy").symlink_to("/dev/null")
+    for path, kind in ((pipe, "a pipe"), (tmp_path / "device.npy", "a device")):
+        with pytest.raises(UserError, match=f"is {kind}: name a .npy file"):
+            check_output(path)
+        with pytest.raises(OSError, match=f"it is {kind}"), whole(path) as draft:
+            draft.write_text("x")
+    assert pipe.is_fifo()
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(UserError, match="there is no folder"):
+        check_output(tmp_path / "no" / "v.npy")
+
+
+def test_texts_come_from_tables_and_from_lines(tmp_path):
+    (tmp_path / "t.csv").write_text('id,text\n1,"a, b"\n2,c\n')
+    (tmp_path / "t.jsonl").write_text('{"body": "a"}\n{"body": "b"}\n')
+    (tmp_path / "t.txt").write_text("id,text\na\n")
+    assert list(read_texts(tmp_path / "t.csv", None, "text")) == ["a, b", "c"]
+    assert list(read_texts(tmp_path / "t.csv", "id", "text")) == ["1", "2"]
+    assert list(read_texts(tmp_path / "t.jsonl", "body", "text")) == ["a", "b"]
+    assert list(read_texts(tmp_path / "t.txt", None, "text")) == ["id,text", "a"]
+    with pytest.raises(UserError, match="has no column 'text'"):
+        read_texts(tmp_path / "t.jsonl", None, "text")
+    with pytest.raises(UserError, match=r"gone\.txt is missing"):
+        read_texts(tmp_path / "gone.txt", None, "text")
+
+
+@pytest.mark.parametrize(
+    ("line", "is_one"),
+    [
+        ("text,topic,mood", True),
+        ('\ufeff"id","Text"', True),
+        ("id\tbody", True),
+        ("mood", True),
+        ('{"text": "a", "topic": "b"}', True),
+        ("review,rating", True),
+        ("the film was good, and long", False),
+        ("yes,no", False),
+        ("a text", False),
+        ("{a brace", False),
+        ("[1]", False),
+        ("", False),
+    ],
+)
+def test_headers(line, is_one):
+    assert looks_like_header(line, ["mood", "text"]) is is_one
+
+
+def test_predict_reads_a_file_and_warns_of_a_header(trained_folder, reviews, tmp_path, capsys):
+    folder, file = f"--workdir={trained_folder}", str(reviews / "test.csv")
+    assert run(["predict", folder, f"--input={file}"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["text"] for answer in answers] == list(read_texts(Path(file), "text", ""))
+    assert run(["predict", folder, f"--input={file}", "--text-column=topic"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["text"] in ("film", "book", "phone")
+    output = tmp_path / "v.npy"
+    assert run(["extract", folder, f"--input={file}", f"--output={output}"]) == 0
+    assert len(np.load(output)) == 32
+    capsys.readouterr()
+    for mistake, words in (
+        (["--input=gone.csv"], "there is no such file"),
+        ([f"--input={file}", "--text-column=x"], "no column 'x'"),
+        (["--text-column=x"], "needs --input"),
+    ):
+        assert run(["predict", folder, *mistake]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_output_that_can_not_be_written_is_refused_before_anything_is_read(capsys):
+    assert run(["extract", "--backbone=./nowhere", "--output=/dev/null", "--input=x"]) == 2
+    assert "/dev/null is a device" in capsys.readouterr().err
+    assert Path("/dev/null").is_char_device()
+
+
+WRONG = (None, True, 5, -1.5, "x", "", [], [None], {}, {"x": 1})
+
+
+def edits(record):
+    """Every way to take a field of a record away, or to put something else there."""
+    for name, value in record.items():
+        yield name, {key: kept for key, kept in record.items() if key != name}
+        for wrong in WRONG:
+            if wrong != value:
+                yield name, {**record, name: wrong}
+        if isinstance(value, dict):
+            for inner, other in value.items():
+                yield (
+                    f"{name}.{inner}",
+                    {**record, name: {key: kept for key, kept in value.items() if key != inner}},
+                )
+                for wrong in WRONG:
+                    if wrong != other:
+                        yield f"{name}.{inner}", {**record, name: {**value, inner: wrong}}
+            yield f"{name}.new", {**record, name: {**value, "new": 1}}
+    yield "new", {**record, "new": 1}
+
+
+@pytest.fixture
+def edited(trained_folder, tmp_path):
+    """A copy of the folder whose ``config.json`` is to be edited, and what it says."""
+    shutil.copytree(trained_folder, tmp_path / "run")
+    return tmp_path / "run", json.loads((tmp_path / "run" / "config.json").read_text())
+
+
+def test_an_edited_config_is_refused_and_not_obeyed(edited):
+    """Be it of a field that says how texts are read, or of one that nothing reads."""
+    folder, record = edited
+    for place, change in edits(record):
+        (folder / "config.json").write_text(json.dumps(change, indent=2))
+        # Where a run goes on this is what it is held against.
+        for use in (lambda: TrainedModel(folder), lambda: Workdir(folder).differences(record)):
+            with pytest.raises(UserError, match=r"/run/config.json ") as caught:
+                use()
+            words = str(caught.value)
+            gone = "sha256" not in change
+            reason = "has no sha256, as those of" if gone else "has been changed since the run was"
+            assert reason in words, place
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is no valid JSON"),
+        (b"{", "is no valid JSON"),
+        (b"[]", r"\[\] is not of type 'object'"),
+        (b"5", "5 is not of type 'object'"),
+        (b"null", "None is not of type 'object'"),
+        (b"\xff\xfe", "is no UTF-8 text"),
+        (b"[" * 100_000, "is no valid JSON"),
+        (b"9" * 5_000, "is no valid JSON"),
+    ],
+)
+def test_what_is_no_config_is_refused_by_every_command(content, reason, edited, settings):
+    folder, _ = edited
+    (folder / "config.json").write_bytes(content)
+    config = TrainConfig(**settings, workdir=str(folder), scenario="none_frozen")
+    for use in (lambda: TrainedModel(folder), lambda: train(config)):
+        with pytest.raises(UserError, match=rf"config.json:? {reason}.*: put back what was there"):
+            use()
+
+
+def test_a_config_that_another_version_has_signed_is_refused_or_of_no_matter(edited):
+    """With the digest that belongs to it: what it says is held against the checkpoint's seal."""
+    folder, record = edited
+    opened = set()
+    for place, change in edits(record):
+        write_record(folder, change)
+        try:
+            TrainedModel(folder)
+        except UserError:
+            continue
+        opened.add(place)
+    # How the run was spread and where, no number depends on but by rounding.
+    free = {"mtl_jax", "sha256", "environment.new"}
+    assert opened <= free | {
+        f"environment.{name}" for name in ("limits", "layout", "versions", "devices", "processes")
+    }
+    assert {"mtl_jax", "environment.processes"} <= opened
+
+
+def test_a_config_tells_its_version_and_is_read_in_any_layout(edited):
+    folder, record = edited
+    assert record["mtl_jax"] == version("mtl-jax")
+    assert len(record["id"]) == 32
+    again = dict(sorted(record.items(), reverse=True))
+    (folder / "config.json").write_text(json.dumps(again))
+    assert list(TrainedModel(folder).predict(["the film was good !"]))
