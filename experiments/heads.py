@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mtl_jax.config.train import Settings, TrainConfig
-from mtl_jax.core.command_line import guarded, parse, prepare
+from mtl_jax.core.command_line import guarded, parse
 from mtl_jax.core.errors import UserError
+from mtl_jax.runs.startup import prepare
 from mtl_jax.studies.environment import circumstances
 
 if TYPE_CHECKING:

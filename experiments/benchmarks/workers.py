@@ -22,7 +22,7 @@ from typing import Any
 from experiments.benchmarks.cases import Job
 from experiments.benchmarks.judges import OURS, forward_flops
 from mtl_jax.config.train import TrainConfig
-from mtl_jax.core.command_line import prepare
+from mtl_jax.runs.startup import prepare
 
 _PRODUCTS = 7
 

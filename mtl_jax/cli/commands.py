@@ -15,9 +15,10 @@ from tyro.conf import subcommand
 from mtl_jax.config.train import DEFAULT_BACKBONE, LongTexts, Pooling, Settings, TrainConfig
 from mtl_jax.core import distributed as processes
 from mtl_jax.core import preemption
-from mtl_jax.core.command_line import guarded, parse, prepare
+from mtl_jax.core.command_line import guarded, parse
 from mtl_jax.core.errors import UserError, shortened
 from mtl_jax.core.paths import expanded
+from mtl_jax.runs.startup import prepare
 
 # Of a deal: every row of a batch is a device's at least.
 _MOST_DEVICES = 2**16

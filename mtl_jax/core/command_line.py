@@ -18,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from mtl_jax.core import distributed, runtime
+from mtl_jax.core import distributed
 from mtl_jax.core.errors import (
     SAVED,
     Preempted,
@@ -27,7 +27,6 @@ from mtl_jax.core.errors import (
     refuse_undecodable,
     shortened,
 )
-from mtl_jax.models import tokenizer
 
 # Columns that a help page is laid out for at least, and at most.
 NARROWEST, _WIDEST = 60, 250
@@ -381,19 +380,3 @@ def one_line(error: Exception) -> str:
     """What failed, for a report that goes on: a user's mistake as told, else with its type."""
     text = shortened(" ".join(str(error).split()), 1000)
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-
-
-def prepare() -> None:
-    """What a command does before its first array; for processes of our own only."""
-    import_transformers_alone()
-    runtime.keep_freed_memory()
-    runtime.keep_compiled()
-
-
-def import_transformers_alone() -> None:
-    """Imports transformers before it can import PyTorch or TensorFlow.
-
-    For processes of our own only: afterwards it takes them for absent.
-    """
-    with runtime.without("torch", "tensorflow"):
-        tokenizer.tokenizer_class()

@@ -14,9 +14,6 @@ from mtl_jax.core.errors import UserError
 # The experiments that can be trained in parts.
 STUDIES = ("backbones", "freezing", "scarce_task", "unfreezing")
 
-# What --list-arms has behind a line whose arms are done.
-DONE = " (done)"
-
 _EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 _WORKDIR = "--workdir"
 

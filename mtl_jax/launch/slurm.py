@@ -14,7 +14,7 @@ from tyro.conf import UseAppendAction
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, refuse_undecodable
 from mtl_jax.core.paths import expanded
-from mtl_jax.launch.command import DONE, Work
+from mtl_jax.launch.command import Work
 from mtl_jax.launch.options import (
     GONE_ON_WITH,
     MISTAKE,
@@ -26,6 +26,7 @@ from mtl_jax.launch.options import (
     quoted,
     refuse_unprintable,
 )
+from mtl_jax.studies.settings import DONE
 
 # A cluster that sets no other MaxArraySize takes indices up to 1000.
 _MOST_PARTS = 1000

@@ -15,9 +15,8 @@ from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_write
 from mtl_jax.core.file_lock import exclusive
 from mtl_jax.core.json_files import append_line, read_json, read_lines, rewrite_lines, write_json
-from mtl_jax.launch.command import DONE
 from mtl_jax.runs.workdir import Workdir
-from mtl_jax.studies.settings import Arm, Key, Plan
+from mtl_jax.studies.settings import DONE, Arm, Key, Plan
 from mtl_jax.studies.stats.results import RESULT
 
 # What the identity of an arm says in a run's place.

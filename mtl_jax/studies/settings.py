@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 from mtl_jax.config.train import LIMITS, Settings, TrainConfig
 from mtl_jax.core import distributed as processes
 from mtl_jax.core import preemption
-from mtl_jax.core.command_line import parse, prepare
+from mtl_jax.core.command_line import parse
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
+from mtl_jax.runs.startup import prepare
 
 Made = TypeVar("Made")
 Key = tuple[str, int, tuple[tuple[str, Any], ...]]
@@ -26,6 +27,9 @@ Report = Callable[[Path, list[dict[str, Any]], list[dict[str, Any]], dict[str, A
 
 # Of a run with many passes over few texts; each costs as much as training on the validation texts.
 _MEASUREMENTS = 8
+
+DONE = " (done)"
+"""What --list-arms has behind a line whose arms are done."""
 
 # What is to be done, in the place of all.
 _WHAT = ("list_arms", "part", "gather")

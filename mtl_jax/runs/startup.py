@@ -1,0 +1,22 @@
+"""What a process of our own does before its first array."""
+
+from __future__ import annotations
+
+from mtl_jax.core import runtime
+from mtl_jax.models import tokenizer
+
+
+def prepare() -> None:
+    """What a command does before its first array; for processes of our own only."""
+    import_transformers_alone()
+    runtime.keep_freed_memory()
+    runtime.keep_compiled()
+
+
+def import_transformers_alone() -> None:
+    """Imports transformers before it can import PyTorch or TensorFlow.
+
+    For processes of our own only: afterwards it takes them for absent.
+    """
+    with runtime.without("torch", "tensorflow"):
+        tokenizer.tokenizer_class()
