@@ -44,13 +44,13 @@ class Backbones(StudySettings):
         "bert-large-uncased",
     )
     """checkpoints, in the place of --backbone: folders, or names on the hub"""
-    scenarios: tuple[str, ...] = ("backbone_frozen", "top_2", "none_frozen")
+    arms: tuple[str, ...] = ("backbone_frozen", "top_2", "none_frozen")
     """the scenarios, or recipes, or .json files of either, to train on each"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._refuse_empty("backbones", "scenarios")
-        refuse_unwatched(self.on_drift, self.scenarios)
+        self._refuse_empty("backbones", "arms")
+        refuse_unwatched(self.on_drift, self.arms)
         folders = (str(expanded(name).absolute()) for name in self.backbones)
         names = zip(self.backbones, folders, strict=True)
         known = (folder if Path(folder).is_dir() else name for name, folder in names)
@@ -68,7 +68,7 @@ class Backbones(StudySettings):
                 config = TrainConfig(**{**shared, **own})
                 return Arm(name, config, setting)
 
-            yield from by_seeds(self.scenarios, self.seeds, self.at_once(), arm)
+            yield from by_seeds(self.arms, self.seeds, self.at_once(), arm)
 
 
 def run(study: Backbones, command: str) -> int:
@@ -87,7 +87,7 @@ def plan_of(study: Backbones, _pool: Pool) -> Plan:
     from mtl_jax.data.corpus import load_corpus
     from mtl_jax.studies.report.backbones_report import leave_report
 
-    check_arms(study.scenarios, _ANY_DEPTH)
+    check_arms(study.arms, _ANY_DEPTH, study.data.tasks)
     corpus = load_corpus(study.data)
     findings = corpus.check()
     settings = {name: value for name, value in study.record().items() if name != "backbone"}
@@ -100,9 +100,9 @@ def plan_of(study: Backbones, _pool: Pool) -> Plan:
         },
         groups=list(study.groups()),
         report=leave_report,
-        settings=study.described("backbone", "scenarios"),
+        settings=study.described("backbone", "arms"),
         notes=[*corpus.notes, *map(str, findings)],
-        files=files_of(study.scenarios),
+        files=files_of(study.arms),
         keep_checkpoints=study.keep_checkpoints,
     )
 

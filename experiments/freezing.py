@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from mtl_jax.config.train import DataConfig, TrainConfig
 from mtl_jax.core.command_line import guarded
-from mtl_jax.core.errors import no_trained_head
+from mtl_jax.freezing.scenarios import usual_scenarios
+from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_unwatched
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 
 if TYPE_CHECKING:
@@ -40,23 +41,16 @@ _QUICK = DataConfig(max_train_examples=_Default(416), max_evaluation_examples=_D
 class Freezing(StudySettings):
     """Train every scenario with every seed, and report what freezing costs and buys."""
 
-    scenarios: tuple[str, ...] = (
-        "all_frozen",
-        "backbone_frozen",
-        "top_1",
-        "top_2",
-        "classifier_frozen",
-        "sentiment_frozen",
-        "none_frozen",
-    )
-    """the scenarios to compare"""
+    arms: tuple[str, ...] = ()
+    """the scenarios and recipes to compare, or .json files of either; by default all_frozen, \
+backbone_frozen, top_1, top_2, each task's head frozen, and none_frozen"""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     """the seeds to train each with"""
     data: DataConfig = _QUICK
     batch_size: int = 16
     """examples per step, over all devices"""
     head_learning_rate: float | None = _DefaultRate(1e-2)
-    """peak learning rate of the two heads; by default 0.01 in the quick study, whose steps are \
+    """peak learning rate of the heads; by default 0.01 in the quick study, whose steps are \
 few, and else as of train"""
     epochs: int | None = None
     """as of train"""
@@ -65,10 +59,9 @@ few, and else as of train"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._refuse_empty("scenarios")
-        if self.on_drift != "warn":
-            why = "a scenario is one phase: use mtl_jax train with a --recipe"
-            raise no_trained_head(self.on_drift, why)
+        if not self.arms:
+            object.__setattr__(self, "arms", usual_scenarios(self.data.tasks))
+        refuse_unwatched(self.on_drift, self.arms)
         own = self.data.train_file or self.data.dataset != _QUICK.dataset
         settled = {
             # The quick study's limits are meant for the default corpus alone.
@@ -82,14 +75,15 @@ few, and else as of train"""
         if isinstance(rate := self.head_learning_rate, _DefaultRate):
             object.__setattr__(self, "head_learning_rate", None if own else float(rate))
 
-    def groups(self, at_once: int) -> Iterator[list[TrainConfig]]:
+    def groups(self, at_once: int) -> Iterator[list[Arm]]:
         """The arms that are trained at once, so many seeds at a time."""
 
-        def arm(scenario: str, seed: int) -> TrainConfig:
-            workdir = arm_folder(self.workdir, scenario, seed, {})
-            return TrainConfig(**self.of_a_run(), workdir=workdir, scenario=scenario, seed=seed)
+        def arm(name: str, seed: int) -> Arm:
+            workdir = arm_folder(self.workdir, name, seed, {})
+            shared = {**self.of_a_run(), **protocol(name, self.workdir)}
+            return Arm(name, TrainConfig(**shared, workdir=workdir, seed=seed))
 
-        return by_seeds(self.scenarios, self.seeds, at_once, arm)
+        return by_seeds(self.arms, self.seeds, at_once, arm)
 
 
 def run(study: Freezing, command: str) -> int:
@@ -105,28 +99,23 @@ def plan_of(study: Freezing, pool: Pool) -> Plan:
     Raises:
         UserError: The settings are wrong.
     """
-    from mtl_jax.freezing.scenarios import scenario_rules
-
     inputs = pool.get(study)
-    for scenario in study.scenarios:
-        scenario_rules(scenario, inputs.bert.num_hidden_layers)
+    check_arms(study.arms, inputs.bert.num_hidden_layers, study.data.tasks)
     texts = {name: len(inputs.split(name).texts) for name in ("train", "validation")}
     inputs.refuse_long()
-    count = len(study.scenarios) * len(study.seeds)
+    count = len(study.arms) * len(study.seeds)
     return Plan(
         workdir=study.workdir,
         record={"study": "freezing", "settings": study.record(), **inputs.record()},
-        groups=[
-            [Arm(config.name, config) for config in group]
-            for group in study.groups(study.at_once())
-        ],
+        groups=list(study.groups(study.at_once())),
         report=_report,
-        settings=study.described("scenarios"),
+        settings=study.described("arms"),
         notes=[
             *inputs.notes(),
             f"{count} arms on {texts['train']:,} texts, {texts['validation']:,} to validate; "
             "--max-train-examples and --max-evaluation-examples set the limits, None lifts them",
         ],
+        files=files_of(study.arms),
         keep_checkpoints=study.keep_checkpoints,
     )
 

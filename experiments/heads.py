@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from mtl_jax.config.tasks import pairs_of
 from mtl_jax.config.train import Settings, TrainConfig
 from mtl_jax.core.command_line import guarded, parse
 from mtl_jax.core.errors import UserError
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from mtl_jax.runs.head_sweep import Grid, SweepResult
     from mtl_jax.training.inputs import Inputs
 
-_AXES = ("learning_rates", "weight_decays", "classifier_weights", "sentiment_weights")
+_AXES = ("learning_rates", "weight_decays")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,10 +46,8 @@ class Heads(Settings):
     """peak learning rates of the heads, in the place of --head-learning-rate"""
     weight_decays: tuple[float, ...] = (0.0, 0.01, 0.1)
     """in the place of --weight-decay"""
-    classifier_weights: tuple[float, ...] = (1.0,)
-    """in the place of --classifier-weight"""
-    sentiment_weights: tuple[float, ...] = (1.0,)
-    """in the place of --sentiment-weight"""
+    task_weight_values: tuple[str, ...] = ()
+    """task=weights pairs such as topic=0.5,1,2, in the place of --task-weights"""
     epochs: int = 10
     """passes over the training examples"""
 
@@ -63,12 +63,38 @@ class Heads(Settings):
             object.__setattr__(self, name, values)
         if max(self.seeds) >= 2**32:
             raise UserError(f"--seeds {max(self.seeds)} must be at most {2**32 - 1}")
+        _ = self.weights_tried
+
+    @property
+    def weights_tried(self) -> dict[str, tuple[float, ...]]:
+        """The weights that each task is given, in the order of the tasks.
+
+        Raises:
+            UserError: One is no number of 0 or more.
+        """
+        flag = "--task-weight-values"
+        tried = {task: (weight,) for task, weight in self.weights.items()}
+        for task, words in pairs_of(
+            flag, self.task_weight_values, "weights", self.data.tasks
+        ).items():
+            try:
+                tried[task] = tuple(dict.fromkeys(float(word) for word in words.split(",")))
+            except ValueError:
+                tried[task] = (-1.0,)
+            if not all(0 <= weight < math.inf for weight in tried[task]):
+                raise UserError(f"{flag} {task}={words}: write numbers of 0 or more, as 0.5,1,2")
+        return tried
 
     def grid(self) -> Grid:
         """The runs."""
         from mtl_jax.runs.head_sweep import Grid
 
-        return Grid(self.seeds, *(getattr(self, name) for name in _AXES))
+        return Grid(
+            self.seeds,
+            self.learning_rates,
+            self.weight_decays,
+            tuple(self.weights_tried.items()),
+        )
 
 
 def run(study: Heads, command: str) -> None:

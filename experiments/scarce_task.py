@@ -30,9 +30,9 @@ import dataclasses
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.command_line import guarded
 from mtl_jax.core.errors import UserError
 from mtl_jax.studies.arm_specs import (
@@ -51,16 +51,16 @@ if TYPE_CHECKING:
 _SCENARIOS = {"joint": "none_frozen", "single_task": "none_frozen"}
 _HEAD_FROZEN = "scarce_head_frozen"
 _HEAD_FROZEN_FILE = "recipes/scarce_head_frozen.json"
-# These find the scarce task by itself: of two that are thinned, the one with fewer labels.
-_FINDING = ("scarce_head_last", "sequential_heads")
+# It finds the scarce task by itself: of those that are thinned, the one with the fewest labels.
+_FINDING = "scarce_head_last"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScarceTask(StudySettings):
     """Thin one task's labels, and report what freezing its head, or the task alone, buys."""
 
-    scarce_task: Literal["classifier", "sentiment"] = "sentiment"
-    """the task whose training labels are thinned"""
+    scarce_task: str = ""
+    """the task whose training labels are thinned; by default the last"""
     fractions: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """parts of its labels that are kept"""
     arms: tuple[str, ...] = (
@@ -79,6 +79,12 @@ class ScarceTask(StudySettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._refuse_empty("fractions", "arms")
+        tasks = self.data.tasks
+        if len(tasks) < 2:
+            raise UserError("a scarce task needs another: name several with --label-columns")
+        object.__setattr__(self, "scarce_task", self.scarce_task or tasks[-1])
+        if self.scarce_task not in tasks:
+            raise UserError(f"--scarce-task {self.scarce_task}: use {' or '.join(tasks)}")
         if self.min_steps < 0:
             raise UserError(f"--min-steps {self.min_steps} must not be negative")
         for fraction in self.fractions:
@@ -87,15 +93,14 @@ class ScarceTask(StudySettings):
         if self.scarce_task in self.data.label_fractions:
             raise UserError(
                 f"--label-fraction names {self.scarce_task}, whose labels --fractions thins: "
-                f"leave it out, or give {self.other_task} alone one"
+                f"leave it out, or give {' or '.join(self.other_tasks)} alone one"
             )
         refuse_unwatched(self.on_drift, self.arms)
 
     @property
-    def other_task(self) -> str:
-        """The task that keeps its labels."""
-        (other,) = (task for task in TASKS if task != self.scarce_task)
-        return other
+    def other_tasks(self) -> tuple[str, ...]:
+        """The tasks that keep their labels."""
+        return tuple(task for task in self.data.tasks if task != self.scarce_task)
 
     def config(self, name: str, seed: int, fraction: float, labels: int) -> TrainConfig:
         """The run of an arm, where the scarce task has so many labels before it is thinned."""
@@ -106,9 +111,17 @@ class ScarceTask(StudySettings):
         if name == "single_task":
             data = data.of_task(self.scarce_task)
             steps_of_one = math.ceil(fraction * labels / self.batch_size)
-            changes[f"{self.other_task}_weight"] = 0.0
+            changes["task_weights"] = tuple(
+                pair for pair in self.task_weights if pair.startswith(f"{self.scarce_task}=")
+            )
             epochs = max(self.epochs, math.ceil(self.min_steps / steps_of_one))
             changes |= self.passes(epochs)
+        elif name == "sequential_heads":
+            # The scarce task is the last to be trained alone.
+            columns = data.columns
+            columns[self.scarce_task] = columns.pop(self.scarce_task)
+            pairs = tuple(f"{task}={column}" for task, column in columns.items())
+            data = dataclasses.replace(data, label_columns=pairs)
         shared = {**self.of_a_run(), **changes, "data": data, **self._protocol(name)}
         workdir = arm_folder(self.workdir, name, seed, self._setting(fraction))
         return TrainConfig(**shared, workdir=workdir, seed=seed)
@@ -133,7 +146,7 @@ class ScarceTask(StudySettings):
             UserError: There is one.
         """
         own = (*_SCENARIOS, _HEAD_FROZEN)
-        check_arms([arm for arm in self.arms if arm not in own], layers, own)
+        check_arms([arm for arm in self.arms if arm not in own], layers, self.data.tasks, own)
 
     def check_labels(self, labels: Mapping[str, int]) -> None:
         """Refuses arms that would take the other task for the scarce one.
@@ -144,15 +157,17 @@ class ScarceTask(StudySettings):
         Raises:
             UserError: There is one.
         """
-        misled = [arm for arm in self.arms if arm in _FINDING]
         most = math.ceil(max(self.fractions) * labels[self.scarce_task])
-        if misled and self.data.label_fraction and labels[self.other_task] <= most:
-            raise UserError(
-                f"--label-fraction leaves {labels[self.other_task]} {self.other_task} labels, and "
-                f"{self.scarce_task} has up to {most}: arm {misled[0]} would take {self.other_task}"
-                " for the scarce task: raise that fraction, lower --fractions, or leave "
-                f"{' and '.join(misled)} out of --arms"
-            )
+        if _FINDING not in self.arms or not self.data.label_fraction:
+            return
+        for other in self.other_tasks:
+            if labels[other] <= most:
+                raise UserError(
+                    f"--label-fraction leaves {labels[other]} {other} labels, and "
+                    f"{self.scarce_task} has up to {most}: arm {_FINDING} would take {other} for "
+                    "the scarce task: raise that fraction, lower --fractions, or leave "
+                    f"{_FINDING} out of --arms"
+                )
 
     def _setting(self, fraction: float) -> dict[str, Any]:
         return {"scarce_task": self.scarce_task, "fraction": fraction}
@@ -185,9 +200,9 @@ def plan_of(study: ScarceTask, pool: Pool) -> Plan:
     inputs = pool.get(study)
     study.check(inputs.bert.num_hidden_layers)
     examples = inputs.split("train").examples
-    labels = {task: int((examples.labels[task] >= 0).sum()) for task in TASKS}
-    for task in TASKS:
-        if not labels[task]:
+    labels = {task: int((of_task >= 0).sum()) for task, of_task in examples.labels.items()}
+    for task, count in labels.items():
+        if not count:
             raise UserError(
                 f"no training example has a {task} label: name a column for it with --label-columns"
             )

@@ -108,7 +108,7 @@ top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer a
                     f"only_layer_{layers - 1}"
                 )
         others = [arm for arm in arms if arm != AT_ONCE and not _ONLY_LAYER.fullmatch(arm)]
-        check_arms(others, layers, (AT_ONCE, "only_layer_i"))
+        check_arms(others, layers, self.data.tasks, (AT_ONCE, "only_layer_i"))
         return arms
 
     def limits(self, texts: int) -> dict[int, int | None]:
@@ -153,13 +153,12 @@ def rules_file(arm: str) -> str:
 
 
 def only_layer_rules(arm: str) -> list[list[str]]:
-    """The rules of ``only_layer_i``: both heads and layer i train."""
+    """The rules of ``only_layer_i``: all heads and layer i train."""
     layer = arm.removeprefix("only_")
     return [
         [f"backbone/{layer}/*", "backbone"],
         ["backbone/*", "frozen"],
-        ["classifier/*", "head"],
-        ["sentiment/*", "head"],
+        ["*", "head"],
     ]
 
 

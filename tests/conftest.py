@@ -42,6 +42,19 @@ WORDS = (
     "good bad great awful fine dull bright i you we love hate like liked saw read . , ! ? ##s ##ed"
 ).split()
 
+TASKS = ("classifier", "sentiment")
+
+
+def head_sizes(*counts):
+    """What a model is told of its heads: so many classes for each of ``TASKS``."""
+    return tuple(zip(TASKS, counts, strict=True))
+
+
+def weights(*values):
+    """The weights of ``TASKS`` that a sweep tries."""
+    return tuple(zip(TASKS, values, strict=True))
+
+
 TINY = BertConfig(
     vocab_size=len(WORDS),
     hidden_size=16,

@@ -12,12 +12,14 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import subcommand
 
-from mtl_jax.config.train import DEFAULT_BACKBONE, LongTexts, Pooling, Settings, TrainConfig
+from mtl_jax.config.data import LongTexts
+from mtl_jax.config.train import DEFAULT_BACKBONE, Pooling, Settings, TrainConfig
 from mtl_jax.core import distributed as processes
 from mtl_jax.core import preemption
 from mtl_jax.core.command_line import guarded, parse
 from mtl_jax.core.errors import UserError, shortened
 from mtl_jax.core.paths import expanded
+from mtl_jax.freezing.scenarios import usual_scenarios
 from mtl_jax.runs.startup import prepare
 
 # Of a deal: every row of a batch is a device's at least.
@@ -28,16 +30,9 @@ _MOST_DEVICES = 2**16
 class Plan(Settings):
     """Print what scenarios or a recipe would cost in memory, FLOPs and time; train nothing."""
 
-    scenario: tuple[str, ...] = (
-        "all_frozen",
-        "backbone_frozen",
-        "top_1",
-        "top_2",
-        "classifier_frozen",
-        "sentiment_frozen",
-        "none_frozen",
-    )
-    """as of train; several"""
+    scenario: tuple[str, ...] = ()
+    """as of train; several; by default all_frozen, backbone_frozen, top_1, top_2, each task's \
+head frozen, and none_frozen"""
     recipe: str | None = None
     """as of train; its phases in the place of the scenarios"""
     measure_seconds: float = 5.0
@@ -48,7 +43,7 @@ class Plan(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.scenario:
-            raise UserError("--scenario is empty: name at least one")
+            object.__setattr__(self, "scenario", usual_scenarios(self.data.tasks))
         if not self.measure_seconds >= 0:
             raise UserError(f"--measure-seconds {self.measure_seconds} must not be negative")
 
@@ -97,7 +92,7 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Read texts, write JSON lines: both tasks' labels with their probabilities."""
+    """Read texts, write JSON lines: each task's label with its probability."""
 
     workdir: str
     """folder of a run"""

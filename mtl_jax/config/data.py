@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from mtl_jax.config.tasks import numbers_of, pairs_of
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
-
-TASKS = ("classifier", "sentiment")
 
 LongTexts = Literal["cut", "refuse"]
 Mixing = Literal["size", "temperature", "equal"]
 PerTask = str | tuple[str, ...]
-"""One value for both tasks, or ``task=value`` for each."""
+"""One value for all tasks, or ``task=value`` for each."""
 
 _FILES = ("train_file", "validation_file", "test_file")
 
@@ -42,11 +41,11 @@ class DataConfig:
     """Which texts and labels a run reads."""
 
     dataset: PerTask = "sentences"
-    """the default corpus `sentences`, or the name of any TFDS data set; task=name pairs for \
-one of each task"""
+    """the default corpus `sentences`, or the name of any TFDS data set; task=name pairs where \
+the tasks have data sets of their own"""
     train_file: PerTask | None = None
-    """CSV or JSON Lines file to train on, in the place of --dataset; task=file pairs for a \
-file of one task"""
+    """CSV or JSON Lines file to train on, in the place of --dataset; task=file pairs where \
+the tasks have files of their own"""
     validation_file: PerTask | None = None
     """its validation file; without one, every tenth line of the training file by a hash"""
     test_file: PerTask | None = None
@@ -54,12 +53,13 @@ file of one task"""
     text_column: PerTask = "text"
     """the column or feature that holds the text; task=column pairs where they differ"""
     label_columns: tuple[str, ...] = ("classifier=classifier", "sentiment=sentiment")
-    """task=column pairs; an empty label or -1 is a missing one"""
+    """task=column pairs: the tasks, as you name them, and where their labels are; an empty label \
+or -1 is a missing one"""
     label_fraction: tuple[str, ...] = ()
     """task=fraction pairs: train on that part of a task's labels only, the same for every seed"""
     mixing: Mixing = "size"
-    """what each of two data sets has of an epoch: as its size, as its size ^ (1 / temperature), \
-or equal shares"""
+    """what each of several data sets has of an epoch: as its size, as its size ^ \
+(1 / temperature), or equal shares"""
     mixing_temperature: float = 2.0
     """with --mixing temperature: 1 is by size, the higher the more equal"""
     mixing_cap: int | None = None
@@ -75,13 +75,13 @@ or equal shares"""
 
     def __post_init__(self) -> None:
         # A record has lists for tuples.
-        for name in ("dataset", "text_column", *_FILES):
-            value = getattr(self, name)
-            refuse_blank(name, (value,) if isinstance(value, str) else value or ())
-            object.__setattr__(self, name, _normal(value))
         for name in ("label_columns", "label_fraction"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-            refuse_blank(name, getattr(self, name))
+            refuse_blank(name, getattr(self, name), paired=True)
+        for name in ("dataset", "text_column", *_FILES):
+            value = getattr(self, name)
+            refuse_blank(name, (value,) if isinstance(value, str) else value or (), self.columns)
+            object.__setattr__(self, name, _normal(value, self.columns))
         for name in ("max_train_examples", "max_evaluation_examples", "mixing_cap"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
@@ -93,8 +93,9 @@ or equal shares"""
             value = getattr(self, name)
             if value != _DEFAULTS[name] and len(origins) < 2:
                 raise UserError(
-                    f"{_flag(name)} {value} needs two data sets, and there is one: name one for "
-                    f"each task with --train-file or --dataset, or leave {_flag(name)} out"
+                    f"{_flag(name)} {value} needs several data sets, and there is one: "
+                    "name one for each task with --train-file or --dataset, or leave "
+                    f"{_flag(name)} out"
                 )
         temperature = self.mixing_temperature
         if temperature != _DEFAULTS["mixing_temperature"] and self.mixing != "temperature":
@@ -109,7 +110,7 @@ or equal shares"""
         return dataclasses.replace(self, **{n: _absolute(getattr(self, n)) for n in _FILES})
 
     def of_task(self, task: str) -> DataConfig:
-        """The same without the other task: its labels, and a data set of its own."""
+        """The same with that task alone: its labels, and its own data set."""
         changes: dict[str, Any] = {
             name: tuple(pair for pair in getattr(self, name) if pair.startswith(f"{task}="))
             for name in ("label_columns", "label_fraction")
@@ -125,15 +126,20 @@ or equal shares"""
 
     @property
     def columns(self) -> dict[str, str]:
-        """The label column of each task that has one, in the order of ``TASKS``.
+        """The label column of each task, in the order given.
 
         Raises:
-            UserError: ``label_columns`` names none, or something that is no task.
+            UserError: ``label_columns`` names none, or what can't be the name of a task.
         """
-        columns = _pairs("--label-columns", self.label_columns, "column")
+        columns = pairs_of("--label-columns", self.label_columns, "column")
         if not columns:
-            raise UserError(f"--label-columns is empty: name a column for {' or '.join(TASKS)}")
-        return {task: columns[task] for task in TASKS if task in columns}
+            raise UserError("--label-columns is empty: name each task and its column, task=column")
+        return columns
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks, in the order given."""
+        return tuple(self.columns)
 
     @property
     def label_fractions(self) -> dict[str, float]:
@@ -142,21 +148,13 @@ or equal shares"""
         Raises:
             UserError: One is no such number, or of something that is no task with a column.
         """
-        pairs = _pairs("--label-fraction", self.label_fraction, "fraction")
-        self._refuse_unlabelled("--label-fraction", pairs)
-        fractions = {}
-        for task in (task for task in TASKS if task in pairs):
-            words = pairs[task]
-            try:
-                fraction = float(words)
-            except ValueError:
-                fraction = float("nan")
+        flag, columns = "--label-fraction", self.columns
+        fractions = numbers_of(flag, self.label_fraction, "fraction", self.tasks)
+        for task, fraction in fractions.items():
             if not 0 < fraction <= 1:
-                raise UserError(
-                    f"--label-fraction {task}={words} must be a number above 0 and at most 1"
-                )
-            fractions[task] = fraction
-        return fractions
+                given = pairs_of(flag, self.label_fraction, "fraction")[task]
+                raise UserError(f"{flag} {task}={given} must be a number above 0 and at most 1")
+        return {task: fractions[task] for task in columns if task in fractions}
 
     @property
     def origins(self) -> dict[Origin, dict[str, str]]:
@@ -196,8 +194,8 @@ or equal shares"""
             origins.setdefault(origin, {})[task] = column
         if len({(*o.files[:1], o.dataset, o.text_column) for o in origins}) < len(origins):
             raise UserError(
-                "both tasks are trained on the same file, but validated or tested on others: name "
-                "one --validation-file and one --test-file for both"
+                "several tasks are trained on the same file, but validated or tested on others: "
+                "name one --validation-file and one --test-file for all of them"
             )
         return origins
 
@@ -208,55 +206,34 @@ or equal shares"""
             return {}
         if isinstance(value, str):
             return dict.fromkeys(self.columns, value)
-        if loose := [each for each in value if not _names_task(each)]:
+        if loose := [each for each in value if "=" not in each]:
             raise UserError(
-                f"{flag} {' '.join(value)}: {loose[0]!r} is for both tasks: name it alone, or "
+                f"{flag} {' '.join(value)}: {loose[0]!r} is for all tasks: name it alone, or "
                 "write task=... for each"
             )
-        values = _pairs(flag, value, "value")
-        self._refuse_unlabelled(flag, values)
-        return values
-
-    def _refuse_unlabelled(self, flag: str, tasks: Iterable[str]) -> None:
-        for task in tasks:
-            if task not in self.columns:
-                raise UserError(
-                    f"{flag} names the task {task!r}, which has no column: add one with "
-                    "--label-columns, or leave it out"
-                )
+        return pairs_of(flag, value, "value", self.tasks)
 
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(DataConfig)}
 
 
-def _pairs(flag: str, pairs: Iterable[str], what: str) -> dict[str, str]:
-    """``task=value`` pairs as a dictionary."""
-    values: dict[str, str] = {}
-    for pair in pairs:
-        task, _, value = pair.partition("=")
-        if not task or not value:
-            raise UserError(f"{flag} {pair!r} is not a pair: write task={what}")
-        if task not in TASKS:
-            raise UserError(f"{flag} {pair!r}: there is no task {task!r}: use {' or '.join(TASKS)}")
-        if task in values:
-            raise UserError(f"{flag} names the task {task!r} twice: name it once")
-        values[task] = value
-    return values
-
-
-def refuse_blank(name: str, values: Iterable[str]) -> None:
+def refuse_blank(
+    name: str, values: Iterable[str], tasks: Container[str] = (), *, paired: bool = False
+) -> None:
     """Refuses a value of a flag that names nothing, alone or after ``task=``.
 
     Args:
         name: The flag, as a field is called.
         values: Its values.
+        tasks: The tasks that there are.
+        paired: Whether every value is a pair, whatever the tasks are.
 
     Raises:
         UserError: One is empty or white space.
     """
     for value in values:
         task, equals, named = value.partition("=")
-        bare = equals and task in TASKS and not named.strip()
+        bare = equals and (paired or task in tasks) and not named.strip()
         if bare or not value.strip():
             raise UserError(
                 f"{_flag(name)} {value!r} names nothing: is a variable of the shell unset? "
@@ -264,14 +241,10 @@ def refuse_blank(name: str, values: Iterable[str]) -> None:
             )
 
 
-def _names_task(value: str) -> bool:
-    return value.startswith(tuple(f"{task}=" for task in TASKS))
-
-
-def _normal(value: PerTask | None) -> PerTask | None:
-    """One value for both tasks as a string, others as a tuple; nothing as None."""
+def _normal(value: PerTask | None, tasks: Container[str]) -> PerTask | None:
+    """One value for all tasks as a string, others as a tuple; nothing as None."""
     values = (value,) if isinstance(value, str) else tuple(value or ())
-    if len(values) == 1 and not _names_task(values[0]):
+    if len(values) == 1 and values[0].partition("=")[0] not in tasks:
         return values[0]
     return values or None
 

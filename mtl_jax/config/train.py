@@ -7,16 +7,12 @@ import math
 import reprlib
 from typing import Any, Literal, Self, TypeGuard
 
-from mtl_jax.config import data as data_config
-from mtl_jax.config.data import absolute_path, refuse_blank
+from mtl_jax.config.data import DataConfig, absolute_path, refuse_blank
 from mtl_jax.config.monitoring import WatchConfig
+from mtl_jax.config.scenario import is_inline, scenario_text
+from mtl_jax.config.tasks import numbers_of, pairs_of
 from mtl_jax.core.errors import UserError, no_trained_head
 from mtl_jax.core.paths import expanded
-
-# So that callers find all settings in one place.
-TASKS = data_config.TASKS
-DataConfig = data_config.DataConfig
-LongTexts = data_config.LongTexts
 
 DEFAULT_DATA = DataConfig()
 DEFAULT_WATCH = WatchConfig()
@@ -205,7 +201,7 @@ millisecond; by default 5000, or 0 where --epochs is given"""
     batch_size: int = 32
     """examples per step at most, over all devices; they are spread evenly over the steps"""
     head_learning_rate: float | None = None
-    """peak learning rate of the two heads; by default 0.003, but where heads alone are trained \
+    """peak learning rate of the heads; by default 0.003, but where heads alone are trained \
 first, the rate that does best on validation in a quick sweep, if it does clearly better"""
     backbone_learning_rate: float = 1e-4
     """peak learning rate of the trainable part of the backbone"""
@@ -220,10 +216,8 @@ constant, not at all"""
     """part of the steps in which the learning rates rise"""
     clip_norm: float = 1.0
     """largest global norm of the trainable part's gradient"""
-    classifier_weight: float = 1.0
-    """weight of the classifier task in the loss"""
-    sentiment_weight: float = 1.0
-    """weight of the sentiment task in the loss"""
+    task_weights: tuple[str, ...] = ()
+    """task=weight pairs: what a task's mean loss is multiplied by; 1 for those left out"""
     drift_limit: float = 0.1
     """how far the predictions of a frozen head that an earlier phase has trained may drift while \
 the backbone trains, in nats"""
@@ -233,7 +227,7 @@ stop; distill: hold the predictions by a term of the loss from there on"""
     distillation_weight: float = 1.0
     """weight of that term"""
     weighting: WeightingName = "fixed"
-    """what the two weights are multiplied by: 1; or, found in training, by uncertainty (Kendall \
+    """what the task weights are multiplied by: 1; or, found in training, by uncertainty (Kendall \
 2018), dynamic_average (Liu 2019), famo (Liu 2023), pcgrad (Yu 2020) or gradnorm (Chen 2018)"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """precision of the encoder's matrix products; all else is float32. With float32 GPUs \
@@ -285,8 +279,6 @@ need; where one is damaged, the one before it is used"""
             "head_learning_rate",
             "backbone_learning_rate",
             "weight_decay",
-            "classifier_weight",
-            "sentiment_weight",
             "checkpoint_every",
             "keep_every",
             "cache_memory",
@@ -298,6 +290,12 @@ need; where one is damaged, the one before it is used"""
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UserError(f"{_flag(name)} {value} must be a number of 0 or more")
+        object.__setattr__(self, "task_weights", tuple(self.task_weights))
+        refuse_blank("task_weights", self.task_weights, paired=True)
+        for task, weight in self.weights.items():
+            if not 0 <= weight < math.inf:
+                given = pairs_of("--task-weights", self.task_weights, "weight")[task]
+                raise UserError(f"--task-weights {task}={given} must be a number of 0 or more")
         if not 0 <= self.warmup_fraction <= 1:
             raise UserError(f"--warmup-fraction {self.warmup_fraction} must be between 0 and 1")
         if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
@@ -307,6 +305,12 @@ need; where one is damaged, the one before it is used"""
         for name in ("clip_norm", "layer_decay", "drift_limit"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{_flag(name)} {getattr(self, name)} must be above 0")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What the mean loss of each task is multiplied by, in the order of the tasks."""
+        given = numbers_of("--task-weights", self.task_weights, "weight", self.data.tasks)
+        return {task: given.get(task, 1.0) for task in self.data.tasks}
 
     def absolute(self) -> Self:
         """The same, with file names that hold from any folder."""
@@ -326,8 +330,8 @@ class TrainConfig(Settings):
     workdir: str
     """folder for config, metrics, certificate and checkpoints; run again to resume"""
     scenario: str | None = None
-    """what is frozen: all_frozen, backbone_frozen (the default), classifier_frozen, \
-sentiment_frozen, none_frozen, top_1, top_2, ..., or a JSON file of [pattern, label] rules"""
+    """what is frozen: all_frozen, backbone_frozen (the default), none_frozen, a task's head \
+(classifier_frozen), top_1, top_2, ..., or [pattern, label] rules: a JSON file, or the list"""
     recipe: str | None = None
     """in the place of a scenario, several in turn: gradual_unfreezing, top_down_1, top_down_2, \
 ..., lp_ft, sequential_heads, scarce_head_last, auto, or a .json or .py file of phases"""
@@ -341,6 +345,7 @@ Kubernetes, under Open MPI, or as ./launch.sh local starts them"""
         super().__post_init__()
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed {self.seed} must be between 0 and {2**32 - 1}")
+        object.__setattr__(self, "scenario", scenario_text(self.scenario))
         if self.recipe is None and self.scenario is None:
             object.__setattr__(self, "scenario", DEFAULT_SCENARIO)
         elif self.recipe is not None and self.scenario is not None:
@@ -357,7 +362,9 @@ Kubernetes, under Open MPI, or as ./launch.sh local starts them"""
         files = {
             name: absolute_path(value)
             for name in ("scenario", "recipe")
-            if (value := getattr(self, name)) and value.endswith((".json", ".py"))
+            if (value := getattr(self, name))
+            and value.endswith((".json", ".py"))
+            and not is_inline(value)
         }
         return dataclasses.replace(super().absolute(), **files)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mtl_jax.config.train import TASKS, DataConfig
+from mtl_jax.config.data import DataConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.data import checks
 from mtl_jax.data.labels import MISSING, learn_classes, number
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mtl_jax.data.sources.base import Source
-
-UNLABELLED = ("unlabelled",)
-"""The classes of a task that has no column."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +52,9 @@ class Examples:
             sources=None if self.sources is None else self.sources[chosen],
         )
 
-    def labelled(self, tasks: Sequence[str] = TASKS) -> np.ndarray:
-        """Bool [n]: which examples have a label for at least one of ``tasks``."""
+    def labelled(self, tasks: Sequence[str] | None = None) -> np.ndarray:
+        """Bool [n]: which examples have a label for at least one of ``tasks`` (all)."""
+        tasks = tuple(self.labels) if tasks is None else tasks
         return np.any([self.labels[task] != MISSING for task in tasks], axis=0)
 
 
@@ -90,9 +88,10 @@ class _DataSet:
 
     def _numbered(self, split: str) -> Examples:
         table = self._table(split)
-        labels = {task: np.full(len(table.texts), MISSING, np.int32) for task in TASKS}
-        for task, column in self.columns.items():
-            labels[task] = number(table, task, column, self.classes[task], split)
+        labels = {
+            task: number(table, task, column, self.classes[task], split)
+            for task, column in self.columns.items()
+        }
         groups = None if table.groups is None else np.asarray(table.groups, dtype=np.str_)
         return Examples(table.texts, labels, groups)
 
@@ -210,7 +209,10 @@ class Corpus:
         parts = [(i, d, d.read(split)) for i, d in enumerate(self._data_sets) if split in d.splits]
         return Examples(
             texts=[text for _, _, part in parts for text in part.texts],
-            labels={task: np.concatenate([p.labels[task] for _, _, p in parts]) for task in TASKS},
+            labels={
+                task: np.concatenate([p.labels.get(task, _missing(len(p))) for _, _, p in parts])
+                for task in self.classes
+            },
             groups=np.concatenate(
                 [
                     np.full(len(p), d.source.name) if p.groups is None else p.groups
@@ -276,8 +278,8 @@ class Corpus:
 def load_corpus(config: DataConfig) -> Corpus:
     """Opens the data that the settings name.
 
-    Where each task has a data set of its own, a split holds the examples of both, each with
-    a label for one task at most; a test split that one of them lacks is the other's.
+    Where tasks have data sets of their own, a split holds the examples of all, each with labels
+    for the tasks of its own; a test split that one of them lacks is that of the others.
 
     Args:
         config: Names files and TFDS data sets.
@@ -291,7 +293,7 @@ def load_corpus(config: DataConfig) -> Corpus:
     names = tuple(each.source.name for each in data_sets)
     return Corpus(
         name=" and ".join(names),
-        classes={task: classes.get(task, UNLABELLED) for task in TASKS},
+        classes={task: classes[task] for task in config.tasks},
         splits=("train", "validation", *(["test"] if tests else [])),
         fingerprint=_fingerprint(data_sets),
         sources=names,
@@ -303,6 +305,10 @@ def load_corpus(config: DataConfig) -> Corpus:
         },
         _fractions=config.label_fractions,
     )
+
+
+def _missing(count: int) -> np.ndarray:
+    return np.full(count, MISSING, np.int32)
 
 
 def _fingerprint(data_sets: Sequence[_DataSet]) -> str:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
+from mtl_jax.config.scenario import scenario_text
 from mtl_jax.config.train import (
     EPOCHS,
     HEAD_EPOCHS,
@@ -15,7 +16,6 @@ from mtl_jax.config.train import (
     HEAD_MIN_STEPS,
     MIN_STEPS,
     MOST_STEPS,
-    TASKS,
     OnDrift,
     Schedule,
     TrainConfig,
@@ -43,13 +43,9 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _are_rates(value: Any) -> bool:
+def _are_pairs(value: Any) -> bool:
     pairs = isinstance(value, tuple) and all(len(pair) == 2 for pair in value)
-    return pairs and all(_is_text(label) and _is_number(rate) for label, rate in value)
-
-
-def _are_weights(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == len(TASKS) and all(map(_is_number, value))
+    return pairs and all(_is_text(name) and _is_number(number) for name, number in value)
 
 
 _KINDS: dict[str, Callable[[Any], bool]] = {
@@ -61,11 +57,11 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "min_gain": _is_number,
     "keep_best": _is_switch,
     "requires_gain": _is_number,
-    "learning_rates": _are_rates,
+    "learning_rates": _are_pairs,
     "layer_decay": _is_number,
     "warmup_fraction": _is_number,
     "restart": _is_switch,
-    "task_weights": _are_weights,
+    "task_weights": _are_pairs,
     "drift_limit": _is_number,
     "distillation_weight": _is_number,
 }
@@ -79,7 +75,7 @@ class Phase:
     or of every so many, and at its own end.
 
     Attributes:
-        scenario: As of ``TrainConfig``.
+        scenario: As of ``TrainConfig``; or a list of ``(pattern, label)`` rules.
         epochs: Passes over the training texts, and parts of one; the upper bound of a phase
             that ends with a plateau. Without ``epochs`` and ``steps``, all of the settings'.
         steps: The same in optimizer steps.
@@ -94,13 +90,15 @@ class Phase:
             moments included; else from the last.
         requires_gain: Begins only where the phase before has raised the best measurement by
             as much; else the recipe ends there.
-        learning_rates: ``(label, peak)``; labels as the scenario's rules have them, or a part
-            of one, such as ``backbone/layer_5``; ``backbone`` and ``head`` are the settings'.
+        learning_rates: ``(label, peak)``, or a mapping; labels as the scenario's rules have them,
+            or a part of one, such as ``backbone/layer_5``; ``backbone`` and ``head`` are the
+            settings'.
         layer_decay: Each layer's rate is that of the layer above times this.
         schedule: How the rates go from step to step.
         warmup_fraction: The part of the schedule in which they rise.
         restart: Whether the schedule starts anew; else the phase before and this one share one.
-        task_weights: Of the losses, ``classifier`` first.
+        task_weights: ``(task, weight)`` of the losses, or a mapping; those left out are the
+            settings'.
         drift_limit: How far, in nats, a frozen head's predictions may drift; see ``head_drift``.
         on_drift: What happens beyond.
         distillation_weight: Of the term that holds them, where ``on_drift`` says so.
@@ -121,12 +119,16 @@ class Phase:
     schedule: Schedule | None = None
     warmup_fraction: float | None = None
     restart: bool = True
-    task_weights: tuple[float, float] | None = None
+    task_weights: tuple[tuple[str, float], ...] | None = None
     drift_limit: float | None = None
     on_drift: OnDrift | None = None
     distillation_weight: float | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "scenario", scenario_text(self.scenario))
+        for name in ("learning_rates", "task_weights"):
+            if isinstance(value := getattr(self, name), Mapping):
+                object.__setattr__(self, name, tuple(value.items()))
         for name, kind in _KINDS.items():
             value = getattr(self, name)
             if not (kind(value) or (value is None and name in _OPTIONAL)):
@@ -160,22 +162,30 @@ class Phase:
                 f"warmup_fraction {self.warmup_fraction} must be between 0 and 1: the schedule "
                 "would end before its rates have risen"
             )
-        if self.task_metric is not None and self.task_metric not in TASKS:
-            raise UserError(f"task_metric {self.task_metric!r}: use {' or '.join(TASKS)}")
         if any(not rate >= 0 for _, rate in self.learning_rates):
             raise UserError("learning_rates must not be negative")
-        labels = [label for label, _ in self.learning_rates]
-        if twice := [label for label in labels if labels.count(label) > 1]:
-            raise UserError(f"learning_rates names {twice[0]!r} twice: leave one of them out")
-        if self.task_weights is not None and not min(self.task_weights) >= 0:
-            raise UserError(f"task_weights {self.task_weights} must not be negative")
+        for field in ("learning_rates", "task_weights"):
+            names = [name for name, _ in getattr(self, field) or ()]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise UserError(f"{field} names {twice[0]!r} twice: leave one of them out")
+        if any(not weight >= 0 for _, weight in self.task_weights or ()):
+            raise UserError(f"task_weights {dict(self.task_weights or ())} must not be negative")
 
     def completed(self, config: TrainConfig) -> Self:
         """The same with what the settings say in the place of every None that they fill.
 
         What depends on the scenario is left open where the settings do not state it, the length
         and the heads' learning rate: see ``settled``.
+
+        Raises:
+            UserError: It names a task that is not one of the run's.
         """
+        weights = dict(self.task_weights or ())
+        named = [*weights, *([self.task_metric] if self.task_metric is not None else [])]
+        if strange := [task for task in named if task not in config.data.tasks]:
+            raise UserError(
+                f"there is no task {strange[0]!r}: use {' or '.join(config.data.tasks)}"
+            )
         rates = {
             label: rate
             for label in _RATED
@@ -186,7 +196,7 @@ class Phase:
             "layer_decay": config.layer_decay,
             "schedule": config.schedule,
             "warmup_fraction": config.warmup_fraction,
-            "task_weights": (config.classifier_weight, config.sentiment_weight),
+            "task_weights": tuple((config.weights | weights).items()),
             "drift_limit": config.drift_limit,
             "on_drift": config.on_drift,
             "distillation_weight": config.distillation_weight,
@@ -194,7 +204,7 @@ class Phase:
         changes = {
             name: value
             for name, value in filled.items()
-            if name == "learning_rates" or getattr(self, name) is None
+            if name in ("learning_rates", "task_weights") or getattr(self, name) is None
         }
         return dataclasses.replace(self, **changes)
 
@@ -234,12 +244,13 @@ class Phase:
         """Per task its weight, of a completed phase."""
         if self.task_weights is None:
             raise ValueError("the phase is not completed")
-        return dict(zip(TASKS, self.task_weights, strict=True))
+        return dict(self.task_weights)
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks whose losses count, of a completed phase; all where none does."""
-        return tuple(task for task, weight in self.weights.items() if weight > 0) or TASKS
+        weights = self.weights
+        return tuple(task for task, weight in weights.items() if weight > 0) or tuple(weights)
 
 
 # The labels that settings give a rate.
@@ -254,15 +265,18 @@ def untaken(config: TrainConfig, phases: Sequence[Phase]) -> list[str]:
     taken = [
         {name: getattr(phase, name) for name in own}
         | {f"{label}_learning_rate": dict(phase.learning_rates)[label] for label in _RATED}
-        | {f"{task}_weight": weight for task, weight in phase.weights.items()}
         for phase in phases
     ]
     given = {name: getattr(config, name) for name in taken[0]}
-    return [
+    unused = [
         name
         for name, value in given.items()
         if value != getattr(TrainConfig, name) and all(value != each[name] for each in taken)
     ]
+    for task, weight in config.weights.items():
+        if weight != 1 and all(weight != phase.weights[task] for phase in phases):
+            return [*unused, "task_weights"]
+    return unused
 
 
 def phases_from(objects: Sequence[Mapping[str, Any]], origin: str) -> tuple[Phase, ...]:
@@ -287,14 +301,9 @@ def _phase(fields: Any, origin: str) -> Phase:
     if unknown:
         raise UserError(f"{origin} has no field {unknown[0]!r}: use {', '.join(names)}")
     fields = dict(fields)
-    if isinstance(rates := fields.get("learning_rates"), dict):
-        fields["learning_rates"] = tuple(rates.items())
-    if isinstance(weights := fields.get("task_weights"), dict):
-        if weights.keys() != set(TASKS):
-            raise UserError(f"{origin}: task_weights {weights}: give one each for {TASKS}")
-        fields["task_weights"] = tuple(weights[task] for task in TASKS)
-    elif isinstance(weights, list):
-        fields["task_weights"] = tuple(weights)
+    for name, key in (("learning_rates", "label"), ("task_weights", "task")):
+        if not isinstance(fields.get(name, {}), dict):
+            raise UserError(f"{origin}: {name} is no object: write one of numbers by {key}")
     try:
         return Phase(**fields)
     except UserError as error:

@@ -16,11 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.config.scenario import is_inline
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_json
 from mtl_jax.core.paths import expanded
 from mtl_jax.freezing.phase import Phase, phases_from
+from mtl_jax.freezing.scenarios import FROZEN
 
 # Howard & Ruder 2018 (arXiv:1801.06146), section 3.2: "we empirically found it to work well".
 # Whatever is compared with gradual unfreezing needs them, too, or the rates are what differs.
@@ -30,13 +32,13 @@ _PAYS = 0.002
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class RecipeContext:
     """What a recipe may depend on.
 
     Attributes:
         num_layers: Layers of the backbone.
         epochs: Passes over the training texts, for all phases together.
-        labels: Per task the number of training labels.
+        labels: Per task the number of training labels, in the order of the tasks.
         thinned: The tasks that ``--label-fraction`` names.
         backbone_learning_rate: That of the settings.
     """
@@ -47,11 +49,16 @@ class Setting:
     thinned: tuple[str, ...] = ()
     backbone_learning_rate: float = TrainConfig.backbone_learning_rate
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks, in the order given."""
+        return tuple(self.labels)
 
-Recipe = Callable[[Setting], tuple[Phase, ...]]
+
+Recipe = Callable[[RecipeContext], tuple[Phase, ...]]
 
 
-def gradual_unfreezing(setting: Setting) -> tuple[Phase, ...]:
+def gradual_unfreezing(context: RecipeContext) -> tuple[Phase, ...]:
     """The heads, then one more layer from the top in each phase, the embeddings with the last.
 
     With discriminative learning rates (each layer's is that of the layer above divided by
@@ -60,12 +67,12 @@ def gradual_unfreezing(setting: Setting) -> tuple[Phase, ...]:
     Source: Howard & Ruder 2018, "Universal Language Model Fine-tuning for Text
     Classification" (arXiv:1801.06146), sections 3.2 and 3.3.
     """
-    scenarios = _downwards(setting.num_layers)
-    share = setting.epochs / len(scenarios)
+    scenarios = _downwards(context.num_layers)
+    share = context.epochs / len(scenarios)
     return tuple(Phase(scenario=scenario, epochs=share, **HOWARD_RUDER) for scenario in scenarios)
 
 
-def lp_ft(setting: Setting) -> tuple[Phase, ...]:
+def lp_ft(context: RecipeContext) -> tuple[Phase, ...]:
     """Linear probing, then full fine-tuning from the heads that it has found, at one rate for all.
 
     Heads that fit the frozen features spare the backbone the large, distorting gradients of
@@ -75,39 +82,39 @@ def lp_ft(setting: Setting) -> tuple[Phase, ...]:
     Source: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform
     Out-of-Distribution" (arXiv:2202.10054).
     """
-    probe, fine_tuning = _even(setting, "backbone_frozen", "none_frozen")
-    one_rate = (("head", setting.backbone_learning_rate),)
+    probe, fine_tuning = _even(context, "backbone_frozen", "none_frozen")
+    one_rate = (("head", context.backbone_learning_rate),)
     return probe, dataclasses.replace(fine_tuning, learning_rates=one_rate)
 
 
-def sequential_heads(setting: Setting) -> tuple[Phase, ...]:
-    """One task, then the other, then both.
+def sequential_heads(context: RecipeContext) -> tuple[Phase, ...]:
+    """One task after the other, in the order given, then all together.
 
-    In each of the first two phases the other head is frozen and its loss off. The scarce task
-    comes second: that which ``--label-fraction`` names alone, else that with fewer labels.
+    While one task is trained, the heads of the others are frozen and their losses off.
 
-    Source: the sequential learning of the scenarios ``classifier_frozen`` and
-    ``sentiment_frozen``; as intermediate-task training, Phang et al. 2018 (arXiv:1811.01088).
+    Source: the sequential learning of the scenarios ``<task>_frozen``; as intermediate-task
+    training, Phang et al. 2018 (arXiv:1811.01088).
     """
-    last = _scarce(setting)
-    first = next(task for task in TASKS if task != last)
-    third = setting.epochs / 3
-    return (_one_task(first, third), _one_task(last, third), _both(third))
+    _refuse_single(context, "sequential_heads")
+    share = context.epochs / (len(context.tasks) + 1)
+    return (*(_only(context, (task,), share) for task in context.tasks), _all(share))
 
 
-def scarce_head_last(setting: Setting) -> tuple[Phase, ...]:
-    """The head of the scarce task is trained last: frozen at first, its loss off; then both train.
+def scarce_head_last(context: RecipeContext) -> tuple[Phase, ...]:
+    """The head of the scarce task is trained last: frozen at first, its loss off; then all train.
 
-    The scarce task is that which ``--label-fraction`` names alone, else that with fewer labels.
+    The scarce task is that which ``--label-fraction`` names alone, else that with the fewest
+    labels, of equal ones the last.
 
-    Source: the scenarios ``classifier_frozen`` and ``sentiment_frozen``, whose use with
-    imbalanced tasks this is.
+    Source: the scenarios ``<task>_frozen``, whose use with imbalanced tasks this is.
     """
-    rich = next(task for task in TASKS if task != _scarce(setting))
-    return (_one_task(rich, setting.epochs / 2), _both(setting.epochs / 2))
+    _refuse_single(context, "scarce_head_last")
+    scarce = _scarce(context)
+    rich = tuple(task for task in context.tasks if task != scarce)
+    return (_only(context, rich, context.epochs / 2), _all(context.epochs / 2))
 
 
-def auto(setting: Setting) -> tuple[Phase, ...]:
+def auto(context: RecipeContext) -> tuple[Phase, ...]:
     """Unfreezes one more layer only where validation says that the last phase paid.
 
     A phase hands on its best parameters; one of several epochs ends early when an epoch has
@@ -117,8 +124,8 @@ def auto(setting: Setting) -> tuple[Phase, ...]:
     Source: gradual unfreezing (Howard & Ruder 2018, arXiv:1801.06146) with early stopping
     (Prechelt 1998, "Early Stopping - But When?") in the place of a fixed number of phases.
     """
-    scenarios = _downwards(setting.num_layers)
-    share = setting.epochs / len(scenarios)
+    scenarios = _downwards(context.num_layers)
+    share = context.epochs / len(scenarios)
     return tuple(
         Phase(
             scenario=scenario,
@@ -137,7 +144,7 @@ def _top_down(k: int) -> Recipe:
     Source: the order of Howard & Ruder 2018 (arXiv:1801.06146) in two phases, without
     gradual steps; as "top-k tuning" in Lee et al. 2019 (arXiv:1911.03090).
     """
-    return lambda setting: _even(setting, "backbone_frozen", f"top_{k}")
+    return lambda context: _even(context, "backbone_frozen", f"top_{k}")
 
 
 RECIPES: dict[str, Recipe] = {
@@ -150,34 +157,46 @@ def _downwards(num_layers: int) -> list[str]:
     return ["backbone_frozen", *(f"top_{k}" for k in range(1, num_layers)), "none_frozen"]
 
 
-def _even(setting: Setting, *scenarios: str) -> tuple[Phase, ...]:
-    share = setting.epochs / len(scenarios)
+def _even(context: RecipeContext, *scenarios: str) -> tuple[Phase, ...]:
+    share = context.epochs / len(scenarios)
     return tuple(Phase(scenario=scenario, epochs=share) for scenario in scenarios)
 
 
-def _one_task(task: str, epochs: float) -> Phase:
-    (other,) = (name for name in TASKS if name != task)
-    weights = (1.0, 0.0) if task == TASKS[0] else (0.0, 1.0)
-    return Phase(scenario=f"{other}_frozen", epochs=epochs, task_weights=weights)
+def _only(context: RecipeContext, trained: tuple[str, ...], epochs: float) -> Phase:
+    """The backbone and the heads of some tasks; the others' are frozen, and their losses off."""
+    out = [task for task in context.tasks if task not in trained]
+    scenario: Any = f"{out[0]}_frozen"
+    if len(out) > 1:
+        scenario = [[f"{task}/*", FROZEN] for task in out]
+        scenario += [*([f"{task}/*", "head"] for task in trained), ["backbone/*", "backbone"]]
+    return Phase(scenario=scenario, epochs=epochs, task_weights=tuple((task, 0.0) for task in out))
 
 
-def _both(epochs: float) -> Phase:
+def _all(epochs: float) -> Phase:
     return Phase(scenario="none_frozen", epochs=epochs)
 
 
-def _scarce(setting: Setting) -> str:
-    """The one task that --label-fraction names, else that with fewer labels, else sentiment."""
-    if len(setting.thinned) == 1:
-        return setting.thinned[0]
-    return min(reversed(TASKS), key=lambda task: setting.labels[task])
+def _refuse_single(context: RecipeContext, recipe: str) -> None:
+    if len(context.tasks) < 2:
+        raise UserError(
+            f"recipe {recipe} needs several tasks, and there is one: name more with "
+            "--label-columns, or use another recipe"
+        )
+
+
+def _scarce(context: RecipeContext) -> str:
+    """The one task that --label-fraction names, else the last of those with the fewest labels."""
+    if len(context.thinned) == 1:
+        return context.thinned[0]
+    return min(reversed(context.tasks), key=lambda task: context.labels[task])
 
 
 def recipe_named(name: str) -> Recipe:
     """The recipe of a name, or of a ``.json`` or ``.py`` file.
 
     A JSON file holds a list of objects with the fields of ``Phase``. A Python file defines
-    ``phases``: a list of ``Phase``, or a function from ``Setting`` to one; it is run. Rules files
-    that the phases of a file name are found from the file's folder.
+    ``phases``: a list of ``Phase``, or a function from ``RecipeContext`` to one; it is run. Rules
+    files that the phases of a file name are found from the file's folder.
 
     Raises:
         UserError: There is no such recipe, or the file can't be read or holds something else.
@@ -215,7 +234,7 @@ def _beside(file: Path, phases: Sequence[Phase]) -> tuple[Phase, ...]:
     folder = file.absolute().parent
     return tuple(
         dataclasses.replace(phase, scenario=str(_from(folder, phase.scenario)))
-        if phase.scenario.endswith(".json")
+        if phase.scenario.endswith(".json") and not is_inline(phase.scenario)
         else phase
         for phase in phases
     )
@@ -230,12 +249,12 @@ def _of_python(file: Path) -> Recipe:
         raise UserError(f"recipe file {file} is not there: name one that is")
     phases: Any = _tried(file, lambda: runpy.run_path(str(file)).get("phases"))
 
-    def recipe(setting: Setting) -> tuple[Phase, ...]:
-        found = _tried(file, lambda: phases(setting)) if callable(phases) else phases
+    def recipe(context: RecipeContext) -> tuple[Phase, ...]:
+        found = _tried(file, lambda: phases(context)) if callable(phases) else phases
         if not isinstance(found, list | tuple) or not found:
             raise UserError(
                 f"recipe file {file} defines no phases: write phases = [Phase(...), ...], or a "
-                "function of a Setting that returns such a list"
+                "function of a RecipeContext that returns such a list"
             )
         if unlike := [phase for phase in found if not isinstance(phase, Phase)]:
             raise UserError(
@@ -257,7 +276,7 @@ def _tried(file: Path, call: Callable[[], Any]) -> Any:
         ) from error
 
 
-def phases_of(config: TrainConfig, setting: Setting) -> tuple[Phase, ...]:
+def phases_of(config: TrainConfig, context: RecipeContext) -> tuple[Phase, ...]:
     """The completed phases of a run: those of its recipe, or one of its scenario.
 
     Raises:
@@ -267,7 +286,7 @@ def phases_of(config: TrainConfig, setting: Setting) -> tuple[Phase, ...]:
         if config.scenario is None:
             raise ValueError("neither a scenario nor a recipe")
         return (Phase(scenario=config.scenario).completed(config),)
-    phases = tuple(phase.completed(config) for phase in recipe_named(config.recipe)(setting))
+    phases = tuple(phase.completed(config) for phase in recipe_named(config.recipe)(context))
     if not phases[0].restart:
         raise UserError(
             f"recipe {config.recipe}: phase 1 has no schedule to go on with: leave restart out"

@@ -82,13 +82,14 @@ def dense(config: BertConfig, features: int, dtype: DTypeLike) -> Dense:
     return Dense(features, dtype, nn.initializers.normal(config.initializer_range))
 
 
-def exact_dense(config: BertConfig, features: int) -> Dense:
+def exact_dense(config: BertConfig, features: int, **module: Any) -> Dense:
     """The same in float32 on every device: next to the encoder's, its cost is nothing.
 
     By default GPUs and TPUs round the factors of a float32 product to fewer bits.
+    ``module`` is what Flax takes of any module, such as its ``parent``.
     """
     init = nn.initializers.normal(config.initializer_range)
-    return Dense(features, jnp.float32, init, jax.lax.Precision.HIGHEST)
+    return Dense(features, jnp.float32, init, jax.lax.Precision.HIGHEST, **module)
 
 
 def attention_bias(

@@ -1,7 +1,8 @@
-"""The one model: a shared BERT backbone, a pooled vector per text, two Dense heads."""
+"""The one model: a shared BERT backbone, a pooled vector per text, a head per task."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mtl_jax.config.train import TASKS, BertConfig, Pooling
+from mtl_jax.config.train import BertConfig, Pooling
 from mtl_jax.models.bert import BertEncoder
 from mtl_jax.models.bert_layers import Blocks, Fused, attention_bias, exact_dense
 from mtl_jax.models.dropout import Dropout
@@ -31,12 +32,22 @@ def looked_up(batch: Batch) -> dict[str, jax.Array]:
     return {words: batch["input_ids"]} if "input_ids" in batch else {}
 
 
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A head in the place of the Dense layer, held so that Flax does not name it itself."""
+
+    module: nn.Module
+
+
 class MultiTaskModel(nn.Module):
-    """Backbone and heads; the tree is ``backbone``, ``classifier``, ``sentiment``.
+    """Backbone and heads; the tree is ``backbone``, and each task by its name.
+
+    A head is a Dense layer, unless ``heads`` has another: a Flax module from pooled vectors,
+    float32 [rows, slots, hidden], to logits, float32 [rows, slots, classes].
 
     Attributes:
         config: The backbone's.
-        classes: Number of classes of the two heads, ``classifier`` first.
+        classes: ``(task, number of classes)`` of each head.
         pooling: How a text's token vectors become one.
         dtype: As of ``BertEncoder``.
         states_depth: Where a batch's ``states`` enter: 1 + k is the input of layer k.
@@ -44,10 +55,11 @@ class MultiTaskModel(nn.Module):
         remat: As of ``BertEncoder``.
         scan_layers: As of ``BertEncoder``.
         fused: As of ``BertEncoder``.
+        heads: ``(task, head)`` of those that are no Dense layer.
     """
 
     config: BertConfig
-    classes: tuple[int, int]
+    classes: tuple[tuple[str, int], ...]
     pooling: Pooling = "mean"
     dtype: DTypeLike = jnp.float32
     states_depth: int = 0
@@ -55,16 +67,21 @@ class MultiTaskModel(nn.Module):
     remat: bool = False
     scan_layers: bool = False
     fused: Fused | None = None
+    heads: tuple[tuple[str, Head], ...] = ()
 
     def setup(self) -> None:
         self.backbone = BertEncoder(
             self.config, self.dtype, self.remat, self.scan_layers, self.fused
         )
-        self.classifier = exact_dense(self.config, self.classes[0])
-        self.sentiment = exact_dense(self.config, self.classes[1])
         rate = self.config.classifier_dropout
         self.dropout = Dropout(self.config.hidden_dropout_prob if rate is None else rate)
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks, in their order."""
+        return tuple(task for task, _ in self.classes)
+
+    @nn.compact
     def __call__(
         self, batch: Batch, *, train: bool = False, frozen_depth: int = 0
     ) -> dict[str, jax.Array]:
@@ -74,10 +91,16 @@ class MultiTaskModel(nn.Module):
         else:
             pooled = self.pooled(batch, train=train, frozen_depth=frozen_depth)
         pooled = self.dropout(pooled, deterministic=not train)
-        return {"classifier": self.classifier(pooled), "sentiment": self.sentiment(pooled)}
+        return {task: self._head(task, classes)(pooled) for task, classes in self.classes}
+
+    def _head(self, task: str, classes: int) -> nn.Module:
+        own = dict(self.heads).get(task)
+        head = own.module if own else exact_dense(self.config, classes, parent=None)
+        # In a scope of its own, so that a task may be called what a Flax module has already.
+        return head.clone(parent=self.scope.push(task))
 
     def init_heads(self, rng: jax.Array) -> dict[str, Any]:
-        """Fresh parameters of the two heads: normal kernels, zero biases."""
+        """Fresh parameters of the heads: normal kernels, zero biases."""
         vectors = jnp.zeros((1, 1, self.config.hidden_size))
         return dict(self.init(rng, {"pooled": vectors})["params"])
 
@@ -97,7 +120,7 @@ class MultiTaskModel(nn.Module):
                 train=train,
                 frozen_depth=frozen_depth,
             )
-        slots = batch[TASKS[0]].shape[1]
+        slots = batch[self.tasks[0]].shape[1]
         member = segments[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]
         if self.pooling == "mean":
             weights = member / jnp.maximum(member.sum(-1, keepdims=True), 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.config.train import HEAD_LEARNING_RATE, TASKS, TrainConfig
+from mtl_jax.config.train import HEAD_LEARNING_RATE, TrainConfig
 from mtl_jax.core.console import duration, say
 from mtl_jax.core.errors import UserError
 from mtl_jax.runs.head_sweep import Grid, Heads, train_heads
@@ -39,8 +39,8 @@ def chosen_head_rate(run: Run) -> float:
     key = plan.optimizer, plan.phase.task_weights, plan.texts, run.config.weighting, run.plan.layout
     if key not in known:
         started = time.perf_counter()
-        first, second = plan.phase.task_weights or (1.0, 1.0)
-        grid = Grid(_SEEDS, RATES, (run.config.weight_decay,), (first,), (second,))
+        weights = tuple((task, (weight,)) for task, weight in plan.phase.weights.items())
+        grid = Grid(_SEEDS, RATES, (run.config.weight_decay,), weights)
         heads, _, _ = train_heads(run, grid)
         rate, words = _choice(*_compared(run, heads))
         took = duration(time.perf_counter() - started)
@@ -77,15 +77,17 @@ def _compared(run: Run, heads: Heads) -> tuple[np.ndarray, np.ndarray]:
         len(chosen), np.full(len(chosen), 1 / len(chosen)), _RESAMPLES
     )
     weights = np.concatenate([np.ones((1, len(chosen))), drawn]).astype(np.float32)
+    predicted = [
+        [heads.predicted(seed, rate, vectors) for seed in range(len(_SEEDS))]
+        for rate in range(len(RATES))
+    ]
     found = []
-    for task in TASKS:
-        labels = texts.labels[task][chosen]
-        if not (labels >= 0).any():
+    for task, labels in texts.labels.items():
+        if not (labels[chosen] >= 0).any():
             continue
-        for rate in range(len(RATES)):
-            of_seeds = [heads.kept(seed, rate)[task] for seed in range(len(_SEEDS))]
-            predicted = [(vectors @ h["kernel"] + h["bias"]).argmax(-1) for h in of_seeds]
-            found.append(np.mean([_macro_f1(labels, each, weights) for each in predicted], axis=0))
+        for seeds in predicted:
+            scores = [_macro_f1(labels[chosen], each[task], weights) for each in seeds]
+            found.append(np.mean(scores, axis=0))
     if not found:
         return np.zeros(len(RATES)), np.zeros(len(RATES))
     scores = np.reshape(found, (-1, len(RATES), 1 + _RESAMPLES)).mean(0)

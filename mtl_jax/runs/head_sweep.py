@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.batches import Order, index_batch
@@ -45,14 +45,25 @@ class Grid:
     seeds: tuple[int, ...]
     head_learning_rate: tuple[float, ...]
     weight_decay: tuple[float, ...]
-    classifier_weight: tuple[float, ...]
-    sentiment_weight: tuple[float, ...]
+    task_weights: tuple[tuple[str, tuple[float, ...]], ...]
+    """``(task, weights)``, in the order of the tasks"""
 
     def settings(self) -> list[dict[str, float]]:
-        """Every combination of what is not the seed."""
-        names = [field.name for field in dataclasses.fields(self) if field.name != "seeds"]
-        values = itertools.product(*(getattr(self, name) for name in names))
-        return [dict(zip(names, combination, strict=True)) for combination in values]
+        """Every combination of what is not the seed; a task's weight as ``<task>_weight``."""
+        values = {
+            "head_learning_rate": self.head_learning_rate,
+            "weight_decay": self.weight_decay,
+            **{weight_of(task): weights for task, weights in self.task_weights},
+        }
+        return [
+            dict(zip(values, combination, strict=True))
+            for combination in itertools.product(*values.values())
+        ]
+
+
+def weight_of(task: str) -> str:
+    """What the weight of a task is called in a setting."""
+    return f"{task}_weight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +107,10 @@ def ready(config: TrainConfig, grid: Grid, inputs: Inputs) -> Run:
             f"a sweep trains heads on kept vectors: use --scenario backbone_frozen, not "
             f"{config.name}, and no --no-prefix-cache"
         )
-    if 0 in (*grid.classifier_weight, *grid.sentiment_weight):
+    if any(0 in weights for _, weights in grid.task_weights):
         raise UserError(
             "the runs of a sweep share their texts, and a weight of 0 would leave some out: give "
-            "both tasks a weight, or train for one task alone"
+            "each task a weight, or leave it out of --label-columns"
         )
     return run
 
@@ -224,7 +235,7 @@ class Heads:
             learning_rates=(("head", setting["head_learning_rate"]),),
             weight_decay=setting["weight_decay"],
         )
-        weights = (setting["classifier_weight"], setting["sentiment_weight"])
+        weights = tuple(setting[weight_of(task)] for task in self._model.tasks)
         return Program(
             self._model, make_optimizer(run.freeze, optimizer), 0, weights, run.weighting
         )
@@ -270,7 +281,7 @@ class Heads:
 
         def of_run(heads: Any) -> dict[str, jax.Array]:
             logits: Any = self._model.apply({"params": heads}, {"pooled": vectors["pooled"]})
-            return {task: class_counts(logits[task], vectors[task]) for task in TASKS}
+            return {task: class_counts(own, vectors[task]) for task, own in logits.items()}
 
         return jax.vmap(jax.vmap(of_run))(heads)
 
@@ -313,6 +324,12 @@ class Heads:
     def kept(self, seed: int, setting: int) -> Any:
         """The heads that are kept of a run, on the host."""
         return jax.tree.map(lambda leaf: np.asarray(leaf[seed, setting]), self._kept)
+
+    def predicted(self, seed: int, setting: int, vectors: np.ndarray) -> dict[str, np.ndarray]:
+        """Per task what they make of ``vectors``, float32 [n, hidden]: classes, int [n]."""
+        params = {"params": self.kept(seed, setting)}
+        logits: Any = self._model.apply(params, {"pooled": vectors})
+        return {task: np.asarray(own).argmax(-1) for task, own in logits.items()}
 
 
 def _padded(items: Sequence[T], devices: int) -> list[T]:

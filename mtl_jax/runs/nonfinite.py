@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import optax
 
-from mtl_jax.config.train import TASKS
 from mtl_jax.core import distributed
 from mtl_jax.core.errors import SharedError, UserError
 from mtl_jax.data.batches import HostBatch, TextSet, make_batch
@@ -101,7 +100,7 @@ class Verdicts:
     @property
     def at_fault(self) -> np.ndarray:
         """Bool [n]: the texts with anything that is not finite."""
-        return ~np.logical_and.reduce([self.finite[task] for task in TASKS])
+        return ~np.logical_and.reduce(list(self.finite.values()))
 
 
 def verdicts(logits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> Verdicts:
@@ -112,7 +111,7 @@ def verdicts(logits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray])
         labels: Per task int32 [n], negative where missing.
     """
     losses, finite = {}, {}
-    for task in TASKS:
+    for task in logits:
         there, label = labels[task] >= 0, np.maximum(labels[task], 0)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits[task], label)
         losses[task] = np.asarray(loss)
@@ -131,14 +130,14 @@ def each_alone(model: MultiTaskModel, params: Params, texts: TextSet) -> Verdict
     length = -(-int(texts.tokens.lengths.max()) // 8) * 8
     layout = Layout(_ROWS, ((1, length),), slots=1)
     step = jax.jit(functools.partial(eval_step, model.clone(states_depth=texts.depth, blocks=None)))
-    found: dict[str, list[np.ndarray]] = {task: [] for task in TASKS}
+    found: dict[str, list[np.ndarray]] = {task: [] for task in model.tasks}
     for start in range(0, len(texts), _ROWS):
         here = np.arange(start, min(start + _ROWS, len(texts)))
         placement = Placement(here, here - start, np.zeros(len(here), np.int64))
         batch = make_batch(texts, layout, placement)
         del batch["example"]
         logits, _ = step(params, batch)
-        for task in TASKS:
+        for task in model.tasks:
             found[task].append(np.asarray(logits[task])[: len(here), 0])
     logits = {task: np.concatenate(parts) for task, parts in found.items()}
     return verdicts(logits, texts.labels)
@@ -161,7 +160,7 @@ def validate(run: Run, params: Params, step: int) -> tuple[Metrics, dict[str, np
     split, evaluator = run.split("validation"), run.evaluator
     placed = evaluator.runner.replicate(params)
     metrics, logits = evaluator.measure(placed, split, run.inputs.classes)
-    for task in TASKS:
+    for task in metrics:
         if not math.isfinite(metrics[task]["loss"] or 0.0):
             suspects = np.flatnonzero(verdicts(logits, split.texts.labels).at_fault)[:_MOST]
             guilty = _guilty(evaluator.model, params, split.take(suspects))

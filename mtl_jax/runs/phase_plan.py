@@ -12,14 +12,13 @@ from mtl_jax.config.train import (
     HEAD_LEARNING_RATE,
     MEASUREMENTS,
     MOST_STEPS,
-    TASKS,
     TrainConfig,
 )
 from mtl_jax.core.errors import UserError, no_trained_head
 from mtl_jax.data.packing.plan import TrainPlan
 from mtl_jax.freezing.partition import Freeze, Params, longest_prefix
 from mtl_jax.freezing.phase import Phase, boundaries, untaken
-from mtl_jax.freezing.recipes import Setting, phases_of
+from mtl_jax.freezing.recipes import RecipeContext, phases_of
 from mtl_jax.freezing.rules import Rule
 from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
 from mtl_jax.runs.progress import chained_steps
@@ -74,7 +73,7 @@ class PhasePlan:
         """The tasks whose frozen head may be left behind by a backbone that trains."""
         if self.freeze.backbone_frozen:
             return ()
-        return tuple(task for task in TASKS if task not in self.trained_heads)
+        return tuple(task for task in self.phase.weights if task not in self.trained_heads)
 
     @property
     def guarded(self) -> tuple[str, ...]:
@@ -129,20 +128,20 @@ def plan_phases(
         UserError: A phase can't be; it is named.
     """
     labels = inputs.split("train").texts.labels
-    setting = Setting(
+    context = RecipeContext(
         num_layers=inputs.bert.num_hidden_layers,
         epochs=config.epochs or EPOCHS,
-        labels={task: int((labels[task] >= 0).sum()) for task in TASKS},
+        labels={task: int((labels[task] >= 0).sum()) for task in config.data.tasks},
         thinned=tuple(config.data.label_fractions),
         backbone_learning_rate=config.backbone_learning_rate,
     )
-    completed = phases_of(config, setting)
+    completed = phases_of(config, context)
     names = [""] if config.recipe is None else _names(config.recipe, completed)
     of_file = (config.recipe or "").endswith((".json", ".py"))
     phases, rules, freezes = [], [], []
     for phase, name in zip(completed, names, strict=True):
         try:
-            rules.append(scenario_rules(phase.scenario, setting.num_layers))
+            rules.append(scenario_rules(phase.scenario, context.num_layers, context.tasks))
             freezes.append(_freeze(phase, params, rules[-1]))
         except UserError as error:
             raise UserError(f"{name}{error}") from error
@@ -172,7 +171,7 @@ def plan_phases(
     learned: frozenset[str] = frozenset()
     for i, phase in enumerate(phases):
         total = chained_steps(phases, bounds, i)
-        optimizer = _optimizer(config, phase, setting.num_layers, total)
+        optimizer = _optimizer(config, phase, context.num_layers, total)
         laid_out = rules[i], freezes[i], batches[i], bounds[i], optimizer, texts[i], learned
         between = math.ceil(bounds[i] / batches[i].steps / MEASUREMENTS) or 1
         rate_is_open = (
@@ -236,9 +235,15 @@ def without_effect(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]
             if getattr(config, setting) != getattr(TrainConfig, setting)
         }
     return [
-        f"note: --{setting.replace('_', '-')} {getattr(config, setting)} is without effect: {why}"
+        f"note: --{setting.replace('_', '-')} {_given(config, setting)} is without effect: {why}"
         for setting, why in reasons.items()
     ]
+
+
+def _given(config: TrainConfig, setting: str) -> str:
+    """What a setting was given as."""
+    value = getattr(config, setting)
+    return " ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def lengths(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
@@ -262,7 +267,7 @@ def lengths(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
 
 def _rate_is_open(phase: Phase, freeze: Freeze) -> bool:
     """Of the first phase as completed; see ``PhasePlan``."""
-    every_head = _heads(freeze) == set(TASKS) and all(phase.weights.values())
+    every_head = _heads(freeze) == phase.weights.keys() and all(phase.weights.values())
     return trains_heads_alone(freeze) and every_head and "head" not in dict(phase.learning_rates)
 
 
@@ -274,7 +279,7 @@ def trains_heads_alone(freeze: Freeze) -> bool:
 def _heads(freeze: Freeze) -> frozenset[str]:
     """The tasks whose heads train."""
     trained = {path.split("/")[0] for path, label in freeze.labels if label != FROZEN}
-    return frozenset(trained & set(TASKS))
+    return frozenset(trained - {"backbone"})
 
 
 def _refuse_repeats(plans: Sequence[PhasePlan], names: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtl_jax.config.train import LIMITS, TASKS, TrainConfig
+from mtl_jax.config.train import LIMITS, TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.freezing.partition import Params, Stages
 from mtl_jax.runs.cached_splits import KeptSplits
@@ -58,7 +58,7 @@ class Run:
         devices = self._runner.devices if self._runner else 1
         self._model = ModelSpec(
             bert=inputs.bert,
-            classes=(len(inputs.classes["classifier"]), len(inputs.classes["sentiment"])),
+            classes=tuple((task, len(names)) for task, names in inputs.classes.items()),
             pooling=inputs.pooling,
             dtype=config.dtype,
             max_length=inputs.reader.max_length,
@@ -179,7 +179,7 @@ class Run:
     def tasks(self) -> tuple[str, ...]:
         """The tasks whose losses count in any phase: what checkpoints are chosen by."""
         counted = {task for plan in self.plans for task in plan.phase.tasks}
-        return tuple(task for task in TASKS if task in counted)
+        return tuple(task for task in self.inputs.classes if task in counted)
 
     @property
     def dropout_parts(self) -> int | None:
@@ -199,10 +199,6 @@ class Run:
         return [self.plans[self.index].texts, *stages]
 
     @property
-    def _task_weights(self) -> tuple[float, float]:
-        return self.phase.task_weights or (1.0, 1.0)
-
-    @property
     def weighting(self) -> Weighting:
         """How the losses of the tasks are weighed against each other; anew in each phase."""
         return make_weighting(self.config.weighting, self.plan.steps)
@@ -211,9 +207,11 @@ class Run:
     def useless_weighting(self) -> str | None:
         """Why that can do nothing in this phase; None where it can."""
         labels = self.inputs.split("train").texts.labels
-        pairs = zip(TASKS, self._task_weights, strict=True)
-        first, second = (weight * bool((labels[task] >= 0).any()) for task, weight in pairs)
-        return useless(self.weighting, self.freeze, (first, second), self.total_steps)
+        weights = {
+            task: weight * bool((labels[task] >= 0).any())
+            for task, weight in self.phase.weights.items()
+        }
+        return useless(self.weighting, self.freeze, weights, self.total_steps)
 
     def stepper(self, seeds: int = 1) -> Stepper:
         """The compiled training step, shared by runs that differ in nothing of it.
@@ -228,7 +226,7 @@ class Run:
                 model=self._model,
                 freeze=self.freeze,
                 optimizer=plan.optimizer,
-                task_weights=self._task_weights,
+                task_weights=tuple(self.phase.weights.values()),
                 weighting=self.weighting,
                 layout=self.plan.layout,
                 on_pooled=on_pooled,

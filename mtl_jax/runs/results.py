@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.freezing.partition import Params
 from mtl_jax.freezing.phase import Phase
 from mtl_jax.runs.monitoring.train_metrics import Meter, Stopwatch
@@ -158,10 +158,8 @@ def untrained_heads(run: Run, steps: Sequence[int], step: int) -> list[str]:
         begun += count
     return [
         task
-        for task in TASKS
-        if task not in trained
-        and (labels[task] >= 0).any()
-        and getattr(run.config, f"{task}_weight") > 0
+        for task, weight in run.config.weights.items()
+        if task not in trained and (labels[task] >= 0).any() and weight > 0
     ]
 
 
@@ -205,9 +203,9 @@ def measurements(
 def in_words(metrics: Mapping[str, Any], rate: float) -> str:
     """What a measurement on validation has shown, for a reader."""
     words = []
-    for task in TASKS:
-        if metrics[task]["examples"]:
-            accuracy, f1 = metrics[task]["accuracy"], metrics[task]["macro_f1"]
+    for task, of_task in metrics.items():
+        if of_task["examples"]:
+            accuracy, f1 = of_task["accuracy"], of_task["macro_f1"]
             words.append(f"{task} accuracy {accuracy:.3f}, macro-F1 {f1:.3f}")
     speed = f"{rate:.0f} examples/s" if rate else "nothing to train"
     return f"validation {'; '.join(words)} ({speed})"

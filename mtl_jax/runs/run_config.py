@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, get_args
 
-from mtl_jax.config.train import TASKS, BertConfig, DataConfig, Parallel, Pooling
+from mtl_jax.config.data import DataConfig
+from mtl_jax.config.train import BertConfig, Parallel, Pooling
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import OBJECT, check_json
 from mtl_jax.runs.workdir import Workdir, json_digest, lasting
@@ -64,8 +65,8 @@ _RECORD = {
         "pooling": {"enum": list(get_args(Pooling))},
         "classes": {
             "type": "object",
-            "required": list(TASKS),
-            "properties": dict.fromkeys(TASKS, _CLASSES),
+            "minProperties": 1,
+            "additionalProperties": _CLASSES,
         },
         "weights_sha256": _TEXT,
         "tokenizer_sha256": _TEXT,
@@ -142,10 +143,9 @@ def model_spec(record: dict[str, Any], **how: Any) -> ModelSpec:
             so on.
     """
     settings, classes = record["settings"], record["classes"]
-    first, second = (len(classes[task]) for task in TASKS)
     return ModelSpec(
         bert=BertConfig(**record["bert"]),
-        classes=(first, second),
+        classes=tuple((task, len(names)) for task, names in classes.items()),
         pooling=record["pooling"],
         dtype=settings["dtype"],
         fused_attention=settings.get("fused_attention", True),

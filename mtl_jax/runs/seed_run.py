@@ -106,7 +106,11 @@ class Member:
         self.checkpoints = self._open.enter_context(checkpoints)
         self.course = Course.load(saved["course"]) if saved else Course()
         path = self._workdir.path
-        self.meter = Meter(lambda *loss: keep(path, self.run, *loss), saved.get("meter"))
+        self.meter = Meter(
+            tuple(self.run.inputs.classes),
+            lambda *loss: keep(path, self.run, *loss),
+            saved.get("meter"),
+        )
         self._workdir.rewind(saved.get("lines", 0))
         self._workdir.watch(open_watchers(path, self.run.config))
 

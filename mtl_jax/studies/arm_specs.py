@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.config.train import TASKS, OnDrift
+from mtl_jax.config.scenario import is_inline
+from mtl_jax.config.train import OnDrift
 from mtl_jax.core.errors import UserError, no_trained_head
 from mtl_jax.core.json_files import read_json
 from mtl_jax.core.paths import expanded
-from mtl_jax.freezing.recipes import RECIPES, Setting, recipe_named
-from mtl_jax.freezing.scenarios import SCENARIOS, scenario_rules
+from mtl_jax.freezing.recipes import RECIPES, RecipeContext, recipe_named
+from mtl_jax.freezing.scenarios import scenario_names, scenario_rules
 
 # Of a run that has no head for --on-drift, which may be meant for other arms of its study.
 UNWATCHED: dict[str, OnDrift] = {"on_drift": "warn"}
@@ -21,7 +22,7 @@ UNWATCHED: dict[str, OnDrift] = {"on_drift": "warn"}
 
 def is_recipe(name: str) -> bool:
     """Whether an arm is a recipe, and not one scenario from start to end."""
-    if name.endswith(".json"):
+    if _is_file(name):
         return _holds_phases(name)
     return name in RECIPES or re.fullmatch(r"top_down_\d+", name) is not None
 
@@ -33,7 +34,7 @@ def protocol(name: str, workdir: str) -> dict[str, Any]:
         name: Of the arm; of a ``.json`` file, the copy in the study's folder is meant.
         workdir: Of the study.
     """
-    kept = in_study(workdir, kept_as(name)) if name.endswith(".json") else name
+    kept = in_study(workdir, kept_as(name)) if _is_file(name) else name
     what = {"scenario": None, "recipe": kept} if is_recipe(name) else {"scenario": kept}
     return what if freezes_trained_head(name) else what | UNWATCHED
 
@@ -43,7 +44,7 @@ def freezes_trained_head(name: str) -> bool:
 
     Of a file's phases this is known when they are laid out on the backbone.
     """
-    return is_recipe(name) and (name == "sequential_heads" or name.endswith(".json"))
+    return is_recipe(name) and (name == "sequential_heads" or _is_file(name))
 
 
 def refuse_unwatched(on_drift: OnDrift, names: Sequence[str]) -> None:
@@ -63,7 +64,7 @@ def in_study(workdir: str, file: str) -> str:
 
 def files_of(names: Sequence[str]) -> dict[str, Any]:
     """What the ``.json`` files among checked arms hold, by where the study keeps its copy."""
-    files = (name for name in names if name.endswith(".json"))
+    files = (name for name in names if _is_file(name))
     return {kept_as(file): _content(file) for file in files}
 
 
@@ -72,12 +73,15 @@ def kept_as(file: str) -> str:
     return f"files/{Path(file).name}"
 
 
-def check_arms(names: Sequence[str], layers: int, own: Sequence[str] = ()) -> None:
+def check_arms(
+    names: Sequence[str], layers: int, tasks: Sequence[str], own: Sequence[str] = ()
+) -> None:
     """Refuses, before any is trained, an arm that there is not for so many layers.
 
     Args:
         names: The arms, but for those of the study's own.
         layers: Of the backbone.
+        tasks: The names of the tasks.
         own: What the study's own are called, for the message.
 
     Raises:
@@ -85,42 +89,52 @@ def check_arms(names: Sequence[str], layers: int, own: Sequence[str] = ()) -> No
     """
     copies: dict[str, str] = {}
     for name in names:
-        if name.endswith(".json") and copies.setdefault(kept_as(name), name) != name:
+        if _is_file(name) and copies.setdefault(kept_as(name), name) != name:
             raise UserError(
                 f"arms {copies[kept_as(name)]} and {name} are files of the same name: rename one"
             )
         if is_recipe(name):
-            _check_recipe(name, layers)
-        elif name.endswith(".json") or name in SCENARIOS or re.fullmatch(r"top_\d+", name):
-            scenario_rules(name, layers)
+            _check_recipe(name, layers, tasks)
+        elif _is_scenario(name, tasks):
+            scenario_rules(name, layers, tasks)
         else:
-            raise _unknown(name, layers, own)
+            raise _unknown(name, layers, tasks, own)
 
 
-def _check_recipe(name: str, layers: int) -> None:
-    setting = Setting(num_layers=layers, epochs=1.0, labels=dict.fromkeys(TASKS, 1))
-    for number, phase in enumerate(recipe_named(name)(setting), start=1):
+def _is_scenario(name: str, tasks: Sequence[str]) -> bool:
+    known = name in scenario_names(tasks) or re.fullmatch(r"top_\d+", name)
+    return bool(known) or _is_file(name) or is_inline(name)
+
+
+def _check_recipe(name: str, layers: int, tasks: Sequence[str]) -> None:
+    context = RecipeContext(num_layers=layers, epochs=1.0, labels=dict.fromkeys(tasks, 1))
+    for number, phase in enumerate(recipe_named(name)(context), start=1):
         try:
-            scenario_rules(phase.scenario, layers)
+            scenario_rules(phase.scenario, layers, tasks)
         except UserError as error:
             raise UserError(f"recipe {name}: phase {number}: {error}") from error
-        if phase.scenario.endswith(".json"):
+        if _is_file(phase.scenario):
             raise UserError(
                 f"recipe {name}: phase {number}: its rules are in {phase.scenario}, of which a "
                 "study keeps no copy: name a scenario, or use mtl_jax train with this --recipe"
             )
 
 
-def _unknown(name: str, layers: int, own: Sequence[str]) -> UserError:
-    names = [*own, *SCENARIOS, *RECIPES, "top_1", "top_down_1"]
+def _unknown(name: str, layers: int, tasks: Sequence[str], own: Sequence[str]) -> UserError:
+    scenarios = scenario_names(tasks)
+    names = [*own, *scenarios, *RECIPES, "top_1", "top_down_1"]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     others = "".join(f"{each}, " for each in own)
     return UserError(
-        f"unknown arm {name!r}: {hint}use {others}a scenario ({', '.join(SCENARIOS)}, or top_k "
+        f"unknown arm {name!r}: {hint}use {others}a scenario ({', '.join(scenarios)}, or top_k "
         f"with k from 1 to {layers}), a recipe ({', '.join(RECIPES)}, or top_down_k), or a .json "
         "file of rules or phases"
     )
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(".json") and not is_inline(name)
 
 
 def _holds_phases(file: str) -> bool:

@@ -214,7 +214,8 @@ def by_seeds(
 def arm_folder(workdir: str, name: str, seed: int, setting: Mapping[str, Any]) -> str:
     """Where an arm is trained: a name that can be read, and that no other arm has."""
     plain = [name, *("-".join(map(str, pair)) for pair in setting.items())]
-    safe = [re.sub(r"[^A-Za-z0-9.-]+", "_", text) for text in plain]
+    # Rules may be longer than a folder's name.
+    safe = [re.sub(r"[^A-Za-z0-9.-]+", "_", text)[:64] for text in plain]
     marks = [
         "" if text == kept else f"-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         for text, kept in zip(plain, safe, strict=True)

@@ -15,7 +15,8 @@ from typing import IO, Any
 import jax
 import numpy as np
 
-from mtl_jax.config.train import TASKS, BertConfig, DataConfig, LongTexts, Pooling
+from mtl_jax.config.data import DataConfig, LongTexts
+from mtl_jax.config.train import BertConfig, Pooling
 from mtl_jax.core.atomic_write import other_kind, whole
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_read
@@ -66,8 +67,9 @@ class Encoder:
 
     def _read(self, lines: Iterable[str]) -> Iterator[_Chunk]:
         lines, first = iter(lines), 1
+        tasks = self._evaluator.model.tasks
         while chunk := list(itertools.islice(lines, _CHUNK)):
-            unlabelled = {task: np.full(len(chunk), MISSING, np.int32) for task in TASKS}
+            unlabelled = {task: np.full(len(chunk), MISSING, np.int32) for task in tasks}
             origin = f"lines {first} to {first + len(chunk) - 1}"
             texts = self.reader(chunk, unlabelled, origin)
             yield _Chunk(chunk, texts, list(self._evaluator.batches(texts)))
@@ -171,7 +173,7 @@ class TrainedModel(Encoder):
             }
             for i, text in enumerate(chunk.lines):
                 answer: dict[str, Any] = {"text": text}
-                for task in TASKS:
+                for task in probabilities:
                     label = int(probabilities[task][i].argmax())
                     answer[task] = {
                         "label": self.classes[task][label],
@@ -236,7 +238,8 @@ def checkpoint_encoder(
     notes = [*tokenizer_notes(folder, tokenizer, bert.vocab_size)]
     for note in notes + pretrained.left_out(folder, vectors=True):
         say(f"note: {note}")
-    spec = ModelSpec(bert, (1, 1), pooling, "float32", reader.max_length, "auto")
+    # Vectors are made without a head; a batch has room for the labels of a task at least.
+    spec = ModelSpec(bert, (("none", 1),), pooling, "float32", reader.max_length, "auto")
     return Encoder(spec, {"backbone": params}, reader)
 
 

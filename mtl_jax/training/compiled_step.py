@@ -36,7 +36,7 @@ class TrainSpec:
     model: ModelSpec
     freeze: Freeze
     optimizer: OptimizerConfig
-    task_weights: tuple[float, float]
+    task_weights: tuple[float, ...]
     weighting: Weighting
     layout: Layout
     on_pooled: bool

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
-from mtl_jax.config.train import TASKS, BertConfig, Parallel, Pooling
+from mtl_jax.config.train import BertConfig, Parallel, Pooling
 from mtl_jax.data.batches import HostBatch, TextSet, evaluation_batches
 from mtl_jax.data.packing.plan import Layout, evaluation_layout
 from mtl_jax.models.bert_layers import cudnn_can
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.multitask import Head, MultiTaskModel
 from mtl_jax.training.cache.array_file import Write
 from mtl_jax.training.inputs import Split
 from mtl_jax.training.metrics import Metrics, split_metrics
@@ -40,12 +40,13 @@ class ModelSpec:
     """
 
     bert: BertConfig
-    classes: tuple[int, int]
+    classes: tuple[tuple[str, int], ...]
     pooling: Pooling
     dtype: str
     max_length: int
     parallel: Parallel
     fused_attention: bool = True
+    heads: tuple[tuple[str, Head], ...] = ()
     like: Layout | None = None
     alone: bool = False
 
@@ -53,7 +54,9 @@ class ModelSpec:
         """The Flax module."""
         dtype = jnp.dtype(self.dtype)
         fused = "cudnn" if self.fused_attention and cudnn_can(self.bert, dtype) else None
-        return MultiTaskModel(self.bert, self.classes, self.pooling, dtype, fused=fused)
+        return MultiTaskModel(
+            self.bert, self.classes, self.pooling, dtype, fused=fused, heads=self.heads
+        )
 
 
 class Evaluator:
@@ -112,7 +115,7 @@ class Evaluator:
         logits = self._collect(run, texts, batches)
         totals = {
             task: sum((np.array(each[task], np.float64) for each in losses), np.zeros(2))
-            for task in TASKS
+            for task in self.model.tasks
         }
         return logits, {
             task: float(total / count) if count else None for task, (total, count) in totals.items()
@@ -214,7 +217,7 @@ def neighbour_probe(known: Split, asked: Split, classes: Mapping[str, Sequence[s
     if features is None or queries is None:
         raise ValueError("both splits need pooled vectors")
     predicted = {}
-    for task in TASKS:
+    for task in classes:
         labels = known.examples.labels[task]
         present = labels >= 0
         vote = KNeighborsClassifier(min(NEIGHBOURS, max(int(present.sum()), 1)), metric="cosine")
@@ -233,14 +236,14 @@ def probe_flops(known: Split, asked: Split) -> int:
     votes are not in it.
     """
     width = 0 if known.texts.pooled is None else known.texts.pooled.shape[1]
-    labels = sum(int((known.examples.labels[task] >= 0).sum()) for task in TASKS)
+    labels = sum(int((known.examples.labels[task] >= 0).sum()) for task in known.examples.labels)
     return 2 * width * labels * len(asked.texts)
 
 
 def majority_baseline(known: Split, asked: Split, classes: Mapping[str, Sequence[str]]) -> Metrics:
     """Chance: every example is given the most frequent class of ``known``."""
     predicted = {}
-    for task in TASKS:
+    for task in classes:
         labels = known.examples.labels[task]
         counts = np.bincount(labels[labels >= 0], minlength=len(classes[task]))
         predicted[task] = np.full(len(asked.texts), counts.argmax(), np.int32)

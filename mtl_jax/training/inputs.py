@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtl_jax.config.train import TASKS, BertConfig, LongTexts, Pooling, Settings
+from mtl_jax.config.data import LongTexts
+from mtl_jax.config.train import BertConfig, Pooling, Settings
 from mtl_jax.core.downloads import cache_dir
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
@@ -161,6 +162,9 @@ class Inputs:
         """Per task the names of its classes."""
         return self.corpus.classes
 
+    def _in_order(self, tasks: Sequence[str] | None) -> tuple[str, ...]:
+        return tuple(task for task in self.classes if tasks is None or task in tasks)
+
     @functools.cached_property
     def text_baseline(self) -> Metrics:
         """What a bag of words reaches on validation; see ``text_baseline``."""
@@ -175,8 +179,8 @@ class Inputs:
             self._splits[name] = Split(examples, texts)
         return self._splits[name]
 
-    def training(self, tasks: Sequence[str] = TASKS) -> Split:
-        """The training texts with a label for at least one of ``tasks``, picked once.
+    def training(self, tasks: Sequence[str] | None = None) -> Split:
+        """The training texts with a label for at least one of ``tasks`` (all), picked once.
 
         The labels of other tasks stay as they are. It is ``split("train")`` itself where
         that has no other texts.
@@ -184,7 +188,7 @@ class Inputs:
         Raises:
             UserError: There is none.
         """
-        tasks = _in_order(tasks)
+        tasks = self._in_order(tasks)
         if tasks not in self._training:
             split = self.split("train")
             chosen = np.flatnonzero(split.examples.labelled(tasks))
@@ -197,13 +201,13 @@ class Inputs:
             self._training[tasks] = split if whole else split.take(chosen)
         return self._training[tasks]
 
-    def plan(self, batch_size: int, devices: int, tasks: Sequence[str] = TASKS) -> TrainPlan:
+    def plan(self, batch_size: int, devices: int, tasks: Sequence[str] | None = None) -> TrainPlan:
         """Where the texts of ``training(tasks)`` go, worked out once for all runs.
 
         Raises:
             UserError: There is no such text.
         """
-        key = batch_size, devices, _in_order(tasks)
+        key = batch_size, devices, self._in_order(tasks)
         if key not in self._plans:
             split = self.training(tasks)
             lengths, mixture = split.texts.tokens.lengths, None
@@ -267,10 +271,6 @@ class Inputs:
     def _cut(self, name: str) -> list[str]:
         """How many texts of a split were cut, in words; nothing where none was."""
         return self.reader.cut(self.split(name).texts, name)
-
-
-def _in_order(tasks: Sequence[str]) -> tuple[str, ...]:
-    return tuple(task for task in TASKS if task in tasks)
 
 
 def _bytes(gib: float) -> int:

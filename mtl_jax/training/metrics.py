@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score
-
-from mtl_jax.config.train import TASKS
 
 Metrics = dict[str, Any]
 
@@ -51,7 +49,9 @@ def split_metrics(
     classes: Mapping[str, Sequence[str]],
     groups: np.ndarray | None,
 ) -> Metrics:
-    """Metrics of both tasks, and the weighted F1 of ``sentiment`` within each group.
+    """Metrics of each task, and its weighted F1 within each group.
+
+    A task that the group decides has none of these: each has one class of it.
 
     Args:
         labels: Per task int [n], negative where missing.
@@ -60,26 +60,36 @@ def split_metrics(
         groups: str [n], the source of each example, or None.
     """
     result = {
-        task: task_metrics(labels[task], predicted[task], len(classes[task])) for task in TASKS
+        task: task_metrics(labels[task], predicted[task], len(names))
+        for task, names in classes.items()
     }
-    by_source = {}
-    for group in () if groups is None else sorted(set(groups.tolist())):
-        chosen = (groups == group) & (labels["sentiment"] >= 0)
-        if chosen.any():
-            true, guess = labels["sentiment"][chosen], predicted["sentiment"][chosen]
-            by_source[group] = float(
-                f1_score(true, guess, average="weighted", zero_division=_UNDEFINED)
-            )
-    result["sentiment"]["weighted_f1_by_source"] = by_source
+    for task in classes:
+        of_task = _by_group(labels[task], predicted[task], groups)
+        result[task]["weighted_f1_by_source"] = of_task
     return result
 
 
-def mean_macro_f1(metrics: Metrics, tasks: Sequence[str] = TASKS) -> float:
+def _by_group(
+    labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray | None
+) -> dict[str, float]:
+    by_group, decided = {}, True
+    for group in () if groups is None else sorted(set(groups.tolist())):
+        chosen = (groups == group) & (labels >= 0)
+        if chosen.any():
+            true, guess = labels[chosen], predicted[chosen]
+            decided = decided and len(np.unique(true)) == 1
+            by_group[group] = float(
+                f1_score(true, guess, average="weighted", zero_division=_UNDEFINED)
+            )
+    return {} if decided else by_group
+
+
+def mean_macro_f1(metrics: Metrics, tasks: Iterable[str] | None = None) -> float:
     """What checkpoints are chosen by: macro-F1, its mean over the tasks that have labels.
 
     Args:
         metrics: Of a split.
-        tasks: Of which tasks.
+        tasks: Of which tasks; by default all.
     """
-    values = [metrics[task]["macro_f1"] for task in tasks if metrics[task]["examples"]]
+    values = [metrics[task]["macro_f1"] for task in tasks or metrics if metrics[task]["examples"]]
     return float(np.mean(values)) if values else 0.0

@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.config.train import TASKS
-
 
 def class_counts(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Per class how often it is hit, predicted and true, float32 [3, classes].
@@ -37,12 +35,12 @@ def score_of_counts(counts: Mapping[str, np.ndarray]) -> np.ndarray:
         counts: Per task what ``class_counts`` gives of each run, [..., 3, classes].
     """
     scores = []
-    for task in TASKS:
-        hits, predicted, true = np.moveaxis(np.asarray(counts[task], np.float64), -2, 0)
+    for of_task in counts.values():
+        hits, predicted, true = np.moveaxis(np.asarray(of_task, np.float64), -2, 0)
         if true.any():
             # A class that neither occurs nor is predicted does not count. What is not a number
             # is no 0.
             counted = predicted + true != 0
             each = np.divide(2 * hits, predicted + true, out=np.zeros_like(hits), where=counted)
             scores.append(each.sum(-1) / counted.sum(-1))
-    return np.mean(scores, axis=0) if scores else np.zeros(counts[TASKS[0]].shape[:2])
+    return np.mean(scores, axis=0) if scores else np.zeros(of_task.shape[:-2])

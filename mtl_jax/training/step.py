@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtl_jax.config.train import TASKS
 from mtl_jax.freezing.partition import Freeze, Params
 from mtl_jax.models.multitask import Batch, MultiTaskModel, looked_up
 from mtl_jax.training.collectives import summed
@@ -50,12 +49,12 @@ def stream(seed: int, use: Literal["heads", "dropout"]) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the steps are compiled for."""
+    """What the steps are compiled for; ``task_weights`` are in the order of the model's tasks."""
 
     model: MultiTaskModel
     optimizer: optax.GradientTransformation
     frozen_depth: int
-    task_weights: tuple[float, float]
+    task_weights: tuple[float, ...]
     weighting: Weighting = FIXED
 
     def init(self, trainable: Params, seed: int) -> TrainState:
@@ -65,12 +64,12 @@ class Program:
             trainable=trainable,
             opt_state=self.optimizer.init(trainable),
             rng=jax.random.key_data(stream(seed, "dropout")),
-            weighting=self.weighting.init(len(TASKS)),
+            weighting=self.weighting.init(len(self.model.tasks)),
         )
 
 
 def _losses(logits: Mapping[str, jax.Array], batch: Batch) -> dict[str, tuple[Any, Any]]:
-    return {task: masked_cross_entropy(logits[task], batch[task]) for task in TASKS}
+    return {task: masked_cross_entropy(own, batch[task]) for task, own in logits.items()}
 
 
 def _identity(tree: Any) -> Any:
@@ -105,13 +104,14 @@ def train_step(
         clipping}``, the same on every device; with ``"task_weights": {task: weight}`` where
         these are not fixed.
     """
+    tasks = program.model.tasks
     reduce: Callable[[Any], Any] = _identity
     if axis_name:
         reduce = functools.partial(summed, axis_name=axis_name, looked_up=looked_up(batch))
     of_step = rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     if axis_name:
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
-    counts = reduce({task: (batch[task] >= 0).sum().astype(jnp.float32) for task in TASKS})
+    counts = reduce({task: (batch[task] >= 0).sum().astype(jnp.float32) for task in tasks})
 
     holds = "hold" in batch
     held = reduce((batch["hold"] > 0).sum().astype(jnp.float32)) if holds else jnp.zeros(())
@@ -130,7 +130,7 @@ def train_step(
         """The term that holds frozen heads' predictions, a mean over texts."""
         terms = [
             distillation(logits[task], batch[f"target_{task}"], batch["hold"])
-            for task in TASKS
+            for task in tasks
             if f"target_{task}" in batch
         ]
         return sum(terms) / jnp.maximum(held, 1.0)
@@ -140,13 +140,13 @@ def train_step(
         losses = _losses(logits, batch)
         total = sum(
             weight * losses[task][0] / jnp.maximum(counts[task], 1.0)
-            for task, weight in zip(TASKS, program.task_weights, strict=True)
+            for task, weight in zip(tasks, program.task_weights, strict=True)
         )
         return jnp.asarray(total + holding(logits) if holds else total), losses
 
     def loss_sums(trainable: Params) -> jax.Array:
         losses = _losses(logits_of(trainable), batch)
-        return jnp.stack([losses[task][0] for task in TASKS])
+        return jnp.stack([losses[task][0] for task in tasks])
 
     def updated(gradient: Params) -> TrainState:
         updates, opt_state = program.optimizer.update(gradient, state.opt_state, state.trainable)
@@ -163,7 +163,7 @@ def train_step(
         loss_sums,
         state.trainable,
         fixed=jnp.stack([jnp.asarray(w, jnp.float32) for w in program.task_weights]),
-        counts=jnp.stack([counts[task] for task in TASKS]),
+        counts=jnp.stack([counts[task] for task in tasks]),
         key=jax.random.fold_in(of_step, _WEIGHTING),
         reduce=reduce,
     )
@@ -174,9 +174,9 @@ def train_step(
     sums = reduce(loss_sums(after.trainable)) if method.looks_again else seen.sums
     after = after.replace(weighting=method.update(state.weighting, seen, sums))
     metrics = {
-        "loss": {task: (seen.sums[i], counts[task]) for i, task in enumerate(TASKS)},
+        "loss": {task: (seen.sums[i], counts[task]) for i, task in enumerate(tasks)},
         "grad_norm": optax.tree.norm(gradient),
-        "task_weights": {task: weights[i] for i, task in enumerate(TASKS)},
+        "task_weights": {task: weights[i] for i, task in enumerate(tasks)},
     }
     return after, metrics
 
@@ -212,9 +212,10 @@ def scanned_steps(
 
     def skip(state: TrainState, example: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         nothing = jnp.zeros(())
-        metrics = {"loss": dict.fromkeys(TASKS, (nothing, nothing)), "grad_norm": nothing}
+        tasks = program.model.tasks
+        metrics = {"loss": dict.fromkeys(tasks, (nothing, nothing)), "grad_norm": nothing}
         if not isinstance(program.weighting, Fixed):
-            metrics["task_weights"] = dict.fromkeys(TASKS, nothing)
+            metrics["task_weights"] = dict.fromkeys(tasks, nothing)
         return state, metrics
 
     def step(state: TrainState, example: jax.Array) -> tuple[TrainState, dict[str, Any]]:
@@ -229,8 +230,9 @@ def scanned_steps(
 def take(vectors: Mapping[str, jax.Array], example: jax.Array) -> Batch:
     """The batch of the vectors and labels that ``example``, int32 [rows, slots], names."""
     batch: dict[str, jax.Array] = {"pooled": vectors["pooled"][jnp.maximum(example, 0)]}
-    for task in TASKS:
-        batch[task] = jnp.where(example >= 0, vectors[task][example], -1)
+    for task, labels in vectors.items():
+        if task != "pooled":
+            batch[task] = jnp.where(example >= 0, labels[example], -1)
     return batch
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mtl_jax.config.train import TASKS
 from mtl_jax.data.corpus import Examples
 from mtl_jax.training.metrics import Metrics, split_metrics
 
@@ -36,7 +35,7 @@ def text_baseline(
     from sklearn.linear_model import SGDClassifier
 
     predicted = {}
-    for task in TASKS:
+    for task in classes:
         there = np.flatnonzero(known.labels[task] >= 0)
         if len(there) > _MOST_TEXTS:
             there = there[np.linspace(0, len(there) - 1, _MOST_TEXTS).round().astype(int)]
@@ -63,7 +62,7 @@ def in_words(metrics: Metrics) -> str:
     """What it reaches on validation, for a reader."""
     words = [
         f"{task} accuracy {metrics[task]['accuracy']:.3f}, macro-F1 {metrics[task]['macro_f1']:.3f}"
-        for task in TASKS
+        for task in metrics
         if metrics[task]["examples"]
     ]
     return f"to compare: TF-IDF with logistic regression reaches {'; '.join(words)} on validation"
@@ -75,7 +74,7 @@ def shortfalls(validation: Metrics, baseline: Metrics) -> list[str]:
         f"warning: {task}: macro-F1 {mine:.3f} on validation, where TF-IDF with logistic "
         f"regression reaches {theirs:.3f}: train longer (--epochs), with other learning rates, or "
         "more of the backbone, before you conclude that the texts don't tell"
-        for task in TASKS
+        for task in validation
         if validation[task]["examples"]
         and (mine := validation[task]["macro_f1"]) < (theirs := baseline[task]["macro_f1"])
     ]

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.config.train import TASKS
 from mtl_jax.core.distributed import part
 from mtl_jax.data.batches import Order, TextSet, evaluation_batches, make_batch, train_batches
 from mtl_jax.data.packing.plan import Layout, Placement, TrainPlan
 from mtl_jax.data.tokens import Tokens
+from tests.conftest import TASKS
 
 
 def text_set(lengths, pooled=None):

@@ -115,7 +115,7 @@ def test_a_backbone_that_cannot_be_reached_is_counted(flags, tmp_path):
         return subprocess.run(
             [
                 *(sys.executable, "-m", "experiments.backbones", f"--workdir={study}"),
-                *("--backbones", *backbones, "--scenarios", "backbone_frozen", "none_frozen"),
+                *("--backbones", *backbones, "--arms", "backbone_frozen", "none_frozen"),
                 *("--seeds", "0", "1", *flags[1:]),
             ],
             capture_output=True,

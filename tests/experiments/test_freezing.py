@@ -22,7 +22,7 @@ def study(folder, flags, seeds, scenarios=SCENARIOS):
     return subprocess.run(
         [
             *(sys.executable, "-m", "experiments.freezing", f"--workdir={folder}"),
-            *("--scenarios", *scenarios, "--seeds", *seeds, *flags),
+            *("--arms", *scenarios, "--seeds", *seeds, *flags),
         ],
         capture_output=True,
         text=True,
@@ -155,7 +155,7 @@ def test_a_study_of_ones_own_data_takes_all_of_it(settings, tmp_path):
     quick = Freezing(workdir=str(tmp_path), seeds=(0, 1, 0))
     assert (quick.data.max_train_examples, quick.data.max_evaluation_examples) == (416, 320)
     assert quick.seeds == (0, 1)
-    with pytest.raises(UserError, match="--scenarios is empty"):
+    with pytest.raises(UserError, match="--arms is empty"):
         Freezing(workdir=str(tmp_path), scenarios=())
     with pytest.raises(UserError, match="--seeds-at-once 0 must be at least 1"):
         Freezing(workdir=str(tmp_path), seeds_at_once=0)

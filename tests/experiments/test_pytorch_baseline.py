@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.data.batches import TextSet
 from mtl_jax.data.tokens import Tokens
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.phase_run import Run
 from mtl_jax.training.inputs import Inputs
+from tests.conftest import TASKS
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_without_dropout_pytorch_gives_our_logits_and_loss(torch, baseline, conf
         np.testing.assert_allclose(found[task].detach(), logits[task], rtol=0, atol=1e-5)
     labels = {task: torch.from_numpy(texts.labels[task].astype(np.int64)) for task in TASKS}
     assert any((values < 0).any() for values in labels.values())
-    weighted = replace(config, sentiment_weight=3.0)
+    weighted = replace(config, task_weights=("sentiment=3.0",))
     expected = (losses["classifier"] or 0) + 3 * (losses["sentiment"] or 0)
     loss = baseline.total_loss(found, labels, weighted)
     assert loss.item() == pytest.approx(expected, abs=1e-5)

@@ -13,7 +13,7 @@ import pytest
 from experiments.unfreezing import Unfreezing, only_layer_rules
 from mtl_jax.config.train import DataConfig
 from mtl_jax.core.errors import UserError
-from mtl_jax.freezing.recipes import Setting, phases_of
+from mtl_jax.freezing.recipes import RecipeContext, phases_of
 from mtl_jax.studies.report.document import Table
 from mtl_jax.studies.report.phase_counts import best_phases
 from mtl_jax.studies.report.render import to_markdown
@@ -258,7 +258,7 @@ def test_gradual_unfreezing_and_its_control_have_the_same_rates(settings, tmp_pa
     labels = {"classifier": 1, "sentiment": 1}
     epochs = study.epochs_of(96)
     assert control.config.epochs == gradual.config.epochs == epochs
-    setting = Setting(num_layers=2, epochs=epochs, labels=labels)
+    setting = RecipeContext(num_layers=2, epochs=epochs, labels=labels)
     phases = phases_of(gradual.config, setting)
     (at_once,) = phases_of(control.config, setting)
     rates = {(phase.layer_decay, phase.schedule, phase.learning_rates) for phase in phases}

@@ -18,6 +18,7 @@ from mtl_jax.models.bert import BertEncoder
 from mtl_jax.training.losses import masked_cross_entropy
 from mtl_jax.training.optimizer import OptimizerConfig
 from mtl_jax.training.step import stream, train_step
+from tests.conftest import TASKS
 from tests.training.test_step import (
     CLASSES,
     CONFIG,
@@ -156,7 +157,7 @@ def test_the_contract_for_any_rules(rules, seed):
 
 def lowered(scenario):
     """The jitted step of a scenario, its jaxpr and its FLOPs, neither compiled nor run."""
-    freeze, program = make_program(PARAMS, scenario_rules(scenario, LAYERS))
+    freeze, program = make_program(PARAMS, scenario_rules(scenario, LAYERS, TASKS))
     trainable, frozen = freeze.split(PARAMS)
     arguments = program.init(trainable, 0), frozen, random_batch(rows=8)
     traced = jax.jit(functools.partial(train_step, program)).trace(*arguments)
@@ -264,7 +265,7 @@ def test_the_frozen_prefix_has_no_dropout_and_the_rest_has(prefixes, depth):
 
 def test_the_step_runs_the_prefix_as_evaluation_does():
     """With the backbone frozen, tokens and the vectors that evaluation made give one step."""
-    freeze, program = make_program(PARAMS, scenario_rules("backbone_frozen", LAYERS))
+    freeze, program = make_program(PARAMS, scenario_rules("backbone_frozen", LAYERS, TASKS))
     trainable, frozen = freeze.split(PARAMS)
     batch = random_batch()
     vectors: Any = program.model.apply({"params": PARAMS}, batch, method="pooled")
@@ -359,7 +360,7 @@ def test_the_certificate():
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_one_flipped_bit_shows_in_the_certificate(data):
-    freeze = Freeze.from_rules(PARAMS, scenario_rules("top_1", LAYERS))
+    freeze = Freeze.from_rules(PARAMS, scenario_rules("top_1", LAYERS, TASKS))
     before = digest(freeze.split(PARAMS)[1])
     changed = copy(PARAMS)
     path = data.draw(st.sampled_from(PATHS))

@@ -15,7 +15,7 @@ CONFIG = TrainConfig(
     epochs=4,
     head_learning_rate=0.1,
     backbone_learning_rate=0.01,
-    sentiment_weight=0.5,
+    task_weights=("sentiment=0.5",),
     layer_decay=0.5,
 )
 
@@ -80,7 +80,7 @@ def test_settings_fill_what_a_phase_leaves_open():
         layer_decay=0.5,
         schedule="linear",
         warmup_fraction=0.1,
-        task_weights=(1.0, 0.5),
+        task_weights=(("classifier", 1.0), ("sentiment", 0.5)),
         drift_limit=0.1,
         on_drift="warn",
         distillation_weight=1.0,
@@ -97,7 +97,7 @@ def test_what_a_phase_says_itself_stays():
         layer_decay=1.0,
         schedule="constant",
         warmup_fraction=0.0,
-        task_weights=(0.0, 2.0),
+        task_weights=(("classifier", 0.0), ("sentiment", 2.0)),
         drift_limit=1.0,
         on_drift="stop",
         distillation_weight=0.0,
@@ -106,7 +106,9 @@ def test_what_a_phase_says_itself_stays():
     assert dict(phase.learning_rates) == {"head": 0.2, "backbone": 0.01, "backbone/layer_1": 0.3}
     assert dataclasses.replace(phase, learning_rates=own.learning_rates) == own
     assert phase.tasks == ("sentiment",)
-    assert dataclasses.replace(phase, task_weights=(0.0, 0.0)).tasks == ("classifier", "sentiment")
+    assert dataclasses.replace(
+        phase, task_weights=(("classifier", 0.0), ("sentiment", 0.0))
+    ).tasks == ("classifier", "sentiment")
 
 
 @pytest.mark.parametrize(
@@ -182,13 +184,23 @@ def test_phases_from_json():
                 "task_weights": {"sentiment": 2, "classifier": 0},
                 "restart": False,
             },
-            {"scenario": "none_frozen", "task_weights": [1, 0.5], "patience": 2, "keep_best": True},
+            {
+                "scenario": "none_frozen",
+                "task_weights": {"classifier": 1, "sentiment": 0.5},
+                "patience": 2,
+                "keep_best": True,
+            },
         ]
     )
     assert phases_from(json.loads(text), "recipe.json") == (
         Phase(scenario="backbone_frozen", epochs=1, learning_rates=(("head", 0.5),)),
-        Phase(scenario="top_1", task_weights=(0, 2), restart=False),
-        Phase(scenario="none_frozen", task_weights=(1, 0.5), patience=2, keep_best=True),
+        Phase(scenario="top_1", task_weights=(("classifier", 0), ("sentiment", 2)), restart=False),
+        Phase(
+            scenario="none_frozen",
+            task_weights=(("classifier", 1), ("sentiment", 0.5)),
+            patience=2,
+            keep_best=True,
+        ),
     )
 
 

@@ -10,10 +10,11 @@ import pytest
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.phase import Phase
-from mtl_jax.freezing.recipes import RECIPES, Setting, phases_of, recipe_named
+from mtl_jax.freezing.recipes import RECIPES, RecipeContext, phases_of, recipe_named
 from mtl_jax.freezing.scenarios import scenario_rules
+from tests.conftest import TASKS
 
-SETTING = Setting(num_layers=3, epochs=6.0, labels={"classifier": 90, "sentiment": 40})
+SETTING = RecipeContext(num_layers=3, epochs=6.0, labels={"classifier": 90, "sentiment": 40})
 
 
 def made(name, setting=SETTING):
@@ -96,7 +97,7 @@ def test_auto_asks_for_a_gain_from_the_third_phase_on():
 def test_the_scarce_task_is_that_which_is_thinned_alone_else_that_with_fewer_labels(
     labels, thinned, scarce
 ):
-    setting = Setting(3, 6.0, labels, thinned)
+    setting = RecipeContext(3, 6.0, labels, thinned)
     alone = {"classifier": (1.0, 0.0), "sentiment": (0.0, 1.0)}
     rich = "sentiment" if scarce == "classifier" else "classifier"
     first, last = made("scarce_head_last", setting)
@@ -159,7 +160,7 @@ def test_rules_are_found_from_the_folder_of_the_recipe(tmp_path, monkeypatch):
         monkeypatch.chdir(folder)
         for recipe in ("own.json", "own.py"):
             found = scenarios(f"{before}{recipe}")
-            assert scenario_rules(found[0], 3) == (("*", "head"),)
+            assert scenario_rules(found[0], 3, TASKS) == (("*", "head"),)
             assert all(Path(name).is_absolute() for name in found[:2])
             assert found[1:] == named[1:]
 

@@ -14,6 +14,7 @@ from mtl_jax.freezing.rules import assign_labels
 from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
 from mtl_jax.models.multitask import MultiTaskModel
 from tests import conftest
+from tests.conftest import TASKS, head_sizes
 
 LAYERS = 12
 # Leaves: word, position and token type; a scale and a bias. Six dense layers, two layer norms.
@@ -26,7 +27,7 @@ def paths(request):
     config = dataclasses.replace(conftest.TINY, num_hidden_layers=LAYERS)
     tokens = dict.fromkeys(("input_ids", "segment_ids", "position_ids"), np.ones((1, 2), np.int32))
     batch = {**tokens, "classifier": np.zeros((1, 1), np.int32)}
-    model = MultiTaskModel(config, (2, 2), request.param)
+    model = MultiTaskModel(config, head_sizes(2, 2), request.param)
     return list(
         flatten_dict(jax.eval_shape(model.init, jax.random.key(0), batch)["params"], sep="/")
     )
@@ -54,7 +55,7 @@ NAMES = ("all_frozen", "backbone_frozen", "classifier_frozen", "sentiment_frozen
 
 @pytest.mark.parametrize("name", [*NAMES, *(f"top_{k}" for k in range(1, LAYERS + 1))])
 def test_every_leaf_has_the_label_of_the_design(paths, name):
-    labels = assign_labels(paths, scenario_rules(name, LAYERS))
+    labels = assign_labels(paths, scenario_rules(name, LAYERS, TASKS))
     assert labels == {path: expected(name, path) for path in paths}
 
 
@@ -73,7 +74,7 @@ def test_every_leaf_has_the_label_of_the_design(paths, name):
 )
 def test_number_of_leaves_per_label(paths, name, frozen, head, backbone):
     pooler = POOLER * ("backbone/pooler/kernel" in paths)
-    counts = collections.Counter(assign_labels(paths, scenario_rules(name, LAYERS)).values())
+    counts = collections.Counter(assign_labels(paths, scenario_rules(name, LAYERS, TASKS)).values())
     # The pooler goes with the top of the backbone.
     if name in ("all_frozen", "backbone_frozen"):
         frozen += pooler
@@ -84,7 +85,7 @@ def test_number_of_leaves_per_label(paths, name, frozen, head, backbone):
 
 def test_top_k_of_a_shallow_backbone_leaves_no_idle_rule():
     paths = ["backbone/embeddings/a", "backbone/layer_0/a", "classifier/a", "sentiment/a"]
-    labels = assign_labels(paths, scenario_rules("top_1", 1))
+    labels = assign_labels(paths, scenario_rules("top_1", 1, TASKS))
     assert list(labels.values()) == [FROZEN, "backbone", "head", "head"]
 
 
@@ -92,7 +93,7 @@ def test_top_k_of_a_shallow_backbone_leaves_no_idle_rule():
 def test_k_off_the_layers_is_refused(k):
     message = f"scenario 'top_{k}' is off the backbone's 12 layers: use top_1 to top_12"
     with pytest.raises(UserError, match=re.escape(message)):
-        scenario_rules(f"top_{k}", LAYERS)
+        scenario_rules(f"top_{k}", LAYERS, TASKS)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_k_off_the_layers_is_refused(k):
 )
 def test_an_unknown_name_is_refused_with_the_closest(name, hint):
     with pytest.raises(UserError) as caught:
-        scenario_rules(name, 6)
+        scenario_rules(name, 6, TASKS)
     assert str(caught.value) == (
         f"unknown scenario {name!r}: {hint}use one of all_frozen, backbone_frozen, "
         "classifier_frozen, sentiment_frozen, none_frozen, or top_k with k from 1 to 6"
@@ -119,7 +120,7 @@ def test_an_unknown_name_is_refused_with_the_closest(name, hint):
 def test_a_json_file_holds_own_rules(tmp_path):
     file = tmp_path / "own.json"
     file.write_text('[["classifier/*", "frozen"], ["*/layer_1/*", "backbone/low"], ["*", "head"]]')
-    assert scenario_rules(str(file), LAYERS) == (
+    assert scenario_rules(str(file), LAYERS, TASKS) == (
         ("classifier/*", FROZEN),
         ("*/layer_1/*", "backbone/low"),
         ("*", "head"),
@@ -146,7 +147,7 @@ def test_a_json_file_that_holds_no_rules_is_refused(tmp_path, text, words):
     if text is not None:
         file.write_text(text, encoding="latin-1")
     with pytest.raises(UserError) as caught:
-        scenario_rules(str(file), LAYERS)
+        scenario_rules(str(file), LAYERS, TASKS)
     assert str(caught.value).startswith(f"scenario file {file}")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)

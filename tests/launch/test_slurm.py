@@ -93,7 +93,7 @@ def spread(flags):
 def test_a_study_is_an_array_whose_results_a_last_job_gathers(launch, flags, tmp_path):
     workdir = tmp_path / 'it\'s a "study" of $HOME'
     names = ["all_frozen", "backbone_frozen", "top_9"]
-    words = [f"--workdir={workdir}", "--scenarios", *names, "--seeds", "0", *flags]
+    words = [f"--workdir={workdir}", "--arms", *names, "--seeds", "0", *flags]
     refused = ["experiment", "freezing", *words]
     with pytest.raises(AssertionError, match="the arms of freezing can't be listed"):
         launch([], refused)

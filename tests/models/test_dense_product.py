@@ -18,6 +18,7 @@ from mtl_jax.models.bert_layers import FeedForward
 from mtl_jax.models.dense_product import Dense, product
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.models.pretrained import to_transformers
+from tests.conftest import head_sizes
 
 HALF = jnp.bfloat16
 INIT = nn.initializers.normal(0.1)
@@ -215,7 +216,7 @@ def backbone():
 
 def loss(params, batch, dtype, **flags):
     """The mean cross-entropy of a fixed head, and the vectors that it is given."""
-    model = MultiTaskModel(WIDE, (3, 3), "mean", dtype, **flags)
+    model = MultiTaskModel(WIDE, head_sizes(3, 3), "mean", dtype, **flags)
     vectors: Any = model.apply({"params": {"backbone": params}}, batch, method="pooled")
     chances = jax.nn.log_softmax(vectors @ HEAD)
     of_labels = jnp.take_along_axis(chances, batch["classifier"][..., None], -1)

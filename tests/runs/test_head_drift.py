@@ -78,7 +78,12 @@ def watched(settings, inputs, tmp_path):
 
     def run(name, last=True, **watch):
         first = {"scenario": "backbone_frozen", "epochs": 2}
-        second = {"scenario": "classifier_frozen", "epochs": 3, "task_weights": [0, 1], **watch}
+        second = {
+            "scenario": "classifier_frozen",
+            "epochs": 3,
+            "task_weights": {"classifier": 0, "sentiment": 1},
+            **watch,
+        }
         still = {"scenario": "backbone_frozen", "steps": 1, "learning_rates": {"head": 1e-30}}
         file = tmp_path / f"{name}.json"
         file.write_text(json.dumps([first, second, *([still] if last else [])]))
@@ -191,7 +196,11 @@ def test_predictions_can_be_held(watched):
 def test_what_is_held_outlasts_a_restart(settings, inputs, tmp_path):
     """Interrupted between two measurements, after the first has turned the term on."""
     file = tmp_path / "recipe.json"
-    phase = {"scenario": "classifier_frozen", "epochs": 3, "task_weights": [0, 1]}
+    phase = {
+        "scenario": "classifier_frozen",
+        "epochs": 3,
+        "task_weights": {"classifier": 0, "sentiment": 1},
+    }
     phase |= {"on_drift": "distill", "drift_limit": 1e-6}
     file.write_text(json.dumps([{"scenario": "backbone_frozen", "steps": 2}, phase]))
     settings = settings | {"recipe": str(file), "checkpoint_every": 5}

@@ -13,6 +13,7 @@ from mtl_jax.runs.head_sweep import Grid, train_heads
 from mtl_jax.runs.loop import train, train_seeds
 from mtl_jax.runs.phase_run import Run
 from mtl_jax.training.inputs import Inputs
+from tests.conftest import weights
 
 DEFAULT = RATES.index(3e-3)
 
@@ -59,7 +60,7 @@ def test_another_rate_is_chosen_only_where_it_is_clearly_better():
 
 def test_scores_and_errors_are_those_of_the_trained_heads(open_settings, inputs):
     run = Run(TrainConfig(**open_settings, workdir=""), inputs)
-    grid = Grid((0, 1), RATES, (0.01,), (1.0,), (1.0,))
+    grid = Grid((0, 1), RATES, (0.01,), weights((1.0,), (1.0,)))
     heads, _, validation = train_heads(run, grid)
     scores, errors = _compared(run, heads)
     # The best measurement of each is kept, and every validation text takes part.
@@ -87,7 +88,7 @@ def test_rates_differ_from_what_the_texts_are_and_are_chosen_once(open_settings,
         {"scenario": "top_1"},
         {"scenario": "all_frozen"},
         {"prefix_cache": False},
-        {"sentiment_weight": 0.0},
+        {"task_weights": ("sentiment=0.0",)},
         {"recipe": "sequential_heads"},
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.heads import Heads
 from experiments.heads import run as run_heads
-from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.runs import head_sweep as sweeping
 from mtl_jax.runs.checkpoints.reader import Saved
@@ -24,8 +24,9 @@ from mtl_jax.training.metrics import mean_macro_f1, split_metrics
 from mtl_jax.training.prediction_counts import class_counts, score_of_counts
 from mtl_jax.training.seed_runner import devices_across
 from mtl_jax.training.step import TrainState, scanned_steps, take, train_step
+from tests.conftest import TASKS, weights
 
-GRID = Grid((0, 3, 4), (1e-3, 5e-2), (0.0, 0.1), (1.0,), (1.0, 0.25))
+GRID = Grid((0, 3, 4), (1e-3, 5e-2), (0.0, 0.1), weights((1.0,), (1.0, 0.25)))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_the_epoch_is_chosen_among_those_that_training_measures(swept, tmp_path)
     shared, inputs, _ = swept
     # Of heads whose rate falls to nothing the end is kept.
     shared: dict[str, Any] = {**shared, "schedule": "constant"}
-    grid = Grid((0, 3, 5), (5e-2, 2e-1), (0.0,), (1.0,), (1.0,))
+    grid = Grid((0, 3, 5), (5e-2, 2e-1), (0.0,), weights((1.0,), (1.0,)))
     shared |= {"epochs": 5}
     every = sweep(TrainConfig(workdir="", **shared), grid, inputs)
     some = {**shared, "measure_every": 3}
@@ -163,11 +164,11 @@ def test_scores_on_the_device_are_those_of_scikit_learn(there):
 def test_a_diverged_setting_is_not_chosen(swept):
     shared, inputs, _ = swept
     config = TrainConfig(workdir="", **shared | {"warmup_fraction": 0.0})
-    result = sweep(config, Grid((0, 1), (1e38, 1e-2), (0.0,), (1.0,), (1.0,)), inputs)
+    result = sweep(config, Grid((0, 1), (1e38, 1e-2), (0.0,), weights((1.0,), (1.0,))), inputs)
     assert np.isnan(result.validation[:, 0]).any()
     assert result.chosen == 1
     with pytest.raises(UserError, match="every setting of the sweep has diverged"):
-        sweep(config, Grid((0,), (1e38,), (0.0,), (1.0,), (1.0,)), inputs)
+        sweep(config, Grid((0,), (1e38,), (0.0,), weights((1.0,), (1.0,))), inputs)
 
 
 @pytest.mark.parametrize(("schedule", "epoch"), [("constant", 1), ("linear", 3)])
@@ -187,7 +188,9 @@ def test_of_equal_measurements_a_sweep_and_training_keep_the_same(swept, schedul
     assert len(set(scores)) == 1
     assert len(scores) == 3
     assert result["best_epoch"] == epoch
-    heads = sweeping.Heads(Run(config, inputs), Grid((0,), (1e-6,), (0.0,), (1.0,), (1.0,)))
+    heads = sweeping.Heads(
+        Run(config, inputs), Grid((0,), (1e-6,), (0.0,), weights((1.0,), (1.0,)))
+    )
     kernels = []
     for number in range(3):
         heads.train([number])
@@ -204,7 +207,7 @@ def test_a_sweep_weighs_both_tasks(swept):
     shared, inputs, _ = swept
     config = TrainConfig(workdir="", **shared)
     with pytest.raises(UserError, match="a weight of 0 would leave some out"):
-        sweep(config, Grid((0,), (1e-2,), (0.0,), (1.0,), (1.0, 0.0)), inputs)
+        sweep(config, Grid((0,), (1e-2,), (0.0,), weights((1.0,), (1.0, 0.0))), inputs)
 
 
 def test_a_sweep_leaves_no_arrays_behind(swept):
@@ -213,7 +216,9 @@ def test_a_sweep_leaves_no_arrays_behind(swept):
     gc.disable()
     try:
         sweep(
-            TrainConfig(workdir="", **shared), Grid((0,), (1e-2,), (0.0,), (1.0,), (1.0,)), inputs
+            TrainConfig(workdir="", **shared),
+            Grid((0,), (1e-2,), (0.0,), weights((1.0,), (1.0,))),
+            inputs,
         )
         assert not [held for held in gc.get_objects() if type(held) is sweeping.Heads]
     finally:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.data.batches import make_batch
@@ -25,6 +25,7 @@ from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.step import eval_step
 from tests import conftest
+from tests.conftest import TASKS
 from tests.faults.runs import without_times
 
 UNTRAINED = {

@@ -12,6 +12,7 @@ from mtl_jax.freezing.partition import Freeze, certificate, digest, state_bytes
 from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
 from mtl_jax.training.optimizer import carried
 from mtl_jax.training.step import train_step
+from tests.conftest import TASKS
 from tests.freezing.test_partition import PARAMS, PATHS, RULES, copy, depth_of, raw
 from tests.training.test_step import flat, make_program, random_batch
 
@@ -26,7 +27,7 @@ NAMES = (
 # A scenario by name, or any rules at all, and how many steps it is trained for.
 PHASES = st.lists(
     st.tuples(
-        st.one_of(st.sampled_from(NAMES).map(lambda name: scenario_rules(name, 2)), RULES),
+        st.one_of(st.sampled_from(NAMES).map(lambda name: scenario_rules(name, 2, TASKS)), RULES),
         st.integers(1, 2),
     ),
     min_size=2,

@@ -12,12 +12,12 @@ import orbax.checkpoint as ocp
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.runs.loop import train
-from tests.conftest import TINY, write_checkpoint
+from tests.conftest import TASKS, TINY, write_checkpoint
 from tests.several import REPOSITORY, started, together
 
 # 96 texts in batches of 19 or 20, 5 steps: neither divides by any number of devices.
@@ -215,7 +215,7 @@ def test_a_process_by_itself_agrees_with_itself():
 def test_a_study_whose_arms_two_processes_train_together(flags, tmp_path):
     kept = [flag for flag in flags if not flag.startswith("--parallel")]
     study = ["-m", "experiments.freezing", *kept, f"--workdir={tmp_path}/study", "--distributed"]
-    said = together(2, 1, *study, "--scenarios=backbone_frozen", "--seeds=0")
+    said = together(2, 1, *study, "--arms=backbone_frozen", "--seeds=0")
     assert [status for status, _, _ in said] == [0, 0], said
     (line,) = read_lines(tmp_path / "study" / "results.jsonl")
     assert (line["arm"], line["seed"]) == ("backbone_frozen", 0)

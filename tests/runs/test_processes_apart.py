@@ -77,7 +77,7 @@ def test_an_error_of_one_process_alone_ends_the_study_and_one_of_all_an_arm(flag
     kept = [flag for flag in flags if not flag.startswith("--parallel")]
     study, arms = tmp_path / "study", tmp_path / "study" / "arms"
     argv = ["-m", "experiments.freezing", *kept, f"--workdir={study}", "--distributed"]
-    argv += ["--scenarios=backbone_frozen", "--seeds", "0", "1", "2"]
+    argv += ["--arms=backbone_frozen", "--seeds", "0", "1", "2"]
     foreign = arms / "backbone_frozen-seed0" / "thesis.txt"
     with started(2, 1, *argv) as those:
         begun(those[0], study / "config.json")

@@ -29,11 +29,11 @@ def course(*scores, **fields):
     ("fields", "expected"),
     [
         ({}, 0.375),
-        ({"task_weights": (1.0, 0.0)}, 0.5),
+        ({"task_weights": {"classifier": 1.0, "sentiment": 0.0}}, 0.5),
         ({"task_metric": "sentiment"}, 0.25),
         ({"metric": "loss"}, -2.0),
         ({"metric": "loss", "task_metric": "sentiment"}, -3.0),
-        ({"metric": "loss", "task_weights": (0.0, 1.0)}, -3.0),
+        ({"metric": "loss", "task_weights": {"classifier": 0.0, "sentiment": 1.0}}, -3.0),
     ],
 )
 def test_what_a_phase_is_judged_by(fields, expected):
@@ -163,8 +163,12 @@ def test_the_next_phase_knows_what_was_before():
         ({}, {}, 0.8),
         ({}, {"metric": "loss"}, None),
         ({}, {"task_metric": "sentiment"}, None),
-        ({"task_weights": (1.0, 0.0)}, {}, None),
-        ({"task_weights": (0.0, 1.0)}, {"task_metric": "sentiment"}, 0.8),
+        ({"task_weights": {"classifier": 1.0, "sentiment": 0.0}}, {}, None),
+        (
+            {"task_weights": {"classifier": 0.0, "sentiment": 1.0}},
+            {"task_metric": "sentiment"},
+            0.8,
+        ),
     ],
 )
 def test_scores_are_compared_with_their_like(before, after, known):

@@ -87,7 +87,12 @@ def everything(config, inputs):
 
 # Every way for a phase to end, to go on from the one before, and to be resumed in.
 MIXED = [
-    {"scenario": "backbone_frozen", "steps": 3, "task_weights": [1, 0], "schedule": "constant"},
+    {
+        "scenario": "backbone_frozen",
+        "steps": 3,
+        "task_weights": {"classifier": 1, "sentiment": 0},
+        "schedule": "constant",
+    },
     {"scenario": "top_2", "epochs": 9, "patience": 1, "keep_best": True, "layer_decay": 0.5},
     {"scenario": "sentiment_frozen", "steps": 3, "on_drift": "back", "drift_limit": 1e-6},
     {"scenario": "classifier_frozen", "steps": 4, "on_drift": "distill", "drift_limit": 1e-6},
@@ -338,7 +343,7 @@ def test_seeds_go_through_phases_together(recipe, inputs, tmp_path):
             r"phase 1: scenario 'all_frozen' changes nothing: it trains no parameter",
         ),
         (
-            [{"scenario": "top_1", "task_weights": [0, 0]}],
+            [{"scenario": "top_1", "task_weights": {"classifier": 0, "sentiment": 0}}],
             r"phase 1: scenario 'top_1' changes nothing: all task weights are 0",
         ),
         (
@@ -394,7 +399,11 @@ def test_what_can_not_be_is_refused_before_anything_is_made(phases, words, recip
 
 
 def test_a_phase_may_change_its_rates_weights_or_watch_alone(recipe, inputs):
-    changes = [{}, {"learning_rates": {"head": 0.5}}, {"task_weights": [1, 0]}]
+    changes = [
+        {},
+        {"learning_rates": {"head": 0.5}},
+        {"task_weights": {"classifier": 1, "sentiment": 0}},
+    ]
     changes += [{"schedule": "constant"}, {"layer_decay": 0.5}, {"warmup_fraction": 0.5}]
     changes += [{"drift_limit": 0.5}]
     phases = [{"scenario": "top_2", **change} for change in changes]

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.runs.loop import train, train_seeds
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.inputs import Inputs
+from tests.conftest import TASKS
 
 SEEDS = (0, 1, 2, 3)
 

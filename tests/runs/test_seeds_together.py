@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines, rewrite_lines
 from mtl_jax.data.batches import train_batches
@@ -25,7 +25,7 @@ from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.predict import TrainedModel
 from mtl_jax.training.compiled_step import stepper
 from mtl_jax.training.inputs import Inputs
-from tests.conftest import TINY, write_checkpoint, write_record
+from tests.conftest import TASKS, TINY, write_checkpoint, write_record
 from tests.faults.runs import without_times
 from tests.runs.test_loop import final_params
 from tests.training.test_step import flat

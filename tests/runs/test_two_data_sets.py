@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mtl_jax.config.train import TASKS, DataConfig, TrainConfig
+from mtl_jax.config.train import DataConfig, TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.batches import train_batches
 from mtl_jax.data.corpus import MISSING, load_corpus
@@ -16,6 +16,7 @@ from mtl_jax.runs.loop import train
 from mtl_jax.tools.predict import TrainedModel
 from mtl_jax.training.inputs import Inputs
 from tests.cli.test_commands import assert_mistake, call
+from tests.conftest import TASKS
 
 
 class TinyTopics(tfds.core.GeneratorBasedBuilder):

@@ -20,6 +20,7 @@ from mtl_jax.studies.arm_specs import (
 )
 from mtl_jax.studies.settings import arm_folder
 from mtl_jax.training.inputs import Inputs
+from tests.conftest import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_arms_of_files(tmp_path):
     (tmp_path / "phases.json").write_text('[{"scenario": "top_1"}, {"scenario": "top_2"}]')
     (tmp_path / "rules.json").write_text('[["*", "head"]]')
     phases, rules = (str(tmp_path / f"{name}.json") for name in ("phases", "rules"))
-    check_arms([phases, rules, "auto", "top_2"], layers=2)
+    check_arms([phases, rules, "auto", "top_2"], layers=2, tasks=TASKS)
     assert is_recipe(phases)
     assert not is_recipe(rules)
     assert protocol(phases, "/w") == {"scenario": None, "recipe": "/w/files/phases.json"}
@@ -51,7 +52,7 @@ def test_arms_of_files(tmp_path):
         (["top_3"], "scenario 'top_3' is off the backbone's 2 layers"),
     ):
         with pytest.raises(UserError, match=words):
-            check_arms(names, layers=2)
+            check_arms(names, layers=2, tasks=TASKS)
 
 
 def test_a_recipe_with_rules_of_its_own_is_refused_before_a_study_copies_half_of_it(tmp_path):
@@ -60,7 +61,7 @@ def test_a_recipe_with_rules_of_its_own_is_refused_before_a_study_copies_half_of
     recipe.write_text('[{"scenario": "top_1"}, {"scenario": "rules.json"}]')
     words = rf"recipe {recipe}: phase 2: its rules are in {tmp_path / 'rules.json'}, of which a stu"
     with pytest.raises(UserError, match=words):
-        check_arms([str(recipe)], layers=2)
+        check_arms([str(recipe)], layers=2, tasks=TASKS)
 
 
 def test_names_stand_for_recipes_or_scenarios():

@@ -26,7 +26,7 @@ SCENARIOS = ("all_frozen", "backbone_frozen", "top_1")
 
 def words(folder, flags):
     """The flags of the study."""
-    return [f"--workdir={folder}", "--scenarios", *SCENARIOS, "--seeds", "0", *flags]
+    return [f"--workdir={folder}", "--arms", *SCENARIOS, "--seeds", "0", *flags]
 
 
 def start(folder, flags, *more):
@@ -182,7 +182,7 @@ freezing._MAIN(sys.argv[1:])
 )
 def test_a_kill_as_an_arm_is_done_leaves_no_checkpoints(where, what, whole, flags, tmp_path):
     folder = tmp_path / "study"
-    asked = [f"--workdir={folder}", "--scenarios=backbone_frozen", "--seeds=0", *flags]
+    asked = [f"--workdir={folder}", "--arms=backbone_frozen", "--seeds=0", *flags]
     code = _KILLED.format(where=where, what=what)
     killed = subprocess.run([sys.executable, "-c", code, *asked], check=False)
     assert killed.returncode == -signal.SIGKILL

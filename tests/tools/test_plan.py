@@ -164,8 +164,12 @@ def test_seconds_add_up_over_the_parts_that_there_are(costs):
         ("all_frozen", {"epochs": 7}, "nothing is trained: --epochs 7 has no effect"),
         ("backbone_frozen", {"head_learning_rate": 0}, "--head-learning-rate 0"),
         ("top_1", {"backbone_learning_rate": 0}, "--backbone-learning-rate 0"),
-        ("top_1", {"classifier_weight": 0, "sentiment_weight": 0}, "both task weights are 0"),
-        ("top_1", {"sentiment_weight": 0}, "the sentiment head is trained with --sentiment-weight"),
+        ("top_1", {"task_weights": ("classifier=0", "sentiment=0")}, "both task weights are 0"),
+        (
+            "top_1",
+            {"task_weights": ("sentiment=0",)},
+            "the sentiment head is trained with --sentiment-weight",
+        ),
         ("backbone_frozen", {"batch_size": 97}, "96 training texts are less than one batch"),
         (
             "top_2",
@@ -183,7 +187,7 @@ def test_a_setting_that_can_hardly_be_meant_is_told(scenario, changes, words, ma
     [
         ("backbone_frozen", {}),
         ("backbone_frozen", {"backbone_learning_rate": 0, "batch_size": 96}),
-        ("sentiment_frozen", {"sentiment_weight": 0}),
+        ("sentiment_frozen", {"task_weights": ("sentiment=0",)}),
         ("top_2", {"cache_memory": 0}),
         ("top_2", {"cache_memory": 0, "cache_disk": 0, "prefix_cache": False}),
     ],

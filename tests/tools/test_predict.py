@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.cli.commands import run
-from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.atomic_write import whole
 from mtl_jax.core.errors import UserError
 from mtl_jax.models import pretrained
@@ -32,7 +32,7 @@ from mtl_jax.tools.predict import (
     read_texts,
     write_vectors,
 )
-from tests.conftest import write_record
+from tests.conftest import TASKS, write_record
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.data.batches import train_batches
@@ -22,7 +22,7 @@ from mtl_jax.runs.phase_run import Run
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.replay import replay
 from mtl_jax.training.inputs import Inputs
-from tests.conftest import WORDS, write_checkpoint
+from tests.conftest import TASKS, WORDS, write_checkpoint
 from tests.several import together
 from tests.training.weighting.test_train import interrupted_at
 
@@ -87,7 +87,7 @@ def test_the_texts_at_fault_are_found(scenario, parallel, settings, tmp_path):
 def test_the_step_is_taken_again(scenario, parallel, settings, tmp_path, monkeypatch):
     """With its dropout: the losses and the norm that the log has of it come again."""
     settings |= {"scenario": scenario, "parallel": parallel, "checkpoint_every": 9, "seed": 3}
-    config = TrainConfig(**settings | {"classifier_weight": 0.5}, workdir=str(tmp_path))
+    config = TrainConfig(**settings | {"task_weights": ("classifier=0.5",)}, workdir=str(tmp_path))
     inputs = Inputs(config)
     with monkeypatch.context() as patch:
         patch.setattr("mtl_jax.runs.loop.training_bar", interrupted_at(12))
@@ -218,7 +218,7 @@ def test_a_batch_is_held_until_its_loss_is_known():
     def keep_nothing(step, task, batch):
         raise AssertionError
 
-    meter = Meter(keep_nothing)
+    meter = Meter(TASKS, keep_nothing)
     held = []
     for step in range(1, 4):
         example = np.zeros((1, 1), np.int32).view(Array)

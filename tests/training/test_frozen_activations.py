@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.data.batches import TextSet
@@ -36,7 +36,7 @@ from mtl_jax.training.cache.array_store import Store
 from mtl_jax.training.evaluator import Evaluator, evaluator
 from mtl_jax.training.frozen_activations import SHALLOWEST, Prefix
 from mtl_jax.training.inputs import Inputs
-from tests.conftest import TINY, write_checkpoint
+from tests.conftest import TASKS, TINY, write_checkpoint
 from tests.faults.runs import without_times
 
 LAYERS = TINY.num_hidden_layers

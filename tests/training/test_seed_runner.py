@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from mtl_jax.config.train import TASKS
 from mtl_jax.freezing.partition import Freeze
 from mtl_jax.freezing.scenarios import scenario_rules
 from mtl_jax.training.runners import Compiled, JitRunner
 from mtl_jax.training.seed_runner import SHARED, SeedRunner
 from mtl_jax.training.step import scanned_steps, stream, train_step
+from tests.conftest import TASKS
 from tests.training.test_runners import LOSS_TOLERANCE, NORM_TOLERANCE, PARAMETER_TOLERANCE
 from tests.training.test_step import CONFIG, flat, make_program, random_batch, random_params
 
@@ -25,7 +25,7 @@ SHALLOW = dataclasses.replace(CONFIG, num_hidden_layers=1)
 def starts(scenario, seeds=6):
     """Per seed the state and the frozen part, on one backbone, with heads of their own."""
     params = random_params(SHALLOW)
-    rules = scenario_rules(scenario, SHALLOW.num_hidden_layers)
+    rules = scenario_rules(scenario, SHALLOW.num_hidden_layers, TASKS)
     freeze, program = make_program(params, rules, SHALLOW)
     found = []
     for seed in range(seeds):

@@ -9,20 +9,20 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mtl_jax.config.train import TASKS
 from mtl_jax.freezing.partition import Freeze
 from mtl_jax.freezing.scenarios import scenario_rules
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.training.optimizer import OptimizerConfig, make_optimizer
 from mtl_jax.training.step import Program, eval_step, pooled_step, stream, train_step
 from tests import conftest
+from tests.conftest import TASKS, head_sizes
 
 CONFIG = dataclasses.replace(conftest.TINY, num_hidden_layers=2)
 NO_DROPOUT = dataclasses.replace(
     CONFIG, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout=0.0
 )
 CLASSES = (3, 4)
-RULES = scenario_rules("none_frozen", CONFIG.num_hidden_layers)
+RULES = scenario_rules("none_frozen", CONFIG.num_hidden_layers, TASKS)
 OPTIMIZER = OptimizerConfig(
     learning_rates=(("head", 1e-2), ("backbone", 1e-3)),
     total_steps=10,
@@ -58,7 +58,9 @@ def random_batch(rows=4, length=12, slots=3, seed=0, **labels) -> dict[str, Any]
 
 def random_params(config=CONFIG, seed=0) -> Any:
     """The parameters of the tiny model, on the host; no leaf is all zeros."""
-    shapes = jax.eval_shape(MultiTaskModel(config, CLASSES).init, jax.random.key(0), random_batch())
+    shapes = jax.eval_shape(
+        MultiTaskModel(config, head_sizes(*CLASSES)).init, jax.random.key(0), random_batch()
+    )
     draw = np.random.default_rng(seed)
     return jax.tree.map_with_path(
         lambda path, leaf: (
@@ -78,7 +80,7 @@ def make_program(params, rules=RULES, config=CONFIG, optimizer=OPTIMIZER, weight
     freeze = Freeze.from_rules(params, rules)
     depth = freeze.depth(config.num_hidden_layers)
     transform = make_optimizer(freeze, optimizer)
-    return freeze, Program(MultiTaskModel(config, CLASSES), transform, depth, weights)
+    return freeze, Program(MultiTaskModel(config, head_sizes(*CLASSES)), transform, depth, weights)
 
 
 def run(program, freeze, params, batches, seed=0):
@@ -133,7 +135,7 @@ def test_losses_are_the_sums_and_counts_over_the_labels():
 
 def test_evaluation_gives_the_logits_and_the_pooled_vectors_of_the_model():
     params, batch = random_params(), random_batch()
-    model = MultiTaskModel(CONFIG, CLASSES)
+    model = MultiTaskModel(CONFIG, head_sizes(*CLASSES))
     logits, _ = eval_step(model, params, batch)
     vectors = pooled_step(model, params, batch)
     for task in TASKS:
@@ -153,7 +155,7 @@ def test_the_gradient_is_that_of_the_weighted_sum_of_task_means():
         mixed = 0.7 * alone[0][path] + 0.2 * alone[1][path]
         np.testing.assert_allclose(gradient, mixed, rtol=1e-3, atol=1e-6)
 
-    model = MultiTaskModel(NO_DROPOUT, CLASSES)
+    model = MultiTaskModel(NO_DROPOUT, head_sizes(*CLASSES))
 
     def loss(params):
         logits: Any = model.apply({"params": params}, batch)
@@ -210,7 +212,7 @@ def test_task_weight_0_still_reports_the_loss_and_moves_no_head():
 @pytest.mark.parametrize("head", TASKS)
 def test_the_loss_of_a_frozen_head_reaches_the_backbone(head):
     params, batch = random_params(), random_batch()
-    rules = scenario_rules(f"{head}_frozen", CONFIG.num_hidden_layers)
+    rules = scenario_rules(f"{head}_frozen", CONFIG.num_hidden_layers, TASKS)
     gradient, _ = gradient_of(params, batch, rules)
     whole, _ = gradient_of(params, batch)
     weights = (0.0, 1.0) if head == "classifier" else (1.0, 0.0)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mtl_jax.config.train import TASKS
 from mtl_jax.core.errors import SharedError
 from mtl_jax.data.batches import HostBatch
 
@@ -139,8 +138,8 @@ class Meter:
         step_times: Seconds of single steps, shared likewise.
     """
 
-    def __init__(self, keep: Keep, saved: Mapping[str, Any] | None = None):
-        self._keep = keep
+    def __init__(self, tasks: Sequence[str], keep: Keep, saved: Mapping[str, Any] | None = None):
+        self._tasks, self._keep = tuple(tasks), keep
         saved = saved or {}
         self.train_seconds: float = saved.get("train_seconds", 0.0)
         self.compile_seconds: float = saved.get("compile_seconds", 0.0)
@@ -150,9 +149,8 @@ class Meter:
         self._pending: tuple[int, Callable[[], Mapping[str, Any]], HostBatch] | None = None
         self._last: dict[str, Any] = {}
 
-    @staticmethod
-    def _zero() -> dict[str, list[float]]:
-        return {task: [0.0, 0.0] for task in TASKS}
+    def _zero(self) -> dict[str, list[float]]:
+        return {task: [0.0, 0.0] for task in self._tasks}
 
     def state(self) -> dict[str, Any]:
         """What ``saved`` takes."""

@@ -10,7 +10,6 @@ from typing import IO, TYPE_CHECKING, Any
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from mtl_jax.config.train import TASKS
 from mtl_jax.studies.report.axes import (
     arm_axis,
     arm_label,
@@ -36,6 +35,7 @@ from mtl_jax.studies.stats.results import (
     per_seed,
     qualities,
     sources_of,
+    tasks_of,
     trained_arms,
 )
 
@@ -90,7 +90,7 @@ def quality_against_cost(results: Sequence[Result]) -> Drawn | None:
         axes.set(
             title=f"What training buys ({split} split)",
             xlabel=f"training FLOPs of one run, {unit_name} (log scale)",
-            ylabel="macro-F1, mean of both tasks",
+            ylabel="macro-F1, mean of the tasks",
         )
         reference_lines(axes, results)
         name_points(figure, axes, points, controls)
@@ -98,7 +98,7 @@ def quality_against_cost(results: Sequence[Result]) -> Drawn | None:
     return Drawn(
         "quality_against_cost",
         figure,
-        f"Macro-F1 on the {split} split, the mean of both tasks, against the counted training "
+        f"Macro-F1 on the {split} split, the mean of the tasks, against the counted training "
         f"FLOPs, {unit_name}. Small points are seeds, large ones their mean with its 95 % "
         f"interval.{hollow if controls.keys() & points.keys() else ''} Dashed lines need no "
         "training: the nearest-neighbour probe on frozen features, and the majority class.",
@@ -114,15 +114,15 @@ def _cost_unit(results: Sequence[Result]) -> tuple[float, str]:
 def learning_curves(results: Sequence[Result]) -> Drawn | None:
     """Validation macro-F1 of each task over training FLOPs, mean and range over seeds."""
     unit, unit_name = _cost_unit(results)
-    curves = {task: _curves(results, task, unit) for task in TASKS}
+    curves = {task: _curves(results, task, unit) for task in tasks_of(results)}
     if not any(curves.values()):
         return None
     controls = control_heads(results)
     look = looks(arms_of(results), controls)
     with styled():
-        figure, panels = panel_row(len(TASKS), 4.2, sharey=False)
-        for axes, task in zip(panels, TASKS, strict=True):
-            for arm, points in curves[task].items():
+        figure, panels = panel_row(len(curves), 4.2, sharey=False)
+        for axes, (task, of_task) in zip(panels, curves.items(), strict=True):
+            for arm, points in of_task.items():
                 costs, means, lows, highs = zip(*points, strict=True)
                 style = look[arm]
                 axes.fill_between(costs, lows, highs, color=style.colour, alpha=0.15, lw=0)
@@ -150,7 +150,7 @@ def learning_curves(results: Sequence[Result]) -> Drawn | None:
                 label=arm_label(a, controls),
             )
             for a in trained_arms(results)
-            if any(a in curves[task] for task in TASKS)
+            if any(a in of_task for of_task in curves.values())
         ]
         name_lines(figure, handles, 4)
     return Drawn(
@@ -166,7 +166,7 @@ def gap_bars(results: Sequence[Result]) -> Drawn | None:
     """Macro-F1 on training examples minus that on the evaluation split, per arm and task."""
     split = evaluation_split(results)
     rows: dict[str, dict[str, Interval]] = {}
-    for task in TASKS:
+    for task in tasks_of(results):
         for arm in trained_arms(results):
             values = per_seed(results, arm, lambda result, t=task: gap(result, t, split))
             interval = mean_interval(values.values())
@@ -201,16 +201,16 @@ def gap_bars(results: Sequence[Result]) -> Drawn | None:
     )
 
 
-def by_source(results: Sequence[Result]) -> Drawn | None:
-    """Weighted F1 of sentiment per source, beside the published figures where they apply."""
+def by_source(results: Sequence[Result], task: str) -> Drawn | None:
+    """Weighted F1 of a task per source, beside the published figures where they apply."""
     split = evaluation_split(results)
-    sources = sources_of(results, split)
+    sources = sources_of(results, split, task)
     if not sources:
         return None
     arms = trained_arms(results)
     controls = control_heads(results)
     look = looks(arms_of(results), controls)
-    path = (split, "sentiment", "weighted_f1_by_source")
+    path = (split, task, "weighted_f1_by_source")
     published = PUBLISHED if has_published(sources) else {}
     lines = dict(zip(published, ("-", "--", ":"), strict=False))
     with styled():
@@ -225,7 +225,7 @@ def by_source(results: Sequence[Result]) -> Drawn | None:
             arm_axis(axes, [arm_label(arm, controls) for arm in arms])
             axes.set_title(source.replace("_", " "))
             axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        figure.supxlabel(f"weighted F1, sentiment, {split} split", fontsize=9.5)
+        figure.supxlabel(f"weighted F1, {task}, {split} split", fontsize=9.5)
         if published:
             handles = [
                 Line2D([], [], color=SOFT, ls=lines[name], lw=1.3, label=name) for name in published
@@ -237,10 +237,10 @@ def by_source(results: Sequence[Result]) -> Drawn | None:
                 title="published (Hutto & Gilbert, 2014)",
                 title_fontsize=9.5,
             )
-    caption = "Weighted F1 of the sentiment task by source: means over seeds, 95 % intervals."
+    caption = f"Weighted F1 of {task} by source: means over seeds, 95 % intervals."
     if published:
         caption += " Upright lines are published figures, which were not measured on this split."
-    return Drawn("by_source", figure, caption)
+    return Drawn(f"by_source_{task}", figure, caption)
 
 
 def _curves(

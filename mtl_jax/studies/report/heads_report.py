@@ -6,7 +6,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtl_jax.config.train import TASKS
 from mtl_jax.studies.report.axes import panel_row
 from mtl_jax.studies.report.document import (
     Block,
@@ -24,7 +23,7 @@ from mtl_jax.studies.report.figures import save
 from mtl_jax.studies.report.palette import styled
 from mtl_jax.studies.report.search_report import search_blocks
 from mtl_jax.studies.stats.intervals import Interval, mean_interval
-from mtl_jax.studies.stats.results import lookup, quality
+from mtl_jax.studies.stats.results import lookup, quality, tasks_of
 
 Line = Mapping[str, Any]
 Setting = tuple[tuple[str, float], ...]
@@ -179,7 +178,7 @@ def _test(chosen: Sequence[Line], facts: list[tuple[str, Cell]]) -> list[Block]:
         ("mean macro-F1 on test", _cell(mean_interval([s for s in scores if s is not None])))
     )
     rows = []
-    for task in TASKS:
+    for task in tasks_of(tested):
         cells = [
             _cell(mean_interval([v for v in values if v is not None]))
             for name in ("accuracy", "macro_f1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from mtl_jax.studies.stats.results import (
     lookup,
     numbers,
     qualities,
+    tasks_of,
     trained_arms,
     unfinished,
 )
@@ -145,9 +147,10 @@ def _details(results: Sequence[Result]) -> list[Block]:
     blocks += figure(figures.learning_curves, results)
     blocks += figure(figures.gap_bars, results)
     blocks.append(tables.gap_table(results, chosen))
-    sources = tables.source_table(results, chosen)
-    if sources:
-        blocks += [Heading("Sentiment by source"), *figure(figures.by_source, results), sources]
+    for task in tasks_of(results):
+        if sources := tables.source_table(results, chosen, task):
+            drawn = figure(functools.partial(figures.by_source, task=task), results)
+            blocks += [Heading(f"{task.capitalize()} by source"), *drawn, sources]
     return blocks
 
 

@@ -24,10 +24,10 @@ GRID = "#e6e9ec"
 _FIXED = {
     "all_frozen": ("#7f7f7f", "X"),
     "backbone_frozen": ("#E69F00", "o"),
-    "classifier_frozen": ("#CC79A7", "^"),
-    "sentiment_frozen": ("#56B4E9", "v"),
     "none_frozen": ("#0072B2", "D"),
 }
+# Those that freeze the head of one task.
+_HEADS = (("#CC79A7", "^"), ("#56B4E9", "v"))
 _OTHERS = (
     ("#D55E00", "P"),
     ("#000000", "*"),
@@ -99,13 +99,16 @@ def looks(arms: Sequence[str], controls: Collection[str] = ()) -> dict[str, Look
     ordered = arm_order(arms)
     depths = [arm for arm in ordered if re.fullmatch(r"top_\d+", arm)]
     found: dict[str, Look] = {}
-    others = 0
+    others = heads = 0
     for arm in ordered:
         if arm in depths:
             place = depths.index(arm) / (len(depths) - 1) if len(depths) > 1 else 0.5
             found[arm] = Look(to_hex(_DEPTH(place)), "s")
         elif arm in _FIXED:
             found[arm] = Look(*_FIXED[arm])
+        elif arm.endswith("_frozen") and heads < len(_HEADS):
+            found[arm] = Look(*_HEADS[heads])
+            heads += 1
         else:
             found[arm] = Look(*_OTHERS[others % len(_OTHERS)])
             others += 1

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.config.train import TASKS
 from mtl_jax.studies.report import study_sections
 from mtl_jax.studies.report.document import Block, Bullets, Document, Heading, Paragraph
 from mtl_jax.studies.report.outline import Failure, picture
@@ -21,7 +20,14 @@ from mtl_jax.studies.stats.comparisons import (
     values_of,
     what_few_seeds_tell,
 )
-from mtl_jax.studies.stats.results import Result, arms_of, evaluation_split, lookup, per_seed
+from mtl_jax.studies.stats.results import (
+    Result,
+    arms_of,
+    evaluation_split,
+    lookup,
+    per_seed,
+    tasks_of,
+)
 
 SETTING = "fraction"
 JOINT = "joint"
@@ -54,7 +60,7 @@ def document(
         context: See ``report.write_report``.
     """
     (scarce,) = values_of(results, "scarce_task")
-    (other,) = (task for task in TASKS if task != scarce)
+    others = [task for task in tasks_of(results) if task != scarce]
     split = evaluation_split(results)
     fractions = fraction_names(results)
     judgement = judge(results, failures, of(scarce, split))
@@ -65,10 +71,13 @@ def document(
         findings.append(Paragraph("No arm can be compared with another.", "lead"))
     both = [arm for arm in arms_of(results) if arm != "single_task"]
     words = (f"macro-F1 on the {split} split", f"part of the {scarce} labels")
-    panels = [(scarce, arms_of(results), of(scarce, split)), (other, both, of(other, split))]
+    panels = [
+        (scarce, arms_of(results), of(scarce, split)),
+        *((other, both, of(other, split)) for other in others),
+    ]
     drawn = curves("curves", results, SETTING, fractions, [p for p in panels if p[1]], words)
     details: list[Block] = [Heading("Quality"), *([picture(drawn)] if drawn else [])]
-    for task in (scarce, other):
+    for task in (scarce, *others):
         number = of(task, split)
         kept = [result for result in results if task == scarce or result["arm"] in both]
         details.append(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mtl_jax.config.train import TASKS
 from mtl_jax.studies.report.cells import (
     arm_cell,
     difference_cell,
@@ -31,6 +30,7 @@ from mtl_jax.studies.stats.results import (
     qualities,
     quality,
     sources_of,
+    tasks_of,
     trained_arms,
 )
 
@@ -63,11 +63,11 @@ def has_published(sources: Sequence[str]) -> bool:
 
 def quality_table(results: Sequence[Result], chosen: str | None) -> Table:
     """Accuracy and macro-F1 per arm and task, with the probe and chance below all_frozen."""
-    split = evaluation_split(results)
+    split, tasks = evaluation_split(results), tasks_of(results)
     rows = []
     for arm in arms_of(results):
         cells = [mean_cell(qualities(results, arm, split))]
-        for task in TASKS:
+        for task in tasks:
             cells += [
                 mean_cell(numbers(results, arm, split, task, metric))
                 for metric in ("accuracy", "macro_f1")
@@ -75,7 +75,7 @@ def quality_table(results: Sequence[Result], chosen: str | None) -> Table:
         rows.append(_arm_row(results, arm, chosen, cells))
         rows += _baseline_rows(results) if arm == BASELINE else []
     columns = ["scenario", "seeds", "mean macro-F1"]
-    columns += [f"{task} {metric}" for task in TASKS for metric in ("accuracy", "macro-F1")]
+    columns += [f"{task} {metric}" for task in tasks for metric in ("accuracy", "macro-F1")]
     note = _over_seeds(results)
     if trained := [arm for arm in control_heads(results) if arm != BASELINE]:
         note += (
@@ -91,7 +91,7 @@ def quality_table(results: Sequence[Result], chosen: str | None) -> Table:
 
 def gap_table(results: Sequence[Result], chosen: str | None) -> Table:
     """How much better each arm is on what it trained on."""
-    split = evaluation_split(results)
+    split, tasks = evaluation_split(results), tasks_of(results)
     rows = [
         _arm_row(
             results,
@@ -102,14 +102,14 @@ def gap_table(results: Sequence[Result], chosen: str | None) -> Table:
                     per_seed(results, arm, lambda result, t=task: gap(result, t, split)),
                     sign=True,
                 )
-                for task in TASKS
+                for task in tasks
             ],
         )
         for arm in trained_arms(results)
     ]
     return Table(
         f"Macro-F1 on the training examples minus macro-F1 on the {split} split",
-        ("scenario", "seeds", *TASKS),
+        ("scenario", "seeds", *tasks),
         tuple(rows),
         "The larger the gap, the more the scenario has fitted its own training examples.",
     )
@@ -168,7 +168,7 @@ def cost_table(results: Sequence[Result], chosen: str | None) -> Table:
 
 def difference_table(results: Sequence[Result], chosen: str | None) -> Table | None:
     """Paired differences to full fine-tuning; None where there is nothing to pair."""
-    split = evaluation_split(results)
+    split, tasks = evaluation_split(results), tasks_of(results)
     reference = qualities(results, REFERENCE, split)
     found = against(results, REFERENCE, split)
     if not found:
@@ -178,7 +178,7 @@ def difference_table(results: Sequence[Result], chosen: str | None) -> Table | N
     rows = []
     for each in found:
         cells = [difference_cell(qualities(results, each.arm, split), reference)]
-        for task in TASKS:
+        for task in tasks:
             mine, theirs = (
                 numbers(results, arm, split, task, "macro_f1") for arm in (each.arm, REFERENCE)
             )
@@ -194,7 +194,7 @@ def difference_table(results: Sequence[Result], chosen: str | None) -> Table | N
     columns = ("p", "corrected\N{NO-BREAK SPACE}p", *(["t-test\N{NO-BREAK SPACE}p"] if few else []))
     return Table(
         f"Macro-F1 on the {split} split, minus that of {REFERENCE} with the same seed",
-        ("scenario", "shared seeds", "mean of tasks", *TASKS, *columns),
+        ("scenario", "shared seeds", "mean of tasks", *tasks, *columns),
         tuple(rows),
         f"In brackets, where {seeds_needed(LEVEL)} seeds or more are shared, the 95 % bootstrap "
         "interval of their mean (percentile, expanded for few seeds), not corrected. p is of the "
@@ -207,13 +207,13 @@ def difference_table(results: Sequence[Result], chosen: str | None) -> Table | N
     )
 
 
-def source_table(results: Sequence[Result], chosen: str | None) -> Table | None:
-    """Weighted F1 of the sentiment task by source, beside published figures."""
+def source_table(results: Sequence[Result], chosen: str | None, task: str) -> Table | None:
+    """Weighted F1 of a task by source, beside published figures where they apply."""
     split = evaluation_split(results)
-    sources = sources_of(results, split)
+    sources = sources_of(results, split, task)
     if not sources:
         return None
-    path = (split, "sentiment", "weighted_f1_by_source")
+    path = (split, task, "weighted_f1_by_source")
     rows = [
         _arm_row(
             results,
@@ -233,7 +233,7 @@ def source_table(results: Sequence[Result], chosen: str | None) -> Table | None:
             "measured on this split."
         )
     return Table(
-        f"Weighted F1 of sentiment on the {split} split, by source",
+        f"Weighted F1 of {task} on the {split} split, by source",
         ("scenario", "seeds", *sources),
         tuple(rows),
         note,
@@ -259,7 +259,7 @@ def _baseline_rows(results: Sequence[Result]) -> list[Row]:
             metrics = found[-1]
             cells = [
                 Cell(formatting.fixed(lookup(metrics, task, metric)))
-                for task in TASKS
+                for task in tasks_of(results)
                 for metric in ("accuracy", "macro_f1")
             ]
             mean = Cell(formatting.fixed(quality(metrics)))

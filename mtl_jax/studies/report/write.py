@@ -15,7 +15,7 @@ from mtl_jax.studies.report.document import Cell, Document, Picture, Row, Table
 from mtl_jax.studies.report.outline import Failure, build, failure_text
 from mtl_jax.studies.report.render import to_html, to_markdown
 from mtl_jax.studies.stats.recommendation import explain, recommend
-from mtl_jax.studies.stats.results import Result, evaluation_split, read_results
+from mtl_jax.studies.stats.results import Result, evaluation_split, read_results, tasks_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,13 +92,15 @@ def print_table(
 
 def _summary(results: Sequence[Result], chosen: str | None) -> Table:
     """Quality and cost side by side, narrow enough for a terminal of 80 columns."""
+    tasks = tasks_of(results)
     cost = {row.cells[0].text: row for row in tables.cost_table(results, chosen).rows}
     rows = []
     for row in tables.quality_table(results, chosen).rows:
-        cells = [row.cells[i] for i in (0, 2)] + [Cell(row.cells[i].text) for i in (4, 6)]
+        of_tasks = [Cell(row.cells[4 + 2 * i].text) for i in range(len(tasks))]
+        cells = [row.cells[0], row.cells[2], *of_tasks]
         price = cost.get(row.cells[0].text)
         rows.append(Row((*cells, price.cells[2] if price else Cell("")), row.style))
-    columns = ("scenario", "mean macro-F1", "classifier", "sentiment", "FLOPs")
+    columns = ("scenario", "mean macro-F1", *tasks, "FLOPs")
     return Table(f"Macro-F1 on the {evaluation_split(results)} split", columns, tuple(rows))
 
 

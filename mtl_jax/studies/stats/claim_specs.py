@@ -6,7 +6,6 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from mtl_jax.config.train import TASKS
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.decision_rules import Contrast, Finding, Verdict, all_of, below, contrast
 from mtl_jax.studies.stats.results import (
@@ -18,6 +17,7 @@ from mtl_jax.studies.stats.results import (
     lookup,
     qualities,
     quality,
+    tasks_of,
 )
 
 Arms = tuple[str, ...]
@@ -123,7 +123,7 @@ def _less_overfitting(results: Sequence[Result], pair: Arms) -> Answer:
     split = evaluation_split(results)
 
     def overfitting(result: Result) -> float | None:
-        gaps = [gap(result, task, split) for task in TASKS]
+        gaps = [gap(result, task, split) for task in tasks_of([result])]
         known = [each for each in gaps if each is not None]
         return sum(known) / len(known) if known else None
 

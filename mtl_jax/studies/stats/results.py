@@ -7,7 +7,6 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from mtl_jax.config.train import TASKS
 from mtl_jax.core.errors import cannot_read
 from mtl_jax.core.json_files import parse_json
 
@@ -33,8 +32,6 @@ RESULT = {
 
 BASELINE = "all_frozen"
 REFERENCE = "none_frozen"
-
-_LAST = ("classifier_frozen", "sentiment_frozen", REFERENCE)
 
 
 def read_results(path: Path) -> list[Result]:
@@ -66,9 +63,9 @@ def arm_order(names: Iterable[str]) -> list[str]:
         top = re.fullmatch(r"top_(\d+)", name)
         if top:
             return (2, int(top.group(1)))
-        if name in _LAST:
-            return (3, _LAST.index(name))
-        return {BASELINE: (0, 0), "backbone_frozen": (1, 0)}.get(name, (4, 0))
+        plain = {BASELINE: (0, 0), "backbone_frozen": (1, 0), REFERENCE: (3, 1)}
+        # What ends like them freezes the head of one task.
+        return plain.get(name, (3, 0) if name.endswith("_frozen") else (4, 0))
 
     return sorted(dict.fromkeys(names), key=rank)
 
@@ -78,6 +75,16 @@ def arms_of(results: Sequence[Result]) -> list[str]:
     return arm_order(result["arm"] for result in results)
 
 
+def tasks_of(results: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The tasks that have metrics on some split, in the order of the file."""
+    found: dict[str, None] = {}
+    for result in results:
+        for split in ("train", "validation", "test", "probe"):
+            metrics = result.get(split)
+            found |= dict.fromkeys(metrics if isinstance(metrics, dict) else ())
+    return tuple(found)
+
+
 def untrained_heads(result: Mapping[str, Any]) -> list[str]:
     """The tasks whose heads no phase of a run has trained, so that they are what chance has made.
 
@@ -85,9 +92,10 @@ def untrained_heads(result: Mapping[str, Any]) -> list[str]:
     """
     if (noted := result.get("untrained_heads")) is not None:
         return list(noted)
+    tasks = tasks_of([result])
     if result["arm"] == BASELINE:
-        return list(TASKS)
-    return [task for task in TASKS if result["arm"] == f"{task}_frozen"]
+        return list(tasks)
+    return [task for task in tasks if result["arm"] == f"{task}_frozen"]
 
 
 def control_heads(results: Sequence[Result]) -> dict[str, list[str]]:
@@ -100,7 +108,8 @@ def control_heads(results: Sequence[Result]) -> dict[str, list[str]]:
         arm: {task for r in results if r["arm"] == arm for task in untrained_heads(r)}
         for arm in trained_arms(results)
     }
-    return {arm: [t for t in TASKS if t in heads] for arm, heads in found.items() if heads}
+    tasks = tasks_of(results)
+    return {arm: [t for t in tasks if t in heads] for arm, heads in found.items() if heads}
 
 
 def trained_arms(results: Sequence[Result]) -> list[str]:
@@ -135,7 +144,8 @@ def quality(metrics: Any) -> float | None:
     Args:
         metrics: ``{task: {"macro_f1": …}}``, the metrics on one split.
     """
-    scores = [lookup(metrics, task, "macro_f1") for task in TASKS]
+    tasks = metrics if isinstance(metrics, dict) else ()
+    scores = [lookup(metrics, task, "macro_f1") for task in tasks]
     known = [score for score in scores if score is not None]
     return sum(known) / len(known) if known else None
 
@@ -168,11 +178,11 @@ def qualities(results: Sequence[Result], arm: str, split: str) -> dict[int, floa
     return per_seed(results, arm, lambda result: quality(result.get(split)))
 
 
-def sources_of(results: Sequence[Result], split: str) -> list[str]:
-    """The sources that the sentiment scores are split by, in the order of the file."""
+def sources_of(results: Sequence[Result], split: str, task: str) -> list[str]:
+    """The sources that the scores of a task are split by, in the order of the file."""
     found: dict[str, None] = {}
     for result in results:
-        metrics = (result.get(split) or {}).get("sentiment") or {}
+        metrics = (result.get(split) or {}).get(task) or {}
         found.update(dict.fromkeys(metrics.get("weighted_f1_by_source") or {}))
     return list(found)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from mtl_jax.config.train import TASKS
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.partition import Freeze
 from mtl_jax.training.weighting.base import Weighting
@@ -38,14 +37,14 @@ def make_weighting(name: str, steps_per_epoch: int) -> Weighting:
 
 
 def useless(
-    method: Weighting, freeze: Freeze, task_weights: tuple[float, float], steps: int
+    method: Weighting, freeze: Freeze, task_weights: Mapping[str, float], steps: int
 ) -> str | None:
     """Why a method can do nothing here, and what to do; None where it can.
 
     Args:
         method: The method.
         freeze: What is trained.
-        task_weights: The user's, in the order of ``TASKS``; 0 for a task without labels.
+        task_weights: The user's, by task; 0 for one without labels.
         steps: Of the phase at most.
     """
     if isinstance(method, Fixed):
@@ -53,12 +52,11 @@ def useless(
     flag = f"--weighting {method.name}"
     if not freeze.groups:
         return f"nothing is trained: {flag} has no effect"
-    out = [task for task, weight in zip(TASKS, task_weights, strict=True) if weight == 0]
-    if out:
-        return (
-            f"{flag} has no effect, for {' and '.join(out)} has weight 0 or no training label: "
-            f"train for both tasks, or leave {flag} out"
-        )
+    out = [task for task, weight in task_weights.items() if weight == 0]
+    if len(task_weights) - len(out) < 2:
+        words = "{} has weight 0 or no training label"
+        why = words.format(" and ".join(out)) if out else "there is one task"
+        return f"{flag} has no effect, for {why}: train for several tasks, or leave {flag} out"
     remedy = "use a scenario that trains a part of the backbone, or --weighting fixed"
     if freeze.backbone_frozen and method.compares_gradients:
         return f"{flag} has no effect, for no parameter that is trained is shared: {remedy}"

@@ -21,6 +21,7 @@ from mtl_jax.runs.checkpoints.manager import Checkpoints, kept
 from mtl_jax.runs.checkpoints.manifest import DamageError
 from mtl_jax.runs.checkpoints.reader import Saved
 from mtl_jax.runs.workdir import Workdir
+from tests.conftest import TASKS
 from tests.training.test_step import make_program, random_params
 
 TEXTS = 20
@@ -43,7 +44,7 @@ class Run:
 
     def __init__(self, scenario="backbone_frozen", seed=0):
         self.params = random_params(seed=seed)
-        self.freeze, program = make_program(self.params, scenario_rules(scenario, 2))
+        self.freeze, program = make_program(self.params, scenario_rules(scenario, 2, TASKS))
         self.start = program.init(self.freeze.split(self.params)[0], seed)
 
     def at(self, step):

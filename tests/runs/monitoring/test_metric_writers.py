@@ -14,7 +14,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from mtl_jax.config.monitoring import WatchConfig, _installed
-from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.runs.loop import train, train_seeds
@@ -22,6 +22,7 @@ from mtl_jax.runs.monitoring.metric_writers import TensorBoard, scalars
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.optimizer import warmup_linear
+from tests.conftest import TASKS
 from tests.training.weighting.test_train import interrupted_at
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 
-from mtl_jax.config.train import TASKS
 from mtl_jax.freezing.partition import Freeze
 from mtl_jax.freezing.scenarios import scenario_rules
 from mtl_jax.training.losses import masked_cross_entropy
@@ -21,6 +20,7 @@ from mtl_jax.training.weighting.fixed import Fixed
 from mtl_jax.training.weighting.gradnorm import GradNorm
 from mtl_jax.training.weighting.pcgrad import PcGrad
 from mtl_jax.training.weighting.registry import METHODS, make_weighting
+from tests.conftest import TASKS
 from tests.training.test_runners import (
     LOSS_TOLERANCE,
     PARAMETER_TOLERANCE,
@@ -46,7 +46,7 @@ each_method = pytest.mark.parametrize("method", BALANCING, ids=lambda method: me
 
 def weighted_program(method, scenario="top_1", config=CONFIG, task_weights=(1.0, 0.5)):
     params = random_params()
-    rules = scenario_rules(scenario, CONFIG.num_hidden_layers)
+    rules = scenario_rules(scenario, CONFIG.num_hidden_layers, TASKS)
     freeze, program = make_program(params, rules, config, weights=task_weights)
     return freeze, dataclasses.replace(program, weighting=method)
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from mtl_jax.config.train import TASKS, TrainConfig
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.freezing import partition
 from mtl_jax.runs.head_sweep import Grid, sweep
@@ -16,6 +16,7 @@ from mtl_jax.runs.phase_run import Run
 from mtl_jax.tools.plan import warnings_of
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.weighting.registry import METHODS
+from tests.conftest import TASKS, weights
 from tests.faults.runs import without_times
 from tests.runs.test_loop import final_params
 
@@ -84,7 +85,7 @@ def test_a_run_resumes_to_the_same_end(name, make_config, inputs, tmp_path, monk
 
 
 def test_fixed_weights_are_not_logged_and_say_nothing(make_config, inputs, tmp_path, capsys):
-    config = make_config("fixed", classifier_weight=0.5)
+    config = make_config("fixed", task_weights=("classifier=0.5",))
     assert warnings_of(Run(config, inputs)) == ()
     train(config, inputs)
     assert list(weights_by_step(tmp_path / "run").values()) == [{}, {}]
@@ -105,7 +106,11 @@ def test_fixed_weights_are_not_logged_and_say_nothing(make_config, inputs, tmp_p
             "--weighting gradnorm has no effect, for no ",
         ),
         ("famo", {"scenario": "backbone_frozen"}, "--weighting famo can only scale the gradient"),
-        ("uncertainty", {"classifier_weight": 0.0}, "has no effect, for classifier has weight 0"),
+        (
+            "uncertainty",
+            {"task_weights": ("classifier=0.0",)},
+            "has no effect, for classifier has weight 0",
+        ),
     ],
 )
 def test_a_run_says_where_a_method_can_do_nothing(
@@ -151,7 +156,7 @@ def test_seeds_at_once_log_weights_of_their_own(make_config, inputs, tmp_path):
 
 def test_a_run_of_a_sweep_is_weighted_as_alone(make_config, inputs, tmp_path, capsys):
     config = make_config("famo", scenario="backbone_frozen", checkpoint_every=0)
-    grid = Grid((0, 1), (1e-2,), (0.01,), (1.0,), (0.5, 2.0))
+    grid = Grid((0, 1), (1e-2,), (0.01,), weights((1.0,), (0.5, 2.0)))
     result = sweep(config, grid, inputs)
     assert "can only scale the gradient of each head" in capsys.readouterr().err
     for setting in range(2):

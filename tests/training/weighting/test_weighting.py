@@ -22,6 +22,7 @@ from mtl_jax.training.weighting.gradnorm import GradNorm
 from mtl_jax.training.weighting.pcgrad import PcGrad
 from mtl_jax.training.weighting.registry import METHODS, make_weighting, useless
 from mtl_jax.training.weighting.uncertainty import Uncertainty
+from tests.conftest import TASKS
 from tests.training.test_step import random_params
 
 BALANCING = [make_weighting(name, 2) for name in METHODS if name != "fixed"]
@@ -468,7 +469,7 @@ def test_every_name_has_a_method_of_that_name():
     ],
 )
 def test_why_a_method_can_do_nothing(name, scenario, task_weights, words):
-    freeze = Freeze.from_rules(random_params(), scenario_rules(scenario, 2))
+    freeze = Freeze.from_rules(random_params(), scenario_rules(scenario, 2, TASKS))
     found = useless(make_weighting(name, 3), freeze, task_weights, 7)
     if words is None or name == "fixed":
         assert found is None
@@ -478,22 +479,24 @@ def test_why_a_method_can_do_nothing(name, scenario, task_weights, words):
 
 
 def test_what_a_loss_weighting_does_to_heads_alone_is_told_apart_from_gradient_surgery():
-    freeze = Freeze.from_rules(random_params(), scenario_rules("backbone_frozen", 2))
+    freeze = Freeze.from_rules(random_params(), scenario_rules("backbone_frozen", 2, TASKS))
     for method in BALANCING:
-        found = useless(method, freeze, (1.0, 1.0), 7)
+        found = useless(method, freeze, {"classifier": 1.0, "sentiment": 1.0}, 7)
         assert found is not None
         assert ("which Adam all but undoes" in found) is not method.compares_gradients
-    assert useless(Fixed(), freeze, (0.0, 0.0), 7) is None
+    assert useless(Fixed(), freeze, {"classifier": 0.0, "sentiment": 0.0}, 7) is None
 
 
 def test_a_phase_of_two_epochs_is_too_short_for_a_dynamic_average():
-    freeze = Freeze.from_rules(random_params(), scenario_rules("none_frozen", 2))
+    freeze = Freeze.from_rules(random_params(), scenario_rules("none_frozen", 2, TASKS))
     for name in METHODS:
         method = make_weighting(name, 3)
-        assert useless(method, freeze, (1.0, 1.0), 7) is None
-        found = useless(method, freeze, (1.0, 1.0), 6)
+        assert useless(method, freeze, {"classifier": 1.0, "sentiment": 1.0}, 7) is None
+        found = useless(method, freeze, {"classifier": 1.0, "sentiment": 1.0}, 6)
         assert (found is None) == (name != "dynamic_average")
-    assert useless(make_weighting("dynamic_average", 3), freeze, (1.0, 1.0), 6) == (
+    assert useless(
+        make_weighting("dynamic_average", 3), freeze, {"classifier": 1.0, "sentiment": 1.0}, 6
+    ) == (
         "--weighting dynamic_average has no effect, for it begins anew in each phase, after 6 "
         "steps, two epochs, and this one has 6: raise --epochs, or use another method"
     )

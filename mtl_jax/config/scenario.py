@@ -1,0 +1,28 @@
+"""A scenario as a setting: a name, a file of rules, or the rules themselves."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def scenario_text(scenario: Any) -> Any:
+    """Writes a list of ``(pattern, label)`` rules as the JSON that the command line takes.
+
+    Args:
+        scenario: A name, a file, a list of rules, or anything that ``scenario_rules`` refuses.
+
+    Returns:
+        The JSON of a list; anything else as it is.
+    """
+    if not isinstance(scenario, list | tuple):
+        return scenario
+    try:
+        return json.dumps(scenario)
+    except (TypeError, ValueError):
+        return scenario
+
+
+def is_inline(scenario: str) -> bool:
+    """Whether ``scenario`` is a list of rules, and no name."""
+    return scenario.lstrip().startswith("[")
