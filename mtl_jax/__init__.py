@@ -1,4 +1,12 @@
-"""mtl_jax: what to freeze when two text tasks share a pre-trained BERT."""
+"""mtl_jax: what to freeze when text tasks share a pre-trained encoder.
+
+    import mtl_jax as mtl
+
+    result = mtl.train(mtl.TrainConfig(workdir="runs/first", scenario="backbone_frozen"))
+
+Everything that the command line does is a few calls; ``docs/library.md`` has a loop of one's own.
+Nothing heavy is imported before it is used.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +14,76 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtl_jax.config.train import BertConfig as BertConfig
-    from mtl_jax.config.train import DataConfig as DataConfig
+    from mtl_jax.config.data import DataConfig as DataConfig
+    from mtl_jax.config.tasks import Task as Task
     from mtl_jax.config.train import TrainConfig as TrainConfig
     from mtl_jax.core.errors import UserError as UserError
-    from mtl_jax.models.bert import BertEncoder as BertEncoder
-    from mtl_jax.models.pretrained import load_backbone as load_backbone
+    from mtl_jax.freezing.partition import Partition as Partition
+    from mtl_jax.freezing.phase import Phase as Phase
+    from mtl_jax.freezing.recipes import RecipeContext as RecipeContext
+    from mtl_jax.models.encoder import Encoder as Encoder
+    from mtl_jax.models.encoder import load_encoder as load_encoder
+    from mtl_jax.runs.loop import train as train
+    from mtl_jax.tools.predict import Predictor as Predictor
+    from mtl_jax.training.data import Data as Data
+    from mtl_jax.training.data import load_data as load_data
+    from mtl_jax.training.model import MultiTaskModel as MultiTaskModel
+    from mtl_jax.training.optimizer import make_optimizer as make_optimizer
+    from mtl_jax.training.train_step import TrainStep as TrainStep
+    from mtl_jax.training.train_step import evaluate as evaluate
 
 __version__ = "0.1.0"
 
-# Looked up when first used, so that importing the package, as the command line's --help
-# does, does not import jax.
+# Where each name is defined; it is imported when it is first used.
 _HOMES = {
-    "BertConfig": "config",
-    "BertEncoder": "bert",
-    "DataConfig": "config",
-    "TrainConfig": "config",
-    "UserError": "errors",
-    "load_backbone": "pretrained",
+    "Data": "training.data",
+    "DataConfig": "config.data",
+    "Encoder": "models.encoder",
+    "MultiTaskModel": "training.model",
+    "Partition": "freezing.partition",
+    "Phase": "freezing.phase",
+    "Predictor": "tools.predict",
+    "RecipeContext": "freezing.recipes",
+    "Task": "config.tasks",
+    "TrainConfig": "config.train",
+    "TrainStep": "training.train_step",
+    "UserError": "core.errors",
+    "evaluate": "training.train_step",
+    "load_data": "training.data",
+    "load_encoder": "models.encoder",
+    "make_optimizer": "training.optimizer",
+    "train": "runs.loop",
 }
-__all__ = ["BertConfig", "BertEncoder", "DataConfig", "TrainConfig", "UserError", "load_backbone"]
+_PACKAGES = ("studies",)
+__all__ = [  # noqa: RUF022  (as a script uses them)
+    "load_encoder",
+    "Encoder",
+    "load_data",
+    "Data",
+    "DataConfig",
+    "Task",
+    "MultiTaskModel",
+    "Partition",
+    "make_optimizer",
+    "TrainStep",
+    "evaluate",
+    "train",
+    "TrainConfig",
+    "Phase",
+    "RecipeContext",
+    "Predictor",
+    "UserError",
+    "studies",
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -225,9 +225,9 @@ def _shards(command: Deal) -> None:
 
 
 def _evaluate(command: Evaluate) -> None:
-    from mtl_jax.tools.predict import TrainedModel
+    from mtl_jax.tools.predict import Predictor
 
-    model = TrainedModel(command.workdir, command.long_texts)
+    model = Predictor(command.workdir, command.long_texts)
     print(json.dumps(model.evaluate(command.split)))
 
 
@@ -288,10 +288,10 @@ def _texts(
 
 def _predict(command: Predict) -> None:
     from mtl_jax.core.console import say
-    from mtl_jax.tools.predict import TrainedModel
+    from mtl_jax.tools.predict import Predictor
 
     texts = _texts(command)
-    model = TrainedModel(command.workdir, command.long_texts)
+    model = Predictor(command.workdir, command.long_texts)
     _print_json(model.predict(texts(model.text_column, model.columns)))
     if model.cut or model.empty:
         say(f"{model.cut} texts were cut to {model.reader.max_length} tokens, {model.empty} empty")
@@ -312,7 +312,7 @@ def _replay(command: Replay) -> None:
 
 def _extract(command: Extract) -> None:
     from mtl_jax.core.console import say
-    from mtl_jax.tools.predict import TrainedModel, check_output, checkpoint_encoder, write_vectors
+    from mtl_jax.tools.predict import Predictor, check_output, checkpoint_encoder, write_vectors
 
     output = expanded(command.output)
     check_output(output)
@@ -324,7 +324,7 @@ def _extract(command: Extract) -> None:
             raise UserError(
                 "--workdir settles --backbone, --pooling and --max-length: leave them out"
             )
-        encoder = TrainedModel(command.workdir, command.long_texts)
+        encoder = Predictor(command.workdir, command.long_texts)
         column, known = encoder.text_column, encoder.columns
     else:
         backbone = command.backbone or DEFAULT_BACKBONE

@@ -15,15 +15,18 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.rules import Rule, assign_labels
-from mtl_jax.freezing.scenarios import FROZEN
+from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
 
 Params = dict[str, Any]
 """A nested dict of arrays."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Freeze:
-    """Which leaf belongs to which optimizer group, and which to none.
+    """Which parameter belongs to which optimizer group, and which to none.
+
+        partition = mtl.Partition(model.params, "top_2")
+        trainable, frozen = partition.split(model.params)
 
     Hashable, so that whatever is compiled for it can be found again.
 
@@ -33,10 +36,38 @@ class Freeze:
 
     labels: tuple[tuple[str, str], ...]
 
+    def __init__(self, params: Params, scenario: str | Sequence[Rule]):
+        """Labels every leaf of ``params``.
+
+        Args:
+            params: All parameters: ``backbone``, and each task's head by its name.
+            scenario: A scenario's name, a JSON file of rules, or a list of rules:
+                ``(pattern, label)``, of which the first that matches a leaf gives its label.
+
+        Raises:
+            UserError: There is no such scenario, no rule for a leaf, or a rule for none.
+        """
+        if isinstance(scenario, str):
+            layers = sum(name.startswith("layer_") for name in params["backbone"])
+            rules = scenario_rules(
+                scenario, layers, [name for name in params if name != "backbone"]
+            )
+        else:
+            rules = [(pattern, label) for pattern, label in scenario]
+        labels = tuple(sorted(assign_labels(_flat(params), rules).items()))
+        object.__setattr__(self, "labels", labels)
+
+    @classmethod
+    def from_labels(cls, labels: tuple[tuple[str, str], ...]) -> Freeze:
+        """The partition of ``(path, label)`` pairs, sorted by path."""
+        made = object.__new__(cls)
+        object.__setattr__(made, "labels", labels)
+        return made
+
     @classmethod
     def from_rules(cls, params: Params, rules: Sequence[Rule]) -> Freeze:
         """Labels every leaf of ``params``; see ``assign_labels`` for the errors."""
-        return cls(tuple(sorted(assign_labels(_flat(params), rules).items())))
+        return cls(params, rules)
 
     @functools.cached_property
     def tree(self) -> Params:
@@ -68,7 +99,7 @@ class Freeze:
         def finer(path: str, label: str) -> str:
             return "/".join(path.split("/")[:2]) if label == "backbone" else label
 
-        return Freeze(tuple((path, finer(path, label)) for path, label in self.labels))
+        return Freeze.from_labels(tuple((path, finer(path, label)) for path, label in self.labels))
 
     def depth(self, num_layers: int) -> int:
         """How much of the backbone's bottom is frozen, as ``BertEncoder``'s ``frozen_depth``.
@@ -102,6 +133,9 @@ class Freeze:
             label: transforms[longest_prefix(label, transforms)] for label in self.groups
         }
         return optax.multi_transform(chosen, trainable_labels)
+
+
+Partition = Freeze
 
 
 def _flat(params: Params) -> dict[str, Any]:

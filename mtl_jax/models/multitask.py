@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -32,6 +32,11 @@ def looked_up(batch: Batch) -> dict[str, jax.Array]:
     return {words: batch["input_ids"]} if "input_ids" in batch else {}
 
 
+Loss = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""Logits, float32 [..., classes], and labels, int32 [...], negative where missing, to the sum of
+the losses and the number of labels that it is of, float32 scalars."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Head:
     """A head in the place of the Dense layer, held so that Flax does not name it itself."""
@@ -56,6 +61,7 @@ class MultiTaskModel(nn.Module):
         scan_layers: As of ``BertEncoder``.
         fused: As of ``BertEncoder``.
         heads: ``(task, head)`` of those that are no Dense layer.
+        losses: ``(task, loss)`` of those that are no softmax cross-entropy.
     """
 
     config: BertConfig
@@ -68,6 +74,7 @@ class MultiTaskModel(nn.Module):
     scan_layers: bool = False
     fused: Fused | None = None
     heads: tuple[tuple[str, Head], ...] = ()
+    losses: tuple[tuple[str, Loss], ...] = ()
 
     def setup(self) -> None:
         self.backbone = BertEncoder(

@@ -114,13 +114,11 @@ def step_flops(run: Run) -> int:
     """FLOPs of one update of a run's phase; of many in one program the share of one."""
     if not run.freeze.groups:
         return 0
-    plan, stepper = run.plans[run.index], run.stepper()
+    plan, stepper, spec = run.plans[run.index], run.stepper(), run.train_spec()
     layout = _one_device_layout(run)
     spec = dataclasses.replace(
-        stepper.spec,
-        model=dataclasses.replace(
-            stepper.spec.model, parallel="jit", fused_attention=False, like=layout
-        ),
+        spec,
+        model=dataclasses.replace(spec.model, parallel="jit", fused_attention=False, like=layout),
         layout=layout,
         steps_at_once=1,
         scan_layers=False,
@@ -141,7 +139,7 @@ def step_flops(run: Run) -> int:
         if plan.held:
             batch["hold"] = np.zeros((layout.rows, layout.slots), np.float32)
         step = functools.partial(train_step, program)
-        same = model == stepper.program.model and layout == stepper.spec.layout
+        same = model == stepper.program.model and layout == stepper.layout
         if same and not spec.on_pooled and isinstance(stepper.runner, JitRunner):
             step = stepper.step
         _known[key] = counted(step, state, frozen, batch)

@@ -26,7 +26,7 @@ from mtl_jax.runs.phase_run import Run
 from mtl_jax.runs.progress import beats
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.metrics import Metrics
-from mtl_jax.training.optimizer import make_optimizer
+from mtl_jax.training.optimizer import build_optimizer
 from mtl_jax.training.prediction_counts import class_counts, score_of_counts
 from mtl_jax.training.runners import kind_of
 from mtl_jax.training.seed_runner import devices_across
@@ -237,7 +237,7 @@ class Heads:
         )
         weights = tuple(setting[weight_of(task)] for task in self._model.tasks)
         return Program(
-            self._model, make_optimizer(run.freeze, optimizer), 0, weights, run.weighting
+            self._model, build_optimizer(run.freeze, optimizer), 0, weights, run.weighting
         )
 
     def _call(

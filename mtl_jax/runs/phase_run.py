@@ -219,24 +219,26 @@ class Run:
         Args:
             seeds: How many runs that are trained ``together`` it takes at once.
         """
+        return stepper(self.train_spec(seeds))
+
+    def train_spec(self, seeds: int = 1) -> TrainSpec:
+        """What that is compiled from; the argument is as of ``stepper``."""
         config, plan = self.config, self.plans[self.index]
         on_pooled = config.prefix_cache and self.freeze.backbone_frozen
-        return stepper(
-            TrainSpec(
-                model=self._model,
-                freeze=self.freeze,
-                optimizer=plan.optimizer,
-                task_weights=tuple(self.phase.weights.values()),
-                weighting=self.weighting,
-                layout=self.plan.layout,
-                on_pooled=on_pooled,
-                states_depth=self.states_depth if config.prefix_cache else 0,
-                steps_at_once=_even(self.plan.steps) if on_pooled else 1,
-                remat=config.remat,
-                scan_layers=config.scan_layers,
-                seeds=seeds if self._together else None,
-                holds=bool(plan.held),
-            )
+        return TrainSpec(
+            model=self._model,
+            freeze=self.freeze,
+            optimizer=plan.optimizer,
+            task_weights=tuple(self.phase.weights.values()),
+            weighting=self.weighting,
+            layout=self.plan.layout,
+            on_pooled=on_pooled,
+            states_depth=self.states_depth if config.prefix_cache else 0,
+            steps_at_once=_even(self.plan.steps) if on_pooled else 1,
+            remat=config.remat,
+            scan_layers=config.scan_layers,
+            seeds=seeds if self._together else None,
+            holds=bool(plan.held),
         )
 
     def record(self) -> dict[str, Any]:

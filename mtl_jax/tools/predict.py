@@ -26,8 +26,9 @@ from mtl_jax.data.corpus import MISSING, load_corpus
 from mtl_jax.data.packing.plan import Layout
 from mtl_jax.data.sources import files
 from mtl_jax.freezing.partition import Params
-from mtl_jax.models import pretrained
-from mtl_jax.models.tokenizer import load_tokenizer, tokenizer_notes
+from mtl_jax.models.encoder import load_encoder
+from mtl_jax.models.pretrained import left_out
+from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.runs.checkpoints.reader import Saved
 from mtl_jax.runs.run_config import identity, model_spec, read_record
 from mtl_jax.runs.workdir import Workdir
@@ -46,7 +47,7 @@ class _Chunk:
     batches: list[HostBatch]
 
 
-class Encoder:
+class TextEncoder:
     """Texts to pooled vectors.
 
     The next texts are read, tokenised and laid out while the device has those before.
@@ -91,7 +92,7 @@ class Encoder:
             yield self._evaluator.pooled(self._params, chunk.texts, chunk.batches)
 
 
-class TrainedModel(Encoder):
+class Predictor(TextEncoder):
     """The best checkpoint of a run, from its folder alone.
 
     Attributes:
@@ -173,7 +174,7 @@ class TrainedModel(Encoder):
             }
             for i, text in enumerate(chunk.lines):
                 answer: dict[str, Any] = {"text": text}
-                for task in probabilities:
+                for task in self.classes:
                     label = int(probabilities[task][i].argmax())
                     answer[task] = {
                         "label": self.classes[task][label],
@@ -223,24 +224,21 @@ def _layout(recorded: dict[str, Any] | None) -> Layout | None:
 
 def checkpoint_encoder(
     backbone: str, pooling: Pooling | None, max_length: int, long_texts: LongTexts = "cut"
-) -> Encoder:
+) -> TextEncoder:
     """The encoder of a pre-trained checkpoint, as ``all_frozen`` sees it.
 
     Raises:
         UserError: The checkpoint can't be used, or max_length leaves no room for a text.
     """
-    folder = pretrained.resolve_backbone(backbone)
-    bert, params = pretrained.load_backbone(folder)
-    pooling = pooling or pretrained.default_pooling(folder, bert.hidden_size)
-    params = pretrained.without_unused_pooler(params, pooling, backbone)
-    tokenizer = load_tokenizer(folder)
-    reader = TextReader(tokenizer, bert, max_length, long_texts)
-    notes = [*tokenizer_notes(folder, tokenizer, bert.vocab_size)]
-    for note in notes + pretrained.left_out(folder, vectors=True):
+    encoder = load_encoder(backbone, pooling)
+    reader = TextReader(encoder.tokenizer, encoder.config, max_length, long_texts)
+    for note in (*encoder.notes, *left_out(encoder.folder, vectors=True)):
         say(f"note: {note}")
     # Vectors are made without a head; a batch has room for the labels of a task at least.
-    spec = ModelSpec(bert, (("none", 1),), pooling, "float32", reader.max_length, "auto")
-    return Encoder(spec, {"backbone": params}, reader)
+    spec = ModelSpec(
+        encoder.config, (("none", 1),), encoder.pooling, "float32", reader.max_length, "auto"
+    )
+    return TextEncoder(spec, {"backbone": encoder.params}, reader)
 
 
 def check_output(path: Path) -> None:

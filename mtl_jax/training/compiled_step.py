@@ -14,7 +14,7 @@ from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.packing.plan import Layout
 from mtl_jax.freezing.partition import Freeze, Params
 from mtl_jax.training.evaluator import ModelSpec
-from mtl_jax.training.optimizer import OptimizerConfig, make_optimizer
+from mtl_jax.training.optimizer import OptimizerConfig, build_optimizer
 from mtl_jax.training.runners import Compiled, Runner, make_runner
 from mtl_jax.training.seed_runner import SHARED, SeedRunner
 from mtl_jax.training.step import Program, TrainState, scanned_steps, train_step
@@ -52,36 +52,27 @@ class Stepper:
     """Runs training steps: one at a time, or many at once where only heads are trained.
 
     Attributes:
-        spec: What they are compiled from.
         program: What the steps are compiled for.
+        layout: The shape of the batches.
+        on_pooled: Whether the batches are of vectors that stay on the device.
         most: Steps at a time, at most.
         step: The compiled step.
         runner: What it runs on.
     """
 
-    def __init__(self, spec: TrainSpec):
-        self.spec = spec
-        model = spec.model.model()
-        self.program = Program(
-            model.clone(
-                states_depth=spec.states_depth,
-                blocks=spec.layout.blocks,
-                remat=spec.remat,
-                scan_layers=spec.scan_layers,
-                # Under vmap JAX reshapes the mask of cuDNN's attention to one for each head
-                # (``_dot_product_attention_fwd_batcher``), and fails where heads share it. One
-                # for each would be as large as the scores that the kernel is there to avoid.
-                fused=model.fused if spec.seeds is None else None,
-            ),
-            make_optimizer(spec.freeze, spec.optimizer),
-            spec.freeze.depth(spec.model.bert.num_hidden_layers),
-            spec.task_weights,
-            spec.weighting,
-        )
-        self.most = spec.steps_at_once
-        self.runner, self._rows = _runner(spec), spec.layout.rows
-        step = scanned_steps if spec.on_pooled else train_step
-        self.step = Compiled(self.runner, step, self.program, donate=True)
+    def __init__(
+        self,
+        program: Program,
+        layout: Layout,
+        runner: Runner,
+        *,
+        on_pooled: bool = False,
+        most: int = 1,
+    ):
+        self.program, self.layout, self.runner = program, layout, runner
+        self.on_pooled, self.most = on_pooled, most
+        step = scanned_steps if on_pooled else train_step
+        self.step = Compiled(runner, step, program, donate=True)
 
     def vectors(self, texts: TextSet) -> Any:
         """What ``__call__`` needs of texts with ``pooled`` vectors, on every device."""
@@ -131,7 +122,7 @@ class Stepper:
             inputs = [{k: a for k, a in batch.items() if k != "example"} for (batch,) in batches]
             state, metrics = self.step(state, frozen, self.runner.shard(*inputs))
             return state, [_when_asked(self.runner, metrics)]
-        own = self.runner.own(self._rows)
+        own = self.runner.own(self.layout.rows)
         examples = [{"example": self._examples(of_seed)[own]} for of_seed in batches]
         state, metrics = self.step(state, frozen, vectors, self.runner.shard(*examples))
         found = jax.tree.map(np.asarray, self.runner.unplace(metrics))
@@ -163,4 +154,31 @@ def _of_step(metrics: Sequence[Any], step: int, seed: int) -> Mapping[str, Any]:
 
 
 # A study holds as many scenarios as this at a time.
-stepper = functools.lru_cache(maxsize=16)(Stepper)
+@functools.lru_cache(maxsize=16)
+def stepper(spec: TrainSpec) -> Stepper:
+    """The compiled step of ``spec``; a process compiles it once."""
+    program = step_program(spec)
+    return Stepper(
+        program, spec.layout, _runner(spec), on_pooled=spec.on_pooled, most=spec.steps_at_once
+    )
+
+
+def step_program(spec: TrainSpec) -> Program:
+    """What the steps of ``spec`` are compiled for."""
+    model = spec.model.model()
+    return Program(
+        model.clone(
+            states_depth=spec.states_depth,
+            blocks=spec.layout.blocks,
+            remat=spec.remat,
+            scan_layers=spec.scan_layers,
+            # Under vmap JAX reshapes the mask of cuDNN's attention to one for each head
+            # (``_dot_product_attention_fwd_batcher``), and fails where heads share it. One
+            # for each would be as large as the scores that the kernel is there to avoid.
+            fused=model.fused if spec.seeds is None else None,
+        ),
+        build_optimizer(spec.freeze, spec.optimizer),
+        spec.freeze.depth(spec.model.bert.num_hidden_layers),
+        spec.task_weights,
+        spec.weighting,
+    )

@@ -16,7 +16,7 @@ from mtl_jax.config.train import BertConfig, Parallel, Pooling
 from mtl_jax.data.batches import HostBatch, TextSet, evaluation_batches
 from mtl_jax.data.packing.plan import Layout, evaluation_layout
 from mtl_jax.models.bert_layers import cudnn_can
-from mtl_jax.models.multitask import Head, MultiTaskModel
+from mtl_jax.models.multitask import Head, Loss, MultiTaskModel
 from mtl_jax.training.cache.array_file import Write
 from mtl_jax.training.inputs import Split
 from mtl_jax.training.metrics import Metrics, split_metrics
@@ -44,9 +44,10 @@ class ModelSpec:
     pooling: Pooling
     dtype: str
     max_length: int
-    parallel: Parallel
+    parallel: Parallel = "auto"
     fused_attention: bool = True
     heads: tuple[tuple[str, Head], ...] = ()
+    losses: tuple[tuple[str, Loss], ...] = ()
     like: Layout | None = None
     alone: bool = False
 
@@ -55,7 +56,13 @@ class ModelSpec:
         dtype = jnp.dtype(self.dtype)
         fused = "cudnn" if self.fused_attention and cudnn_can(self.bert, dtype) else None
         return MultiTaskModel(
-            self.bert, self.classes, self.pooling, dtype, fused=fused, heads=self.heads
+            self.bert,
+            self.classes,
+            self.pooling,
+            dtype,
+            fused=fused,
+            heads=self.heads,
+            losses=self.losses,
         )
 
 

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl_jax.config.data import LongTexts
-from mtl_jax.config.train import BertConfig, Pooling, Settings
+from mtl_jax.config.train import BertConfig, Settings
 from mtl_jax.core.downloads import cache_dir
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
 from mtl_jax.data.batches import TextSet
 from mtl_jax.data.corpus import Corpus, Examples, load_corpus
 from mtl_jax.data.packing.mixing import Mixture, apportion, rates
-from mtl_jax.data.packing.plan import TrainPlan
+from mtl_jax.data.packing.plan import Layout, TrainPlan
 from mtl_jax.data.tokens import special_tokens, tokenize
 from mtl_jax.freezing.partition import Stages, digest
-from mtl_jax.models import pretrained
-from mtl_jax.models.tokenizer import load_tokenizer, tokenizer_notes
+from mtl_jax.models.encoder import Encoder, load_encoder
+from mtl_jax.models.pretrained import left_out
 from mtl_jax.models.tokenizer_files import tokenizer_digest
 from mtl_jax.training.cache.array_store import GIB, Store
 from mtl_jax.training.metrics import Metrics
@@ -97,14 +97,24 @@ class TextReader:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split, read and tokenised."""
+    """One split, read and tokenised.
+
+    Attributes:
+        examples: As they were read.
+        texts: Their token ids, or what frozen layers made of them.
+        max_length: Tokens that a text may have; 0 where only those that there are count.
+        like: The shape of training batches, whose texts these are taken to resemble.
+    """
 
     examples: Examples
     texts: TextSet
+    max_length: int = 0
+    like: Layout | None = None
 
     def take(self, indices: np.ndarray) -> Split:
         """Picks examples, int [m]; the result has them in this order."""
-        return Split(self.examples.take(indices), self.texts.take(indices))
+        texts = self.texts.take(indices)
+        return dataclasses.replace(self, examples=self.examples.take(indices), texts=texts)
 
 
 class Inputs:
@@ -124,26 +134,26 @@ class Inputs:
         head_rates: Learning rates that sweeps have chosen, by what they were chosen for.
     """
 
-    def __init__(self, settings: Settings):
-        backbone, data = settings.backbone, settings.data
-        folder = pretrained.resolve_backbone(backbone)
-        self.bert, params = pretrained.load_backbone(folder)
-        if settings.attention_dropout is not None:
-            rate = settings.attention_dropout
-            self.bert = dataclasses.replace(self.bert, attention_probs_dropout_prob=rate)
-        self.pooling: Pooling = settings.pooling or pretrained.default_pooling(
-            folder, self.bert.hidden_size
-        )
-        self.backbone = pretrained.without_unused_pooler(params, self.pooling, backbone)
+    def __init__(self, settings: Settings, encoder: Encoder | None = None):
+        """Loads them.
+
+        Args:
+            settings: Which data, and which backbone.
+            encoder: That backbone, where it has been loaded already.
+
+        Raises:
+            UserError: The checkpoint or the data can't be used.
+        """
+        data = settings.data
+        if encoder is None:
+            encoder = load_encoder(settings.backbone, settings.pooling, settings.attention_dropout)
+        self.bert, self.pooling, self.backbone = encoder.config, encoder.pooling, encoder.params
         self.weights_digest = digest(self.backbone)
         self.stages = Stages(self.backbone)
-        tokenizer = load_tokenizer(folder)
-        self.checkpoint, self.tokenizer_digest = folder, tokenizer_digest(folder)
-        self.reader = TextReader(tokenizer, self.bert, data.max_length, data.long_texts)
-        self._doubts = [
-            *tokenizer_notes(folder, tokenizer, self.bert.vocab_size),
-            *pretrained.left_out(folder, vectors=False),
-        ]
+        self.checkpoint = encoder.folder
+        self.tokenizer_digest = tokenizer_digest(encoder.folder)
+        self.reader = TextReader(encoder.tokenizer, self.bert, data.max_length, data.long_texts)
+        self._doubts = [*encoder.notes, *left_out(encoder.folder, vectors=False)]
         self.corpus: Corpus = load_corpus(data)
         self._findings = self.corpus.check()
         self.store = Store(

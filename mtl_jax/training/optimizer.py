@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,10 @@ from mtl_jax.freezing.partition import Freeze, Params, longest_prefix
 _RATIO = 32
 # Steps whose learning rates are worked out together.
 _BLOCK = 4096
+
+
+MakeSchedule = Callable[[float, int, int], optax.Schedule]
+"""Peak rate, warm-up steps and total steps to a schedule."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,7 @@ class OptimizerConfig:
     warmup_steps: int
     weight_decay: float
     clip_norm: float
-    schedule: Schedule = "linear"
+    schedule: Schedule | MakeSchedule = "linear"
 
     def rate(self, group: str) -> float:
         """The peak learning rate that a group has."""
@@ -112,14 +116,20 @@ _SCHEDULES = {
 }
 
 
+def _schedule(schedule: Schedule | MakeSchedule) -> MakeSchedule:
+    return _SCHEDULES[schedule] if isinstance(schedule, str) else schedule
+
+
 @functools.lru_cache(maxsize=4)
-def _factors(schedule: Schedule, warmup_steps: int, total_steps: int, block: int) -> np.ndarray:
+def _factors(
+    schedule: Schedule | MakeSchedule, warmup_steps: int, total_steps: int, block: int
+) -> np.ndarray:
     """What the peak is multiplied by in each step of a block of them, float32 [_BLOCK].
 
     Many at once: a single number would wait for the steps that the device has still to take.
     Not all: a run may be of billions of steps.
     """
-    make = _SCHEDULES[schedule](1.0, warmup_steps, total_steps)
+    make = _schedule(schedule)(1.0, warmup_steps, total_steps)
     steps = np.arange(block * _BLOCK, (block + 1) * _BLOCK)
     factors = make(np.minimum(steps, total_steps).astype(np.int32))
     return np.broadcast_to(np.asarray(factors, np.float32), _BLOCK)
@@ -194,14 +204,53 @@ def scale_by_adam(
     return optax.GradientTransformation(init, update)
 
 
-def make_optimizer(freeze: Freeze, config: OptimizerConfig) -> optax.GradientTransformation:
+def make_optimizer(
+    partition: Freeze,
+    learning_rates: Mapping[str, float],
+    total_steps: int,
+    *,
+    warmup_steps: int | None = None,
+    weight_decay: float = 0.01,
+    clip_norm: float = 1.0,
+    schedule: Schedule | MakeSchedule = "linear",
+) -> optax.GradientTransformation:
+    """Returns AdamW over what a partition trains, with a learning rate for each of its labels.
+
+        optimizer = mtl.make_optimizer(partition, {"head": 1e-3, "backbone": 1e-4}, len(batches))
+
+    Args:
+        partition: What trains.
+        learning_rates: The peak rate of each label; ``backbone`` also serves
+            ``backbone/layer_5`` unless that has a rate of its own.
+        total_steps: Steps of the schedule.
+        warmup_steps: Steps in which the rates rise; by default a tenth of ``total_steps``.
+        weight_decay: AdamW's, for everything but biases and layer norms.
+        clip_norm: Largest global norm of the gradient of what trains.
+        schedule: ``linear``, ``slanted_triangular`` or ``constant``, or a function from peak
+            rate, warm-up steps and total steps to an ``optax.Schedule``.
+
+    Raises:
+        UserError: A label of the partition has no rate.
+    """
+    config = OptimizerConfig(
+        learning_rates=tuple(learning_rates.items()),
+        total_steps=total_steps,
+        warmup_steps=round(0.1 * total_steps) if warmup_steps is None else warmup_steps,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        schedule=schedule,
+    )
+    return build_optimizer(partition, config)
+
+
+def build_optimizer(freeze: Freeze, config: OptimizerConfig) -> optax.GradientTransformation:
     """The optimizer over the trainable partition of ``freeze``.
 
     AdamW: Loshchilov & Hutter 2019 (arXiv:1711.05101). The norm that is clipped is taken
     over the tree that the optimizer is given, and that tree holds no frozen leaf. Its state
     is a dict: ``moments`` outlast a phase, the ``rates`` are the schedules' places.
     """
-    make = _SCHEDULES[config.schedule]
+    make = _schedule(config.schedule)
     rates = {
         group: optax.scale_by_learning_rate(make(peak, config.warmup_steps, config.total_steps))
         for group, peak in config.learning_rates

@@ -68,8 +68,14 @@ class Program:
         )
 
 
-def _losses(logits: Mapping[str, jax.Array], batch: Batch) -> dict[str, tuple[Any, Any]]:
-    return {task: masked_cross_entropy(own, batch[task]) for task, own in logits.items()}
+def _losses(
+    model: MultiTaskModel, logits: Mapping[str, jax.Array], batch: Batch
+) -> dict[str, tuple[Any, Any]]:
+    own = dict(model.losses)
+    return {
+        task: own.get(task, masked_cross_entropy)(of_task, batch[task])
+        for task, of_task in logits.items()
+    }
 
 
 def _identity(tree: Any) -> Any:
@@ -137,7 +143,7 @@ def train_step(
 
     def loss_fn(trainable: Params) -> tuple[jax.Array, dict[str, Any]]:
         logits = logits_of(trainable)
-        losses = _losses(logits, batch)
+        losses = _losses(program.model, logits, batch)
         total = sum(
             weight * losses[task][0] / jnp.maximum(counts[task], 1.0)
             for task, weight in zip(tasks, program.task_weights, strict=True)
@@ -145,7 +151,7 @@ def train_step(
         return jnp.asarray(total + holding(logits) if holds else total), losses
 
     def loss_sums(trainable: Params) -> jax.Array:
-        losses = _losses(logits_of(trainable), batch)
+        losses = _losses(program.model, logits_of(trainable), batch)
         return jnp.stack([losses[task][0] for task in tasks])
 
     def updated(gradient: Params) -> TrainState:
@@ -246,7 +252,7 @@ def eval_step(
         {task: (sum, count)}, reduced over ``axis_name``.
     """
     logits = cast("dict[str, jax.Array]", model.apply({"params": params}, batch))
-    losses = _losses(logits, batch)
+    losses = _losses(model, logits, batch)
     return logits, jax.lax.psum(losses, axis_name) if axis_name else losses
 
 

@@ -23,7 +23,7 @@ from mtl_jax.runs.loop import train
 from mtl_jax.runs.recovery import recover
 from mtl_jax.runs.run_config import identity
 from mtl_jax.runs.workdir import Workdir
-from mtl_jax.tools.predict import TrainedModel
+from mtl_jax.tools.predict import Predictor
 from mtl_jax.training.inputs import Inputs
 from tests.conftest import TINY, write_checkpoint
 from tests.faults.runs import without_times
@@ -209,10 +209,10 @@ def test_a_finished_run_is_mended(copy, finished, capsys):
     with pytest.raises(
         UserError, match=f"checkpoints/{best} is damaged .*: run train again on its"
     ):
-        TrainedModel(config.workdir)
+        Predictor(config.workdir)
     ends_the_same(config, finished)
     assert warnings_of(capsys)[0].startswith("warning: checkpoint 12: ")
-    assert TrainedModel(config.workdir).evaluate("test") == finished[2]["test"]
+    assert Predictor(config.workdir).evaluate("test") == finished[2]["test"]
     # And then it is whole, and said to be done.
     train(config, finished[1])
     assert "is done" in capsys.readouterr().err
@@ -236,7 +236,7 @@ def test_a_finished_run_without_its_checkpoints_stays_finished(copy, finished):
         *("tensorboard", "tokenizer"),
     ]
     with pytest.raises(UserError, match="is done and its checkpoints have been removed: run the"):
-        TrainedModel(config.workdir)
+        Predictor(config.workdir)
     assert without_times(train(config, finished[1])) == without_times(finished[2])
 
 
@@ -419,7 +419,7 @@ def test_what_another_run_has_saved_is_not_gone_on_from(settings, copy, finished
         shutil.copytree(source / "8", folder / "8")
         reason = f"it was saved with another {words.strip()}"
         with pytest.raises(DamageError, match=f"checkpoints/8 is damaged .{reason}.: run train"):
-            TrainedModel(config.workdir)
+            Predictor(config.workdir)
         capsys.readouterr()
         ends_the_same(config, finished)
         first, second = warnings_of(capsys)[:2]
@@ -442,7 +442,7 @@ def test_all_checkpoints_of_another_run_answer_for_none(settings, copy, finished
     shutil.rmtree(folder)
     shutil.copytree(tmp_path / "other" / "checkpoints", folder)
     with pytest.raises(DamageError, match=r"it was saved with another run, settings, config\.json"):
-        TrainedModel(config.workdir)
+        Predictor(config.workdir)
     ends_the_same(config, finished)
     assert warnings_of(capsys)[-1] == "warning: going on from the beginning"
 
@@ -469,10 +469,10 @@ def test_a_finished_run_that_has_lost_its_checkpoints_is_trained_again(
     if gone == "folder":
         folder.rmdir()
     with pytest.raises(UserError, match="run train again on its --workdir"):
-        TrainedModel(config.workdir)
+        Predictor(config.workdir)
     ends_the_same(config, finished)
     assert warnings_of(capsys)[-1].startswith("warning: going on from ")
-    assert TrainedModel(config.workdir).evaluate("test") == finished[2]["test"]
+    assert Predictor(config.workdir).evaluate("test") == finished[2]["test"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'{"labels": 3}', b"\xff"])
@@ -503,10 +503,10 @@ def test_a_lost_tokenizer_is_made_again(copy, finished, capsys):
     folder = Path(config.workdir) / "tokenizer"
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="tokenizer is missing: run train again on its --workdir"):
-        TrainedModel(config.workdir)
+        Predictor(config.workdir)
     ends_the_same(config, finished)
     assert warnings_of(capsys) == [f"warning: {folder} was missing: it is made again"]
-    assert TrainedModel(config.workdir).evaluate("test") == finished[2]["test"]
+    assert Predictor(config.workdir).evaluate("test") == finished[2]["test"]
 
 
 @pytest.mark.parametrize("last", [8, None])
@@ -525,7 +525,7 @@ def test_another_tokenizer_in_the_folder_is_refused(change, last, copy, finished
         shutil.rmtree(folder)
         folder.touch()
     words = "tokenizer is not the tokenizer that the run was begun with: bring that one back, or"
-    for use in (lambda: TrainedModel(config.workdir), lambda: train(config, finished[1])):
+    for use in (lambda: Predictor(config.workdir), lambda: train(config, finished[1])):
         with pytest.raises(UserError, match=words):
             use()
     # And the remedy works.
@@ -584,7 +584,7 @@ def test_what_nobody_may_read_is_not_called_damaged(copy, capsys):
     if os.geteuid() != 0:
         pytest.skip("only root may become another user and back")
     config = copy(last=6)
-    TrainedModel(config.workdir)
+    Predictor(config.workdir)
     record = Workdir(config.workdir).config()
     # pytest's own folders are closed to others.
     with tempfile.TemporaryDirectory() as name:
@@ -598,7 +598,7 @@ def test_what_nobody_may_read_is_not_called_damaged(copy, capsys):
             os.seteuid(65534)
             try:
                 for use in (
-                    lambda: TrainedModel(folder),
+                    lambda: Predictor(folder),
                     lambda: recover(Workdir(folder), identity(record)),
                 ):
                     with pytest.raises(UserError, match=r"can't be read \(Permission denied\)"):

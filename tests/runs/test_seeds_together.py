@@ -22,7 +22,7 @@ from mtl_jax.runs.phase_run import Run
 from mtl_jax.runs.run_config import identity
 from mtl_jax.runs.seed_run import Member
 from mtl_jax.runs.workdir import Workdir
-from mtl_jax.tools.predict import TrainedModel
+from mtl_jax.tools.predict import Predictor
 from mtl_jax.training.compiled_step import stepper
 from mtl_jax.training.inputs import Inputs
 from tests.conftest import TASKS, TINY, write_checkpoint, write_record
@@ -163,7 +163,7 @@ def test_a_seed_among_others_is_the_seed_alone(scenario, parallel, of_scenario, 
 def test_a_member_can_be_put_to_use(of_scenario, trained):
     folder = trained(of_scenario("top_1"), at_once=True) / "seed3"
     result = read_lines(folder / "metrics.jsonl")[-1]
-    model = TrainedModel(folder)
+    model = Predictor(folder)
     found = model.evaluate("test")
     for task in TASKS:
         assert found[task]["loss"] == pytest.approx(result["test"][task]["loss"], abs=1e-5)

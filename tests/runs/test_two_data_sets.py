@@ -13,7 +13,7 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.data.batches import train_batches
 from mtl_jax.data.corpus import MISSING, load_corpus
 from mtl_jax.runs.loop import train
-from mtl_jax.tools.predict import TrainedModel
+from mtl_jax.tools.predict import Predictor
 from mtl_jax.training.inputs import Inputs
 from tests.cli.test_commands import assert_mistake, call
 from tests.conftest import TASKS
@@ -324,7 +324,7 @@ def test_kept_activations_are_picked_with_their_texts(make_inputs):
 def test_evaluation_repeats_the_run(settings, data, tmp_path):
     config = DataConfig(**data, mixing="temperature", label_fraction=("classifier=0.3",))
     result = train(TrainConfig(**{**settings, "data": config}, workdir=str(tmp_path / "run")))
-    model = TrainedModel(tmp_path / "run")
+    model = Predictor(tmp_path / "run")
     for split in ("train", "validation", "test"):
         assert model.evaluate(split) == result[split]
     assert result["train"]["sentiment"]["examples"] == 24

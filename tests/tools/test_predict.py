@@ -24,7 +24,7 @@ from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.predict import (
-    TrainedModel,
+    Predictor,
     check_output,
     checkpoint_encoder,
     looks_like_header,
@@ -48,7 +48,7 @@ def trained_folder(shared_settings, folder):
 
 @pytest.fixture
 def model(trained_folder):
-    return TrainedModel(trained_folder)
+    return Predictor(trained_folder)
 
 
 def test_evaluation_repeats_the_run(model, folder):
@@ -68,7 +68,7 @@ def test_no_code_of_a_runs_own_folder_runs(trained_folder, tmp_path, monkeypatch
     answers = io.StringIO("y\n" * 9)
     monkeypatch.setattr(sys, "stdin", answers)
     with pytest.raises(UserError, match="tokenizer"):
-        TrainedModel(run)
+        Predictor(run)
     assert answers.tell() == 0
     assert not (run / "tokenizer" / "ran").exists()
 
@@ -80,7 +80,7 @@ def test_evaluation_notices_other_classes(settings, reviews, tmp_path):
     train(TrainConfig(**{**settings, "data": data}, workdir=str(tmp_path / "run")))
     copy.write_text(copy.read_text() + "a tweet,tweet,pos\n")
     with pytest.raises(UserError, match="has other classes now"):
-        TrainedModel(tmp_path / "run").evaluate("test")
+        Predictor(tmp_path / "run").evaluate("test")
 
 
 def test_predictions_are_in_order_and_probabilities(model):
@@ -168,16 +168,16 @@ LONG = ["a book", "very " * 30, "a film !", "very " * 23]
 
 
 def test_long_texts_are_cut_and_counted_or_refused(trained_folder, tiny):
-    assert TrainedModel(trained_folder).reader.max_length == 24
+    assert Predictor(trained_folder).reader.max_length == 24
     encoders = (
-        TrainedModel(trained_folder),
-        TrainedModel(trained_folder, "cut"),
+        Predictor(trained_folder),
+        Predictor(trained_folder, "cut"),
         checkpoint_encoder(str(tiny), None, 128),
     )
     for encoder in encoders:
         assert np.concatenate(list(encoder.pooled(LONG))).shape == (4, 16)
         assert encoder.cut == 2
-    refusing = TrainedModel(trained_folder, "refuse")
+    refusing = Predictor(trained_folder, "refuse")
     words = (
         r"^lines 1025 to 1028: 2 of 4 texts are longer than 24 tokens: shorten them, train with "
         r"a larger --max-length, or use --long-texts cut$"
@@ -198,13 +198,13 @@ def test_a_run_that_refused_long_texts_refuses_them_later_unless_told(settings, 
     train(TrainConfig(**settings | {"data": data}, workdir=str(tmp_path / "run")))
     rows = "".join(f"{text},film,pos\n" for text in LONG)
     test_file.write_text(f"text,topic,mood\n{rows}")
-    refusing = TrainedModel(tmp_path / "run")
+    refusing = Predictor(tmp_path / "run")
     with pytest.raises(UserError, match="test: 2 of 4 texts are longer than 24 tokens: shorten"):
         refusing.evaluate("test")
     with pytest.raises(UserError, match="lines 1 to 4: 2 of 4 texts are longer"):
         next(refusing.predict(LONG))
     capsys.readouterr()
-    cutting = TrainedModel(tmp_path / "run", "cut")
+    cutting = Predictor(tmp_path / "run", "cut")
     assert cutting.evaluate("test")["classifier"]["examples"] == 4
     assert "test: 2 of 4 texts were cut to 24 tokens\n" in capsys.readouterr().err
     assert len(list(cutting.predict(LONG))) == 4
@@ -303,12 +303,12 @@ def test_lines_end_where_lines_end():
 
 def test_folders_that_are_no_run(tmp_path):
     with pytest.raises(UserError, match=r"is not the folder of a run \(no config\.json\)"):
-        TrainedModel(tmp_path)
+        Predictor(tmp_path)
 
 
 def test_a_checkpoint_is_no_run_though_it_has_a_config(tiny):
     with pytest.raises(UserError, match="is not the folder of a run"):
-        TrainedModel(tiny)
+        Predictor(tiny)
 
 
 @pytest.mark.parametrize("name", ["", ".", "/", "folder"])
@@ -438,7 +438,7 @@ def test_an_edited_config_is_refused_and_not_obeyed(edited):
     for place, change in edits(record):
         (folder / "config.json").write_text(json.dumps(change, indent=2))
         # Where a run goes on this is what it is held against.
-        for use in (lambda: TrainedModel(folder), lambda: Workdir(folder).differences(record)):
+        for use in (lambda: Predictor(folder), lambda: Workdir(folder).differences(record)):
             with pytest.raises(UserError, match=r"/run/config.json ") as caught:
                 use()
             words = str(caught.value)
@@ -464,7 +464,7 @@ def test_what_is_no_config_is_refused_by_every_command(content, reason, edited, 
     folder, _ = edited
     (folder / "config.json").write_bytes(content)
     config = TrainConfig(**settings, workdir=str(folder), scenario="none_frozen")
-    for use in (lambda: TrainedModel(folder), lambda: train(config)):
+    for use in (lambda: Predictor(folder), lambda: train(config)):
         with pytest.raises(UserError, match=rf"config.json:? {reason}.*: put back what was there"):
             use()
 
@@ -476,7 +476,7 @@ def test_a_config_that_another_version_has_signed_is_refused_or_of_no_matter(edi
     for place, change in edits(record):
         write_record(folder, change)
         try:
-            TrainedModel(folder)
+            Predictor(folder)
         except UserError:
             continue
         opened.add(place)
@@ -494,4 +494,4 @@ def test_a_config_tells_its_version_and_is_read_in_any_layout(edited):
     assert len(record["id"]) == 32
     again = dict(sorted(record.items(), reverse=True))
     (folder / "config.json").write_text(json.dumps(again))
-    assert list(TrainedModel(folder).predict(["the film was good !"]))
+    assert list(Predictor(folder).predict(["the film was good !"]))

@@ -13,10 +13,10 @@ from mtl_jax.freezing.partition import Freeze
 from mtl_jax.training.optimizer import (
     _SCHEDULES,
     OptimizerConfig,
+    build_optimizer,
     carried,
     decayed,
     layer_rates,
-    make_optimizer,
     scale_by_adam,
     slanted_triangular,
     warmup_constant,
@@ -47,7 +47,7 @@ def params():
 
 def optimizer_and_trainable(params, config, rules=RULES):
     freeze = Freeze.from_rules(params, rules)
-    return make_optimizer(freeze, config), freeze.split(params)[0]
+    return build_optimizer(freeze, config), freeze.split(params)[0]
 
 
 def rate_of(path):
@@ -172,7 +172,7 @@ def test_the_frozen_leaves_do_not_count_in_the_clipped_norm(params):
     trainable, frozen = freeze.split(params)
     assert sum(leaf.size for leaf in jax.tree.leaves(frozen)) > 500
     config = dataclasses.replace(CONFIG, clip_norm=1.0)
-    optimizer = make_optimizer(freeze, config)
+    optimizer = build_optimizer(freeze, config)
     ones = jax.tree.map(np.ones_like, trainable)
     _, state = optimizer.update(ones, optimizer.init(trainable), trainable)
     moments = [

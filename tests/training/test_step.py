@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from mtl_jax.freezing.partition import Freeze
 from mtl_jax.freezing.scenarios import scenario_rules
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.training.optimizer import OptimizerConfig, make_optimizer
+from mtl_jax.training.optimizer import OptimizerConfig, build_optimizer
 from mtl_jax.training.step import Program, eval_step, pooled_step, stream, train_step
 from tests import conftest
 from tests.conftest import TASKS, head_sizes
@@ -79,7 +79,7 @@ def make_program(params, rules=RULES, config=CONFIG, optimizer=OPTIMIZER, weight
     """The partition and the program of a set of rules."""
     freeze = Freeze.from_rules(params, rules)
     depth = freeze.depth(config.num_hidden_layers)
-    transform = make_optimizer(freeze, optimizer)
+    transform = build_optimizer(freeze, optimizer)
     return freeze, Program(MultiTaskModel(config, head_sizes(*CLASSES)), transform, depth, weights)
 
 

@@ -1,0 +1,133 @@
+"""A pre-trained encoder, ready to use: parameters, tokenizer and pooling of one checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from mtl_jax.config.train import BertConfig, Pooling
+from mtl_jax.models import pretrained
+from mtl_jax.models.bert import BertEncoder
+from mtl_jax.models.bert_layers import attention_bias
+from mtl_jax.models.tokenizer import load_tokenizer, tokenizer_notes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """A checkpoint's encoder: a function from token ids to hidden states.
+
+        encoder = mtl.load_encoder("bert-base-uncased")
+        ids = encoder.tokenizer(["a text"], return_tensors="np")
+        hidden = encoder(ids["input_ids"], ids["attention_mask"])
+
+    Attributes:
+        name: What it was loaded by: a folder, or a name on the hub.
+        folder: Where its files are.
+        config: Its sizes, activation and dropout rates.
+        params: Its parameters, float32 numpy arrays; without a pooler that its pooling leaves out.
+        tokenizer: Its tokenizer.
+        pooling: How a text's hidden states become one vector: ``mean``, ``cls`` or ``pooler``.
+        notes: What to know of its files, in words.
+    """
+
+    name: str
+    folder: Path
+    config: BertConfig
+    params: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    pooling: Pooling
+    notes: tuple[str, ...] = ()
+
+    def __call__(
+        self,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+    ) -> jax.Array:
+        """Encodes token ids, without dropout.
+
+        Args:
+            input_ids: int [batch, length].
+            attention_mask: int [batch, length], 1 at tokens, 0 at padding; all 1 by default.
+            token_type_ids: int [batch, length]; all 0 by default.
+
+        Returns:
+            The last hidden state, float32 [batch, length, hidden].
+        """
+        return self.hidden_states(input_ids, attention_mask, token_type_ids)[-1]
+
+    def hidden_states(
+        self,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+    ) -> tuple[jax.Array, ...]:
+        """Returns what the embeddings and every layer make of token ids, the lowest first.
+
+        The arguments are those of calling the encoder; with L layers there are L + 1 arrays,
+        float32 [batch, length, hidden].
+        """
+        ids = jnp.asarray(input_ids, jnp.int32)
+        mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask)
+        types = jnp.zeros_like(ids) if token_type_ids is None else jnp.asarray(token_type_ids)
+        return self._compiled(self.params, ids, mask, types)
+
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        module = BertEncoder(self.config)
+
+        def states(
+            encoder: BertEncoder, ids: jax.Array, mask: jax.Array, types: jax.Array
+        ) -> tuple[jax.Array, ...]:
+            bias = attention_bias(mask)
+            found = [encoder.embed(ids, types)]
+            for layer in range(self.config.num_hidden_layers):
+                found.append(encoder.run_layers(found[-1], bias, layer, layer + 1))
+            return tuple(found)
+
+        @jax.jit
+        def apply(params: Any, *inputs: jax.Array) -> tuple[jax.Array, ...]:
+            found = module.apply({"params": params}, *inputs, method=states)
+            return cast("tuple[jax.Array, ...]", found)
+
+        return apply
+
+
+def load_encoder(
+    name: str | Path, pooling: Pooling | None = None, attention_dropout: float | None = None
+) -> Encoder:
+    """Loads the encoder of a checkpoint.
+
+    Args:
+        name: A folder, or a name on the hub; weights are read from safetensors only.
+        pooling: How a text becomes one vector; by default what the checkpoint declares, else
+            the mean of its tokens.
+        attention_dropout: Dropout of the attention weights; by default the checkpoint's.
+
+    Raises:
+        UserError: The checkpoint can't be found or used.
+    """
+    folder = pretrained.resolve_backbone(str(name))
+    config, params = pretrained.load_backbone(folder)
+    if attention_dropout is not None:
+        config = dataclasses.replace(config, attention_probs_dropout_prob=attention_dropout)
+    chosen = pooling or pretrained.default_pooling(folder, config.hidden_size)
+    tokenizer = load_tokenizer(folder)
+    return Encoder(
+        name=str(name),
+        folder=folder,
+        config=config,
+        params=pretrained.without_unused_pooler(params, chosen, str(name)),
+        tokenizer=tokenizer,
+        pooling=chosen,
+        notes=tuple(tokenizer_notes(folder, tokenizer, config.vocab_size)),
+    )

@@ -1,0 +1,206 @@
+"""The data of a research script: splits of texts with numbered labels, and their batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mtl_jax.config.data import DataConfig
+from mtl_jax.config.tasks import Task
+from mtl_jax.config.train import Settings
+from mtl_jax.core.errors import UserError
+from mtl_jax.data.batches import WHOLE, HostBatch, Order, TextSet, make_batch
+from mtl_jax.data.packing.plan import Layout, Placement, TrainPlan
+from mtl_jax.models.encoder import Encoder
+from mtl_jax.training.inputs import Inputs, Split
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainBatch:
+    """Which texts of the training split a step takes, and where they lie in its rows.
+
+    Attributes:
+        data: The data that they are from.
+        plan: Where all texts of an epoch go.
+        placement: Where those of this batch go.
+    """
+
+    data: Data
+    plan: TrainPlan
+    placement: Placement
+
+    def arrays(self, texts: TextSet | None = None, own: slice = WHOLE) -> HostBatch:
+        """Lays the texts out.
+
+        Args:
+            texts: The training texts, with what frozen layers made of them; by default their ids.
+            own: The rows that are wanted.
+
+        Returns:
+            int32 [rows, length] ``input_ids``, ``position_ids`` and ``segment_ids`` (1 ... slots
+            in the order of the texts of a row, 0 is padding), and int32 [rows, slots] ``example``
+            and each task's labels, negative where there is none.
+        """
+        known = self.data.train.texts if texts is None else texts
+        return make_batch(known, self.plan.layout, self.placement, own)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainBatches:
+    """The batches of some epochs, in the order that ``train`` has with the same seed.
+
+    Attributes:
+        data: What they are of.
+        plan: Where the texts go.
+        epochs: Passes over the texts.
+        seed: Of their order.
+    """
+
+    data: Data
+    plan: TrainPlan
+    epochs: int
+    seed: int
+
+    def __len__(self) -> int:
+        """How many batches there are."""
+        return self.plan.steps * self.epochs
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        order = Order(self.plan, self.seed)
+        for epoch in range(self.epochs):
+            for placement in order.placements(epoch):
+                yield TrainBatch(self.data, self.plan, placement)
+
+
+class Data:
+    """Texts with labels for the tasks, split by split, tokenised for one encoder.
+
+        data = mtl.load_data(train="train.csv", text="text", tasks={"topic": "topic"},
+                             encoder=encoder)
+        for batch in data.train_batches(batch_size=32, epochs=3, seed=0):
+            state, metrics = step(state, batch)
+
+    Attributes:
+        tasks: The tasks, with the names of their classes.
+        encoder: Whose tokenizer made the ids.
+        inputs: The same as ``train`` has it; see ``mtl.train``.
+    """
+
+    def __init__(self, config: DataConfig, encoder: Encoder, **settings: Any):
+        """Reads train and validation; the test split is read when it is asked for.
+
+        Args:
+            config: Which texts and labels.
+            encoder: The encoder.
+            **settings: Of ``TrainConfig``, such as ``cache_memory``.
+
+        Raises:
+            UserError: Something is wrong with the data.
+        """
+        self.encoder = encoder
+        self._config = config
+        self.inputs = Inputs(Settings(backbone=encoder.name, data=config, **settings), encoder)
+        columns = config.columns
+        self.tasks = tuple(
+            Task(name, column=columns[name], classes=classes)
+            for name, classes in self.inputs.classes.items()
+        )
+        self._layout: Layout | None = None
+
+    @property
+    def train(self) -> Split:
+        """The training split: ``examples`` as they were read, ``texts`` as token ids."""
+        return self._split("train")
+
+    @property
+    def validation(self) -> Split:
+        """The validation split; without a file of its own, a tenth of the training texts."""
+        return self._split("validation")
+
+    @property
+    def test(self) -> Split:
+        """The test split.
+
+        Raises:
+            UserError: There is none.
+        """
+        return self._split("test")
+
+    def _split(self, name: str) -> Split:
+        length = self.inputs.reader.max_length
+        return dataclasses.replace(self.inputs.split(name), max_length=length, like=self._layout)
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know of checkpoint and data, in words: classes, counts, what looks wrong."""
+        return self.inputs.notes()
+
+    def train_batches(self, batch_size: int = 32, epochs: int = 1, seed: int = 0) -> TrainBatches:
+        """Batches of packed texts.
+
+        Args:
+            batch_size: Texts in a batch at most; those of an epoch differ by at most one.
+            epochs: Passes over the training texts.
+            seed: Of the order; ``train`` has the same with the same seed.
+
+        Returns:
+            An iterable; its length is the number of steps.
+        """
+        if batch_size < 1 or epochs < 1:
+            raise UserError(f"batch_size {batch_size} and epochs {epochs} must be at least 1")
+        plan = self.plan(batch_size)
+        self._layout = plan.layout
+        return TrainBatches(self, plan, epochs, seed)
+
+    def plan(self, batch_size: int) -> TrainPlan:
+        """Where the training texts of an epoch go, over all devices."""
+        return self.inputs.plan(batch_size, jax.device_count())
+
+
+def load_data(
+    *,
+    encoder: Encoder,
+    train: str | Path | None = None,
+    validation: str | Path | None = None,
+    test: str | Path | None = None,
+    dataset: str = "sentences",
+    text: str = "text",
+    tasks: Mapping[str, str] | None = None,
+    max_length: int = 128,
+    **settings: Any,
+) -> Data:
+    """Loads texts and labels, from files or from a data set.
+
+        data = mtl.load_data(train="train.csv", validation="dev.csv", text="text",
+                             tasks={"topic": "topic", "stars": "rating"}, encoder=encoder)
+
+    Args:
+        encoder: From ``load_encoder``; its tokenizer makes the ids.
+        train: CSV, TSV or JSON Lines file to train on; without one, ``dataset``.
+        validation: Its validation file; by default a tenth of the training texts, by a hash.
+        test: Its test file, if any.
+        dataset: The default corpus ``sentences``, or a TFDS data set.
+        text: The column or feature that holds the text.
+        tasks: The column of each task's labels, by the task's name; by default ``classifier``
+            and ``sentiment``, as the default corpus has them.
+        max_length: Tokens kept of each text, special tokens included.
+        **settings: Other fields of ``DataConfig``, such as ``label_fraction``.
+
+    Raises:
+        UserError: The data can't be found, or something is wrong with them.
+    """
+    if tasks is not None:
+        settings["label_columns"] = tuple(f"{task}={column}" for task, column in tasks.items())
+    files = {"train_file": train, "validation_file": validation, "test_file": test}
+    config = DataConfig(
+        dataset=dataset,
+        text_column=text,
+        max_length=max_length,
+        **{name: str(file) for name, file in files.items() if file is not None},
+        **settings,
+    )
+    return Data(config.absolute(), encoder)

@@ -1,0 +1,254 @@
+"""The train step of a research script: one call for each batch, whatever is frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from mtl_jax.config.train import Parallel, WeightingName
+from mtl_jax.core.errors import UserError
+from mtl_jax.data.batches import TextSet
+from mtl_jax.data.packing.plan import TrainPlan
+from mtl_jax.freezing.partition import Freeze, Params, Stages
+from mtl_jax.models.multitask import Loss
+from mtl_jax.training.compiled_step import Stepper
+from mtl_jax.training.data import Data, TrainBatch
+from mtl_jax.training.evaluator import ModelSpec, evaluator
+from mtl_jax.training.frozen_activations import SHALLOWEST, Prefix
+from mtl_jax.training.inputs import Split
+from mtl_jax.training.metrics import Metrics
+from mtl_jax.training.model import MultiTaskModel
+from mtl_jax.training.runners import make_runner
+from mtl_jax.training.step import Program, TrainState
+from mtl_jax.training.weighting.base import Weighting
+from mtl_jax.training.weighting.registry import make_weighting
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoopState:
+    """What a loop hands from one step to the next; the step before is no longer to be used.
+
+    Attributes:
+        train: What the step changes, on the devices.
+        frozen: The frozen parameters, on the devices.
+        backbone: The parameters that the encoder started with, each stage with its digest.
+    """
+
+    train: TrainState
+    frozen: Params
+    backbone: Stages
+
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+        return int(self.train.step)
+
+
+class StepMetrics(Mapping[str, Any]):
+    """What a step has measured; the first look waits for the step.
+
+    ``loss`` is the mean loss per task in nats, None where no text has a label; ``grad_norm`` the
+    norm of the gradient before clipping; ``task_weights`` those of a ``weighting``, per task.
+    """
+
+    def __init__(self, found: Any):
+        self._found = found
+
+    @functools.cached_property
+    def _values(self) -> dict[str, Any]:
+        measured = dict(self._found())
+        losses = {task: tuple(map(float, pair)) for task, pair in measured.pop("loss").items()}
+        means = {task: total / count if count else None for task, (total, count) in losses.items()}
+        return {"loss": means, **jax.tree.map(float, measured)}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class TrainStep:
+    """One update of what a partition trains; the frozen depth, dropout and cache follow from it.
+
+        step = mtl.TrainStep(model, partition, optimizer)
+        state = step.init(seed=0)
+        for batch in data.train_batches(batch_size=32, epochs=3, seed=0):
+            state, metrics = step(state, batch)
+        scores = mtl.evaluate(model, step.params(state), data.validation)
+
+    The frozen bottom of the encoder runs without dropout. What it makes of the training texts is
+    computed at the first step and kept; with ``cache=False`` it is computed in every step.
+
+    Attributes:
+        model: The model.
+        partition: What trains.
+        frozen_depth: How much of the encoder's bottom is frozen: 0 nothing, 1 the embeddings,
+            1 + k the embeddings and k layers.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        partition: Freeze,
+        optimizer: optax.GradientTransformation,
+        loss: Loss | Mapping[str, Loss] | None = None,
+        *,
+        task_weights: Mapping[str, float] | None = None,
+        weighting: WeightingName | Weighting = "fixed",
+        parallel: Parallel = "auto",
+        cache: bool = True,
+    ):
+        """Prepares the step; it is compiled at its first call.
+
+        Args:
+            model: The model.
+            partition: Of ``model.params``; at least one parameter must train.
+            optimizer: Over the trainable part: from ``make_optimizer``, or any of optax.
+            loss: (logits, labels) -> (sum, count), for all tasks or by task; by default softmax
+                cross-entropy.
+            task_weights: What a task's mean loss is multiplied by; by default the task's weight.
+            weighting: As of ``TrainConfig``, or a ``Weighting``.
+            parallel: As of ``TrainConfig``.
+            cache: Whether what the frozen bottom makes of the texts is kept.
+
+        Raises:
+            UserError: Nothing trains, or a task is named that there is not.
+        """
+        names = [task.name for task in model.tasks]
+        losses = dict.fromkeys(names, loss) if callable(loss) else dict(loss or {})
+        for what, named in (("loss", losses), ("task_weights", task_weights or {})):
+            if strange := [task for task in named if task not in names]:
+                raise UserError(f"{what} names the task {strange[0]!r}: use {' or '.join(names)}")
+        if not partition.groups:
+            raise UserError("the partition trains no parameter: there is no step to take")
+        self.model, self.partition = model, partition
+        self.frozen_depth = partition.depth(model.encoder.config.num_hidden_layers)
+        self._losses = tuple(losses.items())
+        given = {task.name: task.weight for task in model.tasks} | dict(task_weights or {})
+        self._weights = tuple(float(given[name]) for name in names)
+        self._optimizer, self._weighting = optimizer, weighting
+        self._parallel: Parallel = parallel
+        self._runner = make_runner(parallel)
+        self._cache = cache and self.frozen_depth >= SHALLOWEST
+        self._pooled = self._cache and partition.backbone_frozen
+        self._pretrained = Stages(model.encoder.params)
+        # With what they are for, so that nothing else gets its identity.
+        self._steppers: dict[int, tuple[Stepper, TrainPlan]] = {}
+        self._texts: dict[tuple[int, int], tuple[TextSet, Any, Any]] = {}
+
+    def init(self, seed: int = 0, params: Params | None = None) -> LoopState:
+        """Returns the state before the first step.
+
+        Args:
+            seed: Of the heads and of dropout.
+            params: All parameters to start from; by default the pre-trained encoder with fresh
+                heads.
+        """
+        params = self.model.init(seed) if params is None else params
+        trainable, frozen = self.partition.split(params)
+        state = self._program(self._spec(None), None, 1).init(trainable, seed)
+        known = params["backbone"] is self._pretrained.params
+        backbone = self._pretrained if known else Stages(params["backbone"])
+        return LoopState(self._runner.place([state]), self._runner.replicate(frozen), backbone)
+
+    def __call__(self, state: LoopState, batch: TrainBatch) -> tuple[LoopState, StepMetrics]:
+        """Takes one step.
+
+        Args:
+            state: From ``init`` or the step before; it is given away.
+            batch: From ``Data.train_batches``.
+
+        Returns:
+            The next state, and what was measured.
+        """
+        stepper = self._stepper(batch)
+        texts, vectors = self._as_read(state.backbone, batch, stepper)
+        arrays = batch.arrays(texts, self._runner.own(batch.plan.layout.rows))
+        train, (found,) = stepper(state.train, state.frozen, vectors, [[arrays]])
+        return dataclasses.replace(state, train=train), StepMetrics(lambda: found(0))
+
+    def params(self, state: LoopState) -> Params:
+        """Returns all parameters of a state, as numpy arrays."""
+        trainable = self._runner.unplace(state.train)[0].trainable
+        merged = Freeze.merge(trainable, self._runner.fetch(state.frozen))
+        return jax.tree.map(np.asarray, merged)
+
+    def _spec(self, data: Data | None, like: Any = None) -> ModelSpec:
+        positions = self.model.encoder.config.max_position_embeddings
+        return self.model.spec(
+            max_length=data.inputs.reader.max_length if data else positions,
+            parallel=self._parallel,
+            losses=self._losses,
+            like=like,
+        )
+
+    def _program(self, spec: ModelSpec, blocks: Any, steps_per_epoch: int) -> Program:
+        depth = self.frozen_depth
+        method = self._weighting
+        return Program(
+            spec.model().clone(states_depth=depth if self._cache else 0, blocks=blocks),
+            self._optimizer,
+            depth,
+            self._weights,
+            make_weighting(method, steps_per_epoch) if isinstance(method, str) else method,
+        )
+
+    def _stepper(self, batch: TrainBatch) -> Stepper:
+        """The compiled step for the batches of a plan."""
+        plan = batch.plan
+        if id(plan) not in self._steppers:
+            spec = self._spec(batch.data, plan.layout)
+            program = self._program(spec, plan.layout.blocks, plan.steps)
+            made = Stepper(program, plan.layout, self._runner, on_pooled=self._pooled)
+            self._steppers[id(plan)] = made, plan
+        return self._steppers[id(plan)][0]
+
+    def _as_read(self, backbone: Stages, batch: TrainBatch, stepper: Stepper) -> tuple[Any, Any]:
+        """The training texts with what the frozen bottom makes of them, and what is on devices."""
+        data, key = batch.data, (id(batch.data), id(backbone))
+        if key not in self._texts:
+            texts = data.train.texts
+            if self._cache:
+                alone = jax.process_count() > 1
+                spec = dataclasses.replace(self._spec(data, batch.plan.layout), alone=alone)
+                prefix = Prefix(spec, evaluator(spec), backbone, data.inputs.store)
+                if self._pooled:
+                    texts, _ = prefix.pooled(texts)
+                else:
+                    texts, _ = prefix.states(texts, self.frozen_depth)
+            self._texts[key] = texts, stepper.vectors(texts), (data, backbone)
+        return self._texts[key][:2]
+
+
+def evaluate(
+    model: MultiTaskModel, params: Params, split: Split, *, parallel: Parallel = "auto"
+) -> Metrics:
+    """Measures parameters on a split, without dropout.
+
+        scores = mtl.evaluate(model, params, data.validation)
+        scores["topic"]["macro_f1"]
+
+    Args:
+        model: The model.
+        params: All of its parameters.
+        split: Of ``load_data``.
+        parallel: As of ``TrainConfig``.
+
+    Returns:
+        Per task ``accuracy``, ``macro_f1``, ``loss`` (the mean, in nats), ``examples`` and
+        ``weighted_f1_by_source``.
+    """
+    longest = max(int(split.texts.tokens.lengths.max(initial=1)), split.max_length or 1)
+    measured = evaluator(model.spec(max_length=longest, parallel=parallel, like=split.like))
+    classes = {task.name: task.classes for task in model.tasks}
+    return measured.metrics(measured.runner.replicate(params), split, classes)
