@@ -278,6 +278,7 @@ class Compiled:
     ):
         self._wrapped = runner.jit(step, static, donate)
         self._executables: dict[Any, Callable[..., Any]] = {}
+        self._lowered: dict[Any, Any] = {}
         self._alone = runner.alone
         # The devices of a CPU share its few threads: with two steps in flight, those that
         # wait in the second's reduction can keep the first's from ever being complete.
@@ -285,8 +286,12 @@ class Compiled:
         self.seconds = 0.0
 
     def lower(self, *args: Any) -> Any:
-        """The step lowered for these arguments, or their shapes, as JAX has it; not compiled."""
-        return self._wrapped.lower(*args)
+        """The step lowered for these arguments, or their shapes, as JAX has it; not compiled.
+
+        Where it has been compiled for arguments of these shapes, that is what it was compiled from.
+        """
+        kept = self._lowered.get(_shapes_of(args))
+        return kept or self._wrapped.lower(*args)
 
     def __call__(self, *args: Any) -> Any:
         """Runs the step on arguments as the runner places them."""
@@ -294,7 +299,11 @@ class Compiled:
         executable = self._executables.get(kind)
         if executable is None:
             start = time.perf_counter()
-            executable = self._executables[kind] = self.lower(*args).compile()
+            lowered = self._wrapped.lower(*args)
+            executable = self._executables[kind] = lowered.compile()
+            if jax.default_backend() == "cpu":
+                # To count its operations later; another backend's are not those that are counted.
+                self._lowered[_shapes_of(args)] = lowered
             if not self._alone:
                 # The others may take longer: JAX keeps what the first process has compiled, and
                 # on a CPU the others do not find it.
@@ -304,6 +313,11 @@ class Compiled:
         if self._one_at_a_time:
             jax.block_until_ready(result)
         return result
+
+
+def _shapes_of(args: Any) -> Any:
+    leaves, tree = jax.tree.flatten(args)
+    return tree, tuple([(tuple(leaf.shape), np.dtype(leaf.dtype)) for leaf in leaves])
 
 
 def kind_of(args: Any) -> Any:
