@@ -88,6 +88,8 @@ class Evaluate:
     """which part of its data"""
     long_texts: LongTexts | None = None
     """what becomes of texts longer than --max-length was; by default as in training"""
+    trust: tuple[str, ...] = ()
+    """modules of your own heads, losses and metrics that the folder names, to be imported"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,8 @@ standard input, a text in each line"""
     """with --input: the column that holds the text; by default that of the training"""
     long_texts: LongTexts | None = None
     """what becomes of texts longer than --max-length was; by default as in training"""
+    trust: tuple[str, ...] = ()
+    """modules of your own heads, losses and metrics that the folder names, to be imported"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +132,8 @@ unless --workdir is given"""
     """with --backbone: tokens kept of each text, special tokens included; by default 128"""
     long_texts: LongTexts | None = None
     """what becomes of longer ones; by default as in the training of --workdir, else cut"""
+    trust: tuple[str, ...] = ()
+    """with --workdir: as of predict"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +233,7 @@ def _shards(command: Deal) -> None:
 def _evaluate(command: Evaluate) -> None:
     from mtl_jax.tools.predict import Predictor
 
-    model = Predictor(command.workdir, command.long_texts)
+    model = Predictor(command.workdir, command.long_texts, trust=command.trust)
     print(json.dumps(model.evaluate(command.split)))
 
 
@@ -291,8 +297,8 @@ def _predict(command: Predict) -> None:
     from mtl_jax.tools.predict import Predictor
 
     texts = _texts(command)
-    model = Predictor(command.workdir, command.long_texts)
-    _print_json(model.predict(texts(model.text_column, model.columns)))
+    model = Predictor(command.workdir, command.long_texts, trust=command.trust)
+    _print_json(model.answers(texts(model.text_column, model.columns)))
     if model.cut or model.empty:
         say(f"{model.cut} texts were cut to {model.reader.max_length} tokens, {model.empty} empty")
 
@@ -324,7 +330,7 @@ def _extract(command: Extract) -> None:
             raise UserError(
                 "--workdir settles --backbone, --pooling and --max-length: leave them out"
             )
-        encoder = Predictor(command.workdir, command.long_texts)
+        encoder = Predictor(command.workdir, command.long_texts, trust=command.trust)
         column, known = encoder.text_column, encoder.columns
     else:
         backbone = command.backbone or DEFAULT_BACKBONE

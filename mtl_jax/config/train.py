@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import reprlib
-from typing import Any, Literal, Self, TypeGuard
+from typing import Any, Literal, Self, TypeGuard, get_args
 
 from mtl_jax.config.data import DataConfig, absolute_path, refuse_blank
+from mtl_jax.config.extensions import FIELDS, as_paths, paths_by_name, refuse_schedule
 from mtl_jax.config.monitoring import WatchConfig
 from mtl_jax.config.scenario import is_inline, scenario_text
 from mtl_jax.config.tasks import numbers_of, pairs_of
 from mtl_jax.core.errors import UserError, no_trained_head
+from mtl_jax.core.imported import import_path
 from mtl_jax.core.paths import expanded
 
 DEFAULT_DATA = DataConfig()
@@ -169,6 +171,7 @@ def _wrong(name: str, value: object, right: str) -> UserError:
 # A run may go on with others of these: what is kept and what is shown changes no number, and over
 # how many devices a batch is spread changes their rounding only.
 LIMITS = (
+    "callbacks",
     "cache_memory",
     "cache_disk",
     "cache_folder",
@@ -209,9 +212,10 @@ first, the rate that does best on validation in a quick sweep, if it does clearl
     """AdamW's, for everything but biases and layer norms"""
     layer_decay: float = 1.0
     """each layer's learning rate is that of the layer above times this"""
-    schedule: Schedule = "linear"
+    schedule: str = "linear"
     """how the learning rates fall after the warm-up: linear, to 0; slanted_triangular, to a 32nd; \
-constant, not at all"""
+constant, not at all; or module:function, from peak rate, warm-up and total steps to an optax \
+schedule"""
     warmup_fraction: float = 0.1
     """part of the steps in which the learning rates rise"""
     clip_norm: float = 1.0
@@ -226,6 +230,16 @@ the backbone trains, in nats"""
 stop; distill: hold the predictions by a term of the loss from there on"""
     distillation_weight: float = 1.0
     """weight of that term"""
+    heads: tuple[str, ...] = ()
+    """task=module:name pairs: a Flax module in the place of a task's Dense layer, or what makes \
+one for a number of classes"""
+    loss: tuple[str, ...] = ()
+    """module:function, or task=module:function pairs, in the place of softmax cross-entropy: \
+(logits, labels) -> (sum, count)"""
+    metrics: tuple[str, ...] = ()
+    """name=module:function pairs: further metrics, (labels, predicted) -> number"""
+    callbacks: tuple[str, ...] = ()
+    """module:function, called with every line of metrics.jsonl, a dict, as it is written"""
     weighting: WeightingName = "fixed"
     """what the task weights are multiplied by: 1; or, found in training, by uncertainty (Kendall \
 2018), dynamic_average (Liu 2019), famo (Liu 2023), pcgrad (Yu 2020) or gradnorm (Chen 2018)"""
@@ -290,6 +304,14 @@ need; where one is damaged, the one before it is used"""
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UserError(f"{_flag(name)} {value} must be a number of 0 or more")
+        for name in FIELDS:
+            object.__setattr__(self, name, as_paths(name, getattr(self, name)))
+        schedule = self.schedule
+        if not isinstance(schedule, str):
+            object.__setattr__(self, "schedule", import_path(schedule, "--schedule"))
+        refuse_schedule(self.schedule, get_args(Schedule))
+        for name, every in (("heads", False), ("loss", True)):
+            _ = paths_by_name(f"--{name}", getattr(self, name), self.data.tasks, every=every)
         object.__setattr__(self, "task_weights", tuple(self.task_weights))
         refuse_blank("task_weights", self.task_weights, paired=True)
         for task, weight in self.weights.items():

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
+from mtl_jax.config.extensions import refuse_schedule
 from mtl_jax.config.scenario import scenario_text
 from mtl_jax.config.train import (
     EPOCHS,
@@ -59,6 +60,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "requires_gain": _is_number,
     "learning_rates": _are_pairs,
     "layer_decay": _is_number,
+    "schedule": _is_text,
     "warmup_fraction": _is_number,
     "restart": _is_switch,
     "task_weights": _are_pairs,
@@ -116,7 +118,7 @@ class Phase:
     requires_gain: float | None = None
     learning_rates: tuple[tuple[str, float], ...] = ()
     layer_decay: float | None = None
-    schedule: Schedule | None = None
+    schedule: str | None = None
     warmup_fraction: float | None = None
     restart: bool = True
     task_weights: tuple[tuple[str, float], ...] | None = None
@@ -133,10 +135,12 @@ class Phase:
             value = getattr(self, name)
             if not (kind(value) or (value is None and name in _OPTIONAL)):
                 raise UserError(f"{name} {value!r} is of the wrong kind: correct it")
-        for name, kind in (("metric", Metric), ("schedule", Schedule), ("on_drift", OnDrift)):
+        for name, kind in (("metric", Metric), ("on_drift", OnDrift)):
             value = getattr(self, name)
             if not (value in get_args(kind) or (value is None and name in _OPTIONAL)):
                 raise UserError(f"{name} {value!r}: use {', '.join(get_args(kind))}")
+        if self.schedule is not None:
+            refuse_schedule(self.schedule, get_args(Schedule))
         for other in ("epochs", "min_steps"):
             if getattr(self, other) is not None and self.steps is not None:
                 raise UserError(f"{other} and steps are both given: leave one of them out")
@@ -301,6 +305,11 @@ def _phase(fields: Any, origin: str) -> Phase:
     if unknown:
         raise UserError(f"{origin} has no field {unknown[0]!r}: use {', '.join(names)}")
     fields = dict(fields)
+    if ":" in str(fields.get("schedule")):
+        raise UserError(
+            f"{origin}: schedule {fields['schedule']!r} names code, and a file of phases imports "
+            f"none: use {', '.join(get_args(Schedule))}, or --schedule"
+        )
     for name, key in (("learning_rates", "label"), ("task_weights", "task")):
         if not isinstance(fields.get(name, {}), dict):
             raise UserError(f"{origin}: {name} is no object: write one of numbers by {key}")

@@ -15,6 +15,7 @@ from mtl_jax.config.train import (
     TrainConfig,
 )
 from mtl_jax.core.errors import UserError, no_trained_head
+from mtl_jax.core.imported import import_object
 from mtl_jax.data.packing.plan import TrainPlan
 from mtl_jax.freezing.partition import Freeze, Params, longest_prefix
 from mtl_jax.freezing.phase import Phase, boundaries, untaken
@@ -100,7 +101,7 @@ class PhasePlan:
         validation split would choose one by chance.
         """
         phase = self.phase
-        decays = phase.patience is None and phase.schedule != "constant"
+        decays = phase.patience is None and phase.schedule in ("linear", "slanted_triangular")
         return trains_heads_alone(self.freeze) and decays
 
     def epochs(self, steps: int) -> float:
@@ -340,6 +341,10 @@ def _idle(phase: Phase, freeze: Freeze) -> str | None:
     return None
 
 
+def _schedule(name: str) -> Any:
+    return import_object(name, "--schedule") if ":" in name else name
+
+
 def _optimizer(
     config: TrainConfig, phase: Phase, num_layers: int, total_steps: int
 ) -> OptimizerConfig:
@@ -352,7 +357,7 @@ def _optimizer(
         warmup_steps=round((phase.warmup_fraction or 0.0) * total_steps),
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
-        schedule=phase.schedule or "linear",
+        schedule=_schedule(phase.schedule or "linear"),
     )
 
 

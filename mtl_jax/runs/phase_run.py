@@ -19,6 +19,7 @@ from mtl_jax.runs.cached_splits import KeptSplits
 from mtl_jax.runs.phase_plan import PhasePlan, on_the_way, plan_phases
 from mtl_jax.training.compiled_step import Stepper, TrainSpec, stepper
 from mtl_jax.training.evaluator import ModelSpec, evaluator
+from mtl_jax.training.extensions import load_extensions
 from mtl_jax.training.frozen_activations import SHALLOWEST, Prefix
 from mtl_jax.training.inputs import Inputs, Split
 from mtl_jax.training.runners import dropout_parts, make_runner
@@ -56,6 +57,9 @@ class Run:
         self._together = together
         self._runner = None if together else make_runner(config.parallel)
         devices = self._runner.devices if self._runner else 1
+        own = load_extensions(
+            config.heads, config.loss, config.metrics, inputs.classes, inputs.bert.hidden_size
+        )
         self._model = ModelSpec(
             bert=inputs.bert,
             classes=tuple((task, len(names)) for task, names in inputs.classes.items()),
@@ -64,6 +68,9 @@ class Run:
             max_length=inputs.reader.max_length,
             parallel=config.parallel,
             fused_attention=config.fused_attention,
+            heads=own.heads,
+            losses=own.losses,
+            metrics=own.metrics,
             like=inputs.plan(config.batch_size, devices).layout,
         )
         heads = self._model.model().init_heads(stream(config.seed, "heads"))

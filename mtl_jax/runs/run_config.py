@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, get_args
 
 from mtl_jax.config.data import DataConfig
+from mtl_jax.config.extensions import named_paths
 from mtl_jax.config.train import BertConfig, Parallel, Pooling
 from mtl_jax.core.errors import UserError
+from mtl_jax.core.imported import refuse_untrusted
 from mtl_jax.core.json_files import OBJECT, check_json
 from mtl_jax.runs.workdir import Workdir, json_digest, lasting
 from mtl_jax.training.evaluator import ModelSpec
+from mtl_jax.training.extensions import load_extensions
 
 _TEXT = {"type": "string"}
 _CLASSES = {"type": "array", "items": _TEXT, "minItems": 1}
@@ -134,20 +137,30 @@ def identity(record: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def model_spec(record: dict[str, Any], **how: Any) -> ModelSpec:
+def model_spec(
+    record: dict[str, Any], where: str, trust: Sequence[str] = (), **how: Any
+) -> ModelSpec:
     """The model of a run.
 
     Args:
         record: From ``read_record``.
+        where: The folder that it is from, for an error.
+        trust: The modules of a user's own code that it may import.
         **how: What of ``ModelSpec`` is no matter of the model: ``max_length``, ``parallel`` and
             so on.
     """
     settings, classes = record["settings"], record["classes"]
+    refuse_untrusted(named_paths(settings), trust, where)
+    named = (settings.get(name) or () for name in ("heads", "loss", "metrics"))
+    own = load_extensions(*named, classes, record["bert"]["hidden_size"])
     return ModelSpec(
         bert=BertConfig(**record["bert"]),
         classes=tuple((task, len(names)) for task, names in classes.items()),
         pooling=record["pooling"],
         dtype=settings["dtype"],
         fused_attention=settings.get("fused_attention", True),
+        heads=own.heads,
+        losses=own.losses,
+        metrics=own.metrics,
         **how,
     )

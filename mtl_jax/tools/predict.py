@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -95,22 +95,33 @@ class TextEncoder:
 class Predictor(TextEncoder):
     """The best checkpoint of a run, from its folder alone.
 
+        answers = mtl.Predictor("runs/mine").predict(["a text"])
+        answers[0]["topic"]["label"]
+
     Attributes:
         classes: Per task the names of its classes.
         text_column: The column of the texts that it was trained on; None where the tasks' differ.
         columns: The names of all columns that it was trained on.
     """
 
-    def __init__(self, folder: str | Path, long_texts: LongTexts | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        long_texts: LongTexts | None = None,
+        *,
+        trust: Sequence[str] = (),
+    ):
         """Loads it.
 
         Args:
             folder: The run's.
             long_texts: What becomes of texts that are longer than those of the training; by
                 default what became of them in the training.
+            trust: The modules that may be imported, where the folder names a user's own code.
 
         Raises:
-            UserError: There is no finished checkpoint of a run.
+            UserError: There is no finished checkpoint of a run, or it names code of a module that
+                is not trusted.
         """
         workdir = Workdir(folder)
         record = self._record = read_record(workdir, "train one there first")
@@ -135,6 +146,8 @@ class Predictor(TextEncoder):
         )
         spec = model_spec(
             record,
+            str(workdir.path),
+            trust,
             max_length=reader.max_length,
             parallel=(settings | record["environment"]["limits"])["parallel"],
             like=_layout(record["environment"].get("layout")),
@@ -161,8 +174,16 @@ class Predictor(TextEncoder):
             say(note)
         return self._evaluator.metrics(self._params, Split(examples, texts), self.classes)
 
-    def predict(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """Per text ``{"text", task: {"label", "probability"} ...}``, in their order.
+    def predict(self, texts: Iterable[str]) -> list[dict[str, Any]]:
+        """Returns for each text ``{"text", task: {"label", "probability"} ...}``.
+
+        Raises:
+            UserError: A text is too long, where these are refused.
+        """
+        return list(self.answers(texts))
+
+    def answers(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """As ``predict``, one by one while the texts are read.
 
         Raises:
             UserError: A text is too long, where these are refused.

@@ -18,6 +18,7 @@ from mtl_jax.data.packing.plan import Layout, evaluation_layout
 from mtl_jax.models.bert_layers import cudnn_can
 from mtl_jax.models.multitask import Head, Loss, MultiTaskModel
 from mtl_jax.training.cache.array_file import Write
+from mtl_jax.training.extensions import Metric
 from mtl_jax.training.inputs import Split
 from mtl_jax.training.metrics import Metrics, split_metrics
 from mtl_jax.training.runners import Compiled, Runner, make_runner
@@ -48,6 +49,7 @@ class ModelSpec:
     fused_attention: bool = True
     heads: tuple[tuple[str, Head], ...] = ()
     losses: tuple[tuple[str, Loss], ...] = ()
+    metrics: tuple[tuple[str, Metric], ...] = ()
     like: Layout | None = None
     alone: bool = False
 
@@ -80,6 +82,7 @@ class Evaluator:
         tokens = CPU_TOKENS if jax.default_backend() == "cpu" else _TOKENS_ELSEWHERE
         self.layout = evaluation_layout(spec.max_length, tokens, self.runner.devices, spec.like)
         self.model = spec.model().clone(blocks=self.layout.blocks)
+        self._metrics = spec.metrics
         self._steps: dict[Any, Compiled] = {}
 
     @property
@@ -199,6 +202,13 @@ class Evaluator:
         result = split_metrics(split.examples.labels, predicted, classes, split.examples.groups)
         for task, loss in losses.items():
             result[task]["loss"] = loss
+            labels = split.examples.labels[task]
+            there = labels >= 0
+            for name, metric in self._metrics:
+                found = (
+                    float(metric(labels[there], predicted[task][there])) if there.any() else None
+                )
+                result[task][name] = found
         return result, logits
 
 

@@ -21,6 +21,7 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.core import distributed, runtime
 from mtl_jax.core.atomic_write import whole
 from mtl_jax.core.errors import UserError, cannot_write, first_line
+from mtl_jax.core.imported import import_object
 
 # Seconds between two writes of the event file, so that a step does not wait for the disk.
 _FLUSH_EVERY = 10.0
@@ -195,6 +196,34 @@ class WeightsAndBiases:
         self._run.finish(exit_code=0 if self._done else 1)
 
 
+class Callback:
+    """A user's function that is called with every line.
+
+    Args:
+        path: Its import path.
+
+    Raises:
+        UserError: It can't be imported.
+    """
+
+    def __init__(self, path: str):
+        self._path, self._function = path, import_object(path, "--callbacks")
+
+    def log(self, line: int, record: Mapping[str, Any]) -> None:
+        """See ``Watcher``."""
+        del line
+        try:
+            self._function(dict(record))
+        except Exception as error:
+            raise UserError(
+                f"--callbacks {self._path} failed with {type(error).__name__} "
+                f"({first_line(error)}): correct it, and run the command again, which goes on"
+            ) from error
+
+    def close(self) -> None:
+        """See ``Watcher``."""
+
+
 def _lasting_id(folder: Path) -> str:
     """The identity that Weights & Biases has for a run, made once."""
     file = folder / "mtl_jax_run_id"
@@ -219,4 +248,5 @@ def open_watchers(folder: Path, config: TrainConfig) -> Sequence[Watcher]:
     if not distributed.is_main():
         return ()
     remote = [WeightsAndBiases(folder, config.watch.wandb, config)] if config.watch.wandb else []
-    return [*remote, TensorBoard(folder / "tensorboard")]
+    called = [Callback(path) for path in config.callbacks]
+    return [*called, *remote, TensorBoard(folder / "tensorboard")]

@@ -1,0 +1,69 @@
+"""The import paths of a user's own code in the settings of a run; nothing is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mtl_jax.config.tasks import pairs_of
+from mtl_jax.core.errors import UserError
+from mtl_jax.core.imported import import_path
+
+FIELDS = ("heads", "loss", "metrics", "callbacks")
+"""The settings that name code; ``schedule`` does where it has a colon."""
+
+
+def as_paths(name: str, value: Any) -> tuple[str, ...]:
+    """What a setting is given as, as the command line has it.
+
+    Args:
+        name: The setting.
+        value: Pairs ``name=module:attribute``, or a mapping; an import path by itself; where
+            there is one, the class or function that a path names.
+
+    Raises:
+        UserError: Another process could not import it.
+    """
+    flag = f"--{name}"
+    if isinstance(value, Mapping):
+        return tuple(f"{key}={import_path(own, f'{flag} {key}')}" for key, own in value.items())
+    if isinstance(value, str) or callable(value):
+        value = (value,)
+    return tuple(import_path(each, flag) for each in value)
+
+
+def paths_by_name(
+    flag: str, pairs: Iterable[str], names: Sequence[str] | None, *, every: bool = False
+) -> dict[str, str]:
+    """The import path of each name.
+
+    Args:
+        flag: Where they are from, for an error.
+        pairs: ``name=module:attribute``.
+        names: The names that there are; None for any.
+        every: Whether a path by itself stands for all names.
+
+    Raises:
+        UserError: One is no pair, or names what is not there.
+    """
+    pairs = tuple(pairs)
+    if every and len(pairs) == 1 and "=" not in pairs[0]:
+        return dict.fromkeys(names or (), pairs[0])
+    return pairs_of(flag, pairs, "module:name", names)
+
+
+def named_paths(settings: Mapping[str, Any]) -> list[str]:
+    """Every import path that the settings of a record name."""
+    paths = [pair.rpartition("=")[2] for name in FIELDS for pair in settings.get(name) or ()]
+    schedule = settings.get("schedule") or ""
+    return [*paths, *([schedule] if ":" in schedule else [])]
+
+
+def refuse_schedule(schedule: str, known: Sequence[str]) -> None:
+    """Refuses a schedule that is neither built in nor an import path.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if schedule not in known and ":" not in schedule:
+        raise UserError(f"schedule {schedule!r}: use {', '.join(known)}, or module:function")

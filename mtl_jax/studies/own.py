@@ -1,0 +1,103 @@
+"""A study of one's own: a question, arms by name, and the statistics and report of all studies."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtl_jax.config.train import TrainConfig
+from mtl_jax.core.command_line import guarded
+from mtl_jax.core.errors import UserError
+from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
+
+if TYPE_CHECKING:
+    from mtl_jax.studies.inputs_pool import Pool
+
+Arms = Mapping[str, Mapping[str, Any]]
+"""By the name of an arm, the fields of ``TrainConfig`` that it has to itself."""
+
+
+def study(arms: Arms, question: str, command: str | None = None) -> Callable[[Sequence[str]], int]:
+    """Makes a study's command line of its arms.
+
+        ARMS = {"frozen": {"scenario": "backbone_frozen"}, "full": {"scenario": "none_frozen"}}
+        main = mtl.studies.study(ARMS, __doc__)
+
+        if __name__ == "__main__":
+            sys.exit(main(sys.argv[1:]))
+
+    It takes the flags of ``StudySettings`` (``--help`` lists them), trains each arm with each
+    seed, goes on where it was stopped, and leaves ``results.jsonl`` and ``report.html`` with
+    intervals, paired comparisons and a recommendation. ``mtl-jax study FILE`` and the launchers
+    run it, too.
+
+    Args:
+        arms: What is compared. An arm named ``none_frozen`` is the reference of the differences,
+            and ``all_frozen`` the baseline.
+        question: What it asks, for ``--help`` and the report; a module's docstring.
+        command: How it is called; by default ``python`` and the file that called.
+
+    Returns:
+        The command line: flags to the exit status.
+
+    Raises:
+        UserError: There is no arm, or one has a field that ``TrainConfig`` has not.
+    """
+    _refuse_unknown(arms)
+    called = command or f"python {Path(sys.argv[0]).name}"
+
+    def run(settings: StudySettings, line: str) -> int:
+        from mtl_jax.studies.runner import carry_out
+
+        return carry_out(settings, lambda own, pool: _plan(own, pool, arms), line)
+
+    line = command_line(StudySettings, called, question, run)
+    return lambda argv: guarded(line, argv)
+
+
+def _refuse_unknown(arms: Arms) -> None:
+    if not arms:
+        raise UserError("a study needs arms: name at least one")
+    for name, fields in arms.items():
+        if unknown := [field for field in fields if field not in TrainConfig.__dataclass_fields__]:
+            raise UserError(f"arm {name}: TrainConfig has no field {unknown[0]!r}: correct it")
+        if taken := [field for field in ("seed", "workdir") if field in fields]:
+            raise UserError(f"arm {name}: {taken[0]} is the study's to set: leave it out")
+
+
+def _plan(settings: StudySettings, pool: Pool, arms: Arms) -> Plan:
+    inputs = pool.get(settings)
+    inputs.refuse_long()
+
+    def groups() -> Iterator[list[Arm]]:
+        def arm(name: str, seed: int) -> Arm:
+            workdir = arm_folder(settings.workdir, name, seed, {})
+            fields = {**settings.of_a_run(), **arms[name]}
+            return Arm(name, TrainConfig(**fields, workdir=workdir, seed=seed))
+
+        return by_seeds(tuple(arms), settings.seeds, settings.at_once(), arm)
+
+    return Plan(
+        workdir=settings.workdir,
+        record={"study": "own", "settings": settings.record(), **inputs.record()},
+        groups=list(groups()),
+        report=_report,
+        settings=settings.described(),
+        notes=inputs.notes(),
+        keep_checkpoints=settings.keep_checkpoints,
+    )
+
+
+def _report(
+    folder: Path,
+    results: Sequence[dict[str, Any]],
+    failures: Sequence[dict[str, Any]],
+    context: Mapping[str, Any],
+) -> Path:
+    from mtl_jax.studies.report.write import print_table, write_report
+
+    report = write_report(folder, results, failures, context)
+    print_table(results, failures)
+    return report

@@ -1,0 +1,220 @@
+"""A loop of one's own: the numbers of ``train``, and whatever optimizer, loss or head one has."""
+
+import csv
+import importlib
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mtl_jax as mtl
+from mtl_jax.core.errors import UserError
+from tests.conftest import WORDS
+
+TASKS = {"topic": "topic", "mood": "mood", "queue": "queue"}
+EXAMPLES = Path(__file__).parents[2] / "experiments" / "examples"
+
+
+def written(file, count, seed):
+    draw = np.random.default_rng(seed)
+    texts = [draw.choice(WORDS[5:], draw.integers(3, 13)).tolist() for _ in range(count)]
+    with file.open("w", newline="") as opened:
+        rows = csv.writer(opened)
+        rows.writerow(["text", *TASKS])
+        for words in texts:
+            mood = "up" if "good" in words else "down"
+            topic = "film" if "film" in words else "other"
+            rows.writerow([" ".join(words), topic, mood, str(len(words) % 3)])
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("three")
+    return {
+        "train": written(folder / "train.csv", 96, 0),
+        "validation": written(folder / "dev.csv", 40, 1),
+    }
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny):
+    return mtl.load_encoder(tiny)
+
+
+@pytest.fixture(scope="module")
+def data(files, encoder):
+    return mtl.load_data(**files, tasks=TASKS, encoder=encoder, max_length=24)
+
+
+@pytest.fixture(scope="module")
+def model(data, encoder):
+    return mtl.MultiTaskModel(encoder, data.tasks)
+
+
+def looped(model, data, scenario, epochs=1, loss=None, optimizer=None, **how):
+    partition = mtl.Partition(model.params, scenario)
+    batches = data.train_batches(batch_size=16, epochs=epochs, seed=3)
+    if optimizer is None:
+        optimizer = mtl.make_optimizer(partition, {"head": 1e-3, "backbone": 1e-4}, len(batches))
+    step = mtl.TrainStep(model, partition, optimizer, loss, **how)
+    state = step.init(seed=3)
+    for batch in batches:
+        state, metrics = step(state, batch)
+    return step.params(state), metrics
+
+
+@pytest.mark.parametrize(
+    ("scenario", "epochs"), [("top_2", 1), ("mood_frozen", 1), ("backbone_frozen", 3)]
+)
+def test_it_has_the_numbers_of_train(scenario, epochs, model, data, files, tiny, tmp_path):
+    params, metrics = looped(model, data, scenario, epochs)
+    result = mtl.train(
+        mtl.TrainConfig(
+            workdir=str(tmp_path),
+            scenario=scenario,
+            backbone=str(tiny),
+            epochs=epochs,
+            batch_size=16,
+            seed=3,
+            head_learning_rate=1e-3,
+            data=mtl.DataConfig(
+                train_file=files["train"],
+                validation_file=files["validation"],
+                label_columns=tuple(f"{task}={task}" for task in TASKS),
+                max_length=24,
+            ),
+        )
+    )
+    scores, expected = mtl.evaluate(model, params, data.validation), result["validation"]
+    for task in TASKS:
+        # ``train`` measures on kept activations, which may round a loss otherwise.
+        assert scores[task].pop("loss") == pytest.approx(expected[task].pop("loss"), rel=1e-6)
+    assert scores == expected
+    assert set(metrics) == {"loss", "grad_norm"}
+    assert metrics["loss"].keys() == TASKS.keys()
+
+
+def test_frozen_parameters_keep_their_bytes_and_need_no_telling(model, data):
+    before = model.init(3)
+    params, _ = looped(model, data, "top_1")
+    for path, (old, new) in flat_pairs(before, params).items():
+        trained = path.startswith("backbone/layer_2/") or not path.startswith("backbone/")
+        assert np.array_equal(old, new) != trained, path
+    partition = mtl.Partition(model.params, "top_1")
+    step = mtl.TrainStep(model, partition, optax.sgd(0.1))
+    # The embeddings and two of three layers.
+    assert step.frozen_depth == 3
+
+
+def flat_pairs(old, new):
+    old, new = (
+        {"/".join(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+        for tree in (old, new)
+    )
+    return {path: (old[path], new[path]) for path in old}
+
+
+def test_the_cache_changes_no_number(model, data):
+    # With dropout in what trains: the masks are the same. Adam would scale rounding up.
+    kept, _ = looped(model, data, "top_1", optimizer=optax.sgd(0.1))
+    computed, _ = looped(model, data, "top_1", optimizer=optax.sgd(0.1), cache=False)
+    for old, new in flat_pairs(kept, computed).values():
+        np.testing.assert_allclose(old, new, atol=1e-5)
+
+
+def test_any_optimizer_of_optax(model, data):
+    params, metrics = looped(model, data, "backbone_frozen", optimizer=optax.sgd(0.0))
+    for old, new in flat_pairs(model.init(3), params).values():
+        np.testing.assert_array_equal(old, new)
+    assert metrics["grad_norm"] > 0
+
+
+def doubled(logits, labels):
+    there = labels >= 0
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+    return 2 * jnp.where(there, losses, 0.0).sum(), there.sum().astype(jnp.float32)
+
+
+def test_an_own_loss_is_what_is_trained_and_nothing_compiled_is_reused(model, data):
+    still = {"optimizer": optax.sgd(0.0)}
+    _, plain = looped(model, data, "backbone_frozen", **still)
+    _, own = looped(model, data, "backbone_frozen", loss={"mood": doubled}, **still)
+    assert own["loss"]["mood"] == pytest.approx(2 * plain["loss"]["mood"], rel=1e-6)
+    assert own["loss"]["topic"] == plain["loss"]["topic"]
+    _, every = looped(model, data, "backbone_frozen", loss=doubled, **still)
+    assert every["loss"]["queue"] == pytest.approx(2 * plain["loss"]["queue"], rel=1e-6)
+
+
+class Wide(nn.Module):
+    classes: int = 3
+
+    @nn.compact
+    def __call__(self, vectors):
+        return nn.Dense(self.classes)(nn.tanh(nn.Dense(8)(vectors)))
+
+
+def test_an_own_head_is_part_of_the_tree(data, encoder):
+    model = mtl.MultiTaskModel(encoder, data.tasks, heads={"queue": Wide()})
+    assert set(model.params["queue"]) == {"Dense_0", "Dense_1"}
+    params, _ = looped(model, data, "queue_frozen")
+    np.testing.assert_array_equal(
+        params["queue"]["Dense_0"]["kernel"], model.init(3)["queue"]["Dense_0"]["kernel"]
+    )
+    params, _ = looped(model, data, "backbone_frozen")
+    assert np.abs(params["queue"]["Dense_0"]["kernel"]).max() > 0
+    assert mtl.evaluate(model, params, data.validation)["queue"]["examples"] == 40
+
+
+def test_the_model_is_a_pure_function_of_its_parameters(model, data, encoder):
+    params = model.init(0)
+    ids = encoder.tokenizer(["the film was good", "a"], padding=True, return_tensors="np")
+    logits = model(params, ids["input_ids"], ids["attention_mask"])
+    assert {task: each.shape for task, each in logits.items()} == {
+        "topic": (2, 2),
+        "mood": (2, 2),
+        "queue": (2, 3),
+    }
+    alone = model(params, ids["input_ids"][1:, :3])
+    np.testing.assert_allclose(logits["mood"][1], alone["mood"][0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda m, d: mtl.TrainStep(m, mtl.Partition(m.params, "all_frozen"), optax.sgd(1)),
+            "trai",
+        ),
+        (lambda m, d: looped(m, d, "top_1", loss={"stars": doubled}), "the task 'stars'"),
+        (lambda m, d: looped(m, d, "top_1", task_weights={"stars": 1}), "the task 'stars'"),
+        (lambda m, d: looped(m, d, "top_9"), "top_9"),
+        (lambda m, d: looped(m, d, [("backbone/*", "frozen")]), "no rule matches parameter"),
+        (lambda m, d: mtl.MultiTaskModel(m.encoder, [mtl.Task("a")]), "'a' has no classes"),
+        (lambda m, d: mtl.MultiTaskModel(m.encoder, d.tasks, {"a": Wide()}), "the task 'a'"),
+        (lambda m, d: d.train_batches(batch_size=0), "must be at least 1"),
+        (lambda m, d: d.test, "no test split"),
+    ],
+)
+def test_what_can_not_be_is_refused(make, words, model, data):
+    with pytest.raises(UserError, match=words):
+        make(model, data)
+
+
+def test_the_example_of_a_loop_runs(files, tiny, capsys):
+    script = EXAMPLES / "own_loop.py"
+    assert len(script.read_text().splitlines()) <= 40
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        main = importlib.import_module("own_loop").main
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    words = ["--train", files["train"], "--validation", files["validation"], "--epochs=1"]
+    scores = main([*words, "--backbone", str(tiny), "--tasks", "topic=topic", "mood=mood"])
+    assert scores.keys() == {"topic", "mood"}
+    assert "loss of the last step" in capsys.readouterr().out
