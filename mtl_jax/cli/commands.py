@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import subcommand
 
 from mtl_jax.config.data import LongTexts
+from mtl_jax.config.files import with_file
 from mtl_jax.config.train import DEFAULT_BACKBONE, Pooling, Settings, TrainConfig
 from mtl_jax.core import distributed as processes
 from mtl_jax.core import preemption
@@ -149,8 +150,13 @@ class Replay:
     """the .npz file of the batch; by default the one that the run has kept last"""
 
 
+_TRAIN = (
+    "Train one scenario or recipe. --config FILE.yaml holds settings with the names of these "
+    "flags, which override it; a run's config.json is such a file, too."
+)
+
 Command = (
-    Annotated[TrainConfig, subcommand("train", description="Train one scenario or recipe.")]
+    Annotated[TrainConfig, subcommand("train", description=_TRAIN)]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Deal, subcommand("shards")]
     | Annotated[Evaluate, subcommand("evaluate")]
@@ -166,6 +172,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str]) -> None:
+    kinds = {"train": TrainConfig, "plan": Plan}
+    if argv and argv[0] in kinds:
+        argv = [argv[0], *with_file(argv[1:], kinds[argv[0]])]
     command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
     with preemption.heeded() if isinstance(command, TrainConfig) else contextlib.nullcontext():
         prepare()

@@ -54,8 +54,12 @@ def paths_by_name(
 
 def named_paths(settings: Mapping[str, Any]) -> list[str]:
     """Every import path that the settings of a record name."""
-    paths = [pair.rpartition("=")[2] for name in FIELDS for pair in settings.get(name) or ()]
-    schedule = settings.get("schedule") or ""
+    paths: list[str] = []
+    for name in FIELDS:
+        value = settings.get(name) or ()
+        pairs = value.values() if isinstance(value, Mapping) else value
+        paths += [str(pair).rpartition("=")[2] for pair in pairs]
+    schedule = str(settings.get("schedule") or "")
     return [*paths, *([schedule] if ":" in schedule else [])]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mtl_jax.config.files import with_file
 from mtl_jax.config.train import LIMITS, Settings, TrainConfig
 from mtl_jax.core import distributed as processes
 from mtl_jax.core import preemption
@@ -187,7 +188,7 @@ def command_line(
     """What a study's module does with its flags; the exit status is 1 where an arm failed."""
 
     def main(argv: Sequence[str]) -> None:
-        study = parse(kind, argv, f"python -m {module}", description)
+        study = parse(kind, with_file(argv, kind), f"python -m {module}", description)
         with preemption.heeded():
             prepare()
             if study.distributed:

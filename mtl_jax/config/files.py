@@ -1,0 +1,121 @@
+"""Settings from a YAML or JSON file, with the names of the flags; flags override them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.config.extensions import named_paths
+from mtl_jax.core.errors import UserError
+from mtl_jax.core.imported import refuse_untrusted
+from mtl_jax.core.json_files import read_text
+from mtl_jax.core.paths import expanded
+
+_FLAG, _TRUST = "--config", "--trust"
+_REMEDY = "write one flag in each line, such as epochs: 3"
+
+
+def with_file(argv: Sequence[str], kind: type) -> list[str]:
+    """Puts the flags of a ``--config`` file before those of the command line, which override it.
+
+    Args:
+        argv: The flags.
+        kind: The dataclass whose fields, and those of the dataclasses in it, they set.
+
+    Raises:
+        UserError: The file can't be read, has a key that is no flag, or names code of a module
+            that no ``--trust`` does.
+    """
+    file, rest = _taken(argv, _FLAG)
+    if file is None:
+        return list(argv)
+    if not file:
+        raise UserError(f"{_FLAG} names no file: give it one, or leave it out")
+    path = expanded(file[-1])
+    settings = _settings(path)
+    trust, rest = _taken(rest, _TRUST)
+    refuse_untrusted(named_paths(settings), trust or (), str(path))
+    known = dict(_fields(kind))
+    flags: list[str] = []
+    for name, value in settings.items():
+        key = name.replace("-", "_")
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UserError(f"{path}: there is no setting {name!r}: {hint}see --help for all")
+        flags += _as_flags(key, value, path)
+    return [*flags, *rest]
+
+
+def _taken(argv: Sequence[str], flag: str) -> tuple[list[str] | None, list[str]]:
+    """The values of a flag, None where it is not there, and the other arguments."""
+    values: list[str] | None = None
+    rest: list[str] = []
+    inside = False
+    for word in argv:
+        if word == flag or word.startswith(f"{flag}="):
+            values = values or []
+            inside = word == flag
+            values += [] if inside else [word.partition("=")[2]]
+        elif inside and not word.startswith("--"):
+            values = [*(values or []), word]
+        else:
+            inside = False
+            rest.append(word)
+    return values, rest
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    import yaml
+
+    text = read_text(path, _REMEDY)
+    try:
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is no YAML or JSON ({reason}): {_REMEDY}") from error
+    if found is None:
+        return {}
+    if isinstance(found, Mapping) and {"settings", "phases"} <= found.keys():
+        # A run's config.json; where it ran is no setting of another run.
+        limits = (found.get("environment") or {}).get("limits") or {}
+        found = {**found["settings"], **limits}
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        raise UserError(f"{path} holds no settings by name: {_REMEDY}")
+    return dict(_flat(found))
+
+
+def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if name in ("data", "watch") and isinstance(value, Mapping):
+            yield from _flat(value)
+        else:
+            yield name, value
+
+
+def _fields(kind: type) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(kind):
+        default = field.default
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            yield from _fields(type(default))
+        else:
+            yield field.name, field
+
+
+def _as_flags(name: str, value: Any, path: Path) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag.removeprefix('--')}"]
+    if isinstance(value, Mapping):
+        value = [f"{key}={own}" for key, own in value.items()]
+    if name == "scenario" and isinstance(value, list):
+        value = json.dumps(value)
+    if isinstance(value, list):
+        if any(isinstance(each, (list, Mapping)) for each in value):
+            raise UserError(f"{path}: {name} is a list of lists: write plain values")
+        return [flag, *map(str, value)]
+    return [flag, str(value)]
