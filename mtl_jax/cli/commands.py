@@ -12,9 +12,17 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import subcommand
 
+from mtl_jax.cli.summary import show_metrics, show_result, shows_tables
 from mtl_jax.config.data import LongTexts
 from mtl_jax.config.files import with_file
-from mtl_jax.config.train import DEFAULT_BACKBONE, Pooling, Settings, TrainConfig
+from mtl_jax.config.train import (
+    DEFAULT_BACKBONE,
+    DEFAULT_DATA,
+    DataConfig,
+    Pooling,
+    Settings,
+    TrainConfig,
+)
 from mtl_jax.core import distributed as processes
 from mtl_jax.core import preemption
 from mtl_jax.core.command_line import guarded, parse
@@ -25,6 +33,26 @@ from mtl_jax.runs.startup import prepare
 
 # Of a deal: every row of a batch is a device's at least.
 _MOST_DEVICES = 2**16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(TrainConfig):
+    """Train one scenario or recipe."""
+
+    json: bool = False
+    """print the scores as JSON in a terminal, too"""
+
+    def config(self) -> TrainConfig:
+        """The run alone."""
+        fields = {name: getattr(self, name) for name in TrainConfig.__dataclass_fields__}
+        return TrainConfig(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Look at texts and labels before anyone waits: classes, counts, what looks wrong."""
+
+    data: DataConfig = DEFAULT_DATA
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,12 +109,14 @@ class Deal(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Print the metrics of a trained folder's best checkpoint as JSON."""
+    """Print the metrics of a trained folder's best checkpoint: a table, or JSON where piped."""
 
     workdir: str
     """folder of a run"""
     split: Literal["train", "validation", "test"] = "test"
     """which part of its data"""
+    json: bool = False
+    """print JSON in a terminal, too"""
     long_texts: LongTexts | None = None
     """what becomes of texts longer than --max-length was; by default as in training"""
     trust: tuple[str, ...] = ()
@@ -156,7 +186,8 @@ _TRAIN = (
 )
 
 Command = (
-    Annotated[TrainConfig, subcommand("train", description=_TRAIN)]
+    Annotated[Train, subcommand("train", description=_TRAIN)]
+    | Annotated[Check, subcommand("check")]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Deal, subcommand("shards")]
     | Annotated[Evaluate, subcommand("evaluate")]
@@ -172,16 +203,17 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str]) -> None:
-    kinds = {"train": TrainConfig, "plan": Plan}
+    kinds = {"train": Train, "check": Check, "plan": Plan}
     if argv and argv[0] in kinds:
         argv = [argv[0], *with_file(argv[1:], kinds[argv[0]])]
     command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
-    with preemption.heeded() if isinstance(command, TrainConfig) else contextlib.nullcontext():
+    with preemption.heeded() if isinstance(command, Train) else contextlib.nullcontext():
         prepare()
-        if isinstance(command, TrainConfig) and command.distributed:
+        if isinstance(command, Train) and command.distributed:
             processes.join()
         {
-            TrainConfig: _train,
+            Train: _train,
+            Check: _check,
             Plan: _plan,
             Deal: _shards,
             Evaluate: _evaluate,
@@ -195,12 +227,28 @@ _WIDEST = 10_000
 _DESCRIPTION = "Multi-task fine-tuning of a BERT that is frozen as far as a scenario says."
 
 
-def _train(config: TrainConfig) -> None:
+def _train(command: Train) -> None:
     from mtl_jax.runs.loop import train
 
-    result = train(config)
-    if processes.is_main():
+    result = train(command.config())
+    if not processes.is_main():
+        return
+    if shows_tables(json=command.json):
+        show_result(command.workdir, result)
+    else:
         print(json.dumps(result["test"] or result["validation"]))
+
+
+def _check(command: Check) -> None:
+    from mtl_jax.data.corpus import load_corpus
+    from mtl_jax.training.text_baseline import in_words, text_baseline
+
+    corpus = load_corpus(command.data.absolute())
+    findings = corpus.check()
+    for note in (*corpus.notes, *findings):
+        print(note)
+    known, asked = (corpus.read(split) for split in ("train", "validation"))
+    print(in_words(text_baseline(known, asked, corpus.classes)))
 
 
 def _plan(command: Plan) -> None:
@@ -243,7 +291,11 @@ def _evaluate(command: Evaluate) -> None:
     from mtl_jax.tools.predict import Predictor
 
     model = Predictor(command.workdir, command.long_texts, trust=command.trust)
-    print(json.dumps(model.evaluate(command.split)))
+    metrics = model.evaluate(command.split)
+    if shows_tables(json=command.json):
+        show_metrics(command.split, metrics)
+    else:
+        print(json.dumps(metrics))
 
 
 def _texts(
