@@ -151,8 +151,6 @@ def test_the_default_checkpoint():
                 "head_learning_rate",
                 "backbone_learning_rate",
                 "weight_decay",
-                "classifier_weight",
-                "sentiment_weight",
             )
             for value in (-1e-9, math.nan)
         ),
@@ -177,8 +175,6 @@ def test_a_setting_out_of_range_is_refused_by_its_flag(field, value):
         ("head_learning_rate", 0.0),
         ("backbone_learning_rate", 0.0),
         ("weight_decay", 0.0),
-        ("classifier_weight", 0.0),
-        ("sentiment_weight", 0.0),
         ("warmup_fraction", 0.0),
         ("warmup_fraction", 1.0),
         ("clip_norm", 1e-9),
@@ -234,3 +230,30 @@ def test_a_backbone_that_is_a_folder_holds_from_any_folder(tmp_path, monkeypatch
 def test_a_damaged_config_is_refused_in_words(fields, words):
     with pytest.raises(UserError, match=words):
         BertConfig.from_dict(fields, origin="there/config.json")
+
+
+@pytest.mark.parametrize("value", ["-1e-9", "nan", "inf", "one"])
+def test_a_task_weight_that_is_no_number_of_0_or_more_is_refused_by_its_task(value):
+    with pytest.raises(UserError) as caught:
+        TrainConfig(workdir="run", task_weights=(f"sentiment={value}",))
+    assert str(caught.value) == f"--task-weights sentiment={value} must be a number of 0 or more"
+
+
+def test_task_weights_are_those_of_the_tasks_and_1_where_none_is_given():
+    data = DataConfig(label_columns=("topic=t", "mood=m", "queue=q"))
+    config = TrainConfig(workdir="run", data=data, task_weights=("queue=0.5", "topic=0"))
+    assert config.weights == {"topic": 0.0, "mood": 1.0, "queue": 0.5}
+    for pairs, words in (
+        (("stars=1",), "names the task 'stars', which has no column: use topic or mood or queue"),
+        (("topic=1", "topic=2"), "names the task 'topic' twice"),
+        (("topic=",), "'topic=' names nothing"),
+        (("topic",), "'topic' is not a pair: write task=weight"),
+    ):
+        with pytest.raises(UserError, match=words):
+            TrainConfig(workdir="run", data=data, task_weights=pairs)
+
+
+def test_a_list_of_rules_is_a_scenario():
+    config = TrainConfig(workdir="run", scenario=[("backbone/*", "frozen"), ("*", "head")])
+    assert config.scenario == '[["backbone/*", "frozen"], ["*", "head"]]'
+    assert config.absolute().scenario == config.scenario

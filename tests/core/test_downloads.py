@@ -18,7 +18,7 @@ from mtl_jax.core.errors import UserError
 FETCH = """
 import sys
 from tests.test_assets import tiny_asset
-from mtl_jax import assets
+from mtl_jax.core import downloads as assets
 from mtl_jax.core.errors import UserError
 try:
     print(assets.ensure(tiny_asset(sys.argv[1])))

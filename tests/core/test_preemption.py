@@ -316,8 +316,8 @@ import jax
 port, number, folder = sys.argv[1:]
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(number))
 from pathlib import Path
-from mtl_jax import preemption
-from test_checkpoint import Run, batches, opened, save
+from mtl_jax.core import preemption
+from tests.runs.checkpoints.test_manager import Run, batches, opened, save
 with preemption.heeded():
     steps = 0
     while not preemption.due():

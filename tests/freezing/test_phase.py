@@ -39,10 +39,12 @@ CONFIG = TrainConfig(
             {"warmup_fraction": 1.5},
             "warmup_fraction 1.5 must be .* end before its rates have risen",
         ),
-        ({"task_metric": "topic"}, "task_metric 'topic': use classifier or sentiment"),
         ({"learning_rates": (("head", -1),)}, "learning_rates must not be negative"),
         ({"learning_rates": (("head", 1e-3), ("head", 0.1))}, "learning_rates names 'head' twice"),
-        ({"task_weights": (1, -1)}, r"task_weights \(1, -1\) must not be negative"),
+        (
+            {"task_weights": {"a": 1, "b": -1}},
+            "task_weights {'a': 1, 'b': -1} must not be negative",
+        ),
         *(
             ({name: value}, re.escape(f"{name} {value!r} is of the wrong kind"))
             for name, value in (
@@ -58,7 +60,7 @@ CONFIG = TrainConfig(
                 ("requires_gain", "a"),
                 ("keep_best", "no"),
                 ("restart", None),
-                ("task_weights", [1, 1]),
+                ("task_weights", (1, 1)),
                 ("scenario", 1),
             )
         ),
@@ -204,6 +206,23 @@ def test_phases_from_json():
     )
 
 
+def test_a_phase_may_weigh_some_tasks_only():
+    phase = Phase(scenario="top_1", task_weights={"classifier": 0}).completed(CONFIG)
+    assert phase.weights == {"classifier": 0, "sentiment": 0.5}
+    assert phase.tasks == ("sentiment",)
+
+
+@pytest.mark.parametrize("field", [{"task_weights": {"topic": 1}}, {"task_metric": "topic"}])
+def test_a_phase_that_names_another_task_is_refused(field):
+    with pytest.raises(UserError, match="there is no task 'topic': use classifier or sentiment"):
+        Phase(scenario="top_1", **field).completed(CONFIG)
+
+
+def test_a_list_of_rules_is_a_scenario_of_a_phase():
+    (phase,) = phases_from([{"scenario": [["backbone/*", "frozen"], ["*", "head"]]}], "r.json")
+    assert phase.scenario == '[["backbone/*", "frozen"], ["*", "head"]]'
+
+
 @pytest.mark.parametrize(
     ("objects", "words"),
     [
@@ -213,11 +232,9 @@ def test_phases_from_json():
         ([{"epochs": 1}], "r.json: phase 1 is no object with a scenario"),
         ([{"scenario": "top_1", "epoch": 1}], "r.json: phase 1 has no field 'epoch': use scenario"),
         ([{"scenario": "a", "epochs": 1}, {"scenario": "b", "steps": -1}], "phase 2: steps -1 mus"),
-        (
-            [{"scenario": "a", "task_weights": {"classifer": 1, "sentiment": 1}}],
-            "give one each for",
-        ),
-        ([{"scenario": "a", "task_weights": {"sentiment": 1}}], "give one each for"),
+        ([{"scenario": "a", "task_weights": [1, 1]}], "1: task_weights is no object: .* by task"),
+        ([{"scenario": "a", "learning_rates": [1]}], "1: learning_rates is no object: .* by label"),
+        ([{"scenario": "a", "schedule": "m:f"}], "phase 1: schedule 'm:f' names code"),
         (
             [{"scenario": "a", "learning_rates": {"head": "x"}}],
             "phase 1: learning_rates .* wrong ki",

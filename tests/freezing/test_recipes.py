@@ -98,15 +98,38 @@ def test_the_scarce_task_is_that_which_is_thinned_alone_else_that_with_fewer_lab
     labels, thinned, scarce
 ):
     setting = RecipeContext(3, 6.0, labels, thinned)
-    alone = {"classifier": (1.0, 0.0), "sentiment": (0.0, 1.0)}
-    rich = "sentiment" if scarce == "classifier" else "classifier"
     first, last = made("scarce_head_last", setting)
-    assert (first.scenario, first.task_weights) == (f"{scarce}_frozen", alone[rich])
+    assert (first.scenario, first.task_weights) == (f"{scarce}_frozen", ((scarce, 0.0),))
     assert (last.scenario, last.task_weights) == ("none_frozen", None)
-    first, second, third = made("sequential_heads", setting)
-    assert (first.scenario, first.task_weights) == (f"{scarce}_frozen", alone[rich])
-    assert (second.scenario, second.task_weights) == (f"{rich}_frozen", alone[scarce])
-    assert (third.scenario, third.task_weights) == ("none_frozen", None)
+
+
+def test_sequential_heads_take_the_tasks_in_the_order_given():
+    context = RecipeContext(3, 6.0, {"sentiment": 40, "classifier": 90})
+    phases = made("sequential_heads", context)
+    assert [(phase.scenario, phase.task_weights) for phase in phases] == [
+        ("classifier_frozen", (("classifier", 0.0),)),
+        ("sentiment_frozen", (("sentiment", 0.0),)),
+        ("none_frozen", None),
+    ]
+    three = RecipeContext(3, 6.0, {"topic": 9, "mood": 9, "queue": 9})
+    first, second, third, last = made("sequential_heads", three)
+    assert json.loads(second.scenario) == [
+        ["topic/*", "frozen"],
+        ["queue/*", "frozen"],
+        ["mood/*", "head"],
+        ["backbone/*", "backbone"],
+    ]
+    assert second.task_weights == (("topic", 0.0), ("queue", 0.0))
+    assert [phase.epochs for phase in (first, second, third, last)] == [1.5] * 4
+    assert last.scenario == "none_frozen"
+    (rich, _) = made("scarce_head_last", three)
+    assert (rich.scenario, rich.task_weights) == ("queue_frozen", (("queue", 0.0),))
+
+
+@pytest.mark.parametrize("name", ["sequential_heads", "scarce_head_last"])
+def test_a_recipe_of_several_tasks_is_refused_for_one(name):
+    with pytest.raises(UserError, match=f"recipe {name} needs several tasks"):
+        made(name, RecipeContext(3, 6.0, {"topic": 9}))
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,8 @@ def test_a_part_that_was_killed_goes_on(whole, flags, tmp_path):
 _KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from experiments import freezing, ledger
+from experiments import freezing
+from mtl_jax.studies import results_store as ledger
 from mtl_jax.runs.workdir import Workdir
 def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
 def kill_within(folder, **_):

@@ -78,7 +78,7 @@ def test_a_builder_is_prepared_and_read(root, capfd):
     corpus = load()
     assert corpus.name == "toy_reviews/1.2.0"
     assert corpus.splits == ("train", "validation", "test")
-    assert corpus.classes == {"classifier": ("unlabelled",), "sentiment": ("down", "up")}
+    assert corpus.classes == {"sentiment": ("down", "up")}
     test = corpus.read("test")
     by_text = dict(zip(test.texts, test.labels["sentiment"].tolist(), strict=True))
     assert by_text == {f"test é {i}": (MISSING, 0, 1)[i % 3] for i in range(6)}
@@ -196,7 +196,7 @@ def test_a_prepared_data_set_needs_neither_its_code_nor_a_network(root):
 
 def test_a_preparation_that_is_killed_half_way_harms_nothing(root, monkeypatch):
     monkeypatch.setenv(DIE, "1")
-    program = "import sys; sys.path.insert(0, 'tests')\nimport test_tfds_source as t\nt.load()\n"
+    program = "from tests.data.sources import test_tfds as t\nt.load()\n"
     assert run(program).returncode == -signal.SIGKILL
     left = list(root.glob("toy_reviews/incomplete.*_1.2.0"))
     assert len(left) == 1

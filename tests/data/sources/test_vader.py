@@ -15,7 +15,7 @@ from mtl_jax.data.sources import vader
 from mtl_jax.data.sources.vader import Sentence
 
 PREPARE = """
-from mtl_jax.data import sentences
+from mtl_jax.data.sources import vader as sentences
 builder = sentences.prepare()
 print({name: split.num_examples for name, split in builder.info.splits.items()})
 """
@@ -172,7 +172,7 @@ def test_needs_no_network_once_the_files_are_there(fresh_cache):
 
 def test_other_features_of_the_corpus_can_be_named():
     corpus = load_corpus(DataConfig(label_columns=("sentiment=classifier",)))
-    assert corpus.classes["classifier"] == ("unlabelled",)
+    assert corpus.classes.keys() == {"sentiment"}
     assert corpus.classes["sentiment"] == ("tweet", "movie_review", "product_review", "editorial")
     with pytest.raises(UserError, match=r"no feature 'mood'; it has 'text', 'id', 'cl"):
         load_corpus(DataConfig(label_columns=("sentiment=mood",)))
