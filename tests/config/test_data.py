@@ -91,7 +91,10 @@ ONE = ("sentiment=mood",)
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"label_fraction": ("mood=1",)}, "--label-fraction 'mood=1': there is no task 'mood'"),
+        (
+            {"label_fraction": ("mood=1",)},
+            "--label-fraction names the task 'mood', which has no column: use classifier or",
+        ),
         ({"label_fraction": ("0.5",)}, "'0.5' is not a pair: write task=fraction"),
         (
             {"label_fraction": ("sentiment=1", "sentiment=1")},
@@ -106,7 +109,7 @@ ONE = ("sentiment=mood",)
         ),
         (
             {"label_columns": ONE, "label_fraction": ("classifier=1",)},
-            "--label-fraction names the task 'classifier', which has no column: add one with",
+            "--label-fraction names the task 'classifier', which has no column: use sentiment, or add one",
         ),
         (
             {"label_columns": ONE, "train_file": FILES},
@@ -114,9 +117,9 @@ ONE = ("sentiment=mood",)
         ),
         (
             {"train_file": ("a.csv", "sentiment=b.csv")},
-            "--train-file a.csv sentiment=b.csv: 'a.csv' is for both tasks: name it alone, or",
+            "--train-file a.csv sentiment=b.csv: 'a.csv' is for all tasks: name it alone, or",
         ),
-        ({"dataset": ("x", "y")}, "--dataset x y: 'x' is for both tasks"),
+        ({"dataset": ("x", "y")}, "--dataset x y: 'x' is for all tasks"),
         *(
             (
                 {name: value},
@@ -155,14 +158,20 @@ ONE = ("sentiment=mood",)
         ),
         (
             {"train_file": "a.csv", "test_file": "sentiment=t.csv"},
-            "both tasks are trained on the same file, but validated or tested on others",
+            "several tasks are trained on the same file, but validated or tested on others",
         ),
         (
             {"mixing_cap": 10},
-            "--mixing-cap 10 needs two data sets, and there is one: name one for each task",
+            "--mixing-cap 10 needs several data sets, and there is one: name one for each task",
         ),
-        ({"mixing": "equal"}, "--mixing equal needs two data sets, and there is one: name one for"),
-        ({"mixing": "temperature", "mixing_temperature": 3.0}, "--mixing temperature needs two"),
+        (
+            {"mixing": "equal"},
+            "--mixing equal needs several data sets, and there is one: name one for",
+        ),
+        (
+            {"mixing": "temperature", "mixing_temperature": 3.0},
+            "--mixing temperature needs several",
+        ),
         (
             {"train_file": FILES, "mixing_temperature": 3.0},
             "--mixing-temperature 3.0 needs --mixing temperature, and it is size: add that, or",

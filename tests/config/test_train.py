@@ -151,8 +151,6 @@ def test_the_default_checkpoint():
                 "head_learning_rate",
                 "backbone_learning_rate",
                 "weight_decay",
-                "classifier_weight",
-                "sentiment_weight",
             )
             for value in (-1e-9, math.nan)
         ),
@@ -177,8 +175,6 @@ def test_a_setting_out_of_range_is_refused_by_its_flag(field, value):
         ("head_learning_rate", 0.0),
         ("backbone_learning_rate", 0.0),
         ("weight_decay", 0.0),
-        ("classifier_weight", 0.0),
-        ("sentiment_weight", 0.0),
         ("warmup_fraction", 0.0),
         ("warmup_fraction", 1.0),
         ("clip_norm", 1e-9),
@@ -186,6 +182,39 @@ def test_a_setting_out_of_range_is_refused_by_its_flag(field, value):
 )
 def test_the_edge_of_a_range_is_accepted(field, value):
     assert getattr(TrainConfig(workdir="run", **{field: value}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        (("classifier=-1",), "--task-weights classifier=-1 must be a number of 0 or more"),
+        (("classifier=nan",), "--task-weights classifier=nan must be a number of 0 or more"),
+        (("classifier=much",), "--task-weights classifier=much must be a number of 0 or more"),
+        (("classifier=inf",), "--task-weights classifier=inf must be a number of 0 or more"),
+        (("topic=1",), "--task-weights names the task 'topic', which has no column: use classif"),
+        (("classifier=1", "classifier=1"), "--task-weights names the task 'classifier' twice"),
+        (("1",), "--task-weights '1' is not a pair: write task=weight"),
+        (("classifier=",), "--task-weights 'classifier=' names nothing"),
+    ],
+)
+def test_weights_without_a_meaning_are_refused(pairs, words):
+    with pytest.raises(UserError) as caught:
+        TrainConfig(workdir="run", task_weights=pairs)
+    assert str(caught.value).startswith(words)
+
+
+def test_a_task_weighs_one_unless_it_is_told_otherwise():
+    data = DataConfig(label_columns=("topic=a", "mood=b", "queue=c"))
+    config = TrainConfig(workdir="run", data=data, task_weights=("queue=0", "topic=0.5"))
+    assert config.weights == {"topic": 0.5, "mood": 1.0, "queue": 0.0}
+
+
+def test_rules_are_a_scenario_as_a_list_and_as_json():
+    rules = [("backbone/*", "frozen"), ("*", "head")]
+    config = TrainConfig(workdir="run", scenario=rules)  # pyright: ignore[reportArgumentType]
+    text = '[["backbone/*", "frozen"], ["*", "head"]]'
+    assert config == TrainConfig(workdir="run", scenario=text)
+    assert config.absolute().scenario == text
 
 
 @pytest.mark.parametrize("blank", ["", " "])
