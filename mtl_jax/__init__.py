@@ -1,4 +1,4 @@
-"""mtl_jax: what to freeze when two text tasks share a pre-trained BERT."""
+"""mtl_jax: what to freeze when text tasks share a pre-trained BERT."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __version__ = "0.1.0"
 # Looked up when first used, so that importing the package, as the command line's --help
 # does, does not import jax.
 _HOMES = {
-    "BertConfig": "config",
-    "BertEncoder": "bert",
-    "DataConfig": "config",
-    "TrainConfig": "config",
-    "UserError": "errors",
-    "load_backbone": "pretrained",
+    "BertConfig": "config.train",
+    "BertEncoder": "models.bert",
+    "DataConfig": "config.train",
+    "TrainConfig": "config.train",
+    "UserError": "core.errors",
+    "load_backbone": "models.pretrained",
 }
 __all__ = ["BertConfig", "BertEncoder", "DataConfig", "TrainConfig", "UserError", "load_backbone"]
 

@@ -83,10 +83,10 @@ def test_missing_labels_and_tasks_without_a_column(tmp_path):
     ]
     file = write(tmp_path / "t.jsonl", data)
     corpus = load_corpus(config(file, validation_file=file))
-    assert corpus.classes == {"classifier": ("unlabelled",), "sentiment": ("down", "up")}
+    assert corpus.classes == {"sentiment": ("down", "up")}
     examples = corpus.read("validation")
     assert examples.labels["sentiment"].tolist() == [1, MISSING, MISSING, MISSING, MISSING, 0]
-    assert examples.labels["classifier"].tolist() == [MISSING] * 6
+    assert list(examples.labels) == ["sentiment"]
     training = corpus.read("train")
     assert training.texts == ["a", "f"]
     assert training.labels["sentiment"].tolist() == [1, 0]
@@ -325,7 +325,7 @@ def test_a_split_that_is_not_there(tmp_path):
     [
         (("mood",), "'mood' is not a pair: write task=column"),
         (("sentiment=",), "'sentiment=' names nothing: is a variable of the shell unset"),
-        (("topic=mood",), "there is no task 'topic': use classifier or sentiment"),
+        (("all=mood",), "'all' would make all_frozen ambiguous"),
         (("sentiment=a", "sentiment=b"), "names the task 'sentiment' twice"),
         ((), "--label-columns is empty"),
     ],

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from mtl_jax.config.train import TrainConfig
+from mtl_jax.config.train import DataConfig, TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.phase import Phase, boundaries, phases_from
 
@@ -39,10 +39,12 @@ CONFIG = TrainConfig(
             {"warmup_fraction": 1.5},
             "warmup_fraction 1.5 must be .* end before its rates have risen",
         ),
-        ({"task_metric": "topic"}, "task_metric 'topic': use classifier or sentiment"),
         ({"learning_rates": (("head", -1),)}, "learning_rates must not be negative"),
         ({"learning_rates": (("head", 1e-3), ("head", 0.1))}, "learning_rates names 'head' twice"),
-        ({"task_weights": (1, -1)}, r"task_weights \(1, -1\) must not be negative"),
+        (
+            {"task_weights": {"a": 1, "b": -1}},
+            "task_weights {.a.: 1, .b.: -1} must not be negative",
+        ),
         *(
             ({name: value}, re.escape(f"{name} {value!r} is of the wrong kind"))
             for name, value in (
@@ -194,7 +196,7 @@ def test_phases_from_json():
     )
     assert phases_from(json.loads(text), "recipe.json") == (
         Phase(scenario="backbone_frozen", epochs=1, learning_rates=(("head", 0.5),)),
-        Phase(scenario="top_1", task_weights=(("classifier", 0), ("sentiment", 2)), restart=False),
+        Phase(scenario="top_1", task_weights=(("sentiment", 2), ("classifier", 0)), restart=False),
         Phase(
             scenario="none_frozen",
             task_weights=(("classifier", 1), ("sentiment", 0.5)),
@@ -214,11 +216,6 @@ def test_phases_from_json():
         ([{"scenario": "top_1", "epoch": 1}], "r.json: phase 1 has no field 'epoch': use scenario"),
         ([{"scenario": "a", "epochs": 1}, {"scenario": "b", "steps": -1}], "phase 2: steps -1 mus"),
         (
-            [{"scenario": "a", "task_weights": {"classifer": 1, "sentiment": 1}}],
-            "give one each for",
-        ),
-        ([{"scenario": "a", "task_weights": {"sentiment": 1}}], "give one each for"),
-        (
             [{"scenario": "a", "learning_rates": {"head": "x"}}],
             "phase 1: learning_rates .* wrong ki",
         ),
@@ -231,3 +228,14 @@ def test_phases_from_json():
 def test_other_json_is_refused(objects, words):
     with pytest.raises(UserError, match=words):
         phases_from(objects, "r.json")
+
+
+def test_a_phase_weighs_some_tasks_and_the_settings_the_others():
+    data = DataConfig(label_columns=("topic=a", "mood=b", "queue=c"))
+    config = TrainConfig(workdir="", data=data, task_weights=("mood=3",))
+    (phase,) = phases_from([{"scenario": "top_1", "task_weights": {"queue": 0.5}}], "r.json")
+    assert phase.completed(config).weights == {"topic": 1.0, "mood": 3.0, "queue": 0.5}
+    for field in ({"task_weights": {"tone": 1}}, {"task_metric": "tone"}):
+        (phase,) = phases_from([{"scenario": "top_1", **field}], "r.json")
+        with pytest.raises(UserError, match="no task 'tone': use topic or mood or queue"):
+            phase.completed(config)

@@ -98,14 +98,12 @@ def test_the_scarce_task_is_that_which_is_thinned_alone_else_that_with_fewer_lab
     labels, thinned, scarce
 ):
     setting = RecipeContext(3, 6.0, labels, thinned)
-    alone = {"classifier": (1.0, 0.0), "sentiment": (0.0, 1.0)}
-    rich = "sentiment" if scarce == "classifier" else "classifier"
     first, last = made("scarce_head_last", setting)
-    assert (first.scenario, first.task_weights) == (f"{scarce}_frozen", alone[rich])
+    assert (first.scenario, first.task_weights) == (f"{scarce}_frozen", ((scarce, 0.0),))
     assert (last.scenario, last.task_weights) == ("none_frozen", None)
     first, second, third = made("sequential_heads", setting)
-    assert (first.scenario, first.task_weights) == (f"{scarce}_frozen", alone[rich])
-    assert (second.scenario, second.task_weights) == (f"{rich}_frozen", alone[scarce])
+    assert (first.scenario, first.task_weights) == ("sentiment_frozen", (("sentiment", 0.0),))
+    assert (second.scenario, second.task_weights) == ("classifier_frozen", (("classifier", 0.0),))
     assert (third.scenario, third.task_weights) == ("none_frozen", None)
 
 
