@@ -41,7 +41,7 @@ _QUICK = DataConfig(max_train_examples=_Default(416), max_evaluation_examples=_D
 class Freezing(StudySettings):
     """Train every scenario with every seed, and report what freezing costs and buys."""
 
-    arms: tuple[str, ...] = ()
+    arms: tuple[str, ...] | None = None
     """the scenarios and recipes to compare, or .json files of either; by default all_frozen, \
 backbone_frozen, top_1, top_2, each task's head frozen, and none_frozen"""
     seeds: tuple[int, ...] = (0, 1, 2, 3)
@@ -59,9 +59,10 @@ few, and else as of train"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.arms:
+        if self.arms is None:
             object.__setattr__(self, "arms", usual_scenarios(self.data.tasks))
-        refuse_unwatched(self.on_drift, self.arms)
+        self._refuse_empty("arms")
+        refuse_unwatched(self.on_drift, self.named_arms)
         own = self.data.train_file or self.data.dataset != _QUICK.dataset
         settled = {
             # The quick study's limits are meant for the default corpus alone.
@@ -75,6 +76,11 @@ few, and else as of train"""
         if isinstance(rate := self.head_learning_rate, _DefaultRate):
             object.__setattr__(self, "head_learning_rate", None if own else float(rate))
 
+    @property
+    def named_arms(self) -> tuple[str, ...]:
+        """What is compared."""
+        return self.arms or ()
+
     def groups(self, at_once: int) -> Iterator[list[Arm]]:
         """The arms that are trained at once, so many seeds at a time."""
 
@@ -83,7 +89,7 @@ few, and else as of train"""
             shared = {**self.of_a_run(), **protocol(name, self.workdir)}
             return Arm(name, TrainConfig(**shared, workdir=workdir, seed=seed))
 
-        return by_seeds(self.arms, self.seeds, at_once, arm)
+        return by_seeds(self.named_arms, self.seeds, at_once, arm)
 
 
 def run(study: Freezing, command: str) -> int:
@@ -100,10 +106,10 @@ def plan_of(study: Freezing, pool: Pool) -> Plan:
         UserError: The settings are wrong.
     """
     inputs = pool.get(study)
-    check_arms(study.arms, inputs.bert.num_hidden_layers, study.data.tasks)
+    check_arms(study.named_arms, inputs.bert.num_hidden_layers, study.data.tasks)
     texts = {name: len(inputs.split(name).texts) for name in ("train", "validation")}
     inputs.refuse_long()
-    count = len(study.arms) * len(study.seeds)
+    count = len(study.named_arms) * len(study.seeds)
     return Plan(
         workdir=study.workdir,
         record={"study": "freezing", "settings": study.record(), **inputs.record()},
@@ -115,7 +121,7 @@ def plan_of(study: Freezing, pool: Pool) -> Plan:
             f"{count} arms on {texts['train']:,} texts, {texts['validation']:,} to validate; "
             "--max-train-examples and --max-evaluation-examples set the limits, None lifts them",
         ],
-        files=files_of(study.arms),
+        files=files_of(study.named_arms),
         keep_checkpoints=study.keep_checkpoints,
     )
 

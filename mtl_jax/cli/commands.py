@@ -59,7 +59,7 @@ class Check:
 class Plan(Settings):
     """Print what scenarios or a recipe would cost in memory, FLOPs and time; train nothing."""
 
-    scenario: tuple[str, ...] = ()
+    scenario: tuple[str, ...] | None = None
     """as of train; several; by default all_frozen, backbone_frozen, top_1, top_2, each task's \
 head frozen, and none_frozen"""
     recipe: str | None = None
@@ -71,7 +71,9 @@ head frozen, and none_frozen"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.scenario:
+        if self.scenario == ():
+            raise UserError("--scenario is empty: name at least one")
+        if self.scenario is None:
             object.__setattr__(self, "scenario", usual_scenarios(self.data.tasks))
         if not self.measure_seconds >= 0:
             raise UserError(f"--measure-seconds {self.measure_seconds} must not be negative")
@@ -255,7 +257,7 @@ def _plan(command: Plan) -> None:
     from mtl_jax.core.console import Terminal
     from mtl_jax.tools.plan import TITLE, plan, tables, total_time
 
-    estimates = plan(command, command.scenario, command.measure_seconds, command.recipe)
+    estimates = plan(command, command.scenario or (), command.measure_seconds, command.recipe)
     if command.json:
         for estimate in estimates:
             print(json.dumps(estimate.record()))

@@ -198,13 +198,14 @@ class Inputs:
         Raises:
             UserError: There is none.
         """
-        tasks = self._in_order(tasks)
+        asked, tasks = tasks, self._in_order(tasks)
         if tasks not in self._training:
             split = self.split("train")
-            chosen = np.flatnonzero(split.examples.labelled(tasks))
+            there = tasks and split.examples.labelled(tasks)
+            chosen = np.flatnonzero(there)
             if not len(chosen):
                 raise UserError(
-                    f"no training text has a label for {' or '.join(tasks)}: name its column with "
+                    f"no training text has a label for {' or '.join(asked or tasks)}: name its column with "
                     "--label-columns, or raise --max-train-examples"
                 )
             whole = len(chosen) == len(split.texts)

@@ -86,7 +86,7 @@ def test_seeds_at_once_leave_what_one_by_one_does(settings, tmp_path, capsys):
 
     def study_of(name, at_once, scenarios=scenarios):
         settings.update(workdir=str(tmp_path / name), seeds=(0, 1), seeds_at_once=at_once)
-        return run(Freezing(**settings, scenarios=scenarios), "the command")
+        return run(Freezing(**settings, arms=scenarios), "the command")
 
     assert study_of("single", 1) == 0
     assert study_of("group", 2, scenarios[:1]) == 0
@@ -156,7 +156,7 @@ def test_a_study_of_ones_own_data_takes_all_of_it(settings, tmp_path):
     assert (quick.data.max_train_examples, quick.data.max_evaluation_examples) == (416, 320)
     assert quick.seeds == (0, 1)
     with pytest.raises(UserError, match="--arms is empty"):
-        Freezing(workdir=str(tmp_path), scenarios=())
+        Freezing(workdir=str(tmp_path), arms=())
     with pytest.raises(UserError, match="--seeds-at-once 0 must be at least 1"):
         Freezing(workdir=str(tmp_path), seeds_at_once=0)
     own = Freezing(workdir=str(tmp_path), data=settings["data"])
@@ -189,7 +189,7 @@ def test_only_limits_that_are_not_asked_for_are_those_of_the_quick_study(asked, 
 
 
 def test_arms_come_by_whole_seeds():
-    asked = Freezing(workdir="x", scenarios=("top_1", "none_frozen"), seeds=(4, 5, 6))
+    asked = Freezing(workdir="x", arms=("top_1", "none_frozen"), seeds=(4, 5, 6))
 
     def order(at_once):
         return [[(arm.scenario, arm.seed) for arm in group] for group in asked.groups(at_once)]

@@ -12,7 +12,7 @@ METRICS = {
     "classifier": {"macro_f1": 0.5, "loss": 1.0},
     "sentiment": {"macro_f1": 0.25, "loss": 3.0},
 }
-BOTH = (1.0, 1.0)
+BOTH = {"classifier": 1.0, "sentiment": 1.0}
 
 
 def phase(**fields):

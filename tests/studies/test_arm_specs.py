@@ -97,7 +97,7 @@ def test_drift_is_for_the_arms_that_can_have_it(settings, tmp_path):
     arms = ("backbone_frozen", "at_once", "only_layer_0", "lp_ft", "sequential_heads")
     [groups, others] = [
         list(Unfreezing(**shared, sizes=(64,), arms=arms).groups(3, 96)),
-        list(Backbones(**shared, scenarios=(arms[0], arms[-1])).groups()),
+        list(Backbones(**shared, arms=(arms[0], arms[-1])).groups()),
     ]
     does = {(arm.name, arm.config.on_drift) for group in groups for arm in group}
     assert does == {(arm, "stop" if arm == arms[-1] else "warn") for arm in arms}

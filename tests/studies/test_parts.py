@@ -56,7 +56,7 @@ def lines(folder):
 def whole(shared_settings, tmp_path_factory):
     """The folder of the study that one call trains; not to be changed."""
     folder = tmp_path_factory.mktemp("whole") / "study"
-    study = Freezing(**shared_settings, workdir=str(folder), scenarios=SCENARIOS, seeds=(0,))
+    study = Freezing(**shared_settings, workdir=str(folder), arms=SCENARIOS, seeds=(0,))
     assert run(study, "the command") == 0
     return folder
 
@@ -106,7 +106,7 @@ def test_parts_at_once_and_gathered_leave_what_one_call_does(whole, flags, tmp_p
 
 def test_arms_are_listed_by_what_is_trained_at_once(settings, tmp_path, capsys):
     def listed(**more):
-        asked = Freezing(**settings, workdir=str(tmp_path / "x"), scenarios=SCENARIOS, **more)
+        asked = Freezing(**settings, workdir=str(tmp_path / "x"), arms=SCENARIOS, **more)
         assert run(asked, "") == 0
         return capsys.readouterr().out
 
@@ -203,7 +203,7 @@ def test_a_kill_as_an_arm_is_done_leaves_no_checkpoints(where, what, whole, flag
 @pytest.fixture
 def plan(settings, tmp_path):
     """The plan of such a study, and what its report is made from."""
-    study = Freezing(**settings, workdir=str(tmp_path / "study"), scenarios=SCENARIOS, seeds=(0,))
+    study = Freezing(**settings, workdir=str(tmp_path / "study"), arms=SCENARIOS, seeds=(0,))
     seen = {}
 
     def leave(path, results, failures, _context):

@@ -196,9 +196,14 @@ def test_what_is_in_order_is_not_warned_of(scenario, changes, make_run):
     assert warnings_of(make_run(scenario, **changes)) == ()
 
 
-def test_a_task_without_a_training_label_is_told(settings, make_run):
-    data = dataclasses.replace(settings["data"], label_columns=("classifier=topic",))
-    (warning,) = warnings_of(make_run("top_1", data=data))
+def test_a_task_without_a_training_label_is_told(make_run):
+    run = make_run("top_1")
+    split = run.inputs.split("train")
+    labels = split.examples.labels | {"sentiment": np.full(len(split.texts), -1, np.int32)}
+    examples = dataclasses.replace(split.examples, labels=labels)
+    texts = dataclasses.replace(split.texts, labels=labels)
+    run.inputs._splits["train"] = dataclasses.replace(split, examples=examples, texts=texts)
+    (warning,) = warnings_of(run)
     assert warning.startswith("no training text has a sentiment label")
 
 

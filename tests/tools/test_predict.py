@@ -98,7 +98,7 @@ def test_predictions_are_in_order_and_probabilities(model):
         assert answer["classifier"]["label"] in ("book", "film", "phone")
         assert answer["sentiment"]["label"] in ("neg", "neu", "pos")
     assert model.empty == 1 + 1500 // 9 + 1
-    alone = next(model.predict(texts[:1]))
+    alone = model.predict(texts[:1])[0]
     read = model.reader(texts[:1], {task: np.array([-1], np.int32) for task in TASKS})
     logits, losses = model._evaluator.logits(model._params, read)
     assert losses == {"classifier": None, "sentiment": None}
@@ -158,7 +158,7 @@ def test_what_is_counted_is_what_has_been_answered(model):
 def test_a_bad_line_is_told_after_the_answers_before_its_chunk(model):
     lines = [b"a book\n"] * 1500
     lines[1200] = b"\xff\n"
-    answers = model.predict(read_lines(io.BytesIO(b"".join(lines))))
+    answers = model.answers(read_lines(io.BytesIO(b"".join(lines))))
     assert {next(answers)["text"] for _ in range(1024)} == {"a book"}
     with pytest.raises(UserError, match="standard input, line 1201: not valid UTF-8"):
         next(answers)
@@ -182,7 +182,7 @@ def test_long_texts_are_cut_and_counted_or_refused(trained_folder, tiny):
         r"^lines 1025 to 1028: 2 of 4 texts are longer than 24 tokens: shorten them, train with "
         r"a larger --max-length, or use --long-texts cut$"
     )
-    answers = refusing.predict(["a book"] * 1024 + LONG)
+    answers = refusing.answers(["a book"] * 1024 + LONG)
     assert {next(answers)["text"] for _ in range(1024)} == {"a book"}
     with pytest.raises(UserError, match=words):
         next(answers)
@@ -202,7 +202,7 @@ def test_a_run_that_refused_long_texts_refuses_them_later_unless_told(settings, 
     with pytest.raises(UserError, match="test: 2 of 4 texts are longer than 24 tokens: shorten"):
         refusing.evaluate("test")
     with pytest.raises(UserError, match="lines 1 to 4: 2 of 4 texts are longer"):
-        next(refusing.predict(LONG))
+        refusing.predict(LONG)
     capsys.readouterr()
     cutting = Predictor(tmp_path / "run", "cut")
     assert cutting.evaluate("test")["classifier"]["examples"] == 4

@@ -413,9 +413,9 @@ def test_the_files_of_another_version_are_not_used(settings, tmp_path):
     """The version that this package would be if it made its files in another way."""
     folder = tmp_path / "files"
     settings |= {"scenario": "top_1", "cache_memory": 0.0, "cache_folder": str(folder)}
-    package = Path(prefix_module.__file__).parent
+    package = Path(prefix_module.__file__).parents[1]
     shutil.copytree(package, tmp_path / "other" / "mtl_jax")
-    module = tmp_path / "other" / "mtl_jax" / "prefix.py"
+    module = tmp_path / "other" / "mtl_jax" / "training" / "frozen_activations.py"
     source = module.read_text()
     assert source.count("\n_VERSION = ") == 1
     module.write_text(source.replace("\n_VERSION = ", "\n_VERSION = 1000 + "))

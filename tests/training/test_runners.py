@@ -302,13 +302,15 @@ def test_a_whole_run_traces_each_step_once(kind, scenario, length, settings, tmp
     assert result["step"] == 2 * 96 // 16
     assert result["frozen_digest_unchanged"]
     assert result["test_examples"] == 32
-    # Each trace computes the loss of both tasks.
-    assert len(traced) == 3 * len(TASKS)
+    # Each trace computes the loss of both tasks. Where one device trains, what is compiled for it
+    # is what is counted.
+    traces = (2 if (kind, scenario) == ("jit", "top_1") else 3) * len(TASKS)
+    assert len(traced) == traces
     # Another seed is no other program.
     changes |= {"workdir": str(tmp_path / "other"), "seed": 1}
     other = run_training(TrainConfig(**{**settings, **changes}))
     assert other["train"]["classifier"]["loss"] != result["train"]["classifier"]["loss"]
-    assert len(traced) == 3 * len(TASKS)
+    assert len(traced) == traces
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,12 @@ from mtl_jax.studies.report import figures
 from mtl_jax.studies.report.palette import looks
 from tests.synthetic_study import line, study
 
-ALL = (figures.quality_against_cost, figures.learning_curves, figures.gap_bars, figures.by_source)
+
+def by_source(results):
+    return figures.by_source(results, "sentiment")
+
+
+ALL = (figures.quality_against_cost, figures.learning_curves, figures.gap_bars, by_source)
 
 
 @pytest.mark.parametrize("plot", ALL)

@@ -28,7 +28,7 @@ CONTEXT = {
 }
 ERROR = "<b>ValueError</b> [here](http://example.com) | *pipe* & `code`"
 FAILURES = [{"arm": "top_4", "seed": 1, "error": ERROR}]
-FIGURES = {"quality_against_cost.png", "learning_curves.png", "gap.png", "by_source.png"}
+FIGURES = {"quality_against_cost.png", "learning_curves.png", "gap.png", "by_source_sentiment.png"}
 
 
 class Page(HTMLParser):
