@@ -205,8 +205,8 @@ class Inputs:
             chosen = np.flatnonzero(there)
             if not len(chosen):
                 raise UserError(
-                    f"no training text has a label for {' or '.join(asked or tasks)}: name its column with "
-                    "--label-columns, or raise --max-train-examples"
+                    f"no training text has a label for {' or '.join(asked or tasks)}: name its "
+                    "column with --label-columns, or raise --max-train-examples"
                 )
             whole = len(chosen) == len(split.texts)
             self._training[tasks] = split if whole else split.take(chosen)

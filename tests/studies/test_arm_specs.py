@@ -81,7 +81,7 @@ def test_which_recipes_freeze_a_trained_head_is_what_their_phases_do(recipe, set
 @pytest.mark.parametrize(
     ("study", "changes", "words"),
     [
-        (Freezing, {}, "a scenario is one phase: use mtl_jax train with a --recipe, such as"),
+        (Freezing, {}, "no arm freezes such a head: add one that does, such as sequential_heads"),
         (Unfreezing, {"arms": ("top_1", "lp_ft")}, "no arm freezes such a head: add one that does"),
         (Backbones, {}, "no arm freezes such a head: add one that does, such as sequential_heads"),
     ],

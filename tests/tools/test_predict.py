@@ -112,7 +112,7 @@ def test_predictions_are_in_order_and_probabilities(model):
 PATIENCE = 60
 
 
-@pytest.mark.parametrize("use", ["predict", "pooled"])
+@pytest.mark.parametrize("use", ["answers", "pooled"])
 def test_the_next_texts_are_read_while_the_first_are_used_but_not_waited_for(use, model):
     served, read = threading.Event(), threading.Event()
 
@@ -130,7 +130,7 @@ def test_the_next_texts_are_read_while_the_first_are_used_but_not_waited_for(use
     served.set()
     assert read.wait(PATIENCE)
     rest = list(answers)
-    if use == "predict":
+    if use == "answers":
         assert [answer["text"] for answer in (first, *rest)] == (
             ["a book"] * 1024 + ["a film !"] * 1024 + ["a phone"] * 3
         )
