@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtl_jax.config.data import DataConfig as DataConfig
     from mtl_jax.config.tasks import Task as Task
+    from mtl_jax.config.train import BertConfig as BertConfig
     from mtl_jax.config.train import TrainConfig as TrainConfig
     from mtl_jax.core.errors import UserError as UserError
     from mtl_jax.freezing.partition import Partition as Partition
     from mtl_jax.freezing.phase import Phase as Phase
     from mtl_jax.freezing.recipes import RecipeContext as RecipeContext
+    from mtl_jax.models.bert import BertEncoder as BertEncoder
     from mtl_jax.models.encoder import Encoder as Encoder
     from mtl_jax.models.encoder import load_encoder as load_encoder
+    from mtl_jax.models.pretrained import load_backbone as load_backbone
     from mtl_jax.runs.loop import train as train
     from mtl_jax.tools.predict import Predictor as Predictor
     from mtl_jax.training.data import Data as Data
@@ -36,6 +39,8 @@ __version__ = "0.1.0"
 
 # Where each name is defined; it is imported when it is first used.
 _HOMES = {
+    "BertConfig": "config.train",
+    "BertEncoder": "models.bert",
     "Data": "training.data",
     "DataConfig": "config.data",
     "Encoder": "models.encoder",
@@ -49,6 +54,7 @@ _HOMES = {
     "TrainStep": "training.train_step",
     "UserError": "core.errors",
     "evaluate": "training.train_step",
+    "load_backbone": "models.pretrained",
     "load_data": "training.data",
     "load_encoder": "models.encoder",
     "make_optimizer": "training.optimizer",
@@ -73,6 +79,9 @@ __all__ = [  # noqa: RUF022  (as a script uses them)
     "RecipeContext",
     "Predictor",
     "UserError",
+    "BertEncoder",
+    "BertConfig",
+    "load_backbone",
     "studies",
 ]
 

@@ -53,6 +53,12 @@ def head_sizes(*counts):
     return tuple(zip(TASKS, counts, strict=True))
 
 
+def settings_of(setting):
+    """A combination of a sweep as settings of a run."""
+    own = {name: value for name, value in setting.items() if not name.endswith("_weight")}
+    return {**own, "task_weights": tuple(f"{task}={setting[f'{task}_weight']}" for task in TASKS)}
+
+
 def weights(*values):
     """The weights of ``TASKS`` that a sweep tries."""
     return tuple(zip(TASKS, values, strict=True))

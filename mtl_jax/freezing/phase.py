@@ -45,7 +45,9 @@ def _is_text(value: Any) -> bool:
 
 
 def _are_pairs(value: Any) -> bool:
-    pairs = isinstance(value, tuple) and all(len(pair) == 2 for pair in value)
+    pairs = isinstance(value, tuple) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in value
+    )
     return pairs and all(_is_text(name) and _is_number(number) for name, number in value)
 
 

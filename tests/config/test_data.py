@@ -109,7 +109,7 @@ ONE = ("sentiment=mood",)
         ),
         (
             {"label_columns": ONE, "label_fraction": ("classifier=1",)},
-            "--label-fraction names the task 'classifier', which has no column: use sentiment, or add",
+            "names the task 'classifier', which has no column: use sentiment, or add",
         ),
         (
             {"label_columns": ONE, "train_file": FILES},

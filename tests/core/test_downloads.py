@@ -17,7 +17,7 @@ from mtl_jax.core.errors import UserError
 
 FETCH = """
 import sys
-from tests.test_assets import tiny_asset
+from tests.core.test_downloads import tiny_asset
 from mtl_jax.core import downloads as assets
 from mtl_jax.core.errors import UserError
 try:

@@ -196,7 +196,7 @@ def test_phases_from_json():
     )
     assert phases_from(json.loads(text), "recipe.json") == (
         Phase(scenario="backbone_frozen", epochs=1, learning_rates=(("head", 0.5),)),
-        Phase(scenario="top_1", task_weights=(("classifier", 0), ("sentiment", 2)), restart=False),
+        Phase(scenario="top_1", task_weights=(("sentiment", 2), ("classifier", 0)), restart=False),
         Phase(
             scenario="none_frozen",
             task_weights=(("classifier", 1), ("sentiment", 0.5)),

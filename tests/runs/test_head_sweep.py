@@ -24,7 +24,7 @@ from mtl_jax.training.metrics import mean_macro_f1, split_metrics
 from mtl_jax.training.prediction_counts import class_counts, score_of_counts
 from mtl_jax.training.seed_runner import devices_across
 from mtl_jax.training.step import TrainState, scanned_steps, take, train_step
-from tests.conftest import TASKS, weights
+from tests.conftest import TASKS, settings_of, weights
 
 GRID = Grid((0, 3, 4), (1e-3, 5e-2), (0.0, 0.1), weights((1.0,), (1.0, 0.25)))
 
@@ -41,7 +41,10 @@ def swept(shared_settings):
 def test_a_run_of_a_sweep_scores_what_training_it_alone_does(swept, tmp_path, seed, setting):
     shared, inputs, result = swept
     config = TrainConfig(
-        workdir=str(tmp_path), seed=GRID.seeds[seed], **shared, **result.settings[setting]
+        workdir=str(tmp_path),
+        seed=GRID.seeds[seed],
+        **shared,
+        **settings_of(result.settings[setting]),
     )
     train(config, inputs)
     epochs = [r for r in Workdir(tmp_path).records() if r["event"] == "epoch"]
@@ -56,7 +59,10 @@ def test_the_setting_is_chosen_on_validation_and_tested_as_training_would(swept,
     assert means[result.chosen] == means.max()
     assert len(set(means.tolist())) > 1
     config = TrainConfig(
-        workdir=str(tmp_path), seed=GRID.seeds[1], **shared, **result.settings[result.chosen]
+        workdir=str(tmp_path),
+        seed=GRID.seeds[1],
+        **shared,
+        **settings_of(result.settings[result.chosen]),
     )
     alone = train(config, inputs)["test"]
     for task in TASKS:

@@ -28,7 +28,7 @@ from mtl_jax.runs.phase_plan import short_phases, without_effect
 from mtl_jax.runs.phase_run import Run
 from mtl_jax.runs.seed_run import Member
 from mtl_jax.runs.workdir import Workdir
-from mtl_jax.tools.predict import TrainedModel
+from mtl_jax.tools.predict import Predictor
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.metrics import mean_macro_f1
 from tests.faults.runs import without_times
@@ -263,7 +263,7 @@ def test_every_recipe_runs_and_proves_every_phase(name, recipe, inputs, tmp_path
         before = ends[index]
     epochs = log_of(config, "epoch")
     assert [record["phase"] for record in epochs] == sorted(record["phase"] for record in epochs)
-    assert TrainedModel(config.workdir).evaluate("test") == result["test"]
+    assert Predictor(config.workdir).evaluate("test") == result["test"]
 
 
 def test_a_plateau_ends_a_phase_and_the_best_goes_on(recipe, inputs, capsys):

@@ -76,6 +76,7 @@ def test_weighted_f1_within_each_source_by_hand():
         "accuracy": pytest.approx(6 / 7),
         "macro_f1": pytest.approx((4 / 5 + 4 / 5 + 1) / 3),
         "examples": 7,
+        "weighted_f1_by_source": {"tweet": 1.0, "review": 1.0, "unrated": 0.0},
     }
     assert mean_macro_f1(found) == pytest.approx((2.6 / 3 + 3.5 / 6) / 2)
 

@@ -16,7 +16,7 @@ from mtl_jax.runs.phase_run import Run
 from mtl_jax.tools.plan import warnings_of
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.weighting.registry import METHODS
-from tests.conftest import TASKS, weights
+from tests.conftest import TASKS, settings_of, weights
 from tests.faults.runs import without_times
 from tests.runs.test_loop import final_params
 
@@ -161,7 +161,10 @@ def test_a_run_of_a_sweep_is_weighted_as_alone(make_config, inputs, tmp_path, ca
     assert "can only scale the gradient of each head" in capsys.readouterr().err
     for setting in range(2):
         alone = dataclasses.replace(
-            config, seed=1, workdir=str(tmp_path / str(setting)), **result.settings[setting]
+            config,
+            seed=1,
+            workdir=str(tmp_path / str(setting)),
+            **settings_of(result.settings[setting]),
         )
         train(alone, inputs)
         log = read_lines(tmp_path / str(setting) / "metrics.jsonl")

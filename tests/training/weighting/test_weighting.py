@@ -470,7 +470,7 @@ def test_every_name_has_a_method_of_that_name():
 )
 def test_why_a_method_can_do_nothing(name, scenario, task_weights, words):
     freeze = Freeze.from_rules(random_params(), scenario_rules(scenario, 2, TASKS))
-    found = useless(make_weighting(name, 3), freeze, task_weights, 7)
+    found = useless(make_weighting(name, 3), freeze, dict(zip(TASKS, task_weights, strict=True)), 7)
     if words is None or name == "fixed":
         assert found is None
     else:
