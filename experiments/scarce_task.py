@@ -6,20 +6,20 @@ With 4 to 384 labels of 384 sentences, six seeds: freezing the scarce head bough
 could be seen, training it last cost 0.07 of macro-F1 with 115 labels or more.
 ``experiments/README.md`` has the command, some 80 minutes on two cores, and the numbers.
 
-The labels of one task are thinned to 1, 3, 10, 30 and 100 %; the other task keeps all of its
-own, or the part that ``--label-fraction`` gives it, and validation and test keep all. Each
+The labels of one task are thinned to 1, 3, 10, 30 and 100 %; the other tasks keep all of
+theirs, or the part that ``--label-fraction`` gives them, and validation and test keep all. Each
 step's loss is the sum over tasks of the mean over the labels that the step has, so that a
 thin task weighs as much as a full one wherever it has a label at all. The arms:
 
-``joint``               both heads and the backbone from the start
-``scarce_head_frozen``  the scarce task's head is frozen for the first half of the epochs, both
+``joint``               all heads and the backbone from the start
+``scarce_head_frozen``  the scarce task's head is frozen for the first half of the epochs, all
                         losses on all the time
 ``scarce_head_last``    the scarce task's head is trained last: frozen at first, and its loss off
-``sequential_heads``    one task, then the other, then both
-``single_task``         the scarce task alone, the other task's weight 0
+``sequential_heads``    one task after the other, the scarce one last, then all
+``single_task``         the scarce task alone, without the others' labels
 
 An epoch is a pass over the texts that have a label of a task that counts. ``single_task``
-does without the other task's labels altogether: else the best epoch would be chosen with the
+does without the other tasks' labels altogether: else the best epoch would be chosen with the
 score of a head that never trains. Its texts are few where labels are scarce; it has more
 passes over them, until there are ``--min-steps`` steps.
 """
@@ -104,7 +104,7 @@ class ScarceTask(StudySettings):
 
     def config(self, name: str, seed: int, fraction: float, labels: int) -> TrainConfig:
         """The run of an arm, where the scarce task has so many labels before it is thinned."""
-        # All labels are a fraction, too: of two tasks with as many labels it names the scarce.
+        # All labels are a fraction, too: of tasks with as many labels it names the scarce.
         thinned = (*self.data.label_fraction, f"{self.scarce_task}={fraction:g}")
         data = dataclasses.replace(self.data, label_fraction=thinned)
         changes: dict[str, Any] = {"min_steps": 0, "head_min_steps": 0}
@@ -149,7 +149,7 @@ class ScarceTask(StudySettings):
         check_arms([arm for arm in self.arms if arm not in own], layers, self.data.tasks, own)
 
     def check_labels(self, labels: Mapping[str, int]) -> None:
-        """Refuses arms that would take the other task for the scarce one.
+        """Refuses arms that would take another task for the scarce one.
 
         Args:
             labels: Of each task, before the scarce one is thinned.

@@ -144,13 +144,12 @@ def total_loss(
     logits: Mapping[str, torch.Tensor], labels: Mapping[str, torch.Tensor], config: TrainConfig
 ) -> torch.Tensor:
     """The weighted sum over tasks of the mean cross-entropy over that task's labels, in nats."""
-    weights = {"classifier": config.classifier_weight, "sentiment": config.sentiment_weight}
     total = torch.zeros((), device=labels[TASKS[0]].device)
     for task in TASKS:
         summed = nn.functional.cross_entropy(
             logits[task], labels[task], ignore_index=MISSING, reduction="sum"
         )
-        total = total + weights[task] * summed / (labels[task] != MISSING).sum().clamp(min=1)
+        total = total + config.weights[task] * summed / (labels[task] != MISSING).sum().clamp(min=1)
     return total
 
 

@@ -124,7 +124,7 @@ def sample_table(records: Sequence[Sample]) -> Table:
             byte_size(samples[0]["optimizer_state_bytes"]),
         )
         rows.append(Row((Cell(kind), Cell(side), *clocks, *(Cell(text) for text in texts))))
-    note = "Macro-F1: of the test split, the mean of both tasks."
+    note = "Macro-F1: of the test split, the mean over tasks."
     return Table("Each training: medians (smallest–largest)", columns, tuple(rows), note)
 
 

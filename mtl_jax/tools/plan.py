@@ -125,12 +125,12 @@ def _training_warnings(run: Run) -> Iterator[str]:
         yield run.useless_weighting
     labels = run.inputs.split("train").texts.labels
     if not any(weights.values()):
-        yield "both task weights are 0, and so is every gradient: raise one of them"
+        yield "all task weights are 0, and so is every gradient: raise one of them"
     for task, weight in weights.items():
         if task in trained and weight == 0:
             yield (
-                f"the {task} head is trained with --{task}-weight 0, which leaves it without a "
-                "gradient: raise it, or use a scenario that freezes that head"
+                f"the {task} head is trained with --task-weights {task}=0, which leaves it "
+                "without a gradient: raise it, or use a scenario that freezes that head"
             )
         if not np.any(labels[task] >= 0):
             yield (

@@ -184,6 +184,39 @@ def test_the_edge_of_a_range_is_accepted(field, value):
     assert getattr(TrainConfig(workdir="run", **{field: value}), field) == value
 
 
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        (("classifier=-1",), "--task-weights classifier=-1 must be a number of 0 or more"),
+        (("classifier=nan",), "--task-weights classifier=nan must be a number of 0 or more"),
+        (("classifier=much",), "--task-weights classifier=much must be a number of 0 or more"),
+        (("classifier=inf",), "--task-weights classifier=inf must be a number of 0 or more"),
+        (("topic=1",), "--task-weights names the task 'topic', which has no column: use classif"),
+        (("classifier=1", "classifier=1"), "--task-weights names the task 'classifier' twice"),
+        (("1",), "--task-weights '1' is not a pair: write task=weight"),
+        (("classifier=",), "--task-weights 'classifier=' names nothing"),
+    ],
+)
+def test_weights_without_a_meaning_are_refused(pairs, words):
+    with pytest.raises(UserError) as caught:
+        TrainConfig(workdir="run", task_weights=pairs)
+    assert str(caught.value).startswith(words)
+
+
+def test_a_task_weighs_one_unless_it_is_told_otherwise():
+    data = DataConfig(label_columns=("topic=a", "mood=b", "queue=c"))
+    config = TrainConfig(workdir="run", data=data, task_weights=("queue=0", "topic=0.5"))
+    assert config.weights == {"topic": 0.5, "mood": 1.0, "queue": 0.0}
+
+
+def test_rules_are_a_scenario_as_a_list_and_as_json():
+    rules = [("backbone/*", "frozen"), ("*", "head")]
+    config = TrainConfig(workdir="run", scenario=rules)  # pyright: ignore[reportArgumentType]
+    text = '[["backbone/*", "frozen"], ["*", "head"]]'
+    assert config == TrainConfig(workdir="run", scenario=text)
+    assert config.absolute().scenario == text
+
+
 @pytest.mark.parametrize("blank", ["", " "])
 def test_a_folder_without_a_name_is_not_the_present_one(blank):
     with pytest.raises(UserError, match=f"--backbone '{blank}' names nothing: is a variable of"):

@@ -121,12 +121,12 @@ def test_the_arms(settings, tmp_path):
     assert dataclasses.replace(study, arms=("joint",)).files() == {}
     alone = configs["single_task"]
     assert alone.data.label_columns == ("sentiment=mood",)
-    assert (alone.classifier_weight, alone.sentiment_weight) == (0.0, 1.0)
+    assert alone.weights == {"sentiment": 1.0}
     # 25.2 of 84 labels are 2 steps of 16, all are 6.
     assert [arm.config.epochs for arm in arms] == [2, 2, 2, 2, 4, 2, 2, 2, 2, 2]
     other = dataclasses.replace(study, scarce_task="classifier").config("single_task", 0, 0.1, 87)
     assert other.data.label_columns == ("classifier=topic",)
-    assert (other.classifier_weight, other.sentiment_weight) == (1.0, 0.0)
+    assert other.weights == {"classifier": 1.0}
 
 
 def test_a_fraction_of_the_other_task_holds_in_every_arm(settings, tmp_path):

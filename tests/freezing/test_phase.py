@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from mtl_jax.config.train import TrainConfig
+from mtl_jax.config.train import DataConfig, TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.phase import Phase, boundaries, phases_from
 
@@ -248,3 +248,14 @@ def test_a_list_of_rules_is_a_scenario_of_a_phase():
 def test_other_json_is_refused(objects, words):
     with pytest.raises(UserError, match=words):
         phases_from(objects, "r.json")
+
+
+def test_a_phase_weighs_some_tasks_and_the_settings_the_others():
+    data = DataConfig(label_columns=("topic=a", "mood=b", "queue=c"))
+    config = TrainConfig(workdir="", data=data, task_weights=("mood=3",))
+    (phase,) = phases_from([{"scenario": "top_1", "task_weights": {"queue": 0.5}}], "r.json")
+    assert phase.completed(config).weights == {"topic": 1.0, "mood": 3.0, "queue": 0.5}
+    for field in ({"task_weights": {"tone": 1}}, {"task_metric": "tone"}):
+        (phase,) = phases_from([{"scenario": "top_1", **field}], "r.json")
+        with pytest.raises(UserError, match="no task 'tone': use topic or mood or queue"):
+            phase.completed(config)

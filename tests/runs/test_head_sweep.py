@@ -251,7 +251,9 @@ def test_the_experiment_leaves_a_line_per_run_and_a_report(swept, tmp_path, caps
         seeds=GRID.seeds,
         learning_rates=GRID.head_learning_rate,
         weight_decays=GRID.weight_decay,
-        sentiment_weights=GRID.sentiment_weight,
+        task_weight_values=tuple(
+            f"{task}={','.join(map(str, tried))}" for task, tried in GRID.task_weights
+        ),
     )
     run_heads(study, "the command")
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
@@ -292,7 +294,7 @@ def test_what_is_refused_leaves_no_folder(swept, tmp_path):
     shared, _, _ = swept
     asked = {**shared, "workdir": str(tmp_path / "heads"), "seeds": (0,)}
     for wrong, words in (
-        ({"classifier_weights": (0.0,)}, "a weight of 0 would leave some out"),
+        ({"task_weight_values": ("classifier=0",)}, "a weight of 0 would leave some out"),
         ({"epochs": 2**31 - 1}, "backbone_frozen would take [0-9]+ steps, and 2147483647 can be"),
         ({"on_drift": "stop"}, "--on-drift stop is for a head that an earlier phase has trained"),
     ):

@@ -164,11 +164,11 @@ def test_seconds_add_up_over_the_parts_that_there_are(costs):
         ("all_frozen", {"epochs": 7}, "nothing is trained: --epochs 7 has no effect"),
         ("backbone_frozen", {"head_learning_rate": 0}, "--head-learning-rate 0"),
         ("top_1", {"backbone_learning_rate": 0}, "--backbone-learning-rate 0"),
-        ("top_1", {"task_weights": ("classifier=0", "sentiment=0")}, "both task weights are 0"),
+        ("top_1", {"task_weights": ("classifier=0", "sentiment=0")}, "all task weights are 0"),
         (
             "top_1",
             {"task_weights": ("sentiment=0",)},
-            "the sentiment head is trained with --sentiment-weight",
+            "the sentiment head is trained with --task-weights sentiment=0",
         ),
         ("backbone_frozen", {"batch_size": 97}, "96 training texts are less than one batch"),
         (

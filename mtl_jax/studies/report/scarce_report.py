@@ -32,7 +32,7 @@ from mtl_jax.studies.stats.results import (
 SETTING = "fraction"
 JOINT = "joint"
 _SAY = {
-    "scarce_head_frozen": "Freezing the scarce head at first, both losses on,",
+    "scarce_head_frozen": "Freezing the scarce head at first, all losses on,",
     "scarce_head_last": "Training the scarce head last, its loss off until then,",
     "sequential_heads": "Training one task after the other",
     "single_task": "Training the scarce task alone",
@@ -69,17 +69,17 @@ def document(
         findings += _finding(judgement, arm, fractions, (scarce, split))
     if not findings:
         findings.append(Paragraph("No arm can be compared with another.", "lead"))
-    both = [arm for arm in arms_of(results) if arm != "single_task"]
+    joint = [arm for arm in arms_of(results) if arm != "single_task"]
     words = (f"macro-F1 on the {split} split", f"part of the {scarce} labels")
     panels = [
         (scarce, arms_of(results), of(scarce, split)),
-        *((other, both, of(other, split)) for other in others),
+        *((other, joint, of(other, split)) for other in others),
     ]
     drawn = curves("curves", results, SETTING, fractions, [p for p in panels if p[1]], words)
     details: list[Block] = [Heading("Quality"), *([picture(drawn)] if drawn else [])]
     for task in (scarce, *others):
         number = of(task, split)
-        kept = [result for result in results if task == scarce or result["arm"] in both]
+        kept = [result for result in results if task == scarce or result["arm"] in joint]
         details.append(
             study_sections.grid(
                 f"{task} macro-F1 on the {split} split, by the part of the {scarce} labels",

@@ -177,7 +177,7 @@ def cost_scatter(
         axes.set(
             title=f"What a larger backbone and more training buy ({split} split)",
             xlabel="training FLOPs of one run, in units of 10¹² (log scale)",
-            ylabel="macro-F1, mean of both tasks",
+            ylabel="macro-F1, mean over tasks",
         )
         handles = [
             Line2D([], [], color=colours[value], lw=2.5, label=label)
@@ -191,7 +191,7 @@ def cost_scatter(
     return Drawn(
         "quality_against_cost",
         figure,
-        f"Macro-F1 on the {split} split, the mean of both tasks, against the counted training "
+        f"Macro-F1 on the {split} split, the mean over tasks, against the counted training "
         "FLOPs; means over seeds with their 95 % intervals. Lines join the arms of one backbone.",
     )
 

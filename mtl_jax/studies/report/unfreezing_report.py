@@ -104,7 +104,7 @@ def _tables(results: Sequence[Result], sizes: Mapping[int, str], split: str) -> 
     of_recipes = [r for r in results if is_recipe(r["arm"]) or r["arm"] in ends]
     found: list[Block] = [
         study_sections.grid(
-            f"Macro-F1 on the {split} split, mean of both tasks, by training sentences",
+            f"Macro-F1 on the {split} split, mean over tasks, by training sentences",
             results,
             SETTING,
             sizes,
