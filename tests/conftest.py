@@ -11,9 +11,12 @@ import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=4 --xla_cpu_parallel_codegen_split_count=1"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs here run for less time than they take to compile.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # The processes that the tests start share what has been compiled.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "mtl-jax-xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -72,6 +75,9 @@ TINY = BertConfig(
     initializer_range=0.3,
 )
 
+
+# For processes of their own, each of which traces and loads its programs.
+SMALL = dataclasses.replace(TINY, num_hidden_layers=1)
 
 # One whose matrix products outweigh everything else, without dropout.
 WIDE = dataclasses.replace(
@@ -137,6 +143,12 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """The folder of a checkpoint of one layer; not to be changed."""
+    return write_checkpoint(tmp_path_factory.mktemp("small") / "checkpoint", SMALL)
+
+
+@pytest.fixture(scope="session")
 def reviews(tmp_path_factory):
     """A CSV of 96 short texts with labels for one task or both; and 32 more twice."""
     folder = tmp_path_factory.mktemp("reviews")
@@ -196,6 +208,18 @@ def flags(shared_settings):
         "--head-learning-rate=1e-2",
         "--parallel=jit",
     ]
+
+
+@pytest.fixture(scope="session")
+def small_settings(shared_settings, small):
+    """``shared_settings`` of a backbone of one layer; not to be changed."""
+    return {**shared_settings, "backbone": str(small)}
+
+
+@pytest.fixture(scope="session")
+def small_flags(flags, small):
+    """``flags`` of a backbone of one layer; not to be changed."""
+    return [f"--backbone={small}", *flags[1:]]
 
 
 @pytest.fixture

@@ -4,9 +4,10 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
+
+from tests import forked
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -24,18 +25,17 @@ def started(processes, devices, *argv, port=None):
         **os.environ,
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port or free_port()}",
         "JAX_NUM_PROCESSES": str(processes),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(REPOSITORY),
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
     }
     with contextlib.ExitStack() as stack:
         those = [
             stack.enter_context(
-                subprocess.Popen(
+                forked.Popen(
                     [sys.executable, *argv],
                     env=environment | {"JAX_PROCESS_ID": str(index)},
                     cwd=REPOSITORY,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
+                    stdout=forked.PIPE,
+                    stderr=forked.PIPE,
                     text=True,
                 )
             )

@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import forked
+
 ROOT = Path(__file__).parents[2]
 
 
 def call(*arguments, stdin="", **environment):
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-m", *arguments],
         input=stdin,
         capture_output=True,
         text=True,
-        env={**os.environ, "XLA_FLAGS": "", **environment},
+        env={**os.environ, **environment},
         check=False,
     )
 
@@ -48,7 +50,6 @@ def test_train_evaluate_predict_extract(flags, tmp_path):
         [sys.executable, "-c", probe, "train", folder, "--scenario=top_1", *flags],
         capture_output=True,
         text=True,
-        env={**os.environ, "XLA_FLAGS": ""},
         check=True,
     )
     metrics, modules = done.stdout.splitlines()
@@ -63,7 +64,7 @@ def test_train_evaluate_predict_extract(flags, tmp_path):
         [sys.executable, "-m", "mtl_jax", "predict", folder],
         input=f"the film was good !\n\nschön\n{'very ' * 30}\n".encode(),
         capture_output=True,
-        env={**os.environ, "XLA_FLAGS": "", "PYTHONIOENCODING": "ascii"},
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
         check=True,
     )
     answers = [json.loads(line) for line in predicted.stdout.decode().splitlines()]
@@ -97,7 +98,6 @@ def test_train_evaluate_predict_extract(flags, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "XLA_FLAGS": ""},
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -164,7 +164,7 @@ def test_no_code_of_a_checkpoint_runs_and_nobody_else_reads_standard_input(tiny,
             stdin=stdin,
             capture_output=True,
             text=True,
-            env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(checkpoint)},
+            env={**os.environ, "PYTHONPATH": str(checkpoint)},
             check=False,
         )
         # The place in the file is the other process's too.
@@ -187,7 +187,7 @@ def test_a_closed_standard_input_is_told(command, tmp_path):
         ["sh", "-c", f"exec {sys.executable} -m mtl_jax {command} <&-"],
         capture_output=True,
         text=True,
-        env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=tmp_path,
         check=False,
     )

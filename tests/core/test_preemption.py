@@ -24,6 +24,7 @@ from mtl_jax.runs.seed_run import Member
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.studies.runner import Pool, conduct
 from mtl_jax.training.inputs import Inputs
+from tests import forked
 from tests.faults.runs import without_times
 from tests.runs.test_recipes import everything
 from tests.studies.test_runner import plan_of
@@ -104,9 +105,9 @@ def test_it_is_no_failure_to_who_catches_failures():
 def started(flags, folder, devices=1):
     command = [sys.executable, "-m", "mtl_jax", "train", *flags, f"--workdir={folder}"]
     count = f"--xla_force_host_platform_device_count={devices}"
-    with subprocess.Popen(
+    with forked.Popen(
         command,
-        env={**os.environ, "XLA_FLAGS": count},
+        env={**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -129,12 +130,19 @@ def steps_logged(folder):
 
 
 @pytest.mark.parametrize("scenario", ["none_frozen", "backbone_frozen"])
-def test_a_run_saves_and_leaves_and_goes_on_bit_for_bit(scenario, flags, settings, tmp_path):
+def test_a_run_saves_and_leaves_and_goes_on_bit_for_bit(
+    scenario, small_flags, small_settings, tmp_path
+):
     folder = tmp_path / "cut"
     # Of heads alone many steps are taken at once: the end of such a block is waited for.
     epochs = 6000 if scenario == "backbone_frozen" else 30
     # Measured at the end only: a checkpoint before is there for the signal's sake.
-    flags = [*flags, f"--epochs={epochs}", f"--measure-every={epochs}", f"--scenario={scenario}"]
+    flags = [
+        *small_flags,
+        f"--epochs={epochs}",
+        f"--measure-every={epochs}",
+        f"--scenario={scenario}",
+    ]
     with started(flags, folder) as process:
         wait_for(process, lambda: steps_logged(folder))
         process.send_signal(signal.SIGTERM)
@@ -153,7 +161,7 @@ def test_a_run_saves_and_leaves_and_goes_on_bit_for_bit(scenario, flags, setting
     if scenario == "backbone_frozen":
         # The next test goes on with such a run.
         return
-    settings |= {"scenario": scenario, "epochs": epochs, "measure_every": epochs}
+    settings = small_settings | {"scenario": scenario, "epochs": epochs, "measure_every": epochs}
     whole = TrainConfig(**settings, workdir=str(tmp_path / "whole"))
     inputs = Inputs(whole)
     result = train(whole, inputs)
@@ -238,9 +246,9 @@ def test_seeds_that_are_trained_at_once_are_all_saved(settings, tmp_path, monkey
         assert everything(config, inputs) == everything(other, inputs)
 
 
-def test_on_four_devices_it_is_saved_and_on_one_it_is_ended(flags, tmp_path):
+def test_on_four_devices_it_is_saved_and_on_one_it_is_ended(small_flags, tmp_path):
     folder = tmp_path / "run"
-    flags = [flag for flag in flags if not flag.startswith("--parallel")]
+    flags = [flag for flag in small_flags if not flag.startswith("--parallel")]
     flags = [*flags, "--epochs=30", "--measure-every=30", "--scenario=top_1"]
     with started(flags, folder, devices=4) as process:
         wait_for(process, lambda: steps_logged(folder))
@@ -338,7 +346,7 @@ def test_several_processes_leave_after_the_same_step_and_save_together(tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with contextlib.ExitStack() as stack:
         processes = [
             stack.enter_context(

@@ -122,7 +122,6 @@ def test_a_backbone_that_cannot_be_reached_is_counted(flags, tmp_path):
             text=True,
             env={
                 **os.environ,
-                "XLA_FLAGS": "",
                 "HF_HUB_OFFLINE": "1",
                 "HF_HOME": str(tmp_path / "hub"),
             },

@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import math
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from typing import Any
@@ -20,6 +18,7 @@ from experiments.benchmarks.workers import MEASUREMENTS
 from mtl_jax.config.train import DataConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.studies.report.render import to_markdown
+from tests import forked
 
 
 def training(seconds, steps=1.0, **others):
@@ -225,14 +224,13 @@ def test_seeds_at_once_are_measured_together(settings, tmp_path):
 def benchmark(folder, flags, *rows):
     kept = [flag for flag in flags if not flag.startswith(("--epochs", "--parallel"))]
     kept = [flag for flag in kept if "learning-rate" not in flag]
-    return subprocess.run(
+    return forked.run(
         [
             *(sys.executable, "-m", "experiments.benchmarks", f"--workdir={folder}"),
             *("--repeats=1", "--sentences-scale=0.01", *kept, "--rows", *rows),
         ],
         capture_output=True,
         text=True,
-        env={**os.environ, "XLA_FLAGS": ""},
         check=False,
     )
 

@@ -1,9 +1,7 @@
 """The freezing study as a real process, on the tiny BERT."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -11,6 +9,7 @@ import pytest
 from experiments.freezing import Freezing, run
 from mtl_jax.core.command_line import parse
 from mtl_jax.core.errors import UserError
+from tests import forked
 from tests.conftest import write_record
 from tests.faults.runs import without_times
 
@@ -19,14 +18,13 @@ TASKS = ["classifier", "sentiment"]
 
 
 def study(folder, flags, seeds, scenarios=SCENARIOS):
-    return subprocess.run(
+    return forked.run(
         [
             *(sys.executable, "-m", "experiments.freezing", f"--workdir={folder}"),
             *("--arms", *scenarios, "--seeds", *seeds, *flags),
         ],
         capture_output=True,
         text=True,
-        env={**os.environ, "XLA_FLAGS": ""},
         check=False,
     )
 
@@ -40,8 +38,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("study")
 
 
-def test_two_seeds_then_a_third(folder, flags):
-    first = study(folder, flags, ["0", "1"])
+def test_two_seeds_then_a_third(folder, small_flags):
+    first = study(folder, small_flags, ["0", "1"])
     assert first.returncode == 0, first.stderr
     assert str(folder / "report.html") in first.stderr
     assert "none_frozen" in first.stdout
@@ -54,7 +52,7 @@ def test_two_seeds_then_a_third(folder, flags):
         assert (folder / name).stat().st_size > 1000
     assert not list(folder.glob("arms/*/checkpoints"))
 
-    again = study(folder, flags, ["0", "1"])
+    again = study(folder, small_flags, ["0", "1"])
     assert again.returncode == 0
     assert lines(folder) == results
     assert "arm 1 of" not in again.stderr
@@ -66,7 +64,7 @@ def test_two_seeds_then_a_third(folder, flags):
     taken = folder / "arms" / "backbone_frozen-seed2"
     taken.mkdir()
     write_record(taken, {})
-    third = study(folder, flags, ["0", "1", "2"])
+    third = study(folder, small_flags, ["0", "1", "2"])
     assert third.returncode == 1
     assert "another configuration" in third.stderr
     after = lines(folder)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from mtl_jax.studies.report.unfreezing_report import document
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.claims import judge_claims
 from mtl_jax.studies.stats.comparisons import questions
+from tests import forked
 from tests.faults.runs import without_times
 from tests.synthetic_study import line
 
@@ -320,10 +320,9 @@ def results_in(folder):
     return [json.loads(text) for text in texts]
 
 
-def test_a_killed_study_goes_on(flags, tmp_path):
-    env = {**os.environ, "XLA_FLAGS": ""}
+def test_a_killed_study_goes_on(small_flags, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen(command(killed, flags), stderr=subprocess.PIPE, text=True, env=env)
+    process = forked.Popen(command(killed, small_flags), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     # In the middle of the third arm, which has begun its epochs.
     assert any("arm 3 of 12: only_layer_0" in text for text in process.stderr)
@@ -334,9 +333,7 @@ def test_a_killed_study_goes_on(flags, tmp_path):
     assert [result["arm"] for result in before] == list(ARMS[:2])
 
     for folder in (killed, whole):
-        done = subprocess.run(
-            command(folder, flags), capture_output=True, text=True, env=env, check=False
-        )
+        done = forked.run(command(folder, small_flags), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert "unfreezing" in done.stdout
     after = results_in(killed)

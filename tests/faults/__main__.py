@@ -17,6 +17,7 @@ What comes after ``--`` are flags of ``python -m mtl_jax train``, in the place o
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -61,12 +62,15 @@ class Faults:
                 raise UserError(f"--{name} {getattr(self, name)} must not be negative")
 
 
-def carry_out(faults: Faults, flags: Sequence[str]) -> bool:
+def carry_out(
+    faults: Faults, flags: Sequence[str], start: Callable[..., Any] = subprocess.Popen
+) -> bool:
     """Tries it all, prints the tally, and writes ``faults.json``.
 
     Args:
         faults: What is tried.
         flags: Of ``train``, but for ``--workdir``.
+        start: Starts the processes, as ``subprocess.Popen``.
 
     Returns:
         Whether every trial was passed.
@@ -87,7 +91,7 @@ def carry_out(faults: Faults, flags: Sequence[str]) -> bool:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--workdir {folder} is there already: name a new folder")
     started = time.monotonic()
-    trials = Trials(Command(flags, folder / "logs"), folder, faults.seed)
+    trials = Trials(Command(flags, folder / "logs", start), folder, faults.seed)
     pace = trials.prepare()
     say(
         f"uninterrupted: {pace.seconds:.1f} s, {pace.saves} saves of {pace.save_seconds:.2f} s in "

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,13 @@ class Command:
     Args:
         flags: Of ``train``, but for ``--workdir``.
         logs: A folder for what the processes say.
+        start: Starts a process, as ``subprocess.Popen``.
     """
 
-    def __init__(self, flags: Sequence[str], logs: Path):
-        self._flags, self._logs = list(flags), logs
+    def __init__(
+        self, flags: Sequence[str], logs: Path, start: Callable[..., Any] = subprocess.Popen
+    ):
+        self._flags, self._logs, self._start = list(flags), logs, start
         logs.mkdir(parents=True)
         self._started = 0
 
@@ -129,7 +132,7 @@ class Command:
         self._started += 1
         out, err = self._files()
         with out.open("wb") as printed, err.open("wb") as said:
-            return subprocess.Popen(
+            return self._start(
                 [sys.executable, "-m", "mtl_jax", *arguments], stdout=printed, stderr=said
             )
 

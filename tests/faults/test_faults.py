@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,25 +11,21 @@ import pytest
 
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.runs.loop import train
+from tests import forked
 from tests.faults import trials as fault_trials
-from tests.faults.__main__ import tally
+from tests.faults.__main__ import Faults, carry_out, tally
 from tests.faults.runs import Ended, differences
 from tests.faults.trials import Outcome
 
 
-def test_a_run_survives_a_few_of_everything(flags, tmp_path):
-    flags = [f for f in flags if not f.startswith("--epochs")]
+def test_a_run_survives_a_few_of_everything(small_flags, tmp_path, capsys):
+    flags = [f for f in small_flags if not f.startswith("--epochs")]
     flags = [*flags, "--recipe=lp_ft", "--epochs=4", "--checkpoint-every=2"]
-    own = ["--kills=3", "--terms=2", "--corruptions=5", f"--workdir={tmp_path / 'faults'}"]
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.faults", *own, "--", *flags],
-        env={**os.environ, "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    lines = ended.stdout.splitlines()
+    faults = Faults(workdir=str(tmp_path / "faults"), kills=3, terms=2, corruptions=5)
+    passed = carry_out(faults, flags, forked.Popen)
+    printed = capsys.readouterr()
+    assert passed, printed.out + printed.err
+    lines = printed.out.splitlines()
     assert [line.partition(":")[0].partition(" (")[0] for line in lines] == [
         "SIGKILL",
         "SIGTERM",
@@ -54,7 +48,7 @@ def test_a_run_survives_a_few_of_everything(flags, tmp_path):
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("")
-    ended = subprocess.run(
+    ended = forked.run(
         [sys.executable, "-m", "tests.faults", f"--workdir={tmp_path}"],
         capture_output=True,
         text=True,

@@ -90,10 +90,10 @@ def spread(flags):
     return [*(flag for flag in flags if not flag.startswith("--parallel")), "--parallel=mesh"]
 
 
-def test_a_study_is_an_array_whose_results_a_last_job_gathers(launch, flags, tmp_path):
+def test_a_study_is_an_array_whose_results_a_last_job_gathers(launch, small_flags, tmp_path):
     workdir = tmp_path / 'it\'s a "study" of $HOME'
     names = ["all_frozen", "backbone_frozen", "top_9"]
-    words = [f"--workdir={workdir}", "--arms", *names, "--seeds", "0", *flags]
+    words = [f"--workdir={workdir}", "--arms", *names, "--seeds", "0", *small_flags]
     refused = ["experiment", "freezing", *words]
     with pytest.raises(AssertionError, match="the arms of freezing can't be listed"):
         launch([], refused)
@@ -115,13 +115,13 @@ def test_a_study_is_an_array_whose_results_a_last_job_gathers(launch, flags, tmp
 
 
 def test_two_tasks_with_two_devices_each_train_as_four_devices_do(
-    launch, flags, settings, tmp_path
+    launch, small_flags, small_settings, tmp_path
 ):
     workdir = tmp_path / "run"
-    words = ["train", f"--workdir={workdir}", "--scenario=none_frozen", *spread(flags)]
+    words = ["train", f"--workdir={workdir}", "--scenario=none_frozen", *spread(small_flags)]
     (job,), logs = launch(["--tasks=2", "--devices-per-task=2"], words)
     assert ended(job, logs) == ["COMPLETED"]
-    settings.update(parallel="mesh", scenario="none_frozen")
+    settings = small_settings | {"parallel": "mesh", "scenario": "none_frozen"}
     train(TrainConfig(**settings, workdir=str(tmp_path / "alone")))
     found, known = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("run", "alone"))
     assert [line["event"] for line in found] == [line["event"] for line in known]
@@ -134,10 +134,10 @@ def test_two_tasks_with_two_devices_each_train_as_four_devices_do(
     assert (logs / f"{job}.log").read_text().count('{"classifier": ') == 1
 
 
-def test_a_run_that_is_driven_out_goes_on_when_it_is_its_turn_again(launch, flags, tmp_path):
+def test_a_run_that_is_driven_out_goes_on_when_it_is_its_turn_again(launch, small_flags, tmp_path):
     workdir = tmp_path / "run"
     # Longer than any test: it is cancelled in the end.
-    run = ["--scenario=top_1", *spread(flags), "--epochs=9999", "--measure-every=5"]
+    run = ["--scenario=top_1", *spread(small_flags), "--epochs=9999", "--measure-every=5"]
     (job,), logs = launch(["--tasks=2"], ["train", f"--workdir={workdir}", *run])
     log, metrics = logs / f"{job}.log", workdir / "metrics.jsonl"
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from mtl_jax.runs.phase_run import Run, _even
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.step import eval_step
-from tests import conftest
+from tests import conftest, forked
 from tests.conftest import TASKS
 from tests.faults.runs import without_times
 
@@ -145,13 +144,13 @@ def test_the_same_seed_repeats_and_another_differs(settings, inputs_of, tmp_path
     assert run("c", 1, shared)["train"] != first["train"]
 
 
-def test_killed_at_any_moment_it_resumes_to_the_same_end(flags, settings, inputs_of, tmp_path):
-    flags = [*flags, "--scenario=none_frozen", "--checkpoint-every=1", "--epochs=3"]
+def test_killed_at_any_moment_it_resumes_to_the_same_end(
+    small_flags, small_settings, inputs_of, tmp_path
+):
+    flags = [*small_flags, "--scenario=none_frozen", "--checkpoint-every=1", "--epochs=3"]
     command = [sys.executable, "-m", "mtl_jax", "train", *flags]
-    environment = {**os.environ, "XLA_FLAGS": ""}
-    victim = subprocess.Popen(
+    victim = forked.Popen(
         [*command, f"--workdir={tmp_path / 'killed'}"],
-        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -164,12 +163,11 @@ def test_killed_at_any_moment_it_resumes_to_the_same_end(flags, settings, inputs
     victim.wait()
     assert Workdir(tmp_path / "killed").result() is None
 
-    settings |= {"checkpoint_every": 1, "epochs": 3, "scenario": "none_frozen"}
+    settings = small_settings | {"checkpoint_every": 1, "epochs": 3, "scenario": "none_frozen"}
     whole = TrainConfig(**settings, workdir=str(tmp_path / "whole"))
     expected = train(whole, inputs_of(whole))
-    resumed = subprocess.run(
+    resumed = forked.run(
         [*command, f"--workdir={tmp_path / 'killed'}"],
-        env=environment,
         capture_output=True,
         text=True,
         check=True,

@@ -17,8 +17,8 @@ from mtl_jax.core import distributed
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.runs.loop import train
-from tests.conftest import TASKS, TINY, write_checkpoint
-from tests.several import REPOSITORY, started, together
+from tests.conftest import SMALL, TASKS, write_checkpoint
+from tests.several import started, together
 
 # 96 texts in batches of 19 or 20, 5 steps: neither divides by any number of devices.
 BATCH = 20
@@ -43,10 +43,10 @@ GONE = "This most likely indicates that another task died"
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory):
-    """A checkpoint without dropout, whose masks depend on which device has which row."""
+    """A small checkpoint without dropout, whose masks depend on which device has which row."""
     none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     folder = tmp_path_factory.mktemp("calm") / "checkpoint"
-    return write_checkpoint(folder, dataclasses.replace(TINY, **none))
+    return write_checkpoint(folder, dataclasses.replace(SMALL, **none))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def runs(calm, shared_settings, tmp_path_factory):
     """The settings of the runs, as keyword arguments of a ``TrainConfig``."""
     folder = tmp_path_factory.mktemp("recipe")
     rules = [
-        ["backbone/layer_2/*", "backbone"],
+        ["backbone/layer_0/*", "backbone"],
         ["sentiment/*", "frozen"],
         ["classifier/*", "head"],
     ]
@@ -107,7 +107,7 @@ def launched(request, runs, tmp_path_factory):
         for name, kind in kinds.items()
     ]
     (folder / "runs.json").write_text(json.dumps(listed))
-    said = together(count, devices, str(REPOSITORY / "tests/several.py"), str(folder / "runs.json"))
+    said = together(count, devices, "-m", "tests.several", str(folder / "runs.json"))
     assert [status for status, _, _ in said] == [0] * count, said
     return {name: left(folder / name) for name in kinds}, folder, said, count * devices
 
@@ -163,9 +163,9 @@ def command(flags, workdir, *more):
 
 
 @pytest.mark.parametrize(("killed", "saving"), [(0, False), (1, False), (1, True)])
-def test_when_a_process_dies_the_other_ends_and_says_why(flags, tmp_path, killed, saving):
+def test_when_a_process_dies_the_other_ends_and_says_why(small_flags, tmp_path, killed, saving):
     more = ("--scenario=none_frozen", "--epochs=100000", "--measure-every=1")
-    argv = command(flags, tmp_path / "run", *more)
+    argv = command(small_flags, tmp_path / "run", *more)
     with started(2, 1, *argv) as those:
         (until_it_saves if saving else until_it_trains)(those[0], tmp_path / "run")
         those[killed].send_signal(signal.SIGKILL)
@@ -178,17 +178,17 @@ def test_when_a_process_dies_the_other_ends_and_says_why(flags, tmp_path, killed
     assert "Traceback" not in errors
 
 
-def test_a_mistake_is_told_once(flags, tmp_path):
+def test_a_mistake_is_told_once(small_flags, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("do not touch")
-    said = together(2, 1, *command(flags, tmp_path / "run"))
+    said = together(2, 1, *command(small_flags, tmp_path / "run"))
     assert [status for status, _, _ in said] == [2, 2]
     lines = [line for _, _, errors in said for line in errors.splitlines() if "error" in line]
     assert lines == [f"error: {tmp_path}/run is not empty and holds no run: name a new folder"]
 
 
-def test_one_device_is_not_for_several_processes(flags, tmp_path):
-    said = together(2, 1, *command(flags, tmp_path / "run"), "--parallel=jit")
+def test_one_device_is_not_for_several_processes(small_flags, tmp_path):
+    said = together(2, 1, *command(small_flags, tmp_path / "run"), "--parallel=jit")
     assert said[0][0] == 2
     assert "error: --parallel jit is for one device, and there are 2 processes" in said[0][2]
     assert not (tmp_path / "run").exists()
@@ -212,8 +212,8 @@ def test_a_process_by_itself_agrees_with_itself():
     distributed.leave()
 
 
-def test_a_study_whose_arms_two_processes_train_together(flags, tmp_path):
-    kept = [flag for flag in flags if not flag.startswith("--parallel")]
+def test_a_study_whose_arms_two_processes_train_together(small_flags, tmp_path):
+    kept = [flag for flag in small_flags if not flag.startswith("--parallel")]
     study = ["-m", "experiments.freezing", *kept, f"--workdir={tmp_path}/study", "--distributed"]
     said = together(2, 1, *study, "--arms=backbone_frozen", "--seeds=0")
     assert [status for status, _, _ in said] == [0, 0], said
@@ -245,10 +245,14 @@ def losses(workdir):
     return [(line["step"], line["loss"]) for line in lines if line["event"] == "step"]
 
 
-def test_sigterm_ends_all_at_one_step_and_any_number_of_processes_goes_on(flags, calm, tmp_path):
+def test_sigterm_ends_all_at_one_step_and_any_number_of_processes_goes_on(
+    small_flags, calm, tmp_path
+):
     own = (f"--backbone={calm}", "--head-learning-rate=1e-3", "--backbone-learning-rate=1e-3")
     kept = [
-        flag for flag in flags if flag.split("=")[0] not in {part.split("=")[0] for part in own}
+        flag
+        for flag in small_flags
+        if flag.split("=")[0] not in {part.split("=")[0] for part in own}
     ]
     more = (*own, "--scenario=top_1", "--epochs=60", "--measure-every=60")
     kept = [flag for flag in kept if not flag.startswith("--epochs")]

@@ -11,22 +11,21 @@ import time
 import pytest
 
 from mtl_jax.core import distributed, preemption
-from tests.several import REPOSITORY, started, together
+from tests.several import started, together
 
 
 @pytest.fixture(scope="module")
-def met(shared_settings, tmp_path_factory):
+def met(small_settings, tmp_path_factory):
     """The folder of ``apart.py``, and what each of two processes has come to there."""
     folder = tmp_path_factory.mktemp("apart")
     for steps, disk in (([3, 6], "disk0"), ([3], "disk1")):
         for step in steps:
             (folder / disk / "checkpoints" / str(step)).mkdir(parents=True)
-    settings = {**shared_settings, "scenario": "top_1", "head_learning_rate": 1e38}
+    settings = {**small_settings, "scenario": "top_1", "head_learning_rate": 1e38}
     del settings["parallel"]
     settings["data"] = dataclasses.asdict(settings["data"])
     (folder / "settings.json").write_text(json.dumps(settings))
-    program = str(REPOSITORY / "tests/apart.py")
-    said = together(2, 1, program, str(folder), str(folder / "settings.json"))
+    said = together(2, 1, "-m", "tests.apart", str(folder), str(folder / "settings.json"))
     assert [status for status, _, _ in said] == [0, 0], said
     return folder, [json.loads(output) for _, output, _ in said]
 
@@ -73,8 +72,8 @@ def test_what_comes_to_be_seen_is_waited_for():
     assert distributed.in_all(lambda: 3) == 3
 
 
-def test_an_error_of_one_process_alone_ends_the_study_and_one_of_all_an_arm(flags, tmp_path):
-    kept = [flag for flag in flags if not flag.startswith("--parallel")]
+def test_an_error_of_one_process_alone_ends_the_study_and_one_of_all_an_arm(small_flags, tmp_path):
+    kept = [flag for flag in small_flags if not flag.startswith("--parallel")]
     study, arms = tmp_path / "study", tmp_path / "study" / "arms"
     argv = ["-m", "experiments.freezing", *kept, f"--workdir={study}", "--distributed"]
     argv += ["--arms=backbone_frozen", "--seeds", "0", "1", "2"]
@@ -100,8 +99,10 @@ def test_an_error_of_one_process_alone_ends_the_study_and_one_of_all_an_arm(flag
     assert not (arms / "backbone_frozen-seed2").exists()
 
 
-def test_before_the_first_step_sigterm_to_one_ends_all_though_the_port_is_taken(flags, tmp_path):
-    kept = [flag for flag in flags if not flag.startswith("--parallel")]
+def test_before_the_first_step_sigterm_to_one_ends_all_though_the_port_is_taken(
+    small_flags, tmp_path
+):
+    kept = [flag for flag in small_flags if not flag.startswith("--parallel")]
     run = tmp_path / "run"
     run.mkdir()
     argv = ["-m", "mtl_jax", "train", "--distributed", *kept, f"--workdir={run}"]

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -31,6 +30,7 @@ from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.predict import Predictor
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.metrics import mean_macro_f1
+from tests import forked
 from tests.faults.runs import without_times
 
 
@@ -211,10 +211,7 @@ def test_killed_at_a_phase_edge_it_resumes_to_the_same_end(gradual, inputs, flag
     config, _, result = gradual
     flags = [*flags, "--recipe=gradual_unfreezing", "--checkpoint-every=1", "--epochs=3"]
     command = [sys.executable, "-m", "mtl_jax", "train", *flags, f"--workdir={tmp_path / 'cut'}"]
-    environment = {**os.environ, "XLA_FLAGS": ""}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as victim:
+    with forked.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as victim:
         deadline = time.monotonic() + 240
         # The ninth step ends the second phase.
         while not (tmp_path / "cut" / "checkpoints" / "9").exists():
@@ -222,7 +219,7 @@ def test_killed_at_a_phase_edge_it_resumes_to_the_same_end(gradual, inputs, flag
             assert time.monotonic() < deadline
         victim.send_signal(signal.SIGKILL)
     assert Workdir(tmp_path / "cut").result() is None
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    ended = forked.run(command, capture_output=True, text=True, check=True)
     assert "phase 4, none_frozen: 4 steps done" in ended.stderr
     assert without_times(Workdir(tmp_path / "cut").result()) == without_times(result)
     resumed = dataclasses.replace(config, workdir=str(tmp_path / "cut"))

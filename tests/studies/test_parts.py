@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import os
 import re
 import shutil
 import signal
@@ -18,6 +17,7 @@ from mtl_jax.studies.inputs_pool import Pool
 from mtl_jax.studies.results_store import listed, opened
 from mtl_jax.studies.runner import conduct, gather, train_part
 from mtl_jax.studies.settings import StudySettings
+from tests import forked
 from tests.conftest import write_record
 from tests.faults.runs import without_times
 
@@ -34,12 +34,11 @@ def start(folder, flags, *more):
 
 
 def started(module, *more):
-    return subprocess.Popen(
+    return forked.Popen(
         [sys.executable, "-m", module, *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "XLA_FLAGS": ""},
     )
 
 
@@ -53,10 +52,10 @@ def lines(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(shared_settings, tmp_path_factory):
+def whole(small_settings, tmp_path_factory):
     """The folder of the study that one call trains; not to be changed."""
     folder = tmp_path_factory.mktemp("whole") / "study"
-    study = Freezing(**shared_settings, workdir=str(folder), arms=SCENARIOS, seeds=(0,))
+    study = Freezing(**small_settings, workdir=str(folder), arms=SCENARIOS, seeds=(0,))
     assert run(study, "the command") == 0
     return folder
 
@@ -67,9 +66,9 @@ def scores(folder):
     return text[text.index("**Quality on the test split**") : text.index("## Cost")]
 
 
-def test_parts_at_once_and_gathered_leave_what_one_call_does(whole, flags, tmp_path):
+def test_parts_at_once_and_gathered_leave_what_one_call_does(whole, small_flags, tmp_path):
     folder = tmp_path / "study"
-    launch = ["local", "--tasks=2", "--", "experiment", "freezing", *words(folder, flags)]
+    launch = ["local", "--tasks=2", "--", "experiment", "freezing", *words(folder, small_flags)]
     # Ended by a scheduler when both are at it, and started again.
     with started("mtl_jax.launch", *launch) as process:
         assert process.stderr is not None
@@ -139,21 +138,21 @@ def test_arms_that_are_done_are_listed_as_such(plan, tmp_path):
         list(listed(other))
 
 
-def test_a_part_that_was_killed_goes_on(whole, flags, tmp_path):
+def test_a_part_that_was_killed_goes_on(whole, small_flags, tmp_path):
     folder = tmp_path / "study"
-    process = start(folder, flags, "--part=0/1")
+    process = start(folder, small_flags, "--part=0/1")
     assert process.stderr is not None
     assert any(line.startswith("arm 3 of 3") for line in process.stderr)
     process.send_signal(signal.SIGKILL)
     assert end(process)[0] == -signal.SIGKILL
     done = {file: file.read_bytes() for file in folder.glob("arms/*-seed0/metrics.jsonl")}
-    again = end(start(folder, flags, "--part=0/1"))
+    again = end(start(folder, small_flags, "--part=0/1"))
     assert again[0] == 0, again[2]
     assert again[2].count(" is done: ") == 2
     for file, before in done.items():
         if "top_1" not in str(file):
             assert file.read_bytes() == before
-    assert end(start(folder, flags, "--gather"))[0] == 0
+    assert end(start(folder, small_flags, "--gather"))[0] == 0
     assert [without_times(line) for line in lines(folder)] == [
         without_times(line) for line in lines(whole)
     ]
@@ -181,9 +180,9 @@ freezing._MAIN(sys.argv[1:])
         ("ledger.append_line", "kill"),
     ],
 )
-def test_a_kill_as_an_arm_is_done_leaves_no_checkpoints(where, what, whole, flags, tmp_path):
+def test_a_kill_as_an_arm_is_done_leaves_no_checkpoints(where, what, whole, small_flags, tmp_path):
     folder = tmp_path / "study"
-    asked = [f"--workdir={folder}", "--arms=backbone_frozen", "--seeds=0", *flags]
+    asked = [f"--workdir={folder}", "--arms=backbone_frozen", "--seeds=0", *small_flags]
     code = _KILLED.format(where=where, what=what)
     killed = subprocess.run([sys.executable, "-c", code, *asked], check=False)
     assert killed.returncode == -signal.SIGKILL

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -36,6 +35,7 @@ from mtl_jax.training.cache.array_store import Store
 from mtl_jax.training.evaluator import Evaluator, evaluator
 from mtl_jax.training.frozen_activations import SHALLOWEST, Prefix
 from mtl_jax.training.inputs import Inputs
+from tests import forked
 from tests.conftest import TASKS, TINY, write_checkpoint
 from tests.faults.runs import without_times
 
@@ -558,9 +558,8 @@ def test_a_run_goes_on_with_other_limits_but_not_without_its_states(flags, setti
     flags = [*flags, "--scenario=top_1", "--checkpoint-every=4", "--epochs=3", "--cache-memory=0"]
     command = [sys.executable, "-m", "mtl_jax", "train", *flags]
     folder = tmp_path / "killed"
-    victim = subprocess.Popen(
+    victim = forked.Popen(
         [*command, f"--workdir={folder}", f"--cache-folder={tmp_path / 'files'}"],
-        env={**os.environ, "XLA_FLAGS": ""},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -116,12 +116,12 @@ def test_durations(seconds, words):
 def train(flags, folder, stderr):
     command = [sys.executable, "-m", "mtl_jax", "train", *flags, f"--workdir={folder}"]
     command += ["--scenario=none_frozen", "--heartbeat=1e-9"]
-    environment = {**os.environ, "XLA_FLAGS": "", "TERM": "xterm", "COLUMNS": "120"}
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment)
 
 
-def test_a_run_without_a_terminal_beats(flags, tmp_path):
-    with train(flags, tmp_path / "run", subprocess.PIPE) as process:
+def test_a_run_without_a_terminal_beats(small_flags, tmp_path):
+    with train(small_flags, tmp_path / "run", subprocess.PIPE) as process:
         assert process.stderr is not None
         said = process.stderr.read().decode().splitlines()
     assert process.returncode == 0
@@ -152,9 +152,9 @@ def test_a_bar_shows_its_title_as_it_stands(monkeypatch):
     assert "a line [/b] of a path" in said
 
 
-def test_a_run_with_a_terminal_draws_a_bar_with_the_time_left(flags, tmp_path):
+def test_a_run_with_a_terminal_draws_a_bar_with_the_time_left(small_flags, tmp_path):
     main, side = pty.openpty()
-    process = train(flags, tmp_path / "run", side)
+    process = train(small_flags, tmp_path / "run", side)
     os.close(side)
     said = b""
     while part := _read(main):

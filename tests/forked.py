@@ -1,0 +1,299 @@
+"""Real processes of ``python -m``, forked from one that has imported what they need.
+
+Imports take a process four seconds, and a step's trace not much less: what tests kill, stop and
+resume need not import again each time. A forked process has its own memory, signals, streams,
+folder and environment, and runs the module as ``python -m`` does. How an interpreter starts, and
+what it reads of the environment as it does, only a test with ``subprocess`` can see.
+"""
+
+import atexit
+import functools
+import gc
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+PIPE = subprocess.PIPE
+# Read late, in the process itself; all else that JAX is told by is read as it is imported.
+_READ_LATE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def _read_early(environment):
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(("JAX_", "PYTHON", "HF_")) and name not in _READ_LATE
+    }
+
+
+@functools.cache
+def _server():
+    """The socket and the environment of the process that forks the others."""
+    ours, theirs = socket.socketpair()
+    # Another process's copy would keep the server when this one has ended.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.forked", str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    theirs.close()
+    environment = _read_early(os.environ)
+
+    def end():
+        ours.close()
+        process.wait()
+
+    atexit.register(end)
+    return ours, environment
+
+
+class Popen:
+    """``subprocess.Popen`` of ``[sys.executable, "-m", module, ...]``, for what tests ask of it.
+
+    Args:
+        command: As of ``subprocess.Popen``.
+        env: As there; what an interpreter or JAX reads as it starts must not differ from that of
+            the tests.
+        cwd: As there.
+        stdin: As there: None for none, ``PIPE``, or a file.
+        stdout: As there: None for that of the tests, ``PIPE``, or a file.
+        stderr: Likewise.
+        text: As there.
+    """
+
+    def __init__(
+        self, command, *, env=None, cwd=None, stdin=None, stdout=None, stderr=None, text=False
+    ):
+        self.args, self.returncode = list(command), None
+        environment = dict(os.environ if env is None else env)
+        server, known = _server()
+        if self.args[:2] != [sys.executable, "-m"] or _read_early(environment) != known:
+            raise ValueError(f"{self.args} needs an interpreter of its own: use subprocess")
+        self._status, theirs = socket.socketpair()
+        request = {
+            "module": self.args[2],
+            "argv": [str(word) for word in self.args[3:]],
+            "env": {name: str(value) for name, value in environment.items()},
+            "cwd": str(cwd or Path.cwd()),
+        }
+        with theirs:
+            fds, closed, streams = [theirs.fileno()], [], []
+            for place, (given, mode) in enumerate([(stdin, "wb"), (stdout, "rb"), (stderr, "rb")]):
+                stream = None
+                if given == PIPE:
+                    read, write = os.pipe()
+                    own, other = (write, read) if place == 0 else (read, write)
+                    stream = open(own, mode, 0 if text else -1)  # noqa: PTH123, SIM115
+                    if text:
+                        stream = _as_text(stream, mode)
+                    closed.append(other)
+                elif given is None or given == subprocess.DEVNULL:
+                    other = os.open(os.devnull, os.O_RDWR) if given or not place else os.dup(place)
+                    closed.append(other)
+                else:
+                    other = given.fileno()
+                fds.append(other)
+                streams.append(stream)
+            content = json.dumps(request).encode()
+            socket.send_fds(server, [len(content).to_bytes(8, "big")], fds)
+            server.sendall(content)
+            for fd in closed:
+                os.close(fd)
+        self.stdin, self.stdout, self.stderr = streams
+        self._lines = self._status.makefile("r")
+        self.pid = int(self._lines.readline())
+
+    def poll(self):
+        """The exit status, or None where the process goes on."""
+        if self.returncode is None:
+            self._status.settimeout(0)
+            ended = True
+            try:
+                self._status.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                ended = False
+            self._status.settimeout(None)
+            if ended:
+                self.returncode = int(self._lines.readline())
+        return self.returncode
+
+    def wait(self, timeout=None):
+        """Waits for the end; returns the exit status."""
+        if self.returncode is None:
+            self._status.settimeout(timeout)
+            try:
+                self._status.recv(1, socket.MSG_PEEK)
+            except TimeoutError:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0) from None
+            self._status.settimeout(None)
+        return self.poll()
+
+    def send_signal(self, number):
+        """Sends a signal, unless the process has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        """Sends SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, input=None, timeout=None):  # noqa: A002
+        """Writes the input, reads both streams to their ends, waits for the process."""
+        found = {}
+        readers = [
+            threading.Thread(target=lambda s=stream, n=name: found.__setitem__(n, s.read()))
+            for name, stream in (("stdout", self.stdout), ("stderr", self.stderr))
+            if stream is not None
+        ]
+        for reader in readers:
+            reader.start()
+        if self.stdin is not None:
+            try:
+                if input:
+                    self.stdin.write(input)
+                self.stdin.close()
+            except BrokenPipeError:
+                pass
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for reader in readers:
+            reader.join(None if deadline is None else max(deadline - time.monotonic(), 0))
+            if reader.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        self.wait(None if deadline is None else max(deadline - time.monotonic(), 0.001))
+        for stream in (self.stdout, self.stderr):
+            if stream is not None:
+                stream.close()
+        return found.get("stdout"), found.get("stderr")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.wait()
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                stream.close()
+        self._lines.close()
+        self._status.close()
+
+    def __del__(self):
+        for name in ("_lines", "_status", "stdin", "stdout", "stderr"):
+            stream = getattr(self, name, None)
+            if stream is not None:
+                stream.close()
+
+
+def _as_text(stream, mode):
+    import io
+
+    if mode == "wb":
+        return io.TextIOWrapper(io.BufferedWriter(stream), encoding="utf-8")
+    return io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8")
+
+
+def run(command, *, input=None, capture_output=False, check=False, timeout=None, **more):  # noqa: A002
+    """``subprocess.run`` of such a process."""
+    if capture_output:
+        more |= {"stdout": PIPE, "stderr": PIPE}
+    if input is not None:
+        more["stdin"] = PIPE
+    with Popen(command, **more) as process:
+        try:
+            out, err = process.communicate(input, timeout)
+        except BaseException:
+            process.kill()
+            raise
+    done = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    if check:
+        done.check_returncode()
+    return done
+
+
+def _import_all():
+    """Imports what the processes need, and starts nothing that a fork would lose."""
+    from mtl_jax.runs.startup import import_transformers_alone
+
+    import_transformers_alone()
+    import mtl_jax.cli.commands
+    import mtl_jax.runs.loop
+    import mtl_jax.studies.report.write
+    import mtl_jax.studies.runner
+    import mtl_jax.tools.plan
+    import mtl_jax.tools.predict  # noqa: F401
+
+
+def _serve(control):
+    """Forks a process for each request; returns, in that process, what it is to run."""
+    _import_all()
+    gc.collect()
+    gc.freeze()
+    # Nobody waits for those that wait for the processes.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        size, fds, _, _ = socket.recv_fds(control, 8, 4)
+        if not size:
+            sys.exit(0)
+        content = b""
+        while len(content) < int.from_bytes(size, "big"):
+            content += control.recv(2**16)
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            process = os.fork()
+            if process == 0:
+                return json.loads(content), fds
+            control.close()
+            _tell(fds, process)
+        for fd in fds:
+            os.close(fd)
+
+
+def _tell(fds, process):
+    """Tells the tests the number of a process and, when it has ended, its status."""
+    status, *streams = fds
+    for fd in streams:
+        os.close(fd)
+    os.write(status, f"{process}\n".encode())
+    _, ended = os.waitpid(process, 0)
+    os.write(status, f"{os.waitstatus_to_exitcode(ended)}\n".encode())
+    os._exit(0)
+
+
+def _stream(fd, mode, buffering=-1, errors=None):
+    return open(fd, mode, buffering, "utf-8", errors, closefd=False)
+
+
+def _become(request, fds):
+    """Runs the module as the main one of this process."""
+    status, *streams = fds
+    os.close(status)
+    for place, fd in enumerate(streams):
+        os.dup2(fd, place)
+        os.close(fd)
+    # Those of the server know their files as what they were.
+    sys.stdin = sys.__stdin__ = _stream(0, "r")
+    sys.stdout = sys.__stdout__ = _stream(1, "w")
+    sys.stderr = sys.__stderr__ = _stream(2, "w", 1, "backslashreplace")
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    sys.path[0] = request["cwd"]
+    sys.argv = [request["module"], *request["argv"]]
+    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
+    with socket.socket(fileno=int(sys.argv[1])) as _control:
+        _asked = _serve(_control)
+    _become(*_asked)
