@@ -38,7 +38,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Where files are dealt to workers, none is left with one of these at the end.
-LONGEST = ("test_faults.py", "test_train_recipes.py", "test_processes.py", "test_slurm.py")
+LONGEST = ("test_faults.py", "test_recipes.py", "test_processes.py", "test_slurm.py")
 
 WORDS = (
     "[PAD] [UNK] [CLS] [SEP] [MASK] a an the this that film book phone tweet it is was not very "
