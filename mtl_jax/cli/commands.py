@@ -31,9 +31,6 @@ from mtl_jax.core.paths import expanded
 from mtl_jax.freezing.scenarios import usual_scenarios
 from mtl_jax.runs.startup import prepare
 
-# Of a deal: every row of a batch is a device's at least.
-_MOST_DEVICES = 2**16
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(TrainConfig):
@@ -77,36 +74,6 @@ head frozen, and none_frozen"""
             object.__setattr__(self, "scenario", usual_scenarios(self.data.tasks))
         if not self.measure_seconds >= 0:
             raise UserError(f"--measure-seconds {self.measure_seconds} must not be negative")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Deal(Settings):
-    """Print how the training texts would be dealt to many processes; train nothing."""
-
-    processes: int = 64
-    """how many"""
-    devices_per_process: int = 1
-    """devices of each"""
-    seed: int = 0
-    """of the order"""
-    epochs: int = 1
-    """passes over the training examples"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("processes", "devices_per_process"):
-            if getattr(self, name) < 1:
-                raise UserError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1"
-                )
-        if self.processes * self.devices_per_process > _MOST_DEVICES:
-            raise UserError(
-                f"--processes {self.processes} of --devices-per-process "
-                f"{self.devices_per_process} are more than {_MOST_DEVICES:,} devices in all: lower "
-                "one of them"
-            )
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"--seed {self.seed} must be between 0 and {2**32 - 1}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,19 +136,6 @@ unless --workdir is given"""
     """with --workdir: as of predict"""
 
 
-@dataclasses.dataclass(frozen=True)
-class Replay:
-    """Run the model on a batch that was kept because its loss was not finite; print JSON lines.
-
-    A line for each text, alone and without dropout, then one for the whole batch.
-    """
-
-    workdir: str
-    """folder of a run"""
-    file: str | None = None
-    """the .npz file of the batch; by default the one that the run has kept last"""
-
-
 _TRAIN = (
     "Train one scenario or recipe. --config FILE.yaml holds settings with the names of these "
     "flags, which override it; a run's config.json is such a file, too."
@@ -191,11 +145,9 @@ Command = (
     Annotated[Train, subcommand("train", description=_TRAIN)]
     | Annotated[Check, subcommand("check")]
     | Annotated[Plan, subcommand("plan")]
-    | Annotated[Deal, subcommand("shards")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
     | Annotated[Extract, subcommand("extract")]
-    | Annotated[Replay, subcommand("replay")]
 )
 
 
@@ -217,11 +169,9 @@ def _main(argv: Sequence[str]) -> None:
             Train: _train,
             Check: _check,
             Plan: _plan,
-            Deal: _shards,
             Evaluate: _evaluate,
             Predict: _predict,
             Extract: _extract,
-            Replay: _replay,
         }[type(command)](command)
 
 
@@ -270,23 +220,6 @@ def _plan(command: Plan) -> None:
     for estimate in estimates:
         for warning in estimate.warnings:
             print(f"warning: {estimate.scenario}: {warning}")
-
-
-def _shards(command: Deal) -> None:
-    from mtl_jax.tools.shards import deal
-    from mtl_jax.training.inputs import Inputs
-
-    inputs = Inputs(command)
-    dealt = deal(
-        command,
-        inputs,
-        command.processes,
-        command.devices_per_process,
-        command.seed,
-        command.epochs,
-    )
-    for shards in dealt:
-        print(shards)
 
 
 def _evaluate(command: Evaluate) -> None:
@@ -371,12 +304,6 @@ def _print_json(lines: Iterable[Mapping[str, Any]]) -> None:
         sys.stdout.reconfigure(encoding="utf-8")  # whatever the locale: it is JSON
     for line in lines:
         print(json.dumps(line, ensure_ascii=False))
-
-
-def _replay(command: Replay) -> None:
-    from mtl_jax.tools.replay import replay
-
-    _print_json(replay(command.workdir, command.file))
 
 
 def _extract(command: Extract) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 import optax
 
 from mtl_jax.core import distributed
+from mtl_jax.core.atomic_write import whole
 from mtl_jax.core.errors import SharedError, UserError
 from mtl_jax.data.batches import HostBatch, TextSet, make_batch
 from mtl_jax.data.packing.plan import Layout, Placement
 from mtl_jax.freezing.partition import Params
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.runs.kept_batch import KeptBatch, write_batch
 from mtl_jax.runs.phase_run import Run
 from mtl_jax.training.inputs import Split
 from mtl_jax.training.metrics import Metrics
@@ -32,51 +32,48 @@ _ROWS = 32
 _MOST, _NAMED, _WIDTH = 256, 3, 60
 
 
-def keep(folder: Path, run: Run, step: int, task: str | None, batch: HostBatch) -> str:
-    """Keeps the batch of a step that is not finite, in the folder of its run.
+def keep(folder: Path, run: Run, step: int, batch: HostBatch) -> str:
+    """Keeps the batch of a step that is not finite, as one ``.npz`` in the folder of its run.
+
+    Its arrays are those of the batch, as the step saw them: ids, positions and segments, or what
+    frozen layers made of them, with each task's labels; ``example`` says which of the training
+    texts is where, and ``texts`` are these, row by row.
 
     Args:
         folder: The run's.
         run: The run, in the phase of the step.
         step: The step of the run, from 1.
-        task: The task of the loss; None where it is the norm of the gradient.
         batch: The batch.
 
     Returns:
-        Where it is, or why it is not, in words that follow the step's.
+        The texts and where the batch is, or why it is not, in words that follow the step's.
     """
     # Of several processes each keeps the rows that it gave.
     split, example = run.training, batch["example"][run.own_rows]
-    batch = batch | {"example": example}
+    arrays = batch | {"example": example}
     if split.texts.pooled is not None:
         # The vectors and the labels are on the device, and are not in the batch.
-        batch = batch | {"pooled": split.texts.pooled[np.maximum(example, 0)]}
+        arrays["pooled"] = split.texts.pooled[np.maximum(example, 0)]
         for name, labels in split.texts.labels.items():
-            batch[name] = np.where(example >= 0, labels[example], -1)
-    there = example[example >= 0]
-    kept = KeptBatch(
-        step=step,
-        task=task,
-        seed=run.config.seed,
-        phase=run.index,
-        depth=split.texts.depth,
-        blocks=run.plan.layout.blocks,
-        parts=run.dropout_parts,
-        texts=tuple(split.examples.texts[i] for i in there.tolist()),
-        tokens=split.texts.tokens.take(there)[0],
-        batch=batch,
-    )
+            arrays[name] = np.where(example >= 0, labels[example], -1)
+    texts = [split.examples.texts[i] for i in example[example >= 0].tolist()]
+    arrays["texts"] = np.array(texts, np.str_)
+    count = distributed.count()
+    part = f"_process_{distributed.index()}_of_{count}" if count > 1 else ""
+    path = folder / FOLDER / f"step_{step}{part}.npz"
     try:
         # None leaves, and ends the run by that, while another one still writes.
-        path = distributed.in_all(functools.partial(_write, folder / FOLDER, kept))
+        distributed.in_all(functools.partial(_write, path, arrays))
     except UserError as error:
-        return f"whose batch could not be kept ({error})"
-    return f"whose batch is kept in {path} for python -m mtl_jax replay"
+        return f"whose batch could not be kept ({error}){_named(texts)}"
+    return f"whose batch is kept in {path}{_named(texts)}"
 
 
-def _write(folder: Path, kept: KeptBatch) -> Path:
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     try:
-        return write_batch(folder, kept, distributed.index(), distributed.count())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as draft, draft.open("wb") as file:
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
     except OSError as error:
         raise UserError(error.strerror or str(error)) from error
 

@@ -22,7 +22,7 @@ from mtl_jax.training.evaluator import ModelSpec, evaluator
 from mtl_jax.training.extensions import load_extensions
 from mtl_jax.training.frozen_activations import SHALLOWEST, Prefix
 from mtl_jax.training.inputs import Inputs, Split
-from mtl_jax.training.runners import dropout_parts, make_runner
+from mtl_jax.training.runners import make_runner
 from mtl_jax.training.step import TrainState, stream
 from mtl_jax.training.weighting.base import Weighting
 from mtl_jax.training.weighting.registry import make_weighting, useless
@@ -187,11 +187,6 @@ class Run:
         """The tasks whose losses count in any phase: what checkpoints are chosen by."""
         counted = {task for plan in self.plans for task in plan.phase.tasks}
         return tuple(task for task in self.inputs.classes if task in counted)
-
-    @property
-    def dropout_parts(self) -> int | None:
-        """See ``runners.dropout_parts``; of seeds together each has its batch whole."""
-        return dropout_parts(self._runner) if self._runner else None
 
     def start(self) -> TrainState:
         """The state before the first step, of the run's own parameters."""

@@ -108,7 +108,7 @@ class Member:
         path = self._workdir.path
         self.meter = Meter(
             tuple(self.run.inputs.classes),
-            lambda *loss: keep(path, self.run, *loss),
+            lambda step, batch: keep(path, self.run, step, batch),
             saved.get("meter"),
         )
         self._workdir.rewind(saved.get("lines", 0))

@@ -258,11 +258,6 @@ def make_runner(kind: Parallel, *, alone: bool = False) -> Runner:
     return {"pmap": PmapRunner, "mesh": MeshRunner}[kind](alone=alone)
 
 
-def dropout_parts(runner: Runner) -> int | None:
-    """Into how many parts, each with dropout of its own, a batch is cut; None where it is not."""
-    return runner.devices if isinstance(runner, PmapRunner) else None
-
-
 class Compiled:
     """A step that is compiled at its first call for arguments of each kind.
 

@@ -16,9 +16,8 @@ from mtl_jax.data.batches import HostBatch
 # Steps whose seconds are kept for their median.
 _MOST_TIMES = 256
 
-Keep = Callable[[int, str | None, HostBatch], str]
-"""Is given the step, the task whose loss is not finite (None: the gradient's norm), and the batch;
-names the batch."""
+Keep = Callable[[int, HostBatch], str]
+"""Is given the step and the batch; keeps it, and says where."""
 
 
 class Stopwatch:
@@ -197,10 +196,10 @@ class Meter:
         norm, losses = float(metrics["grad_norm"]), {}
         for task, (total, _) in metrics["loss"].items():
             if not math.isfinite(total):
-                raise self._refused(f"the {task} loss", step, task, batch)
+                raise self._refused(f"the {task} loss", step, batch)
         if not math.isfinite(norm):
             # The losses are from before the update, which this gradient has spoilt.
-            raise self._refused("the norm of the gradient", step, None, batch)
+            raise self._refused("the norm of the gradient", step, batch)
         for task, (total, count) in metrics["loss"].items():
             self._sums[task][0] += float(total)
             self._sums[task][1] += float(count)
@@ -210,8 +209,8 @@ class Meter:
             self._last["task_weights"] = {task: float(weight) for task, weight in weights.items()}
         return self._last
 
-    def _refused(self, what: str, step: int, task: str | None, batch: HostBatch) -> SharedError:
-        kept = self._keep(step, task, batch)
+    def _refused(self, what: str, step: int, batch: HostBatch) -> SharedError:
+        kept = self._keep(step, batch)
         return SharedError(
             f"{what} is not finite at step {step}, {kept}: lower the learning rates; the last "
             "checkpoint is kept"
