@@ -73,7 +73,9 @@ class Heads(Settings):
             UserError: One is no number of 0 or more.
         """
         flag = "--task-weight-values"
-        tried = {task: (weight,) for task, weight in self.weights.items()}
+        tried: dict[str, tuple[float, ...]] = {
+            task: (weight,) for task, weight in self.weights.items()
+        }
         for task, words in pairs_of(
             flag, self.task_weight_values, "weights", self.data.tasks
         ).items():

@@ -20,6 +20,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 PIPE = subprocess.PIPE
@@ -148,7 +149,7 @@ class Popen:
         """Sends SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
-    def communicate(self, input=None, timeout=None):  # noqa: A002
+    def communicate(self, input=None, timeout=None) -> tuple[Any, Any]:  # noqa: A002
         """Writes the input, reads both streams to their ends, waits for the process."""
         found = {}
         readers = [
@@ -214,7 +215,8 @@ def run(command, *, input=None, capture_output=False, check=False, timeout=None,
         except BaseException:
             process.kill()
             raise
-    done = subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    status: Any = process.returncode
+    done = subprocess.CompletedProcess(process.args, status, out, err)
     if check:
         done.check_returncode()
     return done

@@ -19,7 +19,7 @@ from transformers import BertModel
 from transformers.optimization import get_linear_schedule_with_warmup
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from mtl_jax.config.train import EPOCHS, HEAD_LEARNING_RATE, TASKS, TrainConfig
+from mtl_jax.config.train import EPOCHS, HEAD_LEARNING_RATE, TrainConfig
 from mtl_jax.data.corpus import MISSING, load_corpus
 from mtl_jax.data.tokens import Tokens, tokenize
 from mtl_jax.freezing.rules import assign_labels
@@ -37,7 +37,7 @@ Batch = tuple[np.ndarray, torch.Tensor, torch.Tensor]
 
 
 class Model(nn.Module):
-    """A ``BertModel`` with its default attention, mean pooling, and two linear heads."""
+    """A ``BertModel`` with its default attention, mean pooling, and a linear head per task."""
 
     def __init__(self, folder: str, classes: Mapping[str, Sequence[str]]):
         super().__init__()
@@ -47,9 +47,11 @@ class Model(nn.Module):
         bert = self.backbone.config
         rate = bert.classifier_dropout
         self.dropout = nn.Dropout(bert.hidden_dropout_prob if rate is None else rate)
-        self.classifier = nn.Linear(bert.hidden_size, len(classes["classifier"]))
-        self.sentiment = nn.Linear(bert.hidden_size, len(classes["sentiment"]))
-        for head in (self.classifier, self.sentiment):
+        self.tasks = tuple(classes)
+        for task, names in classes.items():
+            self.add_module(task, nn.Linear(bert.hidden_size, len(names)))
+        for task in self.tasks:
+            head: Any = self.get_submodule(task)
             nn.init.normal_(head.weight, std=bert.initializer_range)
             nn.init.zeros_(head.bias)
 
@@ -58,7 +60,7 @@ class Model(nn.Module):
         hidden = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
         weights = mask[..., None].to(hidden.dtype)
         pooled = self.dropout((hidden * weights).sum(1) / weights.sum(1))
-        return {"classifier": self.classifier(pooled), "sentiment": self.sentiment(pooled)}
+        return {task: self.get_submodule(task)(pooled) for task in self.tasks}
 
 
 def freeze(model: Model, scenario: str) -> dict[str, str]:
@@ -67,7 +69,7 @@ def freeze(model: Model, scenario: str) -> dict[str, str]:
     Raises:
         UserError: No such scenario for a model of so many layers.
     """
-    rules = scenario_rules(scenario, model.backbone.config.num_hidden_layers)
+    rules = scenario_rules(scenario, model.backbone.config.num_hidden_layers, model.tasks)
     paths = {_path(name): parameter for name, parameter in model.named_parameters()}
     labels = assign_labels(paths, rules)
     for path, parameter in paths.items():
@@ -144,10 +146,10 @@ def total_loss(
     logits: Mapping[str, torch.Tensor], labels: Mapping[str, torch.Tensor], config: TrainConfig
 ) -> torch.Tensor:
     """The weighted sum over tasks of the mean cross-entropy over that task's labels, in nats."""
-    total = torch.zeros((), device=labels[TASKS[0]].device)
-    for task in TASKS:
+    total = torch.zeros((), device=next(iter(labels.values())).device)
+    for task, of_task in logits.items():
         summed = nn.functional.cross_entropy(
-            logits[task], labels[task], ignore_index=MISSING, reduction="sum"
+            of_task, labels[task], ignore_index=MISSING, reduction="sum"
         )
         total = total + config.weights[task] * summed / (labels[task] != MISSING).sum().clamp(min=1)
     return total
@@ -219,7 +221,7 @@ class FineTuning:
         if split not in self._corpus.splits:
             return None
         examples, tokens = self._split(split)
-        predicted = {task: np.zeros(len(examples), np.int64) for task in TASKS}
+        predicted = {task: np.zeros(len(examples), np.int64) for task in self.model.tasks}
         # In order of length there is next to no padding.
         order = np.argsort(tokens.lengths, kind="stable").tolist()
         size = self._config.batch_size

@@ -133,7 +133,8 @@ def _heads(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
     del platform
     side = math.isqrt(job.variants)
     rates = np.geomspace(1e-3, 1e-2, side).tolist()
-    grid = Grid(tuple(range(side)), tuple(rates), (config.weight_decay,), (1.0,), (1.0,))
+    weights = tuple((task, (weight,)) for task, weight in config.weights.items())
+    grid = Grid(tuple(range(side)), tuple(rates), (config.weight_decay,), weights)
     inputs = _with_features(config)
     started = time.perf_counter()
     result = sweep(config, grid, inputs)

@@ -10,7 +10,7 @@ import mtl_jax as mtl
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--train", required=True)
     parser.add_argument("--validation")
@@ -31,7 +31,7 @@ def main(argv=None):
     state = step.init(seed=0)
     for batch in batches:
         state, metrics = step(state, batch)
-    print(f"loss of the last step: {metrics['loss']}")
+        print(f"loss {metrics['loss']}")
     return mtl.evaluate(model, step.params(state), data.validation)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import Scope
 from jax.typing import DTypeLike
 
 from mtl_jax.config.train import BertConfig, Pooling
@@ -104,7 +105,7 @@ class MultiTaskModel(nn.Module):
         own = dict(self.heads).get(task)
         head = own.module if own else exact_dense(self.config, classes, parent=None)
         # In a scope of its own, so that a task may be called what a Flax module has already.
-        return head.clone(parent=self.scope.push(task))
+        return head.clone(parent=cast("Scope", self.scope).push(task))
 
     def init_heads(self, rng: jax.Array) -> dict[str, Any]:
         """Fresh parameters of the heads: normal kernels, zero biases."""

@@ -151,8 +151,8 @@ def model_spec(
     """
     settings, classes = record["settings"], record["classes"]
     refuse_untrusted(named_paths(settings), trust, where)
-    named = (settings.get(name) or () for name in ("heads", "loss", "metrics"))
-    own = load_extensions(*named, classes, record["bert"]["hidden_size"])
+    heads, loss, metrics = (settings.get(name) or () for name in ("heads", "loss", "metrics"))
+    own = load_extensions(heads, loss, metrics, classes, record["bert"]["hidden_size"])
     return ModelSpec(
         bert=BertConfig(**record["bert"]),
         classes=tuple((task, len(names)) for task, names in classes.items()),

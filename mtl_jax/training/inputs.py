@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl_jax.config.data import LongTexts
-from mtl_jax.config.train import BertConfig, Settings
+from mtl_jax.config.train import BertConfig, Pooling, Settings
 from mtl_jax.core.downloads import cache_dir
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
@@ -147,7 +147,8 @@ class Inputs:
         data = settings.data
         if encoder is None:
             encoder = load_encoder(settings.backbone, settings.pooling, settings.attention_dropout)
-        self.bert, self.pooling, self.backbone = encoder.config, encoder.pooling, encoder.params
+        self.bert, self.backbone = encoder.config, encoder.params
+        self.pooling: Pooling = encoder.pooling
         self.weights_digest = digest(self.backbone)
         self.stages = Stages(self.backbone)
         self.checkpoint = encoder.folder

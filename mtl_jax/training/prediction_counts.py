@@ -43,4 +43,4 @@ def score_of_counts(counts: Mapping[str, np.ndarray]) -> np.ndarray:
             counted = predicted + true != 0
             each = np.divide(2 * hits, predicted + true, out=np.zeros_like(hits), where=counted)
             scores.append(each.sum(-1) / counted.sum(-1))
-    return np.mean(scores, axis=0) if scores else np.zeros(of_task.shape[:-2])
+    return np.mean(scores, axis=0) if scores else np.zeros(next(iter(counts.values())).shape[:-2])

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -211,6 +212,7 @@ def test_a_task_weighs_one_unless_it_is_told_otherwise():
 
 def test_rules_are_a_scenario_as_a_list_and_as_json():
     rules = [("backbone/*", "frozen"), ("*", "head")]
+    rules: Any = [("backbone/*", "frozen"), ("*", "head")]
     config = TrainConfig(workdir="run", scenario=rules)  # pyright: ignore[reportArgumentType]
     text = '[["backbone/*", "frozen"], ["*", "head"]]'
     assert config == TrainConfig(workdir="run", scenario=text)
@@ -287,6 +289,7 @@ def test_task_weights_are_those_of_the_tasks_and_1_where_none_is_given():
 
 
 def test_a_list_of_rules_is_a_scenario():
-    config = TrainConfig(workdir="run", scenario=[("backbone/*", "frozen"), ("*", "head")])
+    rules: Any = [("backbone/*", "frozen"), ("*", "head")]
+    config = TrainConfig(workdir="run", scenario=rules)
     assert config.scenario == '[["backbone/*", "frozen"], ["*", "head"]]'
     assert config.absolute().scenario == config.scenario

@@ -190,7 +190,7 @@ def test_arms_come_by_whole_seeds():
     asked = Freezing(workdir="x", arms=("top_1", "none_frozen"), seeds=(4, 5, 6))
 
     def order(at_once):
-        return [[(arm.scenario, arm.seed) for arm in group] for group in asked.groups(at_once)]
+        return [[(arm.name, arm.config.seed) for arm in group] for group in asked.groups(at_once)]
 
     both = ("top_1", "none_frozen")
     assert order(1) == [[(scenario, seed)] for seed in (4, 5, 6) for scenario in both]

@@ -4,6 +4,7 @@ import csv
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -63,7 +64,7 @@ def looped(model, data, scenario, epochs=1, loss=None, optimizer=None, **how):
     if optimizer is None:
         optimizer = mtl.make_optimizer(partition, {"head": 1e-3, "backbone": 1e-4}, len(batches))
     step = mtl.TrainStep(model, partition, optimizer, loss, **how)
-    state = step.init(seed=3)
+    state, metrics = step.init(seed=3), {}
     for batch in batches:
         state, metrics = step(state, batch)
     return step.params(state), metrics
@@ -142,7 +143,7 @@ def doubled(logits, labels):
 
 
 def test_an_own_loss_is_what_is_trained_and_nothing_compiled_is_reused(model, data):
-    still = {"optimizer": optax.sgd(0.0)}
+    still: dict[str, Any] = {"optimizer": optax.sgd(0.0)}
     _, plain = looped(model, data, "backbone_frozen", **still)
     _, own = looped(model, data, "backbone_frozen", loss={"mood": doubled}, **still)
     assert own["loss"]["mood"] == pytest.approx(2 * plain["loss"]["mood"], rel=1e-6)
@@ -217,4 +218,4 @@ def test_the_example_of_a_loop_runs(files, tiny, capsys):
     words = ["--train", files["train"], "--validation", files["validation"], "--epochs=1"]
     scores = main([*words, "--backbone", str(tiny), "--tasks", "topic=topic", "mood=mood"])
     assert scores.keys() == {"topic", "mood"}
-    assert "loss of the last step" in capsys.readouterr().out
+    assert "loss {'topic': " in capsys.readouterr().out
