@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mtl_jax import studies as studies
     from mtl_jax.config.data import DataConfig as DataConfig
     from mtl_jax.config.tasks import Task as Task
     from mtl_jax.config.train import BertConfig as BertConfig
