@@ -6,5 +6,11 @@ import sys
 
 from mtl_jax.cli.commands import run
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Runs the command line of this process; the console command ``mtl-jax`` is this."""
     sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import subcommand
 
+from mtl_jax import __version__
 from mtl_jax.cli.summary import show_metrics, show_result, shows_tables
 from mtl_jax.config.data import LongTexts
 from mtl_jax.config.files import with_file
@@ -157,6 +158,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str]) -> None:
+    if list(argv) == ["--version"]:
+        print(f"mtl_jax {__version__}")
+        return
     kinds = {"train": Train, "check": Check, "plan": Plan}
     if argv and argv[0] in kinds:
         argv = [argv[0], *with_file(argv[1:], kinds[argv[0]])]
