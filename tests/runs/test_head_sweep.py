@@ -83,7 +83,7 @@ def test_the_epoch_is_chosen_among_those_that_training_measures(swept, tmp_path)
     assert (every.measured, found.measured) == ((1, 2, 3, 4, 5), (3, 5))
     np.testing.assert_array_equal(found.validation, every.validation[..., [2, 4]])
     assert found.validation[2, found.chosen].max() < every.validation[2, found.chosen].max()
-    chosen: dict[str, Any] = {**some, **found.settings[found.chosen]}
+    chosen: dict[str, Any] = {**some, **settings_of(found.settings[found.chosen])}
     alone = train(TrainConfig(workdir=str(tmp_path), seed=5, **chosen), inputs)
     assert max(found.validation[2, found.chosen]) == pytest.approx(
         mean_macro_f1(alone["validation"]), abs=1e-9
