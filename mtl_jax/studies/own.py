@@ -19,7 +19,9 @@ Arms = Mapping[str, Mapping[str, Any]]
 """By the name of an arm, the fields of ``TrainConfig`` that it has to itself."""
 
 
-def study(arms: Arms, question: str, command: str | None = None) -> Callable[[Sequence[str]], int]:
+def study(
+    arms: Arms, question: str | None, command: str | None = None
+) -> Callable[[Sequence[str]], int]:
     """Makes a study's command line of its arms.
 
         ARMS = {"frozen": {"scenario": "backbone_frozen"}, "full": {"scenario": "none_frozen"}}
@@ -53,7 +55,7 @@ def study(arms: Arms, question: str, command: str | None = None) -> Callable[[Se
 
         return carry_out(settings, lambda own, pool: _plan(own, pool, arms), line)
 
-    line = command_line(StudySettings, called, question, run)
+    line = command_line(StudySettings, called, question or "", run)
     return lambda argv: guarded(line, argv)
 
 
