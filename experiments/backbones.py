@@ -25,7 +25,7 @@ from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_unw
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 
 if TYPE_CHECKING:
-    from mtl_jax.studies.inputs_pool import Pool
+    from mtl_jax.studies.inputs_pool import InputsPool
 
 
 SETTING = "backbone"
@@ -78,7 +78,7 @@ def run(study: Backbones, command: str) -> int:
     return carry_out(study, plan_of, command)
 
 
-def plan_of(study: Backbones, _pool: Pool) -> Plan:
+def plan_of(study: Backbones, _pool: InputsPool) -> Plan:
     """The study as data. The digest of each backbone's weights is in the lines of its results.
 
     Raises:

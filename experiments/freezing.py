@@ -22,7 +22,7 @@ from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_unw
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 
 if TYPE_CHECKING:
-    from mtl_jax.studies.inputs_pool import Pool
+    from mtl_jax.studies.inputs_pool import InputsPool
 
 
 class _Default(int):
@@ -99,7 +99,7 @@ def run(study: Freezing, command: str) -> int:
     return carry_out(study, plan_of, command)
 
 
-def plan_of(study: Freezing, pool: Pool) -> Plan:
+def plan_of(study: Freezing, pool: InputsPool) -> Plan:
     """The study as data; the pool alone keeps what is read for it.
 
     Raises:

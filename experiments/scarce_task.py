@@ -46,7 +46,7 @@ from mtl_jax.studies.arm_specs import (
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 
 if TYPE_CHECKING:
-    from mtl_jax.studies.inputs_pool import Pool
+    from mtl_jax.studies.inputs_pool import InputsPool
 
 _SCENARIOS = {"joint": "none_frozen", "single_task": "none_frozen"}
 _HEAD_FROZEN = "scarce_head_frozen"
@@ -189,7 +189,7 @@ def run(study: ScarceTask, command: str) -> int:
     return carry_out(study, plan_of, command)
 
 
-def plan_of(study: ScarceTask, pool: Pool) -> Plan:
+def plan_of(study: ScarceTask, pool: InputsPool) -> Plan:
     """The study as data; the pool alone keeps what is read for it.
 
     Raises:

@@ -53,7 +53,7 @@ from mtl_jax.studies.arm_specs import (
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 
 if TYPE_CHECKING:
-    from mtl_jax.studies.inputs_pool import Pool
+    from mtl_jax.studies.inputs_pool import InputsPool
 
 SETTING = "max_train_examples"
 AT_ONCE = "at_once"
@@ -169,7 +169,7 @@ def run(study: Unfreezing, command: str) -> int:
     return carry_out(study, plan_of, command)
 
 
-def plan_of(study: Unfreezing, pool: Pool) -> Plan:
+def plan_of(study: Unfreezing, pool: InputsPool) -> Plan:
     """The study as data; the pool alone keeps what is read for it.
 
     Raises:

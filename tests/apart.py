@@ -10,7 +10,7 @@ from pathlib import Path
 from mtl_jax.config.train import DataConfig, TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.errors import Preempted, SharedError, UserError
-from mtl_jax.runs.checkpoints.manager import Checkpoints
+from mtl_jax.runs.checkpoints.manager import CheckpointManager
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.workdir import Workdir
 
@@ -50,15 +50,15 @@ def main(folder, settings):
         **{**settings, "data": DataConfig(**settings["data"])}, workdir=str(folder / "run")
     )
     found = {
-        "own": distributed.in_all(distributed.index),
-        "refused": told(lambda: distributed.in_all(refuse_in_the_second)),
+        "own": distributed.call_on_all(distributed.index),
+        "refused": told(lambda: distributed.call_on_all(refuse_in_the_second)),
         "apart": told(lambda: Workdir("run").claim({})),
         "claimed": told(lambda: Workdir(folder / "claimed").claim({})),
-        "listed": told(lambda: Checkpoints(own / "checkpoints")),
+        "listed": told(lambda: CheckpointManager(own / "checkpoints")),
         "lost": told(lambda: train(config)),
     }
     kept = sorted(path.name for path in (folder / "run" / "nonfinite").iterdir())
-    distributed.on_main(lambda: replace_by_a_folder(folder / "run" / "nonfinite" / kept[1]))
+    distributed.call_on_main(lambda: replace_by_a_folder(folder / "run" / "nonfinite" / kept[1]))
     found |= {"kept": kept, "not kept": told(lambda: train(config))}
     found["left"] = left(
         dataclasses.replace(config, scenario="all_frozen", workdir=str(folder / "untrained"))

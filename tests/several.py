@@ -56,13 +56,13 @@ def together(processes, devices, *argv):
 def train_all(file):
     """Trains what a JSON file lists, as settings of ``TrainConfig``."""
     from mtl_jax.config.train import DataConfig, TrainConfig
-    from mtl_jax.core import distributed as processes
+    from mtl_jax.core import distributed
     from mtl_jax.runs.loop import train
 
-    processes.join()
+    distributed.join()
     for settings in json.loads(Path(file).read_text()):
         train(TrainConfig(**{**settings, "data": DataConfig(**settings["data"])}))
-    processes.leave()
+    distributed.leave()
 
 
 if __name__ == "__main__":

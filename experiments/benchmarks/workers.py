@@ -114,11 +114,11 @@ def _peak(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1)
 def _with_features(config: TrainConfig) -> Any:
     """Inputs that hold the frozen backbone's vectors of every split."""
-    from mtl_jax.runs.phase_run import Run
+    from mtl_jax.runs.phase_run import PhaseRun
     from mtl_jax.training.inputs import Inputs
 
     inputs = Inputs(config)
-    run = Run(config, inputs)
+    run = PhaseRun(config, inputs)
     for name in inputs.corpus.splits:
         run.split(name)
     return inputs

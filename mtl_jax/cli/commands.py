@@ -24,8 +24,7 @@ from mtl_jax.config.train import (
     Settings,
     TrainConfig,
 )
-from mtl_jax.core import distributed as processes
-from mtl_jax.core import preemption
+from mtl_jax.core import distributed, preemption
 from mtl_jax.core.command_line import guarded, parse
 from mtl_jax.core.errors import UserError, shortened
 from mtl_jax.core.paths import expanded
@@ -168,7 +167,7 @@ def _main(argv: Sequence[str]) -> None:
     with preemption.heeded() if isinstance(command, Train) else contextlib.nullcontext():
         prepare()
         if isinstance(command, Train) and command.distributed:
-            processes.join()
+            distributed.join()
         {
             Train: _train,
             Check: _check,
@@ -187,7 +186,7 @@ def _train(command: Train) -> None:
     from mtl_jax.runs.loop import train
 
     result = train(command.config())
-    if not processes.is_main():
+    if not distributed.is_main():
         return
     if shows_tables(json=command.json):
         show_result(command.workdir, result)

@@ -11,7 +11,7 @@ from mtl_jax.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class WatchConfig:
+class MonitoringConfig:
     """What a run shows of itself while it works; nothing here changes a number that it computes."""
 
     heartbeat: float = 60.0

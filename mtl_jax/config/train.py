@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, TypeGuard, get_args
 
 from mtl_jax.config.data import DataConfig, absolute_path, refuse_blank
 from mtl_jax.config.extensions import FIELDS, as_paths, paths_by_name, refuse_schedule
-from mtl_jax.config.monitoring import WatchConfig
+from mtl_jax.config.monitoring import MonitoringConfig
 from mtl_jax.config.scenario import is_inline, scenario_text
 from mtl_jax.config.tasks import numbers_of, pairs_of
 from mtl_jax.core.errors import UserError, no_trained_head
@@ -17,7 +17,7 @@ from mtl_jax.core.imported import import_path
 from mtl_jax.core.paths import expanded
 
 DEFAULT_DATA = DataConfig()
-DEFAULT_WATCH = WatchConfig()
+DEFAULT_WATCH = MonitoringConfig()
 DEFAULT_SCENARIO = "backbone_frozen"
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -275,7 +275,7 @@ default 1, and more in a phase of more than 10 epochs, which is measured 10 time
 need; where one is damaged, the one before it is used"""
     keep_every: int = 0
     """keep those at multiples of so many steps, too; 0: none"""
-    watch: WatchConfig = DEFAULT_WATCH
+    watch: MonitoringConfig = DEFAULT_WATCH
 
     def __post_init__(self) -> None:
         for name in ("backbone", "cache_folder"):

@@ -216,7 +216,7 @@ def share(rows: int) -> slice:
     return part(rows, index(), count())
 
 
-def agreed(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """The first process's value, in all.
 
     Args:
@@ -234,7 +234,7 @@ def agreed(value: Any) -> Any:
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
 
 
-def on_main(action: Callable[[], Any]) -> Any:
+def call_on_main(action: Callable[[], Any]) -> Any:
     """What ``action`` gives in the first process, in all of them; the others do not call it.
 
     Args:
@@ -252,13 +252,13 @@ def on_main(action: Callable[[], Any]) -> Any:
             found = {"value": action()}
         except UserError as raised:
             error, found = raised, {"error": str(raised)}
-    found = agreed(found)
+    found = broadcast(found)
     if "error" in found:
         raise _shared(found["error"]) from error
     return found["value"]
 
 
-def in_all(action: Callable[[], T]) -> T:
+def call_on_all(action: Callable[[], T]) -> T:
     """What ``action``, called in every process, gives in this one, when all have ended it.
 
     Args:
@@ -298,7 +298,7 @@ def _shared(words: str) -> SharedError:
     return (SharedError if is_main() else RelayedError)(words)
 
 
-def met_by_all(error: BaseException) -> bool:
+def is_collective(error: BaseException) -> bool:
     """Whether all processes have come to this error, so that none waits for another."""
     return count() == 1 or isinstance(error, (SharedError, Preempted))
 

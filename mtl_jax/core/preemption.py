@@ -40,12 +40,12 @@ class _Notice:
     Attributes:
         waits: Whether the end of a step is waited for.
         given: Whether the signal has come.
-        agreed: Whether several processes have begun to ask for a step to leave after together.
+        broadcast: Whether several processes have begun to ask for a step to leave after together.
         questions: How often ``due`` has been asked.
     """
 
     def __init__(self) -> None:
-        self.waits = self.given = self.agreed = False
+        self.waits = self.given = self.broadcast = False
         self.questions = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -109,7 +109,7 @@ class _Watch:
                         self._heed()
 
     def _heed(self) -> None:
-        if not _notice.agreed:
+        if not _notice.broadcast:
             self._leave()
         if not self._noted:
             self._noted = True
@@ -179,7 +179,7 @@ def heeded() -> Iterator[None]:
         distributed.when_joined = None
         for watch in watches:
             watch.stop()
-        _notice.given = _notice.agreed = False
+        _notice.given = _notice.broadcast = False
         sys.unraisablehook = told
         signal.signal(signal.SIGTERM, before)
 
@@ -214,7 +214,7 @@ def due() -> bool:
     # Not the steps are counted, some of which may be taken many at once: JAX settles on the
     # first number that no process has come to yet, and each of them has to come to that.
     _notice.questions += 1
-    _notice.agreed = _notice.agreed or _notice.waits
+    _notice.broadcast = _notice.broadcast or _notice.waits
     return multihost_utils.reached_preemption_sync_point(_notice.questions)
 
 
@@ -233,4 +233,4 @@ def leave_if_due(*, anew: bool = False) -> None:
     if due():
         raise Preempted(_AT_ONCE)
     if anew:
-        _notice.agreed = False
+        _notice.broadcast = False

@@ -9,7 +9,7 @@ import grain
 import numpy as np
 
 from mtl_jax.data.corpus import MISSING
-from mtl_jax.data.packing.plan import Layout, Placement, TrainPlan, evaluation_plan
+from mtl_jax.data.packing.plan import Layout, PackingPlan, Placement, evaluation_plan
 from mtl_jax.data.tokens import Tokens
 
 HostBatch = dict[str, np.ndarray]
@@ -120,10 +120,10 @@ def _rank_in_group(groups: np.ndarray) -> np.ndarray:
     return rank
 
 
-class Order:
+class EpochOrder:
     """The endless order of a run's data, shuffled by Grain; it depends on the seed alone."""
 
-    def __init__(self, plan: TrainPlan, seed: int):
+    def __init__(self, plan: PackingPlan, seed: int):
         seeds = np.random.SeedSequence(seed).generate_state(2).tolist()
         self._plan, self._seed = plan, seed
         self._shuffled = [
@@ -146,7 +146,7 @@ class Order:
 
 
 def train_batches(
-    texts: TextSet, plan: TrainPlan, seed: int, start: int, steps: int, own: slice = WHOLE
+    texts: TextSet, plan: PackingPlan, seed: int, start: int, steps: int, own: slice = WHOLE
 ) -> grain.DatasetIterator[HostBatch]:
     """Batches of a run; the iterator's state can be saved and set.
 
@@ -162,7 +162,7 @@ def train_batches(
         steps: How many batches.
         own: As of ``make_batch``.
     """
-    order = Order(plan, seed)
+    order = EpochOrder(plan, seed)
 
     def batch(index: int) -> HostBatch:
         epoch, step = divmod(index, plan.steps)

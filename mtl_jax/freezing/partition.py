@@ -22,7 +22,7 @@ Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, init=False)
-class Freeze:
+class Partition:
     """Which parameter belongs to which optimizer group, and which to none.
 
         partition = mtl.Partition(model.params, "top_2")
@@ -58,14 +58,14 @@ class Freeze:
         object.__setattr__(self, "labels", labels)
 
     @classmethod
-    def from_labels(cls, labels: tuple[tuple[str, str], ...]) -> Freeze:
+    def from_labels(cls, labels: tuple[tuple[str, str], ...]) -> Partition:
         """The partition of ``(path, label)`` pairs, sorted by path."""
         made = object.__new__(cls)
         object.__setattr__(made, "labels", labels)
         return made
 
     @classmethod
-    def from_rules(cls, params: Params, rules: Sequence[Rule]) -> Freeze:
+    def from_rules(cls, params: Params, rules: Sequence[Rule]) -> Partition:
         """Labels every leaf of ``params``; see ``assign_labels`` for the errors."""
         return cls(params, rules)
 
@@ -93,13 +93,15 @@ class Freeze:
         """The inverse of ``split``."""
         return unflatten_dict({**_flat(trainable), **_flat(frozen)}, sep="/")
 
-    def by_stage(self) -> Freeze:
+    def by_stage(self) -> Partition:
         """The same, with ``backbone`` told apart by stage: ``backbone/layer_5`` ..."""
 
         def finer(path: str, label: str) -> str:
             return "/".join(path.split("/")[:2]) if label == "backbone" else label
 
-        return Freeze.from_labels(tuple((path, finer(path, label)) for path, label in self.labels))
+        return Partition.from_labels(
+            tuple((path, finer(path, label)) for path, label in self.labels)
+        )
 
     def depth(self, num_layers: int) -> int:
         """How much of the backbone's bottom is frozen, as ``BertEncoder``'s ``frozen_depth``.
@@ -133,9 +135,6 @@ class Freeze:
             label: transforms[longest_prefix(label, transforms)] for label in self.groups
         }
         return optax.multi_transform(chosen, trainable_labels)
-
-
-Partition = Freeze
 
 
 def _flat(params: Params) -> dict[str, Any]:
@@ -193,12 +192,12 @@ def state_bytes(opt_state: optax.OptState) -> int:
 
 
 def certificate(
-    freeze: Freeze, params: Params, opt_state: optax.OptState, frozen_before: str
+    partition: Partition, params: Params, opt_state: optax.OptState, frozen_before: str
 ) -> dict[str, Any]:
     """The proof that a run leaves: what was trained, and that the rest did not change.
 
     Args:
-        freeze: The run's partition.
+        partition: The run's partition.
         params: All parameters as they are now.
         opt_state: The optimizer's state now.
         frozen_before: ``digest`` of the frozen leaves at the start.
@@ -209,11 +208,11 @@ def certificate(
     """
     flat = _flat(params)
     per_label: dict[str, dict[str, int]] = {}
-    for path, label in freeze.labels:
+    for path, label in partition.labels:
         entry = per_label.setdefault(label, {"leaves": 0, "parameters": 0})
         entry["leaves"] += 1
         entry["parameters"] += int(flat[path].size)
-    after = digest(freeze.split(params)[1])
+    after = digest(partition.split(params)[1])
     return {
         "labels": per_label,
         "trainable_parameters": sum(

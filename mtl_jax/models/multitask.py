@@ -45,7 +45,7 @@ class Head:
     module: nn.Module
 
 
-class MultiTaskModel(nn.Module):
+class MultiTaskModule(nn.Module):
     """Backbone and heads; the tree is ``backbone``, and each task by its name.
 
     A head is a Dense layer, unless ``heads`` has another: a Flax module from pooled vectors,

@@ -10,11 +10,11 @@ from mtl_jax.core import distributed
 from mtl_jax.runs.phase_plan import PhasePlan, on_the_way
 from mtl_jax.training.cache.array_file import array_bytes, file_bytes
 from mtl_jax.training.cache.array_store import in_memory
-from mtl_jax.training.frozen_activations import SHALLOWEST, Prefix
+from mtl_jax.training.frozen_activations import SHALLOWEST, FrozenActivations
 from mtl_jax.training.inputs import Inputs, Split
 
 
-class KeptSplits:
+class CachedSplits:
     """Splits whose activations at the phase's boundary are kept.
 
     Args:
@@ -35,15 +35,15 @@ class KeptSplits:
         inputs: Inputs,
         plans: Sequence[PhasePlan],
         index: int,
-        prefix: Prefix,
+        prefix: FrozenActivations,
         keep: bool,
     ):
         self.training_seconds = 0.0
         self._inputs, self._plans, self._index = inputs, plans, index
         self._prefix, self._keep = prefix, keep
         self._layers = inputs.bert.num_hidden_layers
-        self._depth = plans[index].freeze.depth(self._layers)
-        self._pooled = plans[index].freeze.backbone_frozen
+        self._depth = plans[index].partition.depth(self._layers)
+        self._pooled = plans[index].partition.backbone_frozen
         self._splits: dict[str, Split] = {}
 
     def get(self, name: str) -> Split:
@@ -55,7 +55,7 @@ class KeptSplits:
             if name not in self._splits:
                 if self._keep:
                     # A disk may be full for one process only, and the others would wait for it.
-                    split = distributed.in_all(functools.partial(self._with_kept, split, name))
+                    split = distributed.call_on_all(functools.partial(self._with_kept, split, name))
                 self._splits[name] = split
         return self._splits[name]
 

@@ -23,7 +23,7 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.data.batches import HostBatch, TextSet, make_batch
 from mtl_jax.data.packing.plan import Layout, Placement, evaluation_layout, evaluation_plan
 from mtl_jax.freezing.scenarios import FROZEN
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.evaluator import CPU_TOKENS
 from mtl_jax.training.runners import Compiled, JitRunner
 from mtl_jax.training.step import pooled_step, states_step, train_step
@@ -56,7 +56,7 @@ class PhaseFlops:
         return self.steps * self.step + self.prefix
 
 
-def run_flops(run: Run, steps: Sequence[int]) -> list[PhaseFlops]:
+def run_flops(run: PhaseRun, steps: Sequence[int]) -> list[PhaseFlops]:
     """Counts what the phases of a run take.
 
     Args:
@@ -82,12 +82,12 @@ def run_flops(run: Run, steps: Sequence[int]) -> list[PhaseFlops]:
             paid.append((names, whole))
         found.append(PhaseFlops(count, step_flops(phase) if count else 0, prefix))
         if count:
-            paths = (path.split("/") for path, label in phase.freeze.labels if label != FROZEN)
+            paths = (path.split("/") for path, label in phase.partition.labels if label != FROZEN)
             trained.update({stage for part, stage, *_ in paths if part == "backbone"})
     return found
 
 
-def flops_record(run: Run, steps: Sequence[int], beside: int) -> dict[str, Any]:
+def flops_record(run: PhaseRun, steps: Sequence[int], beside: int) -> dict[str, Any]:
     """What a result says of them.
 
     Args:
@@ -110,11 +110,11 @@ def flops_record(run: Run, steps: Sequence[int], beside: int) -> dict[str, Any]:
     }
 
 
-def step_flops(run: Run) -> int:
+def step_flops(run: PhaseRun) -> int:
     """FLOPs of one update of a run's phase; of many in one program the share of one."""
-    if not run.freeze.groups:
+    if not run.partition.groups:
         return 0
-    plan, stepper, spec = run.plans[run.index], run.stepper(), run.train_spec()
+    plan, compiled_step, spec = run.plans[run.index], run.compiled_step(), run.train_spec()
     layout = _one_device_layout(run)
     spec = dataclasses.replace(
         spec,
@@ -126,9 +126,11 @@ def step_flops(run: Run) -> int:
     )
     key = spec, plan.held
     if key not in _known:
-        model = stepper.program.model.clone(scan_layers=False, fused=None, blocks=layout.blocks)
-        program = dataclasses.replace(stepper.program, model=model)
-        trainable, frozen = run.freeze.split(_shapes(run.params))
+        model = compiled_step.program.model.clone(
+            scan_layers=False, fused=None, blocks=layout.blocks
+        )
+        program = dataclasses.replace(compiled_step.program, model=model)
+        trainable, frozen = run.partition.split(_shapes(run.params))
         state = jax.eval_shape(functools.partial(program.init, seed=0), trainable)
         texts = as_kept(run, run.inputs.training(run.phase.tasks).texts)
         targets = {
@@ -139,19 +141,19 @@ def step_flops(run: Run) -> int:
         if plan.held:
             batch["hold"] = np.zeros((layout.rows, layout.slots), np.float32)
         step = functools.partial(train_step, program)
-        same = model == stepper.program.model and layout == stepper.layout
-        if same and not spec.on_pooled and isinstance(stepper.runner, JitRunner):
-            step = stepper.step
+        same = model == compiled_step.program.model and layout == compiled_step.layout
+        if same and not spec.on_pooled and isinstance(compiled_step.runner, JitRunner):
+            step = compiled_step.step
         _known[key] = counted(step, state, frozen, batch)
     return _known[key]
 
 
-def prefix_flops(run: Run) -> int:
+def prefix_flops(run: PhaseRun) -> int:
     """FLOPs of one pass of a phase's frozen layers over its training texts, from the ids."""
     layout = _one_device_layout(run)
     model, texts = run.evaluator.model, run.inputs.training(run.phase.tasks).texts
     layout = evaluation_layout(run.inputs.reader.max_length, CPU_TOKENS, 1, layout)
-    depth = None if run.freeze.backbone_frozen else run.states_depth
+    depth = None if run.partition.backbone_frozen else run.states_depth
     model = model.clone(fused=None, blocks=layout.blocks)
     key = model, layout, depth
     if key not in _known:
@@ -186,19 +188,19 @@ def counted(function: Callable[..., Any], *args: Any) -> int:
     return int(analysis["flops"])
 
 
-def as_kept(run: Run, texts: TextSet) -> TextSet:
+def as_kept(run: PhaseRun, texts: TextSet) -> TextSet:
     """Texts with zeros, which take no memory, for the activations that the run would keep."""
     if not run.keeps:
         return texts
     width = run.inputs.bert.hidden_size
-    if run.freeze.backbone_frozen:
+    if run.partition.backbone_frozen:
         pooled = np.broadcast_to(np.float32(0), (len(texts), width))
         return dataclasses.replace(texts, pooled=pooled)
     states = np.broadcast_to(np.float32(0), (len(texts.tokens.ids), width))
     return dataclasses.replace(texts, states=states, depth=run.states_depth)
 
 
-def _one_device_layout(run: Run) -> Layout:
+def _one_device_layout(run: PhaseRun) -> Layout:
     return run.inputs.plan(run.config.batch_size, 1, run.phase.tasks).layout
 
 

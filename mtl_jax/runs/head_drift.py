@@ -14,7 +14,7 @@ import scipy.special
 
 from mtl_jax.freezing.partition import Params
 from mtl_jax.freezing.phase import Phase
-from mtl_jax.runs.progress import Course
+from mtl_jax.runs.progress import PhaseProgress
 from mtl_jax.training.evaluator import Evaluator
 from mtl_jax.training.inputs import Split
 
@@ -86,12 +86,14 @@ def reference(
     return Reference(logits(validation), logits(training) if training else {})
 
 
-def judge(phase: Phase, course: Course, drift: Mapping[str, float], step: int) -> str | None:
-    """Does to the course what the phase says of predictions that have drifted.
+def judge(
+    phase: Phase, progress: PhaseProgress, drift: Mapping[str, float], step: int
+) -> str | None:
+    """Does to the progress what the phase says of predictions that have drifted.
 
     Args:
         phase: Its ``drift_limit`` and ``on_drift``.
-        course: What is changed.
+        progress: What is changed.
         drift: Per watched task how far its predictions have drifted, in nats.
         step: Steps of the run.
 
@@ -102,18 +104,18 @@ def judge(phase: Phase, course: Course, drift: Mapping[str, float], step: int) -
     limit = math.inf if phase.drift_limit is None else phase.drift_limit
     past = {task: far for task, far in drift.items() if far > limit}
     if not past:
-        course.steady = step
+        progress.steady = step
         return None
-    if course.drifted:
+    if progress.drifted:
         return None
-    course.drifted = True
+    progress.drifted = True
     far = " and ".join(f"that of {task} {value:.3f}" for task, value in past.items())
     words = f"a frozen head's predictions have drifted more than {limit:g} nats, {far}"
     if phase.on_drift == "distill":
-        course.holds = True
+        progress.holds = True
         return f"{words}: held by the loss from here on"
     if phase.on_drift in ("stop", "back"):
-        course.over = words
-        course.returns = phase.on_drift == "back"
-        return f"{words}: the phase ends{' where it was within' if course.returns else ''}"
+        progress.over = words
+        progress.returns = phase.on_drift == "back"
+        return f"{words}: the phase ends{' where it was within' if progress.returns else ''}"
     return f"{words}: unfreeze the head, or use --on-drift"

@@ -12,7 +12,7 @@ from mtl_jax.config.train import HEAD_LEARNING_RATE, TrainConfig
 from mtl_jax.core.console import duration, say
 from mtl_jax.core.errors import UserError
 from mtl_jax.runs.head_sweep import Grid, Heads, train_heads
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.workdir import Workdir
 
 RATES = (1e-3, HEAD_LEARNING_RATE, 1e-2, 3e-2)
@@ -24,7 +24,7 @@ _CLEARLY = 2.0
 _RESAMPLES, _MOST_TEXTS = 200, 2000
 
 
-def chosen_head_rate(run: Run) -> float:
+def chosen_head_rate(run: PhaseRun) -> float:
     """Returns the learning rate for the heads of the first phase of ``run``.
 
     Trains the heads with each of ``RATES`` and two seeds, for about as many whole epochs as the
@@ -62,7 +62,7 @@ def _choice(scores: np.ndarray, errors: np.ndarray) -> tuple[float, str]:
     return RATES[default], f"none of {others} does clearly better on validation"
 
 
-def _compared(run: Run, heads: Heads) -> tuple[np.ndarray, np.ndarray]:
+def _compared(run: PhaseRun, heads: Heads) -> tuple[np.ndarray, np.ndarray]:
     """Per rate its score on validation, and the standard error of what it is above the default's.
 
     Returns:

@@ -21,8 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError
-from mtl_jax.data.batches import Order, index_batch
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.data.batches import EpochOrder, index_batch
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.progress import beats
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.metrics import Metrics
@@ -94,14 +94,14 @@ class SweepResult:
     compile_seconds: float
 
 
-def ready(config: TrainConfig, grid: Grid, inputs: Inputs) -> Run:
+def ready(config: TrainConfig, grid: Grid, inputs: Inputs) -> PhaseRun:
     """What the runs of ``grid`` have in common, made ready; see ``sweep``.
 
     Raises:
         UserError: The settings are at fault.
     """
-    run = Run(config, inputs)
-    heads_alone = len(run.plans) == 1 and run.freeze.backbone_frozen and run.freeze.groups
+    run = PhaseRun(config, inputs)
+    heads_alone = len(run.plans) == 1 and run.partition.backbone_frozen and run.partition.groups
     if not heads_alone or not config.prefix_cache:
         raise UserError(
             f"a sweep trains heads on kept vectors: use --scenario backbone_frozen, not "
@@ -130,7 +130,7 @@ def sweep(config: TrainConfig, grid: Grid, inputs: Inputs) -> SweepResult:
     return sweep_of(ready(config, grid, inputs), grid)
 
 
-def sweep_of(run: Run, grid: Grid) -> SweepResult:
+def sweep_of(run: PhaseRun, grid: Grid) -> SweepResult:
     """As ``sweep``, of what ``ready`` has made ready.
 
     Raises:
@@ -168,7 +168,7 @@ def sweep_of(run: Run, grid: Grid) -> SweepResult:
     )
 
 
-def train_heads(run: Run, grid: Grid) -> tuple[Heads, list[int], np.ndarray]:
+def train_heads(run: PhaseRun, grid: Grid) -> tuple[Heads, list[int], np.ndarray]:
     """Trains the heads of every run of ``grid`` in the first phase of ``run``.
 
     Returns:
@@ -191,7 +191,7 @@ def train_heads(run: Run, grid: Grid) -> tuple[Heads, list[int], np.ndarray]:
 class Heads:
     """The states of all runs, [seeds, settings, ...], spread over the devices by both."""
 
-    def __init__(self, run: Run, grid: Grid):
+    def __init__(self, run: PhaseRun, grid: Grid):
         self._run, self.settings = run, grid.settings()
         self._executables: dict[Any, Any] = {}
         self.compile_seconds = 0.0
@@ -216,7 +216,7 @@ class Heads:
             NamedSharding(mesh, PartitionSpec("settings")),
         )
         training, validation = run.training, run.split("validation")
-        self._orders = [Order(run.plan, seed) for seed in seeds]
+        self._orders = [EpochOrder(run.plan, seed) for seed in seeds]
         self._vectors, self._held_out = (
             jax.device_put({"pooled": texts.pooled, **texts.labels}, everywhere)
             for texts in (training.texts, validation.texts)
@@ -237,7 +237,7 @@ class Heads:
         )
         weights = tuple(setting[weight_of(task)] for task in self._model.tasks)
         return Program(
-            self._model, build_optimizer(run.freeze, optimizer), 0, weights, run.weighting
+            self._model, build_optimizer(run.partition, optimizer), 0, weights, run.weighting
         )
 
     def _call(

@@ -19,8 +19,8 @@ from mtl_jax.runs.head_rate import chosen_head_rate, recorded_head_rate
 from mtl_jax.runs.monitoring.hooks import Show
 from mtl_jax.runs.monitoring.train_metrics import Stopwatch
 from mtl_jax.runs.phase_plan import lengths, parted, short_phases, without_effect
-from mtl_jax.runs.phase_run import Run
-from mtl_jax.runs.seed_run import Member
+from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.runs.seed_run import SeedRun
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.text_baseline import in_words, shortfalls
 
@@ -81,7 +81,7 @@ def train_seeds(
     configs = [config.absolute() for config in configs]
     _refuse_unlike(configs)
     shared = inputs
-    inputs, runs = distributed.in_all(partial(_made_ready, configs, shared))
+    inputs, runs = distributed.call_on_all(partial(_made_ready, configs, shared))
 
     @functools.cache
     def tell() -> None:
@@ -90,11 +90,13 @@ def train_seeds(
             _tell(runs[0])
 
     if runs[0].plans[0].rate_is_open:
-        if (rate := distributed.on_main(partial(recorded_head_rate, configs))) is None:
+        if (rate := distributed.call_on_main(partial(recorded_head_rate, configs))) is None:
             # What looks wrong with the data is seen before anyone waits for a sweep.
             tell()
             # Of several processes each finds one; a rounding may tell them apart.
-            rate = distributed.agreed(distributed.in_all(partial(chosen_head_rate, runs[0])))
+            rate = distributed.broadcast(
+                distributed.call_on_all(partial(chosen_head_rate, runs[0]))
+            )
         runs = [run.with_head_learning_rate(rate) for run in runs]
     if len(configs) > 1 and (parted(runs[0].plans) or distributed.count() > 1):
         # A frozen part that differs between the seeds can't be one copy for all of them, and
@@ -102,38 +104,40 @@ def train_seeds(
         tell()
         return [outcome for config in configs for outcome in train_seeds([config], inputs)]
     with contextlib.ExitStack() as stack:
-        members = [Member(run, stack) for run in runs]
-        for member in members:
-            with member.guarded():
-                member.open()
-        there = _under_way(members)
+        seed_runs = [SeedRun(run, stack) for run in runs]
+        for seed_run in seed_runs:
+            with seed_run.guarded():
+                seed_run.open()
+        there = _under_way(seed_runs)
         if there:
             tell()
         # Once for all: the last step of a group that has been trained may be another's first.
-        groups: dict[tuple[int, int, bool], list[Member]] = {}
-        for member in there:
-            groups.setdefault(member.place, []).append(member)
+        groups: dict[tuple[int, int, bool], list[SeedRun]] = {}
+        for seed_run in there:
+            groups.setdefault(seed_run.place, []).append(seed_run)
         for group in groups.values():
             with contextlib.closing(Show(group[0].run)) as show:
-                while phase := [member for member in group if member.has_phases]:
+                while phase := [seed_run for seed_run in group if seed_run.has_phases]:
                     preemption.leave_if_due()
                     _fit(phase, show)
             preemption.leave_if_due()
             _measure(_under_way(group))
-        for member in there if shared is None else ():
-            for warning in _shortfalls(member):
+        for seed_run in there if shared is None else ():
+            for warning in _shortfalls(seed_run):
                 say(warning)
-        return [cast("dict[str, Any] | UserError", member.outcome) for member in members]
+        return [cast("dict[str, Any] | UserError", seed_run.outcome) for seed_run in seed_runs]
 
 
-def _made_ready(configs: Sequence[TrainConfig], inputs: Inputs | None) -> tuple[Inputs, list[Run]]:
+def _made_ready(
+    configs: Sequence[TrainConfig], inputs: Inputs | None
+) -> tuple[Inputs, list[PhaseRun]]:
     inputs = inputs or Inputs(configs[0])
-    runs = [Run(config, inputs, together=len(configs) > 1) for config in configs]
+    runs = [PhaseRun(config, inputs, together=len(configs) > 1) for config in configs]
     inputs.refuse_long()
     return inputs, runs
 
 
-def _tell(run: Run) -> None:
+def _tell(run: PhaseRun) -> None:
     """Says what is said once of the data and the settings, whichever seeds are trained."""
     settings = run.config, run.plans
     notes = (make(*settings) for make in (without_effect, lengths, short_phases))
@@ -155,35 +159,35 @@ def _refuse_unlike(configs: Sequence[TrainConfig]) -> None:
             )
 
 
-def _under_way(members: Sequence[Member]) -> list[Member]:
-    return [member for member in members if member.outcome is None]
+def _under_way(seed_runs: Sequence[SeedRun]) -> list[SeedRun]:
+    return [seed_run for seed_run in seed_runs if seed_run.outcome is None]
 
 
-def _fit(members: Sequence[Member], show: Show) -> None:
+def _fit(seed_runs: Sequence[SeedRun], show: Show) -> None:
     """Trains one phase of whoever can be, who are all at one place of it, to its end.
 
     A member that fails, or whose phase ends before the others', keeps its place in the batch,
     and what becomes of it is not looked at.
     """
     begun = []
-    for member in members:
-        with member.guarded():
-            begun.append((member, member.begin()))
+    for seed_run in seed_runs:
+        with seed_run.guarded():
+            begun.append((seed_run, seed_run.begin()))
     if not begun:
         return
-    members, starts = zip(*begun, strict=True)
-    for member in members:
-        member.join(len(members))
-    run, done = members[0].run, members[0].done
+    seed_runs, starts = zip(*begun, strict=True)
+    for seed_run in seed_runs:
+        seed_run.join(len(seed_runs))
+    run, done = seed_runs[0].run, seed_runs[0].done
     config, total = run.config, run.total_steps
     between = run.plans[run.index].measure_every * run.plan.steps
     texts, held_out = (len(run.split(name).texts) for name in ("training", "validation"))
-    say(f"{_title(members)}: {texts:,} texts to train on, {held_out:,} to validate")
+    say(f"{_title(seed_runs)}: {texts:,} texts to train on, {held_out:,} to validate")
     if note := run.useless_weighting:
         say(f"note: {note}")
-    stepper = run.stepper(len(members))
-    vectors = stepper.vectors(run.training.texts) if total else None
-    state, frozen = stepper.place(*zip(*starts, strict=True))
+    compiled_step = run.compiled_step(len(seed_runs))
+    vectors = compiled_step.vectors(run.training.texts) if total else None
+    state, frozen = compiled_step.place(*zip(*starts, strict=True))
     del begun, starts
     if done:
         say(f"resuming from step {done} of {total}")
@@ -195,103 +199,103 @@ def _fit(members: Sequence[Member], show: Show) -> None:
 
     def lap(steps: int, compile_seconds: float = 0.0) -> None:
         seconds = watch.lap() - compile_seconds
-        there = _training(members)
-        for member in there:
-            member.book(steps, seconds, compile_seconds, len(there))
+        there = _training(seed_runs)
+        for seed_run in there:
+            seed_run.book(steps, seconds, compile_seconds, len(there))
 
     def each(act: Callable[..., None], *args: Any) -> None:
-        for member, copies in zip(members, stepper.unplace(state, frozen), strict=True):
-            if member.trains:
-                with member.guarded():
-                    act(member, *copies, *args)
+        for seed_run, copies in zip(seed_runs, compiled_step.unplace(state, frozen), strict=True):
+            if seed_run.trains:
+                with seed_run.guarded():
+                    act(seed_run, *copies, *args)
 
     if total == 0:
-        each(Member.measure, done)
-    with training_bar(_title(members), total, done) as update, preemption.deferred():
+        each(SeedRun.measure, done)
+    with training_bar(_title(seed_runs), total, done) as update, preemption.deferred():
         watch.start()
-        while done < total and _training(members):
-            steps = min(stepper.most, until_stop(done))
-            batches = [member.draw(steps) for member in members]
-            compiled = stepper.step.seconds
-            before = members[0].course.start + done
+        while done < total and _training(seed_runs):
+            steps = min(compiled_step.most, until_stop(done))
+            batches = [seed_run.draw(steps) for seed_run in seed_runs]
+            compiled = compiled_step.step.seconds
+            before = seed_runs[0].progress.start + done
             state, metrics = show.trace(
-                before, steps, watch, stepper, state, frozen, vectors, batches
+                before, steps, watch, compiled_step, state, frozen, vectors, batches
             )
-            lap(steps, stepper.step.seconds - compiled)
+            lap(steps, compiled_step.step.seconds - compiled)
             for index, of_step in enumerate(metrics):
                 done += 1
-                for place, member in enumerate(members):
-                    if member.trains:
-                        with member.guarded():
-                            member.add(done, partial(of_step, place), batches[place][index])
-            if there := _training(members):
+                for place, seed_run in enumerate(seed_runs):
+                    if seed_run.trains:
+                        with seed_run.guarded():
+                            seed_run.add(done, partial(of_step, place), batches[place][index])
+            if there := _training(seed_runs):
                 losses, meter = _mean_losses(there), there[0].meter
                 update(done, losses, meter.rate)
                 show.heartbeat(meter.step, run.index, losses, meter.rate)
             measures, leaves = done % between == 0 or done == total, preemption.due()
             saves = config.checkpoint_every and done % config.checkpoint_every == 0
             if measures or leaves or saves:
-                for member in _training(members):
-                    with member.guarded():
-                        member.meter.read()
+                for seed_run in _training(seed_runs):
+                    with seed_run.guarded():
+                        seed_run.meter.read()
                 lap(0)
-                each(Member.measure, done) if measures else each(Member.save, None)
+                each(SeedRun.measure, done) if measures else each(SeedRun.save, None)
                 # It may have come meanwhile; to measure takes longer than a step.
                 leaves = leaves or preemption.due()
                 watch.start()
             if leaves:
-                _leave(members, done)
+                _leave(seed_runs, done)
 
 
-def _training(members: Sequence[Member]) -> list[Member]:
-    return [member for member in members if member.trains]
+def _training(seed_runs: Sequence[SeedRun]) -> list[SeedRun]:
+    return [seed_run for seed_run in seed_runs if seed_run.trains]
 
 
-def _leave(members: Sequence[Member], done: int) -> None:
+def _leave(seed_runs: Sequence[SeedRun], done: int) -> None:
     """Ends the run, for now, when what has been saved of it is on the disk.
 
     Raises:
         Preempted: It is.
         UserError: Nothing could be saved.
     """
-    for member in _under_way(members):
-        with member.guarded():
-            member.checkpoints.wait()
-    errors = [member.outcome for member in members if isinstance(member.outcome, UserError)]
-    if len(errors) == len(members):
+    for seed_run in _under_way(seed_runs):
+        with seed_run.guarded():
+            seed_run.checkpoints.wait()
+    errors = [seed_run.outcome for seed_run in seed_runs if isinstance(seed_run.outcome, UserError)]
+    if len(errors) == len(seed_runs):
         raise errors[0]
     for error in errors:
         say(f"error: {error}")
-    where = f"step {done} of {members[0].run.total_steps}"
+    where = f"step {done} of {seed_runs[0].run.total_steps}"
     raise Preempted(f"ended by SIGTERM, saved after {where}: {preemption.AGAIN}")
 
 
-def _measure(members: Sequence[Member]) -> None:
+def _measure(seed_runs: Sequence[SeedRun]) -> None:
     """Ends those that are trained; nothing is measured on the test split before."""
-    if members and "test" in members[0].run.inputs.corpus.splits:
-        for note in members[0].run.inputs.of_test():
+    if seed_runs and "test" in seed_runs[0].run.inputs.corpus.splits:
+        for note in seed_runs[0].run.inputs.of_test():
             say(note)
-    for member in members:
-        with member.guarded():
-            member.finish()
+    for seed_run in seed_runs:
+        with seed_run.guarded():
+            seed_run.finish()
 
 
-def _shortfalls(member: Member) -> list[str]:
+def _shortfalls(seed_run: SeedRun) -> list[str]:
     """In what a run that trained anything has learned less than a bag of words tells."""
-    result = member.outcome
+    result = seed_run.outcome
     if not isinstance(result, dict) or not result["trainable_parameters"]:
         return []
     return shortfalls(result["validation"], result["text_baseline"])
 
 
-def _mean_losses(members: Sequence[Member]) -> dict[str, float]:
-    losses = [member.meter.losses for member in members]
+def _mean_losses(seed_runs: Sequence[SeedRun]) -> dict[str, float]:
+    losses = [seed_run.meter.losses for seed_run in seed_runs]
     return {task: statistics.fmean(each[task] for each in losses) for task in losses[0]}
 
 
-def _title(members: Sequence[Member]) -> str:
-    run = members[0].run
-    seeds = ", ".join(str(member.run.config.seed) for member in members)
+def _title(seed_runs: Sequence[SeedRun]) -> str:
+    run = seed_runs[0].run
+    seeds = ", ".join(str(seed_run.run.config.seed) for seed_run in seed_runs)
     phase = f", phase {run.index + 1} of {len(run.plans)} ({run.phase.scenario})"
-    many = "s" if len(members) > 1 else ""
+    many = "s" if len(seed_runs) > 1 else ""
     return f"{run.config.name}{phase if run.config.recipe else ''}, seed{many} {seeds}"

@@ -18,8 +18,8 @@ from mtl_jax.core.errors import SharedError, UserError
 from mtl_jax.data.batches import HostBatch, TextSet, make_batch
 from mtl_jax.data.packing.plan import Layout, Placement
 from mtl_jax.freezing.partition import Params
-from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.models.multitask import MultiTaskModule
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.inputs import Split
 from mtl_jax.training.metrics import Metrics
 from mtl_jax.training.step import eval_step
@@ -32,7 +32,7 @@ _ROWS = 32
 _MOST, _NAMED, _WIDTH = 256, 3, 60
 
 
-def keep(folder: Path, run: Run, step: int, batch: HostBatch) -> str:
+def keep(folder: Path, run: PhaseRun, step: int, batch: HostBatch) -> str:
     """Keeps the batch of a step that is not finite, as one ``.npz`` in the folder of its run.
 
     Its arrays are those of the batch, as the step saw them: ids, positions and segments, or what
@@ -63,7 +63,7 @@ def keep(folder: Path, run: Run, step: int, batch: HostBatch) -> str:
     path = folder / FOLDER / f"step_{step}{part}.npz"
     try:
         # None leaves, and ends the run by that, while another one still writes.
-        distributed.in_all(functools.partial(_write, path, arrays))
+        distributed.call_on_all(functools.partial(_write, path, arrays))
     except UserError as error:
         return f"whose batch could not be kept ({error}){_named(texts)}"
     return f"whose batch is kept in {path}{_named(texts)}"
@@ -116,7 +116,7 @@ def verdicts(logits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray])
     return Verdicts(losses, finite)
 
 
-def each_alone(model: MultiTaskModel, params: Params, texts: TextSet) -> Verdicts:
+def each_alone(model: MultiTaskModule, params: Params, texts: TextSet) -> Verdicts:
     """Looks at texts one by one, on one device.
 
     Args:
@@ -140,7 +140,7 @@ def each_alone(model: MultiTaskModel, params: Params, texts: TextSet) -> Verdict
     return verdicts(logits, texts.labels)
 
 
-def validate(run: Run, params: Params, step: int) -> tuple[Metrics, dict[str, np.ndarray]]:
+def validate(run: PhaseRun, params: Params, step: int) -> tuple[Metrics, dict[str, np.ndarray]]:
     """Measures on the validation split.
 
     Args:
@@ -168,7 +168,7 @@ def validate(run: Run, params: Params, step: int) -> tuple[Metrics, dict[str, np
     return metrics, logits
 
 
-def _guilty(model: MultiTaskModel, params: Params, split: Split) -> list[str]:
+def _guilty(model: MultiTaskModule, params: Params, split: Split) -> list[str]:
     if not len(split.texts):
         return []
     at_fault = each_alone(model, params, split.texts).at_fault

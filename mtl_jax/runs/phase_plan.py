@@ -16,8 +16,8 @@ from mtl_jax.config.train import (
 )
 from mtl_jax.core.errors import UserError, no_trained_head
 from mtl_jax.core.imported import import_object
-from mtl_jax.data.packing.plan import TrainPlan
-from mtl_jax.freezing.partition import Freeze, Params, longest_prefix
+from mtl_jax.data.packing.plan import PackingPlan
+from mtl_jax.freezing.partition import Params, Partition, longest_prefix
 from mtl_jax.freezing.phase import Phase, boundaries, untaken
 from mtl_jax.freezing.recipes import RecipeContext, phases_of
 from mtl_jax.freezing.rules import Rule
@@ -42,7 +42,7 @@ class PhasePlan:
     Attributes:
         phase: As the recipe has it, completed by the settings.
         rules: Of its scenario.
-        freeze: What these make of the parameters; by layer where the rates are.
+        partition: What these make of the parameters; by layer where the rates are.
         batches: Where every training text goes in an epoch.
         steps: Its steps at most; 0 where nothing trains.
         optimizer: What its updates depend on.
@@ -55,8 +55,8 @@ class PhasePlan:
 
     phase: Phase
     rules: tuple[Rule, ...]
-    freeze: Freeze
-    batches: TrainPlan
+    partition: Partition
+    batches: PackingPlan
     steps: int
     optimizer: OptimizerConfig
     texts: str
@@ -67,12 +67,12 @@ class PhasePlan:
     @property
     def trained_heads(self) -> frozenset[str]:
         """The tasks whose heads train."""
-        return _heads(self.freeze)
+        return _heads(self.partition)
 
     @property
     def watched(self) -> tuple[str, ...]:
         """The tasks whose frozen head may be left behind by a backbone that trains."""
-        if self.freeze.backbone_frozen:
+        if self.partition.backbone_frozen:
             return ()
         return tuple(task for task in self.phase.weights if task not in self.trained_heads)
 
@@ -102,7 +102,7 @@ class PhasePlan:
         """
         phase = self.phase
         decays = phase.patience is None and phase.schedule in ("linear", "slanted_triangular")
-        return trains_heads_alone(self.freeze) and decays
+        return trains_heads_alone(self.partition) and decays
 
     def epochs(self, steps: int) -> float:
         """Passes over the training texts that so many steps are."""
@@ -162,7 +162,9 @@ def plan_phases(
         except UserError as error:
             raise UserError(f"{name}{error}") from error
     bounds = boundaries(phases, [each.steps for each in batches])
-    bounds = [steps if freeze.groups else 0 for steps, freeze in zip(bounds, freezes, strict=True)]
+    bounds = [
+        steps if partition.groups else 0 for steps, partition in zip(bounds, freezes, strict=True)
+    ]
     if sum(bounds) > MOST_STEPS:
         raise UserError(
             f"{config.name} would take {sum(bounds)} steps, and {MOST_STEPS} can be counted: lower "
@@ -257,7 +259,7 @@ def lengths(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
             continue
         if plan.steps > math.ceil(phase.epochs * plan.batches.steps):
             name = f"phase {number} ({phase.scenario}): " if config.recipe else ""
-            flag = "--head-min-steps" if trains_heads_alone(plan.freeze) else "--min-steps"
+            flag = "--head-min-steps" if trains_heads_alone(plan.partition) else "--min-steps"
             notes.append(
                 f"{name}{plan.epochs(plan.steps):.0f} epochs in the place of {phase.epochs:.3g}: "
                 f"{plan.batches.steps} steps each, {least} in all at least ({flag}, or --epochs "
@@ -266,20 +268,20 @@ def lengths(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
     return notes
 
 
-def _rate_is_open(phase: Phase, freeze: Freeze) -> bool:
+def _rate_is_open(phase: Phase, partition: Partition) -> bool:
     """Of the first phase as completed; see ``PhasePlan``."""
-    every_head = _heads(freeze) == phase.weights.keys() and all(phase.weights.values())
-    return trains_heads_alone(freeze) and every_head and "head" not in dict(phase.learning_rates)
+    every_head = _heads(partition) == phase.weights.keys() and all(phase.weights.values())
+    return trains_heads_alone(partition) and every_head and "head" not in dict(phase.learning_rates)
 
 
-def trains_heads_alone(freeze: Freeze) -> bool:
+def trains_heads_alone(partition: Partition) -> bool:
     """Whether heads train, and nothing below them."""
-    return freeze.backbone_frozen and bool(freeze.groups)
+    return partition.backbone_frozen and bool(partition.groups)
 
 
-def _heads(freeze: Freeze) -> frozenset[str]:
+def _heads(partition: Partition) -> frozenset[str]:
     """The tasks whose heads train."""
-    trained = {path.split("/")[0] for path, label in freeze.labels if label != FROZEN}
+    trained = {path.split("/")[0] for path, label in partition.labels if label != FROZEN}
     return frozenset(trained - {"backbone"})
 
 
@@ -302,9 +304,9 @@ def _refuse_repeats(plans: Sequence[PhasePlan], names: Sequence[str]) -> None:
 def _training_of(plan: PhasePlan) -> tuple[Any, ...]:
     """What a phase does while it lasts, whatever ends it."""
     phase = plan.phase
-    rates = {group: plan.optimizer.rate(group) for group in plan.freeze.groups}
+    rates = {group: plan.optimizer.rate(group) for group in plan.partition.groups}
     # Labels by stage and their rates may say what those of the whole backbone do.
-    trained = {path: rates.get(label) for path, label in plan.freeze.labels}
+    trained = {path: rates.get(label) for path, label in plan.partition.labels}
     watch = phase.drift_limit, phase.on_drift, phase.distillation_weight
     return trained, phase.task_weights, phase.schedule, phase.warmup_fraction, watch
 
@@ -313,30 +315,30 @@ def _names(recipe: str, phases: Sequence[Phase]) -> list[str]:
     return [f"recipe {recipe}: phase {number}: " for number in range(1, len(phases) + 1)]
 
 
-def _freeze(phase: Phase, params: Params, rules: Sequence[Rule]) -> Freeze:
-    freeze = Freeze.from_rules(params, rules)
+def _freeze(phase: Phase, params: Params, rules: Sequence[Rule]) -> Partition:
+    partition = Partition.from_rules(params, rules)
     finer = {label for label, _ in phase.learning_rates if label.startswith("backbone/")}
-    if phase.layer_decay != 1 or finer - set(freeze.groups):
-        freeze = freeze.by_stage()
+    if phase.layer_decay != 1 or finer - set(partition.groups):
+        partition = partition.by_stage()
     for label, _ in phase.learning_rates:
         # The settings give a rate for both of these, whether there is use for it or not.
-        used = (group == label or group.startswith(f"{label}/") for group in freeze.groups)
+        used = (group == label or group.startswith(f"{label}/") for group in partition.groups)
         if label not in ("head", "backbone") and not any(used):
             raise UserError(
                 f"learning_rates names {label!r}, which is no label of what it trains: use "
-                f"{', '.join(freeze.groups)}"
+                f"{', '.join(partition.groups)}"
             )
-    return freeze
+    return partition
 
 
-def _idle(phase: Phase, freeze: Freeze) -> str | None:
+def _idle(phase: Phase, partition: Partition) -> str | None:
     """Why a phase of a recipe leaves everything as it is."""
-    if not freeze.groups:
+    if not partition.groups:
         return "it trains no parameter; leave the phase out"
     if not any(phase.weights.values()):
         return "all task weights are 0; raise one of them"
     rates = dict(phase.learning_rates)
-    if not any(rates[longest_prefix(group, rates)] for group in freeze.groups):
+    if not any(rates[longest_prefix(group, rates)] for group in partition.groups):
         return "all its learning rates are 0; raise one of them"
     return None
 
@@ -368,10 +370,10 @@ def parted(plans: Sequence[PhasePlan]) -> bool:
     """
     trained: set[str] = set()
     for plan in plans:
-        frozen = {path for path, label in plan.freeze.labels if label == FROZEN}
+        frozen = {path for path, label in plan.partition.labels if label == FROZEN}
         if any(path.startswith("backbone/") for path in frozen & trained):
             return True
-        trained |= {path for path, _ in plan.freeze.labels} - frozen
+        trained |= {path for path, _ in plan.partition.labels} - frozen
     return False
 
 
@@ -381,10 +383,10 @@ def on_the_way(plans: Sequence[PhasePlan], phase: int, num_layers: int) -> dict[
     Nothing of it is trained in between, so that its activations can be kept when those of
     ``phase`` are computed, which they are on the way to.
     """
-    lowest = plans[phase].freeze.depth(num_layers)
+    lowest = plans[phase].partition.depth(num_layers)
     found = {}
     for index in range(phase + 1, len(plans)):
-        depth = plans[index].freeze.depth(num_layers)
+        depth = plans[index].partition.depth(num_layers)
         if depth <= lowest:
             found[index] = depth
         lowest = min(lowest, depth)

@@ -15,12 +15,12 @@ import numpy as np
 from mtl_jax.config.train import LIMITS, TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.freezing.partition import Params, Stages
-from mtl_jax.runs.cached_splits import KeptSplits
+from mtl_jax.runs.cached_splits import CachedSplits
 from mtl_jax.runs.phase_plan import PhasePlan, on_the_way, plan_phases
-from mtl_jax.training.compiled_step import Stepper, TrainSpec, stepper
+from mtl_jax.training.compiled_step import CompiledTrainStep, TrainSpec, compiled_step
 from mtl_jax.training.evaluator import ModelSpec, evaluator
 from mtl_jax.training.extensions import load_extensions
-from mtl_jax.training.frozen_activations import SHALLOWEST, Prefix
+from mtl_jax.training.frozen_activations import SHALLOWEST, FrozenActivations
 from mtl_jax.training.inputs import Inputs, Split
 from mtl_jax.training.runners import make_runner
 from mtl_jax.training.step import TrainState, stream
@@ -33,7 +33,7 @@ _STEPS_AT_ONCE = 256
 _PACKAGES = ("mtl-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-class Run:
+class PhaseRun:
     """One seed in one phase of its scenario or recipe, on its inputs.
 
     Args:
@@ -46,7 +46,7 @@ class Run:
         params: The parameters at the start of the phase, or those that it has been given.
         plans: The phases of the whole run.
         index: Which of them this is.
-        freeze: Which of the parameters train.
+        partition: Which of the parameters train.
         evaluator: The compiled evaluation, the same in all phases.
         plan: Where every training text goes.
         total_steps: Steps of the phase at most; 0 where nothing trains.
@@ -90,12 +90,14 @@ class Run:
     def _enter(self, index: int) -> None:
         self.index = index
         plan = self.plans[index]
-        self.phase, self.freeze, self.plan = plan.phase, plan.freeze, plan.batches
+        self.phase, self.partition, self.plan = plan.phase, plan.partition, plan.batches
         self.total_steps = plan.steps
-        prefix = Prefix(self._model, self._own_evaluator, self._stages, self.inputs.store)
-        self._kept = KeptSplits(self.inputs, self.plans, index, prefix, self.keeps)
+        prefix = FrozenActivations(
+            self._model, self._own_evaluator, self._stages, self.inputs.store
+        )
+        self._kept = CachedSplits(self.inputs, self.plans, index, prefix, self.keeps)
 
-    def at(self, index: int, params: Params) -> Run:
+    def at(self, index: int, params: Params) -> PhaseRun:
         """The same run in another phase.
 
         Args:
@@ -108,7 +110,7 @@ class Run:
         other._enter(index)
         return other
 
-    def with_head_learning_rate(self, rate: float) -> Run:
+    def with_head_learning_rate(self, rate: float) -> PhaseRun:
         """The same run before its first step, with that rate where ``rate_is_open`` says so."""
         other = copy.copy(self)
         other.plans = plan_phases(self.config, self.inputs, self.params, self._devices, rate)
@@ -166,7 +168,7 @@ class Run:
     @property
     def states_depth(self) -> int:
         """Where the frozen bottom of the backbone ends; see ``frozen_activations``."""
-        return self.freeze.depth(self.inputs.bert.num_hidden_layers)
+        return self.partition.depth(self.inputs.bert.num_hidden_layers)
 
     @property
     def epochs(self) -> float:
@@ -190,8 +192,8 @@ class Run:
 
     def start(self) -> TrainState:
         """The state before the first step, of the run's own parameters."""
-        trainable, _ = self.freeze.split(self.params)
-        return self.stepper().program.init(trainable, self.config.seed)
+        trainable, _ = self.partition.split(self.params)
+        return self.compiled_step().program.init(trainable, self.config.seed)
 
     @property
     def features(self) -> list[str]:
@@ -213,23 +215,23 @@ class Run:
             task: weight * bool((labels[task] >= 0).any())
             for task, weight in self.phase.weights.items()
         }
-        return useless(self.weighting, self.freeze, weights, self.total_steps)
+        return useless(self.weighting, self.partition, weights, self.total_steps)
 
-    def stepper(self, seeds: int = 1) -> Stepper:
+    def compiled_step(self, seeds: int = 1) -> CompiledTrainStep:
         """The compiled training step, shared by runs that differ in nothing of it.
 
         Args:
             seeds: How many runs that are trained ``together`` it takes at once.
         """
-        return stepper(self.train_spec(seeds))
+        return compiled_step(self.train_spec(seeds))
 
     def train_spec(self, seeds: int = 1) -> TrainSpec:
-        """What that is compiled from; the argument is as of ``stepper``."""
+        """What that is compiled from; the argument is as of ``compiled_step``."""
         config, plan = self.config, self.plans[self.index]
-        on_pooled = config.prefix_cache and self.freeze.backbone_frozen
+        on_pooled = config.prefix_cache and self.partition.backbone_frozen
         return TrainSpec(
             model=self._model,
-            freeze=self.freeze,
+            partition=self.partition,
             optimizer=plan.optimizer,
             task_weights=tuple(self.phase.weights.values()),
             weighting=self.weighting,

@@ -8,16 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtl_jax.freezing.partition import Freeze, Params, certificate
-from mtl_jax.runs.checkpoints.manager import Checkpoints
-from mtl_jax.runs.phase_run import Run
-from mtl_jax.runs.progress import Course
+from mtl_jax.freezing.partition import Params, Partition, certificate
+from mtl_jax.runs.checkpoints.manager import CheckpointManager
+from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.runs.progress import PhaseProgress
 from mtl_jax.training.optimizer import carried
 from mtl_jax.training.step import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Snapshot:
     """A run at a step.
 
     Attributes:
@@ -26,18 +26,18 @@ class Place:
         state: The training state at that step, one copy.
     """
 
-    run: Run
+    run: PhaseRun
     params: Params
     state: TrainState
 
     @classmethod
-    def of(cls, run: Run, state: TrainState, frozen: Params) -> Place:
+    def of(cls, run: PhaseRun, state: TrainState, frozen: Params) -> Snapshot:
         """The place of a state that may be given away to the next step."""
         state, frozen = jax.tree.map(np.array, (state, frozen))
-        return cls(run, Freeze.merge(state.trainable, frozen), state)
+        return cls(run, Partition.merge(state.trainable, frozen), state)
 
 
-def at_place(first: Run, checkpoints: Checkpoints, step: int | None) -> Place:
+def at_place(first: PhaseRun, checkpoints: CheckpointManager, step: int | None) -> Snapshot:
     """The place that a checkpoint has saved, in whichever phase that was.
 
     Args:
@@ -49,39 +49,39 @@ def at_place(first: Run, checkpoints: Checkpoints, step: int | None) -> Place:
         UserError: The checkpoint is damaged.
     """
     if step is None:
-        return Place(first, first.params, first.start())
+        return Snapshot(first, first.params, first.start())
     checkpoints.wait()
-    phase = checkpoints.progress(step)["course"]["phase"]
+    phase = checkpoints.progress(step)["phase_progress"]["phase"]
     shapes = first if phase == 0 else first.at(phase, first.params)
-    params, state = checkpoints.restore(step, shapes.start(), shapes.freeze)
-    return Place(first.at(phase, params), params, state)
+    params, state = checkpoints.restore(step, shapes.start(), shapes.partition)
+    return Snapshot(first.at(phase, params), params, state)
 
 
-def end_phase(place: Place, course: Course, step: int) -> tuple[dict[str, Any], str]:
+def end_phase(place: Snapshot, progress: PhaseProgress, step: int) -> tuple[dict[str, Any], str]:
     """Closes a phase that is over: its certificate, and whether another one follows.
 
     Args:
         place: Its end.
-        course: The run's there, which is changed.
+        progress: The run's there, which is changed.
         step: Steps of the run.
 
     Returns:
         What is said of it in ``metrics.jsonl``, and in words.
     """
     run = place.run
-    proof = certificate(run.freeze, place.params, place.state.opt_state, course.frozen_before)
-    course.certificates.append({"scenario": run.phase.scenario, **proof})
+    proof = certificate(run.partition, place.params, place.state.opt_state, progress.frozen_before)
+    progress.certificates.append({"scenario": run.phase.scenario, **proof})
     if run.index + 1 < len(run.plans):
-        course.stopped = course.refusal(run.plans[run.index + 1].phase)
-    record = {"event": "phase", "step": step, "phase": run.index + 1, "over": course.over}
-    stopped = f"; the recipe stops: {course.stopped}" if course.stopped else ""
-    words = f"phase {run.index + 1}, {run.phase.scenario}: {course.over}{stopped}"
-    return record | {"stopped": course.stopped}, words
+        progress.stopped = progress.refusal(run.plans[run.index + 1].phase)
+    record = {"event": "phase", "step": step, "phase": run.index + 1, "over": progress.over}
+    stopped = f"; the recipe stops: {progress.stopped}" if progress.stopped else ""
+    words = f"phase {run.index + 1}, {run.phase.scenario}: {progress.over}{stopped}"
+    return record | {"stopped": progress.stopped}, words
 
 
 def next_phase(
-    place: Place, course: Course, first: Run, checkpoints: Checkpoints
-) -> tuple[Place, Course]:
+    place: Snapshot, progress: PhaseProgress, first: PhaseRun, checkpoints: CheckpointManager
+) -> tuple[Snapshot, PhaseProgress]:
     """Begins the phase after one that is over.
 
     The parameters and moments are those of the end of the phase, of its best measurement, or
@@ -90,28 +90,28 @@ def next_phase(
 
     Args:
         place: The end of the phase.
-        course: The run's, there.
+        progress: The run's, there.
         first: The run in its first phase.
         checkpoints: The run's.
 
     Raises:
         UserError: A checkpoint to go back to is damaged.
     """
-    plan, following = (place.run.plans[course.phase + i] for i in (0, 1))
+    plan, following = (place.run.plans[progress.phase + i] for i in (0, 1))
     step = int(place.state.step)
-    params, moments, origin = place.params, place.state.opt_state, course.target(plan.phase, step)
+    params, moments, origin = place.params, place.state.opt_state, progress.target(plan.phase, step)
     if origin != step:
         back = at_place(first, checkpoints, origin)
         params, moments = back.params, _through(first, place.run.index, back)
-    run = first.at(course.phase + 1, params)
-    passed = plan.epochs(step - course.start)
-    course = course.next(plan.phase, following.phase, step, origin, passed, plan.texts)
+    run = first.at(progress.phase + 1, params)
+    passed = plan.epochs(step - progress.start)
+    progress = progress.next(plan.phase, following.phase, step, origin, passed, plan.texts)
     fresh = run.start()
-    moments = carried(fresh.opt_state, moments, course.schedule_start)
-    return Place(run, params, fresh.replace(step=place.state.step, opt_state=moments)), course
+    moments = carried(fresh.opt_state, moments, progress.schedule_start)
+    return Snapshot(run, params, fresh.replace(step=place.state.step, opt_state=moments)), progress
 
 
-def _through(first: Run, index: int, back: Place) -> Any:
+def _through(first: PhaseRun, index: int, back: Snapshot) -> Any:
     """The moments to leave a phase with, from a place in it or in one before it."""
     moments = back.state.opt_state
     for between in range(back.run.index + 1, index + 1):

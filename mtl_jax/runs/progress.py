@@ -42,7 +42,7 @@ def score(phase: Phase, validation: Mapping[str, Any]) -> float:
 
 
 @dataclasses.dataclass
-class Course:
+class PhaseProgress:
     """Where a run is.
 
     Attributes:
@@ -165,8 +165,8 @@ class Course:
         origin: int | None,
         epochs: float,
         texts: str,
-    ) -> Course:
-        """The course at the start of the next phase.
+    ) -> PhaseProgress:
+        """The progress at the start of the next phase.
 
         Args:
             before: The phase that is over.
@@ -180,7 +180,7 @@ class Course:
         # Scores by another metric say nothing of it.
         alike = _judged_by(before) == _judged_by(phase)
         known = [value for value in (self.best_before, best and best[1]) if value is not None]
-        return Course(
+        return PhaseProgress(
             phase=self.phase + 1,
             start=step,
             passed=self.passed + epochs,

@@ -14,9 +14,9 @@ from mtl_jax.core import distributed
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_write
 from mtl_jax.data.batches import HostBatch
-from mtl_jax.runs.checkpoints.manager import Checkpoints
+from mtl_jax.runs.checkpoints.manager import CheckpointManager
 from mtl_jax.runs.checkpoints.manifest import DamageError
-from mtl_jax.runs.checkpoints.reader import Saved
+from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.workdir import Workdir
 
 Batches = grain.DatasetIterator[HostBatch]
@@ -35,9 +35,9 @@ def depended_on(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**own, "versions": record["environment"]["versions"]}
 
 
-def take_up(
+def open_checkpoints(
     workdir: Workdir, config: TrainConfig, run: Mapping[str, str], now: Mapping[str, Any]
-) -> tuple[Checkpoints, dict[str, Any]]:
+) -> tuple[CheckpointManager, dict[str, Any]]:
     """Opens the checkpoints of a run, after ``recover``.
 
     Args:
@@ -52,13 +52,13 @@ def take_up(
     Raises:
         UserError: They are of other weights or data.
     """
-    checkpoints = Checkpoints(workdir.checkpoints, config.keep_latest, config.keep_every, run)
+    checkpoints = CheckpointManager(workdir.checkpoints, config.keep_latest, config.keep_every, run)
     if (last := checkpoints.last_step) is None:
         return checkpoints, {}
     saved = checkpoints.progress(last)
     kept = saved["depended_on"]
     try:
-        distributed.in_all(functools.partial(_refuse_others, workdir.path, kept, now))
+        distributed.call_on_all(functools.partial(_refuse_others, workdir.path, kept, now))
     except UserError:
         checkpoints.close()
         raise
@@ -86,7 +86,7 @@ def _refuse_others(path: Path, kept: Mapping[str, Any], now: Mapping[str, Any]) 
 
 
 def batches_from(
-    checkpoints: Checkpoints, step: int, after: Callable[[int], Batches], done: int
+    checkpoints: CheckpointManager, step: int, after: Callable[[int], Batches], done: int
 ) -> tuple[Batches, int]:
     """The batches that are left of a phase.
 
@@ -126,7 +126,7 @@ def recover(workdir: Workdir, run: Mapping[str, str]) -> None:
     """
     if damage := workdir.mend():
         say(f"warning: {damage}: what it said there comes again")
-    saved = Saved(workdir.checkpoints, run)
+    saved = CheckpointReader(workdir.checkpoints, run)
     reasons = _Reasons(saved, workdir.lines)
     aside: dict[int, str] = {}
     found = None
@@ -167,7 +167,7 @@ class _Reasons:
         damaged: Of those read, the damaged ones, and in what way.
     """
 
-    def __init__(self, saved: Saved, lines: int):
+    def __init__(self, saved: CheckpointReader, lines: int):
         self._saved, self._lines = saved, lines
         self._whole: set[int] = set()
         self.damaged: dict[int, str] = {}
@@ -176,7 +176,7 @@ class _Reasons:
         """Why not this one; None where it can be."""
         if reason := self._damage(step):
             return f"it is damaged ({reason})"
-        known = self._saved.seal(step)
+        known = self._saved.manifest(step)
         if known.progress["lines"] > self._lines:
             return "metrics.jsonl has lost lines of before it"
         for other in known.needs:

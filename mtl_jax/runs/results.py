@@ -10,7 +10,7 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.freezing.partition import Params
 from mtl_jax.freezing.phase import Phase
 from mtl_jax.runs.monitoring.train_metrics import Meter, Stopwatch
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.evaluator import majority_baseline, neighbour_probe, probe_flops
 
 
@@ -34,7 +34,7 @@ def run_certificate(phases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def step_record(run: Run, count: int, meter: Meter) -> dict[str, Any]:
+def step_record(run: PhaseRun, count: int, meter: Meter) -> dict[str, Any]:
     """A step for ``metrics.jsonl``.
 
     Args:
@@ -50,7 +50,7 @@ def step_record(run: Run, count: int, meter: Meter) -> dict[str, Any]:
         "event": "step",
         "phase": run.index + 1,
         **meter.read(),
-        "learning_rates": optimizer.rates(run.freeze.groups, count),
+        "learning_rates": optimizer.rates(run.partition.groups, count),
         "examples_per_second": meter.rate,
     }
 
@@ -143,7 +143,7 @@ def steps_of_phases(records: Sequence[Mapping[str, Any]]) -> list[int]:
     return [end - start for start, end in itertools.pairwise([0, *ends])]
 
 
-def untrained_heads(run: Run, steps: Sequence[int], step: int) -> list[str]:
+def untrained_heads(run: PhaseRun, steps: Sequence[int], step: int) -> list[str]:
     """The tasks with training labels and a weight whose heads are what chance has made them.
 
     Args:
@@ -164,7 +164,7 @@ def untrained_heads(run: Run, steps: Sequence[int], step: int) -> list[str]:
 
 
 def measurements(
-    run: Run, params: Params, validation: Mapping[str, Any], *, probe: bool
+    run: PhaseRun, params: Params, validation: Mapping[str, Any], *, probe: bool
 ) -> tuple[dict[str, Any], int, float]:
     """The part of a result that is measured at its end.
 

@@ -18,19 +18,19 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import write_json
 from mtl_jax.data.batches import HostBatch, train_batches
 from mtl_jax.freezing import partition as freezing
-from mtl_jax.freezing.partition import Freeze, Params
+from mtl_jax.freezing.partition import Params, Partition
 from mtl_jax.runs import results
-from mtl_jax.runs.checkpoints.manager import Checkpoints
-from mtl_jax.runs.checkpoints.reader import Saved
+from mtl_jax.runs.checkpoints.manager import CheckpointManager
+from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.flops import flops_record
 from mtl_jax.runs.head_drift import Reference, judge, reference
-from mtl_jax.runs.monitoring.metric_writers import open_watchers
+from mtl_jax.runs.monitoring.metric_writers import open_metric_writers
 from mtl_jax.runs.monitoring.train_metrics import Meter
 from mtl_jax.runs.nonfinite import keep, validate
-from mtl_jax.runs.phase_run import Run
-from mtl_jax.runs.phase_transition import Place, at_place, end_phase, next_phase
-from mtl_jax.runs.progress import Course, score
-from mtl_jax.runs.recovery import batches_from, depended_on, recover, take_up
+from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.runs.phase_transition import Snapshot, at_place, end_phase, next_phase
+from mtl_jax.runs.progress import PhaseProgress, score
+from mtl_jax.runs.recovery import batches_from, depended_on, open_checkpoints, recover
 from mtl_jax.runs.run_config import identity
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.metrics import mean_macro_f1
@@ -39,7 +39,7 @@ from mtl_jax.training.step import TrainState
 _LOG_EVERY = 10
 
 
-class Member:
+class SeedRun:
     """A run and its folder; what goes wrong with it under ``guarded`` ends it alone.
 
     Args:
@@ -48,7 +48,7 @@ class Member:
 
     Attributes:
         run: Its parameters, partition and plan in its present phase.
-        course: Where it is in its phases, once the folder is open.
+        progress: Where it is in its phases, once the folder is open.
         checkpoints: Those in its folder, once that is open.
         data: Its batches, once the phase has begun.
         done: Steps of the phase that had been done when it was begun or gone on with.
@@ -56,17 +56,17 @@ class Member:
         outcome: Its result, or why there is none; None while it is under way.
     """
 
-    checkpoints: Checkpoints
-    course: Course
+    checkpoints: CheckpointManager
+    progress: PhaseProgress
     data: grain.DatasetIterator[HostBatch]
     meter: Meter
 
-    def __init__(self, run: Run, stack: contextlib.ExitStack):
+    def __init__(self, run: PhaseRun, stack: contextlib.ExitStack):
         self.run = run
         self.done = 0
         self.outcome: dict[str, Any] | UserError | None = None
         self._first = run
-        self._place: Place | None = None
+        self._place: Snapshot | None = None
         self._reference: Reference | None = None
         self._share, self._compiled_before = 1.0, run.evaluation_compile_seconds
         self._open = stack
@@ -79,7 +79,7 @@ class Member:
         try:
             yield
         except UserError as error:
-            if not distributed.met_by_all(error):
+            if not distributed.is_collective(error):
                 raise
             # Without the traceback, whose frames hold the arrays of the training.
             error.__traceback__ = error.__context__ = error.__cause__ = None
@@ -94,17 +94,19 @@ class Member:
         record = self.run.record()
         self._workdir.claim(record)
         self._depends = depended_on(record)
-        self._identity = distributed.on_main(lambda: identity(self._workdir.config()))
-        distributed.on_main(self._keep_tokenizer)
-        distributed.on_main(functools.partial(recover, self._workdir, self._identity))
-        if result := distributed.on_main(self._workdir.result):
-            distributed.on_main(self._keep_certificate)
+        self._identity = distributed.call_on_main(lambda: identity(self._workdir.config()))
+        distributed.call_on_main(self._keep_tokenizer)
+        distributed.call_on_main(functools.partial(recover, self._workdir, self._identity))
+        if result := distributed.call_on_main(self._workdir.result):
+            distributed.call_on_main(self._keep_certificate)
             say(f"{self._workdir.path} is done: the result is the last line of its metrics.jsonl")
             self.outcome = result
             return
-        checkpoints, saved = take_up(self._workdir, self.run.config, self._identity, self._depends)
+        checkpoints, saved = open_checkpoints(
+            self._workdir, self.run.config, self._identity, self._depends
+        )
         self.checkpoints = self._open.enter_context(checkpoints)
-        self.course = Course.load(saved["course"]) if saved else Course()
+        self.progress = PhaseProgress.load(saved["phase_progress"]) if saved else PhaseProgress()
         path = self._workdir.path
         self.meter = Meter(
             tuple(self.run.inputs.classes),
@@ -112,7 +114,7 @@ class Member:
             saved.get("meter"),
         )
         self._workdir.rewind(saved.get("lines", 0))
-        self._workdir.watch(open_watchers(path, self.run.config))
+        self._workdir.watch(open_metric_writers(path, self.run.config))
 
     def _keep_tokenizer(self) -> None:
         inputs = self.run.inputs
@@ -135,28 +137,28 @@ class Member:
 
     def _certificate(self) -> dict[str, Any] | None:
         """The certificate, as the last checkpoint knows it; None where there is none."""
-        saved = Saved(self._workdir.checkpoints, self._identity)
+        saved = CheckpointReader(self._workdir.checkpoints, self._identity)
         if (last := saved.last_step) is None:
             return None
-        return results.run_certificate(saved.progress(last)["course"]["certificates"])
+        return results.run_certificate(saved.progress(last)["phase_progress"]["certificates"])
 
     @property
     def place(self) -> tuple[int, int, bool]:
         """Phase, steps done in it, whether it is over: runs at one place can go on together."""
-        course, last = self.course, self.checkpoints.last_step
-        return course.phase, (last or 0) - course.start, course.over is not None
+        progress, last = self.progress, self.checkpoints.last_step
+        return progress.phase, (last or 0) - progress.start, progress.over is not None
 
     @property
     def has_phases(self) -> bool:
         """Whether it has a phase to begin or to go on with."""
-        course = self.course
-        ended = course.over and (course.stopped or course.phase + 1 == len(self.run.plans))
+        progress = self.progress
+        ended = progress.over and (progress.stopped or progress.phase + 1 == len(self.run.plans))
         return self.outcome is None and not ended
 
     @property
     def trains(self) -> bool:
         """Whether its phase goes on."""
-        return self.outcome is None and self.course.over is None
+        return self.outcome is None and self.progress.over is None
 
     def begin(self) -> tuple[TrainState, Params]:
         """Goes on from the last checkpoint, or begins the next phase.
@@ -170,17 +172,17 @@ class Member:
         last, resumed = self.checkpoints.last_step, None
         if (place := self._place) is None:
             place = at_place(self._first, self.checkpoints, last)
-            resumed = None if self.course.over else last
-        if self.course.over:
-            place, self.course = next_phase(place, self.course, self._first, self.checkpoints)
+            resumed = None if self.progress.over else last
+        if self.progress.over:
+            place, self.progress = next_phase(place, self.progress, self._first, self.checkpoints)
         if place.run is not self.run:
             # The first one is not begun with again.
             self._release()
         self.run, self._place = place.run, None
-        self.done = int(place.state.step) - self.course.start
-        frozen = self.run.freeze.split(place.params)[1]
+        self.done = int(place.state.step) - self.progress.start
+        frozen = self.run.partition.split(place.params)[1]
         if resumed is None:
-            self.course.frozen_before = freezing.digest(frozen)
+            self.progress.frozen_before = freezing.digest(frozen)
         self._follow(place.params, resumed)
         return place.state, frozen
 
@@ -196,7 +198,7 @@ class Member:
             else:
                 self._reference = Reference(**self.checkpoints.restore_reference(resumed))
             texts = dataclasses.replace(texts, targets=self._reference.targets(plan.held))
-        start = self.course.positions.get(plan.texts, 0)
+        start = self.progress.positions.get(plan.texts, 0)
 
         def after(drawn: int) -> grain.DatasetIterator[HostBatch]:
             left, first = max(plan.steps, 1) - drawn, start + drawn
@@ -206,33 +208,33 @@ class Member:
         if resumed is not None:
             self.data, self._drawn = batches_from(self.checkpoints, resumed, after, self.done)
 
-    def join(self, members: int) -> None:
+    def join(self, seed_runs: int) -> None:
         """From here on its time is shared by so many that have begun, itself among them."""
-        self._share, run = 1 / members, self.run
+        self._share, run = 1 / seed_runs, self.run
         if self.done == 0 and run.feature_seconds:
-            new = self.course.book_features(run.features, run.feature_seconds)
-            self.meter.book(new / members)
+            new = self.progress.book_features(run.features, run.feature_seconds)
+            self.meter.book(new / seed_runs)
 
-    def book(self, steps: int, seconds: float, compile_seconds: float, members: int) -> None:
+    def book(self, steps: int, seconds: float, compile_seconds: float, seed_runs: int) -> None:
         """Takes its share of what steps of so many took, and of compiling them.
 
         Args:
             steps: That have been sent off; 0 where the last of them was waited for.
             seconds: Since the last look at the clock, without compilation.
             compile_seconds: Of compilation.
-            members: Whose share this is, among how many.
+            seed_runs: Whose share this is, among how many.
         """
-        self.meter.book(seconds / members, compile_seconds / members)
+        self.meter.book(seconds / seed_runs, compile_seconds / seed_runs)
         if steps:
-            self.meter.step_times.sent(seconds / members, steps, compile_seconds > 0)
+            self.meter.step_times.sent(seconds / seed_runs, steps, compile_seconds > 0)
         else:
-            self.meter.step_times.waited(seconds / members)
+            self.meter.step_times.waited(seconds / seed_runs)
 
     def draw(self, steps: int) -> list[HostBatch]:
         """The next batches."""
         batches = list(itertools.islice(self.data, steps))
         if self._reference and self._reference.training:
-            weight = (self.run.phase.distillation_weight or 0.0) if self.course.holds else 0.0
+            weight = (self.run.phase.distillation_weight or 0.0) if self.progress.holds else 0.0
             for batch in batches:
                 there = batch["example"][self.run.own_rows] >= 0
                 batch["hold"] = np.where(there, np.float32(weight), np.float32(0))
@@ -240,10 +242,10 @@ class Member:
 
     def add(self, done: int, metrics: Callable[[], Mapping[str, Any]], batch: HostBatch) -> None:
         """Takes in the step ``done`` of the phase, on ``batch``; see ``Meter.add``."""
-        step = self.course.start + done
+        step = self.progress.start + done
         self.meter.add(step, metrics, batch)
         if step % _LOG_EVERY == 0:
-            count = self.course.schedule_start + done - 1
+            count = self.progress.schedule_start + done - 1
             self._workdir.log(results.step_record(self.run, count, self.meter))
 
     def measure(self, state: TrainState, frozen: Params, done: int) -> None:
@@ -257,54 +259,56 @@ class Member:
         Raises:
             UserError: The loss there is not finite, or nothing can be written.
         """
-        run, course, plan = self.run, self.course, self.run.plans[self.run.index]
-        step, epoch = course.start + done, course.passed + plan.epochs(done)
-        metrics, logits = validate(run, Freeze.merge(state.trainable, frozen), step)
+        run, progress, plan = self.run, self.progress, self.run.plans[self.run.index]
+        step, epoch = progress.start + done, progress.passed + plan.epochs(done)
+        metrics, logits = validate(run, Partition.merge(state.trainable, frozen), step)
         drift = self._reference.drift(logits) if self._reference else {}
         record = results.epoch_record(plan.phase, run.index, step, epoch, self.meter, metrics)
         self._workdir.log(record | ({"drift": drift} if drift else {}))
         words = results.in_words(metrics, self.meter.rate)
         say(f"{self._name()}epoch {record['epoch']} of {run.epochs:.4g}: {words}")
-        course.measured.append((step, score(plan.phase, metrics)))
+        progress.measured.append((step, score(plan.phase, metrics)))
         at_risk = {task: far for task, far in drift.items() if task in plan.guarded}
-        if at_risk and (words := judge(plan.phase, course, at_risk, step)):
+        if at_risk and (words := judge(plan.phase, progress, at_risk, step)):
             say(f"{self._name()}warning: {words}")
             self._workdir.log({"event": "drift", "step": step, "words": words})
-        course.over = course.over or course.verdict(plan.phase, step, plan.steps)
+        progress.over = progress.over or progress.verdict(plan.phase, step, plan.steps)
         self.meter.reset()
-        if course.over:
-            self._end_phase(Place.of(run, state, frozen), step)
+        if progress.over:
+            self._end_phase(Snapshot.of(run, state, frozen), step)
         best = self.checkpoints.best_step
         # Of a phase that keeps its end only that may take the place of an earlier phase's best.
-        passing = plan.keeps_end and not course.over and best is not None and best <= course.start
+        passing = (
+            plan.keeps_end and not progress.over and best is not None and best <= progress.start
+        )
         # What is gone back from is not chosen, however well it scores.
-        chosen = not (course.returns or passing)
+        chosen = not (progress.returns or passing)
         self.save(state, frozen, mean_macro_f1(metrics, run.tasks) if chosen else None)
 
-    def _end_phase(self, place: Place, step: int) -> None:
+    def _end_phase(self, place: Snapshot, step: int) -> None:
         self._place = place
-        record, words = end_phase(place, self.course, step)
+        record, words = end_phase(place, self.progress, step)
         self._workdir.log(record)
         if self.run.config.recipe:
             say(f"{self._name()}{words}")
 
     def save(self, state: TrainState, frozen: Params, score: float | None) -> None:
-        """Leaves a checkpoint; see ``Checkpoints.save``."""
-        course, plan = self.course, self.run.plans[self.run.index]
+        """Leaves a checkpoint; see ``CheckpointManager.save``."""
+        progress, plan = self.progress, self.run.plans[self.run.index]
         self.checkpoints.save(
-            Freeze.merge(state.trainable, frozen),
+            Partition.merge(state.trainable, frozen),
             state,
             self.data,
             {
-                "course": course.state(),
+                "phase_progress": progress.state(),
                 "meter": self.meter.state(),
                 "lines": self._workdir.lines,
                 "drawn": self._drawn,
                 "depended_on": self._depends,
             },
             score,
-            replaced=range(course.start + 1, int(state.step)) if plan.keeps_end else (),
-            keep=course.needed(plan.phase),
+            replaced=range(progress.start + 1, int(state.step)) if plan.keeps_end else (),
+            keep=progress.needed(plan.phase),
             reference=self._reference.arrays() if self._reference else None,
         )
 
@@ -312,15 +316,15 @@ class Member:
         """Leaves ``certificate.json`` and measures the best checkpoint, which makes the result."""
         self.checkpoints.wait()
         config, meter = self.run.config, self.meter
-        certificate = results.run_certificate(self.course.certificates)
+        certificate = results.run_certificate(self.progress.certificates)
         write_json(self._workdir.path / "certificate.json", certificate)
         best = self.checkpoints.best_step or 0
         params = self._go_to_best(best)
         run = self.run
-        records = distributed.on_main(self._workdir.records)
+        records = distributed.call_on_main(self._workdir.records)
         epochs = [record for record in records if record["event"] == "epoch"]
         chosen = next(record for record in epochs if record["step"] == best)
-        trains = any(plan.freeze.groups for plan in run.plans)
+        trains = any(plan.partition.groups for plan in run.plans)
         measured, probe_flops, probe_seconds = results.measurements(
             run, params, chosen["validation"], probe=not trains
         )
@@ -328,7 +332,7 @@ class Member:
         steps = results.steps_of_phases(records)
         result = {
             **results.run_result(
-                config, run.epochs, epochs, chosen, certificate, self.course.stopped
+                config, run.epochs, epochs, chosen, certificate, self.progress.stopped
             ),
             "untrained_heads": results.untrained_heads(self._first, steps, best),
             **measured,
@@ -346,7 +350,7 @@ class Member:
     def _go_to_best(self, step: int) -> Params:
         """Takes the run to the phase of a checkpoint, whose frozen part its parameters have."""
         params = self.checkpoints.restore_params(step)
-        phase = self.checkpoints.progress(step)["course"]["phase"]
+        phase = self.checkpoints.progress(step)["phase_progress"]["phase"]
         if phase != self.run.index:
             self._release()
             self.run = self._first.at(phase, params)

@@ -29,7 +29,7 @@ from mtl_jax.core.json_files import (
 )
 from mtl_jax.core.paths import expanded
 from mtl_jax.models.tokenizer_files import copy_tokenizer, tokenizer_digest
-from mtl_jax.runs.monitoring.metric_writers import Watcher
+from mtl_jax.runs.monitoring.metric_writers import MetricWriter
 
 # What a folder may hold before it is a run's.
 _LOCKS = (".lock", ".config.json.lock")
@@ -165,7 +165,7 @@ class Workdir:
         self.tokenizer = self.path / "tokenizer"
         self._metrics = self.path / "metrics.jsonl"
         self._lock: IO[bytes] | None = None
-        self._watchers: Sequence[Watcher] = ()
+        self._watchers: Sequence[MetricWriter] = ()
         self._told = 0
 
     @property
@@ -231,16 +231,16 @@ class Workdir:
                 not all processes see it.
         """
         record = json.loads(json.dumps(record))
-        distributed.on_main(functools.partial(self._claim, record, shared=shared))
+        distributed.call_on_main(functools.partial(self._claim, record, shared=shared))
         if distributed.count() > 1:
             self._be_seen()
 
     def _be_seen(self) -> None:
         # A name that no file has had: what is old may be on each process's own disk alike.
-        mark = self.path / distributed.agreed(f".seen-{secrets.token_hex(8)}")
-        distributed.on_main(functools.partial(self._leave, mark))
+        mark = self.path / distributed.broadcast(f".seen-{secrets.token_hex(8)}")
+        distributed.call_on_main(functools.partial(self._leave, mark))
         try:
-            distributed.in_all(functools.partial(self._look_for, mark))
+            distributed.call_on_all(functools.partial(self._look_for, mark))
         finally:
             if distributed.is_main():
                 mark.unlink(missing_ok=True)
@@ -355,7 +355,7 @@ class Workdir:
         if self._lock is not None:
             self._lock.close()
 
-    def watch(self, watchers: Sequence[Watcher]) -> None:
+    def watch(self, watchers: Sequence[MetricWriter]) -> None:
         """Tells ``watchers`` what ``metrics.jsonl`` says and, until ``close``, what it will say."""
         self._watchers = watchers
         for record in self.records() if watchers else ():

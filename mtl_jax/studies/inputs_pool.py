@@ -24,7 +24,7 @@ _OF_INPUTS = (
 )
 
 
-class Pool:
+class InputsPool:
     """The data and the backbones that arms share: those of equal settings are read once."""
 
     def __init__(self) -> None:

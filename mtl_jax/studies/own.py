@@ -13,7 +13,7 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 
 if TYPE_CHECKING:
-    from mtl_jax.studies.inputs_pool import Pool
+    from mtl_jax.studies.inputs_pool import InputsPool
 
 Arms = Mapping[str, Mapping[str, Any]]
 """By the name of an arm, the fields of ``TrainConfig`` that it has to itself."""
@@ -69,7 +69,7 @@ def _refuse_unknown(arms: Arms) -> None:
             raise UserError(f"arm {name}: {taken[0]} is the study's to set: leave it out")
 
 
-def _plan(settings: StudySettings, pool: Pool, arms: Arms) -> Plan:
+def _plan(settings: StudySettings, pool: InputsPool, arms: Arms) -> Plan:
     inputs = pool.get(settings)
     inputs.refuse_long()
 

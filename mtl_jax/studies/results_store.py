@@ -29,7 +29,7 @@ _FAILURE = {
 }
 
 
-class Ledger:
+class ResultsStore:
     """The arms of a study that are done, and those that failed since it was opened.
 
     Attributes:
@@ -51,7 +51,7 @@ class Ledger:
         self._asked = {arm.key for arm in self.arms}
         self._numbers = {arm.key: number for number, arm in enumerate(self.arms, start=1)}
         self._keep_checkpoints = plan.keep_checkpoints
-        lines = distributed.on_main(self._lines)
+        lines = distributed.call_on_main(self._lines)
         done = {_key(line): line.get(WEIGHTS) for line in lines}
         for arm in self.arms:
             if digest := done.get(arm.key):
@@ -159,7 +159,7 @@ class Ledger:
 
 
 @contextlib.contextmanager
-def opened(plan: Plan, *, shared: bool = False) -> Iterator[Ledger]:
+def opened(plan: Plan, *, shared: bool = False) -> Iterator[ResultsStore]:
     """Claims the folder of a study, and leaves there what its arms read.
 
     Args:
@@ -172,7 +172,7 @@ def opened(plan: Plan, *, shared: bool = False) -> Iterator[Ledger]:
     with contextlib.closing(Workdir(plan.workdir)) as folder:
         folder.claim(dict(plan.record), shared=shared)
         _leave_files(plan, folder.path)
-        yield Ledger(plan, folder.path)
+        yield ResultsStore(plan, folder.path)
 
 
 def listed(plan: Plan) -> Iterator[str]:
@@ -184,7 +184,7 @@ def listed(plan: Plan) -> Iterator[str]:
     folder = Workdir(plan.workdir)
     if folder.exists:
         folder.refuse_another(dict(plan.record))
-    ledger = Ledger(plan, folder.path)
+    ledger = ResultsStore(plan, folder.path)
     for group in plan.groups:
         done = folder.exists and all(map(ledger.done, group))
         yield "; ".join(map(str, group)) + (DONE if done else "")

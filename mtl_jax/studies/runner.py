@@ -26,15 +26,17 @@ from mtl_jax.core.command_line import one_line
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import Preempted, UserError
 from mtl_jax.studies.environment import circumstances
-from mtl_jax.studies.inputs_pool import Pool
-from mtl_jax.studies.results_store import WEIGHTS, Ledger, listed, opened
+from mtl_jax.studies.inputs_pool import InputsPool
+from mtl_jax.studies.results_store import WEIGHTS, ResultsStore, listed, opened
 from mtl_jax.studies.settings import Arm, Plan, StudySettings
 
 if TYPE_CHECKING:
     from mtl_jax.training.inputs import Inputs
 
 
-def carry_out(study: StudySettings, plan_of: Callable[[Any, Pool], Plan], command: str) -> int:
+def carry_out(
+    study: StudySettings, plan_of: Callable[[Any, InputsPool], Plan], command: str
+) -> int:
     """Trains what a study asks for and is not done yet, and writes its report; or a part of that.
 
     Args:
@@ -49,7 +51,7 @@ def carry_out(study: StudySettings, plan_of: Callable[[Any, Pool], Plan], comman
         UserError: The settings are wrong, the folder holds a study with others, or no arm could
             be trained.
     """
-    started, pool = time.time(), Pool()
+    started, pool = time.time(), InputsPool()
     plan = plan_of(study.absolute(), pool)
     if study.list_arms:
         for line in listed(plan):
@@ -60,7 +62,7 @@ def carry_out(study: StudySettings, plan_of: Callable[[Any, Pool], Plan], comman
     return (gather if study.gather else conduct)(plan, pool, command, started)
 
 
-def conduct(plan: Plan, pool: Pool, command: str, started: float) -> int:
+def conduct(plan: Plan, pool: InputsPool, command: str, started: float) -> int:
     """Trains the arms that are not done yet, and writes the report, also while it trains.
 
     Args:
@@ -87,7 +89,7 @@ def conduct(plan: Plan, pool: Pool, command: str, started: float) -> int:
         return reporter.end()
 
 
-def train_part(plan: Plan, pool: Pool, part: int, parts: int) -> int:
+def train_part(plan: Plan, pool: InputsPool, part: int, parts: int) -> int:
     """Trains the groups ``part``, ``part + parts``, ... that are not done, each in its own folder.
 
     Other processes may train the other parts meanwhile. There is no report: see ``gather``.
@@ -111,7 +113,7 @@ def train_part(plan: Plan, pool: Pool, part: int, parts: int) -> int:
         return len(ledger.failures)
 
 
-def gather(plan: Plan, pool: Pool, command: str, started: float) -> int:
+def gather(plan: Plan, pool: InputsPool, command: str, started: float) -> int:
     """Writes the report on what the arms' folders hold, and trains nothing.
 
     Args:
@@ -145,8 +147,8 @@ class _Reporter:
     """Writes the report of a study; the attributes are the arguments of ``conduct``."""
 
     plan: Plan
-    ledger: Ledger
-    pool: Pool
+    ledger: ResultsStore
+    pool: InputsPool
     command: str
     started: float
 
@@ -176,7 +178,7 @@ class _Reporter:
 
     def end(self) -> int:
         """Writes the last report; how many arms have failed."""
-        return distributed.on_main(self._end)
+        return distributed.call_on_main(self._end)
 
     def _end(self) -> int:
         if not (count := len(self.ledger.results())):
@@ -191,8 +193,8 @@ class _Reporter:
 
 def _train_arms(
     waiting: Sequence[Sequence[Arm]],
-    pool: Pool,
-    ledger: Ledger,
+    pool: InputsPool,
+    ledger: ResultsStore,
     keep: Callable[[Arm, Mapping[str, Any]], None],
     reporter: _Reporter | None = None,
 ) -> None:
@@ -211,7 +213,9 @@ def _train_arms(
             reported = time.monotonic()
 
 
-def _train_group(arms: Sequence[Arm], pool: Pool, ledger: Ledger) -> list[dict[str, Any]]:
+def _train_group(
+    arms: Sequence[Arm], pool: InputsPool, ledger: ResultsStore
+) -> list[dict[str, Any]]:
     """Per arm its result, or a failure, which is ``skipped`` where nothing could be read.
 
     Args:
@@ -220,14 +224,14 @@ def _train_group(arms: Sequence[Arm], pool: Pool, ledger: Ledger) -> list[dict[s
         ledger: Knows the weights of the backbones that there are results of.
     """
     try:
-        inputs = distributed.in_all(functools.partial(pool.get, arms[0].config))
+        inputs = distributed.call_on_all(functools.partial(pool.get, arms[0].config))
     except UserError as error:
         return [{"error": one_line(error), "skipped": True} for _ in arms]
     except Exception as error:  # but one backbone must not take the others with it
-        if not distributed.met_by_all(error):
+        if not distributed.is_collective(error):
             raise
         return [{"error": one_line(error)} for _ in arms]
-    if failure := distributed.agreed(ledger.other_weights(arms[0], inputs.weights_digest)):
+    if failure := distributed.broadcast(ledger.other_weights(arms[0], inputs.weights_digest)):
         return [failure for _ in arms]
     outcomes = train_group([arm.config for arm in arms], inputs)
     return [
@@ -246,7 +250,7 @@ def train_group(configs: Sequence[TrainConfig], inputs: Inputs) -> Sequence[dict
     try:
         outcomes = train_seeds(configs, inputs)
     except Exception as error:  # but one scenario must not take the others with it
-        if not distributed.met_by_all(error):
+        if not distributed.is_collective(error):
             raise
         return [one_line(error)] * len(configs)
     return [one_line(each) if isinstance(each, UserError) else each for each in outcomes]

@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 
 from mtl_jax.config.files import with_file
 from mtl_jax.config.train import LIMITS, Settings, TrainConfig
-from mtl_jax.core import distributed as processes
-from mtl_jax.core import preemption
+from mtl_jax.core import distributed, preemption
 from mtl_jax.core.command_line import parse
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
@@ -107,7 +106,7 @@ its own folder, and write no report; several processes may train a part each at 
         """How many seeds of an arm are trained in one program on this machine."""
         import jax
 
-        if processes.count() > 1:
+        if distributed.count() > 1:
             return 1
         return self.seeds_at_once or (1 if jax.default_backend() == "cpu" else len(self.seeds))
 
@@ -192,7 +191,7 @@ def command_line(
         with preemption.heeded():
             prepare()
             if study.distributed:
-                processes.join()
+                distributed.join()
             failed = run(study, shlex.join(["python", "-m", module, *argv]))
         if failed:
             sys.exit(1)

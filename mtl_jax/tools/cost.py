@@ -14,17 +14,17 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from mtl_jax.data.batches import Order, TextSet, evaluation_batches, make_batch, train_batches
+from mtl_jax.data.batches import EpochOrder, TextSet, evaluation_batches, make_batch, train_batches
 from mtl_jax.data.packing.plan import Placement, evaluation_plan
 from mtl_jax.runs.flops import as_kept, counted
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.cache.array_store import in_memory
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.step import Program, pooled_step, states_step, train_step
 
-Place = Literal["none", "memory", "disk", "memory and disk"]
+Snapshot = Literal["none", "memory", "disk", "memory and disk"]
 # By whether some, all or none of the splits are kept in memory.
-_PLACES: dict[frozenset[bool], Place] = {
+_PLACES: dict[frozenset[bool], Snapshot] = {
     frozenset(): "none",
     frozenset({True}): "memory",
     frozenset({False}): "disk",
@@ -64,7 +64,7 @@ class Cost:
     frozen_parameters: int
     optimizer_state_bytes: int
     cache_bytes: int
-    cache_place: Place
+    cache_place: Snapshot
     flops: dict[str, int]
     seconds: dict[str, float]
 
@@ -80,23 +80,23 @@ class EvaluationBatches:
         self.texts = {name: inputs.split(name).texts for name in inputs.corpus.splits}
         self._placements: dict[str, list[Placement]] = {}
 
-    def count(self, run: Run, name: str) -> int:
+    def count(self, run: PhaseRun, name: str) -> int:
         """Batches of a split; 0 where there is no such split."""
         return len(self._of(run, name)) if name in self.texts else 0
 
-    def sample(self, run: Run, name: str) -> TextSet:
+    def sample(self, run: PhaseRun, name: str) -> TextSet:
         """The texts of the first batches of a split."""
         placements = self._of(run, name)[:_MEASURED_BATCHES]
         return self.texts[name].take(np.concatenate([each.texts for each in placements]))
 
-    def _of(self, run: Run, name: str) -> list[Placement]:
+    def _of(self, run: PhaseRun, name: str) -> list[Placement]:
         if name not in self._placements:
             lengths = self.texts[name].tokens.lengths
             self._placements[name] = evaluation_plan(lengths, run.evaluator.layout)
         return self._placements[name]
 
 
-def estimate_cost(run: Run, batches: EvaluationBatches, limit: float) -> Cost:
+def estimate_cost(run: PhaseRun, batches: EvaluationBatches, limit: float) -> Cost:
     """Counts and measures what a run would cost; it is not begun.
 
     Args:
@@ -105,8 +105,8 @@ def estimate_cost(run: Run, batches: EvaluationBatches, limit: float) -> Cost:
         limit: Seconds to measure at most, compilation aside; each of three parts is run at
             least twice.
     """
-    program = run.stepper().program
-    trainable, _ = run.freeze.split(run.params)
+    program = run.compiled_step().program
+    trainable, _ = run.partition.split(run.params)
     total, trained = (
         sum(np.size(leaf) for leaf in jax.tree.leaves(tree)) for tree in (run.params, trainable)
     )
@@ -124,16 +124,16 @@ def estimate_cost(run: Run, batches: EvaluationBatches, limit: float) -> Cost:
     )
 
 
-def kept_arrays(run: Run) -> list[np.ndarray]:
+def kept_arrays(run: PhaseRun) -> list[np.ndarray]:
     """The activations that a run keeps, split by split in its order: zeros in their place."""
     kept = (as_kept(run, run.inputs.split(name).texts) for name in run.inputs.corpus.splits)
     arrays = (texts.states if texts.pooled is None else texts.pooled for texts in kept)
     return [array for array in arrays if array is not None]
 
 
-def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, int]:
+def _flops(run: PhaseRun, program: Program, batches: EvaluationBatches) -> dict[str, int]:
     texts, steps = run.inputs.training(run.phase.tasks).texts, run.plan.steps
-    placement = Order(run.plan, run.config.seed).placements(0)[0]
+    placement = EpochOrder(run.plan, run.config.seed).placements(0)[0]
     batch = make_batch(as_kept(run, texts), run.plan.layout, placement)
     del batch["example"]
     # XLA counts one round of a loop, and nothing of what cuDNN computes.
@@ -149,15 +149,15 @@ def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, 
         )
 
     once = step = counted(forward, run.params, batch)
-    if run.freeze.groups:
-        trainable, frozen = run.freeze.split(run.params)
+    if run.partition.groups:
+        trainable, frozen = run.partition.split(run.params)
         state = jax.eval_shape(functools.partial(program.init, seed=0), trainable)
         step = counted(functools.partial(train_step, program), state, frozen, batch)
     prefix = 0
     if run.keeps:
         model = run.evaluator.model.clone(fused=None)
         compute = functools.partial(states_step, (model, run.states_depth))
-        if run.freeze.backbone_frozen:
+        if run.partition.backbone_frozen:
             compute = functools.partial(pooled_step, model)
         first = next(evaluation_batches(batches.sample(run, "train"), run.evaluator.layout))
         del first["example"]
@@ -170,7 +170,7 @@ def _flops(run: Run, program: Program, batches: EvaluationBatches) -> dict[str, 
 
 
 def _seconds(
-    run: Run, program: Program, batches: EvaluationBatches, limit: float
+    run: PhaseRun, program: Program, batches: EvaluationBatches, limit: float
 ) -> dict[str, float]:
     runner, evaluator = run.evaluator.runner, run.evaluator
     sample = batches.sample(run, "train")
@@ -180,7 +180,7 @@ def _seconds(
         backbone = runner.replicate({"backbone": run.params["backbone"]})
 
         def compute() -> None:
-            if run.freeze.backbone_frozen:
+            if run.partition.backbone_frozen:
                 evaluator.pooled(backbone, sample)
             else:
                 evaluator.states(backbone, sample, run.states_depth, lambda *_: None)
@@ -188,7 +188,7 @@ def _seconds(
         prefix = _median_seconds(compute, limit / 3) / measured
     kept, params = as_kept(run, sample), runner.replicate(run.params)
     evaluation = _median_seconds(lambda: evaluator.logits(params, kept), limit / 3) / measured
-    if run.freeze.groups:
+    if run.partition.groups:
         texts = run.inputs.training(run.phase.tasks).texts
         step = _step_seconds(run, program, as_kept(run, texts), limit / 3)
     counts = {name: batches.count(run, name) for name in ("train", "validation", "test")}
@@ -204,20 +204,22 @@ def _seconds(
     }
 
 
-def _step_seconds(run: Run, program: Program, texts: TextSet, limit: float) -> float:
-    stepper = run.stepper()
-    trainable, frozen = run.freeze.split(run.params)
-    state, frozen = stepper.place([program.init(trainable, 0)], [frozen])
-    vectors = stepper.vectors(texts)
-    data = train_batches(texts, run.plan, run.config.seed, 0, (_MOST_CALLS + 1) * stepper.most)
+def _step_seconds(run: PhaseRun, program: Program, texts: TextSet, limit: float) -> float:
+    compiled_step = run.compiled_step()
+    trainable, frozen = run.partition.split(run.params)
+    state, frozen = compiled_step.place([program.init(trainable, 0)], [frozen])
+    vectors = compiled_step.vectors(texts)
+    data = train_batches(
+        texts, run.plan, run.config.seed, 0, (_MOST_CALLS + 1) * compiled_step.most
+    )
 
     def call() -> None:
         nonlocal state
-        batches = list(itertools.islice(data, stepper.most))
-        state, _ = stepper(state, frozen, vectors, [batches])
+        batches = list(itertools.islice(data, compiled_step.most))
+        state, _ = compiled_step(state, frozen, vectors, [batches])
         jax.block_until_ready(state)
 
-    return _median_seconds(call, limit) / stepper.most
+    return _median_seconds(call, limit) / compiled_step.most
 
 
 def _median_seconds(call: Callable[[], Any], limit: float) -> float:

@@ -17,7 +17,7 @@ from mtl_jax.core.console import duration, in_bytes, say, scaled
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.scenarios import FROZEN
 from mtl_jax.runs.phase_plan import short_phases
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.tools.cost import Cost, EvaluationBatches, estimate_cost, kept_arrays
 from mtl_jax.training.cache.array_file import file_bytes
 from mtl_jax.training.cache.array_store import in_memory
@@ -75,7 +75,7 @@ def plan(
         say(note)
     common = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
     if recipe is not None:
-        run = Run(TrainConfig(**common, workdir="", recipe=recipe), inputs)
+        run = PhaseRun(TrainConfig(**common, workdir="", recipe=recipe), inputs)
         for note in short_phases(run.config, run.plans):
             say(note)
         phases = [run.at(i, run.params) for i in range(len(run.plans))]
@@ -85,7 +85,7 @@ def plan(
     estimates = []
     for scenario in dict.fromkeys(scenarios):
         try:
-            run = Run(TrainConfig(**common, workdir="", scenario=scenario), inputs)
+            run = PhaseRun(TrainConfig(**common, workdir="", scenario=scenario), inputs)
             for note in short_phases(run.config, run.plans):
                 say(note)
             estimates.append(_estimate(scenario, run, batches, measure_seconds))
@@ -96,30 +96,30 @@ def plan(
     return estimates
 
 
-def _estimate(name: str, run: Run, batches: EvaluationBatches, limit: float) -> Estimate:
+def _estimate(name: str, run: PhaseRun, batches: EvaluationBatches, limit: float) -> Estimate:
     say(f"measuring {name}")
     return Estimate(name, estimate_cost(run, batches, limit), warnings_of(run))
 
 
-def warnings_of(run: Run) -> tuple[str, ...]:
+def warnings_of(run: PhaseRun) -> tuple[str, ...]:
     """What a run's settings ask for that a user can hardly want, with what to do."""
     return (*_training_warnings(run), *_cache_warnings(run))
 
 
-def _training_warnings(run: Run) -> Iterator[str]:
+def _training_warnings(run: PhaseRun) -> Iterator[str]:
     config = run.config
-    if not run.freeze.groups:
+    if not run.partition.groups:
         given = f": --epochs {config.epochs} has no effect" if config.epochs else ""
         yield f"nothing is trained{given}"
         return
-    for group in run.freeze.groups:
+    for group in run.partition.groups:
         if run.plans[run.index].optimizer.rate(group) == 0:
             kind = group.split("/")[0]
             yield (
                 f"{group} is trained with --{kind}-learning-rate 0, at full cost, and will not "
                 f"change: raise it, or use a scenario that freezes {group}"
             )
-    trained = {path.split("/")[0] for path, label in run.freeze.labels if label != FROZEN}
+    trained = {path.split("/")[0] for path, label in run.partition.labels if label != FROZEN}
     weights = run.phase.weights
     if run.useless_weighting:
         yield run.useless_weighting
@@ -145,7 +145,7 @@ def _training_warnings(run: Run) -> Iterator[str]:
         )
 
 
-def _cache_warnings(run: Run) -> Iterator[str]:
+def _cache_warnings(run: PhaseRun) -> Iterator[str]:
     store, arrays = run.inputs.store, kept_arrays(run)
     fits = in_memory([array.nbytes for array in arrays], store.memory)
     files = [array for array, fit in zip(arrays, fits, strict=True) if not fit]

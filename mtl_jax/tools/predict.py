@@ -29,7 +29,7 @@ from mtl_jax.freezing.partition import Params
 from mtl_jax.models.encoder import load_encoder
 from mtl_jax.models.pretrained import left_out
 from mtl_jax.models.tokenizer import load_tokenizer
-from mtl_jax.runs.checkpoints.reader import Saved
+from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.run_config import identity, model_spec, read_record
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.evaluator import Evaluator, ModelSpec
@@ -215,7 +215,7 @@ def _best(workdir: Workdir, record: dict[str, Any]) -> Params:
             f"{workdir.path} is done and its checkpoints have been removed: run the study in a "
             "new folder with --keep-checkpoints"
         )
-    end, saved = _end(workdir), Saved(workdir.checkpoints, identity(record))
+    end, saved = _end(workdir), CheckpointReader(workdir.checkpoints, identity(record))
     if end is not None and saved.last_step != end:
         raise UserError(
             f"{workdir.path} is done, but its last checkpoint, {end}, is lost: run train again on "

@@ -12,7 +12,7 @@ import numpy as np
 
 from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.packing.plan import Layout
-from mtl_jax.freezing.partition import Freeze, Params
+from mtl_jax.freezing.partition import Params, Partition
 from mtl_jax.training.evaluator import ModelSpec
 from mtl_jax.training.optimizer import OptimizerConfig, build_optimizer
 from mtl_jax.training.runners import Compiled, Runner, make_runner
@@ -34,7 +34,7 @@ class TrainSpec:
     """
 
     model: ModelSpec
-    freeze: Freeze
+    partition: Partition
     optimizer: OptimizerConfig
     task_weights: tuple[float, ...]
     weighting: Weighting
@@ -48,7 +48,7 @@ class TrainSpec:
     holds: bool = False
 
 
-class Stepper:
+class CompiledTrainStep:
     """Runs training steps: one at a time, or many at once where only heads are trained.
 
     Attributes:
@@ -155,10 +155,10 @@ def _of_step(metrics: Sequence[Any], step: int, seed: int) -> Mapping[str, Any]:
 
 # A study holds as many scenarios as this at a time.
 @functools.lru_cache(maxsize=16)
-def stepper(spec: TrainSpec) -> Stepper:
+def compiled_step(spec: TrainSpec) -> CompiledTrainStep:
     """The compiled step of ``spec``; a process compiles it once."""
     program = step_program(spec)
-    return Stepper(
+    return CompiledTrainStep(
         program, spec.layout, _runner(spec), on_pooled=spec.on_pooled, most=spec.steps_at_once
     )
 
@@ -177,8 +177,8 @@ def step_program(spec: TrainSpec) -> Program:
             # for each would be as large as the scores that the kernel is there to avoid.
             fused=model.fused if spec.seeds is None else None,
         ),
-        build_optimizer(spec.freeze, spec.optimizer),
-        spec.freeze.depth(spec.model.bert.num_hidden_layers),
+        build_optimizer(spec.partition, spec.optimizer),
+        spec.partition.depth(spec.model.bert.num_hidden_layers),
         spec.task_weights,
         spec.weighting,
     )

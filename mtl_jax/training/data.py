@@ -13,8 +13,8 @@ from mtl_jax.config.data import DataConfig
 from mtl_jax.config.tasks import Task
 from mtl_jax.config.train import Settings
 from mtl_jax.core.errors import UserError
-from mtl_jax.data.batches import WHOLE, HostBatch, Order, TextSet, make_batch
-from mtl_jax.data.packing.plan import Layout, Placement, TrainPlan
+from mtl_jax.data.batches import WHOLE, EpochOrder, HostBatch, TextSet, make_batch
+from mtl_jax.data.packing.plan import Layout, PackingPlan, Placement
 from mtl_jax.models.encoder import Encoder
 from mtl_jax.training.inputs import Inputs, Split
 
@@ -30,7 +30,7 @@ class TrainBatch:
     """
 
     data: Data
-    plan: TrainPlan
+    plan: PackingPlan
     placement: Placement
 
     def arrays(self, texts: TextSet | None = None, own: slice = WHOLE) -> HostBatch:
@@ -61,7 +61,7 @@ class TrainBatches:
     """
 
     data: Data
-    plan: TrainPlan
+    plan: PackingPlan
     epochs: int
     seed: int
 
@@ -70,7 +70,7 @@ class TrainBatches:
         return self.plan.steps * self.epochs
 
     def __iter__(self) -> Iterator[TrainBatch]:
-        order = Order(self.plan, self.seed)
+        order = EpochOrder(self.plan, self.seed)
         for epoch in range(self.epochs):
             for placement in order.placements(epoch):
                 yield TrainBatch(self.data, self.plan, placement)
@@ -156,7 +156,7 @@ class Data:
         self._layout = plan.layout
         return TrainBatches(self, plan, epochs, seed)
 
-    def plan(self, batch_size: int) -> TrainPlan:
+    def plan(self, batch_size: int) -> PackingPlan:
         """Where the training texts of an epoch go, over all devices."""
         return self.inputs.plan(batch_size, jax.device_count())
 

@@ -16,7 +16,7 @@ from mtl_jax.config.train import BertConfig, Parallel, Pooling
 from mtl_jax.data.batches import HostBatch, TextSet, evaluation_batches
 from mtl_jax.data.packing.plan import Layout, evaluation_layout
 from mtl_jax.models.bert_layers import cudnn_can
-from mtl_jax.models.multitask import Head, Loss, MultiTaskModel
+from mtl_jax.models.multitask import Head, Loss, MultiTaskModule
 from mtl_jax.training.cache.array_file import Write
 from mtl_jax.training.extensions import Metric
 from mtl_jax.training.inputs import Split
@@ -53,11 +53,11 @@ class ModelSpec:
     like: Layout | None = None
     alone: bool = False
 
-    def model(self) -> MultiTaskModel:
+    def model(self) -> MultiTaskModule:
         """The Flax module."""
         dtype = jnp.dtype(self.dtype)
         fused = "cudnn" if self.fused_attention and cudnn_can(self.bert, dtype) else None
-        return MultiTaskModel(
+        return MultiTaskModule(
             self.bert,
             self.classes,
             self.pooling,

@@ -19,7 +19,7 @@ import numpy as np
 from mtl_jax.data.batches import TextSet
 from mtl_jax.freezing.partition import Params, Stages
 from mtl_jax.training.cache.array_file import Fill, Write
-from mtl_jax.training.cache.array_store import Store
+from mtl_jax.training.cache.array_store import ArrayStore
 from mtl_jax.training.evaluator import Evaluator, ModelSpec
 
 # The embeddings alone cost less to compute than to keep: activations are kept from here on.
@@ -29,7 +29,7 @@ SHALLOWEST = 2
 _VERSION = 5
 
 
-class Prefix:
+class FrozenActivations:
     """One backbone's frozen bottom, for one run.
 
     What the run gets stays in the store for as long as this object lives, or until ``release``.
@@ -41,7 +41,7 @@ class Prefix:
         store: Where the activations are kept.
     """
 
-    def __init__(self, spec: ModelSpec, evaluator: Evaluator, backbone: Stages, store: Store):
+    def __init__(self, spec: ModelSpec, evaluator: Evaluator, backbone: Stages, store: ArrayStore):
         self._spec, self._evaluator = spec, evaluator
         self._backbone, self._store = backbone, store
 

@@ -18,13 +18,13 @@ from mtl_jax.core.paths import expanded
 from mtl_jax.data.batches import TextSet
 from mtl_jax.data.corpus import Corpus, Examples, load_corpus
 from mtl_jax.data.packing.mixing import Mixture, apportion, rates
-from mtl_jax.data.packing.plan import Layout, TrainPlan
+from mtl_jax.data.packing.plan import Layout, PackingPlan
 from mtl_jax.data.tokens import special_tokens, tokenize
 from mtl_jax.freezing.partition import Stages, digest
 from mtl_jax.models.encoder import Encoder, load_encoder
 from mtl_jax.models.pretrained import left_out
 from mtl_jax.models.tokenizer_files import tokenizer_digest
-from mtl_jax.training.cache.array_store import GIB, Store
+from mtl_jax.training.cache.array_store import GIB, ArrayStore
 from mtl_jax.training.metrics import Metrics
 from mtl_jax.training.text_baseline import text_baseline
 
@@ -157,7 +157,7 @@ class Inputs:
         self._doubts = [*encoder.notes, *left_out(encoder.folder, vectors=False)]
         self.corpus: Corpus = load_corpus(data)
         self._findings = self.corpus.check()
-        self.store = Store(
+        self.store = ArrayStore(
             _bytes(settings.cache_memory),
             _bytes(settings.cache_disk),
             expanded(settings.cache_folder or cache_dir() / "activations"),
@@ -166,7 +166,7 @@ class Inputs:
         self._data, self._test_told = data, False
         self._splits: dict[str, Split] = {}
         self._training: dict[tuple[str, ...], Split] = {}
-        self._plans: dict[tuple[int, int, tuple[str, ...]], TrainPlan] = {}
+        self._plans: dict[tuple[int, int, tuple[str, ...]], PackingPlan] = {}
 
     @property
     def classes(self) -> Mapping[str, tuple[str, ...]]:
@@ -213,7 +213,9 @@ class Inputs:
             self._training[tasks] = split if whole else split.take(chosen)
         return self._training[tasks]
 
-    def plan(self, batch_size: int, devices: int, tasks: Sequence[str] | None = None) -> TrainPlan:
+    def plan(
+        self, batch_size: int, devices: int, tasks: Sequence[str] | None = None
+    ) -> PackingPlan:
         """Where the texts of ``training(tasks)`` go, worked out once for all runs.
 
         Raises:
@@ -226,7 +228,7 @@ class Inputs:
             if (sources := split.examples.sources) is not None:
                 mixture = Mixture(lengths, sources, self._places(sources))
             hidden_size = self.bert.hidden_size
-            self._plans[key] = TrainPlan(lengths, batch_size, devices, hidden_size, mixture)
+            self._plans[key] = PackingPlan(lengths, batch_size, devices, hidden_size, mixture)
         return self._plans[key]
 
     def _places(self, sources: np.ndarray) -> dict[int, int]:

@@ -14,7 +14,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtl_jax.config.train import Schedule
-from mtl_jax.freezing.partition import Freeze, Params, longest_prefix
+from mtl_jax.freezing.partition import Params, Partition, longest_prefix
 
 # Howard & Ruder 2018, section 3.2: how much smaller the lowest rate is than the peak.
 _RATIO = 32
@@ -205,7 +205,7 @@ def scale_by_adam(
 
 
 def make_optimizer(
-    partition: Freeze,
+    partition: Partition,
     learning_rates: Mapping[str, float],
     total_steps: int,
     *,
@@ -243,8 +243,8 @@ def make_optimizer(
     return build_optimizer(partition, config)
 
 
-def build_optimizer(freeze: Freeze, config: OptimizerConfig) -> optax.GradientTransformation:
-    """The optimizer over the trainable partition of ``freeze``.
+def build_optimizer(partition: Partition, config: OptimizerConfig) -> optax.GradientTransformation:
+    """The optimizer over the trainable partition of ``partition``.
 
     AdamW: Loshchilov & Hutter 2019 (arXiv:1711.05101). The norm that is clipped is taken
     over the tree that the optimizer is given, and that tree holds no frozen leaf. Its state
@@ -259,7 +259,7 @@ def build_optimizer(freeze: Freeze, config: OptimizerConfig) -> optax.GradientTr
         ("clip", optax.clip_by_global_norm(config.clip_norm)),
         ("moments", scale_by_adam()),
         ("decay", optax.add_decayed_weights(config.weight_decay, decayed)),
-        ("rates", freeze.multi_transform(rates)),
+        ("rates", partition.multi_transform(rates)),
     )
 
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtl_jax.freezing.partition import Freeze, Params
-from mtl_jax.models.multitask import Batch, MultiTaskModel, looked_up
+from mtl_jax.freezing.partition import Params, Partition
+from mtl_jax.models.multitask import Batch, MultiTaskModule, looked_up
 from mtl_jax.training.collectives import summed
 from mtl_jax.training.losses import distillation, masked_cross_entropy
 from mtl_jax.training.weighting.base import State, Weighting
@@ -51,7 +51,7 @@ def stream(seed: int, use: Literal["heads", "dropout"]) -> jax.Array:
 class Program:
     """What the steps are compiled for; ``task_weights`` are in the order of the model's tasks."""
 
-    model: MultiTaskModel
+    model: MultiTaskModule
     optimizer: optax.GradientTransformation
     frozen_depth: int
     task_weights: tuple[float, ...]
@@ -69,7 +69,7 @@ class Program:
 
 
 def _losses(
-    model: MultiTaskModel, logits: Mapping[str, jax.Array], batch: Batch
+    model: MultiTaskModule, logits: Mapping[str, jax.Array], batch: Batch
 ) -> dict[str, tuple[Any, Any]]:
     own = dict(model.losses)
     return {
@@ -124,7 +124,7 @@ def train_step(
 
     def logits_of(trainable: Params) -> dict[str, jax.Array]:
         logits = program.model.apply(
-            {"params": Freeze.merge(trainable, frozen)},
+            {"params": Partition.merge(trainable, frozen)},
             batch,
             train=True,
             frozen_depth=program.frozen_depth,
@@ -243,7 +243,7 @@ def take(vectors: Mapping[str, jax.Array], example: jax.Array) -> Batch:
 
 
 def eval_step(
-    model: MultiTaskModel, params: Params, batch: Batch, *, axis_name: str | None = None
+    model: MultiTaskModule, params: Params, batch: Batch, *, axis_name: str | None = None
 ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
     """Pure evaluation, without dropout.
 
@@ -257,7 +257,7 @@ def eval_step(
 
 
 def states_step(
-    prefix: tuple[MultiTaskModel, int],
+    prefix: tuple[MultiTaskModule, int],
     params: Params,
     batch: Batch,
     *,
@@ -265,7 +265,7 @@ def states_step(
 ) -> jax.Array:
     """The token states of this device's rows at a depth, [rows, length, hidden].
 
-    ``prefix`` is the model and the depth; see ``MultiTaskModel.states``.
+    ``prefix`` is the model and the depth; see ``MultiTaskModule.states``.
     """
     del axis_name  # every row is computed on its own
     model, depth = prefix
@@ -274,7 +274,7 @@ def states_step(
 
 
 def pooled_step(
-    model: MultiTaskModel, params: Params, batch: Batch, *, axis_name: str | None = None
+    model: MultiTaskModule, params: Params, batch: Batch, *, axis_name: str | None = None
 ) -> jax.Array:
     """The pooled vectors of this device's rows, float32 [rows, slots, hidden]."""
     del axis_name  # every row is computed on its own

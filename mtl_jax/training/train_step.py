@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
+from mtl_jax.config.tasks import Task
 from mtl_jax.config.train import Parallel, WeightingName
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.batches import TextSet
-from mtl_jax.data.packing.plan import TrainPlan
-from mtl_jax.freezing.partition import Freeze, Params, Stages
+from mtl_jax.data.packing.plan import PackingPlan
+from mtl_jax.freezing.partition import Params, Partition, Stages
 from mtl_jax.models.multitask import Loss
-from mtl_jax.training.compiled_step import Stepper
+from mtl_jax.training.compiled_step import CompiledTrainStep
 from mtl_jax.training.data import Data, TrainBatch
 from mtl_jax.training.evaluator import ModelSpec, evaluator
-from mtl_jax.training.frozen_activations import SHALLOWEST, Prefix
+from mtl_jax.training.frozen_activations import SHALLOWEST, FrozenActivations
 from mtl_jax.training.inputs import Split
 from mtl_jax.training.metrics import Metrics
 from mtl_jax.training.model import MultiTaskModel
@@ -57,15 +58,20 @@ class StepMetrics(Mapping[str, Any]):
     norm of the gradient before clipping; ``task_weights`` those of a ``weighting``, per task.
     """
 
-    def __init__(self, found: Any):
-        self._found = found
+    def __init__(self, tasks: Sequence[Task], found: Any):
+        self._tasks, self._found = [task.name for task in tasks], found
 
     @functools.cached_property
     def _values(self) -> dict[str, Any]:
         measured = dict(self._found())
-        losses = {task: tuple(map(float, pair)) for task, pair in measured.pop("loss").items()}
-        means = {task: total / count if count else None for task, (total, count) in losses.items()}
-        return {"loss": means, **jax.tree.map(float, measured)}
+        losses = measured.pop("loss")
+        # Compiled code gives a mapping back in the order of the alphabet.
+        sums = {task: tuple(map(float, losses[task])) for task in self._tasks}
+        means = {task: total / count if count else None for task, (total, count) in sums.items()}
+        numbers = jax.tree.map(float, measured)
+        if weights := numbers.get("task_weights"):
+            numbers["task_weights"] = {task: weights[task] for task in self._tasks}
+        return {"loss": means, **numbers}
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -99,7 +105,7 @@ class TrainStep:
     def __init__(
         self,
         model: MultiTaskModel,
-        partition: Freeze,
+        partition: Partition,
         optimizer: optax.GradientTransformation,
         loss: Loss | Mapping[str, Loss] | None = None,
         *,
@@ -143,7 +149,7 @@ class TrainStep:
         self._pooled = self._cache and partition.backbone_frozen
         self._pretrained = Stages(model.encoder.params)
         # With what they are for, so that nothing else gets its identity.
-        self._steppers: dict[int, tuple[Stepper, TrainPlan]] = {}
+        self._steppers: dict[int, tuple[CompiledTrainStep, PackingPlan]] = {}
         self._texts: dict[tuple[int, int], tuple[TextSet, Any, Any]] = {}
 
     def init(self, seed: int = 0, params: Params | None = None) -> LoopState:
@@ -171,16 +177,18 @@ class TrainStep:
         Returns:
             The next state, and what was measured.
         """
-        stepper = self._stepper(batch)
-        texts, vectors = self._as_read(state.backbone, batch, stepper)
+        compiled_step = self._stepper(batch)
+        texts, vectors = self._as_read(state.backbone, batch, compiled_step)
         arrays = batch.arrays(texts, self._runner.own(batch.plan.layout.rows))
-        train, (found,) = stepper(state.train, state.frozen, vectors, [[arrays]])
-        return dataclasses.replace(state, train=train), StepMetrics(lambda: found(0))
+        train, (found,) = compiled_step(state.train, state.frozen, vectors, [[arrays]])
+        return dataclasses.replace(state, train=train), StepMetrics(
+            self.model.tasks, lambda: found(0)
+        )
 
     def params(self, state: LoopState) -> Params:
         """Returns all parameters of a state, as numpy arrays."""
         trainable = self._runner.unplace(state.train)[0].trainable
-        merged = Freeze.merge(trainable, self._runner.fetch(state.frozen))
+        merged = Partition.merge(trainable, self._runner.fetch(state.frozen))
         return jax.tree.map(np.asarray, merged)
 
     def _spec(self, data: Data | None, like: Any = None) -> ModelSpec:
@@ -203,17 +211,19 @@ class TrainStep:
             make_weighting(method, steps_per_epoch) if isinstance(method, str) else method,
         )
 
-    def _stepper(self, batch: TrainBatch) -> Stepper:
+    def _stepper(self, batch: TrainBatch) -> CompiledTrainStep:
         """The compiled step for the batches of a plan."""
         plan = batch.plan
         if id(plan) not in self._steppers:
             spec = self._spec(batch.data, plan.layout)
             program = self._program(spec, plan.layout.blocks, plan.steps)
-            made = Stepper(program, plan.layout, self._runner, on_pooled=self._pooled)
+            made = CompiledTrainStep(program, plan.layout, self._runner, on_pooled=self._pooled)
             self._steppers[id(plan)] = made, plan
         return self._steppers[id(plan)][0]
 
-    def _as_read(self, backbone: Stages, batch: TrainBatch, stepper: Stepper) -> tuple[Any, Any]:
+    def _as_read(
+        self, backbone: Stages, batch: TrainBatch, compiled_step: CompiledTrainStep
+    ) -> tuple[Any, Any]:
         """The training texts with what the frozen bottom makes of them, and what is on devices."""
         data, key = batch.data, (id(batch.data), id(backbone))
         if key not in self._texts:
@@ -221,12 +231,12 @@ class TrainStep:
             if self._cache:
                 alone = jax.process_count() > 1
                 spec = dataclasses.replace(self._spec(data, batch.plan.layout), alone=alone)
-                prefix = Prefix(spec, evaluator(spec), backbone, data.inputs.store)
+                prefix = FrozenActivations(spec, evaluator(spec), backbone, data.inputs.store)
                 if self._pooled:
                     texts, _ = prefix.pooled(texts)
                 else:
                     texts, _ = prefix.states(texts, self.frozen_depth)
-            self._texts[key] = texts, stepper.vectors(texts), (data, backbone)
+            self._texts[key] = texts, compiled_step.vectors(texts), (data, backbone)
         return self._texts[key][:2]
 
 

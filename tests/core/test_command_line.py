@@ -149,16 +149,9 @@ def test_a_user_without_a_home():
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["shards", "--seed=-1"], "--seed -1 must be between 0 and"),
-        (["train", "--workdir=x", "--seed=-1"], "--seed -1 must be between 0 and"),
-    ],
-)
-def test_absurd_counts_and_negative_seeds_are_refused(words, said, capsys):
-    assert run(words) == 2
-    assert said in capsys.readouterr().err
+def test_a_negative_seed_is_refused(capsys):
+    assert run(["train", "--workdir=x", "--seed=-1"]) == 2
+    assert "--seed -1 must be between 0 and" in capsys.readouterr().err
 
 
 def test_negative_seeds_of_a_study_are_refused():

@@ -18,10 +18,10 @@ from mtl_jax.core.errors import UserError
 FETCH = """
 import sys
 from tests.core.test_downloads import tiny_asset
-from mtl_jax.core import downloads as assets
+from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError
 try:
-    print(assets.ensure(tiny_asset(sys.argv[1])))
+    print(downloads.ensure(tiny_asset(sys.argv[1])))
 except UserError as error:
     sys.exit(str(error))
 """

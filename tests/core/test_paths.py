@@ -70,9 +70,9 @@ def test_a_path_that_can_be_none_is_refused(words, reason):
 def test_no_home_at_all_is_told_in_a_line():
     """Of a user that has no entry in the password file either, as in many a container."""
     use = (
-        "from mtl_jax.core import downloads as assets, errors, paths\n"
+        "from mtl_jax.core import downloads, errors, paths\n"
         "os.setuid(4_000_000)\n"
-        "for use in (lambda: paths.expanded('~/runs'), assets.cache_dir):\n"
+        "for use in (lambda: paths.expanded('~/runs'), downloads.cache_dir):\n"
         "    try:\n"
         "        print(use())\n"
         "    except errors.UserError as error:\n"

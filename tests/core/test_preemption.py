@@ -17,12 +17,12 @@ from mtl_jax.core import preemption
 from mtl_jax.core.errors import Preempted, UserError
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.data.corpus import Corpus
-from mtl_jax.runs.checkpoints.manager import Checkpoints
-from mtl_jax.runs.checkpoints.reader import Saved
+from mtl_jax.runs.checkpoints.manager import CheckpointManager
+from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.loop import train, train_seeds
-from mtl_jax.runs.seed_run import Member
+from mtl_jax.runs.seed_run import SeedRun
 from mtl_jax.runs.workdir import Workdir
-from mtl_jax.studies.runner import Pool, conduct
+from mtl_jax.studies.runner import InputsPool, conduct
 from mtl_jax.training.inputs import Inputs
 from tests import forked
 from tests.faults.runs import without_times
@@ -149,14 +149,14 @@ def test_a_run_saves_and_leaves_and_goes_on_bit_for_bit(
         out, said = process.communicate()
     assert process.returncode == 75
     assert out == ""
-    done = Saved(folder / "checkpoints").last_step
+    done = CheckpointReader(folder / "checkpoints").last_step
     total = 6 * epochs
     assert done in range(10, total)
     assert said.splitlines()[-2:] == [
         NOTED,
         f"ended by SIGTERM, saved after step {done} of {total}: {preemption.AGAIN}",
     ]
-    assert Saved(folder / "checkpoints").steps == [done]
+    assert CheckpointReader(folder / "checkpoints").steps == [done]
     assert Workdir(folder).result() is None
     if scenario == "backbone_frozen":
         # The next test goes on with such a run.
@@ -178,20 +178,20 @@ def test_scanned_steps_cut_anywhere_end_the_same(settings, tmp_path, monkeypatch
     inputs = Inputs(whole)
     result = train(whole, inputs)
     cut = TrainConfig(**settings, workdir=str(tmp_path / "cut"))
-    draw, ends = Member.draw, []
+    draw, ends = SeedRun.draw, []
 
     def draw_and_terminate(member, steps):
         terminate()
         return draw(member, steps)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Member, "draw", draw_and_terminate)
+        patch.setattr(SeedRun, "draw", draw_and_terminate)
         while Workdir(cut.workdir).result() is None:
             try:
                 with preemption.heeded():
                     train(cut, inputs)
             except Preempted:
-                ends.append(Saved(tmp_path / "cut" / "checkpoints").last_step)
+                ends.append(CheckpointReader(tmp_path / "cut" / "checkpoints").last_step)
                 if ends[-1] == 36:
                     break
     assert ends == sorted(set(ends))
@@ -205,13 +205,13 @@ def test_where_nothing_could_be_saved_it_says_why(settings, small_disk, monkeypa
     free = os.statvfs(disk)
     (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - 2**17))
     config = TrainConfig(**settings, workdir=str(disk / "run"), scenario="top_1")
-    draw = Member.draw
+    draw = SeedRun.draw
 
     def draw_and_terminate(member, steps):
         terminate()
         return draw(member, steps)
 
-    monkeypatch.setattr(Member, "draw", draw_and_terminate)
+    monkeypatch.setattr(SeedRun, "draw", draw_and_terminate)
     words = r"checkpoint could not be saved in .* \(0.1 of 0.\d MiB are free\): free some disk"
     with preemption.heeded(), pytest.raises(UserError, match=words):
         train(config)
@@ -228,7 +228,7 @@ def test_seeds_that_are_trained_at_once_are_all_saved(settings, tmp_path, monkey
     whole, cut = configs_in("whole"), configs_in("cut")
     inputs = Inputs(whole[0])
     results = train_seeds(whole, inputs)
-    add = Member.add
+    add = SeedRun.add
 
     def add_and_terminate(member, done, *args):
         add(member, done, *args)
@@ -236,11 +236,11 @@ def test_seeds_that_are_trained_at_once_are_all_saved(settings, tmp_path, monkey
             terminate()
 
     with monkeypatch.context() as patch:
-        patch.setattr(Member, "add", add_and_terminate)
+        patch.setattr(SeedRun, "add", add_and_terminate)
         with preemption.heeded(), pytest.raises(Preempted, match="saved after step 4 of 12"):
             train_seeds(cut, inputs)
     for config in cut:
-        assert Saved(Path(config.workdir) / "checkpoints").steps == [4]
+        assert CheckpointReader(Path(config.workdir) / "checkpoints").steps == [4]
     assert without_times(train_seeds(cut, inputs)) == without_times(results)
     for config, other in zip(cut, whole, strict=True):
         assert everything(config, inputs) == everything(other, inputs)
@@ -255,7 +255,7 @@ def test_on_four_devices_it_is_saved_and_on_one_it_is_ended(small_flags, tmp_pat
         process.send_signal(signal.SIGTERM)
         process.communicate()
     assert process.returncode == 75
-    done = Saved(folder / "checkpoints").last_step
+    done = CheckpointReader(folder / "checkpoints").last_step
     assert done
     with started(flags, folder) as process:
         _, said = process.communicate()
@@ -283,17 +283,17 @@ def test_while_data_are_read_it_leaves_at_once(settings, tmp_path, monkeypatch):
 def test_while_the_end_is_measured_it_leaves_at_once(settings, tmp_path, monkeypatch):
     config = TrainConfig(**settings, workdir=str(tmp_path / "run"))
     inputs = Inputs(config)
-    finish = Member.finish
+    finish = SeedRun.finish
 
     def terminate_and_finish(member):
         terminate()
         finish(member)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Member, "finish", terminate_and_finish)
+        patch.setattr(SeedRun, "finish", terminate_and_finish)
         with pytest.raises(Preempted, match="what was saved before is there"), preemption.heeded():
             train(config, inputs)
-    assert Saved(tmp_path / "run" / "checkpoints").last_step == 12
+    assert CheckpointReader(tmp_path / "run" / "checkpoints").last_step == 12
     whole = dataclasses.replace(config, workdir=str(tmp_path / "whole"))
     assert without_times(train(config, inputs)) == without_times(train(whole, inputs))
 
@@ -302,7 +302,7 @@ def test_a_study_passes_it_on_and_counts_no_failure(settings, tmp_path, monkeypa
     folder, seen = tmp_path / "study", []
     scenarios = ["backbone_frozen", "top_1", "none_frozen"]
     plan = plan_of(folder, settings, [settings["backbone"]], scenarios, seen)
-    save = Member.save
+    save = SeedRun.save
 
     def save_and_terminate(member, *args):
         save(member, *args)
@@ -310,11 +310,11 @@ def test_a_study_passes_it_on_and_counts_no_failure(settings, tmp_path, monkeypa
             terminate()
 
     with monkeypatch.context() as patch:
-        patch.setattr(Member, "save", save_and_terminate)
+        patch.setattr(SeedRun, "save", save_and_terminate)
         with pytest.raises(Preempted, match="saved after step 6 of 12"), preemption.heeded():
-            conduct(plan, Pool(), "the command", 0.0)
+            conduct(plan, InputsPool(), "the command", 0.0)
     assert [line["arm"] for line in read_lines(folder / "results.jsonl")] == ["backbone_frozen"]
-    assert conduct(plan, Pool(), "the command", 0.0) == 0
+    assert conduct(plan, InputsPool(), "the command", 0.0) == 0
     assert [line["arm"] for line in read_lines(folder / "results.jsonl")] == scenarios
 
 
@@ -369,10 +369,10 @@ def test_several_processes_leave_after_the_same_step_and_save_together(tmp_path)
     folder = tmp_path / "saved"
     names = {f"process_{number}-of-2.json" for number in (0, 1)}
     assert names < {path.name for path in (folder / "3" / "data").iterdir()}
-    saved = Saved(folder)
+    saved = CheckpointReader(folder)
     saved.check(3)
-    assert saved.seal(3).processes == 2
+    assert saved.manifest(3).processes == 2
     # One process goes on from what two have saved.
-    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+    with contextlib.closing(CheckpointManager(folder)) as checkpoints:
         assert (checkpoints.last_step, checkpoints.best_step) == (3, 1)
     assert Path(folder / "2").is_dir()

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl_jax.core.distributed import part
-from mtl_jax.data.batches import Order, TextSet, evaluation_batches, make_batch, train_batches
-from mtl_jax.data.packing.plan import Layout, Placement, TrainPlan
+from mtl_jax.data.batches import EpochOrder, TextSet, evaluation_batches, make_batch, train_batches
+from mtl_jax.data.packing.plan import Layout, PackingPlan, Placement
 from mtl_jax.data.tokens import Tokens
 from tests.conftest import TASKS
 
@@ -91,7 +91,7 @@ def test_a_batch_of_vectors_by_hand():
     st.integers(0, 2**32),
 )
 def test_every_epoch_holds_every_text_whole(lengths, batch_size, devices, seed):
-    plan = TrainPlan(np.array(lengths), batch_size, devices, 16)
+    plan = PackingPlan(np.array(lengths), batch_size, devices, 16)
     batches = train_batches(text_set(lengths), plan, seed, 0, 2 * plan.steps)
     for _ in range(2):
         found = {}
@@ -129,7 +129,7 @@ LENGTHS = np.random.RandomState(0).randint(3, 30, 60)
 
 def orders(seed, epochs=3, lengths=LENGTHS):
     """The examples of each batch, [epochs, steps]."""
-    plan = TrainPlan(lengths, 8, 1, 16)
+    plan = PackingPlan(lengths, 8, 1, 16)
     batches = train_batches(text_set(lengths), plan, seed, 0, epochs * plan.steps)
     found = [batch["example"].tolist() for batch in batches]
     return [found[i * plan.steps : (i + 1) * plan.steps] for i in range(epochs)]
@@ -162,7 +162,7 @@ def test_every_epoch_has_an_order_and_a_composition_of_its_own():
 
 @pytest.mark.parametrize("count", [3, 5, 9])
 def test_small_data_are_mixed_anew_too(count):
-    plan = TrainPlan(np.arange(count) + 3, 2, 1, 16)
+    plan = PackingPlan(np.arange(count) + 3, 2, 1, 16)
     batches = train_batches(text_set(np.arange(count) + 3), plan, 0, 0, 12 * plan.steps)
     sets = [frozenset(np.ravel(batch["example"]).tolist()) - {-1} for batch in batches]
     epochs = {frozenset(sets[i : i + plan.steps]) for i in range(0, len(sets), plan.steps)}
@@ -171,7 +171,7 @@ def test_small_data_are_mixed_anew_too(count):
 
 @pytest.mark.parametrize("done", [0, 1, 5, 8, 13, 20, 24])
 def test_an_iterator_goes_on_from_its_saved_state(done):
-    plan = TrainPlan(LENGTHS, 8, 1, 16)
+    plan = PackingPlan(LENGTHS, 8, 1, 16)
     assert plan.steps == 8
     first = train_batches(text_set(LENGTHS), plan, 5, 0, 24)
     for _ in range(done):
@@ -202,7 +202,7 @@ def test_the_processes_have_every_text_of_an_epoch_once(
     lengths, batch_size, processes, devices, seed
 ):
     texts = text_set(lengths)
-    plan = TrainPlan(texts.tokens.lengths, batch_size, processes * devices, 64)
+    plan = PackingPlan(texts.tokens.lengths, batch_size, processes * devices, 64)
     rows = plan.layout.rows
     whole = list(train_batches(texts, plan, seed, 0, 2 * plan.steps))
     shards = [
@@ -230,10 +230,10 @@ def test_the_processes_have_every_text_of_an_epoch_once(
 def test_no_device_is_left_without_texts():
     """Long texts are packed first: one row would have most of every batch's short ones."""
     lengths = np.random.default_rng(0).integers(4, 60, 400)
-    plan = TrainPlan(lengths, 32, 4, 64)
+    plan = PackingPlan(lengths, 32, 4, 64)
     each = plan.layout.rows // 4
     of_device = np.zeros(4, int)
-    for placement in Order(plan, 0).placements(0):
+    for placement in EpochOrder(plan, 0).placements(0):
         of_device += np.bincount(placement.rows // each, minlength=4)
     assert of_device.sum() == 400
     assert np.ptp(of_device) <= 4

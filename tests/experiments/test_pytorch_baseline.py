@@ -10,7 +10,7 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.data.batches import TextSet
 from mtl_jax.data.tokens import Tokens
 from mtl_jax.runs.loop import train
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.inputs import Inputs
 from tests.conftest import TASKS
 
@@ -46,7 +46,7 @@ def copy_heads(torch, params, model):
 
 def test_without_dropout_pytorch_gives_our_logits_and_loss(torch, baseline, config):
     tuning = baseline.FineTuning(replace(config, scenario="none_frozen"), "cpu")
-    run = Run(replace(config, scenario="none_frozen"), Inputs(config))
+    run = PhaseRun(replace(config, scenario="none_frozen"), Inputs(config))
     heads = run.evaluator.runner.replicate(run.params)
     # A bias of 0 would not show where it is added.
     heads = {**heads, **{task: jax.tree.map(lambda x: x + 0.1, heads[task]) for task in TASKS}}

@@ -10,7 +10,7 @@ import pytest
 from experiments.scarce_task import ScarceTask, plan_of, run
 from mtl_jax.config.train import DataConfig
 from mtl_jax.core.errors import UserError
-from mtl_jax.studies.inputs_pool import Pool
+from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.report.render import to_markdown
 from mtl_jax.studies.report.scarce_report import document, judge
 from mtl_jax.studies.report.scarce_report import of as of_task
@@ -138,13 +138,13 @@ def test_a_fraction_of_the_other_task_holds_in_every_arm(settings, tmp_path):
         other = {} if arm == "single_task" else {"classifier": 0.5}
         assert fractions == {"sentiment": 0.3, **other}
     # Of 84 sentiment labels, 30 % are 26; of 87 classifier labels the half are 44.
-    assert plan_of(study, Pool()).record["settings"]["data"]["label_fraction"] == (
+    assert plan_of(study, InputsPool()).record["settings"]["data"]["label_fraction"] == (
         "classifier=0.5",
     )
     every = ScarceTask(**shared)
     with pytest.raises(UserError, match="leaves 44 classifier labels, and sentiment has up to 84"):
-        plan_of(every, Pool())
-    plan_of(dataclasses.replace(every, arms=("joint", "single_task")), Pool())
+        plan_of(every, InputsPool())
+    plan_of(dataclasses.replace(every, arms=("joint", "single_task")), InputsPool())
     thinned = dataclasses.replace(data, label_fraction=("sentiment=0.5",))
     with pytest.raises(UserError, match="--label-fraction names sentiment, whose labels --fracti"):
         ScarceTask(**{**shared, "data": thinned})
@@ -179,7 +179,7 @@ def test_two_data_sets(settings, reviews, tmp_path):
 
 
 def test_what_was_read_to_plan_is_not_kept(settings, tmp_path):
-    pool = Pool()
+    pool = InputsPool()
     study = ScarceTask(**settings, workdir=str(tmp_path), seeds=(0,))
     read = weakref.ref(pool.get(study))
     plan = plan_of(study, pool)

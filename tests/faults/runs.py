@@ -13,7 +13,7 @@ from typing import Any
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
-from mtl_jax.runs.checkpoints.reader import Saved
+from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.workdir import Workdir
 
 # As Orbax names the folder of a checkpoint that it is writing.
@@ -185,19 +185,19 @@ def without_times(value: Any) -> Any:
 
 def _known(folder: Path) -> Iterator[tuple[str, Any]]:
     """What a finished run has left, but for times; its arrays by their digests, each checked."""
-    saved = Saved(folder / "checkpoints")
+    saved = CheckpointReader(folder / "checkpoints")
     last = saved.last_step
     yield "the last step", last
     for step in sorted({last, saved.best_step} - {None}):  # pyright: ignore[reportArgumentType]
         saved.check(step)
-        seal = saved.seal(step)
-        for part, digest in seal.digests.items():
+        manifest = saved.manifest(step)
+        for part, digest in manifest.digests.items():
             yield f"the {part} at step {step}", digest
-        yield f"the best up to step {step}", seal.best
-        course = seal.progress["course"]
+        yield f"the best up to step {step}", manifest.best
+        progress = manifest.progress["phase_progress"]
         # Of the kept activations the seconds are said.
-        yield f"the course at step {step}", without_times(course | {"features": None})
-        yield f"the losses up to step {step}", without_times(seal.progress["meter"])
+        yield f"the progress at step {step}", without_times(progress | {"features": None})
+        yield f"the losses up to step {step}", without_times(manifest.progress["meter"])
     yield "metrics.jsonl", without_times(read_lines(folder / "metrics.jsonl"))
     yield "certificate.json", Workdir(folder).certificate()
 

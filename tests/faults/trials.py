@@ -13,7 +13,7 @@ import numpy as np
 
 from mtl_jax.core.errors import SAVED, UserError, shortened
 from mtl_jax.runs.checkpoints.manifest import DamageError
-from mtl_jax.runs.checkpoints.reader import Saved
+from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.workdir import Workdir
 from tests.faults.runs import Command, Ended, Moment, Pace, differences, is_saving
 
@@ -69,7 +69,10 @@ class Trials:
         for _ in range(_DRAWS):
             shutil.rmtree(self._cut, ignore_errors=True)
             ended = self._command.train(self._cut, signal=signal.SIGKILL, moment=moment)
-            if ended.status == -signal.SIGKILL and len(Saved(self._cut / "checkpoints").steps) > 1:
+            if (
+                ended.status == -signal.SIGKILL
+                and len(CheckpointReader(self._cut / "checkpoints").steps) > 1
+            ):
                 return pace
         raise UserError("the run has ended before it could be killed: make it longer")
 
@@ -166,7 +169,7 @@ def _last_line(ended: Ended) -> str:
 
 def _damage(folder: Path) -> str | None:
     """Which checkpoint of a run that was struck is damaged."""
-    saved = Saved(folder / "checkpoints")
+    saved = CheckpointReader(folder / "checkpoints")
     try:
         for step in saved.steps:
             saved.check(step)
@@ -184,7 +187,7 @@ def _difference(folder: Path, whole: Path) -> str | None:
 
 
 def _steps(checkpoints: Path) -> list[Path]:
-    return [checkpoints / str(step) for step in Saved(checkpoints).steps]
+    return [checkpoints / str(step) for step in CheckpointReader(checkpoints).steps]
 
 
 def _file(checkpoints: Path, draw: np.random.Generator) -> Path:
@@ -241,7 +244,7 @@ def _remove_part(checkpoints: Path, draw: np.random.Generator) -> str:
 
 
 def _half_write(checkpoints: Path, draw: np.random.Generator) -> str:
-    last = Saved(checkpoints).last_step or 0
+    last = CheckpointReader(checkpoints).last_step or 0
     half = checkpoints / str(last + 1)
     shutil.copytree(checkpoints / str(last), half)
     files = sorted(path for path in half.rglob("*") if path.is_file())

@@ -12,7 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from mtl_jax.core.errors import UserError
-from mtl_jax.freezing.partition import Freeze, certificate, digest, state_bytes
+from mtl_jax.freezing.partition import Partition, certificate, digest, state_bytes
 from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
 from mtl_jax.models.bert import BertEncoder
 from mtl_jax.training.losses import masked_cross_entropy
@@ -107,17 +107,17 @@ def test_the_contract_for_any_rules(rules, seed):
     optimizer = OptimizerConfig(
         (("head", 1e-1), ("backbone", 1e-2), ("backbone/layer_1", 1e-3)), 9, 1, 0.1, 0.05
     )
-    freeze, program = make_program(copy(PARAMS), rules, optimizer=optimizer)
-    trainable, frozen = freeze.split(jax.tree.map(jax.numpy.asarray, copy(PARAMS)))
-    paths = {path for path, label in freeze.labels if label != FROZEN}
+    partition, program = make_program(copy(PARAMS), rules, optimizer=optimizer)
+    trainable, frozen = partition.split(jax.tree.map(jax.numpy.asarray, copy(PARAMS)))
+    paths = {path for path, label in partition.labels if label != FROZEN}
     if not paths:
-        assert (freeze.groups, trainable, raw(frozen)) == ((), {}, raw(PARAMS))
+        assert (partition.groups, trainable, raw(frozen)) == ((), {}, raw(PARAMS))
         return
     state = program.init(trainable, 7)
     gradients = []
     for step in range(2):
         batch = random_batch(seed=seed + step)
-        before = Freeze.merge(state.trainable, frozen)
+        before = Partition.merge(state.trainable, frozen)
         state, metrics = train_step(program, state, frozen, batch)
         whole = whole_gradient(program, before, batch, step)
         norm = np.sqrt(sum(float(np.sum(np.square(whole[p], dtype=np.float64))) for p in paths))
@@ -125,7 +125,7 @@ def test_the_contract_for_any_rules(rules, seed):
         gradients.append({p: np.asarray(whole[p]) * min(1, 0.05 / norm) for p in paths})
 
     # 1: what is frozen has its bytes.
-    after = Freeze.merge(state.trainable, frozen)
+    after = Partition.merge(state.trainable, frozen)
     held = {path: data for path, data in raw(PARAMS).items() if path not in paths}
     assert raw(frozen) == held
     assert held.items() <= raw(after).items()
@@ -140,9 +140,9 @@ def test_the_contract_for_any_rules(rules, seed):
     assert moments["mu"].keys() == moments["nu"].keys() == moments["steps"].keys() == paths
     assert {int(steps) for steps in moments["steps"].values()} == {2}
     leaves = jax.tree.leaves(state.opt_state)
-    assert len(leaves) == 3 * len(paths) + len(freeze.groups)
+    assert len(leaves) == 3 * len(paths) + len(partition.groups)
     size = sum(FLAT[path].size for path in paths)
-    assert state_bytes(state.opt_state) == 4 * (2 * size + len(paths) + len(freeze.groups))
+    assert state_bytes(state.opt_state) == 4 * (2 * size + len(paths) + len(partition.groups))
 
     # 3: the moments are those of a gradient clipped as if the trainable part were all.
     for path in paths:
@@ -152,13 +152,13 @@ def test_the_contract_for_any_rules(rules, seed):
         )
 
     # 4
-    assert program.frozen_depth == depth_of(freeze.labels)
+    assert program.frozen_depth == depth_of(partition.labels)
 
 
 def lowered(scenario):
     """The jitted step of a scenario, its jaxpr and its FLOPs, neither compiled nor run."""
-    freeze, program = make_program(PARAMS, scenario_rules(scenario, LAYERS, TASKS))
-    trainable, frozen = freeze.split(PARAMS)
+    partition, program = make_program(PARAMS, scenario_rules(scenario, LAYERS, TASKS))
+    trainable, frozen = partition.split(PARAMS)
     arguments = program.init(trainable, 0), frozen, random_batch(rows=8)
     traced = jax.jit(functools.partial(train_step, program)).trace(*arguments)
     costs: Any = traced.lower().cost_analysis()
@@ -219,17 +219,17 @@ def test_no_gradient_is_computed_for_what_is_frozen():
     ],
 )
 def test_the_frozen_prefix_is_read_off_the_labels(rules, depth):
-    freeze = Freeze.from_rules(PARAMS, rules)
-    assert freeze.depth(LAYERS) == depth == depth_of(freeze.labels)
-    trained = {path for path, label in freeze.labels if label != FROZEN}
-    assert freeze.backbone_frozen == all(not path.startswith("backbone/") for path in trained)
+    partition = Partition.from_rules(PARAMS, rules)
+    assert partition.depth(LAYERS) == depth == depth_of(partition.labels)
+    trained = {path for path, label in partition.labels if label != FROZEN}
+    assert partition.backbone_frozen == all(not path.startswith("backbone/") for path in trained)
 
 
 def test_layer_10_is_not_below_layer_2():
     params = {"backbone": {name: {"a": 1} for name in ("embeddings", "layer_1", "layer_10")}}
     for trained, depth in (("layer_1", 2), ("layer_10", 11)):
         rules = [(f"backbone/{trained}/*", "backbone"), ("*", FROZEN)]
-        assert Freeze.from_rules(params, rules).depth(12) == depth
+        assert Partition.from_rules(params, rules).depth(12) == depth
 
 
 @pytest.fixture(scope="module")
@@ -265,8 +265,8 @@ def test_the_frozen_prefix_has_no_dropout_and_the_rest_has(prefixes, depth):
 
 def test_the_step_runs_the_prefix_as_evaluation_does():
     """With the backbone frozen, tokens and the vectors that evaluation made give one step."""
-    freeze, program = make_program(PARAMS, scenario_rules("backbone_frozen", LAYERS, TASKS))
-    trainable, frozen = freeze.split(PARAMS)
+    partition, program = make_program(PARAMS, scenario_rules("backbone_frozen", LAYERS, TASKS))
+    trainable, frozen = partition.split(PARAMS)
     batch = random_batch()
     vectors: Any = program.model.apply({"params": PARAMS}, batch, method="pooled")
     cached = {task: batch[task] for task in ("classifier", "sentiment")} | {"pooled": vectors}
@@ -280,22 +280,22 @@ def test_the_step_runs_the_prefix_as_evaluation_does():
 @settings(max_examples=60, deadline=None)
 @given(rules=RULES)
 def test_split_and_merge_are_inverse(rules):
-    freeze = Freeze.from_rules(PARAMS, rules)
-    trainable, frozen = freeze.split(PARAMS)
+    partition = Partition.from_rules(PARAMS, rules)
+    trainable, frozen = partition.split(PARAMS)
     parts = [flat(part) for part in (trainable, frozen)]
     assert sorted([*parts[0], *parts[1]]) == PATHS
-    assert {dict(freeze.labels)[path] for path in parts[1]} <= {FROZEN}
-    assert FROZEN not in {dict(freeze.labels)[path] for path in parts[0]}
-    merged = Freeze.merge(trainable, frozen)
+    assert {dict(partition.labels)[path] for path in parts[1]} <= {FROZEN}
+    assert FROZEN not in {dict(partition.labels)[path] for path in parts[0]}
+    merged = Partition.merge(trainable, frozen)
     assert jax.tree.structure(merged) == jax.tree.structure(PARAMS)
     assert all(
         a is b for a, b in zip(jax.tree.leaves(merged), jax.tree.leaves(PARAMS), strict=True)
     )
-    assert jax.tree.structure(freeze.tree) == jax.tree.structure(PARAMS)
-    assert flat(freeze.tree) == dict(freeze.labels)
-    assert freeze.groups == tuple(sorted({label for _, label in freeze.labels} - {FROZEN}))
-    again = Freeze.from_rules(PARAMS, rules)
-    assert (freeze, hash(freeze)) == (again, hash(again))
+    assert jax.tree.structure(partition.tree) == jax.tree.structure(PARAMS)
+    assert flat(partition.tree) == dict(partition.labels)
+    assert partition.groups == tuple(sorted({label for _, label in partition.labels} - {FROZEN}))
+    again = Partition.from_rules(PARAMS, rules)
+    assert (partition, hash(partition)) == (again, hash(again))
 
 
 def test_a_group_takes_the_transform_of_its_longest_prefix():
@@ -309,9 +309,9 @@ def test_a_group_takes_the_transform_of_its_longest_prefix():
         "e": "head",
         "f": FROZEN,
     }
-    freeze = Freeze.from_rules(params, list(labels.items()))
-    transform = freeze.multi_transform({name: optax.sgd(rate) for name, rate in rates.items()})
-    trainable, _ = freeze.split(params)
+    partition = Partition.from_rules(params, list(labels.items()))
+    transform = partition.multi_transform({name: optax.sgd(rate) for name, rate in rates.items()})
+    trainable, _ = partition.split(params)
     updates, _ = transform.update(trainable, transform.init(trainable), trainable)
     expected = {"a": -2.0, "b": -3.0, "c": -3.0, "d": -2.0, "e": -5.0}
     assert jax.tree.map(lambda leaf: leaf.tolist(), updates) == {
@@ -321,9 +321,9 @@ def test_a_group_takes_the_transform_of_its_longest_prefix():
 
 @pytest.mark.parametrize("label", ["backbon", "headless", "heads/a", "/head"])
 def test_a_label_without_a_transform_is_named(label):
-    freeze = Freeze.from_rules({"a": 1}, [("*", label)])
+    partition = Partition.from_rules({"a": 1}, [("*", label)])
     with pytest.raises(UserError, match=f"no learning rate for the label '{label}'"):
-        freeze.multi_transform({"head": optax.sgd(1.0), "backbone": optax.sgd(1.0)})
+        partition.multi_transform({"head": optax.sgd(1.0), "backbone": optax.sgd(1.0)})
 
 
 def test_the_certificate():
@@ -333,8 +333,8 @@ def test_the_certificate():
         ("backbone/embeddings/word/*", "backbone"),
         ("*", FROZEN),
     ]
-    freeze, program = make_program(PARAMS, rules)
-    trainable, frozen = freeze.split(PARAMS)
+    partition, program = make_program(PARAMS, rules)
+    trainable, frozen = partition.split(PARAMS)
     state = program.init(trainable, 0)
     before = digest(frozen)
     hidden, inner, words = CONFIG.hidden_size, CONFIG.intermediate_size, CONFIG.vocab_size
@@ -342,7 +342,7 @@ def test_the_certificate():
     head = (hidden + 1) * CLASSES[0]
     total = sum(leaf.size for leaf in FLAT.values())
     trained = layer + head + words * hidden
-    assert certificate(freeze, PARAMS, state.opt_state, before) == {
+    assert certificate(partition, PARAMS, state.opt_state, before) == {
         "labels": {
             "backbone": {"leaves": 1, "parameters": words * hidden},
             "backbone/layer_1": {"leaves": 16, "parameters": layer},
@@ -360,15 +360,15 @@ def test_the_certificate():
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_one_flipped_bit_shows_in_the_certificate(data):
-    freeze = Freeze.from_rules(PARAMS, scenario_rules("top_1", LAYERS, TASKS))
-    before = digest(freeze.split(PARAMS)[1])
+    partition = Partition.from_rules(PARAMS, scenario_rules("top_1", LAYERS, TASKS))
+    before = digest(partition.split(PARAMS)[1])
     changed = copy(PARAMS)
     path = data.draw(st.sampled_from(PATHS))
     leaf = flat(changed)[path]
     bits = leaf.reshape(-1).view(np.uint32)
     bits[data.draw(st.integers(0, leaf.size - 1))] ^= np.uint32(1 << data.draw(st.integers(0, 31)))
-    found = certificate(freeze, changed, (), before)
-    frozen = dict(freeze.labels)[path] == FROZEN
+    found = certificate(partition, changed, (), before)
+    frozen = dict(partition.labels)[path] == FROZEN
     assert found["frozen_digest_unchanged"] == (not frozen)
     assert (found["frozen_digest_after"] == before) == (not frozen)
 

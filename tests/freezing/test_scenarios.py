@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.rules import assign_labels
 from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.multitask import MultiTaskModule
 from tests import conftest
 from tests.conftest import TASKS, head_sizes
 
@@ -27,7 +27,7 @@ def paths(request):
     config = dataclasses.replace(conftest.TINY, num_hidden_layers=LAYERS)
     tokens = dict.fromkeys(("input_ids", "segment_ids", "position_ids"), np.ones((1, 2), np.int32))
     batch = {**tokens, "classifier": np.zeros((1, 1), np.int32)}
-    model = MultiTaskModel(config, head_sizes(2, 2), request.param)
+    model = MultiTaskModule(config, head_sizes(2, 2), request.param)
     return list(
         flatten_dict(jax.eval_shape(model.init, jax.random.key(0), batch)["params"], sep="/")
     )

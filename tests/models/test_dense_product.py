@@ -16,7 +16,7 @@ from mtl_jax.config.train import ACTIVATIONS, BertConfig
 from mtl_jax.models.bert import BertEncoder
 from mtl_jax.models.bert_layers import FeedForward
 from mtl_jax.models.dense_product import Dense, product
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.multitask import MultiTaskModule
 from mtl_jax.models.pretrained import to_transformers
 from tests.conftest import head_sizes
 
@@ -177,7 +177,7 @@ def texts(rows, length, config, seed=0):
 
 
 def packed(ids, ends):
-    """A batch of ``MultiTaskModel`` of two texts in each row."""
+    """A batch of ``MultiTaskModule`` of two texts in each row."""
     rows, length = ids.shape
     position = np.broadcast_to(np.tile(np.arange(length // 2), 2), ids.shape)
     segment = np.repeat([[1, 2]], length // 2, axis=1)
@@ -216,7 +216,7 @@ def backbone():
 
 def loss(params, batch, dtype, **flags):
     """The mean cross-entropy of a fixed head, and the vectors that it is given."""
-    model = MultiTaskModel(WIDE, head_sizes(3, 3), "mean", dtype, **flags)
+    model = MultiTaskModule(WIDE, head_sizes(3, 3), "mean", dtype, **flags)
     vectors: Any = model.apply({"params": {"backbone": params}}, batch, method="pooled")
     chances = jax.nn.log_softmax(vectors @ HEAD)
     of_labels = jnp.take_along_axis(chances, batch["classifier"][..., None], -1)

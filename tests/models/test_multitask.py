@@ -13,7 +13,7 @@ import mtl_jax
 from mtl_jax.data.batches import TextSet, make_batch
 from mtl_jax.data.packing.plan import Layout, Placement
 from mtl_jax.data.tokens import Tokens
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.multitask import MultiTaskModule
 from mtl_jax.training.losses import masked_cross_entropy
 from tests.conftest import TASKS, head_sizes
 
@@ -57,7 +57,7 @@ BLOCKED = make_batch(make_texts(), Layout(2, BLOCKS, slots=6), IN_BLOCKS)
 def loaded(tiny):
     """The tiny checkpoint, and heads whose outputs are of the order of 1."""
     config, backbone = mtl_jax.load_backbone(tiny)
-    model = MultiTaskModel(config, head_sizes(*CLASSES))
+    model = MultiTaskModule(config, head_sizes(*CLASSES))
     return config, {"backbone": backbone} | model.init_heads(jax.random.key(1))
 
 
@@ -88,7 +88,7 @@ def test_the_batches_are_what_they_are_meant_to_be():
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_packed_logits_and_vectors_are_those_of_each_text_alone(pooling, batch, blocks, loaded):
     config, params = loaded
-    alone_model = MultiTaskModel(config, head_sizes(*CLASSES), pooling)
+    alone_model = MultiTaskModule(config, head_sizes(*CLASSES), pooling)
     model = alone_model.clone(blocks=blocks)
     packed, alone = run(model, params, batch), run(alone_model, params, UNPACKED)
     for task, classes in zip(TASKS, CLASSES, strict=True):
@@ -113,7 +113,7 @@ def test_packed_logits_and_vectors_are_those_of_each_text_alone(pooling, batch, 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_vector_is_what_the_pooling_says(pooling, loaded):
     config, params = loaded
-    model = MultiTaskModel(config, head_sizes(*CLASSES), pooling)
+    model = MultiTaskModule(config, head_sizes(*CLASSES), pooling)
     encoder = mtl_jax.BertEncoder(config)
     texts = make_texts()
     vectors = by_text(run(model, params, PACKED, method="pooled"), PACKED)
@@ -142,7 +142,7 @@ def test_packed_gradients_are_those_of_each_text_alone(pooling, batch, blocks, l
         flat(
             jax.grad(
                 lambda p, batch=batch, blocks=blocks: losses(
-                    MultiTaskModel(config, head_sizes(*CLASSES), pooling, blocks=blocks), p, batch
+                    MultiTaskModule(config, head_sizes(*CLASSES), pooling, blocks=blocks), p, batch
                 )
             )(params)
         )
@@ -163,7 +163,7 @@ def test_packed_gradients_are_those_of_each_text_alone(pooling, batch, blocks, l
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_neighbours_do_not_matter_to_the_last_bit(pooling, loaded):
     config, params = loaded
-    model = MultiTaskModel(config, head_sizes(*CLASSES), pooling)
+    model = MultiTaskModule(config, head_sizes(*CLASSES), pooling)
     other = {name: array.copy() for name, array in PACKED.items()}
     # Text 0 is the second of row 0, text 3 the first.
     mine = other["segment_ids"][0] == 2
@@ -179,7 +179,7 @@ def test_neighbours_do_not_matter_to_the_last_bit(pooling, loaded):
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_batch_without_any_text_gives_zeros_and_no_nan(pooling, loaded):
     config, params = loaded
-    model = MultiTaskModel(config, head_sizes(*CLASSES), pooling)
+    model = MultiTaskModule(config, head_sizes(*CLASSES), pooling)
     fill = {"example": -1, "classifier": -1, "sentiment": -1}
     empty = {name: np.full_like(array, fill.get(name, 0)) for name, array in PACKED.items()}
     value, gradient = jax.value_and_grad(lambda p: losses(model, p, empty))(params)
@@ -191,7 +191,7 @@ def test_a_batch_without_any_text_gives_zeros_and_no_nan(pooling, loaded):
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_cached_vectors_give_the_logits_of_the_tokens(pooling, loaded):
     config, params = loaded
-    model = MultiTaskModel(config, head_sizes(*CLASSES), pooling)
+    model = MultiTaskModule(config, head_sizes(*CLASSES), pooling)
     vectors = by_text(run(model, params, UNPACKED, method="pooled"), UNPACKED)
     texts = dataclasses.replace(make_texts(), pooled=vectors)
     cached = make_batch(texts, LAYOUT, PLACEMENT)
@@ -206,7 +206,7 @@ def test_cached_vectors_give_the_logits_of_the_tokens(pooling, loaded):
 
 def head_inputs(config, params, key):
     """What reaches the heads in training, for vectors of ones."""
-    model = MultiTaskModel(config, head_sizes(*CLASSES))
+    model = MultiTaskModule(config, head_sizes(*CLASSES))
     _, state = model.apply(
         {"params": {task: params[task] for task in TASKS}},
         {"pooled": jnp.ones((50, 20, 16))},
@@ -240,7 +240,7 @@ def test_dropout_before_the_heads(classifier_dropout, hidden_dropout, rate, load
 def test_both_heads_see_the_same_dropped_vector(loaded):
     config, _ = loaded
     same = {"kernel": np.eye(16, 3, dtype=np.float32), "bias": np.zeros(3, np.float32)}
-    model = MultiTaskModel(dataclasses.replace(config, classifier_dropout=0.5), head_sizes(3, 3))
+    model = MultiTaskModule(dataclasses.replace(config, classifier_dropout=0.5), head_sizes(3, 3))
     batch = {"pooled": jnp.ones((4, 4, 16))}
     rngs = {"dropout": jax.random.key(0)}
     logits = run(model, dict.fromkeys(TASKS, same), batch, train=True, rngs=rngs)
@@ -252,15 +252,15 @@ def test_evaluation_has_no_dropout(loaded):
     config, params = loaded
     config = dataclasses.replace(config, classifier_dropout=0.9)
     np.testing.assert_array_equal(
-        run(MultiTaskModel(config, head_sizes(*CLASSES)), params, PACKED)["sentiment"],
-        run(MultiTaskModel(loaded[0], head_sizes(*CLASSES)), params, PACKED)["sentiment"],
+        run(MultiTaskModule(config, head_sizes(*CLASSES)), params, PACKED)["sentiment"],
+        run(MultiTaskModule(loaded[0], head_sizes(*CLASSES)), params, PACKED)["sentiment"],
     )
 
 
 def test_a_frozen_backbone_and_no_head_dropout_train_as_they_evaluate(loaded):
     config, params = loaded
     config = dataclasses.replace(config, classifier_dropout=0.0, hidden_dropout_prob=0.5)
-    model = MultiTaskModel(config, head_sizes(*CLASSES))
+    model = MultiTaskModule(config, head_sizes(*CLASSES))
     rngs = {"dropout": jax.random.key(0)}
     trained = run(model, params, PACKED, train=True, frozen_depth=4, rngs=rngs)
     loose = run(model, params, PACKED, train=True, frozen_depth=3, rngs=rngs)
@@ -273,7 +273,7 @@ def test_a_frozen_backbone_and_no_head_dropout_train_as_they_evaluate(loaded):
 def test_fresh_heads(loaded):
     config, _ = loaded
     config = dataclasses.replace(config, hidden_size=1024, initializer_range=0.05)
-    model = MultiTaskModel(config, head_sizes(40, 30))
+    model = MultiTaskModule(config, head_sizes(40, 30))
     heads = model.init_heads(jax.random.key(0))
     shapes = {path: leaf.shape for path, leaf in flat(heads).items()}
     assert shapes == {
@@ -296,8 +296,8 @@ def test_fresh_heads(loaded):
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_bfloat16_gives_float32_vectors_and_logits_near_the_exact(pooling, loaded):
     config, params = loaded
-    exact = MultiTaskModel(config, head_sizes(*CLASSES), pooling)
-    rough = MultiTaskModel(config, head_sizes(*CLASSES), pooling, jnp.bfloat16)
+    exact = MultiTaskModule(config, head_sizes(*CLASSES), pooling)
+    rough = MultiTaskModule(config, head_sizes(*CLASSES), pooling, jnp.bfloat16)
     vectors = run(rough, params, PACKED, method="pooled")
     assert vectors.dtype == jnp.float32
     for task in TASKS:

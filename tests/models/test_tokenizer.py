@@ -257,9 +257,9 @@ def test_says_nothing_when_there_is_no_pytorch():
         "import sys, importlib.util as u\n"
         "find = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'torch' else find(name, *a)\n"
-        "from mtl_jax.core import downloads as assets\n"
+        "from mtl_jax.core import downloads\n"
         "from mtl_jax.models.tokenizer import load_tokenizer\n"
-        "load_tokenizer(assets.minilm())\n"
+        "load_tokenizer(downloads.minilm())\n"
         "print('torch' in sys.modules)\n"
     )
     done = subprocess.run(

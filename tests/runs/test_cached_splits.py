@@ -7,7 +7,7 @@ import pytest
 
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.runs.loop import train, train_seeds
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.tools.cost import kept_arrays
 from mtl_jax.training.cache.array_file import file_bytes
 from mtl_jax.training.cache.array_store import GIB
@@ -17,7 +17,7 @@ from mtl_jax.training.inputs import Inputs
 @pytest.fixture(params=["memory", "disk"])
 def room(request, settings, tmp_path):
     """Settings with room for the token states of one phase, and no more than a tenth beside."""
-    run = Run(
+    run = PhaseRun(
         TrainConfig(**settings | {"scenario": "top_1"}, workdir=""),
         Inputs(TrainConfig(**settings, workdir="")),
     )

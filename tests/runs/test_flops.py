@@ -8,7 +8,7 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.runs.flops import PhaseFlops, flops_record, prefix_flops, run_flops, step_flops
 from mtl_jax.runs.loop import train, train_seeds
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.tools.cost import EvaluationBatches, _flops
 from mtl_jax.training.inputs import Inputs
 from tests import conftest
@@ -22,7 +22,7 @@ def inputs(shared_settings):
 def run_of(settings, inputs, scenario="none_frozen", together=False, **changes):
     what = "recipe" if scenario == "gradual_unfreezing" else "scenario"
     config = TrainConfig(**{**settings, **changes, what: scenario}, workdir="")
-    return Run(config, inputs, together=together)
+    return PhaseRun(config, inputs, together=together)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_the_count_is_the_same_however_a_run_is_trained(scenario, shared_setting
 def test_the_count_is_that_of_plan(shared_settings, inputs):
     for scenario in ("backbone_frozen", "top_2", "none_frozen"):
         run = run_of(shared_settings, inputs, scenario)
-        told = _flops(run, run.stepper().program, EvaluationBatches(inputs))
+        told = _flops(run, run.compiled_step().program, EvaluationBatches(inputs))
         (phase,) = run_flops(run, [run.plan.steps])
         of_steps = phase.step * run.plan.steps / run.plan.places
         assert told["forward"] + told["backward"] == pytest.approx(of_steps, abs=2)

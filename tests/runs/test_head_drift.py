@@ -11,10 +11,10 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.freezing.phase import Phase
-from mtl_jax.runs.checkpoints.manager import Checkpoints
+from mtl_jax.runs.checkpoints.manager import CheckpointManager
 from mtl_jax.runs.head_drift import Reference, divergence, judge
 from mtl_jax.runs.loop import train
-from mtl_jax.runs.progress import Course
+from mtl_jax.runs.progress import PhaseProgress
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.inputs import Inputs
 
@@ -53,17 +53,17 @@ def test_targets_are_log_probabilities():
 )
 def test_what_a_phase_does_about_drift(does, changed):
     phase = Phase(scenario="sentiment_frozen", drift_limit=0.5, on_drift=does)
-    course = Course()
-    assert judge(phase, course, {"sentiment": 0.5}, 10) is None
-    assert course == Course(steady=10)
-    words = judge(phase, course, {"sentiment": 0.6}, 20)
+    progress = PhaseProgress()
+    assert judge(phase, progress, {"sentiment": 0.5}, 10) is None
+    assert progress == PhaseProgress(steady=10)
+    words = judge(phase, progress, {"sentiment": 0.6}, 20)
     assert words is not None
     assert words.startswith(
         "a frozen head's predictions have drifted more than 0.5 nats, that of sentiment 0.600"
     )
-    assert course.steady == 10
-    assert judge(phase, course, {"sentiment": 0.7}, 30) is None
-    state = {name: bool(getattr(course, name)) for name in ("over", "returns", "holds")}
+    assert progress.steady == 10
+    assert judge(phase, progress, {"sentiment": 0.7}, 30) is None
+    state = {name: bool(getattr(progress, name)) for name in ("over", "returns", "holds")}
     assert state == {"over": False, "returns": False, "holds": False} | changed
 
 
@@ -209,24 +209,24 @@ def test_what_is_held_outlasts_a_restart(settings, inputs, tmp_path):
 
     cut = TrainConfig(**settings, workdir=str(tmp_path / "cut"))
     with pytest.MonkeyPatch.context() as patch:
-        from mtl_jax.runs.seed_run import Member
+        from mtl_jax.runs.seed_run import SeedRun
 
-        draw = Member.draw
+        draw = SeedRun.draw
 
-        def press_ctrl_c(member, steps):
-            if member.course.holds and int(member.checkpoints.last_step or 0) == 12:
+        def press_ctrl_c(seed_run, steps):
+            if seed_run.progress.holds and int(seed_run.checkpoints.last_step or 0) == 12:
                 raise KeyboardInterrupt
-            return draw(member, steps)
+            return draw(seed_run, steps)
 
         # The press of a key at a known step; what is tested runs as it is.
-        patch.setattr(Member, "draw", press_ctrl_c)
+        patch.setattr(SeedRun, "draw", press_ctrl_c)
         with pytest.raises(KeyboardInterrupt):
             train(cut, inputs)
     assert Workdir(cut.workdir).result() is None
     train(cut, inputs)
     digests = []
     for config in (whole, cut):
-        checkpoints = Checkpoints(Workdir(config.workdir).checkpoints)
+        checkpoints = CheckpointManager(Workdir(config.workdir).checkpoints)
         params = checkpoints.restore_params(checkpoints.last_step or 0)
         digests.append([np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)])
         checkpoints.close()

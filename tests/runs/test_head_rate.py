@@ -11,7 +11,7 @@ from mtl_jax.config.train import DataConfig, TrainConfig
 from mtl_jax.runs.head_rate import RATES, _choice, _compared, _macro_f1, chosen_head_rate
 from mtl_jax.runs.head_sweep import Grid, train_heads
 from mtl_jax.runs.loop import train, train_seeds
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.inputs import Inputs
 from tests.conftest import weights
 
@@ -59,7 +59,7 @@ def test_another_rate_is_chosen_only_where_it_is_clearly_better():
 
 
 def test_scores_and_errors_are_those_of_the_trained_heads(open_settings, inputs):
-    run = Run(TrainConfig(**open_settings, workdir=""), inputs)
+    run = PhaseRun(TrainConfig(**open_settings, workdir=""), inputs)
     grid = Grid((0, 1), RATES, (0.01,), weights((1.0,), (1.0,)))
     heads, _, validation = train_heads(run, grid)
     scores, errors = _compared(run, heads)
@@ -71,11 +71,11 @@ def test_scores_and_errors_are_those_of_the_trained_heads(open_settings, inputs)
 
 
 def test_rates_differ_from_what_the_texts_are_and_are_chosen_once(open_settings, inputs, capsys):
-    run = Run(TrainConfig(**open_settings, workdir=""), inputs)
+    run = PhaseRun(TrainConfig(**open_settings, workdir=""), inputs)
     assert run.plans[0].rate_is_open
     rate = chosen_head_rate(run)
     assert f"head learning rate {rate:g}: " in capsys.readouterr().err
-    other = Run(TrainConfig(**open_settings, workdir="", seed=5), inputs)
+    other = PhaseRun(TrainConfig(**open_settings, workdir="", seed=5), inputs)
     assert chosen_head_rate(other) == rate
     assert capsys.readouterr().err == ""
 
@@ -95,7 +95,7 @@ def test_rates_differ_from_what_the_texts_are_and_are_chosen_once(open_settings,
 def test_where_the_rate_is_stated_or_no_matter_of_heads_alone_nothing_is_swept(
     open_settings, inputs, changes
 ):
-    run = Run(TrainConfig(**open_settings | changes, workdir=""), inputs)
+    run = PhaseRun(TrainConfig(**open_settings | changes, workdir=""), inputs)
     assert not run.plans[0].rate_is_open
     assert not any(plan.rate_is_open for plan in run.plans)
 
@@ -103,7 +103,7 @@ def test_where_the_rate_is_stated_or_no_matter_of_heads_alone_nothing_is_swept(
 def test_a_run_begins_with_the_chosen_rate_and_keeps_it(
     open_settings, inputs, tmp_path, monkeypatch
 ):
-    run = Run(TrainConfig(**open_settings, workdir=""), inputs)
+    run = PhaseRun(TrainConfig(**open_settings, workdir=""), inputs)
     key = (
         *(run.plans[0].optimizer, run.plans[0].phase.task_weights, run.plans[0].texts),
         *(run.config.weighting, run.plan.layout),
@@ -122,7 +122,7 @@ def test_a_run_begins_with_the_chosen_rate_and_keeps_it(
         raise CutError
 
     with monkeypatch.context() as patch:
-        patch.setattr("mtl_jax.runs.seed_run.Member.finish", cut_short)
+        patch.setattr("mtl_jax.runs.seed_run.SeedRun.finish", cut_short)
         with pytest.raises(CutError):
             train(cut, inputs)
     monkeypatch.setitem(inputs.head_rates, key, 0.5)

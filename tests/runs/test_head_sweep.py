@@ -14,10 +14,10 @@ from experiments.heads import run as run_heads
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.runs import head_sweep as sweeping
-from mtl_jax.runs.checkpoints.reader import Saved
+from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.head_sweep import Grid, sweep
 from mtl_jax.runs.loop import train
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.metrics import mean_macro_f1, split_metrics
@@ -110,7 +110,7 @@ def test_every_device_has_as_few_runs_as_can_be(devices, seeds, settings, across
 
 def test_the_settings_of_one_seed_are_spread_over_the_devices(swept, tmp_path):
     shared, inputs, result = swept
-    run = Run(TrainConfig(workdir="", **shared), inputs)
+    run = PhaseRun(TrainConfig(workdir="", **shared), inputs)
     heads = sweeping.Heads(run, dataclasses.replace(GRID, seeds=GRID.seeds[1:2]))
     scores = []
     for epoch in range(shared["epochs"]):
@@ -125,10 +125,10 @@ def test_the_settings_of_one_seed_are_spread_over_the_devices(swept, tmp_path):
 
 def test_many_steps_in_one_program_are_the_steps_one_by_one(settings, tmp_path):
     config = TrainConfig(**settings, workdir=str(tmp_path), scenario="backbone_frozen")
-    run = Run(config, Inputs(config))
+    run = PhaseRun(config, Inputs(config))
     texts = run.split("train").texts
-    program = run.stepper().program
-    trainable, _ = run.freeze.split(run.params)
+    program = run.compiled_step().program
+    trainable, _ = run.partition.split(run.params)
     vectors = {k: jnp.asarray(v) for k, v in {"pooled": texts.pooled, **texts.labels}.items()}
     rng = np.random.default_rng(0)
     examples = jnp.asarray(rng.integers(-1, len(texts), (2, 5, 4)), jnp.int32)
@@ -195,7 +195,7 @@ def test_of_equal_measurements_a_sweep_and_training_keep_the_same(swept, schedul
     assert len(scores) == 3
     assert result["best_epoch"] == epoch
     heads = sweeping.Heads(
-        Run(config, inputs), Grid((0,), (1e-6,), (0.0,), weights((1.0,), (1.0,)))
+        PhaseRun(config, inputs), Grid((0,), (1e-6,), (0.0,), weights((1.0,), (1.0,)))
     )
     kernels = []
     for number in range(3):
@@ -205,7 +205,7 @@ def test_of_equal_measurements_a_sweep_and_training_keep_the_same(swept, schedul
     kept = heads.kept(0, 0)["classifier"]["kernel"]
     assert [np.array_equal(kept, kernel) for kernel in kernels].index(True) == epoch - 1
     assert not np.array_equal(kernels[0], kernels[2])
-    saved: Any = Saved(Workdir(tmp_path).checkpoints).restore_best()
+    saved: Any = CheckpointReader(Workdir(tmp_path).checkpoints).restore_best()
     np.testing.assert_allclose(saved["classifier"]["kernel"], kept, rtol=0, atol=1e-7)
 
 

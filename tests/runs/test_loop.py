@@ -17,9 +17,9 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.data.batches import make_batch
 from mtl_jax.freezing import partition
-from mtl_jax.runs.checkpoints.manager import Checkpoints
+from mtl_jax.runs.checkpoints.manager import CheckpointManager
 from mtl_jax.runs.loop import train
-from mtl_jax.runs.phase_run import Run, _even
+from mtl_jax.runs.phase_run import PhaseRun, _even
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.step import eval_step
@@ -43,7 +43,7 @@ SCENARIOS = (
 
 
 def final_params(folder):
-    checkpoints = Checkpoints(Workdir(folder).checkpoints)
+    checkpoints = CheckpointManager(Workdir(folder).checkpoints)
     assert checkpoints.last_step is not None
     params = checkpoints.restore_params(checkpoints.last_step)
     checkpoints.close()
@@ -68,7 +68,7 @@ def inputs_of():
 def test_every_scenario_runs_and_leaves_its_proof(scenario, settings, inputs_of, tmp_path):
     config = TrainConfig(**settings, workdir=str(tmp_path / "run"), scenario=scenario, seed=3)
     inputs = inputs_of(config)
-    run = Run(config, inputs)
+    run = PhaseRun(config, inputs)
     result = train(config, inputs)
 
     names = {path.name for path in (tmp_path / "run").iterdir()}
@@ -83,13 +83,13 @@ def test_every_scenario_runs_and_leaves_its_proof(scenario, settings, inputs_of,
         "tokenizer",
     }
     certificate = json.loads((tmp_path / "run" / "certificate.json").read_text())
-    _, before = run.freeze.split(run.params)
-    _, after = run.freeze.split(final_params(tmp_path / "run"))
+    _, before = run.partition.split(run.params)
+    _, after = run.partition.split(final_params(tmp_path / "run"))
     assert (
         certificate["frozen_digest_before"] == partition.digest(before) == partition.digest(after)
     )
     assert certificate["frozen_digest_unchanged"] is result["frozen_digest_unchanged"] is True
-    sizes = [leaf.size for leaf in jax.tree.leaves(run.freeze.split(run.params)[0])]
+    sizes = [leaf.size for leaf in jax.tree.leaves(run.partition.split(run.params)[0])]
     assert result["trainable_parameters"] == sum(sizes)
     for split in ("train", "validation", "test"):
         for task in TASKS:
@@ -107,8 +107,8 @@ def test_every_scenario_runs_and_leaves_its_proof(scenario, settings, inputs_of,
     assert epochs == ([1, 2] if trained else [0])
     assert log[-1] == result
     if trained:
-        moved, _ = run.freeze.split(final_params(tmp_path / "run"))
-        start, _ = run.freeze.split(run.params)
+        moved, _ = run.partition.split(final_params(tmp_path / "run"))
+        start, _ = run.partition.split(run.params)
         assert all(
             not np.array_equal(a, b)
             for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(moved), strict=True)
@@ -295,7 +295,7 @@ def test_layers_scanned_and_rematerialised_train_the_same(settings, tmp_path):
             scan_layers=flag,
         )
         inputs = Inputs(config)
-        model = Run(config, inputs).stepper().program.model
+        model = PhaseRun(config, inputs).compiled_step().program.model
         assert (model.remat, model.scan_layers) == (flag, flag)
         result = train(config, inputs)
         losses.append(
@@ -313,7 +313,7 @@ def test_an_epoch_is_cut_evenly(steps, at_once):
 
 def test_kept_vectors_give_the_logits_of_the_tokens(settings, inputs_of, tmp_path):
     config = TrainConfig(**settings, workdir=str(tmp_path), scenario="backbone_frozen")
-    run = Run(config, inputs_of(config))
+    run = PhaseRun(config, inputs_of(config))
     kept, whole = run.split("train").texts, inputs_of(config).split("train").texts
     assert kept.pooled is not None
     assert whole.pooled is None
@@ -346,7 +346,7 @@ def test_an_update_that_diverges_is_never_saved(settings, inputs_of, tmp_path):
     with pytest.raises(UserError, match="not finite"):
         train(config, inputs_of(config))
     for step in (tmp_path / "checkpoints").iterdir():
-        checkpoints = Checkpoints(tmp_path / "checkpoints")
+        checkpoints = CheckpointManager(tmp_path / "checkpoints")
         params = checkpoints.restore_params(int(step.name))
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
         checkpoints.close()

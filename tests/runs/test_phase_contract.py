@@ -8,7 +8,7 @@ from hypothesis import Phase as Stage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.freezing.partition import Freeze, certificate, digest, state_bytes
+from mtl_jax.freezing.partition import Partition, certificate, digest, state_bytes
 from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
 from mtl_jax.training.optimizer import carried
 from mtl_jax.training.step import train_step
@@ -35,8 +35,8 @@ PHASES = st.lists(
 )
 
 
-def trained_in(freeze):
-    return {path for path, label in freeze.labels if label != FROZEN}
+def trained_in(partition):
+    return {path for path, label in partition.labels if label != FROZEN}
 
 
 @settings(max_examples=8, deadline=None, phases=(Stage.explicit, Stage.generate))
@@ -45,9 +45,9 @@ def test_every_phase_keeps_the_contract(phases):
     before: Any = {}
     params, taken, step = copy(PARAMS), dict.fromkeys(PATHS, 0), 0
     for rules, steps in phases:
-        freeze, program = make_program(params, rules)
-        trainable, frozen = freeze.split(jax.tree.map(jax.numpy.asarray, params))
-        paths = trained_in(freeze)
+        partition, program = make_program(params, rules)
+        trainable, frozen = partition.split(jax.tree.map(jax.numpy.asarray, params))
+        paths = trained_in(partition)
         start, held = raw(params), digest(frozen)
         state = program.init(trainable, 3)
         fresh: Any = state.opt_state
@@ -69,17 +69,17 @@ def test_every_phase_keeps_the_contract(phases):
         for _ in range(steps if paths else 0):
             state, _ = train_step(program, state, frozen, random_batch(seed=step))
             step += 1
-        after = Freeze.merge(state.trainable, frozen)
+        after = Partition.merge(state.trainable, frozen)
         moved = {path for path in PATHS if raw(after)[path] != start[path]}
         assert moved <= paths
         # What is decayed moves even without a gradient.
         assert {path for path in paths if path.endswith(("kernel", "embedding"))} <= moved
-        proof = certificate(freeze, after, state.opt_state, held)
+        proof = certificate(partition, after, state.opt_state, held)
         assert proof["frozen_digest_unchanged"] is True
         size = sum(flat(PARAMS)[path].size for path in paths)
         assert proof["trainable_parameters"] == size
-        counters = len(paths) + len(freeze.groups)
+        counters = len(paths) + len(partition.groups)
         assert state_bytes(state.opt_state) == 4 * (2 * size + counters)
-        assert program.frozen_depth == depth_of(freeze.labels)
+        assert program.frozen_depth == depth_of(partition.labels)
         taken = {path: n + (steps if path in paths else 0) for path, n in taken.items()}
         params, before = copy(after), state.opt_state

@@ -5,7 +5,7 @@ import pytest
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.runs.loop import train
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.plan import plan, tables, total_time
 from mtl_jax.training.inputs import Inputs
@@ -58,7 +58,7 @@ def test_a_phase_of_one_task_counts_its_own_texts(shared_settings):
         "2 classifier_frozen",
         "3 none_frozen",
     ]
-    run = Run(
+    run = PhaseRun(
         TrainConfig(
             **shared_settings | {"data": thinned, "epochs": 6},
             workdir="",

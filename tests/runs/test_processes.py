@@ -205,8 +205,8 @@ def test_without_a_launcher_there_is_nobody_to_join(flags, tmp_path, monkeypatch
 
 
 def test_a_process_by_itself_agrees_with_itself():
-    assert distributed.agreed({"a": [1]}) == {"a": [1]}
-    assert distributed.on_main(lambda: 3) == 3
+    assert distributed.broadcast({"a": [1]}) == {"a": [1]}
+    assert distributed.call_on_main(lambda: 3) == 3
     assert distributed.share(8) == slice(0, 8)
     distributed.abandon(2)
     distributed.leave()

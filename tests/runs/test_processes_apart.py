@@ -69,7 +69,7 @@ def test_all_leave_before_the_next_part_when_one_is_told_to(met):
 def test_what_comes_to_be_seen_is_waited_for():
     looks = iter([False, True])
     assert distributed.awaited(lambda: next(looks))
-    assert distributed.in_all(lambda: 3) == 3
+    assert distributed.call_on_all(lambda: 3) == 3
 
 
 def test_an_error_of_one_process_alone_ends_the_study_and_one_of_all_an_arm(small_flags, tmp_path):

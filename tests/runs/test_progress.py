@@ -6,7 +6,7 @@ import math
 import pytest
 
 from mtl_jax.freezing.phase import Phase
-from mtl_jax.runs.progress import Course, beats, chained_steps, score
+from mtl_jax.runs.progress import PhaseProgress, beats, chained_steps, score
 
 METRICS = {
     "classifier": {"macro_f1": 0.5, "loss": 1.0},
@@ -19,10 +19,10 @@ def phase(**fields):
     return Phase(**{"scenario": "top_1", "task_weights": BOTH, **fields})
 
 
-def course(*scores, **fields):
-    """A course with measurements at steps 10, 20 ..."""
+def progress(*scores, **fields):
+    """Progress with measurements at steps 10, 20 ..."""
     measured = [(10 * i, value) for i, value in enumerate(scores, start=1)]
-    return Course(measured=measured, **fields)
+    return PhaseProgress(measured=measured, **fields)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_task_without_labels_is_left_out():
     ],
 )
 def test_a_plateau_is_counted_from_the_best(scores, min_gain, stale):
-    assert course(*scores).stale(min_gain) == stale
+    assert progress(*scores).stale(min_gain) == stale
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_plateau_is_counted_from_the_best(scores, min_gain, stale):
     ],
 )
 def test_when_a_phase_is_over(fields, scores, step, verdict):
-    assert course(*scores, start=100).verdict(phase(**fields), step, 30) == verdict
+    assert progress(*scores, start=100).verdict(phase(**fields), step, 30) == verdict
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_when_a_phase_is_over(fields, scores, step, verdict):
     ],
 )
 def test_the_next_phase_begins_where_the_last_has_paid(before, scores, asked, refused):
-    words = course(*scores, best_before=before, phase=2).refusal(phase(requires_gain=asked))
+    words = progress(*scores, best_before=before, phase=2).refusal(phase(requires_gain=asked))
     assert (words is not None) == refused
     if words:
         gain = max(scores) - before
@@ -110,14 +110,14 @@ def test_the_next_phase_begins_where_the_last_has_paid(before, scores, asked, re
     ],
 )
 def test_what_the_next_phase_goes_on_from(fields, state, target, needed):
-    found = course(0.5, 0.7, 0.6, **state)
+    found = progress(0.5, 0.7, 0.6, **state)
     assert found.target(phase(**fields), 30) == target
     assert found.needed(phase(**fields)) == needed
 
 
 def test_of_equal_measurements_the_first_is_the_best():
-    assert course(0.5, 0.7, 0.7).best == (20, 0.7)
-    assert course().best is None
+    assert progress(0.5, 0.7, 0.7).best == (20, 0.7)
+    assert progress().best is None
 
 
 @pytest.mark.parametrize(
@@ -136,14 +136,14 @@ def test_what_takes_the_place_of_the_best(value, best, expected):
 
 
 def test_what_is_not_a_number_is_never_the_best():
-    assert course(math.nan, 0.5, math.nan).best == (20, 0.5)
-    assert course(math.nan).best is None
+    assert progress(math.nan, 0.5, math.nan).best == (20, 0.5)
+    assert progress(math.nan).best is None
 
 
 def test_the_next_phase_knows_what_was_before():
-    old = course(0.5, 0.7, 0.6, start=100, passed=2.0, schedule_start=3, positions={"some": 4})
+    old = progress(0.5, 0.7, 0.6, start=100, passed=2.0, schedule_start=3, positions={"some": 4})
     new = old.next(phase(), phase(scenario="top_2"), 130, 130, 1.5, "all")
-    assert new == Course(
+    assert new == PhaseProgress(
         phase=1,
         start=130,
         passed=3.5,
@@ -172,12 +172,12 @@ def test_the_next_phase_knows_what_was_before():
     ],
 )
 def test_scores_are_compared_with_their_like(before, after, known):
-    old = course(0.5, 0.7, best_before=0.8)
+    old = progress(0.5, 0.7, best_before=0.8)
     assert old.next(phase(**before), phase(**after), 20, 20, 1.0, "all").best_before == known
 
 
 def test_frozen_activations_are_paid_for_once():
-    here = Course()
+    here = PhaseProgress()
     assert here.book_features(["a", "b", "c"], 6.0) == 6.0
     # A part of the same bottom has been computed on the way.
     assert here.book_features(["a", "b"], 4.0) == 0.0
@@ -189,7 +189,7 @@ def test_frozen_activations_are_paid_for_once():
 
 
 def test_a_restart_carries_everything_over():
-    here = course(
+    here = progress(
         0.5,
         phase=3,
         start=4,
@@ -208,8 +208,8 @@ def test_a_restart_carries_everything_over():
         certificates=[{"labels": {}}],
         features=[(["a", "b"], 1.5)],
     )
-    assert Course.load(json.loads(json.dumps(here.state()))) == here
-    assert Course.load(json.loads(json.dumps(Course().state()))) == Course()
+    assert PhaseProgress.load(json.loads(json.dumps(here.state()))) == here
+    assert PhaseProgress.load(json.loads(json.dumps(PhaseProgress().state()))) == PhaseProgress()
 
 
 def test_phases_that_share_a_schedule():

@@ -18,14 +18,14 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.freezing import partition
-from mtl_jax.freezing.partition import Freeze
+from mtl_jax.freezing.partition import Partition
 from mtl_jax.freezing.recipes import RECIPES
 from mtl_jax.freezing.scenarios import FROZEN
-from mtl_jax.runs.checkpoints.manager import Checkpoints
+from mtl_jax.runs.checkpoints.manager import CheckpointManager
 from mtl_jax.runs.loop import train, train_seeds
 from mtl_jax.runs.phase_plan import short_phases, without_effect
-from mtl_jax.runs.phase_run import Run
-from mtl_jax.runs.seed_run import Member
+from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.runs.seed_run import SeedRun
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.predict import Predictor
 from mtl_jax.training.inputs import Inputs
@@ -64,7 +64,7 @@ def certificate_of(config):
 
 @contextlib.contextmanager
 def checkpoints_of(config):
-    with contextlib.closing(Checkpoints(Workdir(config.workdir).checkpoints)) as checkpoints:
+    with contextlib.closing(CheckpointManager(Workdir(config.workdir).checkpoints)) as checkpoints:
         yield checkpoints
 
 
@@ -74,15 +74,15 @@ def everything(config, inputs):
         last = checkpoints.last_step
         assert last is not None
         progress = checkpoints.progress(last)
-        run = Run(config, inputs)
-        phase = progress["course"]["phase"]
+        run = PhaseRun(config, inputs)
+        phase = progress["phase_progress"]["phase"]
         run = run.at(phase, run.params) if phase else run
-        params, state = checkpoints.restore(last, run.start(), run.freeze)
+        params, state = checkpoints.restore(last, run.start(), run.partition)
     arrays = {
         jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
         for path, leaf in jax.tree.leaves_with_path((params, state.replace(trainable=None)))
     }
-    return last, arrays, without_times(progress["course"] | {"features": None})
+    return last, arrays, without_times(progress["phase_progress"] | {"features": None})
 
 
 # Every way for a phase to end, to go on from the one before, and to be resumed in.
@@ -122,16 +122,16 @@ def mixed(shared_settings, inputs, tmp_path_factory):
 def with_snapshots(settings, inputs, folder, **changes):
     settings = settings | {"checkpoint_every": 1, "epochs": 3, **changes}
     config = TrainConfig(**settings, workdir=str(folder / "whole"))
-    save = Member.save
+    save = SeedRun.save
 
-    def save_and_copy(member, state, *args):
-        save(member, state, *args)
-        member.checkpoints.wait()
+    def save_and_copy(seed_run, state, *args):
+        save(seed_run, state, *args)
+        seed_run.checkpoints.wait()
         shutil.copytree(folder / "whole", folder / f"after-{int(state.step)}")
 
     with pytest.MonkeyPatch.context() as patch:
         # A look at the folder: what is tested runs as it is.
-        patch.setattr(Member, "save", save_and_copy)
+        patch.setattr(SeedRun, "save", save_and_copy)
         result = train(config, inputs)
     return config, folder, result
 
@@ -230,29 +230,29 @@ def test_killed_at_a_phase_edge_it_resumes_to_the_same_end(gradual, inputs, flag
 def test_every_recipe_runs_and_proves_every_phase(name, recipe, inputs, tmp_path):
     config = recipe(name)
     ends = {}
-    measured = Member.save
+    measured = SeedRun.save
 
-    def look(member, state, frozen, *args):
-        measured(member, state, frozen, *args)
-        ends[member.run.index] = jax.tree.map(np.array, Freeze.merge(state.trainable, frozen))
+    def look(seed_run, state, frozen, *args):
+        measured(seed_run, state, frozen, *args)
+        ends[seed_run.run.index] = jax.tree.map(np.array, Partition.merge(state.trainable, frozen))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Member, "save", look)
+        patch.setattr(SeedRun, "save", look)
         result = train(config, inputs)
     proofs = certificate_of(config)["phases"]
-    first = Run(config, inputs)
+    first = PhaseRun(config, inputs)
     assert len(proofs) == len(ends) == result["phases"]
     assert (result["stopped"] is None) == (len(proofs) == len(first.plans))
     before = first.params
     for index, proof in enumerate(proofs):
         plan = first.plans[index]
-        frozen = plan.freeze.split(ends[index])[1]
+        frozen = plan.partition.split(ends[index])[1]
         assert proof["frozen_digest_after"] == partition.digest(frozen)
         assert proof["frozen_digest_unchanged"] is True
         if not plan.phase.keep_best:
             # Bit for bit what it was when the phase before ended.
-            assert partition.digest(frozen) == partition.digest(plan.freeze.split(before)[1])
-        labels = dict(plan.freeze.labels)
+            assert partition.digest(frozen) == partition.digest(plan.partition.split(before)[1])
+        labels = dict(plan.partition.labels)
         sizes = {path: leaf.size for path, leaf in partition._flat(before).items()}
         assert proof["trainable_parameters"] == sum(
             size for path, size in sizes.items() if labels[path] != FROZEN
@@ -404,7 +404,7 @@ def test_a_phase_may_change_its_rates_weights_or_watch_alone(recipe, inputs):
     changes += [{"schedule": "constant"}, {"layer_decay": 0.5}, {"warmup_fraction": 0.5}]
     changes += [{"drift_limit": 0.5}]
     phases = [{"scenario": "top_2", **change} for change in changes]
-    assert len(Run(recipe(phases), inputs).plans) == len(changes)
+    assert len(PhaseRun(recipe(phases), inputs).plans) == len(changes)
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,7 @@ def test_a_phase_may_change_its_rates_weights_or_watch_alone(recipe, inputs):
 def test_a_setting_that_no_phase_has_a_use_for_is_told(changes, words, settings, inputs):
     settings = {name: value for name, value in settings.items() if name not in changes}
     config = TrainConfig(**settings | {"epochs": 4} | changes, workdir="")
-    notes = without_effect(config, Run(config, inputs).plans)
+    notes = without_effect(config, PhaseRun(config, inputs).plans)
     assert len(notes) == len(words)
     for note, start in zip(notes, words, strict=True):
         assert note.startswith(f"note: {start}")
@@ -466,7 +466,7 @@ def test_a_phase_of_too_few_steps_is_told_with_what_mends_it(
         config = TrainConfig(**settings | changes, workdir="")
 
     def told(config):
-        return short_phases(config, Run(config, inputs).plans)
+        return short_phases(config, PhaseRun(config, inputs).plans)
 
     if words is None:
         assert told(config) == []
@@ -498,15 +498,15 @@ def test_phases_of_one_task_go_on_in_the_same_texts(recipe, inputs):
         {"scenario": "top_1", "epochs": 1 / 3},
     ]
     seen = []
-    draw = Member.draw
+    draw = SeedRun.draw
 
-    def look(member, steps):
-        batches = draw(member, steps)
+    def look(seed_run, steps):
+        batches = draw(seed_run, steps)
         seen.extend(batch["example"][batch["example"] >= 0] for batch in batches)
         return batches
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Member, "draw", look)
+        patch.setattr(SeedRun, "draw", look)
         train(recipe(phases, epochs=1), inputs)
     assert sorted(np.concatenate(seen).tolist()) == list(range(96))
 

@@ -18,7 +18,7 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.runs.checkpoints import manifest
 from mtl_jax.runs.checkpoints.manifest import DamageError
-from mtl_jax.runs.checkpoints.reader import Saved
+from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.recovery import recover
 from mtl_jax.runs.run_config import identity
@@ -42,7 +42,7 @@ def finished(shared_settings, tmp_path_factory):
     config = TrainConfig(**shared_settings | KEPT, workdir=str(folder), scenario="top_1")
     inputs = Inputs(config)
     result = train(config, inputs)
-    assert Saved(folder / "checkpoints").steps == STEPS
+    assert CheckpointReader(folder / "checkpoints").steps == STEPS
     return config, inputs, result
 
 
@@ -75,7 +75,7 @@ def damage(config, step, part="params"):
 
 
 def best_of(config):
-    return Saved(Path(config.workdir) / "checkpoints").best_step
+    return CheckpointReader(Path(config.workdir) / "checkpoints").best_step
 
 
 def ends_the_same(config, finished):
@@ -107,7 +107,7 @@ def set_aside(config):
         ("params", "params can't be read"),
         ("optimizer", "optimizer can't be read"),
         ("data", r"data/process_0-of-1.json (can't be read|is not what was saved)"),
-        ("seal", r"seal/seal.json (can't be read|has another digest than it had)"),
+        ("manifest", r"manifest/manifest.json (can't be read|has another digest than it had)"),
     ],
 )
 def test_the_one_before_a_damaged_checkpoint_is_used(part, reason, copy, finished, capsys):
@@ -129,7 +129,9 @@ def test_a_folder_that_is_half_written_is_no_checkpoint(copy, finished, capsys):
     shutil.copytree(half.with_name("8") / "params", half / "params")
     ends_the_same(config, finished)
     first, second = warnings_of(capsys)
-    assert first.startswith("warning: checkpoint 10: it is damaged (seal/seal.json is missing)")
+    assert first.startswith(
+        "warning: checkpoint 10: it is damaged (manifest/manifest.json is missing)"
+    )
     assert second == "warning: going on from checkpoint 8"
 
 
@@ -150,7 +152,7 @@ def test_all_of_them_damaged_the_run_begins_anew(copy, finished, capsys):
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_checkpoint_without_what_it_needs_is_not_gone_on_from(gone, copy, finished, capsys):
     config = copy(last=8)
-    assert Saved(Path(config.workdir) / "checkpoints").seal(8).needs == (6,)
+    assert CheckpointReader(Path(config.workdir) / "checkpoints").manifest(8).needs == (6,)
     if gone:
         shutil.rmtree(Path(config.workdir) / "checkpoints" / "6")
     else:
@@ -165,7 +167,7 @@ def test_a_checkpoint_without_what_it_needs_is_not_gone_on_from(gone, copy, fini
 def test_a_checkpoint_with_a_longer_log_is_not_gone_on_from(copy, finished, capsys):
     config = copy(last=8)
     log = Path(config.workdir) / "metrics.jsonl"
-    known = Saved(log.parent / "checkpoints").progress(6)["lines"]
+    known = CheckpointReader(log.parent / "checkpoints").progress(6)["lines"]
     assert known > 0
     log.write_text("".join(log.read_text().splitlines(keepends=True)[: known - 1]))
     ends_the_same(config, finished)
@@ -177,7 +179,7 @@ def test_a_checkpoint_with_a_longer_log_is_not_gone_on_from(copy, finished, caps
 def test_a_damaged_line_of_the_log_is_a_lost_one(of_end, last, copy, finished, capsys):
     config = copy(last)
     log = Path(config.workdir) / "metrics.jsonl"
-    known = Saved(log.parent / "checkpoints").progress(6)["lines"]
+    known = CheckpointReader(log.parent / "checkpoints").progress(6)["lines"]
     lines = log.read_bytes().splitlines(keepends=True)
     place = len(lines) - 1 if of_end else known - 1
     lines[place] = b"\0" + lines[place][1:]
@@ -251,7 +253,7 @@ def test_a_removal_that_was_killed_leaves_none_in_part(copy, finished):
     assert without_times(train(config, finished[1])) == without_times(finished[2])
 
 
-class _BesideTraining(Saved):
+class _BesideTraining(CheckpointReader):
     """While a checkpoint is looked for, the training of the run removes it and has a new one."""
 
     def __init__(self, folder, moment):
@@ -265,27 +267,27 @@ class _BesideTraining(Saved):
             hidden.rename(self.new)
             (self.folder / str(step)).rename(self.folder / ".gone")
 
-    def seal(self, step):
-        if self._moment == "seal":
+    def manifest(self, step):
+        if self._moment == "manifest":
             self._train_on(step)
-        return super().seal(step)
+        return super().manifest(step)
 
     def restore_params(self, step):
         self._train_on(step)
         return super().restore_params(step)
 
 
-@pytest.mark.parametrize("moment", ["seal", "params"])
+@pytest.mark.parametrize("moment", ["manifest", "params"])
 def test_a_reader_beside_the_training_has_the_best_there_is(moment, copy):
     config = copy()
     folder = Path(config.workdir) / "checkpoints"
-    best = Saved(folder).best_step
+    best = CheckpointReader(folder).best_step
     assert best is not None
     if best != 12:
         # Of the newest, which is what the reader shall find, the best is itself.
-        known = dataclasses.replace(Saved(folder).seal(12), best=(12, 1.0))
-        (folder / "12" / "seal" / "seal.json").write_text(manifest._written(known))
-    wanted = Saved(folder).restore_params(12)
+        known = dataclasses.replace(CheckpointReader(folder).manifest(12), best=(12, 1.0))
+        (folder / "12" / "manifest" / "manifest.json").write_text(manifest._written(known))
+    wanted = CheckpointReader(folder).restore_params(12)
     found = _BesideTraining(folder, moment).restore_best()
     assert found is not None
     assert manifest.digest(found) == manifest.digest(wanted)
@@ -297,7 +299,7 @@ def test_a_best_that_is_missing_for_good_is_told(copy):
     folder = Path(config.workdir) / "checkpoints"
     shutil.rmtree(folder / "6")
     with pytest.raises(DamageError, match="checkpoints/6 is damaged"):
-        Saved(folder).restore_best()
+        CheckpointReader(folder).restore_best()
 
 
 def test_predicting_from_a_damaged_checkpoint_is_refused_in_a_line(copy):
@@ -321,9 +323,9 @@ def test_predicting_from_a_damaged_checkpoint_is_refused_in_a_line(copy):
 def changed(config, step):
     """Gives what a checkpoint has kept to be changed, and writes it down."""
     folder = Path(config.workdir) / "checkpoints"
-    known = Saved(folder).seal(step)
+    known = CheckpointReader(folder).manifest(step)
     yield known.progress
-    (folder / str(step) / "seal" / "seal.json").write_text(manifest._written(known))
+    (folder / str(step) / "manifest" / "manifest.json").write_text(manifest._written(known))
 
 
 def test_other_versions_are_noted(copy, finished, capsys):
@@ -351,16 +353,16 @@ def test_where_its_iterators_were_those_of_more_processes_the_steps_tell(copy, f
     """And the next save has an iterator that began there, from which the run goes on as well."""
     config = copy(last=4)
     folder = Path(config.workdir) / "checkpoints"
-    known = Saved(folder).seal(4)
+    known = CheckpointReader(folder).manifest(4)
     for process in (0, 1):
         file = folder / "4" / "data" / f"process_{process}-of-2.json"
         file.write_text(json.dumps(known.data))
     two = dataclasses.replace(known, processes=2)
-    (folder / "4" / "seal" / "seal.json").write_text(manifest._written(two))
+    (folder / "4" / "manifest" / "manifest.json").write_text(manifest._written(two))
     ends_the_same_but_for_data(config, finished)
-    saved = Saved(folder)
+    saved = CheckpointReader(folder)
     assert saved.progress(8)["drawn"] == 4
-    assert saved.seal(8).data["next_index"] == 4
+    assert saved.manifest(8).data["next_index"] == 4
     assert warnings_of(capsys) == []
     shutil.rmtree(folder / "12")
     log = Path(config.workdir) / "metrics.jsonl"
@@ -370,7 +372,7 @@ def test_where_its_iterators_were_those_of_more_processes_the_steps_tell(copy, f
 
 def ends_the_same_but_for_data(config, finished):
     ends_the_same(config, finished)
-    assert Saved(Path(config.workdir) / "checkpoints").progress(12)["drawn"] == 4
+    assert CheckpointReader(Path(config.workdir) / "checkpoints").progress(12)["drawn"] == 4
 
 
 @pytest.mark.parametrize("before", ["pmap", "mesh"])
@@ -391,7 +393,7 @@ def test_on_another_number_of_devices_it_goes_on(before, settings, tmp_path):
     resumed = dataclasses.replace(one, workdir=several.workdir)
     assert train(resumed, inputs)["step"] == 12
     params, wanted = (
-        Saved(Path(c.workdir) / "checkpoints").restore_params(12) for c in (one, resumed)
+        CheckpointReader(Path(c.workdir) / "checkpoints").restore_params(12) for c in (one, resumed)
     )
     assert_same_params(params, wanted)
 
@@ -550,8 +552,8 @@ def test_another_tokenizer_of_the_backbone_is_refused(copy, finished, tmp_path):
 OUT_OF_REACH = (
     "checkpoints",
     "checkpoints/8",
-    "checkpoints/8/seal",
-    "checkpoints/8/seal/seal.json",
+    "checkpoints/8/manifest",
+    "checkpoints/8/manifest/manifest.json",
     "checkpoints/8/params",
     "checkpoints/8/params/manifest.ocdbt",
     "checkpoints/8/optimizer/_METADATA",
@@ -572,7 +574,9 @@ def test_what_can_not_be_reached_is_not_called_damaged(place, copy, finished, ca
     with pytest.raises(UserError, match=reason) as caught:
         train(config, finished[1])
     assert not isinstance(caught.value, DamageError)
-    assert str(caught.value).startswith(str(path.parent if place.endswith("8/seal") else path)[:-5])
+    assert str(caught.value).startswith(
+        str(path.parent if place.endswith("8/manifest") else path)[:-5]
+    )
     assert warnings_of(capsys) == []
     assert set_aside(config) == []
     path.unlink()
@@ -591,7 +595,11 @@ def test_what_nobody_may_read_is_not_called_damaged(copy, capsys):
         Path(name).chmod(0o755)
         folder = Path(name) / "run"
         shutil.copytree(config.workdir, folder)
-        for place in ("checkpoints", "checkpoints/6/params/d", "checkpoints/6/seal/seal.json"):
+        for place in (
+            "checkpoints",
+            "checkpoints/6/params/d",
+            "checkpoints/6/manifest/manifest.json",
+        ):
             path = folder / place
             mode = path.stat().st_mode
             path.chmod(0)

@@ -15,15 +15,15 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines, rewrite_lines
 from mtl_jax.data.batches import train_batches
-from mtl_jax.runs.checkpoints.manager import Checkpoints
-from mtl_jax.runs.checkpoints.reader import Saved
+from mtl_jax.runs.checkpoints.manager import CheckpointManager
+from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.loop import train, train_seeds
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.run_config import identity
-from mtl_jax.runs.seed_run import Member
+from mtl_jax.runs.seed_run import SeedRun
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.predict import Predictor
-from mtl_jax.training.compiled_step import stepper
+from mtl_jax.training.compiled_step import compiled_step
 from mtl_jax.training.inputs import Inputs
 from tests.conftest import TASKS, TINY, write_checkpoint, write_record
 from tests.faults.runs import without_times
@@ -260,7 +260,7 @@ def test_a_member_that_fails_fails_alone(of_scenario, trained, inputs_of, tmp_pa
     assert_same_run(tmp_path / "seed3", whole / "seed3")
     # Nothing holds what the failed ones have computed with.
     gc.collect()
-    left = [held for held in gc.get_objects() if type(held) in (Run, Member)]
+    left = [held for held in gc.get_objects() if type(held) in (PhaseRun, SeedRun)]
     folders = {getattr(held, "run", held).config.workdir for held in left}
     assert not folders & {configs[2].workdir, damaged.workdir}
     # What there was to resume from is still there.
@@ -272,16 +272,16 @@ def test_a_member_that_fails_fails_alone(of_scenario, trained, inputs_of, tmp_pa
 def opened(config):
     """The checkpoints of a run, to save more of them in its name."""
     folder = Workdir(config.workdir)
-    return Checkpoints(folder.checkpoints, run=identity(folder.config()))
+    return CheckpointManager(folder.checkpoints, run=identity(folder.config()))
 
 
 def blow_up(config, inputs):
     """Makes the heads in a run's last checkpoint so large that the next loss is infinite."""
-    run = Run(config, inputs)
+    run = PhaseRun(config, inputs)
     texts = run.split("train").texts
-    checkpoints = Checkpoints(Path(config.workdir) / "checkpoints")
+    checkpoints = CheckpointManager(Path(config.workdir) / "checkpoints")
     data = train_batches(texts, run.plan, config.seed, 0, run.total_steps)
-    params, state = checkpoints.restore(6, run.start(), run.freeze)
+    params, state = checkpoints.restore(6, run.start(), run.partition)
     checkpoints.restore_data(6, data)
     progress = checkpoints.progress(6)
     checkpoints.close()
@@ -296,8 +296,8 @@ def blow_up(config, inputs):
 
 def of_other_optimizer(config, inputs):
     """Makes a run's last checkpoint one that is whole, but with the state of another scenario."""
-    other = Run(dataclasses.replace(config, scenario="backbone_frozen"), inputs)
-    with contextlib.closing(Checkpoints(Path(config.workdir) / "checkpoints")) as checkpoints:
+    other = PhaseRun(dataclasses.replace(config, scenario="backbone_frozen"), inputs)
+    with contextlib.closing(CheckpointManager(Path(config.workdir) / "checkpoints")) as checkpoints:
         progress, params = checkpoints.progress(6), checkpoints.restore_params(6)
     shutil.rmtree(Path(config.workdir) / "checkpoints" / "6")
     data = train_batches(other.training.texts, other.plan, config.seed, 0, other.total_steps)
@@ -310,16 +310,16 @@ def test_only_who_has_begun_shares_the_time(of_scenario, trained, inputs_of, tmp
     configs = configs_of(tmp_path, of_scenario("top_1"), SEEDS[1:])
     for seed in SEEDS[1:]:
         stopped(whole / f"seed{seed}", tmp_path / f"seed{seed}")
-    saved = Saved(tmp_path / "seed3" / "checkpoints")
+    saved = CheckpointReader(tmp_path / "seed3" / "checkpoints")
     before = saved.progress(6)["meter"]["compile_seconds"]
     inputs = inputs_of(configs[0])
     of_other_optimizer(configs[1], inputs)
-    stepper.cache_clear()
+    compiled_step.cache_clear()
 
     result, failed = train_seeds(configs, inputs)
     assert isinstance(result, dict)
     assert "checkpoints/6 has other parts than that of this run: use the versions" in str(failed)
-    compiled = Run(configs[0], inputs, together=True).stepper().step.seconds
+    compiled = PhaseRun(configs[0], inputs, together=True).compiled_step().step.seconds
     assert compiled > 0
     assert result["compile_seconds"] - before == pytest.approx(compiled)
 

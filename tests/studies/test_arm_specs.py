@@ -10,7 +10,7 @@ from experiments.unfreezing import Unfreezing
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.recipes import RECIPES
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.studies.arm_specs import (
     check_arms,
     files_of,
@@ -75,7 +75,9 @@ def test_names_stand_for_recipes_or_scenarios():
 @pytest.mark.parametrize("recipe", [*RECIPES, "top_down_2"])
 def test_which_recipes_freeze_a_trained_head_is_what_their_phases_do(recipe, settings, inputs):
     config = TrainConfig(**settings | {"epochs": 6}, workdir="", recipe=recipe)
-    assert freezes_trained_head(recipe) == any(plan.guarded for plan in Run(config, inputs).plans)
+    assert freezes_trained_head(recipe) == any(
+        plan.guarded for plan in PhaseRun(config, inputs).plans
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from experiments.freezing import Freezing, plan_of, run
 from mtl_jax.core.errors import UserError
-from mtl_jax.studies.inputs_pool import Pool
+from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.results_store import listed, opened
 from mtl_jax.studies.runner import conduct, gather, train_part
 from mtl_jax.studies.settings import StudySettings
@@ -120,10 +120,10 @@ def test_arms_that_are_done_are_listed_as_such(plan, tmp_path):
     first, second, third = (f"{name}, seed 0" for name in SCENARIOS)
     assert list(listed(plan)) == [first, second, third]
     assert not (tmp_path / "study").exists()
-    assert train_part(plan, Pool(), 1, 3) == 0
+    assert train_part(plan, InputsPool(), 1, 3) == 0
     # Of what a part has left in the arm's folder, and of what is gathered.
     assert list(listed(plan)) == [first, f"{second} (done)", third]
-    assert gather(plan, Pool(), "", 0.0) == 2
+    assert gather(plan, InputsPool(), "", 0.0) == 2
     shutil.rmtree(tmp_path / "study" / "arms")
     assert list(listed(plan)) == [first, f"{second} (done)", third]
     # Those of a group are trained at once: it waits for the last of them.
@@ -131,7 +131,7 @@ def test_arms_that_are_done_are_listed_as_such(plan, tmp_path):
         plan, groups=[[a, b] for (a,), (b,) in itertools.pairwise(plan.groups)]
     )
     assert list(listed(pairs)) == [f"{first}; {second}", f"{second}; {third}"]
-    assert train_part(plan, Pool(), 2, 3) == 0
+    assert train_part(plan, InputsPool(), 2, 3) == 0
     assert list(listed(pairs)) == [f"{first}; {second}", f"{second}; {third} (done)"]
     other = dataclasses.replace(plan, record={**plan.record, "study": "another"})
     with pytest.raises(UserError, match="was made with another configuration"):
@@ -209,21 +209,21 @@ def plan(settings, tmp_path):
         seen.update(results=[each["arm"] for each in results], failures=list(failures))
         return path / "report.html"
 
-    return dataclasses.replace(plan_of(study, Pool()), report=leave), seen
+    return dataclasses.replace(plan_of(study, InputsPool()), report=leave), seen
 
 
 def test_an_arm_without_a_result_is_counted_as_failed(plan, tmp_path, capsys):
     plan, seen = plan
     with pytest.raises(UserError, match=r"no arm .* the first failed with: it was not begun"):
-        gather(plan, Pool(), "", 0.0)
-    assert train_part(plan, Pool(), 0, 3) == 0
+        gather(plan, InputsPool(), "", 0.0)
+    assert train_part(plan, InputsPool(), 0, 3) == 0
     # One that failed says why when it is gathered, until it has been trained after all.
     taken = tmp_path / "study" / "arms" / "backbone_frozen-seed0"
     taken.mkdir()
     write_record(taken, {})
-    assert train_part(plan, Pool(), 1, 3) == 1
+    assert train_part(plan, InputsPool(), 1, 3) == 1
     assert "arm 2 failed: " in capsys.readouterr().err
-    assert gather(plan, Pool(), "", 0.0) == 2
+    assert gather(plan, InputsPool(), "", 0.0) == 2
     assert seen["results"] == ["all_frozen"]
     first, second = seen["failures"]
     assert (first["arm"], second["arm"]) == SCENARIOS[1:]
@@ -231,16 +231,16 @@ def test_an_arm_without_a_result_is_counted_as_failed(plan, tmp_path, capsys):
     assert second["error"] == "it was not begun: run its part of the study again"
 
     shutil.rmtree(taken)
-    assert train_part(plan, Pool(), 1, 3) == 0
-    assert train_part(plan, Pool(), 2, 7) == 0
-    assert train_part(plan, Pool(), 6, 7) == 0
-    assert gather(plan, Pool(), "", 0.0) == 0
+    assert train_part(plan, InputsPool(), 1, 3) == 0
+    assert train_part(plan, InputsPool(), 2, 7) == 0
+    assert train_part(plan, InputsPool(), 6, 7) == 0
+    assert gather(plan, InputsPool(), "", 0.0) == 0
     assert seen["results"] == list(SCENARIOS)
 
 
 def test_what_is_gathered_is_of_the_study_and_of_one_backbone(plan, tmp_path):
     plan, seen = plan
-    assert train_part(plan, Pool(), 0, 1) == 0
+    assert train_part(plan, InputsPool(), 0, 1) == 0
     for arm, change in (
         ("backbone_frozen", ("settings", "epochs")),
         ("top_1", ("weights_sha256",)),
@@ -251,7 +251,7 @@ def test_what_is_gathered_is_of_the_study_and_of_one_backbone(plan, tmp_path):
         inner = record[path[0]] if path else record
         inner[last] = 7 if last == "epochs" else "0" * 64
         write_record(file.parent, record)
-    assert gather(plan, Pool(), "", 0.0) == 2
+    assert gather(plan, InputsPool(), "", 0.0) == 2
     first, second = (failure["error"] for failure in seen["failures"])
     assert "another configuration (settings.epochs was 7, now 2)" in first
     assert "has other weights than the runs of it that are done" in second
@@ -262,9 +262,9 @@ def test_parts_share_the_folder_with_nobody_else(plan):
     with opened(plan, shared=True), opened(plan, shared=True):
         for alone in (conduct, gather):
             with pytest.raises(UserError, match="another process is working in"):
-                alone(plan, Pool(), "", 0.0)
+                alone(plan, InputsPool(), "", 0.0)
     with opened(plan), pytest.raises(UserError, match="another process is working in"):
-        train_part(plan, Pool(), 0, 2)
+        train_part(plan, InputsPool(), 0, 2)
 
 
 def test_settings_of_parts(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from experiments import backbones, freezing, heads, scarce_task, unfreezing
 from mtl_jax.config.train import LIMITS, TrainConfig
 from mtl_jax.core.errors import UserError
-from mtl_jax.studies.inputs_pool import Pool
+from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.runner import conduct, train_group
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder
 from mtl_jax.training.inputs import Inputs
@@ -36,7 +36,7 @@ def test_inputs_are_shared_dropped_and_not_refused_twice(settings, tmp_path):
     def run_of(seed, **changes):
         return TrainConfig(**{**settings, **changes}, workdir=str(tmp_path / "x"), seed=seed)
 
-    pool = Pool()
+    pool = InputsPool()
     first, fewer = run_of(0), run_of(0, data=dataclasses.replace(settings["data"], max_length=3))
     inputs = pool.get(first)
     assert pool.get(run_of(1, epochs=7, head_learning_rate=0.5)) is inputs
@@ -54,7 +54,7 @@ def test_inputs_are_shared_dropped_and_not_refused_twice(settings, tmp_path):
     write_checkpoint(folder)
     with pytest.raises(UserError, match="no such folder"):
         pool.get(run_of(0, backbone=str(folder)))
-    Pool().get(run_of(0, backbone=str(folder)))
+    InputsPool().get(run_of(0, backbone=str(folder)))
 
 
 def plan_of(folder, settings, backbones, scenarios, seen):
@@ -89,7 +89,7 @@ def test_a_study_skips_what_it_cannot_read_and_goes_on(settings, tmp_path, capsy
     scenarios = ["backbone_frozen", "top_9"]
     folder = tmp_path / "study"
     plan = plan_of(folder, settings, backbones, scenarios, seen)
-    assert conduct(plan, Pool(), "the command", 0.0) == 4
+    assert conduct(plan, InputsPool(), "the command", 0.0) == 4
     results, failures, context = seen
     assert [(r["arm"], r["seed"], r["setting"]["backbone"]) for r in results] == [
         ("backbone_frozen", 0, there),
@@ -112,7 +112,7 @@ def test_a_study_skips_what_it_cannot_read_and_goes_on(settings, tmp_path, capsy
     # With the folder there at last, only what is lacking is trained.
     write_checkpoint(tmp_path / "missing", seed=4)
     plan = plan_of(folder, settings, backbones, scenarios[:1], seen)
-    assert conduct(plan, Pool(), "the command", 0.0) == 0
+    assert conduct(plan, InputsPool(), "the command", 0.0) == 0
     assert "arm 2 of 3" in (said := capsys.readouterr().err)
     assert "arm 1 of 3" not in said
     assert "arm 3 of 3" not in said
@@ -121,10 +121,10 @@ def test_a_study_skips_what_it_cannot_read_and_goes_on(settings, tmp_path, capsy
 
     other = dataclasses.replace(plan, record={"study": "another"})
     with pytest.raises(UserError, match="another configuration"):
-        conduct(other, Pool(), "the command", 0.0)
+        conduct(other, InputsPool(), "the command", 0.0)
     none = plan_of(tmp_path / "none", settings, backbones[:1], ["top_9"], seen)
     with pytest.raises(UserError, match=r"no arm .* could be trained; the first failed with: scen"):
-        conduct(none, Pool(), "the command", 0.0)
+        conduct(none, InputsPool(), "the command", 0.0)
 
 
 def test_a_report_is_written_after_each_group_and_when_interrupted(settings, tmp_path):
@@ -145,13 +145,13 @@ def test_a_report_is_written_after_each_group_and_when_interrupted(settings, tmp
 
     plan = dataclasses.replace(plan, report=leave, report_every=0.0)
     with pytest.raises(KeyboardInterrupt):
-        conduct(plan, Pool(), "the command", 0.0)
+        conduct(plan, InputsPool(), "the command", 0.0)
     # After the first arm, which stopped nothing; after the second; and as it was interrupted.
     assert counts == [(1, 0), (1, 1), (1, 1)]
-    assert conduct(plan, Pool(), "the command", 0.0) == 1
+    assert conduct(plan, InputsPool(), "the command", 0.0) == 1
     # The arm that failed is tried again first; then the last one is done, and that is the end.
     assert counts[3:] == [(1, 1), (2, 1)]
-    assert conduct(dataclasses.replace(plan, groups=plan.groups[::2]), Pool(), "", 0.0) == 0
+    assert conduct(dataclasses.replace(plan, groups=plan.groups[::2]), InputsPool(), "", 0.0) == 0
     assert counts[5:] == [(2, 0)]
 
 
@@ -165,7 +165,7 @@ def test_a_study_goes_on_with_other_limits_but_not_with_other_files_or_weights(s
         record = {"study": "test", "settings": study.record()}
         return dataclasses.replace(plan, record=record, files=dict(files))
 
-    assert conduct(study_of(["backbone_frozen"]), Pool(), "", 0.0) == 0
+    assert conduct(study_of(["backbone_frozen"]), InputsPool(), "", 0.0) == 0
     (line,) = seen[0]
     config = TrainConfig(**{**settings, "backbone": str(backbone)}, workdir="")
     assert line["weights_sha256"] == Inputs(config).weights_digest
@@ -175,14 +175,14 @@ def test_a_study_goes_on_with_other_limits_but_not_with_other_files_or_weights(s
     assert not record["settings"].keys() & set(LIMITS)
     record["settings"] |= {"cache_memory": 1.0, "cache_disk": 20.0, "cache_folder": None}
     write_record(folder, record)
-    assert conduct(study_of(["backbone_frozen"], cache_memory=0.5), Pool(), "", 0.0) == 0
+    assert conduct(study_of(["backbone_frozen"], cache_memory=0.5), InputsPool(), "", 0.0) == 0
     with pytest.raises(UserError, match=r"settings.epochs was 2, now 3"):
-        conduct(study_of(["backbone_frozen"], epochs=3), Pool(), "", 0.0)
+        conduct(study_of(["backbone_frozen"], epochs=3), InputsPool(), "", 0.0)
     other = (("rules/first.json", [["*", "head"]]),)
     with pytest.raises(UserError, match=r"rules/first.json is not what the study began with"):
-        conduct(study_of(["backbone_frozen"], other), Pool(), "", 0.0)
+        conduct(study_of(["backbone_frozen"], other), InputsPool(), "", 0.0)
     write_checkpoint(backbone, seed=4)
-    assert conduct(study_of(["backbone_frozen", "top_1"]), Pool(), "", 0.0) == 1
+    assert conduct(study_of(["backbone_frozen", "top_1"]), InputsPool(), "", 0.0) == 1
     assert [result["arm"] for result in seen[0]] == ["backbone_frozen"]
     assert "has other weights than the runs of it that are done" in seen[1][0]["error"]
     assert "skipped" not in seen[1][0]
@@ -217,7 +217,10 @@ def test_the_data_is_told_before_the_first_arm(settings, tmp_path):
     study = backbones.Backbones(
         **settings, backbones=(settings["backbone"],), workdir=str(tmp_path), seeds=(0,)
     )
-    for plan in (backbones.plan_of(study, Pool()), freezing.plan_of(freezing_of(study), Pool())):
+    for plan in (
+        backbones.plan_of(study, InputsPool()),
+        freezing.plan_of(freezing_of(study), InputsPool()),
+    ):
         told = [
             note for note in plan.notes if "classes, texts in train / validation / test" in note
         ]

@@ -15,7 +15,7 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.console import Terminal
 from mtl_jax.core.errors import UserError
 from mtl_jax.runs.loop import train
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.tools.cost import EvaluationBatches, _flops
 from mtl_jax.tools.plan import Estimate, plan, tables, warnings_of
 from mtl_jax.training.inputs import Inputs
@@ -41,7 +41,7 @@ def make_run(settings, tmp_path):
 
     def make(scenario="backbone_frozen", **changes):
         config = TrainConfig(**settings | changes, workdir="", scenario=scenario)
-        return Run(config, Inputs(config))
+        return PhaseRun(config, Inputs(config))
 
     return make
 
@@ -114,7 +114,7 @@ def test_forward_flops_are_those_of_the_matrix_products(settings, tmp_path):
         **settings | {"backbone": str(tmp_path / "wide")}, workdir="", scenario="none_frozen"
     )
     (estimate,) = plan(config, ["none_frozen"], 0)
-    run = Run(config, Inputs(config))
+    run = PhaseRun(config, Inputs(config))
     layout, width = run.plan.layout, conftest.WIDE.hidden_size
     tokens = layout.rows * layout.length
     dense = 2 * tokens * (4 * width**2 + 2 * width * conftest.WIDE.intermediate_size)
@@ -143,7 +143,7 @@ def test_flops_include_what_a_fused_kernel_computes(make_run, tmp_path):
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     plain = dataclasses.replace(conftest.TINY, **still)
     run = make_run("none_frozen", backbone=str(conftest.write_checkpoint(tmp_path / "b", plain)))
-    program, batches = run.stepper().program, EvaluationBatches(run.inputs)
+    program, batches = run.compiled_step().program, EvaluationBatches(run.inputs)
     fused = dataclasses.replace(program, model=program.model.clone(fused="cudnn"))
     assert _flops(run, fused, batches) == _flops(run, program, batches)
 

@@ -470,7 +470,7 @@ def test_what_is_no_config_is_refused_by_every_command(content, reason, edited, 
 
 
 def test_a_config_that_another_version_has_signed_is_refused_or_of_no_matter(edited):
-    """With the digest that belongs to it: what it says is held against the checkpoint's seal."""
+    """With the digest that belongs to it: it is held against the checkpoint's manifest."""
     folder, record = edited
     opened = set()
     for place, change in edits(record):

@@ -9,8 +9,8 @@ import pytest
 
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.runs.loop import train, train_seeds
-from mtl_jax.runs.phase_run import Run
-from mtl_jax.training.compiled_step import stepper
+from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.training.compiled_step import compiled_step
 from mtl_jax.training.evaluator import ModelSpec, evaluator
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.runners import Compiled, JitRunner
@@ -26,10 +26,10 @@ class OnACard(ModelSpec):
 @pytest.mark.parametrize(("together", "fused"), [(False, "cudnn"), (True, None)])
 def test_seeds_trained_at_once_have_no_fused_attention(together, fused, settings):
     config = TrainConfig(**settings, workdir="unused")
-    run = Run(config, Inputs(config), together=together)
+    run = PhaseRun(config, Inputs(config), together=together)
     fields = dataclasses.fields(run._model)
     run._model = OnACard(**{field.name: getattr(run._model, field.name) for field in fields})
-    assert run.stepper(2).program.model.fused == fused
+    assert run.compiled_step(2).program.model.fused == fused
 
 
 def cut_to(settings, texts, folder):
@@ -56,7 +56,7 @@ def test_a_run_on_other_texts_in_one_process_is_trained(parallel, settings, tmp_
         end = train(TrainConfig(**own, workdir=str(tmp_path / f"{texts}")))
         assert end["train_examples"] == texts
     if parallel == "jit":
-        stepper.cache_clear()
+        compiled_step.cache_clear()
         evaluator.cache_clear()
         alone = train(TrainConfig(**own, workdir=str(tmp_path / "alone")))
         for split in ("train", "validation", "test"):

@@ -3,14 +3,14 @@
 import numpy as np
 
 from mtl_jax.config.train import TrainConfig
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.inputs import Inputs
 
 
 def test_a_batch_is_made_and_sent_before_the_last_is_waited_for(settings):
     """In the order of what happens, not by the clock; the rows are real."""
     config = TrainConfig(**settings, workdir="unused")
-    evaluator, texts = (run := Run(config, Inputs(config))).evaluator, run.split("train").texts
+    evaluator, texts = (run := PhaseRun(config, Inputs(config))).evaluator, run.split("train").texts
     events = []
 
     class Rows:

@@ -26,14 +26,14 @@ from mtl_jax.freezing import partition
 from mtl_jax.freezing.partition import Stages
 from mtl_jax.models.bert import BertEncoder
 from mtl_jax.models.bert_layers import attention_bias
-from mtl_jax.runs.checkpoints.manager import Checkpoints
+from mtl_jax.runs.checkpoints.manager import CheckpointManager
 from mtl_jax.runs.loop import train
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training import frozen_activations as prefix_module
-from mtl_jax.training.cache.array_store import Store
+from mtl_jax.training.cache.array_store import ArrayStore
 from mtl_jax.training.evaluator import Evaluator, evaluator
-from mtl_jax.training.frozen_activations import SHALLOWEST, Prefix
+from mtl_jax.training.frozen_activations import SHALLOWEST, FrozenActivations
 from mtl_jax.training.inputs import Inputs
 from tests import forked
 from tests.conftest import TASKS, TINY, write_checkpoint
@@ -48,19 +48,21 @@ STATES_TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def base(shared_settings):
-    """A ``Run`` of the tiny BERT, for its model and its texts."""
+    """A ``PhaseRun`` of the tiny BERT, for its model and its texts."""
     config = TrainConfig(**shared_settings, workdir="unused")
-    return Run(config, Inputs(config))
+    return PhaseRun(config, Inputs(config))
 
 
 @pytest.fixture
 def prefix(base, tmp_path):
-    """Makes ``Prefix`` objects, by default each with an empty store in memory."""
+    """Makes ``FrozenActivations`` objects, by default each with an empty store in memory."""
 
     def make(store=None, backbone=None, **changes):
         spec = dataclasses.replace(base._model, **changes)
-        store = store or Store(2**30, 0, tmp_path / "unused")
-        return Prefix(spec, evaluator(spec), Stages(backbone or base.inputs.backbone), store)
+        store = store or ArrayStore(2**30, 0, tmp_path / "unused")
+        return FrozenActivations(
+            spec, evaluator(spec), Stages(backbone or base.inputs.backbone), store
+        )
 
     return make
 
@@ -150,7 +152,7 @@ def test_deeper_states_from_kept_ones_are_those_from_the_ids(prefix, texts):
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_deeper_states_start_at_the_deepest_that_are_kept(on_disk, prefix, base, texts, tmp_path):
     """Other content is put in the place of what is kept, and followed upwards."""
-    store = Store(0 if on_disk else 2**30, 2**30, tmp_path / "files")
+    store = ArrayStore(0 if on_disk else 2**30, 2**30, tmp_path / "files")
     made = prefix(store)
     other = {}
     for depth in (2, 3):
@@ -187,7 +189,7 @@ def test_a_boundary_that_moves_down_is_computed_from_the_ids(prefix, base, texts
 
 
 def test_seconds_are_those_from_the_ids_whatever_is_kept(prefix, texts, tmp_path):
-    store = Store(2**30, 0, tmp_path)
+    store = ArrayStore(2**30, 0, tmp_path)
     made = prefix(store)
     made.states(texts, 2)
     # Far more than a pass takes, so that it is seen in what is computed from it.
@@ -197,10 +199,10 @@ def test_seconds_are_those_from_the_ids_whatever_is_kept(prefix, texts, tmp_path
 
 
 def test_kept_states_are_not_computed_again(prefix, texts, tmp_path):
-    store = Store(0, 2**30, tmp_path)
+    store = ArrayStore(0, 2**30, tmp_path)
     first, seconds = prefix(store).states(texts, 3)
     assert seconds > 0
-    other = prefix(Store(0, 2**30, tmp_path))
+    other = prefix(ArrayStore(0, 2**30, tmp_path))
     found, again = other.states(texts, 3)
     assert again == seconds
     assert isinstance(found.states, np.memmap)
@@ -286,7 +288,7 @@ def test_the_key_changes_with_what_the_numbers_are_computed_by(prefix, texts, mo
 
 
 def final_params(folder):
-    checkpoints = Checkpoints(Workdir(folder).checkpoints)
+    checkpoints = CheckpointManager(Workdir(folder).checkpoints)
     assert checkpoints.last_step is not None
     params = checkpoints.restore_params(checkpoints.last_step)
     checkpoints.close()
@@ -430,7 +432,7 @@ def test_the_files_of_another_version_are_not_used(settings, tmp_path):
     other.write_bytes(wrong + hashlib.sha256(wrong).digest())
 
     config = TrainConfig(**settings, workdir="unused")
-    run = Run(config, Inputs(config))
+    run = PhaseRun(config, Inputs(config))
     states = run.split("validation").texts.states
     assert states is not None
     assert states.tobytes() != wrong[:-8]
@@ -450,7 +452,7 @@ def test_a_budget_for_less_than_a_run_ends_in_an_error_and_for_one_run_serves_al
     sizes = [4 * count * TINY.hidden_size + 40 for count in tokens]
 
     def run(scenario):
-        return Run(TrainConfig(**settings | {"scenario": scenario}, workdir="unused"), inputs)
+        return PhaseRun(TrainConfig(**settings | {"scenario": scenario}, workdir="unused"), inputs)
 
     inputs.store.disk = sum(sizes)
     shallow = [run("top_2").split(name).texts for name in splits[:1]]
@@ -495,7 +497,7 @@ def test_a_damaged_file_of_a_run_is_made_again(settings, once, tmp_path, capsys)
     log, params = once(scenario="top_1", dtype="float32")
     settings |= {"scenario": "top_1", "cache_memory": 0.0, "cache_folder": str(folder)}
     config = TrainConfig(**settings, workdir="unused")
-    run = Run(config, Inputs(config))
+    run = PhaseRun(config, Inputs(config))
     for split in ("train", "validation", "test"):
         run.split(split)
     for path in folder.glob("*.states"):
@@ -511,7 +513,7 @@ def test_the_states_of_half_precision_are_kept_unrounded(settings, once):
     changes = {"scenario": "top_1", "dtype": "bfloat16"}
     settings |= changes
     config = TrainConfig(**settings, workdir="unused")
-    texts = Run(config, Inputs(config)).split("train").texts
+    texts = PhaseRun(config, Inputs(config)).split("train").texts
     assert texts.states is not None
     assert texts.states.dtype == np.float32
     found, expected = once(**changes), once(**changes, prefix_cache=False)
@@ -548,7 +550,7 @@ def test_what_is_kept_follows_from_the_scenario(settings, tmp_path):
         for cached in (True, False):
             changes = {"scenario": scenario, "prefix_cache": cached}
             config = TrainConfig(**settings | changes, workdir="unused")
-            texts = Run(config, Inputs(config)).split("validation").texts
+            texts = PhaseRun(config, Inputs(config)).split("validation").texts
             found = (texts.states is not None, texts.pooled is not None, texts.depth)
             states, pooled, depth = fields if cached else (None, None, 0)
             assert found == (states is not None, pooled is not None, depth), scenario

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax.traverse_util import unflatten_dict
 
-from mtl_jax.freezing.partition import Freeze
+from mtl_jax.freezing.partition import Partition
 from mtl_jax.training.optimizer import (
     _SCHEDULES,
     OptimizerConfig,
@@ -46,8 +46,8 @@ def params():
 
 
 def optimizer_and_trainable(params, config, rules=RULES):
-    freeze = Freeze.from_rules(params, rules)
-    return build_optimizer(freeze, config), freeze.split(params)[0]
+    partition = Partition.from_rules(params, rules)
+    return build_optimizer(partition, config), partition.split(params)[0]
 
 
 def rate_of(path):
@@ -168,11 +168,11 @@ def test_steps_follow_the_formula_with_the_rate_of_each_group(params, clip):
 
 def test_the_frozen_leaves_do_not_count_in_the_clipped_norm(params):
     """What is clipped to norm 1 has norm 1 over the leaves that train, whatever the rest."""
-    freeze = Freeze.from_rules(params, RULES)
-    trainable, frozen = freeze.split(params)
+    partition = Partition.from_rules(params, RULES)
+    trainable, frozen = partition.split(params)
     assert sum(leaf.size for leaf in jax.tree.leaves(frozen)) > 500
     config = dataclasses.replace(CONFIG, clip_norm=1.0)
-    optimizer = build_optimizer(freeze, config)
+    optimizer = build_optimizer(partition, config)
     ones = jax.tree.map(np.ones_like, trainable)
     _, state = optimizer.update(ones, optimizer.init(trainable), trainable)
     moments = [

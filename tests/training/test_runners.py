@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mtl_jax.config.train import TrainConfig
-from mtl_jax.freezing.partition import Freeze
+from mtl_jax.freezing.partition import Partition
 from mtl_jax.freezing.scenarios import scenario_rules
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.multitask import MultiTaskModule
 from mtl_jax.runs.loop import train as run_training
 from mtl_jax.training.losses import masked_cross_entropy
 from mtl_jax.training.runners import Compiled, JitRunner, MeshRunner, PmapRunner, make_runner
@@ -56,8 +56,8 @@ def train(kind, scenario, batches, config=NO_DROPOUT):
     """Parameters and metrics after the compiled, donating step has run on every batch."""
     params = random_params(config)
     rules = scenario_rules(scenario, CONFIG.num_hidden_layers, TASKS)
-    freeze, program = make_program(params, rules, config)
-    trainable, frozen = freeze.split(params)
+    partition, program = make_program(params, rules, config)
+    trainable, frozen = partition.split(params)
     runner = make_runner(kind)
     step = Compiled(runner, train_step, program, donate=True)
     state, frozen = runner.replicate(program.init(trainable, 0)), runner.replicate(frozen)
@@ -65,7 +65,7 @@ def train(kind, scenario, batches, config=NO_DROPOUT):
     for batch in batches:
         state, metrics = step(state, frozen, runner.shard(batch))
         logged.append(jax.tree.map(np.asarray, runner.fetch(metrics)))
-    final = runner.fetch(Freeze.merge(state.trainable, frozen))
+    final = runner.fetch(Partition.merge(state.trainable, frozen))
     assert int(runner.fetch(state).step) == len(batches)
     return flat(jax.tree.map(np.asarray, final)), logged
 
@@ -209,8 +209,8 @@ def test_the_devices_draw_dropout_of_their_own():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_state_is_donated_and_the_frozen_part_is_not(kind):
     params = random_params()
-    freeze, program = make_program(params, scenario_rules("backbone_frozen", 2, TASKS))
-    trainable, frozen = freeze.split(params)
+    partition, program = make_program(params, scenario_rules("backbone_frozen", 2, TASKS))
+    trainable, frozen = partition.split(params)
     runner = make_runner(kind)
     held = runner.replicate(frozen)
     state = runner.replicate(program.init(trainable, 0))
@@ -225,7 +225,7 @@ def test_the_state_is_donated_and_the_frozen_part_is_not(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_gathers_the_rows_in_their_order(kind):
     batch, params = pooled_batch(1), random_params()
-    model = MultiTaskModel(CONFIG, head_sizes(*CLASSES))
+    model = MultiTaskModule(CONFIG, head_sizes(*CLASSES))
     runner = make_runner(kind)
     step = Compiled(runner, eval_step, model)
     placed = runner.replicate(params), runner.shard(batch)
@@ -242,7 +242,7 @@ def test_evaluation_gathers_the_rows_in_their_order(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_pooled_vectors_are_those_of_the_model(kind):
     batch, params = random_batch(ROWS, seed=2), random_params()
-    model = MultiTaskModel(CONFIG, head_sizes(*CLASSES))
+    model = MultiTaskModule(CONFIG, head_sizes(*CLASSES))
     runner = make_runner(kind)
     step = Compiled(runner, pooled_step, model)
     found = runner.gather(step(runner.replicate(params), runner.shard(batch)))
@@ -253,7 +253,7 @@ def test_pooled_vectors_are_those_of_the_model(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_shapes_are_another_program_beside_the_first(kind):
-    params, model = random_params(), MultiTaskModel(CONFIG, head_sizes(*CLASSES))
+    params, model = random_params(), MultiTaskModule(CONFIG, head_sizes(*CLASSES))
     runner = make_runner(kind)
     step = Compiled(runner, eval_step, model)
     assert step.seconds == 0

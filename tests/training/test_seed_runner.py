@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from mtl_jax.freezing.partition import Freeze
+from mtl_jax.freezing.partition import Partition
 from mtl_jax.freezing.scenarios import scenario_rules
 from mtl_jax.training.runners import Compiled, JitRunner
 from mtl_jax.training.seed_runner import SHARED, SeedRunner
@@ -26,11 +26,11 @@ def starts(scenario, seeds=6):
     """Per seed the state and the frozen part, on one backbone, with heads of their own."""
     params = random_params(SHALLOW)
     rules = scenario_rules(scenario, SHALLOW.num_hidden_layers, TASKS)
-    freeze, program = make_program(params, rules, SHALLOW)
+    partition, program = make_program(params, rules, SHALLOW)
     found = []
     for seed in range(seeds):
         heads = jax.tree.map(np.array, program.model.init_heads(stream(seed, "heads")))
-        trainable, frozen = freeze.split({**params, **heads})
+        trainable, frozen = partition.split({**params, **heads})
         found.append((program.init(trainable, seed), frozen))
     return program, found
 
@@ -52,7 +52,7 @@ def alone(scenario, seed, step, batches, vectors=()):
     for batch in batches:
         state, metrics = compiled(state, frozen, *vectors, runner.shard(batch))
         logged.append(jax.tree.map(np.asarray, metrics))
-    return flat(jax.tree.map(np.asarray, Freeze.merge(state.trainable, frozen))), logged
+    return flat(jax.tree.map(np.asarray, Partition.merge(state.trainable, frozen))), logged
 
 
 def together(program, begun, step, batches, spread, vectors=()):
@@ -76,7 +76,7 @@ def together(program, begun, step, batches, spread, vectors=()):
         for heads in runner.unplace({k: frozen[k] for k in own[0]})
     ]
     params = [
-        flat(jax.tree.map(np.asarray, Freeze.merge(one.trainable, part)))
+        flat(jax.tree.map(np.asarray, Partition.merge(one.trainable, part)))
         for one, part in zip(states, frozen, strict=True)
     ]
     devices = {device for leaf in jax.tree.leaves(state) for device in leaf.devices()}

@@ -9,9 +9,9 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mtl_jax.freezing.partition import Freeze
+from mtl_jax.freezing.partition import Partition
 from mtl_jax.freezing.scenarios import scenario_rules
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.multitask import MultiTaskModule
 from mtl_jax.training.optimizer import OptimizerConfig, build_optimizer
 from mtl_jax.training.step import Program, eval_step, pooled_step, stream, train_step
 from tests import conftest
@@ -59,7 +59,7 @@ def random_batch(rows=4, length=12, slots=3, seed=0, **labels) -> dict[str, Any]
 def random_params(config=CONFIG, seed=0) -> Any:
     """The parameters of the tiny model, on the host; no leaf is all zeros."""
     shapes = jax.eval_shape(
-        MultiTaskModel(config, head_sizes(*CLASSES)).init, jax.random.key(0), random_batch()
+        MultiTaskModule(config, head_sizes(*CLASSES)).init, jax.random.key(0), random_batch()
     )
     draw = np.random.default_rng(seed)
     return jax.tree.map_with_path(
@@ -77,15 +77,17 @@ def flat(tree) -> dict[str, Any]:
 
 def make_program(params, rules=RULES, config=CONFIG, optimizer=OPTIMIZER, weights=(1.0, 1.0)):
     """The partition and the program of a set of rules."""
-    freeze = Freeze.from_rules(params, rules)
-    depth = freeze.depth(config.num_hidden_layers)
-    transform = build_optimizer(freeze, optimizer)
-    return freeze, Program(MultiTaskModel(config, head_sizes(*CLASSES)), transform, depth, weights)
+    partition = Partition.from_rules(params, rules)
+    depth = partition.depth(config.num_hidden_layers)
+    transform = build_optimizer(partition, optimizer)
+    return partition, Program(
+        MultiTaskModule(config, head_sizes(*CLASSES)), transform, depth, weights
+    )
 
 
-def run(program, freeze, params, batches, seed=0):
+def run(program, partition, params, batches, seed=0):
     """The state after a step per batch, and the metrics of each."""
-    trainable, frozen = freeze.split(params)
+    trainable, frozen = partition.split(params)
     state, logged = program.init(trainable, seed), []
     for batch in batches:
         state, metrics = train_step(program, state, frozen, batch)
@@ -95,7 +97,7 @@ def run(program, freeze, params, batches, seed=0):
 
 def gradient_of(params, batch, rules=RULES, config=NO_DROPOUT, weights=(1.0, 1.0)):
     """What ``train_step`` hands to the optimizer, and its metrics."""
-    freeze, program = make_program(params, rules, config, weights=weights)
+    partition, program = make_program(params, rules, config, weights=weights)
     seen = []
 
     def look(updates, _=None):
@@ -103,7 +105,7 @@ def gradient_of(params, batch, rules=RULES, config=NO_DROPOUT, weights=(1.0, 1.0
         return jax.tree.map(np.zeros_like, updates)
 
     program = dataclasses.replace(program, optimizer=optax.stateless(look))
-    _, [metrics] = run(program, freeze, params, [batch])
+    _, [metrics] = run(program, partition, params, [batch])
     return flat(seen[0]), metrics
 
 
@@ -122,8 +124,8 @@ def softmax_losses(logits, labels):
 
 def test_losses_are_the_sums_and_counts_over_the_labels():
     params, batch = random_params(), random_batch()
-    freeze, program = make_program(params, config=NO_DROPOUT)
-    _, [metrics] = run(program, freeze, params, [batch])
+    partition, program = make_program(params, config=NO_DROPOUT)
+    _, [metrics] = run(program, partition, params, [batch])
     logits: Any = program.model.apply({"params": params}, batch)
     _, evaluated = eval_step(program.model, params, batch)
     for task in TASKS:
@@ -135,7 +137,7 @@ def test_losses_are_the_sums_and_counts_over_the_labels():
 
 def test_evaluation_gives_the_logits_and_the_pooled_vectors_of_the_model():
     params, batch = random_params(), random_batch()
-    model = MultiTaskModel(CONFIG, head_sizes(*CLASSES))
+    model = MultiTaskModule(CONFIG, head_sizes(*CLASSES))
     logits, _ = eval_step(model, params, batch)
     vectors = pooled_step(model, params, batch)
     for task in TASKS:
@@ -155,7 +157,7 @@ def test_the_gradient_is_that_of_the_weighted_sum_of_task_means():
         mixed = 0.7 * alone[0][path] + 0.2 * alone[1][path]
         np.testing.assert_allclose(gradient, mixed, rtol=1e-3, atol=1e-6)
 
-    model = MultiTaskModel(NO_DROPOUT, head_sizes(*CLASSES))
+    model = MultiTaskModule(NO_DROPOUT, head_sizes(*CLASSES))
 
     def loss(params):
         logits: Any = model.apply({"params": params}, batch)
@@ -226,17 +228,17 @@ def test_the_loss_of_a_frozen_head_reaches_the_backbone(head):
 
 def test_dropout_depends_on_the_seed_and_the_step_alone():
     params, batch = random_params(), random_batch()
-    freeze, program = make_program(params)
+    partition, program = make_program(params)
     losses = {}
     for seed in (0, 1):
-        trainable, frozen = freeze.split(params)
+        trainable, frozen = partition.split(params)
         for step in (0, 1):
             state = program.init(trainable, seed)
             state = state.replace(step=state.step + step)
             _, metrics = train_step(program, state, frozen, batch)
             losses[seed, step] = losses_of(metrics)["classifier"][0]
     assert len(set(losses.values())) == 4
-    state, logged = run(program, freeze, params, [batch, batch])
+    state, logged = run(program, partition, params, [batch, batch])
     assert losses_of(logged[0])["classifier"][0] == losses[0, 0]
     assert int(state.step) == 2
     assert np.array_equal(state.rng, jax.random.key_data(stream(0, "dropout")))

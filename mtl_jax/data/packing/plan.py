@@ -65,7 +65,7 @@ class Placement:
         return Placement(self.texts[here], self.rows[here] - first, self.starts[here])
 
 
-class TrainPlan:
+class PackingPlan:
     """Where every text of an epoch goes. The layout depends on the lengths alone.
 
     Attributes:

@@ -21,8 +21,8 @@ from mtl_jax.core import distributed
 from mtl_jax.core.errors import SharedError, UserError, first_line
 from mtl_jax.freezing.partition import Params
 from mtl_jax.runs.checkpoints import manifest
-from mtl_jax.runs.checkpoints.manifest import Seal, SealSave
-from mtl_jax.runs.checkpoints.reader import Saved, optimizer_tree
+from mtl_jax.runs.checkpoints.manifest import Manifest, ManifestSave
+from mtl_jax.runs.checkpoints.reader import CheckpointReader, optimizer_tree
 from mtl_jax.runs.progress import beats
 from mtl_jax.training.step import TrainState
 
@@ -79,12 +79,12 @@ def _host_copy(tree: Any) -> Any:
     return jax.tree.map(np.array, tree)
 
 
-class Checkpoints(Saved):
+class CheckpointManager(CheckpointReader):
     """The folder ``checkpoints`` of a run that this process trains.
 
     A checkpoint is written beside the old ones under a temporary name and renamed when it
     is whole, so that a save that fails or is killed leaves the good ones usable. See
-    ``Saved`` for its parts.
+    ``CheckpointReader`` for its parts.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Checkpoints(Saved):
             folder: The folder; what a kill has left unfinished in it is removed.
             latest: See ``kept``.
             every: See ``kept``.
-            run: See ``Saved``; it is kept in each checkpoint.
+            run: See ``CheckpointReader``; it is kept in each checkpoint.
 
         Raises:
             DamageError: The newest checkpoint is damaged; see ``recovery``.
@@ -123,18 +123,18 @@ class Checkpoints(Saved):
             ),
             handler_registry=handlers,
         )
-        there = distributed.agreed(self.steps)
-        distributed.in_all(functools.partial(self._come_to_see, there))
+        there = distributed.broadcast(self.steps)
+        distributed.call_on_all(functools.partial(self._come_to_see, there))
         self._look()
         self._remove_pruned()
 
-    def __enter__(self) -> Checkpoints:
+    def __enter__(self) -> CheckpointManager:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         del kind, trace
         # What is being saved is waited for with all the others, who may wait for this one's end.
-        if error is None or distributed.met_by_all(error):
+        if error is None or distributed.is_collective(error):
             self.close()
 
     def _come_to_see(self, there: list[int]) -> None:
@@ -154,12 +154,12 @@ class Checkpoints(Saved):
 
     def _look(self) -> None:
         last = self.last_step
-        self._best = None if last is None else self.seal(last).best
+        self._best = None if last is None else self.manifest(last).best
         self._needs = {step: self._needed_by(step) for step in self.steps}
 
     def _needed_by(self, step: int) -> tuple[int, ...]:
         try:
-            return self.seal(step).needs
+            return self.manifest(step).needs
         except manifest.DamageError:
             # None that the run goes on from; it is found out where another has to be.
             return ()
@@ -171,7 +171,7 @@ class Checkpoints(Saved):
 
     @property
     def best_step(self) -> int | None:
-        """The step of the best scored checkpoint, see ``course.beats``; or None."""
+        """The step of the best scored checkpoint, see ``progress.beats``; or None."""
         return self._best and self._best[0]
 
     def save(
@@ -214,18 +214,18 @@ class Checkpoints(Saved):
         if reference:
             arrays["reference"] = reference
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-        distributed.on_main(functools.partial(self._check_space, size))
+        distributed.call_on_main(functools.partial(self._check_space, size))
         best = self._best
         to_beat = -math.inf if best is None or best[0] in replaced else best[1]
         if score is not None and beats(score, to_beat):
             best = step, score
         needs = tuple(sorted({*keep, *(best or ())[:1]} - {step}))
-        known = Seal(
+        known = Manifest(
             step, self.run or {}, progress, best, needs, data.get_state(), jax.process_count()
         )
         items: dict[str, Any] = {part: ocp.args.PyTreeSave(tree) for part, tree in arrays.items()}
         items["data"] = grain.checkpoint.CheckpointSave(data)
-        items[manifest.ITEM] = SealSave(known, arrays)
+        items[manifest.ITEM] = ManifestSave(known, arrays)
         self._kept.steps = kept({**self._needs, step: needs}, self._latest, self._every)
         with self._written():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)

@@ -1,7 +1,7 @@
 """What a checkpoint says of itself: where the run was, and digests of all that lies beside it.
 
 The file formats of arrays notice some damage and miss other; a digest of the values notices
-all of it. The seal is an item of the Orbax checkpoint, so that it is there with the rest or
+all of it. The manifest is an item of the Orbax checkpoint, so that it is there with the rest or
 not at all.
 """
 
@@ -23,8 +23,8 @@ from orbax.checkpoint import future
 from mtl_jax.core.errors import UserError, cannot_read
 from mtl_jax.freezing import partition
 
-ITEM = "seal"
-_FILE = "seal.json"
+ITEM = "manifest"
+_FILE = "manifest.json"
 _ITEM_BEFORE_SEALS = "progress"
 
 
@@ -44,7 +44,7 @@ class DamageError(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Seal:
+class Manifest:
     """What is known of a checkpoint beside its arrays; JSON.
 
     Attributes:
@@ -90,8 +90,8 @@ def digest(tree: Any) -> str:
     return partition.digest(named(tree))
 
 
-def _written(seal: Seal) -> str:
-    content = dataclasses.asdict(seal)
+def _written(manifest: Manifest) -> str:
+    content = dataclasses.asdict(manifest)
     return json.dumps({"sha256": _sha256(content), "content": content}, indent=1) + "\n"
 
 
@@ -100,8 +100,8 @@ def _sha256(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def read(folder: Path) -> Seal:
-    """The seal of the checkpoint in ``folder``.
+def read(folder: Path) -> Manifest:
+    """The manifest of the checkpoint in ``folder``.
 
     Raises:
         DamageError: It is not whole, or not there.
@@ -122,12 +122,12 @@ def read(folder: Path) -> Seal:
         raise DamageError(folder, f"{ITEM}/{_FILE} can't be read") from error
     if sha256 != _sha256(content):
         raise DamageError(folder, f"{ITEM}/{_FILE} has another digest than it had")
-    if content.keys() != {field.name for field in dataclasses.fields(Seal)}:
+    if content.keys() != {field.name for field in dataclasses.fields(Manifest)}:
         raise _of_another_version(folder)
     if folder.name != str(content["step"]):
         raise DamageError(folder, f"it was saved after step {content['step']}")
     best, needs = content["best"], tuple(content["needs"])
-    return Seal(**{**content, "best": best and (best[0], best[1]), "needs": needs})
+    return Manifest(**{**content, "best": best and (best[0], best[1]), "needs": needs})
 
 
 def refuse_access(path: Path, error: OSError) -> None:
@@ -148,12 +148,12 @@ _KINDS = {
 }
 
 
-def refuse_other(folder: Path, known: Seal, run: Mapping[str, str]) -> None:
+def refuse_other(folder: Path, known: Manifest, run: Mapping[str, str]) -> None:
     """Refuses a checkpoint that is not of a run.
 
     Args:
         folder: The checkpoint's.
-        known: Its seal.
+        known: Its manifest.
         run: What the run is.
 
     Raises:
@@ -170,43 +170,45 @@ def _of_another_version(folder: Path) -> UserError:
     )
 
 
-class SealHandler(ocp.AsyncCheckpointHandler):
-    """Writes a seal while training goes on; the digests take as long as reading the arrays."""
+class ManifestHandler(ocp.AsyncCheckpointHandler):
+    """Writes a manifest while training goes on; the digests take as long as reading the arrays."""
 
     async def async_save(
-        self, directory: epath.Path, *, args: SealSave
+        self, directory: epath.Path, *, args: ManifestSave
     ) -> list[future.Future] | None:
         """As of Orbax."""
         if jax.process_index() != 0:
             return None
-        return [future.CommitFutureAwaitingContractedSignals(_write(directory, args), name="seal")]
+        return [
+            future.CommitFutureAwaitingContractedSignals(_write(directory, args), name="manifest")
+        ]
 
-    def save(self, directory: epath.Path, *, args: SealSave) -> None:
+    def save(self, directory: epath.Path, *, args: ManifestSave) -> None:
         """As of Orbax."""
         asyncio.run(_write(directory, args))
 
-    def restore(self, directory: epath.Path, *, args: SealRestore | None = None) -> Seal:
+    def restore(self, directory: epath.Path, *, args: ManifestRestore | None = None) -> Manifest:
         """As of Orbax; see ``read``, which needs no manager."""
         del args
         return read(Path(directory).parent)
 
 
-async def _write(directory: epath.Path, args: SealSave) -> None:
+async def _write(directory: epath.Path, args: ManifestSave) -> None:
     digests = {part: digest(tree) for part, tree in args.arrays.items()}
-    seal = dataclasses.replace(args.seal, digests=digests)
-    (directory / _FILE).write_text(_written(seal))
+    manifest = dataclasses.replace(args.manifest, digests=digests)
+    (directory / _FILE).write_text(_written(manifest))
 
 
-@ocp.args.register_with_handler(SealHandler, for_save=True)
+@ocp.args.register_with_handler(ManifestHandler, for_save=True)
 @dataclasses.dataclass
-class SealSave(ocp.args.CheckpointArgs):
-    """A seal to save, whose digests are those of ``arrays``, numpy trees that must not change."""
+class ManifestSave(ocp.args.CheckpointArgs):
+    """A manifest to save; its digests are those of ``arrays``, numpy trees that must not change."""
 
-    seal: Seal
+    manifest: Manifest
     arrays: Mapping[str, Any]
 
 
-@ocp.args.register_with_handler(SealHandler, for_restore=True)
+@ocp.args.register_with_handler(ManifestHandler, for_restore=True)
 @dataclasses.dataclass
-class SealRestore(ocp.args.CheckpointArgs):
-    """Asks for a seal."""
+class ManifestRestore(ocp.args.CheckpointArgs):
+    """Asks for a manifest."""

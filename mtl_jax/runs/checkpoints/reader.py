@@ -22,9 +22,9 @@ from orbax.checkpoint.type_handlers import (
 )
 
 from mtl_jax.core.errors import UserError, cannot_read
-from mtl_jax.freezing.partition import Freeze, Params
+from mtl_jax.freezing.partition import Params, Partition
 from mtl_jax.runs.checkpoints import manifest
-from mtl_jax.runs.checkpoints.manifest import DamageError, Seal
+from mtl_jax.runs.checkpoints.manifest import DamageError, Manifest
 from mtl_jax.training.step import TrainState
 
 
@@ -53,12 +53,12 @@ class _WaitsForAll(NumpyHandler):
         return [array for one in found if not isinstance(one, BaseException) for array in one]
 
 
-class Saved:
+class CheckpointReader:
     """The folder ``checkpoints`` of a run, which another process may be writing to.
 
     Each step has a folder. Its parts: ``params`` (the whole model), ``optimizer`` (state, step,
     key), where there are any ``reference`` arrays, ``data`` (the data iterator of every
-    process), and the ``seal``, against which the others are checked whenever they are read.
+    process), and the ``manifest``, against which the others are checked whenever they are read.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, str] | None = None):
@@ -95,10 +95,10 @@ class Saved:
     def best_step(self) -> int | None:
         """The step of the best scored checkpoint, as the newest one says; or None."""
         last = self.last_step
-        best = None if last is None else self.seal(last).best
+        best = None if last is None else self.manifest(last).best
         return best and best[0]
 
-    def seal(self, step: int) -> Seal:
+    def manifest(self, step: int) -> Manifest:
         """What the checkpoint at ``step`` says of itself.
 
         Raises:
@@ -116,7 +116,7 @@ class Saved:
         Raises:
             DamageError: The checkpoint is damaged.
         """
-        return self.seal(step).progress
+        return self.manifest(step).progress
 
     def restore_params(self, step: int) -> Params:
         """The whole model's parameters at ``step``.
@@ -135,7 +135,7 @@ class Saved:
         looked_at: set[int] = set()
         while (step := self.last_step) is not None:
             try:
-                if (best := self.seal(step).best) is None:
+                if (best := self.manifest(step).best) is None:
                     return None
                 step = best[0]
                 return self.restore_params(step)
@@ -146,13 +146,15 @@ class Saved:
                 looked_at.add(step)
         return None
 
-    def restore(self, step: int, template: TrainState, freeze: Freeze) -> tuple[Params, TrainState]:
+    def restore(
+        self, step: int, template: TrainState, partition: Partition
+    ) -> tuple[Params, TrainState]:
         """Restores what training goes on from.
 
         Args:
             step: One of the saved steps.
             template: A state of the same shapes.
-            freeze: Which of the parameters belong to the state.
+            partition: Which of the parameters belong to the state.
 
         Returns:
             The whole model's parameters, and the training state.
@@ -171,7 +173,7 @@ class Saved:
                 "config.json names, or another --workdir"
             )
         restored = jax.tree.unflatten(jax.tree.structure(wanted), [found[name] for name in shapes])
-        trainable, _ = freeze.split(params)
+        trainable, _ = partition.split(params)
         return params, template.replace(trainable=trainable, **restored)
 
     def restore_reference(self, step: int) -> dict[str, Any]:
@@ -191,13 +193,13 @@ class Saved:
         Raises:
             DamageError: The checkpoint is damaged.
         """
-        known = self.seal(step)
+        known = self.manifest(step)
         if known.processes != jax.process_count():
             return False
         data.set_state(self._data_state(step, known, jax.process_index()))
         return True
 
-    def _data_state(self, step: int, known: Seal, process: int) -> Any:
+    def _data_state(self, step: int, known: Manifest, process: int) -> Any:
         """The state of a process's iterator, as Grain's handler has written it."""
         name = f"data/process_{process}-of-{known.processes}.json"
         folder = self.folder / str(step)
@@ -214,7 +216,7 @@ class Saved:
 
     def _arrays(self, step: int, part: str) -> dict[str, Any]:
         """A part as nested dicts and lists of numpy arrays."""
-        folder, digests = self.folder / str(step), self.seal(step).digests
+        folder, digests = self.folder / str(step), self.manifest(step).digests
         if part not in digests:
             raise DamageError(folder, f"it has no {part}")
         # Orbax warns where there is none for jax.Array, of which nothing here is saved.
@@ -240,7 +242,7 @@ class Saved:
         Raises:
             DamageError: It is damaged.
         """
-        known = self.seal(step)
+        known = self.manifest(step)
         for part in known.digests:
             self._arrays(step, part)
         for process in range(known.processes):

@@ -7,7 +7,7 @@ from mtl_jax.core.console import is_terminal
 from mtl_jax.core.paths import expanded
 from mtl_jax.runs.monitoring.profiling import Trace
 from mtl_jax.runs.monitoring.progress_log import Heartbeat
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 
 
 class Show:
@@ -18,7 +18,7 @@ class Show:
         trace: Takes the steps.
     """
 
-    def __init__(self, run: Run):
+    def __init__(self, run: PhaseRun):
         watch, main = run.config.watch, distributed.is_main()
         total = sum(plan.steps for plan in run.plans)
         self.heartbeat = Heartbeat(

@@ -30,7 +30,7 @@ _FLUSH_EVERY = 10.0
 _LEFT_OUT = ("examples",)
 
 
-class Watcher(Protocol):
+class MetricWriter(Protocol):
     """Is told the lines of ``metrics.jsonl``."""
 
     def log(self, line: int, record: Mapping[str, Any]) -> None:
@@ -117,7 +117,7 @@ class TensorBoard:
             self._write(wall_time=time.time(), **first)
 
     def log(self, line: int, record: Mapping[str, Any]) -> None:
-        """See ``Watcher``."""
+        """See ``MetricWriter``."""
         del line
         values = [{"tag": tag, "simple_value": value} for tag, value in scalars(record).items()]
         if values:
@@ -133,7 +133,7 @@ class TensorBoard:
             self._writer.write(self._events.Event(**fields).SerializeToString())
 
     def close(self) -> None:
-        """See ``Watcher``."""
+        """See ``MetricWriter``."""
         # What has not been written by now is in metrics.jsonl, and has been told.
         with contextlib.suppress(OSError):
             self._writer.close()
@@ -185,14 +185,14 @@ class WeightsAndBiases:
         self._sent, self._done = self._run.starting_step, False
 
     def log(self, line: int, record: Mapping[str, Any]) -> None:
-        """See ``Watcher``."""
+        """See ``MetricWriter``."""
         values = scalars(record)
         if values and line >= self._sent:
             self._run.log({"step": record["step"], **values}, step=line)
         self._done = record["event"] == "result"
 
     def close(self) -> None:
-        """See ``Watcher``."""
+        """See ``MetricWriter``."""
         self._run.finish(exit_code=0 if self._done else 1)
 
 
@@ -210,7 +210,7 @@ class Callback:
         self._path, self._function = path, import_object(path, "--callbacks")
 
     def log(self, line: int, record: Mapping[str, Any]) -> None:
-        """See ``Watcher``."""
+        """See ``MetricWriter``."""
         del line
         try:
             self._function(dict(record))
@@ -221,7 +221,7 @@ class Callback:
             ) from error
 
     def close(self) -> None:
-        """See ``Watcher``."""
+        """See ``MetricWriter``."""
 
 
 def _lasting_id(folder: Path) -> str:
@@ -235,7 +235,7 @@ def _lasting_id(folder: Path) -> str:
         return file.read_text(encoding="ascii")
 
 
-def open_watchers(folder: Path, config: TrainConfig) -> Sequence[Watcher]:
+def open_metric_writers(folder: Path, config: TrainConfig) -> Sequence[MetricWriter]:
     """What a run's lines are shown in; of several processes the first one shows them.
 
     Args:

@@ -23,7 +23,7 @@ _REMEDY = "lower --max-length, or use --no-prefix-cache"
 
 
 class _Wanted(NamedTuple):
-    """See ``Store.get``."""
+    """See ``ArrayStore.get``."""
 
     key: str
     shape: tuple[int, ...]
@@ -32,7 +32,7 @@ class _Wanted(NamedTuple):
     sources: Collection[str]
 
 
-class Store:
+class ArrayStore:
     """Arrays that can be computed again, kept for as long as there is room.
 
     A file is the array's bytes, the seconds that they cost and the SHA-256 of both, and appears
@@ -247,11 +247,11 @@ class Store:
 
 
 def in_memory(sizes: Sequence[int], memory: int) -> list[bool]:
-    """Which of the arrays that one user gets, in this order, a ``Store`` keeps in memory.
+    """Which of the arrays that one user gets, in this order, an ``ArrayStore`` keeps in memory.
 
     Args:
         sizes: Bytes of each.
-        memory: As of ``Store``; nothing else is in use.
+        memory: As of ``ArrayStore``; nothing else is in use.
     """
     fits = []
     for size in sizes:

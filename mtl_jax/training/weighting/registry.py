@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from mtl_jax.core.errors import UserError
-from mtl_jax.freezing.partition import Freeze
+from mtl_jax.freezing.partition import Partition
 from mtl_jax.training.weighting.base import Weighting
 from mtl_jax.training.weighting.dynamic_average import DynamicAverage
 from mtl_jax.training.weighting.famo import Famo
@@ -37,20 +37,20 @@ def make_weighting(name: str, steps_per_epoch: int) -> Weighting:
 
 
 def useless(
-    method: Weighting, freeze: Freeze, task_weights: Mapping[str, float], steps: int
+    method: Weighting, partition: Partition, task_weights: Mapping[str, float], steps: int
 ) -> str | None:
     """Why a method can do nothing here, and what to do; None where it can.
 
     Args:
         method: The method.
-        freeze: What is trained.
+        partition: What is trained.
         task_weights: The user's, by task; 0 for one without labels.
         steps: Of the phase at most.
     """
     if isinstance(method, Fixed):
         return None
     flag = f"--weighting {method.name}"
-    if not freeze.groups:
+    if not partition.groups:
         return f"nothing is trained: {flag} has no effect"
     out = [task for task, weight in task_weights.items() if weight == 0]
     if len(task_weights) - len(out) < 2:
@@ -58,9 +58,9 @@ def useless(
         why = words.format(" and ".join(out)) if out else "there is one task"
         return f"{flag} has no effect, for {why}: train for several tasks, or leave {flag} out"
     remedy = "use a scenario that trains a part of the backbone, or --weighting fixed"
-    if freeze.backbone_frozen and method.compares_gradients:
+    if partition.backbone_frozen and method.compares_gradients:
         return f"{flag} has no effect, for no parameter that is trained is shared: {remedy}"
-    if freeze.backbone_frozen:
+    if partition.backbone_frozen:
         return (
             f"{flag} can only scale the gradient of each head, which Adam all but undoes, for no "
             f"parameter that is trained is shared: {remedy}"

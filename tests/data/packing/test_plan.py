@@ -9,7 +9,7 @@ from mtl_jax.config.train import DataConfig
 from mtl_jax.core import downloads
 from mtl_jax.data.corpus import load_corpus
 from mtl_jax.data.packing.bins import balance, best_fit
-from mtl_jax.data.packing.plan import Layout, TrainPlan, evaluation_layout, evaluation_plan
+from mtl_jax.data.packing.plan import Layout, PackingPlan, evaluation_layout, evaluation_plan
 from mtl_jax.data.tokens import tokenize
 from mtl_jax.models.tokenizer import load_tokenizer
 
@@ -59,7 +59,7 @@ def assert_fits(placements, lengths, layout):
 @example(np.array([44, 9, 6, 64, 6, 5, 5]), 3, 1, 0)  # the first batch has the fewest texts
 @given(lengths_of, batch_sizes, device_counts, st.integers(0, 3))
 def test_an_epoch_holds_every_text_once_within_the_layout(lengths, batch_size, devices, seed):
-    plan = TrainPlan(lengths, batch_size, devices, 64)
+    plan = PackingPlan(lengths, batch_size, devices, 64)
     assert plan.steps == -(-len(lengths) // batch_size)
     assert plan.layout.rows == devices  # of fewer than 64 texts each
     assert all(length % 8 == 0 for _, length in plan.layout.blocks)
@@ -72,7 +72,7 @@ def test_an_epoch_holds_every_text_once_within_the_layout(lengths, batch_size, d
 @example(np.array([100] * 4 + [1] * 6), 4, 1)
 @given(lengths_of, batch_sizes, device_counts)
 def test_batches_differ_by_at_most_one_text(lengths, batch_size, devices):
-    plan = TrainPlan(lengths, batch_size, devices, 64)
+    plan = PackingPlan(lengths, batch_size, devices, 64)
     found = sizes(epoch(plan, len(lengths), 0))
     assert max(found) - min(found) <= 1
     assert max(found) <= batch_size
@@ -83,7 +83,7 @@ def test_batches_differ_by_at_most_one_text(lengths, batch_size, devices):
 def test_the_layout_depends_on_the_lengths_alone(lengths, batch_size, devices, random):
     shuffled = lengths.tolist()
     random.shuffle(shuffled)
-    plans = [TrainPlan(np.array(these), batch_size, devices, 64) for these in (lengths, shuffled)]
+    plans = [PackingPlan(np.array(these), batch_size, devices, 64) for these in (lengths, shuffled)]
     assert plans[0].layout == plans[1].layout
     assert plans[0].steps == plans[1].steps
 
@@ -92,7 +92,7 @@ def test_the_layout_depends_on_the_lengths_alone(lengths, batch_size, devices, r
 @pytest.mark.parametrize("count", [5, 8, 12, 100])
 def test_epochs_mix_the_texts_anew(count, batch_size):
     lengths = np.random.default_rng(0).permutation(count) + 3
-    plan = TrainPlan(lengths, batch_size, 1, 64)
+    plan = PackingPlan(lengths, batch_size, 1, 64)
     compositions = {
         frozenset(frozenset(placement.texts.tolist()) for placement in epoch(plan, count, seed))
         for seed in range(12)
@@ -101,7 +101,7 @@ def test_epochs_mix_the_texts_anew(count, batch_size):
 
 
 def test_any_two_texts_of_a_real_size_can_meet():
-    plan = TrainPlan(np.random.default_rng(0).integers(3, 60, 64), 16, 1, 64)
+    plan = PackingPlan(np.random.default_rng(0).integers(3, 60, 64), 16, 1, 64)
     together = np.zeros((64, 64), bool)
     for seed in range(300):
         for placement in epoch(plan, 64, seed):
@@ -111,7 +111,7 @@ def test_any_two_texts_of_a_real_size_can_meet():
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_padding_of_the_real_corpus_is_at_most_a_twentieth(devices, real_lengths):
-    plan = TrainPlan(real_lengths, 32, devices, 384)
+    plan = PackingPlan(real_lengths, 32, devices, 384)
     area = plan.steps * plan.layout.rows * plan.layout.length
     assert (len(real_lengths), plan.steps) == (10_639, 333)
     assert 0 < 1 - real_lengths.sum() / area <= 0.05
@@ -123,21 +123,21 @@ def test_padding_of_the_real_corpus_is_at_most_a_twentieth(devices, real_lengths
 def test_texts_of_one_length_have_a_block_each():
     # 64 texts of 8 tokens fit 1 block of 512 as well as 64 of 8: both without padding.
     lengths = np.full(640, 8)
-    assert TrainPlan(lengths, 64, 1, 8).layout == Layout(1, ((64, 8),), 64)
-    assert TrainPlan(lengths, 64, 1, 4096).layout == Layout(1, ((64, 8),), 64)
+    assert PackingPlan(lengths, 64, 1, 8).layout == Layout(1, ((64, 8),), 64)
+    assert PackingPlan(lengths, 64, 1, 4096).layout == Layout(1, ((64, 8),), 64)
     # Four rows of two blocks, though two blocks stay empty.
-    assert TrainPlan(np.full(6, 8), 6, 4, 64).layout == Layout(4, ((2, 8),), 2)
+    assert PackingPlan(np.full(6, 8), 6, 4, 64).layout == Layout(4, ((2, 8),), 2)
 
 
 def test_a_few_long_texts_do_not_make_all_blocks_long():
     lengths = np.where(np.arange(640) % 32 == 0, 128, 16)
-    layout = TrainPlan(lengths, 32, 1, 384).layout
+    layout = PackingPlan(lengths, 32, 1, 384).layout
     assert layout == Layout(1, ((1, 128), (31, 16)), 32)
 
 
 @pytest.mark.parametrize("batch_size", [256, 1024])
 def test_blocks_of_large_batches_are_chosen_from_a_part_of_their_texts(batch_size, real_lengths):
-    plan = TrainPlan(real_lengths, batch_size, 2, 384)
+    plan = PackingPlan(real_lengths, batch_size, 2, 384)
     area = plan.steps * plan.layout.rows * plan.layout.length
     assert 1 - real_lengths.sum() / area <= 0.05
     assert plan.layout.rows == batch_size // 64
@@ -167,7 +167,7 @@ def test_evaluation_holds_every_text_once_within_the_layout(lengths, rows, slots
 @pytest.mark.parametrize("like", [False, True])
 @pytest.mark.parametrize("devices", [1, 4])
 def test_evaluation_of_the_real_corpus_needs_few_batches(devices, like, real_lengths):
-    training = TrainPlan(real_lengths, 32, devices, 384).layout
+    training = PackingPlan(real_lengths, 32, devices, 384).layout
     layout = evaluation_layout(128, 1024, devices, training if like else None)
     assert layout.rows % devices == 0
     placements = evaluation_plan(real_lengths, layout)
@@ -183,7 +183,7 @@ def test_texts_of_more_than_half_a_block_have_one_each():
 
 
 def test_an_evaluation_takes_longer_texts_than_those_in_training():
-    like = TrainPlan(np.full(320, 16), 32, 1, 384).layout
+    like = PackingPlan(np.full(320, 16), 32, 1, 384).layout
     assert like == Layout(1, ((32, 16),), 32)
     layout = evaluation_layout(100, 1024, 1, like)
     assert layout == Layout(1, ((1, 104), (32, 16)), 77)

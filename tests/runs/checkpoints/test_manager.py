@@ -13,13 +13,13 @@ import pytest
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.batches import TextSet, train_batches
-from mtl_jax.data.packing.plan import TrainPlan
+from mtl_jax.data.packing.plan import PackingPlan
 from mtl_jax.data.tokens import Tokens
 from mtl_jax.freezing.scenarios import scenario_rules
 from mtl_jax.runs.checkpoints import manifest
-from mtl_jax.runs.checkpoints.manager import Checkpoints, kept
+from mtl_jax.runs.checkpoints.manager import CheckpointManager, kept
 from mtl_jax.runs.checkpoints.manifest import DamageError
-from mtl_jax.runs.checkpoints.reader import Saved
+from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.workdir import Workdir
 from tests.conftest import TASKS
 from tests.training.test_step import make_program, random_params
@@ -35,7 +35,7 @@ def batches(seed=0):
     tokens = Tokens(ids, np.concatenate([[0], np.cumsum(lengths)]), 0, 0)
     labels = {task: np.arange(TEXTS, dtype=np.int32) % 3 for task in ("classifier", "sentiment")}
     texts = TextSet(tokens, labels)
-    plan = TrainPlan(lengths, 4, 1, 16)
+    plan = PackingPlan(lengths, 4, 1, 16)
     return train_batches(texts, plan, seed, 0, 3 * plan.steps)
 
 
@@ -44,8 +44,8 @@ class Run:
 
     def __init__(self, scenario="backbone_frozen", seed=0):
         self.params = random_params(seed=seed)
-        self.freeze, program = make_program(self.params, scenario_rules(scenario, 2, TASKS))
-        self.start = program.init(self.freeze.split(self.params)[0], seed)
+        self.partition, program = make_program(self.params, scenario_rules(scenario, 2, TASKS))
+        self.start = program.init(self.partition.split(self.params)[0], seed)
 
     def at(self, step):
         """Parameters and state of a step: every float is moved by it, to odd bit patterns."""
@@ -58,7 +58,7 @@ class Run:
         params["classifier"]["bias"][:3] = -0.0, np.nextafter(np.float32(0), np.float32(1)), -1e38
         state: Any = self.start.replace(
             step=np.int32(step),
-            trainable=self.freeze.split(params)[0],
+            trainable=self.partition.split(params)[0],
             opt_state=jax.tree.map(move, self.start.opt_state),
             rng=np.asarray(self.start.rng) + np.uint32(step),
         )
@@ -72,7 +72,7 @@ def run():
 
 @contextlib.contextmanager
 def opened(folder):
-    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+    with contextlib.closing(CheckpointManager(folder)) as checkpoints:
         yield checkpoints
 
 
@@ -137,13 +137,13 @@ def test_what_each_kept_one_needs_is_kept(latest, every, stay):
 
 
 def test_regular_ones_are_kept_and_what_is_asked_for(run, tmp_path):
-    with contextlib.closing(Checkpoints(tmp_path, latest=1, every=4)) as checkpoints:
+    with contextlib.closing(CheckpointManager(tmp_path, latest=1, every=4)) as checkpoints:
         for step in range(1, 10):
             params, state = run.at(step)
             checkpoints.save(params, state, batches(), {}, None, keep=(3,) if step > 3 else ())
     assert steps(tmp_path) == [3, 4, 8, 9]
     # It is known again what each needs.
-    with contextlib.closing(Checkpoints(tmp_path, latest=1, every=0)) as checkpoints:
+    with contextlib.closing(CheckpointManager(tmp_path, latest=1, every=0)) as checkpoints:
         save(checkpoints, run, 10, 0.5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10"]
 
@@ -173,7 +173,7 @@ def test_everything_comes_back_bit_for_bit(scenario, tmp_path):
         checkpoints.wait()
     other = batches()
     with opened(tmp_path) as checkpoints:
-        found, restored = checkpoints.restore(7, run.start, run.freeze)
+        found, restored = checkpoints.restore(7, run.start, run.partition)
         checkpoints.restore_data(7, other)
         progress = checkpoints.progress(7)
         assert raw(checkpoints.restore_params(7)) == raw(params)
@@ -200,7 +200,7 @@ def test_a_save_in_the_background_does_not_see_what_comes_after(run, tmp_path):
         )
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(held))
         save(checkpoints, run, 2, 0.1)
-        found, restored = checkpoints.restore(1, run.start, run.freeze)
+        found, restored = checkpoints.restore(1, run.start, run.partition)
     assert (raw(found), raw(restored)) == expected
 
 
@@ -243,20 +243,20 @@ def test_damage_is_noticed_or_harms_nothing(kind, run, tmp_path, capfd):
             place = int(draw.integers(len(content)))
             content[place] ^= 1 << int(draw.integers(8))
             victim.write_bytes(content if kind == "flipped" else content[:place])
-        saved, data, error = Saved(copy), batches(), None
+        saved, data, error = CheckpointReader(copy), batches(), None
         try:
             saved.check(3)
         except DamageError as raised:
             error = str(raised)
         if error is None:
-            found = saved.restore(3, run.start, run.freeze)
+            found = saved.restore(3, run.start, run.partition)
             assert [raw(tree) for tree in found] == expected
             assert saved.restore_data(3, data)
             assert data.get_state() == batches().get_state()
         else:
             assert error.startswith(f"the checkpoint {copy / '3'} is damaged (")
             noticed.add(path.parts[1] if len(path.parts) > 1 else "")
-    assert noticed >= {"params", "optimizer", "data", "seal"}
+    assert noticed >= {"params", "optimizer", "data", "manifest"}
     assert capfd.readouterr() == ("", "")
 
 
@@ -266,12 +266,12 @@ def test_what_another_number_of_processes_has_drawn_is_not_taken_over(run, tmp_p
         data = batches()
         next(data)
         before = data.get_state()
-        known = dataclasses.replace(checkpoints.seal(3), processes=2)
-    (tmp_path / "3" / "seal" / "seal.json").write_text(manifest._written(known))
-    assert not Saved(tmp_path).restore_data(3, data)
+        known = dataclasses.replace(checkpoints.manifest(3), processes=2)
+    (tmp_path / "3" / "manifest" / "manifest.json").write_text(manifest._written(known))
+    assert not CheckpointReader(tmp_path).restore_data(3, data)
     assert data.get_state() == before
     with pytest.raises(DamageError, match=r"data/process_0-of-2.json can't be read"):
-        Saved(tmp_path).check(3)
+        CheckpointReader(tmp_path).check(3)
 
 
 def test_a_disk_without_room_for_files_is_told_in_one_line(run, small_disk, capfd):
@@ -305,7 +305,7 @@ def test_a_full_disk_is_told_in_one_line_and_spares_the_last_checkpoint(run, sma
     assert len(message.splitlines()) == 1
     with opened(folder) as checkpoints:
         assert (checkpoints.last_step, checkpoints.best_step) == (1, 1)
-        found, restored = checkpoints.restore(1, run.start, run.freeze)
+        found, restored = checkpoints.restore(1, run.start, run.partition)
         progress = checkpoints.progress(1)
         assert (raw(found), raw(restored)) == tuple(map(raw, run.at(1)))
         assert progress == {"step": 1}
@@ -365,6 +365,6 @@ def test_checkpoints_of_any_other_folder_are_read(run, tmp_path):
             workdir.claim({})
         with opened(folder / "checkpoints") as checkpoints:
             save(checkpoints, run, 1, 0.5)
-        saved = Saved(folder / "checkpoints")
+        saved = CheckpointReader(folder / "checkpoints")
         saved.check(1)
         assert raw(saved.restore_params(1)) == raw(params)

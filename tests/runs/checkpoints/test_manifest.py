@@ -1,4 +1,4 @@
-"""A checkpoint's seal: no change of what it says, or of what it was put on, goes unnoticed."""
+"""A checkpoint's manifest: no change of what it says, or of what it was put on, goes unnoticed."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import pytest
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing import partition
 from mtl_jax.runs.checkpoints import manifest
-from mtl_jax.runs.checkpoints.reader import Saved, optimizer_tree
+from mtl_jax.runs.checkpoints.reader import CheckpointReader, optimizer_tree
 from tests.runs.checkpoints.test_manager import Run, opened, save
 
 
@@ -20,7 +20,7 @@ def run():
 
 
 @pytest.fixture
-def sealed(run, tmp_path):
+def saved_step(run, tmp_path):
     """The folder of a checkpoint."""
     with opened(tmp_path) as checkpoints:
         save(checkpoints, run, 3, 0.5)
@@ -47,9 +47,9 @@ def test_the_digest_is_of_names_types_shapes_and_bytes():
     assert len({known, *map(manifest.digest, others)}) == 7
 
 
-def test_what_orbax_gives_back_has_the_names_of_what_it_was_given(run, sealed):
+def test_what_orbax_gives_back_has_the_names_of_what_it_was_given(run, saved_step):
     _, state = run.at(3)
-    known = manifest.read(sealed)
+    known = manifest.read(saved_step)
     assert known.digests == {
         "params": manifest.digest(run.at(3)[0]),
         "optimizer": manifest.digest(optimizer_tree(state)),
@@ -63,38 +63,38 @@ def test_what_orbax_gives_back_has_the_names_of_what_it_was_given(run, sealed):
     assert {"step", "rng", "opt_state/moments/mu/classifier/bias"} <= names.keys()
 
 
-def test_no_changed_byte_of_it_goes_unnoticed(sealed):
-    file = sealed / "seal" / "seal.json"
+def test_no_changed_byte_of_it_goes_unnoticed(saved_step):
+    file = saved_step / "manifest" / "manifest.json"
     whole = file.read_bytes()
     for place in range(len(whole)):
         changed = bytearray(whole)
         changed[place] ^= 1
         file.write_bytes(changed)
-        with pytest.raises(manifest.DamageError, match=r"/3 is damaged \(seal/seal.json "):
-            manifest.read(sealed)
+        with pytest.raises(manifest.DamageError, match=r"/3 is damaged \(manifest/manifest.json "):
+            manifest.read(saved_step)
     for size in range(0, len(whole) - 1, 7):
         file.write_bytes(whole[:size])
         with pytest.raises(
-            manifest.DamageError, match=r"/3 is damaged \(seal/seal.json can't be read"
+            manifest.DamageError, match=r"/3 is damaged \(manifest/manifest.json can't be read"
         ):
-            manifest.read(sealed)
+            manifest.read(saved_step)
     file.unlink()
     with pytest.raises(
-        manifest.DamageError, match=r"seal/seal.json is missing\): run train again on"
+        manifest.DamageError, match=r"manifest/manifest.json is missing\): run train again on"
     ):
-        manifest.read(sealed)
+        manifest.read(saved_step)
 
 
-def test_one_of_another_version_is_refused_and_not_called_damaged(sealed):
-    file = sealed / "seal" / "seal.json"
-    content = dataclasses.asdict(manifest.read(sealed)) | {"a field to come": 1}
+def test_one_of_another_version_is_refused_and_not_called_damaged(saved_step):
+    file = saved_step / "manifest" / "manifest.json"
+    content = dataclasses.asdict(manifest.read(saved_step)) | {"a field to come": 1}
     content = json.loads(json.dumps(content))
     file.write_text(json.dumps({"sha256": manifest._sha256(content), "content": content}))
     words = "/3 was saved by another version of mtl_jax: use that one, or another --workdir"
     with pytest.raises(UserError, match=words) as caught:
-        manifest.read(sealed)
+        manifest.read(saved_step)
     assert not isinstance(caught.value, manifest.DamageError)
-    # Before there were seals.
-    (sealed / "seal").rename(sealed / "progress")
+    # Before there were manifests.
+    (saved_step / "manifest").rename(saved_step / "progress")
     with pytest.raises(UserError, match=words):
-        Saved(sealed.parent).progress(3)
+        CheckpointReader(saved_step.parent).progress(3)

@@ -13,7 +13,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
-from mtl_jax.config.monitoring import WatchConfig, _installed
+from mtl_jax.config.monitoring import MonitoringConfig, _installed
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
@@ -186,7 +186,7 @@ def test_without_the_package_weights_and_biases_is_refused(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "wandb", None)
     words = "--wandb mine needs a package that is not installed: pip install 'mtl-jax"
     with pytest.raises(UserError, match=words):
-        WatchConfig(wandb="mine")
+        MonitoringConfig(wandb="mine")
 
 
 def test_a_folder_of_the_name_is_not_the_package(tmp_path, monkeypatch):
@@ -250,7 +250,9 @@ def test_weights_and_biases_is_told_the_log(settings, inputs, tmp_path, monkeypa
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("HOME", str(tmp_path))
     settings |= {"epochs": 4, "checkpoint_every": 5, "scenario": "top_1"}
-    config = TrainConfig(**settings, workdir=str(tmp_path / "run"), watch=WatchConfig(wandb="mine"))
+    config = TrainConfig(
+        **settings, workdir=str(tmp_path / "run"), watch=MonitoringConfig(wandb="mine")
+    )
     with monkeypatch.context() as patch:
         patch.setattr("mtl_jax.runs.loop.training_bar", interrupted_at(23))
         with pytest.raises(KeyboardInterrupt):
@@ -268,7 +270,7 @@ def test_weights_and_biases_is_told_the_log(settings, inputs, tmp_path, monkeypa
     assert first.run_id == second.run_id
     assert (first.project, first.display_name, first.run_group) == ("mine", "run", "top_1")
     # A run without the flag goes on in the same folder: it changes nothing.
-    assert train(dataclasses.replace(config, watch=WatchConfig()), inputs)["step"] == 24
+    assert train(dataclasses.replace(config, watch=MonitoringConfig()), inputs)["step"] == 24
 
 
 def expected_rows(folder):

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from mtl_jax.config.monitoring import WatchConfig
+from mtl_jax.config.monitoring import MonitoringConfig
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.workdir import Workdir
@@ -21,7 +21,7 @@ def traced(settings, inputs, tmp_path):
     """Trains with a ``--profile``; gives the steps in its trace, None where there is none."""
 
     def run(profile, **changes):
-        watch = WatchConfig(profile=profile)
+        watch = MonitoringConfig(profile=profile)
         config = TrainConfig(**settings | changes, workdir=str(tmp_path / "run"), watch=watch)
         train(config, inputs)
         files = [*(tmp_path / "run").glob("profile/plugins/profile/*/*.xplane.pb")]
@@ -79,7 +79,7 @@ def test_a_resumed_run_may_be_traced_and_says_what_has_passed(traced, monkeypatc
 
 
 def test_a_trace_that_is_cut_short_is_written(settings, inputs, tmp_path, monkeypatch):
-    watch = WatchConfig(profile="2:12")
+    watch = MonitoringConfig(profile="2:12")
     config = TrainConfig(**settings, workdir=str(tmp_path), scenario="top_1", watch=watch)
     monkeypatch.setattr("mtl_jax.runs.loop.training_bar", interrupted_at(5))
     with pytest.raises(KeyboardInterrupt):

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtl_jax.core.errors import UserError
-from mtl_jax.training.cache.array_store import Store, in_memory
+from mtl_jax.training.cache.array_store import ArrayStore, in_memory
 
 ROOT = Path(__file__).parents[3]
 SHAPE = (6, 4)
@@ -97,7 +97,7 @@ def start(folder, fills, value):
 
 
 def test_an_array_made_once_is_found_again_in_memory(tmp_path):
-    store = Store(SIZE, 0, tmp_path / "files")
+    store = ArrayStore(SIZE, 0, tmp_path / "files")
     first = get(store, "ab")
     np.testing.assert_array_equal(first, ROWS)
     assert get(store, "ab", never) is first
@@ -107,7 +107,7 @@ def test_an_array_made_once_is_found_again_in_memory(tmp_path):
 
 
 def test_the_array_used_longest_ago_is_given_up_first(tmp_path):
-    store = Store(2 * SIZE, 0, tmp_path)
+    store = ArrayStore(2 * SIZE, 0, tmp_path)
     for key in ("aa", "bb"):
         get(store, key)
     get(store, "aa", never)
@@ -123,7 +123,7 @@ def test_the_array_used_longest_ago_is_given_up_first(tmp_path):
 @given(st.lists(st.integers(0, 5), max_size=30), st.integers(5, 16))
 def test_memory_never_holds_more_than_its_budget(order, rows_kept):
     """Array i has i + 1 rows, filled with i."""
-    store = Store(16 * rows_kept, 0, Path("nowhere"))
+    store = ArrayStore(16 * rows_kept, 0, Path("nowhere"))
     for i in order:
         if i < rows_kept:
             rows = np.full((i + 1, 4), i, np.float32)
@@ -136,8 +136,8 @@ def test_memory_never_holds_more_than_its_budget(order, rows_kept):
 def test_a_larger_one_is_a_file_that_every_store_of_the_folder_finds(dtype, tmp_path):
     rows = ROWS.astype(jnp.dtype(dtype))
     folder = tmp_path / "not" / "yet"
-    made = get(Store(rows.nbytes - 1, 2**20, folder), "ab", rows=rows)
-    found = get(Store(0, 2**20, folder), "ab", never, rows)
+    made = get(ArrayStore(rows.nbytes - 1, 2**20, folder), "ab", rows=rows)
+    found = get(ArrayStore(0, 2**20, folder), "ab", never, rows)
     for array in (made, found):
         assert isinstance(array, np.memmap)
         assert not array.flags.writeable
@@ -149,8 +149,8 @@ def test_a_larger_one_is_a_file_that_every_store_of_the_folder_finds(dtype, tmp_
 
 
 def test_a_file_is_used_by_a_store_with_memory_too(tmp_path):
-    get(Store(0, 2**20, tmp_path), "ab")
-    store = Store(2**20, 0, tmp_path)
+    get(ArrayStore(0, 2**20, tmp_path), "ab")
+    store = ArrayStore(2**20, 0, tmp_path)
     assert kept(store, "ab") == [True]
     np.testing.assert_array_equal(get(store, "ab", never), ROWS)
 
@@ -163,11 +163,11 @@ def flipped(content, position):
 
 @pytest.mark.parametrize("memory", [0, SIZE])
 def test_what_an_array_cost_is_kept_beside_it(memory, tmp_path):
-    store = Store(memory, 2**20, tmp_path)
+    store = ArrayStore(memory, 2**20, tmp_path)
     get(store, "ab")
     assert store.seconds == {"ab": SECONDS}
     if not memory:
-        other = Store(0, 2**20, tmp_path)
+        other = ArrayStore(0, 2**20, tmp_path)
         get(other, "ab", never)
         assert other.seconds == {"ab": SECONDS}
 
@@ -186,7 +186,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_noticed_said_and_made_again(damage, tmp_path, capsys):
-    store = Store(0, 2**20, tmp_path)
+    store = ArrayStore(0, 2**20, tmp_path)
     get(store, "ab")
     path = tmp_path / "ab.states"
     whole = path.read_bytes()
@@ -212,7 +212,7 @@ print(found if found is None else found.sum())
 
 def test_a_file_is_read_whole_once_in_each_process(tmp_path):
     """A change that leaves no trace but in the bytes shows who has read them."""
-    store = Store(0, 2**20, tmp_path)
+    store = ArrayStore(0, 2**20, tmp_path)
     get(store, "ab")
     path = tmp_path / "ab.states"
     before = path.stat()
@@ -227,7 +227,7 @@ def test_a_file_is_read_whole_once_in_each_process(tmp_path):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     after = path.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert get(Store(0, 2**20, tmp_path), "ab", never).tobytes() != ROWS.tobytes()
+    assert get(ArrayStore(0, 2**20, tmp_path), "ab", never).tobytes() != ROWS.tobytes()
     assert command().stdout == "None\n"
     # A change that leaves its time is noticed here, too.
     os.utime(path)
@@ -237,7 +237,7 @@ def test_a_file_is_read_whole_once_in_each_process(tmp_path):
 
 def test_another_file_in_its_place_is_noticed(tmp_path, capsys):
     """Of the same size and with the same time of change."""
-    store = Store(0, 2**20, tmp_path)
+    store = ArrayStore(0, 2**20, tmp_path)
     get(store, "ab")
     path = tmp_path / "ab.states"
     before = path.stat()
@@ -253,7 +253,7 @@ def test_another_file_in_its_place_is_noticed(tmp_path, capsys):
 
 def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path, capsys):
     """In each byte of the array and of its digest."""
-    store = Store(0, 2**20, tmp_path)
+    store = ArrayStore(0, 2**20, tmp_path)
     get(store, "ab")
     path = tmp_path / "ab.states"
     whole = path.read_bytes()
@@ -269,7 +269,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path, capsys):
 
 @pytest.mark.parametrize("memory", [0, 2**20])
 def test_a_fill_that_fails_half_way_leaves_nothing(memory, tmp_path):
-    store = Store(memory, 2**20, tmp_path / "files")
+    store = ArrayStore(memory, 2**20, tmp_path / "files")
 
     def failing(write):
         write(0, ROWS[:3])
@@ -295,7 +295,7 @@ def test_a_process_killed_half_way_harms_nothing(tmp_path):
     assert (folder / part).stat().st_size > 0
 
     rows = np.full((1000, 1000), 2, np.float32)
-    np.testing.assert_array_equal(get(Store(0, 2**30, folder), "ab", rows=rows), rows)
+    np.testing.assert_array_equal(get(ArrayStore(0, 2**30, folder), "ab", rows=rows), rows)
     assert listing(folder) == ["ab.states"]
 
 
@@ -330,7 +330,7 @@ def test_a_folder_that_cannot_be_made_is_told_with_a_remedy(below, tmp_path):
     (tmp_path / "taken").write_text("a file")
     folder = tmp_path / "taken" / below
     with pytest.raises(UserError) as caught:
-        get(Store(0, 2**20, folder), "ab", never)
+        get(ArrayStore(0, 2**20, folder), "ab", never)
     message = str(caught.value)
     assert message.startswith(f"activations can't be kept in {folder} (")
     assert message.endswith(
@@ -344,14 +344,14 @@ def test_a_folder_without_access_is_told_with_a_remedy(tmp_path):
     """A folder in the place of the lock: what keeps everyone out, root included."""
     (tmp_path / ".ab.states.lock").mkdir()
     with pytest.raises(UserError, match=r"\(Is a directory\): make room or access, name another"):
-        get(Store(0, 2**20, tmp_path), "ab", never)
+        get(ArrayStore(0, 2**20, tmp_path), "ab", never)
 
 
 def test_a_disk_without_writes_is_read_from_and_else_told(small_disk):
     disk = small_disk(1)
-    get(Store(0, 2**20, disk), "ab")
+    get(ArrayStore(0, 2**20, disk), "ab")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    store = Store(0, 2**20, disk)
+    store = ArrayStore(0, 2**20, disk)
     np.testing.assert_array_equal(get(store, "ab", never), ROWS)
     with pytest.raises(UserError) as caught:
         get(store, "cd", never)
@@ -365,11 +365,11 @@ def test_a_disk_without_writes_is_read_from_and_else_told(small_disk):
 def test_a_folder_in_the_place_of_a_file_is_told(tmp_path):
     (tmp_path / "ab.states").mkdir()
     with pytest.raises(UserError, match=r"^activations can't be kept in .* \(Is a directory\): "):
-        get(Store(0, 2**20, tmp_path), "ab", never)
+        get(ArrayStore(0, 2**20, tmp_path), "ab", never)
 
 
 def test_more_than_the_disk_has_is_told_before_anything_is_computed(tmp_path):
-    store = Store(0, 2**62, tmp_path)
+    store = ArrayStore(0, 2**62, tmp_path)
     words = (
         rf"^{tmp_path} has [\d.]+ [GT]iB free, activations need 1024\.0 TiB: make room, name "
         r"another --cache-folder, lower --max-length, or use --no-prefix-cache$"
@@ -427,7 +427,7 @@ def test_a_write_that_fails_is_told_and_leaves_no_file(rows, tmp_path):
 def test_a_disk_that_fills_meanwhile_is_told_and_left_as_it_was(small_disk):
     disk = small_disk(1)
     rows = np.ones((150, 1000), np.float32)
-    get(Store(0, 2**30, disk), "ab", rows=rows[:50])
+    get(ArrayStore(0, 2**30, disk), "ab", rows=rows[:50])
 
     def while_another_fills_the_disk(write):
         free = os.statvfs(disk)
@@ -435,30 +435,30 @@ def test_a_disk_that_fills_meanwhile_is_told_and_left_as_it_was(small_disk):
         return filling(rows)(write)
 
     with pytest.raises(UserError, match=r"\(No space left on device\): make room or access, "):
-        get(Store(0, 2**30, disk), "cd", while_another_fills_the_disk, rows)
+        get(ArrayStore(0, 2**30, disk), "cd", while_another_fills_the_disk, rows)
     names = ["ab.states", "filler"]
     assert listing(disk) == names
     (disk / "filler").unlink()
-    np.testing.assert_array_equal(get(Store(0, 2**30, disk), "cd", rows=rows), rows)
-    get(Store(0, 2**30, disk), "ab", never, rows[:50])
+    np.testing.assert_array_equal(get(ArrayStore(0, 2**30, disk), "cd", rows=rows), rows)
+    get(ArrayStore(0, 2**30, disk), "ab", never, rows[:50])
 
 
 def test_more_than_both_budgets_names_them(tmp_path):
-    get(Store(0, 2**20, tmp_path), "ab")
+    get(ArrayStore(0, 2**20, tmp_path), "ab")
     with pytest.raises(UserError) as caught:
-        Store(2**20, 2**29, tmp_path).get("cd", (2**18, 1024), "float32", never)
+        ArrayStore(2**20, 2**29, tmp_path).get("cd", (2**18, 1024), "float32", never)
     assert str(caught.value) == (
         "activations of 1.0 GiB exceed --cache-memory and --cache-disk (512.0 MiB): raise one of "
         "them, lower --max-length, or use --no-prefix-cache"
     )
     # Nothing made room for what would not have fitted.
-    assert kept(Store(0, 0, tmp_path), "ab") == [True]
+    assert kept(ArrayStore(0, 0, tmp_path), "ab") == [True]
 
 
 def test_the_disk_budget_counts_every_byte(tmp_path):
     with pytest.raises(UserError, match="exceed --cache-memory and --cache-disk"):
-        get(Store(0, FILE - 1, tmp_path), "ab", never)
-    get(Store(0, FILE, tmp_path), "ab")
+        get(ArrayStore(0, FILE - 1, tmp_path), "ab", never)
+    get(ArrayStore(0, FILE, tmp_path), "ab")
     assert (tmp_path / "ab.states").stat().st_size == FILE
 
 
@@ -469,7 +469,7 @@ def used_at(folder, *keys):
 
 
 def test_the_files_used_longest_ago_make_room(tmp_path):
-    store = Store(0, 3 * FILE, tmp_path)
+    store = ArrayStore(0, 3 * FILE, tmp_path)
     (tmp_path / "mine.txt").write_text("not of the store")
     for key in ("aa", "bb", "cc"):
         get(store, key)
@@ -488,7 +488,7 @@ def test_the_files_used_longest_ago_make_room(tmp_path):
 
 
 def test_a_file_that_is_found_counts_as_used(tmp_path):
-    store = Store(0, 2 * FILE, tmp_path)
+    store = ArrayStore(0, 2 * FILE, tmp_path)
     for key in ("aa", "bb"):
         get(store, key)
     used_at(tmp_path, "aa", "bb")
@@ -503,7 +503,7 @@ class User:
 
 def test_what_is_in_use_makes_no_room_in_memory(tmp_path):
     """It goes to a file what does not fit beside it."""
-    store, user = Store(2 * SIZE, 2**20, tmp_path), User()
+    store, user = ArrayStore(2 * SIZE, 2**20, tmp_path), User()
     first = get(store, "aa", user=user)
     get(store, "bb")
     get(store, "cc", user=user)
@@ -518,7 +518,7 @@ def test_what_is_in_use_makes_no_room_in_memory(tmp_path):
 
 @pytest.mark.parametrize("lets_go", ["ends", "releases"])
 def test_files_in_use_make_no_room_and_too_small_a_budget_is_told(lets_go, tmp_path):
-    store, user = Store(0, 2 * FILE, tmp_path), User()
+    store, user = ArrayStore(0, 2 * FILE, tmp_path), User()
     get(store, "aa", user=user)
     get(store, "bb")
     get(store, "cc", user=user)
@@ -543,7 +543,7 @@ def test_files_in_use_make_no_room_and_too_small_a_budget_is_told(lets_go, tmp_p
 
 @pytest.mark.parametrize("memory", [0, 3 * SIZE])
 def test_what_a_fill_could_start_from_makes_room_last(memory, tmp_path):
-    store = Store(memory, 3 * FILE, tmp_path)
+    store = ArrayStore(memory, 3 * FILE, tmp_path)
     for key in ("aa", "bb", "cc"):
         get(store, key)
     if not memory:
@@ -565,7 +565,7 @@ def test_what_a_fill_could_start_from_makes_room_last(memory, tmp_path):
 
 def test_a_file_that_another_process_removes_stays_with_those_who_have_it(tmp_path):
     """A map of a file outlives its name."""
-    mine = get(Store(0, FILE, tmp_path), "ab")
+    mine = get(ArrayStore(0, FILE, tmp_path), "ab")
     code = (
         "import sys; from pathlib import Path; import numpy as np; from "
         "mtl_jax.training.cache.array_store import Store;"
@@ -582,7 +582,7 @@ def test_files_of_other_versions_count_and_make_room(tmp_path):
     old = tmp_path / f"{'0' * 64}.states"
     old.write_bytes(bytes(2 * FILE))
     used_at(tmp_path, "0" * 64)
-    store = Store(0, 3 * FILE, tmp_path)
+    store = ArrayStore(0, 3 * FILE, tmp_path)
     get(store, "aa")
     assert old.exists()
     get(store, "bb")
@@ -590,7 +590,7 @@ def test_files_of_other_versions_count_and_make_room(tmp_path):
 
 
 def test_what_another_process_is_writing_takes_its_room(tmp_path):
-    store = Store(0, 3 * FILE, tmp_path)
+    store = ArrayStore(0, 3 * FILE, tmp_path)
     for key in ("aa", "bb"):
         get(store, key)
     used_at(tmp_path, "aa", "bb")
@@ -607,9 +607,9 @@ def test_old_files_make_room_on_a_full_disk(small_disk):
     disk = small_disk(1)
     rows = np.ones((100, 1000), np.float32)
     for key in ("aa", "bb"):
-        get(Store(0, 2**30, disk), key, rows=rows)
+        get(ArrayStore(0, 2**30, disk), key, rows=rows)
     used_at(disk, "aa", "bb")
-    np.testing.assert_array_equal(get(Store(0, 2**30, disk), "cc", rows=rows), rows)
+    np.testing.assert_array_equal(get(ArrayStore(0, 2**30, disk), "cc", rows=rows), rows)
     assert listing(disk) == ["bb.states", "cc.states"]
 
 
@@ -618,11 +618,11 @@ def test_what_a_killed_process_left_of_another_file_is_removed(tmp_path):
         assert process.stdout is not None
         assert [process.stdout.readline() for _ in range(2)] == ["asking\n", "filling\n"]
         # What is still being made stays.
-        get(Store(0, 2**30, tmp_path), "cd")
+        get(ArrayStore(0, 2**30, tmp_path), "cd")
         part = f".ab.states.{process.pid}.part"
         assert listing(tmp_path) == sorted([part, "cd.states", "fills"])
         process.send_signal(signal.SIGKILL)
-    get(Store(0, 2**30, tmp_path), "ef")
+    get(ArrayStore(0, 2**30, tmp_path), "ef")
     assert listing(tmp_path) == ["cd.states", "ef.states", "fills"]
 
 
@@ -630,7 +630,7 @@ def test_what_a_killed_process_left_of_another_file_is_removed(tmp_path):
 def test_what_a_run_keeps_in_memory_is_foretold(rows, room):
     """Arrays of so many rows, and a memory of ``room`` rows."""
     with tempfile.TemporaryDirectory() as folder:
-        store, user = Store(16 * room, 2**20, Path(folder)), User()
+        store, user = ArrayStore(16 * room, 2**20, Path(folder)), User()
         arrays = [get(store, f"{i}", rows=ROWS[:n], user=user) for i, n in enumerate(rows)]
         found = [not isinstance(array, np.memmap) for array in arrays]
     assert in_memory([16 * n for n in rows], 16 * room) == found

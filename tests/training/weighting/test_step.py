@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from mtl_jax.freezing.partition import Freeze
+from mtl_jax.freezing.partition import Partition
 from mtl_jax.freezing.scenarios import scenario_rules
 from mtl_jax.training.losses import masked_cross_entropy
 from mtl_jax.training.runners import Compiled, JitRunner, make_runner
@@ -47,8 +47,8 @@ each_method = pytest.mark.parametrize("method", BALANCING, ids=lambda method: me
 def weighted_program(method, scenario="top_1", config=CONFIG, task_weights=(1.0, 0.5)):
     params = random_params()
     rules = scenario_rules(scenario, CONFIG.num_hidden_layers, TASKS)
-    freeze, program = make_program(params, rules, config, weights=task_weights)
-    return freeze, dataclasses.replace(program, weighting=method)
+    partition, program = make_program(params, rules, config, weights=task_weights)
+    return partition, dataclasses.replace(program, weighting=method)
 
 
 def weights_of(metrics):
@@ -64,7 +64,7 @@ def plain_step(program: Program, state, frozen, batch) -> Any:
     counts = {task: (batch[task] >= 0).sum().astype(jnp.float32) for task in TASKS}
 
     def loss(trainable):
-        params = {"params": Freeze.merge(trainable, frozen)}
+        params = {"params": Partition.merge(trainable, frozen)}
         depth, rngs = program.frozen_depth, {"dropout": rng}
         logits: Any = program.model.apply(params, batch, train=True, frozen_depth=depth, rngs=rngs)
         losses = {task: masked_cross_entropy(logits[task], batch[task]) for task in TASKS}
@@ -82,8 +82,8 @@ def plain_step(program: Program, state, frozen, batch) -> Any:
 
 
 def test_fixed_weights_are_one_backward_pass_bit_for_bit():
-    freeze, program = weighted_program(Fixed())
-    trainable, frozen = freeze.split(random_params())
+    partition, program = weighted_program(Fixed())
+    trainable, frozen = partition.split(random_params())
     found = expected = program.init(trainable, 3)
     assert found.weighting == ()
     step, plain = (jax.jit(functools.partial(f, program)) for f in (train_step, plain_step))
@@ -100,7 +100,7 @@ def test_fixed_weights_are_one_backward_pass_bit_for_bit():
 
 def weighted_gradient_of(method, batch, state=None, task_weights=(1.0, 1.0)):
     """What a step hands to the optimizer, and its metrics."""
-    freeze, program = weighted_program(method, "none_frozen", NO_DROPOUT, task_weights)
+    partition, program = weighted_program(method, "none_frozen", NO_DROPOUT, task_weights)
     seen = []
 
     def look(updates, _=None):
@@ -108,7 +108,7 @@ def weighted_gradient_of(method, batch, state=None, task_weights=(1.0, 1.0)):
         return jax.tree.map(np.zeros_like, updates)
 
     program = dataclasses.replace(program, optimizer=optax.stateless(look))
-    trainable, frozen = freeze.split(random_params())
+    trainable, frozen = partition.split(random_params())
     start = program.init(trainable, 0)
     start = start.replace(weighting=start.weighting if state is None else state)
     after, metrics = train_step(program, start, frozen, batch)
@@ -189,9 +189,9 @@ def test_gradnorm_measures_the_top_layer(by_sign):
 
 def test_famo_looks_again_with_the_same_dropout():
     """Where the step changes nothing, so does the second look."""
-    freeze, program = weighted_program(Famo(gamma=0.0))
+    partition, program = weighted_program(Famo(gamma=0.0))
     program = dataclasses.replace(program, optimizer=optax.set_to_zero())
-    trainable, frozen = freeze.split(random_params())
+    trainable, frozen = partition.split(random_params())
     state, metrics = train_step(program, program.init(trainable, 0), frozen, random_batch())
     # The first moment, which holds a tenth of the gradient: rounding, and no other dropout.
     assert np.abs(state.weighting["adam"][1][0].mu).max() < 1e-7
@@ -215,8 +215,8 @@ def test_a_weight_of_0_is_the_user_s_and_moves_no_head(method):
 
 
 def run_on(kind, method, batches, config=NO_DROPOUT):
-    freeze, program = weighted_program(method, config=config)
-    trainable, frozen = freeze.split(random_params())
+    partition, program = weighted_program(method, config=config)
+    trainable, frozen = partition.split(random_params())
     runner = make_runner(kind)
     step = Compiled(runner, train_step, program, donate=True)
     state, frozen = runner.replicate(program.init(trainable, 0)), runner.replicate(frozen)
@@ -267,8 +267,8 @@ def vectors() -> dict[str, Any]:
 
 @each_method
 def test_many_steps_in_one_program_are_the_steps_one_by_one(method):
-    freeze, program = weighted_program(method, "backbone_frozen")
-    trainable, _ = freeze.split(random_params())
+    partition, program = weighted_program(method, "backbone_frozen")
+    trainable, _ = partition.split(random_params())
     examples = np.random.default_rng(1).integers(0, 20, (2, STEPS + 1, 4)).astype(np.int32)
     examples[:, 1] = -1  # not there: passed over
     held = jax.tree.map(jnp.asarray, vectors())
@@ -288,11 +288,11 @@ def test_many_steps_in_one_program_are_the_steps_one_by_one(method):
 
 @pytest.mark.parametrize("method", [Famo(), GradNorm()], ids=lambda method: method.name)
 def test_each_seed_has_weights_of_its_own(method):
-    freeze, program = weighted_program(method)
+    partition, program = weighted_program(method)
     params, begun = random_params(), []
     for seed in range(3):
         heads = jax.tree.map(np.array, program.model.init_heads(stream(seed, "heads")))
-        trainable, frozen = freeze.split({**params, **heads})
+        trainable, frozen = partition.split({**params, **heads})
         begun.append((program.init(trainable, seed), frozen))
     batches = [[random_batch(seed=10 * seed + i) for i in range(STEPS)] for seed in range(3)]
     _, logged, _ = together(program, begun, train_step, batches, False)
@@ -311,8 +311,8 @@ def test_heads_alone_on_several_devices(method):
     """Of batches that lack a task's labels, too."""
     silent = pooled_batch(1) | {"classifier": np.full((8, 3), -1, np.int32)}
     batches = [pooled_batch(0), silent, pooled_batch(2)]
-    freeze, program = weighted_program(method, "backbone_frozen", NO_DROPOUT)
-    trainable, _ = freeze.split(random_params())
+    partition, program = weighted_program(method, "backbone_frozen", NO_DROPOUT)
+    trainable, _ = partition.split(random_params())
     finals = []
     for kind in ("jit", "pmap"):
         runner = make_runner(kind)

@@ -12,7 +12,7 @@ from mtl_jax.core.json_files import read_lines
 from mtl_jax.freezing import partition
 from mtl_jax.runs.head_sweep import Grid, sweep
 from mtl_jax.runs.loop import train, train_seeds
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.tools.plan import warnings_of
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.weighting.registry import METHODS
@@ -86,7 +86,7 @@ def test_a_run_resumes_to_the_same_end(name, make_config, inputs, tmp_path, monk
 
 def test_fixed_weights_are_not_logged_and_say_nothing(make_config, inputs, tmp_path, capsys):
     config = make_config("fixed", task_weights=("classifier=0.5",))
-    assert warnings_of(Run(config, inputs)) == ()
+    assert warnings_of(PhaseRun(config, inputs)) == ()
     train(config, inputs)
     assert list(weights_by_step(tmp_path / "run").values()) == [{}, {}]
     assert "note: --weighting" not in capsys.readouterr().err
@@ -117,14 +117,14 @@ def test_a_run_says_where_a_method_can_do_nothing(
     name, changes, words, make_config, inputs, capsys
 ):
     config = make_config(name, epochs=1, **changes)
-    assert any(words in warning for warning in warnings_of(Run(config, inputs)))
+    assert any(words in warning for warning in warnings_of(PhaseRun(config, inputs)))
     train(config, inputs)
     assert [words in line for line in capsys.readouterr().err.splitlines()].count(True) == 1
 
 
 def test_what_a_method_can_do_is_not_warned_of(make_config, inputs):
     for name in BALANCING:
-        assert warnings_of(Run(make_config(name), inputs)) == ()
+        assert warnings_of(PhaseRun(make_config(name), inputs)) == ()
 
 
 @pytest.mark.parametrize("name", ["pcgrad", "gradnorm"])

@@ -11,7 +11,7 @@ import pytest
 
 from mtl_jax.config.train import WeightingName
 from mtl_jax.core.errors import UserError
-from mtl_jax.freezing.partition import Freeze
+from mtl_jax.freezing.partition import Partition
 from mtl_jax.freezing.scenarios import scenario_rules
 from mtl_jax.training.weighting.base import Seen
 from mtl_jax.training.weighting.dynamic_average import DynamicAverage
@@ -469,8 +469,10 @@ def test_every_name_has_a_method_of_that_name():
     ],
 )
 def test_why_a_method_can_do_nothing(name, scenario, task_weights, words):
-    freeze = Freeze.from_rules(random_params(), scenario_rules(scenario, 2, TASKS))
-    found = useless(make_weighting(name, 3), freeze, dict(zip(TASKS, task_weights, strict=True)), 7)
+    partition = Partition.from_rules(random_params(), scenario_rules(scenario, 2, TASKS))
+    found = useless(
+        make_weighting(name, 3), partition, dict(zip(TASKS, task_weights, strict=True)), 7
+    )
     if words is None or name == "fixed":
         assert found is None
     else:
@@ -479,23 +481,23 @@ def test_why_a_method_can_do_nothing(name, scenario, task_weights, words):
 
 
 def test_what_a_loss_weighting_does_to_heads_alone_is_told_apart_from_gradient_surgery():
-    freeze = Freeze.from_rules(random_params(), scenario_rules("backbone_frozen", 2, TASKS))
+    partition = Partition.from_rules(random_params(), scenario_rules("backbone_frozen", 2, TASKS))
     for method in BALANCING:
-        found = useless(method, freeze, {"classifier": 1.0, "sentiment": 1.0}, 7)
+        found = useless(method, partition, {"classifier": 1.0, "sentiment": 1.0}, 7)
         assert found is not None
         assert ("which Adam all but undoes" in found) is not method.compares_gradients
-    assert useless(Fixed(), freeze, {"classifier": 0.0, "sentiment": 0.0}, 7) is None
+    assert useless(Fixed(), partition, {"classifier": 0.0, "sentiment": 0.0}, 7) is None
 
 
 def test_a_phase_of_two_epochs_is_too_short_for_a_dynamic_average():
-    freeze = Freeze.from_rules(random_params(), scenario_rules("none_frozen", 2, TASKS))
+    partition = Partition.from_rules(random_params(), scenario_rules("none_frozen", 2, TASKS))
     for name in METHODS:
         method = make_weighting(name, 3)
-        assert useless(method, freeze, {"classifier": 1.0, "sentiment": 1.0}, 7) is None
-        found = useless(method, freeze, {"classifier": 1.0, "sentiment": 1.0}, 6)
+        assert useless(method, partition, {"classifier": 1.0, "sentiment": 1.0}, 7) is None
+        found = useless(method, partition, {"classifier": 1.0, "sentiment": 1.0}, 6)
         assert (found is None) == (name != "dynamic_average")
     assert useless(
-        make_weighting("dynamic_average", 3), freeze, {"classifier": 1.0, "sentiment": 1.0}, 6
+        make_weighting("dynamic_average", 3), partition, {"classifier": 1.0, "sentiment": 1.0}, 6
     ) == (
         "--weighting dynamic_average has no effect, for it begins anew in each phase, after 6 "
         "steps, two epochs, and this one has 6: raise --epochs, or use another method"
