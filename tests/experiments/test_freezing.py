@@ -145,7 +145,7 @@ def assert_schema(result):
 def test_mistakes_are_told_before_anything_is_trained(flags, tmp_path):
     done = study(tmp_path / "x", flags, ["0"], ["none_frozen", "bottom_2"])
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: unknown scenario 'bottom_2'")
+    assert done.stderr.splitlines()[-1].startswith("error: unknown arm 'bottom_2'")
     assert not (tmp_path / "x").exists()
 
 
