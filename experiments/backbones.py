@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtl_jax.config.train import DEFAULT_BACKBONE, TrainConfig
+from mtl_jax.config.model import DEFAULT_BACKBONE
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.command_line import guarded
 from mtl_jax.core.paths import expanded
-from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_unwatched
+from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_nothing_held
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Backbones(StudySettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._refuse_empty("backbones", "arms")
-        refuse_unwatched(self.on_drift, self.arms)
+        refuse_nothing_held(self.hold_frozen_heads, self.arms)
         folders = (str(expanded(name).absolute()) for name in self.backbones)
         names = zip(self.backbones, folders, strict=True)
         known = (folder if Path(folder).is_dir() else name for name, folder in names)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mtl_jax.config.train import DataConfig, TrainConfig
 from mtl_jax.core.command_line import guarded
 from mtl_jax.freezing.scenarios import usual_scenarios
-from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_unwatched
+from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_nothing_held
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ few, and else as of train"""
         if self.arms is None:
             object.__setattr__(self, "arms", usual_scenarios(self.data.tasks))
         self._refuse_empty("arms")
-        refuse_unwatched(self.on_drift, self.named_arms)
+        refuse_nothing_held(self.hold_frozen_heads, self.named_arms)
         own = self.data.train_file or self.data.dataset != _QUICK.dataset
         settled = {
             # The quick study's limits are meant for the default corpus alone.

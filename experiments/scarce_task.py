@@ -36,12 +36,12 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.command_line import guarded
 from mtl_jax.core.errors import UserError
 from mtl_jax.studies.arm_specs import (
-    UNWATCHED,
+    NOTHING_HELD,
     check_arms,
     files_of,
     in_study,
     protocol,
-    refuse_unwatched,
+    refuse_nothing_held,
 )
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 
@@ -95,7 +95,7 @@ class ScarceTask(StudySettings):
                 f"--label-fraction names {self.scarce_task}, whose labels --fractions thins: "
                 f"leave it out, or give {' or '.join(self.other_tasks)} alone one"
             )
-        refuse_unwatched(self.on_drift, self.arms)
+        refuse_nothing_held(self.hold_frozen_heads, self.arms)
 
     @property
     def other_tasks(self) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ class ScarceTask(StudySettings):
 
     def _protocol(self, name: str) -> dict[str, Any]:
         if name == _HEAD_FROZEN:
-            return {"recipe": in_study(self.workdir, _HEAD_FROZEN_FILE), **UNWATCHED}
+            return {"recipe": in_study(self.workdir, _HEAD_FROZEN_FILE), **NOTHING_HELD}
         return protocol(_SCENARIOS.get(name, name), self.workdir)
 
     def files(self) -> dict[str, Any]:

@@ -43,12 +43,12 @@ from mtl_jax.core.command_line import guarded
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.recipes import HOWARD_RUDER
 from mtl_jax.studies.arm_specs import (
-    UNWATCHED,
+    NOTHING_HELD,
     check_arms,
     files_of,
     in_study,
     protocol,
-    refuse_unwatched,
+    refuse_nothing_held,
 )
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
 
@@ -99,7 +99,7 @@ top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer a
         recipes = [name for name in RECIPES if layers > 1 or name != "top_down_2"]
         ends = ("backbone_frozen", *depths, "none_frozen", AT_ONCE)
         arms = self.arms or (*ends, *recipes, *alone)
-        refuse_unwatched(self.on_drift, arms)
+        refuse_nothing_held(self.hold_frozen_heads, arms)
         for arm in arms:
             layer = _ONLY_LAYER.fullmatch(arm)
             if layer and int(layer.group(1)) >= layers:
@@ -141,9 +141,9 @@ top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer a
 
     def _protocol(self, arm: str) -> dict[str, Any]:
         if _ONLY_LAYER.fullmatch(arm):
-            return {"scenario": in_study(self.workdir, rules_file(arm)), **UNWATCHED}
+            return {"scenario": in_study(self.workdir, rules_file(arm)), **NOTHING_HELD}
         if arm == AT_ONCE:
-            return {"scenario": "none_frozen", **HOWARD_RUDER, **UNWATCHED}
+            return {"scenario": "none_frozen", **HOWARD_RUDER, **NOTHING_HELD}
         return protocol(arm, self.workdir)
 
 

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from mtl_jax import studies as studies
     from mtl_jax.config.data import DataConfig as DataConfig
     from mtl_jax.config.tasks import Task as Task
-    from mtl_jax.config.train import BertConfig as BertConfig
     from mtl_jax.config.train import TrainConfig as TrainConfig
     from mtl_jax.core.errors import UserError as UserError
     from mtl_jax.freezing.partition import Partition as Partition
     from mtl_jax.freezing.phase import Phase as Phase
     from mtl_jax.freezing.recipes import RecipeContext as RecipeContext
     from mtl_jax.models.bert import BertEncoder as BertEncoder
+    from mtl_jax.models.bert_config import BertConfig as BertConfig
     from mtl_jax.models.encoder import Encoder as Encoder
     from mtl_jax.models.encoder import load_encoder as load_encoder
     from mtl_jax.models.pretrained import load_backbone as load_backbone
@@ -40,7 +40,7 @@ __version__ = "0.1.0"
 
 # Where each name is defined; it is imported when it is first used.
 _HOMES = {
-    "BertConfig": "config.train",
+    "BertConfig": "models.bert_config",
     "BertEncoder": "models.bert",
     "Data": "training.data",
     "DataConfig": "config.data",

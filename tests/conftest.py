@@ -27,8 +27,9 @@ import jax.numpy as jnp
 import pytest
 import safetensors.numpy
 
-from mtl_jax.config.train import BertConfig, DataConfig
+from mtl_jax.config.train import DataConfig
 from mtl_jax.models.bert import BertEncoder
+from mtl_jax.models.bert_config import BertConfig
 from mtl_jax.models.pretrained import to_transformers
 from mtl_jax.runs.workdir import json_digest
 

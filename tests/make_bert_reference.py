@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from mtl_jax.config.train import BertConfig, DataConfig
+from mtl_jax.config.train import DataConfig
 from mtl_jax.core import downloads
+from mtl_jax.models.bert_config import BertConfig
 
 STORED = Path(__file__).parent / "data" / "bert_reference.npz"
 REAL = "minilm"

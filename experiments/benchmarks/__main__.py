@@ -24,7 +24,9 @@ from experiments.benchmarks.cases import CASES, Case, Job
 from experiments.benchmarks.judges import OURS, THEIRS, Outcome
 from experiments.benchmarks.table import Circumstances, build, print_table
 from experiments.benchmarks.workers import MEASUREMENTS, Workers, device, measure
-from mtl_jax.config.train import DEFAULT_BACKBONE, HEAD_LEARNING_RATE, DataConfig, TrainConfig
+from mtl_jax.config.model import DEFAULT_BACKBONE
+from mtl_jax.config.optimizer import HEAD_LEARNING_RATE
+from mtl_jax.config.train import DataConfig, TrainConfig
 from mtl_jax.core.command_line import guarded, one_line, parse
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded

@@ -19,7 +19,8 @@ from transformers import BertModel
 from transformers.optimization import get_linear_schedule_with_warmup
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from mtl_jax.config.train import EPOCHS, HEAD_LEARNING_RATE, TrainConfig
+from mtl_jax.config.optimizer import EPOCHS, HEAD_LEARNING_RATE
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.data.corpus import MISSING, load_corpus
 from mtl_jax.data.tokens import Tokens, tokenize
 from mtl_jax.freezing.rules import assign_labels

@@ -16,14 +16,8 @@ from mtl_jax import __version__
 from mtl_jax.cli.summary import show_metrics, show_result, shows_tables
 from mtl_jax.config.data import LongTexts
 from mtl_jax.config.files import with_file
-from mtl_jax.config.train import (
-    DEFAULT_BACKBONE,
-    DEFAULT_DATA,
-    DataConfig,
-    Pooling,
-    Settings,
-    TrainConfig,
-)
+from mtl_jax.config.model import DEFAULT_BACKBONE, Pooling
+from mtl_jax.config.train import DEFAULT_DATA, DataConfig, Settings, TrainConfig
 from mtl_jax.core import distributed, preemption
 from mtl_jax.core.command_line import guarded, parse
 from mtl_jax.core.errors import UserError, shortened

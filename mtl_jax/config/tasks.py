@@ -17,7 +17,6 @@ _TAKEN = (
     "backbone",
     "dropout",
     "example",
-    "hold",
     "input_ids",
     "pooled",
     "position_ids",

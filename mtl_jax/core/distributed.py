@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from mtl_jax.core.errors import Preempted, SharedError, UserError, first_line, shortened
 from mtl_jax.core.rendezvous import LeftError, Meeting, Peers, PeersError
@@ -267,17 +267,30 @@ def call_on_all(action: Callable[[], T]) -> T:
     Raises:
         SharedError: It raised a ``UserError`` here or in any other.
     """
-    if count() == 1:
+    with collective_errors():
         return action()
-    error, value = None, None
+
+
+@contextlib.contextmanager
+def collective_errors() -> Iterator[None]:
+    """Ends in all processes together, with the first error that any of them has met within.
+
+    Within, no process waits for another.
+
+    Raises:
+        SharedError: A ``UserError`` was raised here or in any other process.
+    """
+    if count() == 1:
+        yield
+        return
+    error = None
     try:
-        value = action()
+        yield
     except UserError as raised:
         error = raised
     for words in _of_each(str(error or "")):
         if words:
             raise _shared(words) from error
-    return cast("T", value)
 
 
 def _of_each(text: str) -> list[str]:

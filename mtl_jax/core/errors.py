@@ -102,14 +102,14 @@ def _of_another_kind(error: OSError) -> str | None:
     return None
 
 
-def no_trained_head(on_drift: str, why: str) -> UserError:
-    """The refusal of an ``--on-drift`` that has no head to watch.
+def no_trained_head(weight: float, why: str) -> UserError:
+    """The refusal of ``--hold-frozen-heads`` where there is no head to hold.
 
     Args:
-        on_drift: What was asked for.
+        weight: What was asked for.
         why: A reason, and what to use instead, to be gone on with an example of a recipe.
     """
     return UserError(
-        f"--on-drift {on_drift} is for a head that an earlier phase has trained, and {why}, such "
-        "as sequential_heads, or leave --on-drift out"
+        f"--hold-frozen-heads {weight:g} is for a head that an earlier phase has trained, and "
+        f"{why}, such as sequential_heads, or leave --hold-frozen-heads out"
     )

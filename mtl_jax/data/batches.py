@@ -31,8 +31,8 @@ class TextSet:
         states: What the frozen layers made of their tokens, [total, hidden], in the order of
             ``tokens.ids``; batches then hold them in the place of the ids.
         depth: Where ``states`` are from: 1 + k is the input of layer k.
-        targets: Per task that is to be held, log-probabilities, float32 [n, classes]; batches
-            then have them as ``target_`` and the task's name, [rows, slots, classes].
+        targets: Per task that is to be held, probabilities, float32 [n, classes]; batches then
+            have them as ``target_`` and the task's name, [rows, slots, classes].
     """
 
     tokens: Tokens

@@ -9,18 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
 from mtl_jax.config.extensions import refuse_schedule
-from mtl_jax.config.scenario import scenario_text
-from mtl_jax.config.train import (
+from mtl_jax.config.optimizer import (
     EPOCHS,
     HEAD_EPOCHS,
     HEAD_LEARNING_RATE,
     HEAD_MIN_STEPS,
     MIN_STEPS,
     MOST_STEPS,
-    OnDrift,
     Schedule,
-    TrainConfig,
 )
+from mtl_jax.config.scenario import scenario_text
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 
 Metric = Literal["mean_macro_f1", "loss"]
@@ -67,7 +66,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "restart": _is_switch,
     "task_weights": _are_pairs,
     "drift_limit": _is_number,
-    "distillation_weight": _is_number,
+    "hold_frozen_heads": _is_number,
 }
 
 
@@ -104,8 +103,7 @@ class Phase:
         task_weights: ``(task, weight)`` of the losses, or a mapping; those left out are the
             settings'.
         drift_limit: How far, in nats, a frozen head's predictions may drift; see ``head_drift``.
-        on_drift: What happens beyond.
-        distillation_weight: Of the term that holds them, where ``on_drift`` says so.
+        hold_frozen_heads: Weight of a term of the loss that holds them; 0 for none.
     """
 
     scenario: str
@@ -125,8 +123,7 @@ class Phase:
     restart: bool = True
     task_weights: tuple[tuple[str, float], ...] | None = None
     drift_limit: float | None = None
-    on_drift: OnDrift | None = None
-    distillation_weight: float | None = None
+    hold_frozen_heads: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scenario", scenario_text(self.scenario))
@@ -137,10 +134,8 @@ class Phase:
             value = getattr(self, name)
             if not (kind(value) or (value is None and name in _OPTIONAL)):
                 raise UserError(f"{name} {value!r} is of the wrong kind: correct it")
-        for name, kind in (("metric", Metric), ("on_drift", OnDrift)):
-            value = getattr(self, name)
-            if not (value in get_args(kind) or (value is None and name in _OPTIONAL)):
-                raise UserError(f"{name} {value!r}: use {', '.join(get_args(kind))}")
+        if self.metric not in get_args(Metric):
+            raise UserError(f"metric {self.metric!r}: use {', '.join(get_args(Metric))}")
         if self.schedule is not None:
             refuse_schedule(self.schedule, get_args(Schedule))
         for other in ("epochs", "min_steps"):
@@ -154,7 +149,7 @@ class Phase:
             ("min_gain", 0, False),
             ("layer_decay", 0, True),
             ("drift_limit", 0, True),
-            ("distillation_weight", 0, False),
+            ("hold_frozen_heads", 0, False),
         ):
             value = getattr(self, name)
             if value is not None and not (value > least if strict else value >= least):
@@ -204,8 +199,7 @@ class Phase:
             "warmup_fraction": config.warmup_fraction,
             "task_weights": tuple((config.weights | weights).items()),
             "drift_limit": config.drift_limit,
-            "on_drift": config.on_drift,
-            "distillation_weight": config.distillation_weight,
+            "hold_frozen_heads": config.hold_frozen_heads,
         }
         changes = {
             name: value
@@ -267,7 +261,7 @@ _OPTIONAL = {field.name for field in dataclasses.fields(Phase) if field.default 
 
 def untaken(config: TrainConfig, phases: Sequence[Phase]) -> list[str]:
     """The settings, other than their defaults, that none of some completed phases goes by."""
-    own = ("layer_decay", "schedule", "warmup_fraction", "drift_limit", "distillation_weight")
+    own = ("layer_decay", "schedule", "warmup_fraction", "drift_limit", "hold_frozen_heads")
     taken = [
         {name: getattr(phase, name) for name in own}
         | {f"{label}_learning_rate": dict(phase.learning_rates)[label] for label in _RATED}

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mtl_jax.config.train import BertConfig
+from mtl_jax.models.bert_config import BertConfig
 from mtl_jax.models.bert_layers import (
     Bias,
     Blocks,

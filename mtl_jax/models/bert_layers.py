@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mtl_jax.config.train import BertConfig
+from mtl_jax.models.bert_config import BertConfig
 from mtl_jax.models.dense_product import Dense, product
 from mtl_jax.models.dropout import Dropout
 from mtl_jax.models.layer_norm import LayerNorm

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from mtl_jax.config.train import BertConfig, Pooling
+from mtl_jax.config.model import Pooling
 from mtl_jax.models import pretrained
 from mtl_jax.models.bert import BertEncoder
+from mtl_jax.models.bert_config import BertConfig
 from mtl_jax.models.bert_layers import attention_bias
 from mtl_jax.models.tokenizer import load_tokenizer, tokenizer_notes
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from flax.core import Scope
 from jax.typing import DTypeLike
 
-from mtl_jax.config.train import BertConfig, Pooling
+from mtl_jax.config.model import Pooling
 from mtl_jax.models.bert import BertEncoder
+from mtl_jax.models.bert_config import BertConfig
 from mtl_jax.models.bert_layers import Blocks, Fused, attention_bias, exact_dense
 from mtl_jax.models.dropout import Dropout
 
@@ -23,7 +24,7 @@ text) and ``segment_ids`` (1 ... slots; 0 is padding), with int32 [rows, slots] 
 or, in the place of ``input_ids``, what the frozen part of the backbone made of them: ``states``,
 float32 [rows, length, hidden], or the ``pooled`` vectors themselves, float32 [rows, slots, hidden].
 Where predictions are held in training: float32 [rows, slots, classes] ``target_`` and the task's
-name, log-probabilities, and float32 [rows, slots] ``hold``, the weight of each text.
+name, probabilities, all 0 where there is no text.
 """
 
 

@@ -13,12 +13,13 @@ import numpy as np
 import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mtl_jax.config.train import DEFAULT_BACKBONE, BertConfig, Pooling
+from mtl_jax.config.model import DEFAULT_BACKBONE, Pooling
 from mtl_jax.core import downloads
 from mtl_jax.core.atomic_write import refuse_other_kind
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.core.json_files import OBJECT, read_json
 from mtl_jax.core.paths import expanded
+from mtl_jax.models.bert_config import BertConfig
 
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt", "1_Pooling/config.json")
 _FETCH = "fetch the checkpoint again"

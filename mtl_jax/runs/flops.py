@@ -138,8 +138,6 @@ def step_flops(run: PhaseRun) -> int:
             for task in plan.held
         }
         batch = _batch(dataclasses.replace(texts, targets=targets), layout)
-        if plan.held:
-            batch["hold"] = np.zeros((layout.rows, layout.slots), np.float32)
         step = functools.partial(train_step, program)
         same = model == compiled_step.program.model and layout == compiled_step.layout
         if same and not spec.on_pooled and isinstance(compiled_step.runner, JitRunner):

@@ -6,15 +6,12 @@ The head keeps its bytes, but what it reads moves away from what it was trained 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy.special
 
 from mtl_jax.freezing.partition import Params
-from mtl_jax.freezing.phase import Phase
-from mtl_jax.runs.progress import PhaseProgress
 from mtl_jax.training.evaluator import Evaluator
 from mtl_jax.training.inputs import Split
 
@@ -45,8 +42,8 @@ class Reference:
     training: Mapping[str, np.ndarray]
 
     def targets(self, tasks: Sequence[str]) -> dict[str, np.ndarray]:
-        """Log-probabilities of the training texts, per task that is to be held."""
-        return {task: scipy.special.log_softmax(self.training[task], axis=-1) for task in tasks}
+        """Probabilities of the training texts, per task that is to be held."""
+        return {task: scipy.special.softmax(self.training[task], axis=-1) for task in tasks}
 
     def drift(self, logits: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Per watched task its ``divergence``.
@@ -86,36 +83,18 @@ def reference(
     return Reference(logits(validation), logits(training) if training else {})
 
 
-def judge(
-    phase: Phase, progress: PhaseProgress, drift: Mapping[str, float], step: int
-) -> str | None:
-    """Does to the progress what the phase says of predictions that have drifted.
+def drift_warning(limit: float, drift: Mapping[str, float]) -> str | None:
+    """Tells of predictions that have drifted too far; None where they have not.
 
     Args:
-        phase: Its ``drift_limit`` and ``on_drift``.
-        progress: What is changed.
-        drift: Per watched task how far its predictions have drifted, in nats.
-        step: Steps of the run.
-
-    Returns:
-        What has been done, in words; None where nothing has drifted too far, or that has been
-        said in the phase before.
+        limit: How far they may, in nats.
+        drift: Per watched task how far they have.
     """
-    limit = math.inf if phase.drift_limit is None else phase.drift_limit
     past = {task: far for task, far in drift.items() if far > limit}
     if not past:
-        progress.steady = step
         return None
-    if progress.drifted:
-        return None
-    progress.drifted = True
     far = " and ".join(f"that of {task} {value:.3f}" for task, value in past.items())
-    words = f"a frozen head's predictions have drifted more than {limit:g} nats, {far}"
-    if phase.on_drift == "distill":
-        progress.holds = True
-        return f"{words}: held by the loss from here on"
-    if phase.on_drift in ("stop", "back"):
-        progress.over = words
-        progress.returns = phase.on_drift == "back"
-        return f"{words}: the phase ends{' where it was within' if progress.returns else ''}"
-    return f"{words}: unfreeze the head, or use --on-drift"
+    return (
+        f"a frozen head's predictions have drifted more than {limit:g} nats, {far}: unfreeze the "
+        "head, or hold them with --hold-frozen-heads"
+    )

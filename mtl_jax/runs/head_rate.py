@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.config.train import HEAD_LEARNING_RATE, TrainConfig
+from mtl_jax.config.optimizer import HEAD_LEARNING_RATE
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.console import duration, say
 from mtl_jax.core.errors import UserError
 from mtl_jax.runs.head_sweep import Grid, Heads, train_heads

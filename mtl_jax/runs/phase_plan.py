@@ -7,29 +7,20 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mtl_jax.config.train import (
-    EPOCHS,
-    HEAD_LEARNING_RATE,
-    MEASUREMENTS,
-    MOST_STEPS,
-    TrainConfig,
-)
+from mtl_jax.config.checkpoint import MEASUREMENTS
+from mtl_jax.config.optimizer import EPOCHS, HEAD_LEARNING_RATE, MOST_STEPS
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError, no_trained_head
 from mtl_jax.core.imported import import_object
 from mtl_jax.data.packing.plan import PackingPlan
 from mtl_jax.freezing.partition import Params, Partition, longest_prefix
-from mtl_jax.freezing.phase import Phase, boundaries, untaken
+from mtl_jax.freezing.phase import Phase, boundaries
 from mtl_jax.freezing.recipes import RecipeContext, phases_of
 from mtl_jax.freezing.rules import Rule
 from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
 from mtl_jax.runs.progress import chained_steps
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.optimizer import OptimizerConfig, layer_rates
-
-# In fewer, Adam, which moves a parameter by about its rate in each, hardly trains anything, and a
-# tenth of them is no warm-up.
-FEWEST_STEPS = 10
-
 
 # Of a phase of fewer steps a sweep would take longer to compile than it is worth.
 _SWEPT_STEPS = 100
@@ -83,15 +74,13 @@ class PhasePlan:
 
     @property
     def held(self) -> tuple[str, ...]:
-        """Those of these whose predictions the loss may have to hold."""
-        return self.guarded if self.phase.on_drift == "distill" else ()
+        """Those of these whose predictions the loss holds."""
+        return self.guarded if self.phase.hold_frozen_heads else ()
 
     @property
     def may_end_early(self) -> bool:
         """Whether it may take fewer steps, or not begin."""
-        phase = self.phase
-        stops = phase.on_drift in ("stop", "back") and bool(self.guarded)
-        return phase.patience is not None or phase.requires_gain is not None or stops
+        return self.phase.patience is not None or self.phase.requires_gain is not None
 
     @property
     def keeps_end(self) -> bool:
@@ -188,84 +177,16 @@ def plan_phases(
     _refuse_repeats(plans, names)
     for plan, name in zip(plans, names, strict=True):
         # What the settings ask for is meant for any phase that can have it.
-        if plan.phase.on_drift not in ("warn", config.on_drift) and not plan.guarded:
+        weight = plan.phase.hold_frozen_heads
+        if weight not in (0, config.hold_frozen_heads) and not plan.guarded:
             raise UserError(
-                f"{name}on_drift {plan.phase.on_drift} is for a head that an earlier phase has "
+                f"{name}hold_frozen_heads {weight:g} is for a head that an earlier phase has "
                 "trained, and it freezes no such head while the backbone trains: leave it out"
             )
-    if config.on_drift != "warn" and not any(plan.guarded for plan in plans):
+    if config.hold_frozen_heads and not any(plan.guarded for plan in plans):
         why = f"no phase of {config.name} freezes such a head while the backbone trains"
-        raise no_trained_head(config.on_drift, f"{why}: use another recipe")
+        raise no_trained_head(config.hold_frozen_heads, f"{why}: use another recipe")
     return tuple(plans)
-
-
-def short_phases(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
-    """A warning that names the phases of fewer than ``FEWEST_STEPS`` steps, where there are any."""
-    short = [i for i, plan in enumerate(plans) if 0 < plan.steps < FEWEST_STEPS]
-    if not short:
-        return []
-    steps = [f"{plans[i].steps} step{'' if plans[i].steps == 1 else 's'}" for i in short]
-    if config.recipe is None:
-        told = [f"{config.name} takes {steps[0]}"]
-    else:
-        scenarios = [f"phase {i + 1} ({plans[i].phase.scenario})" for i in short]
-        told = [f"{name} takes {count}" for name, count in zip(scenarios, steps, strict=True)]
-    remedy = f"raise their epochs or steps in {config.recipe}"
-    if config.recipe is None or not config.recipe.endswith((".json", ".py")):
-        # Each has the same part of the epochs of the run, however many these are.
-        of_run = config.epochs or (plans[short[0]].phase.epochs if not config.recipe else EPOCHS)
-        needed = [
-            FEWEST_STEPS * (of_run or 1) / ((plans[i].phase.epochs or 1) * plans[i].batches.steps)
-            for i in short
-        ]
-        remedy = f"--epochs {math.ceil(round(max(needed), 6))} gives {FEWEST_STEPS} or more"
-    return [
-        f"warning: {', '.join(told)}: fewer than {FEWEST_STEPS} steps hardly train anything; "
-        f"{remedy}"
-    ]
-
-
-def without_effect(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
-    """A note for each setting that was given, and that none of the phases has a use for."""
-    name = config.name
-    reasons = dict.fromkeys(
-        untaken(config, [plan.phase for plan in plans]), f"every phase of {name} has its own"
-    )
-    if not any(plan.guarded for plan in plans):
-        reasons |= {
-            setting: f"no phase of {name} freezes a head that an earlier one has trained"
-            for setting in ("drift_limit", "distillation_weight")
-            if getattr(config, setting) != getattr(TrainConfig, setting)
-        }
-    return [
-        f"note: --{setting.replace('_', '-')} {_given(config, setting)} is without effect: {why}"
-        for setting, why in reasons.items()
-    ]
-
-
-def _given(config: TrainConfig, setting: str) -> str:
-    """What a setting was given as."""
-    value = getattr(config, setting)
-    return " ".join(value) if isinstance(value, tuple) else str(value)
-
-
-def lengths(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
-    """A note for each phase that has more passes than usual, so as to have enough steps."""
-    notes = []
-    for number, plan in enumerate(plans, start=1):
-        phase, least = plan.phase, plan.phase.min_steps or 0
-        if phase.epochs is None:
-            # It is as long as its own steps say.
-            continue
-        if plan.steps > math.ceil(phase.epochs * plan.batches.steps):
-            name = f"phase {number} ({phase.scenario}): " if config.recipe else ""
-            flag = "--head-min-steps" if trains_heads_alone(plan.partition) else "--min-steps"
-            notes.append(
-                f"{name}{plan.epochs(plan.steps):.0f} epochs in the place of {phase.epochs:.3g}: "
-                f"{plan.batches.steps} steps each, {least} in all at least ({flag}, or --epochs "
-                "for so many epochs)"
-            )
-    return notes
 
 
 def _rate_is_open(phase: Phase, partition: Partition) -> bool:
@@ -307,8 +228,8 @@ def _training_of(plan: PhasePlan) -> tuple[Any, ...]:
     rates = {group: plan.optimizer.rate(group) for group in plan.partition.groups}
     # Labels by stage and their rates may say what those of the whole backbone do.
     trained = {path: rates.get(label) for path, label in plan.partition.labels}
-    watch = phase.drift_limit, phase.on_drift, phase.distillation_weight
-    return trained, phase.task_weights, phase.schedule, phase.warmup_fraction, watch
+    held = phase.drift_limit, phase.hold_frozen_heads
+    return trained, phase.task_weights, phase.schedule, phase.warmup_fraction, held
 
 
 def _names(recipe: str, phases: Sequence[Phase]) -> list[str]:

@@ -242,7 +242,7 @@ class PhaseRun:
             remat=config.remat,
             scan_layers=config.scan_layers,
             seeds=seeds if self._together else None,
-            holds=bool(plan.held),
+            hold_weight=(plan.phase.hold_frozen_heads or 0.0) if plan.held else 0.0,
         )
 
     def record(self) -> dict[str, Any]:

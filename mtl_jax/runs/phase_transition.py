@@ -57,7 +57,7 @@ def at_place(first: PhaseRun, checkpoints: CheckpointManager, step: int | None) 
     return Snapshot(first.at(phase, params), params, state)
 
 
-def end_phase(place: Snapshot, progress: PhaseProgress, step: int) -> tuple[dict[str, Any], str]:
+def close_phase(place: Snapshot, progress: PhaseProgress, step: int) -> tuple[dict[str, Any], str]:
     """Closes a phase that is over: its certificate, and whether another one follows.
 
     Args:
@@ -84,9 +84,8 @@ def next_phase(
 ) -> tuple[Snapshot, PhaseProgress]:
     """Begins the phase after one that is over.
 
-    The parameters and moments are those of the end of the phase, of its best measurement, or
-    of before a frozen head's predictions drifted, as the phase says; the count of steps goes
-    on in any case.
+    The parameters and moments are those of the end of the phase or of its best measurement, as
+    the phase says; the count of steps goes on in any case.
 
     Args:
         place: The end of the phase.
@@ -99,21 +98,13 @@ def next_phase(
     """
     plan, following = (place.run.plans[progress.phase + i] for i in (0, 1))
     step = int(place.state.step)
-    params, moments, origin = place.params, place.state.opt_state, progress.target(plan.phase, step)
-    if origin != step:
-        back = at_place(first, checkpoints, origin)
-        params, moments = back.params, _through(first, place.run.index, back)
+    params, moments = place.params, place.state.opt_state
+    if (best := progress.target(plan.phase, step)) != step:
+        back = at_place(first, checkpoints, best)
+        params, moments = back.params, back.state.opt_state
     run = first.at(progress.phase + 1, params)
     passed = plan.epochs(step - progress.start)
-    progress = progress.next(plan.phase, following.phase, step, origin, passed, plan.texts)
+    progress = progress.next(plan.phase, following.phase, step, passed, plan.texts)
     fresh = run.start()
     moments = carried(fresh.opt_state, moments, progress.schedule_start)
     return Snapshot(run, params, fresh.replace(step=place.state.step, opt_state=moments)), progress
-
-
-def _through(first: PhaseRun, index: int, back: Snapshot) -> Any:
-    """The moments to leave a phase with, from a place in it or in one before it."""
-    moments = back.state.opt_state
-    for between in range(back.run.index + 1, index + 1):
-        moments = carried(first.at(between, first.params).start().opt_state, moments)
-    return moments

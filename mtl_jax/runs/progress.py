@@ -49,17 +49,12 @@ class PhaseProgress:
         phase: The phase, from 0.
         start: Steps of the run before it.
         passed: Epochs of the run before it.
-        origin: The checkpoint that it began with; None where it began with the run.
         schedule_start: Steps of its schedule before it.
         positions: Per set of training texts the batches before it.
         measured: ``(step, score)`` of each of its measurements.
         best_before: The best score before it, by its own ``metric``; None in the first.
-        steady: Its last measurement before a frozen head's predictions had drifted too far.
-        drifted: Whether they have, at any measurement of the phase.
-        holds: Whether those predictions are held by the loss.
+        drifted: Whether a frozen head's predictions were too far at any of its measurements.
         over: Why it is over; None while it is not.
-        returns: Whether the next phase goes on from the last steady measurement, or from
-            this one's start where there is none.
         stopped: Why no other phase follows, where the recipe has one.
         frozen_before: Digest of the frozen leaves at its start.
         certificates: Of the phases before it.
@@ -69,16 +64,12 @@ class PhaseProgress:
     phase: int = 0
     start: int = 0
     passed: float = 0.0
-    origin: int | None = None
     schedule_start: int = 0
     positions: dict[str, int] = dataclasses.field(default_factory=dict)
     measured: list[tuple[int, float]] = dataclasses.field(default_factory=list)
     best_before: float | None = None
-    steady: int | None = None
     drifted: bool = False
-    holds: bool = False
     over: str | None = None
-    returns: bool = False
     stopped: str | None = None
     frozen_before: str = ""
     certificates: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -141,28 +132,19 @@ class PhaseProgress:
             f"{phase.scenario} asks for {phase.requires_gain:g}"
         )
 
-    def target(self, phase: Phase, step: int) -> int | None:
-        """The checkpoint that the next phase goes on from, of a phase that is over at ``step``.
-
-        None, or the step of ``origin``, is the start of the phase.
-        """
-        if self.returns:
-            return self.origin if self.steady is None else self.steady
+    def target(self, phase: Phase, step: int) -> int:
+        """The checkpoint that the next phase goes on from, of a phase that is over at ``step``."""
         return self.best[0] if phase.keep_best and self.best else step
 
     def needed(self, phase: Phase) -> list[int]:
         """The checkpoints that ``target`` may come to name."""
-        steps = [self.best[0]] if phase.keep_best and self.best else []
-        if phase.on_drift == "back":
-            steps += [step for step in (self.origin, self.steady) if step is not None]
-        return steps
+        return [self.best[0]] if phase.keep_best and self.best else []
 
     def next(
         self,
         before: Phase,
         phase: Phase,
         step: int,
-        origin: int | None,
         epochs: float,
         texts: str,
     ) -> PhaseProgress:
@@ -172,7 +154,6 @@ class PhaseProgress:
             before: The phase that is over.
             phase: The next one.
             step: Steps of the run.
-            origin: The checkpoint that the next phase goes on from.
             epochs: Passes that the phase has made.
             texts: Names the set of its training texts.
         """
@@ -184,7 +165,6 @@ class PhaseProgress:
             phase=self.phase + 1,
             start=step,
             passed=self.passed + epochs,
-            origin=origin,
             schedule_start=0 if phase.restart else self.schedule_start + steps,
             positions={**self.positions, texts: self.positions.get(texts, 0) + steps},
             best_before=max(known) if alike and known else None,

@@ -9,10 +9,11 @@ from typing import Any, get_args
 
 from mtl_jax.config.data import DataConfig
 from mtl_jax.config.extensions import named_paths
-from mtl_jax.config.train import BertConfig, Parallel, Pooling
+from mtl_jax.config.model import Parallel, Pooling
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.imported import refuse_untrusted
 from mtl_jax.core.json_files import OBJECT, check_json
+from mtl_jax.models.bert_config import BertConfig
 from mtl_jax.runs.workdir import Workdir, json_digest, lasting
 from mtl_jax.training.evaluator import ModelSpec
 from mtl_jax.training.extensions import load_extensions

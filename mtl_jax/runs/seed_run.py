@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain
-import numpy as np
 
 from mtl_jax.core import distributed
 from mtl_jax.core.console import say
@@ -23,12 +23,12 @@ from mtl_jax.runs import results
 from mtl_jax.runs.checkpoints.manager import CheckpointManager
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.flops import flops_record
-from mtl_jax.runs.head_drift import Reference, judge, reference
+from mtl_jax.runs.head_drift import Reference, drift_warning, reference
 from mtl_jax.runs.monitoring.metric_writers import open_metric_writers
 from mtl_jax.runs.monitoring.train_metrics import Meter
 from mtl_jax.runs.nonfinite import keep, validate
 from mtl_jax.runs.phase_run import PhaseRun
-from mtl_jax.runs.phase_transition import Snapshot, at_place, end_phase, next_phase
+from mtl_jax.runs.phase_transition import Snapshot, at_place, close_phase, next_phase
 from mtl_jax.runs.progress import PhaseProgress, score
 from mtl_jax.runs.recovery import batches_from, depended_on, open_checkpoints, recover
 from mtl_jax.runs.run_config import identity
@@ -66,7 +66,7 @@ class SeedRun:
         self.done = 0
         self.outcome: dict[str, Any] | UserError | None = None
         self._first = run
-        self._place: Snapshot | None = None
+        self._snapshot: Snapshot | None = None
         self._reference: Reference | None = None
         self._share, self._compiled_before = 1.0, run.evaluation_compile_seconds
         self._open = stack
@@ -170,21 +170,23 @@ class SeedRun:
             UserError: The checkpoint is damaged.
         """
         last, resumed = self.checkpoints.last_step, None
-        if (place := self._place) is None:
-            place = at_place(self._first, self.checkpoints, last)
+        if (snapshot := self._snapshot) is None:
+            snapshot = at_place(self._first, self.checkpoints, last)
             resumed = None if self.progress.over else last
         if self.progress.over:
-            place, self.progress = next_phase(place, self.progress, self._first, self.checkpoints)
-        if place.run is not self.run:
+            snapshot, self.progress = next_phase(
+                snapshot, self.progress, self._first, self.checkpoints
+            )
+        if snapshot.run is not self.run:
             # The first one is not begun with again.
             self._release()
-        self.run, self._place = place.run, None
-        self.done = int(place.state.step) - self.progress.start
-        frozen = self.run.partition.split(place.params)[1]
+        self.run, self._snapshot = snapshot.run, None
+        self.done = int(snapshot.state.step) - self.progress.start
+        frozen = self.run.partition.split(snapshot.params)[1]
         if resumed is None:
             self.progress.frozen_before = freezing.digest(frozen)
-        self._follow(place.params, resumed)
-        return place.state, frozen
+        self._follow(snapshot.params, resumed)
+        return snapshot.state, frozen
 
     def _follow(self, params: Params, resumed: int | None) -> None:
         """Prepares what the phase needs beside the state: the batches, and what is watched."""
@@ -232,13 +234,7 @@ class SeedRun:
 
     def draw(self, steps: int) -> list[HostBatch]:
         """The next batches."""
-        batches = list(itertools.islice(self.data, steps))
-        if self._reference and self._reference.training:
-            weight = (self.run.phase.distillation_weight or 0.0) if self.progress.holds else 0.0
-            for batch in batches:
-                there = batch["example"][self.run.own_rows] >= 0
-                batch["hold"] = np.where(there, np.float32(weight), np.float32(0))
-        return batches
+        return list(itertools.islice(self.data, steps))
 
     def add(self, done: int, metrics: Callable[[], Mapping[str, Any]], batch: HostBatch) -> None:
         """Takes in the step ``done`` of the phase, on ``batch``; see ``Meter.add``."""
@@ -248,13 +244,16 @@ class SeedRun:
             count = self.progress.schedule_start + done - 1
             self._workdir.log(results.step_record(self.run, count, self.meter))
 
-    def measure(self, state: TrainState, frozen: Params, done: int) -> None:
-        """Measures and saves what an epoch of the phase, or its last steps, have led to.
+    def evaluate(self, state: TrainState, frozen: Params, done: int) -> float | None:
+        """Measures the phase on validation, and finds whether it is over.
 
         Args:
             state: Its state, one copy.
             frozen: Its frozen partition, one copy.
             done: Steps done in the phase.
+
+        Returns:
+            What the checkpoint is chosen by; None where it can't be the best.
 
         Raises:
             UserError: The loss there is not finite, or nothing can be written.
@@ -269,30 +268,29 @@ class SeedRun:
         say(f"{self._name()}epoch {record['epoch']} of {run.epochs:.4g}: {words}")
         progress.measured.append((step, score(plan.phase, metrics)))
         at_risk = {task: far for task, far in drift.items() if task in plan.guarded}
-        if at_risk and (words := judge(plan.phase, progress, at_risk, step)):
+        words = drift_warning(plan.phase.drift_limit or math.inf, at_risk)
+        if words and not progress.drifted:
+            progress.drifted = True
             say(f"{self._name()}warning: {words}")
             self._workdir.log({"event": "drift", "step": step, "words": words})
-        progress.over = progress.over or progress.verdict(plan.phase, step, plan.steps)
+        progress.over = progress.verdict(plan.phase, step, plan.steps)
         self.meter.reset()
-        if progress.over:
-            self._end_phase(Snapshot.of(run, state, frozen), step)
         best = self.checkpoints.best_step
         # Of a phase that keeps its end only that may take the place of an earlier phase's best.
         passing = (
             plan.keeps_end and not progress.over and best is not None and best <= progress.start
         )
-        # What is gone back from is not chosen, however well it scores.
-        chosen = not (progress.returns or passing)
-        self.save(state, frozen, mean_macro_f1(metrics, run.tasks) if chosen else None)
+        return None if passing else mean_macro_f1(metrics, run.tasks)
 
-    def _end_phase(self, place: Snapshot, step: int) -> None:
-        self._place = place
-        record, words = end_phase(place, self.progress, step)
+    def end_phase(self, state: TrainState, frozen: Params) -> None:
+        """Writes the certificate of a phase that is over; the next one begins with its end."""
+        self._snapshot = Snapshot.of(self.run, state, frozen)
+        record, words = close_phase(self._snapshot, self.progress, int(state.step))
         self._workdir.log(record)
         if self.run.config.recipe:
             say(f"{self._name()}{words}")
 
-    def save(self, state: TrainState, frozen: Params, score: float | None) -> None:
+    def save(self, state: TrainState, frozen: Params, score: float | None = None) -> None:
         """Leaves a checkpoint; see ``CheckpointManager.save``."""
         progress, plan = self.progress, self.run.plans[self.run.index]
         self.checkpoints.save(

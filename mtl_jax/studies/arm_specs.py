@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.config.scenario import is_inline
-from mtl_jax.config.train import OnDrift
 from mtl_jax.core.errors import UserError, no_trained_head
 from mtl_jax.core.json_files import read_json
 from mtl_jax.core.paths import expanded
 from mtl_jax.freezing.recipes import RECIPES, RecipeContext, recipe_named
 from mtl_jax.freezing.scenarios import scenario_names, scenario_rules
 
-# Of a run that has no head for --on-drift, which may be meant for other arms of its study.
-UNWATCHED: dict[str, OnDrift] = {"on_drift": "warn"}
+# Of a run that has no head to hold, where --hold-frozen-heads is meant for other arms of its study.
+NOTHING_HELD = {"hold_frozen_heads": 0.0}
 
 
 def is_recipe(name: str) -> bool:
@@ -36,7 +35,7 @@ def protocol(name: str, workdir: str) -> dict[str, Any]:
     """
     kept = in_study(workdir, kept_as(name)) if _is_file(name) else name
     what = {"scenario": None, "recipe": kept} if is_recipe(name) else {"scenario": kept}
-    return what if freezes_trained_head(name) else what | UNWATCHED
+    return what if freezes_trained_head(name) else what | NOTHING_HELD
 
 
 def freezes_trained_head(name: str) -> bool:
@@ -47,14 +46,14 @@ def freezes_trained_head(name: str) -> bool:
     return is_recipe(name) and (name == "sequential_heads" or _is_file(name))
 
 
-def refuse_unwatched(on_drift: OnDrift, names: Sequence[str]) -> None:
-    """Refuses an ``--on-drift`` that none of the arms has a head for.
+def refuse_nothing_held(weight: float, names: Sequence[str]) -> None:
+    """Refuses a ``--hold-frozen-heads`` that none of the arms has a head for.
 
     Raises:
-        UserError: It is not the default, and none of the arms freezes a trained head.
+        UserError: It is not 0, and none of the arms freezes a trained head.
     """
-    if on_drift != "warn" and not any(map(freezes_trained_head, names)):
-        raise no_trained_head(on_drift, "no arm freezes such a head: add one that does")
+    if weight and not any(map(freezes_trained_head, names)):
+        raise no_trained_head(weight, "no arm freezes such a head: add one that does")
 
 
 def in_study(workdir: str, file: str) -> str:

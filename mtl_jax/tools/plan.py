@@ -16,7 +16,7 @@ from mtl_jax.config.train import Settings, TrainConfig
 from mtl_jax.core.console import duration, in_bytes, say, scaled
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.scenarios import FROZEN
-from mtl_jax.runs.phase_plan import short_phases
+from mtl_jax.runs.notes import short_phases
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.tools.cost import Cost, EvaluationBatches, estimate_cost, kept_arrays
 from mtl_jax.training.cache.array_file import file_bytes

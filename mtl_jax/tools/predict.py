@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from mtl_jax.config.data import DataConfig, LongTexts
-from mtl_jax.config.train import BertConfig, Pooling
+from mtl_jax.config.model import Pooling
 from mtl_jax.core.atomic_write import other_kind, whole
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_read
@@ -26,6 +26,7 @@ from mtl_jax.data.corpus import MISSING, load_corpus
 from mtl_jax.data.packing.plan import Layout
 from mtl_jax.data.sources import files
 from mtl_jax.freezing.partition import Params
+from mtl_jax.models.bert_config import BertConfig
 from mtl_jax.models.encoder import load_encoder
 from mtl_jax.models.pretrained import left_out
 from mtl_jax.models.tokenizer import load_tokenizer

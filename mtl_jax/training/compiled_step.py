@@ -29,8 +29,7 @@ class TrainSpec:
     """What a training step is compiled from; equal specs share the compiled step.
 
     ``seeds`` is how many are trained at once; None for a run by itself, whose batches
-    ``ModelSpec.parallel`` spreads over the devices. ``holds`` says whether batches have the
-    targets that hold a frozen head's predictions.
+    ``ModelSpec.parallel`` spreads over the devices. ``hold_weight`` is as of ``Program``.
     """
 
     model: ModelSpec
@@ -45,7 +44,7 @@ class TrainSpec:
     remat: bool
     scan_layers: bool
     seeds: int | None
-    holds: bool = False
+    hold_weight: float = 0.0
 
 
 class CompiledTrainStep:
@@ -181,4 +180,5 @@ def step_program(spec: TrainSpec) -> Program:
         spec.partition.depth(spec.model.bert.num_hidden_layers),
         spec.task_weights,
         spec.weighting,
+        spec.hold_weight,
     )

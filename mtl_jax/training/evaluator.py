@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
-from mtl_jax.config.train import BertConfig, Parallel, Pooling
+from mtl_jax.config.model import Parallel, Pooling
 from mtl_jax.data.batches import HostBatch, TextSet, evaluation_batches
 from mtl_jax.data.packing.plan import Layout, evaluation_layout
+from mtl_jax.models.bert_config import BertConfig
 from mtl_jax.models.bert_layers import cudnn_can
 from mtl_jax.models.multitask import Head, Loss, MultiTaskModule
 from mtl_jax.training.cache.array_file import Write

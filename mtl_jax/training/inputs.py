@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl_jax.config.data import LongTexts
-from mtl_jax.config.train import BertConfig, Pooling, Settings
+from mtl_jax.config.model import Pooling
+from mtl_jax.config.train import Settings
 from mtl_jax.core.downloads import cache_dir
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
@@ -21,6 +22,7 @@ from mtl_jax.data.packing.mixing import Mixture, apportion, rates
 from mtl_jax.data.packing.plan import Layout, PackingPlan
 from mtl_jax.data.tokens import special_tokens, tokenize
 from mtl_jax.freezing.partition import Stages, digest
+from mtl_jax.models.bert_config import BertConfig
 from mtl_jax.models.encoder import Encoder, load_encoder
 from mtl_jax.models.pretrained import left_out
 from mtl_jax.models.tokenizer_files import tokenizer_digest

@@ -22,8 +22,8 @@ def masked_cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Arra
     return jnp.where(present, losses, 0.0).sum(), present.sum().astype(jnp.float32)
 
 
-def distillation(logits: jax.Array, targets: jax.Array, weight: jax.Array) -> jax.Array:
-    """What holds predictions where they were: weighted KL(before || now), summed, in nats.
+def distillation(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """What holds predictions where they were: KL(before || now), summed over texts, in nats.
 
     Source: the knowledge distillation loss of Li & Hoiem 2016, "Learning without Forgetting"
     (arXiv:1606.09282), equation 2, at temperature 1 and less the entropy of the targets,
@@ -31,8 +31,6 @@ def distillation(logits: jax.Array, targets: jax.Array, weight: jax.Array) -> ja
 
     Args:
         logits: float32 [..., classes].
-        targets: Log-probabilities before, float32 [..., classes].
-        weight: float32 [...]; 0 where there is no example.
+        targets: Probabilities before, float32 [..., classes]; all 0 where there is no text.
     """
-    divergence = jnp.exp(targets) * (targets - jax.nn.log_softmax(logits))
-    return (weight * divergence.sum(-1)).sum()
+    return (jax.scipy.special.xlogy(targets, targets) - targets * jax.nn.log_softmax(logits)).sum()

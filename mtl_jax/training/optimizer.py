@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mtl_jax.config.train import Schedule
+from mtl_jax.config.optimizer import Schedule
 from mtl_jax.freezing.partition import Params, Partition, longest_prefix
 
 # Howard & Ruder 2018, section 3.2: how much smaller the lowest rate is than the peak.
@@ -65,14 +65,7 @@ def warmup_linear(peak: float, warmup_steps: int, total_steps: int) -> optax.Sch
     The first step already has a rate above 0, so that no step is spent on nothing; without
     warm-up, and where it is the only one, it has ``peak``.
     """
-    warmup_steps = _rising(warmup_steps, total_steps)
-
-    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        rise = (jnp.asarray(count) + 1) / (warmup_steps + 1)
-        fall = (total_steps - jnp.asarray(count)) / max(total_steps - warmup_steps, 1)
-        return peak * jnp.clip(jnp.minimum(rise, fall), 0.0, 1.0)
-
-    return schedule
+    return _joined(peak / (warmup_steps + 1), peak, 0.0, warmup_steps, total_steps)
 
 
 def slanted_triangular(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
@@ -83,30 +76,24 @@ def slanted_triangular(peak: float, warmup_steps: int, total_steps: int) -> opta
     Source: Howard & Ruder 2018 (arXiv:1801.06146), equation 3, with ratio 32; but that the cut,
     which is the floor of T x cut_frac there, is rounded in a run, as every warm-up is.
     """
-    cut = _rising(warmup_steps, total_steps)
-
-    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        step = jnp.asarray(count)
-        fall = 1 - (step - cut) / max(total_steps - cut, 1)
-        part = jnp.clip(jnp.where(step < cut, step / max(cut, 1), fall), 0.0, 1.0)
-        return peak * (1 + part * (_RATIO - 1)) / _RATIO
-
-    return schedule
+    return _joined(peak / _RATIO, peak, peak / _RATIO, warmup_steps, total_steps)
 
 
 def warmup_constant(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """Rises linearly to ``peak`` in ``warmup_steps``, and stays there."""
-    warmup_steps = _rising(warmup_steps, total_steps)
-
-    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        return peak * jnp.minimum((jnp.asarray(count) + 1) / (warmup_steps + 1), 1.0)
-
-    return schedule
+    return _joined(peak / (warmup_steps + 1), peak, peak, warmup_steps, total_steps)
 
 
-def _rising(warmup_steps: int, total_steps: int) -> int:
-    """The steps before the one with the peak rate; a single step is that one."""
-    return warmup_steps if total_steps > 1 else 0
+def _joined(
+    first: float, peak: float, last: float, warmup_steps: int, total_steps: int
+) -> optax.Schedule:
+    """From ``first`` to ``peak`` in ``warmup_steps``, and on to ``last`` at the end."""
+    fall = optax.linear_schedule(peak, last, max(total_steps - warmup_steps, 1))
+    # A single step is the one with the peak rate.
+    if warmup_steps == 0 or total_steps == 1:
+        return fall
+    rise = optax.linear_schedule(first, peak, warmup_steps)
+    return optax.join_schedules([rise, fall], [warmup_steps])
 
 
 _SCHEDULES = {

@@ -1,7 +1,7 @@
-"""Ways to run the pure steps: jit on one device, jit over a mesh, pmap over several.
+"""Ways to run the pure steps: jit on one device, jit over a mesh of several, or pmap.
 
-``jax.pmap`` is in maintenance; it is kept for the code and clusters that expect it. The
-mesh does the same with shardings, and a test holds the three equal. All three run one
+``jax.pmap`` is in maintenance; it is kept for the code and clusters that expect it. A test
+holds the three equal. All three run one
 training; ``seed_runner.SeedRunner`` runs those of several seeds at once.
 
 In a run of several processes the mesh and ``pmap`` are over the devices of all: each process
@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mtl_jax.config.train import Parallel
+from mtl_jax.config.model import Parallel
 from mtl_jax.core import distributed
 from mtl_jax.core.errors import UserError
 from mtl_jax.training.step import eval_step, pooled_step, scanned_steps, states_step, train_step
@@ -235,7 +235,7 @@ class PmapRunner(_Spread, _OneSeed):
 
 
 def make_runner(kind: Parallel, *, alone: bool = False) -> Runner:
-    """The runner of that name; ``auto`` is jit on one device and pmap on several.
+    """The runner of that name; ``auto`` is jit on one device and a mesh over several.
 
     Args:
         kind: Which.
@@ -248,11 +248,11 @@ def make_runner(kind: Parallel, *, alone: bool = False) -> Runner:
     if kind == "jit" and not alone:
         raise UserError(
             f"--parallel jit is for one device, and there are {distributed.count()} processes: use "
-            "pmap, mesh or auto"
+            "mesh, pmap or auto"
         )
     if kind == "auto":
         devices = jax.local_device_count() if alone else jax.device_count()
-        kind = "jit" if devices == 1 else "pmap"
+        kind = "jit" if devices == 1 else "mesh"
     if kind == "jit":
         return JitRunner()
     return {"pmap": PmapRunner, "mesh": MeshRunner}[kind](alone=alone)

@@ -49,13 +49,24 @@ def stream(seed: int, use: Literal["heads", "dropout"]) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the steps are compiled for; ``task_weights`` are in the order of the model's tasks."""
+    """What the steps are compiled for.
+
+    Attributes:
+        model: The model.
+        optimizer: Over the trainable partition.
+        frozen_depth: Where the frozen bottom of the backbone ends.
+        task_weights: In the order of the model's tasks.
+        weighting: What else weighs the losses against each other.
+        hold_weight: Of the term that holds the predictions of frozen heads that batches have
+            a ``target_`` of; 0 where they have none.
+    """
 
     model: MultiTaskModule
     optimizer: optax.GradientTransformation
     frozen_depth: int
     task_weights: tuple[float, ...]
     weighting: Weighting = FIXED
+    hold_weight: float = 0.0
 
     def init(self, trainable: Params, seed: int) -> TrainState:
         """The state before the first step."""
@@ -119,8 +130,10 @@ def train_step(
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
     counts = reduce({task: (batch[task] >= 0).sum().astype(jnp.float32) for task in tasks})
 
-    holds = "hold" in batch
-    held = reduce((batch["hold"] > 0).sum().astype(jnp.float32)) if holds else jnp.zeros(())
+    targets = {task: batch[key] for task in tasks if (key := f"target_{task}") in batch}
+    held = reduce(
+        {task: (of.sum(-1) > 0.5).sum().astype(jnp.float32) for task, of in targets.items()}
+    )
 
     def logits_of(trainable: Params) -> dict[str, jax.Array]:
         logits = program.model.apply(
@@ -134,12 +147,11 @@ def train_step(
 
     def holding(logits: Mapping[str, jax.Array]) -> Any:
         """The term that holds frozen heads' predictions, a mean over texts."""
-        terms = [
-            distillation(logits[task], batch[f"target_{task}"], batch["hold"])
-            for task in tasks
-            if f"target_{task}" in batch
-        ]
-        return sum(terms) / jnp.maximum(held, 1.0)
+        terms = (
+            distillation(logits[task], target) / jnp.maximum(held[task], 1.0)
+            for task, target in targets.items()
+        )
+        return program.hold_weight * sum(terms)
 
     def loss_fn(trainable: Params) -> tuple[jax.Array, dict[str, Any]]:
         logits = logits_of(trainable)
@@ -148,7 +160,7 @@ def train_step(
             weight * losses[task][0] / jnp.maximum(counts[task], 1.0)
             for task, weight in zip(tasks, program.task_weights, strict=True)
         )
-        return jnp.asarray(total + holding(logits) if holds else total), losses
+        return jnp.asarray(total + holding(logits) if targets else total), losses
 
     def loss_sums(trainable: Params) -> jax.Array:
         losses = _losses(program.model, logits_of(trainable), batch)
@@ -173,7 +185,7 @@ def train_step(
         key=jax.random.fold_in(of_step, _WEIGHTING),
         reduce=reduce,
     )
-    if holds:
+    if targets:
         hold = jax.grad(lambda trainable: holding(logits_of(trainable)))(state.trainable)
         gradient = optax.tree.add(gradient, reduce(hold))
     after = updated(gradient)

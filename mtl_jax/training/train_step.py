@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import optax
 
+from mtl_jax.config.model import Parallel
+from mtl_jax.config.optimizer import WeightingName
 from mtl_jax.config.tasks import Task
-from mtl_jax.config.train import Parallel, WeightingName
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.batches import TextSet
 from mtl_jax.data.packing.plan import PackingPlan

@@ -151,11 +151,13 @@ def test_a_fraction_of_the_other_task_holds_in_every_arm(settings, tmp_path):
 
 
 def test_drift_is_acted_on_where_a_trained_head_is_frozen(settings, tmp_path):
-    shared = {**settings, "workdir": str(tmp_path), "seeds": (0,), "on_drift": "stop"}
+    shared = {**settings, "workdir": str(tmp_path), "seeds": (0,), "hold_frozen_heads": 2.0}
     study = ScarceTask(**shared)
-    does = {arm: study.config(arm, 0, 0.3, 84).on_drift for arm in study.arms}
+    does = {arm: study.config(arm, 0, 0.3, 84).hold_frozen_heads for arm in study.arms}
     assert does == dict.fromkeys(study.arms, "warn") | {"sequential_heads": "stop"}
-    with pytest.raises(UserError, match=r"--on-drift stop is for .* and no arm freezes such a"):
+    with pytest.raises(
+        UserError, match=r"--hold-frozen-heads 2 is for .* and no arm freezes such a"
+    ):
         ScarceTask(**shared, arms=("joint", "scarce_head_last"))
 
 

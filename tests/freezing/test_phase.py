@@ -35,7 +35,7 @@ CONFIG = TrainConfig(
         ({"min_gain": -1}, "min_gain -1 must be at least 0"),
         ({"layer_decay": 0}, "layer_decay 0 must be above 0"),
         ({"drift_limit": 0}, "drift_limit 0 must be above 0"),
-        ({"distillation_weight": -1}, "distillation_weight -1 must be at least 0"),
+        ({"hold_frozen_heads": -1}, "hold_frozen_heads -1 must be at least 0"),
         (
             {"warmup_fraction": 1.5},
             "warmup_fraction 1.5 must be .* end before its rates have risen",
@@ -85,8 +85,7 @@ def test_settings_fill_what_a_phase_leaves_open():
         warmup_fraction=0.1,
         task_weights=(("classifier", 1.0), ("sentiment", 0.5)),
         drift_limit=0.1,
-        on_drift="warn",
-        distillation_weight=1.0,
+        hold_frozen_heads=0.0,
     )
     assert phase.weights == {"classifier": 1.0, "sentiment": 0.5}
     assert phase.tasks == ("classifier", "sentiment")
@@ -102,8 +101,7 @@ def test_what_a_phase_says_itself_stays():
         warmup_fraction=0.0,
         task_weights=(("classifier", 0.0), ("sentiment", 2.0)),
         drift_limit=1.0,
-        on_drift="stop",
-        distillation_weight=0.0,
+        hold_frozen_heads=0.5,
     )
     phase = own.completed(CONFIG)
     assert dict(phase.learning_rates) == {"head": 0.2, "backbone": 0.01, "backbone/layer_1": 0.3}
@@ -242,7 +240,6 @@ def test_a_list_of_rules_is_a_scenario_of_a_phase():
             "phase 1: learning_rates .* wrong ki",
         ),
         ([{"scenario": "a", "schedule": "cosine"}], "phase 1: schedule 'cosine': use linear, "),
-        ([{"scenario": "a", "on_drift": "cry"}], "phase 1: on_drift 'cry': use warn, stop, back"),
         ([{"scenario": "a", "metric": "bleu"}], "phase 1: metric 'bleu': use mean_macro_f1"),
         ([{"scenario": "a", "metric": None}], "phase 1: metric None: use mean_macro_f1"),
     ],

@@ -116,9 +116,9 @@ def test_every_argument_arrives_on_the_worker(cloud, tmp_path):
     assert not (there / ".git").exists()
 
 
-@pytest.mark.parametrize("where", ["README", "help"])
+@pytest.mark.parametrize("where", ["document", "help"])
 def test_the_file_server_of_the_example_is_mounted_once(where, cloud, tmp_path):
-    text = (ROOT / "README.md").read_text() if where == "README" else (Tpu.__doc__ or "")
+    text = (ROOT / "docs/clusters.md").read_text() if where == "document" else (Tpu.__doc__ or "")
     (setup,) = re.findall(r"--setup[ =]'(mountpoint[^']*)'", text)
     mounted, own = tmp_path / "mounted", tmp_path / "bin"
     recorder(own / "mountpoint", f"pathlib.Path({str(mounted)!r}).exists() or sys.exit(1)")

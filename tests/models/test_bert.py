@@ -16,9 +16,9 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import mtl_jax
-from mtl_jax.config.train import ACTIVATIONS, BertConfig
 from mtl_jax.core import downloads
 from mtl_jax.models.bert import BertEncoder
+from mtl_jax.models.bert_config import ACTIVATIONS, BertConfig
 from mtl_jax.models.bert_layers import attention_bias, cudnn_can
 from mtl_jax.models.dropout import Dropout
 from mtl_jax.models.pretrained import to_transformers

@@ -12,8 +12,8 @@ import pytest
 import scipy.special
 from jax.extend.core import jaxprs_in_params
 
-from mtl_jax.config.train import ACTIVATIONS, BertConfig
 from mtl_jax.models.bert import BertEncoder
+from mtl_jax.models.bert_config import ACTIVATIONS, BertConfig
 from mtl_jax.models.bert_layers import FeedForward
 from mtl_jax.models.dense_product import Dense, product
 from mtl_jax.models.multitask import MultiTaskModule

@@ -21,7 +21,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 import mtl_jax
-from mtl_jax.config.train import DEFAULT_BACKBONE
+from mtl_jax.config.model import DEFAULT_BACKBONE
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.partition import digest

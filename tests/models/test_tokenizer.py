@@ -12,10 +12,10 @@ import sys
 import pytest
 from tokenizers import Tokenizer
 
-from mtl_jax.config.train import BertConfig
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.tokens import tokenize
+from mtl_jax.models.bert_config import BertConfig
 from mtl_jax.models.tokenizer import check_ids, load_tokenizer, tokenizer_notes
 from mtl_jax.training.inputs import TextReader
 from tests.conftest import WORDS

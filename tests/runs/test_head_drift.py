@@ -10,11 +10,9 @@ import pytest
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
-from mtl_jax.freezing.phase import Phase
 from mtl_jax.runs.checkpoints.manager import CheckpointManager
-from mtl_jax.runs.head_drift import Reference, divergence, judge
+from mtl_jax.runs.head_drift import Reference, divergence, drift_warning
 from mtl_jax.runs.loop import train
-from mtl_jax.runs.progress import PhaseProgress
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.inputs import Inputs
 
@@ -35,36 +33,19 @@ def test_drift_is_by_watched_task():
     assert Reference(before, {}).drift(logits) == {"classifier": 0.0}
 
 
-def test_targets_are_log_probabilities():
+def test_targets_are_probabilities():
     logits = {"sentiment": np.log(np.array([[1.0, 3.0]])), "classifier": np.zeros((1, 2))}
     held = Reference({}, logits).targets(["sentiment"])
     assert list(held) == ["sentiment"]
-    np.testing.assert_allclose(np.exp(held["sentiment"]), [[0.25, 0.75]])
+    np.testing.assert_allclose(held["sentiment"], [[0.25, 0.75]])
 
 
-@pytest.mark.parametrize(
-    ("does", "changed"),
-    [
-        ("warn", {}),
-        ("stop", {"over": True}),
-        ("back", {"over": True, "returns": True}),
-        ("distill", {"holds": True}),
-    ],
-)
-def test_what_a_phase_does_about_drift(does, changed):
-    phase = Phase(scenario="sentiment_frozen", drift_limit=0.5, on_drift=does)
-    progress = PhaseProgress()
-    assert judge(phase, progress, {"sentiment": 0.5}, 10) is None
-    assert progress == PhaseProgress(steady=10)
-    words = judge(phase, progress, {"sentiment": 0.6}, 20)
-    assert words is not None
-    assert words.startswith(
-        "a frozen head's predictions have drifted more than 0.5 nats, that of sentiment 0.600"
+def test_a_warning_names_the_heads_that_have_drifted_too_far():
+    assert drift_warning(0.5, {"sentiment": 0.5}) is None
+    assert drift_warning(0.5, {"sentiment": 0.6, "classifier": 0.1}) == (
+        "a frozen head's predictions have drifted more than 0.5 nats, that of sentiment 0.600: "
+        "unfreeze the head, or hold them with --hold-frozen-heads"
     )
-    assert progress.steady == 10
-    assert judge(phase, progress, {"sentiment": 0.7}, 30) is None
-    state = {name: bool(getattr(progress, name)) for name in ("over", "returns", "holds")}
-    assert state == {"over": False, "returns": False, "holds": False} | changed
 
 
 @pytest.fixture(scope="module")
@@ -139,17 +120,9 @@ def test_nothing_can_be_done_about_a_head_that_never_trained(
     recipe, words, settings, inputs, tmp_path
 ):
     asked = {**settings, "workdir": str(tmp_path / "run"), **recipe}
-    with pytest.raises(UserError, match=f"--on-drift back is for a head that an earlier.*{words}"):
-        train(TrainConfig(**asked, on_drift="back"), inputs)
+    with pytest.raises(UserError, match=f"--hold-frozen-heads 2 is for a head that an .*{words}"):
+        train(TrainConfig(**asked, hold_frozen_heads=2.0), inputs)
     assert not (tmp_path / "run").exists()
-
-
-def test_what_is_gone_back_from_is_not_chosen(watched, tmp_path):
-    """Though no other phase follows: the result is of the phase before."""
-    log = watched("last", last=False, drift_limit=1e-3, on_drift="back")
-    result = log[-1]
-    assert result["event"] == "result"
-    assert (result["best_phase"], result["phases"]) == (1, 2)
 
 
 def test_a_drift_within_the_limit_is_not_warned_of(watched, capsys):
@@ -159,49 +132,24 @@ def test_a_drift_within_the_limit_is_not_warned_of(watched, capsys):
     assert not [record for record in log if record["event"] == "drift"]
 
 
-def test_drift_can_stop_the_phase(watched):
-    log = watched("stop", drift_limit=1e-3, on_drift="stop")
-    assert len(measured(log, 2)) == 1
-    over = [record["over"] for record in log if record["event"] == "phase"]
-    assert over[1].startswith("a frozen head's predictions have drifted more than 0.001 nats")
-    # The next phase goes on from what has drifted, but for one step at no rate to speak of.
-    before, after = measured(log, 2)[-1], measured(log, 3)[-1]
-    assert after["validation"]["classifier"]["loss"] == pytest.approx(
-        before["validation"]["classifier"]["loss"], rel=1e-4
-    )
-
-
-def test_drift_can_send_the_run_back(watched, tmp_path):
-    """To the start of the phase, where no measurement in it was within the limit."""
-    log = watched("back", drift_limit=1e-3, on_drift="back")
-    before, drifted, after = (measured(log, phase)[-1] for phase in (1, 2, 3))
-    losses = [r["validation"]["classifier"]["loss"] for r in (before, drifted, after)]
-    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
-    assert losses[1] != pytest.approx(losses[0], rel=1e-4)
-    assert len(measured(log, 2)) == 1
-
-
 def test_predictions_can_be_held(watched):
-    free = measured(watched("free", drift_limit=1e-3), 2)
-    held = measured(
-        watched("held", drift_limit=1e-3, on_drift="distill", distillation_weight=30.0), 2
+    """From the first step of the phase on."""
+    free, held = (
+        [record["drift"]["classifier"] for record in measured(watched(name, **watch), 2)]
+        for name, watch in (("free", {}), ("held", {"hold_frozen_heads": 30.0}))
     )
-    drift = [[record["drift"]["classifier"] for record in log] for log in (free, held)]
-    # It holds from the first measurement on, and no sooner.
-    assert drift[0][0] == drift[1][0]
-    assert drift[1][-1] < 0.5 * drift[0][-1]
-    assert drift[1][-1] < drift[1][0]
+    assert all(now < 0.5 * before for before, now in zip(free, held, strict=True))
 
 
 def test_what_is_held_outlasts_a_restart(settings, inputs, tmp_path):
-    """Interrupted between two measurements, after the first has turned the term on."""
+    """Interrupted between two measurements."""
     file = tmp_path / "recipe.json"
     phase = {
         "scenario": "classifier_frozen",
         "epochs": 3,
         "task_weights": {"classifier": 0, "sentiment": 1},
     }
-    phase |= {"on_drift": "distill", "drift_limit": 1e-6}
+    phase |= {"hold_frozen_heads": 1.0}
     file.write_text(json.dumps([{"scenario": "backbone_frozen", "steps": 2}, phase]))
     settings = settings | {"recipe": str(file), "checkpoint_every": 5}
     whole = TrainConfig(**settings, workdir=str(tmp_path / "whole"))
@@ -214,7 +162,7 @@ def test_what_is_held_outlasts_a_restart(settings, inputs, tmp_path):
         draw = SeedRun.draw
 
         def press_ctrl_c(seed_run, steps):
-            if seed_run.progress.holds and int(seed_run.checkpoints.last_step or 0) == 12:
+            if int(seed_run.checkpoints.last_step or 0) == 12:
                 raise KeyboardInterrupt
             return draw(seed_run, steps)
 

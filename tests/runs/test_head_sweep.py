@@ -296,7 +296,10 @@ def test_what_is_refused_leaves_no_folder(swept, tmp_path):
     for wrong, words in (
         ({"task_weight_values": ("classifier=0",)}, "a weight of 0 would leave some out"),
         ({"epochs": 2**31 - 1}, "backbone_frozen would take [0-9]+ steps, and 2147483647 can be"),
-        ({"on_drift": "stop"}, "--on-drift stop is for a head that an earlier phase has trained"),
+        (
+            {"hold_frozen_heads": 2.0},
+            "--hold-frozen-heads 2 is for a head that an earlier phase has trained",
+        ),
     ):
         with pytest.raises(UserError, match=words):
             run_heads(Heads(**{**asked, **wrong}), "the command")

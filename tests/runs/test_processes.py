@@ -29,7 +29,7 @@ RUNS = {
     # Many steps in one program, on vectors that each process keeps for itself.
     "backbone_frozen": {"scenario": "backbone_frozen"},
     # Kept states, two phases, and targets that hold a frozen head's predictions.
-    "held": {"recipe": "HELD", "on_drift": "distill", "drift_limit": 1e-6},
+    "held": {"recipe": "HELD", "hold_frozen_heads": 2.0},
 }
 PHASES = [{"scenario": "backbone_frozen"}, {"scenario": "RULES"}]
 # How many processes, the devices of each, and how each of the runs is spread over them.

@@ -99,18 +99,14 @@ def test_the_next_phase_begins_where_the_last_has_paid(before, scores, asked, re
 
 
 @pytest.mark.parametrize(
-    ("fields", "state", "target", "needed"),
+    ("fields", "target", "needed"),
     [
-        ({}, {}, 30, []),
-        ({"keep_best": True}, {}, 20, [20]),
-        ({"on_drift": "back"}, {"origin": 4, "steady": 10}, 30, [4, 10]),
-        ({"on_drift": "back"}, {"origin": 4, "steady": 10, "returns": True}, 10, [4, 10]),
-        ({"on_drift": "back"}, {"origin": 4, "returns": True}, 4, [4]),
-        ({"on_drift": "back"}, {"returns": True}, None, []),
+        ({}, 30, []),
+        ({"keep_best": True}, 20, [20]),
     ],
 )
-def test_what_the_next_phase_goes_on_from(fields, state, target, needed):
-    found = progress(0.5, 0.7, 0.6, **state)
+def test_what_the_next_phase_goes_on_from(fields, target, needed):
+    found = progress(0.5, 0.7, 0.6)
     assert found.target(phase(**fields), 30) == target
     assert found.needed(phase(**fields)) == needed
 
@@ -142,18 +138,17 @@ def test_what_is_not_a_number_is_never_the_best():
 
 def test_the_next_phase_knows_what_was_before():
     old = progress(0.5, 0.7, 0.6, start=100, passed=2.0, schedule_start=3, positions={"some": 4})
-    new = old.next(phase(), phase(scenario="top_2"), 130, 130, 1.5, "all")
+    new = old.next(phase(), phase(scenario="top_2"), 130, 1.5, "all")
     assert new == PhaseProgress(
         phase=1,
         start=130,
         passed=3.5,
-        origin=130,
         positions={"some": 4, "all": 30},
         best_before=0.7,
     )
-    again = new.next(phase(), phase(restart=False), 140, 140, 0.5, "all")
+    again = new.next(phase(), phase(restart=False), 140, 0.5, "all")
     assert (again.schedule_start, again.positions["all"]) == (10, 40)
-    following = again.next(phase(), phase(restart=False), 145, 145, 0.5, "some")
+    following = again.next(phase(), phase(restart=False), 145, 0.5, "some")
     assert (following.schedule_start, following.positions["some"]) == (15, 9)
 
 
@@ -173,7 +168,7 @@ def test_the_next_phase_knows_what_was_before():
 )
 def test_scores_are_compared_with_their_like(before, after, known):
     old = progress(0.5, 0.7, best_before=0.8)
-    assert old.next(phase(**before), phase(**after), 20, 20, 1.0, "all").best_before == known
+    assert old.next(phase(**before), phase(**after), 20, 1.0, "all").best_before == known
 
 
 def test_frozen_activations_are_paid_for_once():
@@ -194,15 +189,11 @@ def test_a_restart_carries_everything_over():
         phase=3,
         start=4,
         passed=0.5,
-        origin=2,
         schedule_start=1,
         positions={"classifier": 4},
         best_before=0.25,
-        steady=10,
         drifted=True,
-        holds=True,
         over="30 steps done",
-        returns=True,
         stopped="enough",
         frozen_before="abc",
         certificates=[{"labels": {}}],

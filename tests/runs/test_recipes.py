@@ -23,7 +23,7 @@ from mtl_jax.freezing.recipes import RECIPES
 from mtl_jax.freezing.scenarios import FROZEN
 from mtl_jax.runs.checkpoints.manager import CheckpointManager
 from mtl_jax.runs.loop import train, train_seeds
-from mtl_jax.runs.phase_plan import short_phases, without_effect
+from mtl_jax.runs.notes import short_phases, without_effect
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.seed_run import SeedRun
 from mtl_jax.runs.workdir import Workdir
@@ -94,8 +94,8 @@ MIXED = [
         "schedule": "constant",
     },
     {"scenario": "top_2", "epochs": 9, "patience": 1, "keep_best": True, "layer_decay": 0.5},
-    {"scenario": "sentiment_frozen", "steps": 3, "on_drift": "back", "drift_limit": 1e-6},
-    {"scenario": "classifier_frozen", "steps": 4, "on_drift": "distill", "drift_limit": 1e-6},
+    {"scenario": "sentiment_frozen", "steps": 3, "hold_frozen_heads": 2.0},
+    {"scenario": "classifier_frozen", "steps": 4, "hold_frozen_heads": 2.0},
     {"scenario": "none_frozen", "steps": 3, "restart": False},
 ]
 # So large that measurements get worse, and phases end by it.
@@ -375,12 +375,15 @@ def test_seeds_go_through_phases_together(recipe, inputs, tmp_path):
             "would take 12884901882 steps, and 2147483647 can be counted: lower --epochs, --min",
         ),
         (
-            [{"scenario": "classifier_frozen", "on_drift": "stop"}, {"scenario": "none_frozen"}],
-            "phase 1: on_drift stop is for a head that an earlier phase has trained, and it freez",
+            [
+                {"scenario": "classifier_frozen", "hold_frozen_heads": 2.0},
+                {"scenario": "none_frozen"},
+            ],
+            "phase 1: hold_frozen_heads 2 is for a head that an earlier phase has trained, and it",
         ),
         (
-            [{"scenario": "backbone_frozen"}, {"scenario": "top_1", "on_drift": "distill"}],
-            "phase 2: on_drift distill is for a head that an earlier phase has trained, and it fr",
+            [{"scenario": "backbone_frozen"}, {"scenario": "top_1", "hold_frozen_heads": 0.5}],
+            "phase 2: hold_frozen_heads 0.5 is for a head that an earlier phase has trained",
         ),
         (
             [{"scenario": "top_1", "warmup_fraction": 1}],
@@ -418,7 +421,7 @@ def test_a_phase_may_change_its_rates_weights_or_watch_alone(recipe, inputs):
             ],
         ),
         ({"recipe": "lp_ft", "schedule": "constant", "head_learning_rate": 0.5}, []),
-        ({"recipe": "sequential_heads", "drift_limit": 0.2, "distillation_weight": 3.0}, []),
+        ({"recipe": "sequential_heads", "drift_limit": 0.2}, []),
         (
             {"scenario": "top_1", "drift_limit": 0.2},
             ["--drift-limit 0.2 is without effect: no phase of top_1 freezes a head that an earl"],
@@ -539,7 +542,7 @@ def test_a_shared_schedule_goes_on(recipe, inputs):
     """Two phases with one schedule take the rates of one of their length."""
     halves = [{"scenario": "none_frozen", "epochs": 1}, {"scenario": "none_frozen", "epochs": 1}]
     # The second differs in nothing that changes a number.
-    halves[1] |= {"restart": False, "distillation_weight": 0.5}
+    halves[1] |= {"restart": False, "hold_frozen_heads": 0.5}
     whole = [{"scenario": "none_frozen", "epochs": 2}]
     results = [train(recipe(phases, f"of-{len(phases)}"), inputs) for phases in (halves, whole)]
     for split in ("train", "test"):

@@ -36,7 +36,7 @@ def test_arms_of_files(tmp_path):
     assert is_recipe(phases)
     assert not is_recipe(rules)
     assert protocol(phases, "/w") == {"scenario": None, "recipe": "/w/files/phases.json"}
-    assert protocol(rules, "/w") == {"scenario": "/w/files/rules.json", "on_drift": "warn"}
+    assert protocol(rules, "/w") == {"scenario": "/w/files/rules.json", "hold_frozen_heads": 0.0}
     assert files_of([phases, "auto", rules]) == {
         "files/phases.json": [{"scenario": "top_1"}, {"scenario": "top_2"}],
         "files/rules.json": [["*", "head"]],
@@ -65,9 +65,9 @@ def test_a_recipe_with_rules_of_its_own_is_refused_before_a_study_copies_half_of
 
 
 def test_names_stand_for_recipes_or_scenarios():
-    assert protocol("top_2", "w") == {"scenario": "top_2", "on_drift": "warn"}
+    assert protocol("top_2", "w") == {"scenario": "top_2", "hold_frozen_heads": 0.0}
     for recipe in ("gradual_unfreezing", "top_down_12", "lp_ft", "auto", "scarce_head_last"):
-        named = {"scenario": None, "recipe": recipe, "on_drift": "warn"}
+        named = {"scenario": None, "recipe": recipe, "hold_frozen_heads": 0.0}
         assert protocol(recipe, "w") == named
     assert protocol("sequential_heads", "w") == {"scenario": None, "recipe": "sequential_heads"}
 
@@ -88,22 +88,27 @@ def test_which_recipes_freeze_a_trained_head_is_what_their_phases_do(recipe, set
         (Backbones, {}, "no arm freezes such a head: add one that does, such as sequential_heads"),
     ],
 )
-def test_drift_that_no_arm_can_have_is_refused(study, changes, words, settings, tmp_path):
-    shared = {**settings, "workdir": str(tmp_path / "study"), "on_drift": "stop", **changes}
-    with pytest.raises(UserError, match=f"--on-drift stop is for a head that an .*{words}"):
+def test_what_no_arm_can_hold_is_refused(study, changes, words, settings, tmp_path):
+    shared = {**settings, "workdir": str(tmp_path / "study"), "hold_frozen_heads": 2.0, **changes}
+    with pytest.raises(UserError, match=f"--hold-frozen-heads 2 is for a head that an .*{words}"):
         list(study(**shared).groups(*((3, 96) if study is Unfreezing else ())))
 
 
-def test_drift_is_for_the_arms_that_can_have_it(settings, tmp_path):
-    shared = {**settings, "workdir": str(tmp_path / "study"), "on_drift": "stop", "seeds": (0,)}
+def test_heads_are_held_in_the_arms_that_can_have_it(settings, tmp_path):
+    shared = {
+        **settings,
+        "workdir": str(tmp_path / "study"),
+        "hold_frozen_heads": 2.0,
+        "seeds": (0,),
+    }
     arms = ("backbone_frozen", "at_once", "only_layer_0", "lp_ft", "sequential_heads")
     [groups, others] = [
         list(Unfreezing(**shared, sizes=(64,), arms=arms).groups(3, 96)),
         list(Backbones(**shared, arms=(arms[0], arms[-1])).groups()),
     ]
-    does = {(arm.name, arm.config.on_drift) for group in groups for arm in group}
-    assert does == {(arm, "stop" if arm == arms[-1] else "warn") for arm in arms}
-    assert {(arm.name, arm.config.on_drift) for group in others for arm in group} == {
-        (arms[0], "warn"),
-        (arms[-1], "stop"),
+    does = {(arm.name, arm.config.hold_frozen_heads) for group in groups for arm in group}
+    assert does == {(arm, 2.0 if arm == arms[-1] else 0.0) for arm in arms}
+    assert {(arm.name, arm.config.hold_frozen_heads) for group in others for arm in group} == {
+        (arms[0], 0.0),
+        (arms[-1], 2.0),
     }

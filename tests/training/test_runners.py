@@ -83,7 +83,7 @@ def test_four_devices():
         "jit": (JitRunner, 1),
         "pmap": (PmapRunner, 4),
         "mesh": (MeshRunner, 4),
-        "auto": (PmapRunner, 4),
+        "auto": (MeshRunner, 4),
     }
 
 

@@ -8,9 +8,12 @@ from typing import TypeVar, TypeVarTuple
 
 import jax
 
+from mtl_jax.core import distributed
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import first_line
+from mtl_jax.core.paths import expanded
 from mtl_jax.runs.monitoring.train_metrics import Stopwatch
+from mtl_jax.runs.phase_run import PhaseRun
 
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
@@ -98,6 +101,15 @@ class Trace:
     def _failed(self, error: Exception) -> None:
         reason = first_line(error)
         say(f"warning: there is no trace in {self._folder} ({reason}); the run goes on without")
+
+
+def training_trace(run: PhaseRun) -> Trace:
+    """The trace that a run asks for, which the first of several processes makes."""
+    return Trace(
+        run.config.watch.profiled if distributed.is_main() else range(0),
+        expanded(run.config.workdir) / "profile",
+        sum(plan.steps for plan in run.plans),
+    )
 
 
 def _without_python() -> jax.profiler.ProfileOptions:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 import jax
 import psutil
 
-from mtl_jax.core.console import duration, say
+from mtl_jax.core import distributed
+from mtl_jax.core.console import duration, is_terminal, say
+from mtl_jax.runs.phase_run import PhaseRun
 
 GIB = 2**30
 
@@ -70,6 +72,17 @@ class Heartbeat:
             left = (self._total - step) * (now - start) / (step - before)
             words.append(f"{self._left} {duration(left)} left")
         self._write(", ".join(words))
+
+
+def training_heartbeat(run: PhaseRun) -> Heartbeat:
+    """The heartbeat of a run; the first of several processes has it, without a terminal's bar."""
+    shown = distributed.is_main() and not is_terminal()
+    return Heartbeat(
+        run.config.watch.heartbeat if shown else 0.0,
+        sum(plan.steps for plan in run.plans),
+        len(run.plans),
+        any(plan.may_end_early for plan in run.plans),
+    )
 
 
 def memory_in_use() -> list[str]:

@@ -185,7 +185,7 @@ def test_a_prepared_data_set_needs_neither_its_code_nor_a_network(root):
         "import socket\n"
         "def refuse(*args): raise AssertionError('network')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "from mtl_jax.config.train import DataConfig\n"
+        "from mtl_jax.config.data import DataConfig\n"
         "from mtl_jax.data.corpus import load_corpus\n"
         "config = DataConfig(dataset='toy_reviews', label_columns=('sentiment=mood',))\n"
         "print(len(load_corpus(config).read('test')))\n"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax.config.train import WeightingName
+from mtl_jax.config.optimizer import WeightingName
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.partition import Partition
 from mtl_jax.freezing.scenarios import scenario_rules

@@ -1,0 +1,63 @@
+"""The settings of the model and of how it is computed. Nothing here imports jax."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from mtl_jax.config.checks import at_least_0, flag
+from mtl_jax.config.data import refuse_blank
+from mtl_jax.config.extensions import as_paths
+from mtl_jax.core.errors import UserError
+
+DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
+
+Pooling = Literal["mean", "cls", "pooler"]
+Parallel = Literal["auto", "jit", "pmap", "mesh"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The encoder, its heads, and what they are computed with."""
+
+    backbone: str = DEFAULT_BACKBONE
+    """checkpoint: a folder, or a name on the hub"""
+    pooling: Pooling | None = None
+    """how a sentence becomes one vector; by default what the checkpoint declares, else mean"""
+    heads: tuple[str, ...] = ()
+    """task=module:name pairs: a Flax module in the place of a task's Dense layer, or what makes \
+one for a number of classes"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """precision of the encoder's matrix products; all else is float32. With float32 GPUs \
+compute them in TF32 and TPUs in bfloat16, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set"""
+    parallel: Parallel = "auto"
+    """jit on one device, a jit mesh or pmap over all; auto: jit on one device, mesh on several"""
+    attention_dropout: float | None = None
+    """dropout of the attention weights; by default the checkpoint's; 0 lets training use cuDNN's \
+fused attention"""
+    fused_attention: bool = True
+    """on GPUs in bfloat16, cuDNN's fused attention wherever attention weights have no dropout"""
+    remat: bool = False
+    """compute a layer's activations again in the backward pass: less memory, more time"""
+    scan_layers: bool = False
+    """run the layers as one scan, for deep models that take long to compile; steps take longer"""
+    prefix_cache: bool = True
+    """compute what the frozen bottom of the backbone makes of the texts once, and keep it"""
+    cache_memory: float = 1.0
+    """GiB of such activations kept in memory; larger ones go to files; inf: no limit"""
+    cache_disk: float = 20.0
+    """GiB of such files at most; the least recently used make room; inf: no limit"""
+    cache_folder: str | None = None
+    """folder of such files; by default activations in the cache folder of mtl_jax"""
+
+    def __post_init__(self) -> None:
+        for name in ("backbone", "cache_folder"):
+            if (value := getattr(self, name)) is not None:
+                refuse_blank(name, [value])
+        object.__setattr__(self, "heads", as_paths("heads", self.heads))
+        at_least_0(self, "cache_memory", "cache_disk")
+        if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
+            raise UserError(
+                f"{flag('attention_dropout')} {self.attention_dropout} must be at least 0 and "
+                "below 1"
+            )
