@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 
 from mtl_jax.data.batches import TextSet
 from mtl_jax.freezing.partition import Params, Stages
-from mtl_jax.training.cache.array_file import Fill, Write
+from mtl_jax.training.cache.array_file import Write
 from mtl_jax.training.cache.array_store import ArrayStore
 from mtl_jax.training.evaluator import Evaluator, ModelSpec
 
@@ -60,10 +61,8 @@ class FrozenActivations:
             much as all that took, so that the number does not depend on what is kept.
         """
 
-        def fill(write: Write) -> float:
-            source, before = self._deepest(texts, depth)
+        def fill(source: TextSet, write: Write) -> None:
             self._evaluator.states(self._params(), source, depth, write)
-            return before
 
         states, seconds = self._get(texts, depth, *self.states_form(texts), fill)
         return dataclasses.replace(texts, states=states, depth=depth), seconds
@@ -74,10 +73,8 @@ class FrozenActivations:
         Args and returns: as of ``states``.
         """
 
-        def fill(write: Write) -> float:
-            source, before = self._deepest(texts, None)
+        def fill(source: TextSet, write: Write) -> None:
             write(0, self._evaluator.pooled(self._params(), source))
-            return before
 
         vectors, seconds = self._get(texts, None, *self.pooled_form(texts), fill)
         return dataclasses.replace(texts, pooled=vectors), seconds
@@ -88,20 +85,22 @@ class FrozenActivations:
         depth: int | None,
         shape: tuple[int, int],
         dtype: np.dtype,
-        fill: Fill,
+        fill: Callable[[TextSet, Write], None],
     ) -> tuple[np.ndarray, float]:
-        key = self.key(texts, depth)
+        key, source, before = self.key(texts, depth), texts, 0.0
+        if self._store.find(key, shape, dtype) is None:
+            # Found before room is made, it has just been used, and makes room last.
+            source, before = self._deepest(texts, depth)
 
         def working() -> float:
             return time.perf_counter() - self._evaluator.compile_seconds
 
         def timed(write: Write) -> float:
             started = working()
-            before = fill(write)
+            fill(source, write)
             return before + working() - started
 
-        sources = [self.key(texts, shallower) for shallower in self._shallower(depth)]
-        array = self._store.get(key, shape, dtype, timed, self, sources)
+        array = self._store.get(key, shape, dtype, timed, self)
         return array, self._store.seconds[key]
 
     def _params(self) -> Params:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,6 @@ class _Wanted(NamedTuple):
     shape: tuple[int, ...]
     dtype: DTypeLike
     fill: Fill
-    sources: Collection[str]
 
 
 class ArrayStore:
@@ -70,7 +69,6 @@ class ArrayStore:
         dtype: DTypeLike,
         fill: Fill,
         user: object = None,
-        sources: Collection[str] = (),
     ) -> np.ndarray:
         """The array of that key, made by ``fill`` where it is not there.
 
@@ -81,7 +79,6 @@ class ArrayStore:
             fill: Makes its rows.
             user: For as long as this object lives, what it has got makes no room for others;
                 or until ``release``.
-            sources: Keys of what ``fill`` could start from, which make room last.
 
         Raises:
             UserError: It fits neither the memory nor the disk, beside what is in use, or
@@ -90,7 +87,7 @@ class ArrayStore:
         if (array := self.find(key, shape, dtype)) is None:
             size = array_bytes(shape, dtype)
             make = self._in_memory if size <= self.memory_left else self._on_disk
-            array = make(_Wanted(key, shape, dtype, fill, sources))
+            array = make(_Wanted(key, shape, dtype, fill))
         if user is not None:
             self._users.setdefault(user, set()).add(key)
         return array
@@ -157,10 +154,9 @@ class ArrayStore:
         return shutil.disk_usage(next(folder for folder in folders if folder.is_dir())).free
 
     def _in_memory(self, wanted: _Wanted) -> np.ndarray:
-        key, shape, dtype, fill, sources = wanted
+        key, shape, dtype, fill = wanted
         size, used = array_bytes(shape, dtype), self._in_use()
-        idle = [key for key in self._arrays if key not in used]
-        for other in sorted(idle, key=lambda key: key in sources):
+        for other in [key for key in self._arrays if key not in used]:
             if sum(array.nbytes for array in self._arrays.values()) + size <= self.memory:
                 break
             del self._arrays[other]
@@ -174,7 +170,7 @@ class ArrayStore:
         return array
 
     def _on_disk(self, wanted: _Wanted) -> np.ndarray:
-        key, shape, dtype, fill, sources = wanted
+        key, shape, dtype, fill = wanted
         path = self._path(key)
         with self._alone(path), self._trouble_told():
             # Another process may have made it while this one waited.
@@ -184,7 +180,7 @@ class ArrayStore:
                 say(f"{path} is damaged: computing it again")
                 path.unlink()
             self._clear_leftovers(path)
-            self._make_room(file_bytes(shape, dtype), sources)
+            self._make_room(file_bytes(shape, dtype))
             array, self.seconds[key] = write_array(path, shape, dtype, fill)
             return array
 
@@ -213,7 +209,7 @@ class ArrayStore:
                     for part in self.folder.glob(f".{path.name}.*.part"):
                         part.unlink(missing_ok=True)
 
-    def _make_room(self, size: int, sources: Collection[str]) -> None:
+    def _make_room(self, size: int) -> None:
         """Removes the least recently used files until one of ``size`` bytes fits.
 
         A file that another process has mapped may go: its bytes stay until they are unmapped.
@@ -222,11 +218,9 @@ class ArrayStore:
         for refusal in self.refusals(size):
             raise UserError(refusal)
         files, used = self._files(), {self._path(key) for key in self._used()}
-        last = {self._path(key) for key in sources}
         # What other processes are writing has no name of its own yet, but takes its room.
         taken = sum(size for _, size, _ in files) + self._unfinished()
-        idle = [file for file in files if file[-1] not in used]
-        for _, its_size, path in sorted(idle, key=lambda file: file[-1] in last):
+        for _, its_size, path in [file for file in files if file[-1] not in used]:
             if taken + size <= self.disk and self._free() >= size:
                 break
             path.unlink(missing_ok=True)

@@ -541,28 +541,6 @@ def test_files_in_use_make_no_room_and_too_small_a_budget_is_told(lets_go, tmp_p
     assert listing(tmp_path) == ["cc.states", "dd.states"]
 
 
-@pytest.mark.parametrize("memory", [0, 3 * SIZE])
-def test_what_a_fill_could_start_from_makes_room_last(memory, tmp_path):
-    store = ArrayStore(memory, 3 * FILE, tmp_path)
-    for key in ("aa", "bb", "cc"):
-        get(store, key)
-    if not memory:
-        used_at(tmp_path, "aa", "bb", "cc")
-
-    def from_the_oldest(write):
-        found = store.find("aa", SHAPE, ROWS.dtype)
-        assert found is not None
-        write(0, found)
-        return SECONDS
-
-    get(store, "dd", from_the_oldest, sources=["aa"])
-    assert kept(store, "aa", "bb", "cc", "dd") == [True, False, True, True]
-    rows = np.concatenate([ROWS, ROWS, ROWS])
-    get(store, "ee", rows=rows[:-1], sources=["aa"])  # where nothing else is left, it goes, too
-    assert kept(store, "aa") == [False]
-    assert kept(store, "ee") == [True]
-
-
 def test_a_file_that_another_process_removes_stays_with_those_who_have_it(tmp_path):
     """A map of a file outlives its name."""
     mine = get(ArrayStore(0, FILE, tmp_path), "ab")
