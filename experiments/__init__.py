@@ -1,1 +1,1 @@
-"""Studies: each a question, the runs that answer it, and a report."""
+"""The studies as they were run: each with its question, command and answer."""

@@ -4,111 +4,13 @@
 
 On 384 sentences the lower three of the default checkpoint's six layers did as well as all six
 while frozen; trained, all six were better by 0.036 of macro-F1 (``experiments/README.md``).
-
-The same scenarios and seeds on several checkpoints: quality against cost. A checkpoint that
-can't be reached is skipped and counted; the others go on, and the exit status is 1. Call the
-study again on its folder when it can.
 """
 
-from __future__ import annotations
-
-import dataclasses
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mtl_jax.config.model import DEFAULT_BACKBONE
-from mtl_jax.config.train import TrainConfig
-from mtl_jax.core.command_line import guarded
-from mtl_jax.core.paths import expanded
-from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_nothing_held
-from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
+from mtl_jax.studies.builtin import backbones
 
-if TYPE_CHECKING:
-    from mtl_jax.studies.inputs_pool import InputsPool
-
-
-SETTING = "backbone"
-# More layers than any BERT has: how many these have is known when they are read.
-_ANY_DEPTH = 200
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Backbones(StudySettings):
-    """Train the same scenarios on several checkpoints, and report quality against cost."""
-
-    backbones: tuple[str, ...] = (
-        DEFAULT_BACKBONE,
-        "bert-base-uncased",
-        "bert-base-multilingual-cased",
-        "bert-large-uncased",
-    )
-    """checkpoints, in the place of --backbone: folders, or names on the hub"""
-    arms: tuple[str, ...] = ("backbone_frozen", "top_2", "none_frozen")
-    """the scenarios, or recipes, or .json files of either, to train on each"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._refuse_empty("backbones", "arms")
-        refuse_nothing_held(self.hold_frozen_heads, self.arms)
-        folders = (str(expanded(name).absolute()) for name in self.backbones)
-        names = zip(self.backbones, folders, strict=True)
-        known = (folder if Path(folder).is_dir() else name for name, folder in names)
-        object.__setattr__(self, "backbones", tuple(dict.fromkeys(known)))
-
-    def groups(self) -> Iterator[list[Arm]]:
-        """The arms that are trained at once: one backbone after the other, as each is large."""
-        for backbone in self.backbones:
-            shared = {**self.of_a_run(), "backbone": backbone}
-
-            def arm(name: str, seed: int, shared: dict = shared) -> Arm:
-                setting = {SETTING: shared["backbone"]}
-                workdir = arm_folder(self.workdir, name, seed, setting)
-                own = {"workdir": workdir, "seed": seed, **protocol(name, self.workdir)}
-                config = TrainConfig(**{**shared, **own})
-                return Arm(name, config, setting)
-
-            yield from by_seeds(self.arms, self.seeds, self.at_once(), arm)
-
-
-def run(study: Backbones, command: str) -> int:
-    """See ``runner.carry_out``."""
-    from mtl_jax.studies.runner import carry_out
-
-    return carry_out(study, plan_of, command)
-
-
-def plan_of(study: Backbones, _pool: InputsPool) -> Plan:
-    """The study as data. The digest of each backbone's weights is in the lines of its results.
-
-    Raises:
-        UserError: The settings are wrong.
-    """
-    from mtl_jax.data.corpus import load_corpus
-    from mtl_jax.studies.report.backbones_report import leave_report
-
-    check_arms(study.arms, _ANY_DEPTH, study.data.tasks)
-    corpus = load_corpus(study.data)
-    findings = corpus.check()
-    settings = {name: value for name, value in study.record().items() if name != "backbone"}
-    return Plan(
-        workdir=study.workdir,
-        record={
-            "study": "backbones",
-            "settings": settings,
-            "data": {"name": corpus.name, "fingerprint": corpus.fingerprint},
-        },
-        groups=list(study.groups()),
-        report=leave_report,
-        settings=study.described("backbone", "arms"),
-        notes=[*corpus.notes, *map(str, findings)],
-        files=files_of(study.arms),
-        keep_checkpoints=study.keep_checkpoints,
-    )
-
-
-_MAIN = command_line(Backbones, "experiments.backbones", __doc__ or "", run)
+main = backbones.main.called_as("python -m experiments.backbones")
 
 if __name__ == "__main__":
-    sys.exit(guarded(_MAIN, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

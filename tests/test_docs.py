@@ -9,6 +9,8 @@ import pytest
 from mtl_jax.cli.commands import Command, Train
 from mtl_jax.config.files import with_file
 from mtl_jax.core.command_line import parse
+from mtl_jax.studies.command import StudyCommand
+from mtl_jax.studies.registry import find_study
 from tests.conftest import WORDS
 
 ROOT = Path(__file__).parents[1]
@@ -33,8 +35,15 @@ def commands(page):
             yield words[: ends[0]] if ends else words
 
 
+def assert_a_study_takes(words):
+    study = find_study(words[0]).main
+    assert isinstance(study, StudyCommand)
+    parse(study.kind, words[1:], "prog", "")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_are_understood(page):
+def test_commands_are_understood(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
     for words in commands(page):
         if words[:3] == ["python", "-m", "mtl_jax"]:
             argv = words[3:]
@@ -42,6 +51,10 @@ def test_commands_are_understood(page):
             if argv[0] == "train":
                 argv = ["train", *with_file(argv[1:], Train)]
             parse(Command, argv, "prog", "")
+        elif words[:2] == ["mtl-jax", "study"]:
+            assert_a_study_takes(words[2:])
+        elif "experiment" in words:
+            assert_a_study_takes(words[words.index("experiment") + 1 :])
         elif words[:2] == ["python", "-m"]:
             module = ROOT / words[2].replace(".", "/")
             assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), words

@@ -255,6 +255,11 @@ def run(settings: Benchmark, command: str) -> int:
     return failed
 
 
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line; returns the exit status."""
+    return guarded(_main, argv)
+
+
 def _main(argv: Sequence[str]) -> None:
     settings = parse(Benchmark, argv, "python -m experiments.benchmarks", __doc__ or "")
     if run(settings, shlex.join(["python", "-m", "experiments.benchmarks", *argv])):
@@ -262,4 +267,4 @@ def _main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(_main, sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

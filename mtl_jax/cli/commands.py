@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from tyro.conf import subcommand
+from tyro.conf import Positional, subcommand
 
 from mtl_jax import __version__
+from mtl_jax.cli.study import run_study
 from mtl_jax.cli.summary import show_metrics, show_result, shows_tables
 from mtl_jax.config.data import LongTexts
 from mtl_jax.config.files import with_file
@@ -130,6 +131,14 @@ unless --workdir is given"""
     """with --workdir: as of predict"""
 
 
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Run a built-in study, or one of your own; without a name, list the built-in ones."""
+
+    study: Positional[str]
+    """a name, the import path of a module, or a .py file; what follows are its own flags"""
+
+
 _TRAIN = (
     "Train one scenario or recipe. --config FILE.yaml holds settings with the names of these "
     "flags, which override it; a run's config.json is such a file, too."
@@ -142,6 +151,7 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
     | Annotated[Extract, subcommand("extract")]
+    | Annotated[Study, subcommand("study")]
 )
 
 
@@ -154,6 +164,9 @@ def _main(argv: Sequence[str]) -> None:
     if list(argv) == ["--version"]:
         print(f"mtl_jax {__version__}")
         return
+    if argv and argv[0] == "study":
+        # Its flags are the study's own, and not known here.
+        sys.exit(run_study(argv[1:]))
     kinds = {"train": Train, "check": Check, "plan": Plan}
     if argv and argv[0] in kinds:
         argv = [argv[0], *with_file(argv[1:], kinds[argv[0]])]

@@ -20,9 +20,10 @@ _USAGE = "./launch.sh PLACE [options] -- train|experiment ..."
 _DESCRIPTION = f"""{_USAGE}
 
 What follows the -- is run at the place: "train ..." is "python -m mtl_jax train ...", and
-"experiment NAME ..." is "python -m experiments.NAME ...", a study for the most part. Without
---workdir a folder is named after the run id, which is made once: a run that a scheduler ends
-and starts again goes on in the same folder.
+"experiment STUDY ..." is "python -m mtl_jax study STUDY ...", with the name of a built-in study,
+a module, or the .py file of a study of your own. Without --workdir a folder is named after the
+run id, which is made once: a run that a scheduler ends and starts again goes on in the same
+folder.
 """
 
 Place = (

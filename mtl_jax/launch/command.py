@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 from mtl_jax.core.command_line import parse
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError
+from mtl_jax.studies.registry import find_study
 
-# The experiments that can be trained in parts.
-STUDIES = ("backbones", "freezing", "scarce_task", "unfreezing")
-
-_EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 _WORKDIR = "--workdir"
 
 
@@ -24,25 +20,22 @@ class Work:
 
     Attributes:
         name: What it is called in names of jobs and folders.
-        module: What Python runs.
-        words: Its arguments.
+        words: Those behind ``python -m mtl_jax``.
         workdir: The folder that they name.
+        study: Whether it has arms, which can be trained in parts.
+        file: That of a study that a path names.
     """
 
     name: str
-    module: str
     words: tuple[str, ...]
     workdir: str
-
-    @property
-    def study(self) -> bool:
-        """Whether it has arms, which can be trained in parts."""
-        return self.name in STUDIES
+    study: bool = False
+    file: Path | None = None
 
     @property
     def trains(self) -> bool:
         """Whether it is one training run."""
-        return self.module == "mtl_jax"
+        return self.words[0] == "train"
 
     @property
     def shared(self) -> bool:
@@ -60,12 +53,12 @@ class Work:
 
     def command(self, python: str, *more: str) -> list[str]:
         """Its command line, with further arguments."""
-        return [python, "-m", self.module, *self.words, *more]
+        return [python, "-m", "mtl_jax", *self.words, *more]
 
     @property
     def launched(self) -> list[str]:
         """The words behind the ``--`` that ask for it."""
-        return list(self.words) if self.trains else ["experiment", self.name, *self.words]
+        return list(self.words) if self.trains else ["experiment", *self.words[1:]]
 
     def flagged(self, flag: str, value: str = "") -> Work:
         """The same with a further flag, where it is not there yet."""
@@ -82,7 +75,7 @@ def read_work(words: Sequence[str], run_id: str, runs: str | None) -> Work:
     """What the words behind ``--`` ask for.
 
     Args:
-        words: ``train``, or ``experiment`` and a name, and the flags of that.
+        words: ``train``, or ``experiment`` and what names a study, and the flags of that.
         run_id: Tells the run from others.
         runs: The folder to put one for the run in, where they name none; None where there is
             no such folder.
@@ -92,10 +85,11 @@ def read_work(words: Sequence[str], run_id: str, runs: str | None) -> Work:
     """
     kind, *flags = words or [""]
     if kind == "train":
-        name, module, first = "train", "mtl_jax", ["train"]
+        work = Work("train", ("train",), "")
     elif kind == "experiment":
-        name, first = _experiment(flags[0] if flags else ""), []
-        module, flags = f"experiments.{name}", flags[1:]
+        study = find_study(flags[0] if flags else "")
+        work = Work(study.name, ("study", study.word), "", study.has_parts, study.file)
+        flags = flags[1:]
     else:
         raise UserError(
             f"{kind!r} can't be launched: write train, or experiment and a name, behind the --"
@@ -108,27 +102,13 @@ def read_work(words: Sequence[str], run_id: str, runs: str | None) -> Work:
             raise UserError(
                 "there is no folder that every machine sees by itself: name one with --workdir"
             )
-        workdir = f"{runs.rstrip('/')}/{name}-{run_id}"
+        workdir = f"{runs.rstrip('/')}/{work.name}-{run_id}"
         say(f"--workdir is {workdir}: name it to go on with this run")
         flags = [*flags, f"{_WORKDIR}={workdir}"]
-    work = Work(name, module, (*first, *flags), workdir or "")
+    work = dataclasses.replace(work, words=(*work.words, *flags), workdir=workdir or "")
     if work.trains:
         _check_training(work.words)
     return work
-
-
-def _experiment(name: str) -> str:
-    module = name.replace("-", "_")
-    there = sorted(
-        file.stem
-        for file in _EXPERIMENTS.glob("*.py")
-        if 'if __name__ == "__main__":' in file.read_text(encoding="utf-8")
-    )
-    if module in there:
-        return module
-    close = difflib.get_close_matches(module, there, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    raise UserError(f"unknown experiment {name!r}: {hint}use one of {', '.join(there)}")
 
 
 def _workdir(flags: Sequence[str]) -> str | None:

@@ -20,6 +20,7 @@ from mtl_jax.launch.options import (
     refuse_other_folders,
 )
 
+_ROOT = Path(__file__).parents[2]
 _ARCHIVE = "mtl_jax.tar.gz"
 _FOLDER = "mtl_jax"
 
@@ -170,7 +171,7 @@ again for one that could not be made, or is not ready yet, counts, too"""
                 "from / on, of a file system that all workers mount"
             )
         refuse_other_folders("--workdir", work.workdir)
-        script = self.script(work)
+        script = self.script(_as_copied(work))
         refuse_undecodable(script)
         if self.dry_run:
             print(script, end="")
@@ -198,7 +199,7 @@ again for one that could not be made, or is not ready yet, counts, too"""
             ssh=tpu_vm("ssh", self.name, "--worker=all"),
             command=quoted([self._on_worker(work)]),
             left_out=quoted([f"--exclude={each}" for each in _LEFT_OUT]),
-            root=quoted([str(Path(__file__).parents[2])]),
+            root=quoted([str(_ROOT)]),
             restarts=self.max_restarts,
             pause=self.pause_seconds,
             retries=self.max_retries,
@@ -223,3 +224,19 @@ again for one that could not be made, or is not ready yet, counts, too"""
                 f"EXTRAS=tpu exec {quoted(launch)}",
             ]
         )
+
+
+def _as_copied(work: Work) -> Work:
+    """The same in the copy of the repository that a worker has.
+
+    Raises:
+        UserError: It is a file that is not copied.
+    """
+    if work.file is None:
+        return work
+    if not work.file.is_relative_to(_ROOT):
+        raise UserError(
+            f"{work.file} would be on no worker, which get a copy of {_ROOT}: move the file there"
+        )
+    copied = str(work.file.relative_to(_ROOT))
+    return dataclasses.replace(work, words=("study", copied, *work.words[2:]))

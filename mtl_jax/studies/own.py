@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl_jax.config.train import TrainConfig
-from mtl_jax.core.command_line import guarded
 from mtl_jax.core.errors import UserError
-from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds, command_line
+from mtl_jax.studies.command import StudyCommand
+from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds
 
 if TYPE_CHECKING:
     from mtl_jax.studies.inputs_pool import InputsPool
@@ -19,9 +20,7 @@ Arms = Mapping[str, Mapping[str, Any]]
 """By the name of an arm, the fields of ``TrainConfig`` that it has to itself."""
 
 
-def study(
-    arms: Arms, question: str | None, command: str | None = None
-) -> Callable[[Sequence[str]], int]:
+def study(arms: Arms, question: str | None, command: str | None = None) -> StudyCommand:
     """Makes a study's command line of its arms.
 
         ARMS = {"frozen": {"scenario": "backbone_frozen"}, "full": {"scenario": "none_frozen"}}
@@ -48,15 +47,14 @@ def study(
         UserError: There is no arm, or one has a field that ``TrainConfig`` has not.
     """
     _refuse_unknown(arms)
-    called = command or f"python {Path(sys.argv[0]).name}"
 
     def run(settings: StudySettings, line: str) -> int:
         from mtl_jax.studies.runner import carry_out
 
         return carry_out(settings, lambda own, pool: _plan(own, pool, arms), line)
 
-    line = command_line(StudySettings, called, question or "", run)
-    return lambda argv: guarded(line, argv)
+    called = command or f"python {shlex.quote(Path(sys.argv[0]).name)}"
+    return StudyCommand(StudySettings, question or "", run, called)
 
 
 def _refuse_unknown(arms: Arms) -> None:

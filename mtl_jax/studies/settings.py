@@ -5,19 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mtl_jax.config.files import with_file
 from mtl_jax.config.train import LIMITS, Settings, TrainConfig
-from mtl_jax.core import distributed, preemption
-from mtl_jax.core.command_line import parse
+from mtl_jax.core import distributed
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
-from mtl_jax.runs.startup import prepare
 
 Made = TypeVar("Made")
 Key = tuple[str, int, tuple[tuple[str, Any], ...]]
@@ -179,24 +174,6 @@ class Plan:
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     keep_checkpoints: bool = False
     report_every: float = 300.0
-
-
-def command_line(
-    kind: type[StudySettings], module: str, description: str, run: Callable[[Any, str], int]
-) -> Callable[[Sequence[str]], None]:
-    """What a study's module does with its flags; the exit status is 1 where an arm failed."""
-
-    def main(argv: Sequence[str]) -> None:
-        study = parse(kind, with_file(argv, kind), f"python -m {module}", description)
-        with preemption.heeded():
-            prepare()
-            if study.distributed:
-                distributed.join()
-            failed = run(study, shlex.join(["python", "-m", module, *argv]))
-        if failed:
-            sys.exit(1)
-
-    return main
 
 
 def by_seeds(

@@ -116,9 +116,9 @@ def test_every_argument_arrives_on_the_worker(cloud, tmp_path):
     assert not (there / ".git").exists()
 
 
-@pytest.mark.parametrize("where", ["document", "help"])
+@pytest.mark.parametrize("where", ["docs", "help"])
 def test_the_file_server_of_the_example_is_mounted_once(where, cloud, tmp_path):
-    text = (ROOT / "docs/clusters.md").read_text() if where == "document" else (Tpu.__doc__ or "")
+    text = (ROOT / "docs" / "clusters.md").read_text() if where == "docs" else (Tpu.__doc__ or "")
     (setup,) = re.findall(r"--setup[ =]'(mountpoint[^']*)'", text)
     mounted, own = tmp_path / "mounted", tmp_path / "bin"
     recorder(own / "mountpoint", f"pathlib.Path({str(mounted)!r}).exists() or sys.exit(1)")
@@ -301,7 +301,8 @@ def test_a_manifest_of_one_pod(capsys):
     pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     workdir = f"--workdir=/data/freezing-{'7' * 60}"
-    assert container["command"] == ["/venv/bin/python", "-m", "experiments.freezing", workdir]
+    command = ["/venv/bin/python", "-m", "mtl_jax", "study", "freezing", workdir]
+    assert container["command"] == command
     assert "env" not in container
     assert container["resources"] == {"limits": {"nvidia.com/gpu": "1"}}
     assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-l4"}

@@ -11,28 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from experiments import backbones, freezing, scarce_task, unfreezing
 from mtl_jax.core.command_line import guarded
 from mtl_jax.launch.__main__ import main
-from mtl_jax.launch.command import STUDIES, read_work
-from mtl_jax.studies.settings import StudySettings
+from mtl_jax.launch.command import read_work
 from tests.launching import AWKWARD, recorded, recorder, shellcheck, shown
 
 ROOT = Path(__file__).parents[2]
+OWN_STUDY = ROOT / "experiments" / "examples" / "own_study.py"
 
 
 def test_scripts_are_clean():
     scripts = [ROOT / "launch.sh", ROOT / ".ci" / "run", *(ROOT / "tests").glob("*.sh")]
     assert len(scripts) == 3
     shellcheck(*(script.read_text() for script in scripts))
-
-
-def test_studies_are_those_that_have_parts():
-    modules = (backbones, freezing, scarce_task, unfreezing)
-    assert tuple(module.__name__.removeprefix("experiments.") for module in modules) == STUDIES
-    for module in modules:
-        kinds = [kind for kind in vars(module).values() if isinstance(kind, type)]
-        assert any(issubclass(kind, StudySettings) for kind in kinds)
 
 
 def test_what_is_to_be_run():
@@ -44,11 +35,15 @@ def test_what_is_to_be_run():
     assert work.distributed().words == (*work.words, "--distributed")
     assert work.distributed().distributed() == work.distributed()
     study = read_work(["experiment", "scarce-task", "--workdir=x", "--workdir=y"], "id", "runs")
-    assert study.command("python")[:3] == ["python", "-m", "experiments.scarce_task"]
+    assert study.command("python")[:5] == ["python", "-m", "mtl_jax", "study", "scarce_task"]
     assert (study.workdir, study.trains, study.study) == ("y", False, True)
     assert study.launched == ["experiment", "scarce_task", "--workdir=x", "--workdir=y"]
-    heads = read_work(["experiment", "heads", "--workdir=x"], "id", "runs")
-    assert (heads.study, heads.distributed()) == (False, heads)
+    for alone in ("heads", "experiments.heads", "experiments.benchmarks"):
+        heads = read_work(["experiment", alone, "--workdir=x"], "id", "runs")
+        assert (heads.study, heads.distributed()) == (False, heads)
+    own = read_work(["experiment", str(OWN_STUDY)], "id", "runs")
+    assert own.launched == ["experiment", str(OWN_STUDY), "--workdir=runs/own_study-id"]
+    assert own.study
 
 
 def test_a_run_without_a_folder_gets_one_of_its_run_id(capsys):
@@ -56,7 +51,7 @@ def test_a_run_without_a_folder_gets_one_of_its_run_id(capsys):
     assert work.words == ("train", "--workdir=runs/train-some-id")
     assert "--workdir is runs/train-some-id" in capsys.readouterr().err
     study = read_work(["experiment", "freezing"], "some-id", "/mnt/")
-    assert study.words == ("--workdir=/mnt/freezing-some-id",)
+    assert study.words == ("study", "freezing", "--workdir=/mnt/freezing-some-id")
     # Made anew for each launch that names none.
     made = [shown(capsys, "local", "--dry-run", "--", "train") for _ in range(2)]
     assert made[0] != made[1]
@@ -199,9 +194,10 @@ def test_values_that_the_places_take(capsys):
         (["local"], ["there is no --", "-- train|experiment"]),
         (["local", "--"], ["write train, or experiment"]),
         (["local", "--", "evaluate"], ["'evaluate'", "write train, or experiment"]),
-        (["local", "--", "experiment"], ["unknown experiment ''", "freezing"]),
+        (["local", "--", "experiment"], ["unknown study ''", "freezing"]),
         (["local", "--", "experiment", "frezing"], ["'frezing'", "did you mean freezing?"]),
-        (["local", "--", "experiment", "report"], ["unknown experiment 'report'"]),
+        (["local", "--", "experiment", "report"], ["unknown study 'report'"]),
+        (["local", "--", "experiment", "gone.py"], ["study gone.py is not there"]),
         (["local", "--", "train", "--epochs=0"], ["--epochs 0", "at least 1"]),
         (["local", "--", "train", "--epoch=1"], ["--epoch"]),
         (["local", "--tasks=0", "--", "train"], ["--tasks 0 must be at least 1"]),
@@ -323,7 +319,7 @@ def test_a_study_is_shared_out_in_parts(capsys):
     words = ["local", "--tasks=2", "--dry-run", "--", "experiment", "freezing", "--workdir=x"]
     words.insert(1, "--no-pin")
     lines = [shlex.split(line) for line in as_lines(shown(capsys, *words))]
-    command = [sys.executable, "-m", "experiments.freezing", "--workdir=x"]
+    command = [sys.executable, "-m", "mtl_jax", "study", "freezing", "--workdir=x"]
     assert lines == [[*command, word] for word in ("--part=0/2", "--part=1/2", "--gather")]
 
 
@@ -513,5 +509,6 @@ def test_only_arms_that_are_not_done_are_queued(capsys, tmp_path, monkeypatch):
     assert jobs((0, 3, 6), "--parts=3")[:2] == (["1-2"], ["3"])
     gather = tmp_path / "f" / "a" / "gather.sbatch"
     assert jobs(range(8)) == ([], [], f"sbatch --parsable {gather}\n")
-    command = ["-m", "experiments.freezing", "--workdir=s", "--seeds-at-once=1", "--list-arms"]
+    own = ["--workdir=s", "--seeds-at-once=1", "--list-arms"]
+    command = ["-m", "mtl_jax", "study", "freezing", *own]
     assert recorded(tmp_path / "python") == [command] * 5

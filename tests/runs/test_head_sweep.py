@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.heads import Heads
-from experiments.heads import run as run_heads
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.runs import head_sweep as sweeping
@@ -19,6 +17,8 @@ from mtl_jax.runs.head_sweep import Grid, sweep
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.workdir import Workdir
+from mtl_jax.studies.builtin.heads import Heads
+from mtl_jax.studies.builtin.heads import run as run_heads
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.metrics import mean_macro_f1, split_metrics
 from mtl_jax.training.prediction_counts import class_counts, score_of_counts

@@ -4,9 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments.backbones import Backbones
-from experiments.freezing import Freezing
-from experiments.unfreezing import Unfreezing
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.recipes import RECIPES
@@ -18,6 +15,9 @@ from mtl_jax.studies.arm_specs import (
     is_recipe,
     protocol,
 )
+from mtl_jax.studies.builtin.backbones import Backbones
+from mtl_jax.studies.builtin.freezing import Freezing
+from mtl_jax.studies.builtin.unfreezing import Unfreezing
 from mtl_jax.studies.settings import arm_folder
 from mtl_jax.training.inputs import Inputs
 from tests.conftest import TASKS

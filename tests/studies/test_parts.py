@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
-from experiments.freezing import Freezing, plan_of, run
 from mtl_jax.core.errors import UserError
+from mtl_jax.studies.builtin.freezing import Freezing, plan_of, run
 from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.results_store import listed, opened
 from mtl_jax.studies.runner import conduct, gather, train_part
@@ -161,14 +161,14 @@ def test_a_part_that_was_killed_goes_on(whole, small_flags, tmp_path):
 _KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from experiments import freezing
+from mtl_jax.studies.builtin import freezing
 from mtl_jax.studies import results_store as ledger
 from mtl_jax.runs.workdir import Workdir
 def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
 def kill_within(folder, **_):
     if Path(folder).exists(): kill()
 {where} = {what}
-freezing._MAIN(sys.argv[1:])
+sys.exit(freezing.main(sys.argv[1:]))
 """
 
 

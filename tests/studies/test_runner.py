@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
-from experiments import backbones, freezing, heads, scarce_task, unfreezing
 from mtl_jax.config.train import LIMITS, TrainConfig
 from mtl_jax.core.errors import UserError
+from mtl_jax.studies.builtin import backbones, freezing, heads, scarce_task, unfreezing
 from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.runner import conduct, train_group
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder

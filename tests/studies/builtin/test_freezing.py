@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from experiments.freezing import Freezing, run
 from mtl_jax.core.command_line import parse
 from mtl_jax.core.errors import UserError
+from mtl_jax.studies.builtin.freezing import Freezing, run
 from tests import forked
 from tests.conftest import write_record
 from tests.faults.runs import without_times

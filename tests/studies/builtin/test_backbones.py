@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from experiments.backbones import Backbones
 from mtl_jax.models.bert_config import BertConfig
+from mtl_jax.studies.builtin.backbones import Backbones
 from mtl_jax.studies.report.backbones_report import (
     choice,
     choice_text,

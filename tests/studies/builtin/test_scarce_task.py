@@ -7,9 +7,9 @@ import weakref
 
 import pytest
 
-from experiments.scarce_task import ScarceTask, plan_of, run
 from mtl_jax.config.train import DataConfig
 from mtl_jax.core.errors import UserError
+from mtl_jax.studies.builtin.scarce_task import ScarceTask, plan_of, run
 from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.report.render import to_markdown
 from mtl_jax.studies.report.scarce_report import document, judge

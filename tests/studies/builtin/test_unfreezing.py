@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from experiments.unfreezing import Unfreezing, only_layer_rules
 from mtl_jax.config.train import DataConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.recipes import RecipeContext, phases_of
+from mtl_jax.studies.builtin.unfreezing import Unfreezing, only_layer_rules
 from mtl_jax.studies.report.document import Table
 from mtl_jax.studies.report.phase_counts import best_phases
 from mtl_jax.studies.report.render import to_markdown

@@ -1,0 +1,49 @@
+"""The command ``mtl-jax study``: a study by its name, module or file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mtl_jax.core.errors import UserError
+from mtl_jax.studies.registry import built_in, find_study, questions
+
+_USAGE = "mtl-jax study NAME|module|FILE.py [flags]"
+
+
+def run_study(argv: Sequence[str]) -> int:
+    """Runs the study that the first word names; without one, lists what there is.
+
+    Args:
+        argv: What follows ``study``.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UserError: There is no such study, or its flags come first.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_listing())
+        return 0
+    if argv[0].startswith("-"):
+        raise UserError(
+            f"{argv[0]} stands where the study's name should: write {_USAGE}, with "
+            f"{', '.join(built_in())} for NAME, or a study of your own"
+        )
+    return find_study(argv[0]).run(argv[1:])
+
+
+def _listing() -> str:
+    width = max(map(len, built_in()))
+    return "\n".join(
+        [
+            f"usage: {_USAGE}",
+            "",
+            "Run a study: many runs, compared in one report. The built-in ones:",
+            "",
+            *(f"  {name:{width}}  {question}" for name, question in questions().items()),
+            "",
+            "Each has flags of its own: mtl-jax study NAME --help. A study of your own is a module",
+            "or file with main(argv), such as mtl_jax.studies.study makes; see docs/studies.md.",
+        ]
+    )

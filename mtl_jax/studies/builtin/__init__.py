@@ -1,0 +1,1 @@
+"""The studies that come with the package: a module each, with its question, arms and settings."""

@@ -1,0 +1,138 @@
+"""Which parts of the model should be frozen? Every scenario, several seeds, one report.
+
+The defaults are the quick study that ``./launch.sh`` runs, on a part of the Sentences
+corpus; of one's own data it takes all, unless it is told otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtl_jax.config.train import DataConfig, TrainConfig
+from mtl_jax.freezing.scenarios import usual_scenarios
+from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_nothing_held
+from mtl_jax.studies.command import StudyCommand
+from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds
+
+if TYPE_CHECKING:
+    from mtl_jax.studies.inputs_pool import InputsPool
+
+
+class _Default(int):
+    """A number of the quick study that nobody has asked for, told from the same one asked for."""
+
+
+class _DefaultRate(float):
+    """As ``_Default``, of a rate."""
+
+
+# Few enough sentences for four seeds of seven scenarios in some minutes on two cores.
+_QUICK = DataConfig(max_train_examples=_Default(416), max_evaluation_examples=_Default(320))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Freezing(StudySettings):
+    """Train every scenario with every seed, and report what freezing costs and buys."""
+
+    arms: tuple[str, ...] | None = None
+    """the scenarios and recipes to compare, or .json files of either; by default all_frozen, \
+backbone_frozen, top_1, top_2, each task's head frozen, and none_frozen"""
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    """the seeds to train each with"""
+    data: DataConfig = _QUICK
+    batch_size: int = 16
+    """examples per step, over all devices"""
+    head_learning_rate: float | None = _DefaultRate(1e-2)
+    """peak learning rate of the heads; by default 0.01 in the quick study, whose steps are \
+few, and else as of train"""
+    epochs: int | None = None
+    """as of train"""
+    min_steps: int | None = _Default(0)
+    """as of train; by default 0 in the quick study, whose passes over the backbone are few"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.arms is None:
+            object.__setattr__(self, "arms", usual_scenarios(self.data.tasks))
+        self._refuse_empty("arms")
+        refuse_nothing_held(self.hold_frozen_heads, self.named_arms)
+        own = self.data.train_file or self.data.dataset != _QUICK.dataset
+        settled = {
+            # The quick study's limits are meant for the default corpus alone.
+            name: None if own else int(limit)
+            for name in ("max_train_examples", "max_evaluation_examples")
+            if isinstance(limit := getattr(self.data, name), _Default)
+        }
+        object.__setattr__(self, "data", dataclasses.replace(self.data, **settled))
+        if isinstance(self.min_steps, _Default):
+            object.__setattr__(self, "min_steps", None if own else int(self.min_steps))
+        if isinstance(rate := self.head_learning_rate, _DefaultRate):
+            object.__setattr__(self, "head_learning_rate", None if own else float(rate))
+
+    @property
+    def named_arms(self) -> tuple[str, ...]:
+        """What is compared."""
+        return self.arms or ()
+
+    def groups(self, at_once: int) -> Iterator[list[Arm]]:
+        """The arms that are trained at once, so many seeds at a time."""
+
+        def arm(name: str, seed: int) -> Arm:
+            workdir = arm_folder(self.workdir, name, seed, {})
+            shared = {**self.of_a_run(), **protocol(name, self.workdir)}
+            return Arm(name, TrainConfig(**shared, workdir=workdir, seed=seed))
+
+        return by_seeds(self.named_arms, self.seeds, at_once, arm)
+
+
+def run(study: Freezing, command: str) -> int:
+    """See ``runner.carry_out``."""
+    from mtl_jax.studies.runner import carry_out
+
+    return carry_out(study, plan_of, command)
+
+
+def plan_of(study: Freezing, pool: InputsPool) -> Plan:
+    """The study as data; the pool alone keeps what is read for it.
+
+    Raises:
+        UserError: The settings are wrong.
+    """
+    inputs = pool.get(study)
+    check_arms(study.named_arms, inputs.bert.num_hidden_layers, study.data.tasks)
+    texts = {name: len(inputs.split(name).texts) for name in ("train", "validation")}
+    inputs.refuse_long()
+    count = len(study.named_arms) * len(study.seeds)
+    return Plan(
+        workdir=study.workdir,
+        record={"study": "freezing", "settings": study.record(), **inputs.record()},
+        groups=list(study.groups(study.at_once())),
+        report=_report,
+        settings=study.described("arms"),
+        notes=[
+            *inputs.notes(),
+            f"{count} arms on {texts['train']:,} texts, {texts['validation']:,} to validate; "
+            "--max-train-examples and --max-evaluation-examples set the limits, None lifts them",
+        ],
+        files=files_of(study.named_arms),
+        keep_checkpoints=study.keep_checkpoints,
+    )
+
+
+def _report(
+    folder: Path,
+    results: Sequence[dict[str, Any]],
+    failures: Sequence[dict[str, Any]],
+    context: Mapping[str, Any],
+) -> Path:
+    from mtl_jax.studies.report.write import print_table, write_report
+
+    report = write_report(folder, results, failures, context)
+    print_table(results, failures)
+    return report
+
+
+main = StudyCommand(Freezing, __doc__ or "", run, "mtl-jax study freezing")

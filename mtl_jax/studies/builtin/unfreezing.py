@@ -1,0 +1,192 @@
+"""From how many sentences does unfreezing pay? And does gradual unfreezing beat unfreezing at once?
+
+Every depth from a frozen backbone to full fine-tuning, the recipes beside them, on 64
+sentences up to all of them. An arm of a given number of sentences has as many passes over
+them as every other: a recipe shares them among its phases, so that gradual unfreezing and
+unfreezing at once have read as many texts. ``auto`` may have read fewer, as it can end early,
+and so may a recipe with phases of one task; one in a file has the passes that the file says.
+
+Gradual unfreezing comes with a learning rate of its own for each layer and with another
+schedule. ``at_once`` is full fine-tuning with those rates and that schedule, so that gradual
+unfreezing differs from it in nothing but its phases. Published results disagree on which is
+better: FinBERT (Araci 2019, arXiv:1908.10063) and ULMFiT (Howard & Ruder 2018,
+arXiv:1801.06146) find gradual unfreezing better, T5 (Raffel et al. 2020, arXiv:1910.10683,
+section 3.5.1) finds it slightly worse.
+
+Few sentences are few steps in ``--epochs`` passes, too few for a backbone to leave where it
+was; small sets have more passes, until there are ``--min-steps`` steps. (Mosbach et al. 2021,
+arXiv:2006.04884, find that much of what is called instability on small sets is training
+that ended too early.)
+
+``only_layer_i`` trains the heads and layer i alone: whether the top layer alone does more than
+the bottom one alone is what "higher layers are task-specific" foretells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from mtl_jax.config.train import TrainConfig
+from mtl_jax.core.errors import UserError
+from mtl_jax.freezing.recipes import HOWARD_RUDER
+from mtl_jax.studies.arm_specs import (
+    NOTHING_HELD,
+    check_arms,
+    files_of,
+    in_study,
+    protocol,
+    refuse_nothing_held,
+)
+from mtl_jax.studies.command import StudyCommand
+from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds
+
+if TYPE_CHECKING:
+    from mtl_jax.studies.inputs_pool import InputsPool
+
+SETTING = "max_train_examples"
+AT_ONCE = "at_once"
+RECIPES = ("gradual_unfreezing", "top_down_2", "lp_ft", "auto")
+_ONLY_LAYER = re.compile(r"only_layer_(\d+)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unfreezing(StudySettings):
+    """Train every depth and recipe on few and on many sentences; report what unfreezing buys."""
+
+    sizes: tuple[int | None, ...] = (64, 256, 1024, 4096, None)
+    """numbers of training sentences; None for all there are"""
+    arms: tuple[str, ...] = ()
+    """scenarios, recipes, .json files of either, at_once for none_frozen with gradual \
+unfreezing's rates, and only_layer_i for heads and one layer; by default backbone_frozen, every \
+top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer alone"""
+    epochs: int = 3
+    """passes over the training examples"""
+    min_steps: int = 150
+    """steps at least: a small set has more than --epochs passes until it has as many"""
+    batch_size: int = 16
+    """examples per step, over all devices"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_empty("sizes")
+        for size in self.sizes:
+            if size is not None and size < 1:
+                raise UserError(f"--sizes {size} must be at least 1")
+        if self.min_steps < 0:
+            raise UserError(f"--min-steps {self.min_steps} must not be negative")
+        object.__setattr__(self, "arms", tuple(dict.fromkeys(self.arms)))
+
+    def named_arms(self, layers: int) -> tuple[str, ...]:
+        """The arms for a backbone of so many layers.
+
+        Raises:
+            UserError: There is no such arm.
+        """
+        depths = [f"top_{k}" for k in range(1, layers + 1)]
+        alone = dict.fromkeys((f"only_layer_{0}", f"only_layer_{layers - 1}"))
+        recipes = [name for name in RECIPES if layers > 1 or name != "top_down_2"]
+        ends = ("backbone_frozen", *depths, "none_frozen", AT_ONCE)
+        arms = self.arms or (*ends, *recipes, *alone)
+        refuse_nothing_held(self.hold_frozen_heads, arms)
+        for arm in arms:
+            layer = _ONLY_LAYER.fullmatch(arm)
+            if layer and int(layer.group(1)) >= layers:
+                raise UserError(
+                    f"arm {arm!r} is off the backbone's {layers} layers: use only_layer_0 to "
+                    f"only_layer_{layers - 1}"
+                )
+        others = [arm for arm in arms if arm != AT_ONCE and not _ONLY_LAYER.fullmatch(arm)]
+        check_arms(others, layers, self.data.tasks, (AT_ONCE, "only_layer_i"))
+        return arms
+
+    def limits(self, texts: int) -> dict[int, int | None]:
+        """Per number of training sentences, of ``texts`` there are, the limit that keeps them."""
+        found = {texts if size is None else min(size, texts): size for size in self.sizes}
+        return {
+            count: self.data.max_train_examples if count == texts else count
+            for count in sorted(found)
+        }
+
+    def epochs_of(self, sentences: int) -> int:
+        """Passes over so many sentences: ``epochs``, or more until there are ``min_steps``."""
+        steps_of_one = math.ceil(sentences / self.batch_size)
+        return max(self.epochs, math.ceil(self.min_steps / steps_of_one))
+
+    def groups(self, layers: int, texts: int) -> Iterator[list[Arm]]:
+        """The arms that are trained at once: size by size, so that each size is read once."""
+        for sentences, limit in self.limits(texts).items():
+            data = dataclasses.replace(self.data, max_train_examples=limit)
+            of_size = {**self.of_a_run(), "data": data, **self.passes(self.epochs_of(sentences))}
+            setting = {SETTING: sentences}
+
+            def arm(name: str, seed: int, of_size: Any = of_size, setting: Any = setting) -> Arm:
+                workdir = arm_folder(self.workdir, name, seed, setting)
+                own = {"workdir": workdir, "seed": seed, **self._protocol(name)}
+                config = TrainConfig(**{**of_size, **own})
+                return Arm(name, config, setting)
+
+            yield from by_seeds(self.named_arms(layers), self.seeds, self.at_once(), arm)
+
+    def _protocol(self, arm: str) -> dict[str, Any]:
+        if _ONLY_LAYER.fullmatch(arm):
+            return {"scenario": in_study(self.workdir, rules_file(arm)), **NOTHING_HELD}
+        if arm == AT_ONCE:
+            return {"scenario": "none_frozen", **HOWARD_RUDER, **NOTHING_HELD}
+        return protocol(arm, self.workdir)
+
+
+def rules_file(arm: str) -> str:
+    """Where in the study's folder the rules of an ``only_layer_i`` are."""
+    return f"rules/{arm}.json"
+
+
+def only_layer_rules(arm: str) -> list[list[str]]:
+    """The rules of ``only_layer_i``: all heads and layer i train."""
+    layer = arm.removeprefix("only_")
+    return [
+        [f"backbone/{layer}/*", "backbone"],
+        ["backbone/*", "frozen"],
+        ["*", "head"],
+    ]
+
+
+def run(study: Unfreezing, command: str) -> int:
+    """See ``runner.carry_out``."""
+    from mtl_jax.studies.runner import carry_out
+
+    return carry_out(study, plan_of, command)
+
+
+def plan_of(study: Unfreezing, pool: InputsPool) -> Plan:
+    """The study as data; the pool alone keeps what is read for it.
+
+    Raises:
+        UserError: The settings are wrong.
+    """
+    from mtl_jax.studies.report.unfreezing_report import leave_report
+
+    inputs = pool.get(study)
+    layers, texts = inputs.bert.num_hidden_layers, len(inputs.split("train").texts)
+    arms = study.named_arms(layers)
+    inputs.refuse_long()
+    passes = {count: study.epochs_of(count) for count in study.limits(texts)}
+    words = ", ".join(f"{count:,} with {number}" for count, number in passes.items())
+    note = f"training sentences, with passes over them: {words}"
+    rules = {rules_file(arm): only_layer_rules(arm) for arm in arms if _ONLY_LAYER.fullmatch(arm)}
+    return Plan(
+        workdir=study.workdir,
+        record={"study": "unfreezing", "settings": study.record(), **inputs.record()},
+        groups=list(study.groups(layers, texts)),
+        report=leave_report,
+        settings=study.described("sizes", "arms") | {"passes": note},
+        notes=[*inputs.notes(), note],
+        files=rules | files_of(arms),
+        keep_checkpoints=study.keep_checkpoints,
+    )
+
+
+main = StudyCommand(Unfreezing, __doc__ or "", run, "mtl-jax study unfreezing")

@@ -1,0 +1,45 @@
+"""A study of one's own, from a file: as a script, and as the launchers run it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from mtl_jax.core.json_files import read_lines
+
+ROOT = Path(__file__).parents[2]
+OWN_STUDY = "experiments/examples/own_study.py"
+ARMS = ["no_warmup", "warmup", "long_warmup"]
+
+
+def call(*words):
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_the_example_runs_as_a_script_and_is_gone_on_with_by_the_launcher(flags, tmp_path):
+    folder = tmp_path / "study"
+    more = [*flags, "--epochs=1", "--seeds=0", f"--workdir={folder}"]
+
+    def command():
+        return re.findall(r"(?m)^.*own_study\.py.*$", (folder / "report.md").read_text())
+
+    call(OWN_STUDY, *more)
+    results = read_lines(folder / "results.jsonl")
+    assert [line["arm"] for line in results] == ARMS
+    (called,) = command()
+    assert "python own_study.py --backbone=" in called
+    launched = call("-m", "mtl_jax.launch", "local", "--", "experiment", OWN_STUDY, *more)
+    assert "3 arms in " in launched.stderr
+    assert read_lines(folder / "results.jsonl") == results
+    (called,) = command()
+    assert f"mtl-jax study {OWN_STUDY} --backbone=" in called
