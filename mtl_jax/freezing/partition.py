@@ -50,9 +50,7 @@ class Partition:
         """
         name = scenario_text(scenario)
         if not isinstance(name, str):
-            raise UserError(
-                f"{name!r} is no scenario: give its name, a JSON file, or a list of rules"
-            )
+            raise UserError(f"{name!r} is no scenario: give a name, a file, or a list of rules")
         layers = sum(name.startswith("layer_") for name in params["backbone"])
         rules = scenario_rules(name, layers, [name for name in params if name != "backbone"])
         labels = tuple(sorted(assign_labels(_flat(params), rules).items()))
