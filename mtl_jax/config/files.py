@@ -16,6 +16,8 @@ from mtl_jax.core.json_files import read_text
 from mtl_jax.core.paths import expanded
 
 _FLAG, _TRUST = "--config", "--trust"
+# What is frozen.
+_WHAT = ("scenario", "recipe")
 _REMEDY = "write one flag in each line, such as epochs: 3"
 
 
@@ -41,6 +43,10 @@ def with_file(argv: Sequence[str], kind: type) -> list[str]:
     refuse_untrusted(named_paths(settings), trust or (), str(path))
     known = dict(_fields(kind))
     flags: list[str] = []
+    # The two exclude each other: a flag stands for whichever of them the file has.
+    given = {name for name in _WHAT if _taken(rest, f"--{name}")[0] is not None}
+    for name in _WHAT if given else ():
+        settings.pop(name, None)
     for name, value in settings.items():
         key = name.replace("-", "_")
         if key not in known:

@@ -12,12 +12,13 @@ from mtl_jax.core.errors import UserError
 Kind = Literal["single_label"]
 
 # A head stands beside these in the tree of parameters, its labels beside these in a batch, or its
-# answer beside the text.
+# answer beside the text; a tree with ``params`` in it Flax takes for one that is wrapped twice.
 _TAKEN = (
     "backbone",
     "dropout",
     "example",
     "input_ids",
+    "params",
     "pooled",
     "position_ids",
     "segment_ids",

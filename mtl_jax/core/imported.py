@@ -45,6 +45,14 @@ def import_object(path: str, what: str) -> Any:
     return found
 
 
+def import_function(path: str, what: str) -> Any:
+    """As ``import_object``, of what can be called."""
+    found = import_object(path, what)
+    if not callable(found):
+        raise UserError(f"{what} {path} is no function: name one")
+    return found
+
+
 @contextlib.contextmanager
 def _here() -> Iterator[None]:
     # A console command's path lacks the folder it is called in, which python -m has.

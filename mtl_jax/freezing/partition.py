@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mtl_jax.config.scenario import scenario_text
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.rules import Rule, assign_labels
 from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
@@ -47,13 +48,11 @@ class Partition:
         Raises:
             UserError: There is no such scenario, no rule for a leaf, or a rule for none.
         """
-        if isinstance(scenario, str):
-            layers = sum(name.startswith("layer_") for name in params["backbone"])
-            rules = scenario_rules(
-                scenario, layers, [name for name in params if name != "backbone"]
-            )
-        else:
-            rules = [(pattern, label) for pattern, label in scenario]
+        name = scenario_text(scenario)
+        if not isinstance(name, str):
+            raise UserError(f"{name!r} is no scenario: give a name, a file, or a list of rules")
+        layers = sum(name.startswith("layer_") for name in params["backbone"])
+        rules = scenario_rules(name, layers, [name for name in params if name != "backbone"])
         labels = tuple(sorted(assign_labels(_flat(params), rules).items()))
         object.__setattr__(self, "labels", labels)
 
@@ -67,7 +66,7 @@ class Partition:
     @classmethod
     def from_rules(cls, params: Params, rules: Sequence[Rule]) -> Partition:
         """Labels every leaf of ``params``; see ``assign_labels`` for the errors."""
-        return cls(params, rules)
+        return cls.from_labels(tuple(sorted(assign_labels(_flat(params), rules).items())))
 
     @functools.cached_property
     def tree(self) -> Params:

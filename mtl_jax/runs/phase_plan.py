@@ -11,7 +11,7 @@ from mtl_jax.config.checkpoint import MEASUREMENTS
 from mtl_jax.config.optimizer import EPOCHS, HEAD_LEARNING_RATE, MOST_STEPS
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError, no_trained_head
-from mtl_jax.core.imported import import_object
+from mtl_jax.core.imported import import_function
 from mtl_jax.data.packing.plan import PackingPlan
 from mtl_jax.freezing.partition import Params, Partition, longest_prefix
 from mtl_jax.freezing.phase import Phase, boundaries
@@ -20,7 +20,7 @@ from mtl_jax.freezing.rules import Rule
 from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
 from mtl_jax.runs.progress import chained_steps
 from mtl_jax.training.inputs import Inputs
-from mtl_jax.training.optimizer import OptimizerConfig, layer_rates
+from mtl_jax.training.optimizer import OptimizerConfig, layer_rates, refuse_no_schedule
 
 # Of a phase of fewer steps a sweep would take longer to compile than it is worth.
 _SWEPT_STEPS = 100
@@ -265,7 +265,11 @@ def _idle(phase: Phase, partition: Partition) -> str | None:
 
 
 def _schedule(name: str) -> Any:
-    return import_object(name, "--schedule") if ":" in name else name
+    if ":" not in name:
+        return name
+    make = import_function(name, "--schedule")
+    refuse_no_schedule(make, f"--schedule {name}")
+    return make
 
 
 def _optimizer(

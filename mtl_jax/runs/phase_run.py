@@ -14,6 +14,7 @@ import numpy as np
 
 from mtl_jax.config.train import LIMITS, TrainConfig
 from mtl_jax.core import distributed
+from mtl_jax.core.imported import import_function
 from mtl_jax.freezing.partition import Params, Stages
 from mtl_jax.runs.cached_splits import CachedSplits
 from mtl_jax.runs.phase_plan import PhasePlan, on_the_way, plan_phases
@@ -60,6 +61,8 @@ class PhaseRun:
         own = load_extensions(
             config.heads, config.loss, config.metrics, inputs.classes, inputs.bert.hidden_size
         )
+        for path in config.callbacks:
+            import_function(path, "--callbacks")  # refused here, and not when the folder is made
         self._model = ModelSpec(
             bert=inputs.bert,
             classes=tuple((task, len(names)) for task, names in inputs.classes.items()),

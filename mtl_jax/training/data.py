@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from mtl_jax.config.data import DataConfig
-from mtl_jax.config.tasks import Task
+from mtl_jax.config.tasks import Task, refuse_task_name
 from mtl_jax.config.train import Settings
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.batches import WHOLE, EpochOrder, HostBatch, TextSet, make_batch
@@ -194,6 +194,9 @@ def load_data(
         UserError: The data can't be found, or something is wrong with them.
     """
     if tasks is not None:
+        for task in tasks:
+            # A pair of the settings would end the name at its first equals sign.
+            refuse_task_name(task, "tasks names the task")
         settings["label_columns"] = tuple(f"{task}={column}" for task, column in tasks.items())
     files = {"train_file": train, "validation_file": validation, "test_file": test}
     config = DataConfig(

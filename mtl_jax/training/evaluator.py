@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -206,10 +207,9 @@ class Evaluator:
             labels = split.examples.labels[task]
             there = labels >= 0
             for name, metric in self._metrics:
-                found = (
-                    float(metric(labels[there], predicted[task][there])) if there.any() else None
-                )
-                result[task][name] = found
+                found = metric(labels[there], predicted[task][there]) if there.any() else math.nan
+                # JSON has no NaN, which scikit-learn gives where a metric is not defined.
+                result[task][name] = found if math.isfinite(found) else None
         return result, logits
 
 

@@ -12,13 +12,16 @@ import jax
 import numpy as np
 
 from mtl_jax.config.extensions import paths_by_name
-from mtl_jax.core.errors import UserError
-from mtl_jax.core.imported import import_object
+from mtl_jax.core.errors import UserError, first_line
+from mtl_jax.core.imported import import_function, import_object
 from mtl_jax.models.multitask import Head, Loss
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 """Labels and predicted classes, int [n], of the texts with a label, to a number."""
 
+
+# Labels and predicted classes that a metric is tried on before anything is trained.
+_TRIED = (np.array([0, 1, 1]), np.array([0, 1, 0]))
 
 BUILT_IN = ("accuracy", "macro_f1", "weighted_f1_by_source", "examples", "loss")
 """What every task is measured by."""
@@ -65,19 +68,50 @@ def load_extensions(
         _check_head(made, task, len(classes[task]), hidden_size)
         own_heads.append((task, Head(made)))
     for task, path in paths_by_name("--loss", loss, tasks, every=True).items():
-        own_losses.append((task, _function(path, f"--loss {task}")))
+        function = import_function(path, f"--loss {task}")
+        _check_loss(function, f"--loss {task} {path}", len(classes[task]))
+        own_losses.append((task, function))
     for name, path in paths_by_name("--metrics", metrics, None).items():
         if name in BUILT_IN:
             raise UserError(f"--metrics {name} is there already: call yours something else")
-        own_metrics.append((name, _function(path, f"--metrics {name}")))
+        metric = import_function(path, f"--metrics {name}")
+        own_metrics.append((name, _named_in_errors(metric, f"--metrics {name} {path}")))
+        _ = own_metrics[-1][1](*_TRIED)
     return Extensions(tuple(own_heads), tuple(own_losses), tuple(own_metrics))
 
 
-def _function(path: str, what: str) -> Any:
-    found = import_object(path, what)
-    if not callable(found):
-        raise UserError(f"{what} {path} is no function: name one")
-    return found
+@functools.cache
+def _named_in_errors(metric: Metric, what: str) -> Metric:
+    """The metric, whose failure is the user's to mend; the same one for equal arguments."""
+
+    def measured(labels: np.ndarray, predicted: np.ndarray) -> float:
+        try:
+            return float(metric(labels, predicted))
+        except Exception as error:
+            raise UserError(
+                f"{what} makes no number of {len(labels)} labels and as many predicted classes "
+                f"({type(error).__name__}: {first_line(error)}): correct it"
+            ) from error
+
+    return measured
+
+
+def _check_loss(loss: Loss, what: str, classes: int) -> None:
+    logits = jax.ShapeDtypeStruct((2, 3, classes), np.float32)
+    labels = jax.ShapeDtypeStruct((2, 3), np.int32)
+    try:
+        made = jax.eval_shape(loss, logits, labels)
+    except Exception as error:
+        raise UserError(
+            f"{what} can't be called with logits, float32 [..., {classes}], and labels, int32 "
+            f"[...] ({first_line(error)}): correct it"
+        ) from error
+    shapes = [getattr(each, "shape", None) for each in jax.tree.leaves(made)]
+    if not isinstance(made, tuple) or shapes != [(), ()]:
+        raise UserError(
+            f"{what} returns {made}: let it return the sum of the losses and the number of labels, "
+            "two scalars"
+        )
 
 
 def _head(found: Any, classes: int, task: str) -> nn.Module:

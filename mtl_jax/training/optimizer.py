@@ -14,6 +14,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtl_jax.config.optimizer import Schedule
+from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.freezing.partition import Params, Partition, longest_prefix
 
 # Howard & Ruder 2018, section 3.2: how much smaller the lowest rate is than the peak.
@@ -107,6 +108,27 @@ def _schedule(schedule: Schedule | MakeSchedule) -> MakeSchedule:
     return _SCHEDULES[schedule] if isinstance(schedule, str) else schedule
 
 
+def refuse_no_schedule(make: MakeSchedule, what: str) -> None:
+    """Refuses a function that makes no schedule.
+
+    Args:
+        make: A user's own.
+        what: What it is called, as the error begins.
+
+    Raises:
+        UserError: It can't be called, or what it makes gives no rate for a step.
+    """
+    try:
+        rate = jax.eval_shape(make(1.0, 1, 10), jax.ShapeDtypeStruct((), np.int32))
+    except Exception as error:
+        raise UserError(
+            f"{what} makes no schedule of a peak rate, warm-up and total steps ({first_line(error)}"
+            "): let it return a function from the step, an int32 array, to its rate"
+        ) from error
+    if getattr(rate, "shape", None) != ():
+        raise UserError(f"{what} makes {rate} of a step: let its schedule return one number")
+
+
 @functools.lru_cache(maxsize=4)
 def _factors(
     schedule: Schedule | MakeSchedule, warmup_steps: int, total_steps: int, block: int
@@ -116,7 +138,9 @@ def _factors(
     Many at once: a single number would wait for the steps that the device has still to take.
     Not all: a run may be of billions of steps.
     """
-    make = _schedule(schedule)(1.0, warmup_steps, total_steps)
+    made = _schedule(schedule)(1.0, warmup_steps, total_steps)
+    # One of optax's takes a step at a time.
+    make = made if isinstance(schedule, str) else jax.vmap(made)
     steps = np.arange(block * _BLOCK, (block + 1) * _BLOCK)
     factors = make(np.minimum(steps, total_steps).astype(np.int32))
     return np.broadcast_to(np.asarray(factors, np.float32), _BLOCK)

@@ -15,7 +15,7 @@ def test_a_task_is_read_from_the_column_of_its_name():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        *((name, "is taken by the model") for name in ("backbone", "text", "target_a")),
+        *((name, "is taken by the model") for name in ("backbone", "params", "text", "target_a")),
         ("all", "would make all_frozen ambiguous"),
         ("none", "would make none_frozen ambiguous"),
         *((name, "can't be the name of a task") for name in ("a/b", "*", "1a", "", "a b")),

@@ -1,6 +1,7 @@
 """The freeze contract, for any rules and not for the scenarios alone."""
 
 import functools
+import json
 import re
 from typing import Any
 
@@ -324,6 +325,28 @@ def test_a_label_without_a_transform_is_named(label):
     partition = Partition.from_rules({"a": 1}, [("*", label)])
     with pytest.raises(UserError, match=f"no learning rate for the label '{label}'"):
         partition.multi_transform({"head": optax.sgd(1.0), "backbone": optax.sgd(1.0)})
+
+
+def test_rules_as_a_list_as_json_and_in_a_file_are_the_same(tmp_path):
+    rules = [("*/bias", "head"), ("*", FROZEN)]
+    (tmp_path / "rules.json").write_text(json.dumps(rules))
+    partition = Partition(PARAMS, rules)
+    assert partition == Partition.from_rules(PARAMS, rules)
+    assert partition == Partition(PARAMS, json.dumps(rules))
+    assert partition == Partition(PARAMS, str(tmp_path / "rules.json"))
+    wrong: Any
+    for wrong, words in (
+        ([("*", "body")], "scenario: rule 1 has the label 'body': use frozen, head, backbone"),
+        ([("*",)], "scenario: [0]: ['*'] is too short: write a JSON list of pairs such as"),
+        ([], "scenario: [] should be non-empty: write a JSON list of pairs"),
+        ([("mood/*", FROZEN), ("*", "head")], "rule 'mood/*' -> 'frozen' matches no parameter"),
+        ('[["*", "head"]', "scenario is no valid JSON ("),
+        ("mood_frozen", "unknown scenario 'mood_frozen': did you mean"),
+        (None, "None is no scenario: give a name, a file, or a list of rules"),
+    ):
+        with pytest.raises(UserError) as caught:
+            Partition(PARAMS, wrong)
+        assert words in str(caught.value)
 
 
 def test_the_certificate():

@@ -343,3 +343,18 @@ def test_rates_of_billions_of_steps_take_no_memory(schedule):
     for count in (0, 9, 4095, 4096, total // 2, total - 1):
         expected = np.asarray(_SCHEDULES[schedule](1.0, 10, total)(np.int32(count))).item()
         assert config.rates(("head",), count)["head"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_schedule_of_optax_has_the_rates_that_it_gives_step_by_step():
+    """One that takes a step at a time, and can't be asked for many at once."""
+
+    def one_cycle(peak, warmup, total):
+        del warmup
+        return optax.cosine_onecycle_schedule(total, peak)
+
+    config = OptimizerConfig((("head", 0.5),), 10, 1, 0.01, 1.0, one_cycle)
+    expected = optax.cosine_onecycle_schedule(10, 0.5)
+    for step in range(10):
+        assert config.rates(["head"], step)["head"] == pytest.approx(
+            float(expected(step)), rel=1e-5
+        )

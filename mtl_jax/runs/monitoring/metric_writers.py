@@ -21,7 +21,7 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.core import distributed, runtime
 from mtl_jax.core.atomic_write import whole
 from mtl_jax.core.errors import UserError, cannot_write, first_line
-from mtl_jax.core.imported import import_object
+from mtl_jax.core.imported import import_function
 
 # Seconds between two writes of the event file, so that a step does not wait for the disk.
 _FLUSH_EVERY = 10.0
@@ -203,11 +203,11 @@ class Callback:
         path: Its import path.
 
     Raises:
-        UserError: It can't be imported.
+        UserError: It can't be imported, or called.
     """
 
     def __init__(self, path: str):
-        self._path, self._function = path, import_object(path, "--callbacks")
+        self._path, self._function = path, import_function(path, "--callbacks")
 
     def log(self, line: int, record: Mapping[str, Any]) -> None:
         """See ``MetricWriter``."""

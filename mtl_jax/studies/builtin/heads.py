@@ -113,7 +113,7 @@ def run(study: Heads, command: str) -> int:
     from mtl_jax.runs.head_sweep import ready, sweep_of
     from mtl_jax.runs.workdir import Workdir
     from mtl_jax.studies.report.heads_report import document, setting_table
-    from mtl_jax.studies.report.write import rich_table, write_document
+    from mtl_jax.studies.report.write import show_table, write_document
     from mtl_jax.training.inputs import Inputs
 
     started = time.time()
@@ -144,7 +144,7 @@ def run(study: Heads, command: str) -> int:
         context = {**circumstances(command, started), "data": inputs.notes()}
         report = write_document(folder.path, document(lines, context))
         rewrite_lines(results_file, lines)
-    Terminal().print(rich_table(setting_table(lines, most=12)))
+    show_table(Terminal(), setting_table(lines, most=12))
     say(f"{count} runs in {time.time() - started:.0f} s; the report is {report}")
     return 0
 

@@ -31,7 +31,7 @@ from mtl_jax.studies.report.document import (
     Table,
 )
 from mtl_jax.studies.report.outline import UNCOUNTED, Failure, origin, warnings
-from mtl_jax.studies.report.write import rich_table, write_document
+from mtl_jax.studies.report.write import show_table, write_document
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.claims import Judgement, judge_claims
 from mtl_jax.studies.stats.comparisons import Comparison, Number, having, what_few_seeds_tell
@@ -219,7 +219,7 @@ def leave(folder: Path, document: Document, most_columns: int | None = None) -> 
     tables = (block for block in document.blocks if isinstance(block, Table))
     table = next((table for table in tables if not table.textual), None)
     if table is not None:
-        console.print(rich_table(_narrow(table, most_columns)))
+        show_table(console, _narrow(table, most_columns))
     for block in document.blocks:
         if isinstance(block, Paragraph) and block.style:
             colour = "red" if block.style == "warning" else "default"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
+from rich.measure import Measurement
+from rich.segment import Segments
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console
+
+# More columns than any table has.
+_WIDEST = 10_000
 
 
 def write_report(
@@ -83,7 +88,7 @@ def print_table(
     console = console or Terminal()
     if results:
         advice = recommend(results)
-        console.print(rich_table(_summary(results, advice.chosen.arm if advice else None)))
+        show_table(console, _summary(results, advice.chosen.arm if advice else None))
         if advice:
             console.print(Text("\n" + " ".join(explain(advice)).replace("`", "")))
     for failure in failures:
@@ -104,8 +109,19 @@ def _summary(results: Sequence[Result], chosen: str | None) -> Table:
     return Table(f"Macro-F1 on the {evaluation_split(results)} split", columns, tuple(rows))
 
 
-def rich_table(table: Table) -> RichTable:
-    """A table for the terminal; the chosen row is bold."""
+def show_table(console: Console, table: Table) -> None:
+    """Prints a table with every number in it: what is narrower than that breaks its lines.
+
+    The more tasks there are, the wider it is, and a file has no width of its own.
+    """
+    drawn = _rich_table(table)
+    wide = console.options.update(width=_WIDEST)
+    whole_rows = wide.update(width=Measurement.get(console, wide, drawn).maximum)
+    console.print(Segments(console.render(drawn, whole_rows)), crop=False, soft_wrap=True)
+
+
+def _rich_table(table: Table) -> RichTable:
+    """The chosen row is bold."""
     drawn = RichTable(
         title=Text(table.title), title_style="bold", title_justify="left", box=SIMPLE_HEAD
     )

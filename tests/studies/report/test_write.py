@@ -286,6 +286,17 @@ def test_print_table_fits_a_terminal():
     assert "…" not in text
 
 
+def test_a_table_of_more_than_a_terminal_holds_is_whole():
+    """As of many tasks, or of an arm that is a list of rules."""
+    long = json.dumps([["backbone/layer_0/*", "frozen"], ["*", "head"]])
+    printed = io.StringIO()
+    console = Console(file=printed, width=40, color_system=None)
+    print_table([line(long, seed, 0.7, 10) for seed in range(2)], (), console)
+    (row,) = [row for row in printed.getvalue().splitlines() if row.startswith(f"  {long}  ")]
+    assert row.split()[-6:] == ["±", "0.000", "0.700", "0.700", "10", "G"]
+    assert "…" not in printed.getvalue()
+
+
 # Markup of rich, mathtext, Markdown and HTML, an emoji's name, and what a legend leaves out.
 NAMES = ["[/b]", "[bold red]x", "$\\frac$", "a_b^c$_1$", "<b>x</b>", ":warning:", "_mine.json"]
 
