@@ -33,7 +33,7 @@ import os
 import sys
 from pathlib import Path
 import numpy as np
-from mtl_jax.training.cache.array_store import Store
+from mtl_jax.training.cache.array_store import ArrayStore
 
 folder, fills, value = sys.argv[1:]
 
@@ -48,7 +48,7 @@ def fill(write):
     return 0.5
 
 print("asking", flush=True)
-array = Store(0, 2**30, Path(folder)).get("ab", (1000, 1000), "float32", fill)
+array = ArrayStore(0, 2**30, Path(folder)).get("ab", (1000, 1000), "float32", fill)
 print(type(array).__name__, array.shape, float(array.min()), float(array.max()), flush=True)
 """
 
@@ -203,9 +203,9 @@ def test_a_damaged_file_is_noticed_said_and_made_again(damage, tmp_path, capsys)
 OPEN = """
 import sys
 from pathlib import Path
-from mtl_jax.training.cache.array_store import Store
+from mtl_jax.training.cache.array_store import ArrayStore
 
-found = Store(0, 2**20, Path(sys.argv[1])).find("ab", (6, 4), "float32")
+found = ArrayStore(0, 2**20, Path(sys.argv[1])).find("ab", (6, 4), "float32")
 print(found if found is None else found.sum())
 """
 
@@ -386,11 +386,11 @@ import sys
 from pathlib import Path
 import numpy as np
 from mtl_jax.core.errors import UserError
-from mtl_jax.training.cache.array_store import Store
+from mtl_jax.training.cache.array_store import ArrayStore
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
-store = Store(0, 2**30, Path(sys.argv[1]))
+store = ArrayStore(0, 2**30, Path(sys.argv[1]))
 block = np.ones((int(sys.argv[2]), 1000), np.float32)
 
 def fill(write):
@@ -546,8 +546,8 @@ def test_a_file_that_another_process_removes_stays_with_those_who_have_it(tmp_pa
     mine = get(ArrayStore(0, FILE, tmp_path), "ab")
     code = (
         "import sys; from pathlib import Path; import numpy as np; from "
-        "mtl_jax.training.cache.array_store import Store;"
-        "Store(0, 136, Path(sys.argv[1])).get('cd', (6, 4), 'float32',"
+        "mtl_jax.training.cache.array_store import ArrayStore;"
+        "ArrayStore(0, 136, Path(sys.argv[1])).get('cd', (6, 4), 'float32',"
         "lambda write: write(0, np.zeros((6, 4), np.float32)) or 0.5)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
