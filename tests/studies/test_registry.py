@@ -4,6 +4,7 @@ import importlib
 import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,8 @@ def test_a_checkout_has_each_with_its_question_command_and_answer(name):
     assert empty == ""
     assert module.main.called == f"python -m experiments.{name}"
     assert command.split("  #")[0].strip() == f"{module.main.called} --workdir DIR"
-    assert module.main.called_as("x") == find_study(name).main.called_as("x")
+    found: Any = find_study(name)
+    assert module.main.called_as("x") == found.main.called_as("x")
     assert len(Path(inspect.getfile(module)).read_text().splitlines()) < 30
 
 

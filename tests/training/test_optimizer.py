@@ -356,5 +356,5 @@ def test_a_schedule_of_optax_has_the_rates_that_it_gives_step_by_step():
     expected = optax.cosine_onecycle_schedule(10, 0.5)
     for step in range(10):
         assert config.rates(["head"], step)["head"] == pytest.approx(
-            float(expected(step)), rel=1e-5
+            float(np.asarray(expected(step))), rel=1e-5
         )
