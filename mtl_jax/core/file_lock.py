@@ -2,6 +2,9 @@
 
 The file of a lock stays where it is: were it removed, one process could hold the lock of the file
 that is gone, for which it has waited, and another that of the new one.
+
+The package filelock has no lock that readers share, and can't tell a holder at work from one whose
+machine is gone, which a run on a shared file system has to.
 """
 
 from __future__ import annotations
