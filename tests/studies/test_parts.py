@@ -78,7 +78,8 @@ def test_parts_at_once_and_gathered_leave_what_one_call_does(whole, small_flags,
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate()
     assert process.returncode == 75, err
-    assert err.count("ended by SIGTERM") == 2
+    # Of one that has done its short arm meanwhile there is nothing to end.
+    assert err.count("ended by SIGTERM") in (1, 2)
     assert not list(folder.glob("report.*"))
 
     status, out, err = end(started("mtl_jax.launch", *launch))

@@ -4,11 +4,11 @@ import importlib
 import inspect
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mtl_jax.core.errors import UserError
+from mtl_jax.studies.command import StudyCommand
 from mtl_jax.studies.registry import built_in, find_study, questions
 
 ROOT = Path(__file__).parents[2]
@@ -45,8 +45,9 @@ def test_a_checkout_has_each_with_its_question_command_and_answer(name):
     assert empty == ""
     assert module.main.called == f"python -m experiments.{name}"
     assert command.split("  #")[0].strip() == f"{module.main.called} --workdir DIR"
-    found: Any = find_study(name)
-    assert module.main.called_as("x") == found.main.called_as("x")
+    shipped = find_study(name).main
+    assert isinstance(shipped, StudyCommand)
+    assert module.main.called_as("x") == shipped.called_as("x")
     assert len(Path(inspect.getfile(module)).read_text().splitlines()) < 30
 
 
