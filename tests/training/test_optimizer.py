@@ -353,7 +353,7 @@ def test_a_schedule_of_optax_has_the_rates_that_it_gives_step_by_step():
         return optax.cosine_onecycle_schedule(total, peak)
 
     config = OptimizerConfig((("head", 0.5),), 10, 1, 0.01, 1.0, one_cycle)
-    expected = optax.cosine_onecycle_schedule(10, 0.5)
+    expected: Any = optax.cosine_onecycle_schedule(10, 0.5)
     for step in range(10):
         assert config.rates(["head"], step)["head"] == pytest.approx(
             float(np.asarray(expected(step))), rel=1e-5
