@@ -402,12 +402,12 @@ import json
 import sys
 from mtl_jax.config.train import DataConfig, TrainConfig
 from mtl_jax.training.inputs import Inputs
-from mtl_jax.runs.phase_run import Run
+from mtl_jax.runs.phase_run import PhaseRun
 
 settings = json.loads(sys.argv[1])
 data = DataConfig(**settings.pop("data"))
 config = TrainConfig(**settings, data=data, workdir="unused")
-Run(config, Inputs(config)).split("validation")
+PhaseRun(config, Inputs(config)).split("validation")
 """
 
 
