@@ -12,7 +12,6 @@ import pytest
 import mtl_jax as mtl
 from experiments import freezing, heads
 from mtl_jax.cli import commands
-from mtl_jax.core.command_line import guarded
 from mtl_jax.core.json_files import read_lines
 from tests import forked
 from tests.conftest import WORDS
@@ -126,7 +125,7 @@ def test_a_sweep_of_heads_weighs_three_tasks(three, called, tmp_path):
     weights = ["--task-weight-values", "queue=0.5,1"]
     called(
         *(f"--workdir={tmp_path / 'heads'}", *three, *grid, *weights),
-        main=lambda argv: guarded(heads._main, argv),
+        main=heads.main,
     )
     lines = read_lines(tmp_path / "heads" / "results.jsonl")
     found = [[line["setting"][f"{task}_weight"] for task in TASKS] for line in lines]
@@ -137,17 +136,13 @@ def test_a_sweep_of_heads_weighs_three_tasks(three, called, tmp_path):
     assert not any(name in page for name in DEFAULTS)
 
 
-def in_study(argv):
-    return guarded(freezing._MAIN, argv)
-
-
 def test_a_study_of_three_tasks_names_them_and_no_others(three, called, refused, tmp_path):
     folder, file = tmp_path / "study", tmp_path / "rules.json"
     file.write_text('[["*/bias", "head"], ["*", "frozen"]]')
     rules = '[["backbone/*", "frozen"], ["*", "head"]]'
     arms = ["top_1", "queue_frozen", "sequential_heads", str(file), rules, "none_frozen"]
     words = [f"--workdir={folder}", "--seeds", "0", *three, "--epochs=4"]
-    out, _ = called(*words, "--arms", *arms, main=in_study)
+    out, _ = called(*words, "--arms", *arms, main=freezing.main)
     results = {line["arm"]: line for line in read_lines(folder / "results.jsonl")}
     assert list(results) == arms
     assert all(list(line["test"]) == list(TASKS) for line in results.values())
@@ -170,7 +165,7 @@ def test_a_study_of_three_tasks_names_them_and_no_others(three, called, refused,
         ("sentiment_frozen", "unknown arm 'sentiment_frozen': did you mean"),
         ('[["mod/*", "frozen"], ["*", "head"]]', "rule 'mod/*' -> 'frozen' matches no parameter"),
     ):
-        assert words in refused(*broken, arm, main=in_study)
+        assert words in refused(*broken, arm, main=freezing.main)
 
 
 def test_rules_in_a_command_line(three, called, refused, tmp_path):
@@ -203,7 +198,7 @@ def test_one_task(three, called, refused, tmp_path):
     assert list(answer) == ["text", "queue"]
     study = tmp_path / "study"
     arms = ["--arms", "backbone_frozen", "queue_frozen", "lp_ft", "--seeds", "0"]
-    called(f"--workdir={study}", *words, *arms, main=in_study)
+    called(f"--workdir={study}", *words, *arms, main=freezing.main)
     results = {line["arm"]: line for line in read_lines(study / "results.jsonl")}
     assert results["lp_ft"]["test"] == read_lines(folder / "metrics.jsonl")[-1]["test"]
     page = (study / "report.html").read_text()
