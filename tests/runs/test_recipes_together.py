@@ -34,7 +34,12 @@ def test_a_recipe_on_several_devices(parallel, recipe):
     """With what is carried over, held, and saved within an epoch."""
     phases = [
         {"scenario": "backbone_frozen", "steps": 3},
-        {"scenario": "classifier_frozen", "steps": 6, "hold_frozen_heads": 2.0},
+        {
+            "scenario": "classifier_frozen",
+            "steps": 6,
+            "hold_frozen_heads": 2.0,
+            "drift_limit": 1e-9,
+        },
         {"scenario": "top_1", "steps": 3},
     ]
     config = recipe(phases, "run", parallel=parallel, checkpoint_every=2)
