@@ -541,7 +541,7 @@ def test_a_shared_schedule_goes_on(recipe, inputs):
     """Two phases with one schedule take the rates of one of their length."""
     halves = [{"scenario": "none_frozen", "epochs": 1}, {"scenario": "none_frozen", "epochs": 1}]
     # The second differs in nothing that changes a number.
-    halves[1] |= {"restart": False, "hold_frozen_heads": 0.5}
+    halves[1] |= {"restart": False, "drift_limit": 0.5}
     whole = [{"scenario": "none_frozen", "epochs": 2}]
     results = [train(recipe(phases, f"of-{len(phases)}"), inputs) for phases in (halves, whole)]
     for split in ("train", "test"):
