@@ -89,11 +89,12 @@ def _joined(
     first: float, peak: float, last: float, warmup_steps: int, total_steps: int
 ) -> optax.Schedule:
     """From ``first`` to ``peak`` in ``warmup_steps``, and on to ``last`` at the end."""
-    fall = optax.linear_schedule(peak, last, max(total_steps - warmup_steps, 1))
     # A single step is the one with the peak rate.
     if warmup_steps == 0 or total_steps == 1:
-        return fall
+        return optax.linear_schedule(peak, last, total_steps)
     rise = optax.linear_schedule(first, peak, warmup_steps)
+    left = total_steps - warmup_steps
+    fall = optax.linear_schedule(peak, last, left) if left > 0 else optax.constant_schedule(last)
     return optax.join_schedules([rise, fall], [warmup_steps])
 
 

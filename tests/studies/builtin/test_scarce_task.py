@@ -150,11 +150,11 @@ def test_a_fraction_of_the_other_task_holds_in_every_arm(settings, tmp_path):
         ScarceTask(**{**shared, "data": thinned})
 
 
-def test_drift_is_acted_on_where_a_trained_head_is_frozen(settings, tmp_path):
+def test_predictions_are_held_where_a_trained_head_is_frozen(settings, tmp_path):
     shared = {**settings, "workdir": str(tmp_path), "seeds": (0,), "hold_frozen_heads": 2.0}
     study = ScarceTask(**shared)
     does = {arm: study.config(arm, 0, 0.3, 84).hold_frozen_heads for arm in study.arms}
-    assert does == dict.fromkeys(study.arms, "warn") | {"sequential_heads": "stop"}
+    assert does == dict.fromkeys(study.arms, 0.0) | {"sequential_heads": 2.0}
     with pytest.raises(
         UserError, match=r"--hold-frozen-heads 2 is for .* and no arm freezes such a"
     ):
