@@ -373,7 +373,20 @@ def _outcome(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     except Preempted as stop:
         print(stop, file=sys.stderr)
         return SAVED
+    except Exception as error:
+        # C code that is being imported makes an error of its own of what is raised within it.
+        if (stop := _preemption_behind(error)) is None:
+            raise
+        print(stop, file=sys.stderr)
+        return SAVED
     return 0
+
+
+def _preemption_behind(error: BaseException | None) -> Preempted | None:
+    """The end by SIGTERM that an error came of, if it did."""
+    while error is not None and not isinstance(error, Preempted):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def one_line(error: Exception) -> str:

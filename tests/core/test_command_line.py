@@ -10,7 +10,7 @@ import pytest
 
 from mtl_jax.cli.commands import Command, run
 from mtl_jax.core.command_line import guarded, one_line, parse
-from mtl_jax.core.errors import UserError, first_line
+from mtl_jax.core.errors import Preempted, UserError, first_line
 from mtl_jax.studies.settings import StudySettings
 from tests.conftest import run_without_home
 
@@ -157,3 +157,14 @@ def test_a_negative_seed_is_refused(capsys):
 def test_negative_seeds_of_a_study_are_refused():
     with pytest.raises(UserError, match=r"--seeds -1 must be between 0 and"):
         StudySettings(workdir="x", seeds=(0, -1))
+
+
+def test_an_end_by_sigterm_stays_one_whatever_an_import_makes_of_it(capsys):
+    def main(argv):
+        try:
+            raise Preempted("ended by SIGTERM")
+        except Preempted as stop:
+            raise ValueError("no valid format") from stop
+
+    assert guarded(main, []) == 75
+    assert capsys.readouterr().err == "ended by SIGTERM\n"

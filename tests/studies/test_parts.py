@@ -101,7 +101,7 @@ def test_parts_at_once_and_gathered_leave_what_one_call_does(whole, small_flags,
         without_times(line) for line in lines(whole)
     ]
     assert scores(folder) == scores(whole)
-    assert "arms trained in parts, each on 1 x cpu" in (folder / "report.md").read_text()
+    assert "arms trained in parts, each on 4 x cpu" in (folder / "report.md").read_text()
 
 
 def test_arms_are_listed_by_what_is_trained_at_once(settings, tmp_path, capsys):
