@@ -57,10 +57,11 @@ quick=(
     tests/config
     tests/core/test_command_line.py
     tests/core/test_json_files.py
-    tests/data
+    tests/data/sources/test_files.py
+    tests/data/test_checks.py
+    tests/data/test_corpus.py
     tests/freezing
     tests/models/test_bert_config.py
-    tests/models/test_multitask.py
     tests/runs/test_progress.py
     tests/studies/report
     tests/studies/stats
