@@ -128,20 +128,20 @@ def plan_phases(
     completed = phases_of(config, context)
     names = [""] if config.recipe is None else _names(config.recipe, completed)
     of_file = (config.recipe or "").endswith((".json", ".py"))
-    phases, rules, freezes = [], [], []
+    phases, rules, partitions = [], [], []
     for phase, name in zip(completed, names, strict=True):
         try:
             rules.append(scenario_rules(phase.scenario, context.num_layers, context.tasks))
-            freezes.append(_freeze(phase, params, rules[-1]))
+            partitions.append(_partition(phase, params, rules[-1]))
         except UserError as error:
             raise UserError(f"{name}{error}") from error
-        heads_alone = config.prefix_cache and trains_heads_alone(freezes[-1])
+        heads_alone = config.prefix_cache and trains_heads_alone(partitions[-1])
         stated = of_file and phase.epochs is not None
         rate = HEAD_LEARNING_RATE if phases else head_learning_rate
         phases.append(
             phase.settled(config, heads_alone=heads_alone, stated=stated, head_learning_rate=rate)
         )
-        if name and (reason := _idle(phases[-1], freezes[-1])):
+        if name and (reason := _idle(phases[-1], partitions[-1])):
             raise UserError(f"{name}scenario {phase.scenario!r} changes nothing: {reason}")
     batches, texts = [], []
     for phase, name in zip(phases, names, strict=True):
@@ -152,7 +152,8 @@ def plan_phases(
             raise UserError(f"{name}{error}") from error
     bounds = boundaries(phases, [each.steps for each in batches])
     bounds = [
-        steps if partition.groups else 0 for steps, partition in zip(bounds, freezes, strict=True)
+        steps if partition.groups else 0
+        for steps, partition in zip(bounds, partitions, strict=True)
     ]
     if sum(bounds) > MOST_STEPS:
         raise UserError(
@@ -164,16 +165,16 @@ def plan_phases(
     for i, phase in enumerate(phases):
         total = chained_steps(phases, bounds, i)
         optimizer = _optimizer(config, phase, context.num_layers, total)
-        laid_out = rules[i], freezes[i], batches[i], bounds[i], optimizer, texts[i], learned
+        laid_out = rules[i], partitions[i], batches[i], bounds[i], optimizer, texts[i], learned
         between = math.ceil(bounds[i] / batches[i].steps / MEASUREMENTS) or 1
         rate_is_open = (
             i == 0
             and config.prefix_cache
             and bounds[0] >= _SWEPT_STEPS
-            and _rate_is_open(completed[0], freezes[0])
+            and _rate_is_open(completed[0], partitions[0])
         )
         plans.append(PhasePlan(phase, *laid_out, config.measure_every or between, rate_is_open))
-        learned |= _heads(freezes[i])
+        learned |= _heads(partitions[i])
     _refuse_repeats(plans, names)
     for plan, name in zip(plans, names, strict=True):
         # What the settings ask for is meant for any phase that can have it.
@@ -236,7 +237,7 @@ def _names(recipe: str, phases: Sequence[Phase]) -> list[str]:
     return [f"recipe {recipe}: phase {number}: " for number in range(1, len(phases) + 1)]
 
 
-def _freeze(phase: Phase, params: Params, rules: Sequence[Rule]) -> Partition:
+def _partition(phase: Phase, params: Params, rules: Sequence[Rule]) -> Partition:
     partition = Partition.from_rules(params, rules)
     finer = {label for label, _ in phase.learning_rates if label.startswith("backbone/")}
     if phase.layer_decay != 1 or finer - set(partition.groups):
@@ -289,7 +290,7 @@ def _optimizer(
 
 
 def parted(plans: Sequence[PhasePlan]) -> bool:
-    """Whether a phase freezes a part of the backbone that has been trained before it.
+    """Whether a phase partitions a part of the backbone that has been trained before it.
 
     That part differs between the seeds of a run from there on.
     """

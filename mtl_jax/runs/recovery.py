@@ -29,7 +29,7 @@ def depended_on(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the values of a checkpoint depend on, to be kept in it.
 
     Args:
-        record: As of ``Run.record``.
+        record: As of ``PhaseRun.record``.
     """
     own = {name: record[name] for name in _DEPENDED_ON}
     return {**own, "versions": record["environment"]["versions"]}
@@ -43,7 +43,7 @@ def open_checkpoints(
     Args:
         workdir: The run's folder.
         config: Its settings.
-        run: What it is; see ``record.identity``.
+        run: What it is; see ``run_config.identity``.
         now: As of ``depended_on``.
 
     Returns:
@@ -119,7 +119,7 @@ def recover(workdir: Workdir, run: Mapping[str, str]) -> None:
 
     Args:
         workdir: The run's folder.
-        run: What the run is; see ``record.identity``.
+        run: What the run is; see ``run_config.identity``.
 
     Raises:
         UserError: A checkpoint is of another version of this package, or can't be read.

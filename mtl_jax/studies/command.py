@@ -7,14 +7,35 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtl_jax.config.files import with_file
 from mtl_jax.config.train import Settings
 from mtl_jax.core import distributed, preemption
 from mtl_jax.core.command_line import guarded, parse
 from mtl_jax.runs.startup import prepare
-from mtl_jax.studies.settings import StudySettings
+from mtl_jax.studies.settings import Plan, StudySettings
+
+if TYPE_CHECKING:
+    from mtl_jax.studies.inputs_pool import InputsPool
+
+
+def planned(plan_of: Callable[[Any, InputsPool], Plan]) -> Callable[[Any, str], int]:
+    """What ``StudyCommand`` carries out of a study that is laid out as a plan.
+
+    Args:
+        plan_of: The plan, from the settings and what is read for them.
+
+    Returns:
+        See ``runner.carry_out``: from the settings and the command, how many arms failed.
+    """
+
+    def run(study: Any, command: str) -> int:
+        from mtl_jax.studies.runner import carry_out
+
+        return carry_out(study, plan_of, command)
+
+    return run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
-from mtl_jax.studies.command import StudyCommand
+from mtl_jax.studies.command import StudyCommand, planned
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds
 
 if TYPE_CHECKING:
@@ -48,11 +48,7 @@ def study(arms: Arms, question: str | None, command: str | None = None) -> Study
     """
     _refuse_unknown(arms)
 
-    def run(settings: StudySettings, line: str) -> int:
-        from mtl_jax.studies.runner import carry_out
-
-        return carry_out(settings, lambda own, pool: _plan(own, pool, arms), line)
-
+    run = planned(lambda settings, pool: _plan(settings, pool, arms))
     called = command or f"python {shlex.quote(Path(sys.argv[0]).name)}"
     return StudyCommand(StudySettings, question or "", run, called)
 
@@ -68,6 +64,8 @@ def _refuse_unknown(arms: Arms) -> None:
 
 
 def _plan(settings: StudySettings, pool: InputsPool, arms: Arms) -> Plan:
+    from mtl_jax.studies.report.write import leave_report
+
     inputs = pool.get(settings)
     inputs.refuse_long()
 
@@ -83,21 +81,8 @@ def _plan(settings: StudySettings, pool: InputsPool, arms: Arms) -> Plan:
         workdir=settings.workdir,
         record={"study": "own", "settings": settings.record(), **inputs.record()},
         groups=list(groups()),
-        report=_report,
+        report=leave_report,
         settings=settings.described(),
         notes=inputs.notes(),
         keep_checkpoints=settings.keep_checkpoints,
     )
-
-
-def _report(
-    folder: Path,
-    results: Sequence[dict[str, Any]],
-    failures: Sequence[dict[str, Any]],
-    context: Mapping[str, Any],
-) -> Path:
-    from mtl_jax.studies.report.write import print_table, write_report
-
-    report = write_report(folder, results, failures, context)
-    print_table(results, failures)
-    return report

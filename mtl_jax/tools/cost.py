@@ -22,9 +22,9 @@ from mtl_jax.training.cache.array_store import in_memory
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.step import Program, pooled_step, states_step, train_step
 
-Snapshot = Literal["none", "memory", "disk", "memory and disk"]
+Place = Literal["none", "memory", "disk", "memory and disk"]
 # By whether some, all or none of the splits are kept in memory.
-_PLACES: dict[frozenset[bool], Snapshot] = {
+_PLACES: dict[frozenset[bool], Place] = {
     frozenset(): "none",
     frozenset({True}): "memory",
     frozenset({False}): "disk",
@@ -64,7 +64,7 @@ class Cost:
     frozen_parameters: int
     optimizer_state_bytes: int
     cache_bytes: int
-    cache_place: Snapshot
+    cache_place: Place
     flops: dict[str, int]
     seconds: dict[str, float]
 

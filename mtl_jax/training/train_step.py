@@ -150,7 +150,7 @@ class TrainStep:
         self._pooled = self._cache and partition.backbone_frozen
         self._pretrained = Stages(model.encoder.params)
         # With what they are for, so that nothing else gets its identity.
-        self._steppers: dict[int, tuple[CompiledTrainStep, PackingPlan]] = {}
+        self._compiled_steps: dict[int, tuple[CompiledTrainStep, PackingPlan]] = {}
         self._texts: dict[tuple[int, int], tuple[TextSet, Any, Any]] = {}
 
     def init(self, seed: int = 0, params: Params | None = None) -> LoopState:
@@ -178,7 +178,7 @@ class TrainStep:
         Returns:
             The next state, and what was measured.
         """
-        compiled_step = self._stepper(batch)
+        compiled_step = self._compiled_step(batch)
         texts, vectors = self._as_read(state.backbone, batch, compiled_step)
         arrays = batch.arrays(texts, self._runner.own(batch.plan.layout.rows))
         train, (found,) = compiled_step(state.train, state.frozen, vectors, [[arrays]])
@@ -212,15 +212,15 @@ class TrainStep:
             make_weighting(method, steps_per_epoch) if isinstance(method, str) else method,
         )
 
-    def _stepper(self, batch: TrainBatch) -> CompiledTrainStep:
+    def _compiled_step(self, batch: TrainBatch) -> CompiledTrainStep:
         """The compiled step for the batches of a plan."""
         plan = batch.plan
-        if id(plan) not in self._steppers:
+        if id(plan) not in self._compiled_steps:
             spec = self._spec(batch.data, plan.layout)
             program = self._program(spec, plan.layout.blocks, plan.steps)
             made = CompiledTrainStep(program, plan.layout, self._runner, on_pooled=self._pooled)
-            self._steppers[id(plan)] = made, plan
-        return self._steppers[id(plan)][0]
+            self._compiled_steps[id(plan)] = made, plan
+        return self._compiled_steps[id(plan)][0]
 
     def _as_read(
         self, backbone: Stages, batch: TrainBatch, compiled_step: CompiledTrainStep

@@ -16,7 +16,7 @@ from mtl_jax.config.model import DEFAULT_BACKBONE
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.paths import expanded
 from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_nothing_held
-from mtl_jax.studies.command import StudyCommand
+from mtl_jax.studies.command import StudyCommand, planned
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds
 
 if TYPE_CHECKING:
@@ -66,13 +66,6 @@ class Backbones(StudySettings):
             yield from by_seeds(self.arms, self.seeds, self.at_once(), arm)
 
 
-def run(study: Backbones, command: str) -> int:
-    """See ``runner.carry_out``."""
-    from mtl_jax.studies.runner import carry_out
-
-    return carry_out(study, plan_of, command)
-
-
 def plan_of(study: Backbones, _pool: InputsPool) -> Plan:
     """The study as data. The digest of each backbone's weights is in the lines of its results.
 
@@ -102,4 +95,5 @@ def plan_of(study: Backbones, _pool: InputsPool) -> Plan:
     )
 
 
+run = planned(plan_of)
 main = StudyCommand(Backbones, __doc__ or "", run, "mtl-jax study backbones")

@@ -7,14 +7,13 @@ corpus; of one's own data it takes all, unless it is told otherwise.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from mtl_jax.config.train import DataConfig, TrainConfig
 from mtl_jax.freezing.scenarios import usual_scenarios
 from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_nothing_held
-from mtl_jax.studies.command import StudyCommand
+from mtl_jax.studies.command import StudyCommand, planned
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds
 
 if TYPE_CHECKING:
@@ -88,19 +87,14 @@ few, and else as of train"""
         return by_seeds(self.named_arms, self.seeds, at_once, arm)
 
 
-def run(study: Freezing, command: str) -> int:
-    """See ``runner.carry_out``."""
-    from mtl_jax.studies.runner import carry_out
-
-    return carry_out(study, plan_of, command)
-
-
 def plan_of(study: Freezing, pool: InputsPool) -> Plan:
     """The study as data; the pool alone keeps what is read for it.
 
     Raises:
         UserError: The settings are wrong.
     """
+    from mtl_jax.studies.report.write import leave_report
+
     inputs = pool.get(study)
     check_arms(study.named_arms, inputs.bert.num_hidden_layers, study.data.tasks)
     texts = {name: len(inputs.split(name).texts) for name in ("train", "validation")}
@@ -110,7 +104,7 @@ def plan_of(study: Freezing, pool: InputsPool) -> Plan:
         workdir=study.workdir,
         record={"study": "freezing", "settings": study.record(), **inputs.record()},
         groups=list(study.groups(study.at_once())),
-        report=_report,
+        report=leave_report,
         settings=study.described("arms"),
         notes=[
             *inputs.notes(),
@@ -122,17 +116,5 @@ def plan_of(study: Freezing, pool: InputsPool) -> Plan:
     )
 
 
-def _report(
-    folder: Path,
-    results: Sequence[dict[str, Any]],
-    failures: Sequence[dict[str, Any]],
-    context: Mapping[str, Any],
-) -> Path:
-    from mtl_jax.studies.report.write import print_table, write_report
-
-    report = write_report(folder, results, failures, context)
-    print_table(results, failures)
-    return report
-
-
+run = planned(plan_of)
 main = StudyCommand(Freezing, __doc__ or "", run, "mtl-jax study freezing")

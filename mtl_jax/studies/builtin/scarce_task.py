@@ -35,7 +35,7 @@ from mtl_jax.studies.arm_specs import (
     protocol,
     refuse_nothing_held,
 )
-from mtl_jax.studies.command import StudyCommand
+from mtl_jax.studies.command import StudyCommand, planned
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds
 
 if TYPE_CHECKING:
@@ -175,13 +175,6 @@ class ScarceTask(StudySettings):
             yield from by_seeds(self.arms, self.seeds, self.at_once(), arm)
 
 
-def run(study: ScarceTask, command: str) -> int:
-    """See ``runner.carry_out``."""
-    from mtl_jax.studies.runner import carry_out
-
-    return carry_out(study, plan_of, command)
-
-
 def plan_of(study: ScarceTask, pool: InputsPool) -> Plan:
     """The study as data; the pool alone keeps what is read for it.
 
@@ -215,4 +208,5 @@ def plan_of(study: ScarceTask, pool: InputsPool) -> Plan:
     )
 
 
+run = planned(plan_of)
 main = StudyCommand(ScarceTask, __doc__ or "", run, "mtl-jax study scarce_task")

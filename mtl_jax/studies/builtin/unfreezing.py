@@ -41,7 +41,7 @@ from mtl_jax.studies.arm_specs import (
     protocol,
     refuse_nothing_held,
 )
-from mtl_jax.studies.command import StudyCommand
+from mtl_jax.studies.command import StudyCommand, planned
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds
 
 if TYPE_CHECKING:
@@ -154,13 +154,6 @@ def only_layer_rules(arm: str) -> list[list[str]]:
     ]
 
 
-def run(study: Unfreezing, command: str) -> int:
-    """See ``runner.carry_out``."""
-    from mtl_jax.studies.runner import carry_out
-
-    return carry_out(study, plan_of, command)
-
-
 def plan_of(study: Unfreezing, pool: InputsPool) -> Plan:
     """The study as data; the pool alone keeps what is read for it.
 
@@ -189,4 +182,5 @@ def plan_of(study: Unfreezing, pool: InputsPool) -> Plan:
     )
 
 
+run = planned(plan_of)
 main = StudyCommand(Unfreezing, __doc__ or "", run, "mtl-jax study unfreezing")

@@ -48,7 +48,7 @@ def leave_report(
     failures: Sequence[Failure],
     context: Mapping[str, Any],
 ) -> Path:
-    """Writes and prints the report; see ``study.Report``."""
+    """Writes and prints the report; see ``settings.Report``."""
     return study_sections.leave(folder, document(results, failures, context), most_columns=5)
 
 

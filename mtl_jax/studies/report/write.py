@@ -52,6 +52,18 @@ def write_report(
     return write_document(workdir, build(results, failures, context or {}))
 
 
+def leave_report(
+    folder: Path,
+    results: Sequence[Result],
+    failures: Sequence[Failure],
+    context: Mapping[str, Any],
+) -> Path:
+    """Writes the report and prints its main table; see ``settings.Report``."""
+    report = write_report(folder, results, failures, context)
+    print_table(results, failures)
+    return report
+
+
 def write_document(workdir: Path, document: Document) -> Path:
     """Writes a document as ``report.md``, ``report.html`` and its pictures.
 
