@@ -167,7 +167,7 @@ def reviews(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def shared_settings(tiny, reviews):
+def shared_settings(tiny, reviews, tmp_path_factory):
     """What ``settings`` gives, for fixtures that live longer than a test; not to be changed."""
     data = DataConfig(
         train_file=str(reviews / "train.csv"),
@@ -183,6 +183,7 @@ def shared_settings(tiny, reviews):
         "backbone_learning_rate": 1e-2,
         "head_learning_rate": 1e-2,
         "parallel": "jit",
+        "cache_folder": str(tmp_path_factory.mktemp("activations")),
     }
 
 
@@ -208,6 +209,7 @@ def flags(shared_settings):
         "--backbone-learning-rate=1e-2",
         "--head-learning-rate=1e-2",
         "--parallel=jit",
+        f"--cache-folder={shared_settings['cache_folder']}",
     ]
 
 

@@ -43,19 +43,18 @@ fused attention"""
     """run the layers as one scan, for deep models that take long to compile; steps take longer"""
     prefix_cache: bool = True
     """compute what the frozen bottom of the backbone makes of the texts once, and keep it"""
-    cache_memory: float = 1.0
-    """GiB of such activations kept in memory; larger ones go to files; inf: no limit"""
-    cache_disk: float = 20.0
-    """GiB of such files at most; the least recently used make room; inf: no limit"""
+    cache_size: float = 20.0
+    """GiB that such activations may take on disk; the least recently used make room; inf: no \
+limit"""
     cache_folder: str | None = None
-    """folder of such files; by default activations in the cache folder of mtl_jax"""
+    """folder of their files; by default activations in the cache folder of mtl_jax"""
 
     def __post_init__(self) -> None:
         for name in ("backbone", "cache_folder"):
             if (value := getattr(self, name)) is not None:
                 refuse_blank(name, [value])
         object.__setattr__(self, "heads", as_paths("heads", self.heads))
-        at_least_0(self, "cache_memory", "cache_disk")
+        at_least_0(self, "cache_size")
         if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
             raise UserError(
                 f"{flag('attention_dropout')} {self.attention_dropout} must be at least 0 and "

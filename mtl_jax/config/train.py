@@ -25,8 +25,7 @@ DEFAULT_SCENARIO = "backbone_frozen"
 # how many devices a batch is spread changes their rounding only.
 LIMITS = (
     "callbacks",
-    "cache_memory",
-    "cache_disk",
+    "cache_size",
     "cache_folder",
     "checkpoint_every",
     "keep_latest",

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from mtl_jax.core import distributed
 from mtl_jax.runs.phase_plan import PhasePlan, on_the_way
-from mtl_jax.training.cache.array_file import array_bytes, file_bytes
-from mtl_jax.training.cache.array_store import in_memory
+from mtl_jax.training.cache.array_file import file_bytes
 from mtl_jax.training.frozen_activations import SHALLOWEST, FrozenActivations
 from mtl_jax.training.inputs import Inputs, Split
 
@@ -97,10 +96,8 @@ class CachedSplits:
         own = self._prefix.pooled_form if self._pooled else self._prefix.states_form
         forms = [self._prefix.states_form(split.texts)] * len(depths)
         forms += [own(each.texts) for each in self._to_come()]
-        store = self._inputs.store
-        fits = in_memory([array_bytes(*form) for form in forms], store.memory_left)
-        files = sum(file_bytes(*form) for form, fit in zip(forms, fits, strict=True) if not fit)
-        return [] if files and store.refusals(files) else depths
+        files = sum(file_bytes(*form) for form in forms)
+        return [] if self._inputs.store.refusals(files) else depths
 
     def _to_come(self) -> list[Split]:
         """The splits that have not been got; of two names for the same texts one.

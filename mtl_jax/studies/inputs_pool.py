@@ -18,8 +18,7 @@ _OF_INPUTS = (
     "data",
     "pooling",
     "attention_dropout",
-    "cache_memory",
-    "cache_disk",
+    "cache_size",
     "cache_folder",
 )
 
@@ -50,6 +49,10 @@ class InputsPool:
                 self._refused[key] = one_line(error)
                 raise
         return self._open[key]
+
+    def opened(self, settings: Settings) -> Inputs | None:
+        """Those inputs where they have been read already, else None."""
+        return self._open.get(_inputs_key(settings))
 
     def keep_only(self, needed: Sequence[Settings]) -> None:
         """Drops what none of these need: a study may have more backbones than fit in memory."""

@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,18 +18,8 @@ from mtl_jax.data.batches import EpochOrder, TextSet, evaluation_batches, make_b
 from mtl_jax.data.packing.plan import Placement, evaluation_plan
 from mtl_jax.runs.flops import as_kept, counted
 from mtl_jax.runs.phase_run import PhaseRun
-from mtl_jax.training.cache.array_store import in_memory
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.step import Program, pooled_step, states_step, train_step
-
-Place = Literal["none", "memory", "disk", "memory and disk"]
-# By whether some, all or none of the splits are kept in memory.
-_PLACES: dict[frozenset[bool], Place] = {
-    frozenset(): "none",
-    frozenset({True}): "memory",
-    frozenset({False}): "disk",
-    frozenset({False, True}): "memory and disk",
-}
 
 # The median of more calls would differ little.
 _MOST_CALLS = 50
@@ -51,7 +41,6 @@ class Cost:
         frozen_parameters: Those that are not.
         optimizer_state_bytes: Bytes of the optimizer's state.
         cache_bytes: Bytes of the activations that the run keeps of all splits.
-        cache_place: Where it keeps them under ``--cache-memory``.
         flops: ``forward``: the model in the training step, from where kept activations enter;
             ``backward``: the rest of the step, the update included; ``prefix``: what is
             computed once for each text and kept.
@@ -64,7 +53,6 @@ class Cost:
     frozen_parameters: int
     optimizer_state_bytes: int
     cache_bytes: int
-    cache_place: Place
     flops: dict[str, int]
     seconds: dict[str, float]
 
@@ -111,14 +99,12 @@ def estimate_cost(run: PhaseRun, batches: EvaluationBatches, limit: float) -> Co
         sum(np.size(leaf) for leaf in jax.tree.leaves(tree)) for tree in (run.params, trainable)
     )
     state = jax.tree.leaves(jax.eval_shape(program.optimizer.init, trainable))
-    sizes = [array.nbytes for array in kept_arrays(run)]
     seconds = _seconds(run, program, batches, limit)
     return Cost(
         trainable_parameters=trained,
         frozen_parameters=total - trained,
         optimizer_state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in state),
-        cache_bytes=sum(sizes),
-        cache_place=_PLACES[frozenset(in_memory(sizes, run.inputs.store.memory))],
+        cache_bytes=sum(array.nbytes for array in kept_arrays(run)),
         flops=_flops(run, program, batches),
         seconds={**seconds, "total": sum(seconds.values())},
     )

@@ -20,7 +20,6 @@ from mtl_jax.runs.notes import short_phases
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.tools.cost import Cost, EvaluationBatches, estimate_cost, kept_arrays
 from mtl_jax.training.cache.array_file import file_bytes
-from mtl_jax.training.cache.array_store import in_memory
 from mtl_jax.training.inputs import Inputs
 
 TITLE = "FLOPs per training text; time on this machine"
@@ -28,7 +27,7 @@ TITLE = "FLOPs per training text; time on this machine"
 
 _SECONDS = ("prefix", "training", "validation", "final", "total")
 _TITLES = (
-    *("trained", "frozen", "optimizer", "kept", "in"),
+    *("trained", "frozen", "optimizer", "kept"),
     *(f"{name}\nFLOPs" for name in ("forward", "backward", "once")),
     *(f"{name}\ntime" for name in _SECONDS),
 )
@@ -146,11 +145,9 @@ def _training_warnings(run: PhaseRun) -> Iterator[str]:
 
 
 def _cache_warnings(run: PhaseRun) -> Iterator[str]:
-    store, arrays = run.inputs.store, kept_arrays(run)
-    fits = in_memory([array.nbytes for array in arrays], store.memory)
-    files = [array for array, fit in zip(arrays, fits, strict=True) if not fit]
+    files = sum(file_bytes(array.shape, array.dtype) for array in kept_arrays(run))
     if files:
-        yield from store.refusals(sum(file_bytes(array.shape, array.dtype) for array in files))
+        yield from run.inputs.store.refusals(files)
 
 
 def tables(estimates: Sequence[Estimate], width: int) -> list[Table]:
@@ -171,7 +168,6 @@ def tables(estimates: Sequence[Estimate], width: int) -> list[Table]:
                     f"{cost.frozen_parameters:,}",
                     in_bytes(cost.optimizer_state_bytes),
                     in_bytes(cost.cache_bytes),
-                    cost.cache_place,
                     *(scaled(cost.flops[n], 1000, ("", "k", "M", "G", "T")) for n in cost.flops),
                     *(duration(cost.seconds[name]) for name in _SECONDS),
                 ]

@@ -96,7 +96,7 @@ class Data:
         Args:
             config: Which texts and labels.
             encoder: The encoder.
-            **settings: Of ``TrainConfig``, such as ``cache_memory``.
+            **settings: Of ``TrainConfig``, such as ``cache_size``.
 
         Raises:
             UserError: Something is wrong with the data.

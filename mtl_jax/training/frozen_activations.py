@@ -87,20 +87,21 @@ class FrozenActivations:
         dtype: np.dtype,
         fill: Callable[[TextSet, Write], None],
     ) -> tuple[np.ndarray, float]:
-        key, source, before = self.key(texts, depth), texts, 0.0
-        if self._store.find(key, shape, dtype) is None:
+        key = self.key(texts, depth)
+        if (array := self._store.find(key, shape, dtype)) is None:
             # Found before room is made, it has just been used, and makes room last.
             source, before = self._deepest(texts, depth)
 
-        def working() -> float:
-            return time.perf_counter() - self._evaluator.compile_seconds
+            def working() -> float:
+                return time.perf_counter() - self._evaluator.compile_seconds
 
-        def timed(write: Write) -> float:
-            started = working()
-            fill(source, write)
-            return before + working() - started
+            def timed(write: Write) -> float:
+                started = working()
+                fill(source, write)
+                return before + working() - started
 
-        array = self._store.get(key, shape, dtype, timed, self)
+            array = self._store.make(key, shape, dtype, timed)
+        self._store.use(key, self)
         return array, self._store.seconds[key]
 
     def _params(self) -> Params:

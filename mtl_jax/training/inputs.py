@@ -160,8 +160,7 @@ class Inputs:
         self.corpus: Corpus = load_corpus(data)
         self._findings = self.corpus.check()
         self.store = ArrayStore(
-            _bytes(settings.cache_memory),
-            _bytes(settings.cache_disk),
+            _bytes(settings.cache_size),
             expanded(settings.cache_folder or cache_dir() / "activations"),
         )
         self.head_rates: dict[Any, float] = {}

@@ -14,8 +14,8 @@ from mtl_jax.training.cache.array_store import GIB
 from mtl_jax.training.inputs import Inputs
 
 
-@pytest.fixture(params=["memory", "disk"])
-def room(request, settings, tmp_path):
+@pytest.fixture
+def room(settings, tmp_path):
     """Settings with room for the token states of one phase, and no more than a tenth beside."""
     run = PhaseRun(
         TrainConfig(**settings | {"scenario": "top_1"}, workdir=""),
@@ -23,10 +23,9 @@ def room(request, settings, tmp_path):
     )
     arrays = kept_arrays(run)
     size = 1.1 * sum(file_bytes(array.shape, array.dtype) for array in arrays) / GIB
-    rooms = {"cache_memory": 0.0, "cache_disk": 0.0} | {f"cache_{request.param}": size}
     # Nothing may depend on when Python looks for cycles.
     gc.disable()
-    yield settings | rooms | {"cache_folder": str(tmp_path / "kept")}
+    yield settings | {"cache_size": size, "cache_folder": str(tmp_path / "kept")}
     gc.enable()
 
 

@@ -50,7 +50,7 @@ def make_run(settings, tmp_path):
 def test_what_is_counted_is_what_a_run_leaves(scenario, settings, costs, tmp_path):
     """In its certificate, and in the files of its activations, of all three splits."""
     folder = tmp_path / "kept"
-    settings |= {"cache_memory": 0.0, "cache_folder": str(folder)}
+    settings |= {"cache_folder": str(folder)}
     train(TrainConfig(**settings, workdir=str(tmp_path / "run"), scenario=scenario))
     certificate = json.loads((tmp_path / "run" / "certificate.json").read_text())
     assert costs[scenario].trainable_parameters == certificate["trainable_parameters"]
@@ -69,25 +69,18 @@ def test_kept_bytes_are_those_of_the_arrays(scenario, costs, make_run):
         texts = run.split(name).texts
         expected += sum(array.nbytes for array in (texts.states, texts.pooled) if array is not None)
     assert costs[scenario].cache_bytes == expected
-    assert costs[scenario].cache_place == ("memory" if expected else "none")
     assert (costs[scenario].flops["prefix"] > 0) is (expected > 0)
 
 
-def test_half_precision_keeps_float32_and_a_small_memory_sends_it_to_disk(
-    settings, costs, tmp_path
-):
+def test_half_precision_keeps_float32_and_nothing_is_written(settings, costs, tmp_path):
     folder = tmp_path / "kept"
     config = TrainConfig(
-        **settings | {"dtype": "bfloat16", "parallel": "pmap"},
+        **settings | {"dtype": "bfloat16", "parallel": "pmap", "cache_folder": str(folder)},
         workdir="",
-        cache_memory=0.00004,
-        cache_folder=str(folder),
     )
     (estimate,) = plan(config, ["top_2"], 0)
     assert estimate.cost is not None
     assert estimate.cost.cache_bytes == costs["top_2"].cache_bytes
-    # 42 KiB: one of the smaller splits fits, the training split does not.
-    assert estimate.cost.cache_place == "memory and disk"
     assert not folder.exists()
 
 
@@ -173,8 +166,8 @@ def test_seconds_add_up_over_the_parts_that_there_are(costs):
         ("backbone_frozen", {"batch_size": 97}, "96 training texts are less than one batch"),
         (
             "top_2",
-            {"cache_memory": 0, "cache_disk": 1e-5},
-            "exceed --cache-memory and --cache-disk",
+            {"cache_size": 1e-5},
+            "exceed --cache-size",
         ),
     ],
 )
@@ -188,8 +181,8 @@ def test_a_setting_that_can_hardly_be_meant_is_told(scenario, changes, words, ma
         ("backbone_frozen", {}),
         ("backbone_frozen", {"backbone_learning_rate": 0, "batch_size": 96}),
         ("sentiment_frozen", {"task_weights": ("sentiment=0",)}),
-        ("top_2", {"cache_memory": 0}),
-        ("top_2", {"cache_memory": 0, "cache_disk": 0, "prefix_cache": False}),
+        ("top_2", {"cache_size": 1}),
+        ("top_2", {"cache_size": 0, "prefix_cache": False}),
     ],
 )
 def test_what_is_in_order_is_not_warned_of(scenario, changes, make_run):
@@ -208,8 +201,8 @@ def test_a_task_without_a_training_label_is_told(make_run):
 
 
 def test_a_disk_without_room_is_told(make_run, tmp_path):
-    room = {"cache_disk": 1e9, "cache_folder": str(tmp_path / "a" / "b")}
-    run = make_run("top_2", cache_memory=0, **room)
+    room = {"cache_size": 1e9, "cache_folder": str(tmp_path / "a" / "b")}
+    run = make_run("top_2", **room)
     free = shutil.disk_usage(tmp_path).free
     tokens = run.inputs.split("train").texts.tokens
     # Texts without content: as many tokens as the disk has bytes, in no memory.
@@ -360,4 +353,4 @@ def test_every_row_has_its_name_and_every_number_is_there_at_any_width(width, co
     for name in names:
         assert first.count(name.replace(" ", "")) + first.count(name) >= len(drawn)
     numbers = {cell for row in cells for cell in row[1:]}
-    assert {f"{cost.trainable_parameters:,}", f"{cost.frozen_parameters:,}", "memory"} <= numbers
+    assert {f"{cost.trainable_parameters:,}", f"{cost.frozen_parameters:,}"} <= numbers

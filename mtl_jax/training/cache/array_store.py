@@ -1,13 +1,12 @@
-"""Large arrays by key: in memory within a budget, else in checked, memory-mapped files."""
+"""Large arrays by key, in checked, memory-mapped files within a budget."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -15,20 +14,11 @@ from numpy.typing import DTypeLike
 from mtl_jax.core.console import in_bytes, say
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.file_lock import exclusive
-from mtl_jax.training.cache.array_file import Fill, array_bytes, file_bytes, read_array, write_array
+from mtl_jax.training.cache.array_file import Fill, file_bytes, read_array, write_array
 
 GIB = 2**30
 _SUFFIX = ".states"
 _REMEDY = "lower --max-length, or use --no-prefix-cache"
-
-
-class _Wanted(NamedTuple):
-    """See ``ArrayStore.get``."""
-
-    key: str
-    shape: tuple[int, ...]
-    dtype: DTypeLike
-    fill: Fill
 
 
 class ArrayStore:
@@ -40,77 +30,68 @@ class ArrayStore:
     and made again.
 
     Attributes:
-        memory: Bytes that all arrays in memory may take together.
-        disk: Bytes that all files in ``folder`` may take together, whichever version of this
+        size: Bytes that all files in ``folder`` may take together, whichever version of this
             project made them; the least recently used make room for new ones.
         folder: Where the files are. Processes may share it.
         seconds: Per key what making it took, here or in the process that left its file, as far
             as it has been found or made here.
     """
 
-    def __init__(self, memory: int, disk: int, folder: Path):
-        self.memory, self.disk, self.folder = memory, disk, folder
+    def __init__(self, size: int, folder: Path):
+        self.size, self.folder = size, folder
         self.seconds: dict[str, float] = {}
-        self._arrays: dict[str, np.ndarray] = {}
         self._users: weakref.WeakKeyDictionary[object, set[str]] = weakref.WeakKeyDictionary()
 
     def find(self, key: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
         """The array of that key; None where it is not there, or is damaged."""
-        if (array := self._arrays.pop(key, None)) is None:
-            return self._read(key, shape, dtype)
-        # Last in the dictionary is last to be given up.
-        self._arrays[key] = array
+        if (found := read_array(self._path(key), shape, dtype)) is None:
+            return None
+        array, self.seconds[key] = found
         return array
 
-    def get(
-        self,
-        key: str,
-        shape: tuple[int, ...],
-        dtype: DTypeLike,
-        fill: Fill,
-        user: object = None,
-    ) -> np.ndarray:
-        """The array of that key, made by ``fill`` where it is not there.
+    def make(self, key: str, shape: tuple[int, ...], dtype: DTypeLike, fill: Fill) -> np.ndarray:
+        """The array of a key that was not found, made by ``fill``, or meanwhile by another process.
 
         Args:
             key: Names the content; hexadecimal.
             shape: Its shape.
             dtype: Its type.
             fill: Makes its rows.
-            user: For as long as this object lives, what it has got makes no room for others;
-                or until ``release``.
 
         Raises:
-            UserError: It fits neither the memory nor the disk, beside what is in use, or
-                can't be written.
+            UserError: There is no room for it beside what is in use, or it can't be written.
         """
-        if (array := self.find(key, shape, dtype)) is None:
-            size = array_bytes(shape, dtype)
-            make = self._in_memory if size <= self.memory_left else self._on_disk
-            array = make(_Wanted(key, shape, dtype, fill))
-        if user is not None:
-            self._users.setdefault(user, set()).add(key)
-        return array
+        path = self._path(key)
+        with self._alone(path), self._trouble_told():
+            # Another process may have made it while this one waited.
+            if (array := self.find(key, shape, dtype)) is not None:
+                return array
+            if path.exists():
+                say(f"{path} is damaged: computing it again")
+                path.unlink()
+            self._clear_leftovers(path)
+            self._make_room(file_bytes(shape, dtype))
+            array, self.seconds[key] = write_array(path, shape, dtype, fill)
+            return array
+
+    def use(self, key: str, user: object) -> None:
+        """Keeps a file from making room for others, until ``release`` or the end of ``user``."""
+        self._users.setdefault(user, set()).add(key)
 
     def release(self, user: object) -> None:
-        """Lets what a user has got make room for others."""
+        """Lets what a user has in use make room for others."""
         self._users.pop(user, None)
-
-    @property
-    def memory_left(self) -> int:
-        """Bytes of memory beside what is in use."""
-        return self.memory - sum(self._arrays[key].nbytes for key in self._in_use())
 
     def refusals(self, size: int) -> list[str]:
         """Why there can't be files of ``size`` bytes more, each with a remedy."""
         reasons, in_use = [], {self._path(key) for key in self._used()}
         files = self._files()
         used = sum(size for _, size, path in files if path in in_use)
-        if size + used > self.disk:
+        if size + used > self.size:
             beside = f" and {in_bytes(used)} that this run uses already" if used else ""
             reasons.append(
-                f"activations of {in_bytes(size)}{beside} exceed --cache-memory and "
-                f"--cache-disk ({in_bytes(self.disk)}): raise one of them, {_REMEDY}"
+                f"activations of {in_bytes(size)}{beside} exceed --cache-size "
+                f"({in_bytes(self.size)}): raise it, {_REMEDY}"
             )
         room = self._free() + sum(size for _, size, path in files if path not in in_use)
         if size > room:
@@ -122,11 +103,6 @@ class ArrayStore:
 
     def _used(self) -> set[str]:
         return set().union(*self._users.values())
-
-    def _in_use(self) -> list[str]:
-        """The keys in memory that are in use."""
-        used = self._used()
-        return [key for key in self._arrays if key in used]
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{_SUFFIX}"
@@ -152,43 +128,6 @@ class ArrayStore:
     def _free(self) -> int:
         folders = (self.folder, *self.folder.absolute().parents)
         return shutil.disk_usage(next(folder for folder in folders if folder.is_dir())).free
-
-    def _in_memory(self, wanted: _Wanted) -> np.ndarray:
-        key, shape, dtype, fill = wanted
-        size, used = array_bytes(shape, dtype), self._in_use()
-        for other in [key for key in self._arrays if key not in used]:
-            if sum(array.nbytes for array in self._arrays.values()) + size <= self.memory:
-                break
-            del self._arrays[other]
-        array = np.empty(shape, dtype)
-
-        def write(start: int, rows: np.ndarray) -> None:
-            array[start : start + len(rows)] = rows
-
-        self.seconds[key] = fill(write)
-        self._arrays[key] = array
-        return array
-
-    def _on_disk(self, wanted: _Wanted) -> np.ndarray:
-        key, shape, dtype, fill = wanted
-        path = self._path(key)
-        with self._alone(path), self._trouble_told():
-            # Another process may have made it while this one waited.
-            if (array := self._read(key, shape, dtype)) is not None:
-                return array
-            if path.exists():
-                say(f"{path} is damaged: computing it again")
-                path.unlink()
-            self._clear_leftovers(path)
-            self._make_room(file_bytes(shape, dtype))
-            array, self.seconds[key] = write_array(path, shape, dtype, fill)
-            return array
-
-    def _read(self, key: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray | None:
-        if (found := read_array(self._path(key), shape, dtype)) is None:
-            return None
-        array, self.seconds[key] = found
-        return array
 
     @contextlib.contextmanager
     def _alone(self, path: Path) -> Iterator[None]:
@@ -221,7 +160,7 @@ class ArrayStore:
         # What other processes are writing has no name of its own yet, but takes its room.
         taken = sum(size for _, size, _ in files) + self._unfinished()
         for _, its_size, path in [file for file in files if file[-1] not in used]:
-            if taken + size <= self.disk and self._free() >= size:
+            if taken + size <= self.size and self._free() >= size:
                 break
             path.unlink(missing_ok=True)
             taken -= its_size
@@ -238,17 +177,3 @@ class ArrayStore:
             yield
         except OSError as error:
             raise self._trouble(self.folder, error) from error
-
-
-def in_memory(sizes: Sequence[int], memory: int) -> list[bool]:
-    """Which of the arrays that one user gets, in this order, an ``ArrayStore`` keeps in memory.
-
-    Args:
-        sizes: Bytes of each.
-        memory: As of ``ArrayStore``; nothing else is in use.
-    """
-    fits = []
-    for size in sizes:
-        fits.append(size <= memory)
-        memory -= size if fits[-1] else 0
-    return fits

@@ -1,4 +1,4 @@
-"""Large arrays by key: found again, made again when damaged, within their budgets."""
+"""Large arrays by key: found again, made again when damaged, within a budget."""
 
 import contextlib
 import fcntl
@@ -8,17 +8,14 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mtl_jax.core.errors import UserError
-from mtl_jax.training.cache.array_store import ArrayStore, in_memory
+from mtl_jax.training.cache.array_store import ArrayStore
 
 ROOT = Path(__file__).parents[3]
 SHAPE = (6, 4)
@@ -48,7 +45,7 @@ def fill(write):
     return 0.5
 
 print("asking", flush=True)
-array = ArrayStore(0, 2**30, Path(folder)).get("ab", (1000, 1000), "float32", fill)
+array = ArrayStore(2**30, Path(folder)).make("ab", (1000, 1000), "float32", fill)
 print(type(array).__name__, array.shape, float(array.min()), float(array.max()), flush=True)
 """
 
@@ -72,8 +69,8 @@ def never(write):
 
 
 def kept(store, *keys):
-    """Of which of the keys there is an array in memory or a file."""
-    return [key in store._arrays or store._path(key).exists() for key in keys]
+    """Of which of the keys there is a file."""
+    return [store._path(key).exists() for key in keys]
 
 
 def listing(folder):
@@ -81,8 +78,13 @@ def listing(folder):
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
-def get(store, key, fill=None, rows=ROWS, **more):
-    return store.get(key, rows.shape, rows.dtype, fill or filling(rows), **more)
+def get(store, key, fill=None, rows=ROWS, user=None):
+    """What a run does: found, else made; and in use."""
+    if (array := store.find(key, rows.shape, rows.dtype)) is None:
+        array = store.make(key, rows.shape, rows.dtype, fill or filling(rows))
+    if user is not None:
+        store.use(key, user)
+    return array
 
 
 def start(folder, fills, value):
@@ -96,48 +98,12 @@ def start(folder, fills, value):
     )
 
 
-def test_an_array_made_once_is_found_again_in_memory(tmp_path):
-    store = ArrayStore(SIZE, 0, tmp_path / "files")
-    first = get(store, "ab")
-    np.testing.assert_array_equal(first, ROWS)
-    assert get(store, "ab", never) is first
-    assert kept(store, "ab") == [True]
-    assert kept(store, "cd") == [False]
-    assert not (tmp_path / "files").exists()
-
-
-def test_the_array_used_longest_ago_is_given_up_first(tmp_path):
-    store = ArrayStore(2 * SIZE, 0, tmp_path)
-    for key in ("aa", "bb"):
-        get(store, key)
-    get(store, "aa", never)
-    get(store, "cc")
-    assert kept(store, "aa", "bb", "cc") == [True, False, True]
-    get(store, "aa", never)
-    calls = []
-    np.testing.assert_array_equal(get(store, "bb", filling(ROWS, calls)), ROWS)
-    assert len(calls) == 1
-    assert kept(store, "aa", "bb", "cc") == [True, True, False]
-
-
-@given(st.lists(st.integers(0, 5), max_size=30), st.integers(5, 16))
-def test_memory_never_holds_more_than_its_budget(order, rows_kept):
-    """Array i has i + 1 rows, filled with i."""
-    store = ArrayStore(16 * rows_kept, 0, Path("nowhere"))
-    for i in order:
-        if i < rows_kept:
-            rows = np.full((i + 1, 4), i, np.float32)
-            np.testing.assert_array_equal(get(store, f"{i}", rows=rows), rows)
-            assert kept(store, f"{i}") == [True]
-        assert sum(i + 1 for i in range(6) if kept(store, f"{i}") == [True]) <= rows_kept
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_larger_one_is_a_file_that_every_store_of_the_folder_finds(dtype, tmp_path):
+def test_a_file_is_found_by_every_store_of_the_folder(dtype, tmp_path):
     rows = ROWS.astype(jnp.dtype(dtype))
     folder = tmp_path / "not" / "yet"
-    made = get(ArrayStore(rows.nbytes - 1, 2**20, folder), "ab", rows=rows)
-    found = get(ArrayStore(0, 2**20, folder), "ab", never, rows)
+    made = get(ArrayStore(2**20, folder), "ab", rows=rows)
+    found = get(ArrayStore(2**20, folder), "ab", never, rows)
     for array in (made, found):
         assert isinstance(array, np.memmap)
         assert not array.flags.writeable
@@ -148,28 +114,17 @@ def test_a_larger_one_is_a_file_that_every_store_of_the_folder_finds(dtype, tmp_
     assert listing(folder) == ["ab.states"]
 
 
-def test_a_file_is_used_by_a_store_with_memory_too(tmp_path):
-    get(ArrayStore(0, 2**20, tmp_path), "ab")
-    store = ArrayStore(2**20, 0, tmp_path)
-    assert kept(store, "ab") == [True]
-    np.testing.assert_array_equal(get(store, "ab", never), ROWS)
-
-
 def flipped(content, position):
     other = bytearray(content)
     other[position] ^= 1 << position % 8
     return bytes(other)
 
 
-@pytest.mark.parametrize("memory", [0, SIZE])
-def test_what_an_array_cost_is_kept_beside_it(memory, tmp_path):
-    store = ArrayStore(memory, 2**20, tmp_path)
+def test_what_an_array_cost_is_kept_beside_it(tmp_path):
+    store, other = ArrayStore(2**20, tmp_path), ArrayStore(2**20, tmp_path)
     get(store, "ab")
-    assert store.seconds == {"ab": SECONDS}
-    if not memory:
-        other = ArrayStore(0, 2**20, tmp_path)
-        get(other, "ab", never)
-        assert other.seconds == {"ab": SECONDS}
+    get(other, "ab", never)
+    assert store.seconds == other.seconds == {"ab": SECONDS}
 
 
 DAMAGES = {
@@ -186,7 +141,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_noticed_said_and_made_again(damage, tmp_path, capsys):
-    store = ArrayStore(0, 2**20, tmp_path)
+    store = ArrayStore(2**20, tmp_path)
     get(store, "ab")
     path = tmp_path / "ab.states"
     whole = path.read_bytes()
@@ -205,14 +160,14 @@ import sys
 from pathlib import Path
 from mtl_jax.training.cache.array_store import ArrayStore
 
-found = ArrayStore(0, 2**20, Path(sys.argv[1])).find("ab", (6, 4), "float32")
+found = ArrayStore(2**20, Path(sys.argv[1])).find("ab", (6, 4), "float32")
 print(found if found is None else found.sum())
 """
 
 
 def test_a_file_is_read_whole_once_in_each_process(tmp_path):
     """A change that leaves no trace but in the bytes shows who has read them."""
-    store = ArrayStore(0, 2**20, tmp_path)
+    store = ArrayStore(2**20, tmp_path)
     get(store, "ab")
     path = tmp_path / "ab.states"
     before = path.stat()
@@ -227,7 +182,7 @@ def test_a_file_is_read_whole_once_in_each_process(tmp_path):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     after = path.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert get(ArrayStore(0, 2**20, tmp_path), "ab", never).tobytes() != ROWS.tobytes()
+    assert get(ArrayStore(2**20, tmp_path), "ab", never).tobytes() != ROWS.tobytes()
     assert command().stdout == "None\n"
     # A change that leaves its time is noticed here, too.
     os.utime(path)
@@ -237,7 +192,7 @@ def test_a_file_is_read_whole_once_in_each_process(tmp_path):
 
 def test_another_file_in_its_place_is_noticed(tmp_path, capsys):
     """Of the same size and with the same time of change."""
-    store = ArrayStore(0, 2**20, tmp_path)
+    store = ArrayStore(2**20, tmp_path)
     get(store, "ab")
     path = tmp_path / "ab.states"
     before = path.stat()
@@ -253,7 +208,7 @@ def test_another_file_in_its_place_is_noticed(tmp_path, capsys):
 
 def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path, capsys):
     """In each byte of the array and of its digest."""
-    store = ArrayStore(0, 2**20, tmp_path)
+    store = ArrayStore(2**20, tmp_path)
     get(store, "ab")
     path = tmp_path / "ab.states"
     whole = path.read_bytes()
@@ -267,9 +222,8 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path, capsys):
     assert capsys.readouterr().err.count("is damaged") == FILE
 
 
-@pytest.mark.parametrize("memory", [0, 2**20])
-def test_a_fill_that_fails_half_way_leaves_nothing(memory, tmp_path):
-    store = ArrayStore(memory, 2**20, tmp_path / "files")
+def test_a_fill_that_fails_half_way_leaves_nothing(tmp_path):
+    store = ArrayStore(2**20, tmp_path / "files")
 
     def failing(write):
         write(0, ROWS[:3])
@@ -278,7 +232,7 @@ def test_a_fill_that_fails_half_way_leaves_nothing(memory, tmp_path):
     with pytest.raises(ZeroDivisionError):
         get(store, "ab", failing)
     assert kept(store, "ab") == [False]
-    assert memory or listing(tmp_path / "files") == []
+    assert listing(tmp_path / "files") == []
     np.testing.assert_array_equal(get(store, "ab"), ROWS)
     np.testing.assert_array_equal(get(store, "ab", never), ROWS)
 
@@ -295,7 +249,7 @@ def test_a_process_killed_half_way_harms_nothing(tmp_path):
     assert (folder / part).stat().st_size > 0
 
     rows = np.full((1000, 1000), 2, np.float32)
-    np.testing.assert_array_equal(get(ArrayStore(0, 2**30, folder), "ab", rows=rows), rows)
+    np.testing.assert_array_equal(get(ArrayStore(2**30, folder), "ab", rows=rows), rows)
     assert listing(folder) == ["ab.states"]
 
 
@@ -330,7 +284,7 @@ def test_a_folder_that_cannot_be_made_is_told_with_a_remedy(below, tmp_path):
     (tmp_path / "taken").write_text("a file")
     folder = tmp_path / "taken" / below
     with pytest.raises(UserError) as caught:
-        get(ArrayStore(0, 2**20, folder), "ab", never)
+        get(ArrayStore(2**20, folder), "ab", never)
     message = str(caught.value)
     assert message.startswith(f"activations can't be kept in {folder} (")
     assert message.endswith(
@@ -344,14 +298,14 @@ def test_a_folder_without_access_is_told_with_a_remedy(tmp_path):
     """A folder in the place of the lock: what keeps everyone out, root included."""
     (tmp_path / ".ab.states.lock").mkdir()
     with pytest.raises(UserError, match=r"\(Is a directory\): make room or access, name another"):
-        get(ArrayStore(0, 2**20, tmp_path), "ab", never)
+        get(ArrayStore(2**20, tmp_path), "ab", never)
 
 
 def test_a_disk_without_writes_is_read_from_and_else_told(small_disk):
     disk = small_disk(1)
-    get(ArrayStore(0, 2**20, disk), "ab")
+    get(ArrayStore(2**20, disk), "ab")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    store = ArrayStore(0, 2**20, disk)
+    store = ArrayStore(2**20, disk)
     np.testing.assert_array_equal(get(store, "ab", never), ROWS)
     with pytest.raises(UserError) as caught:
         get(store, "cd", never)
@@ -365,17 +319,17 @@ def test_a_disk_without_writes_is_read_from_and_else_told(small_disk):
 def test_a_folder_in_the_place_of_a_file_is_told(tmp_path):
     (tmp_path / "ab.states").mkdir()
     with pytest.raises(UserError, match=r"^activations can't be kept in .* \(Is a directory\): "):
-        get(ArrayStore(0, 2**20, tmp_path), "ab", never)
+        get(ArrayStore(2**20, tmp_path), "ab", never)
 
 
 def test_more_than_the_disk_has_is_told_before_anything_is_computed(tmp_path):
-    store = ArrayStore(0, 2**62, tmp_path)
+    store = ArrayStore(2**62, tmp_path)
     words = (
         rf"^{tmp_path} has [\d.]+ [GT]iB free, activations need 1024\.0 TiB: make room, name "
         r"another --cache-folder, lower --max-length, or use --no-prefix-cache$"
     )
     with pytest.raises(UserError, match=words):
-        store.get("ab", (2**40, 256), "float32", never)
+        store.make("ab", (2**40, 256), "float32", never)
     assert listing(tmp_path) == []
 
 
@@ -390,7 +344,7 @@ from mtl_jax.training.cache.array_store import ArrayStore
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
-store = ArrayStore(0, 2**30, Path(sys.argv[1]))
+store = ArrayStore(2**30, Path(sys.argv[1]))
 block = np.ones((int(sys.argv[2]), 1000), np.float32)
 
 def fill(write):
@@ -399,10 +353,10 @@ def fill(write):
     return 0.5
 
 try:
-    store.get("ab", (1000, 1000), "float32", fill)
+    store.make("ab", (1000, 1000), "float32", fill)
 except UserError as error:
     print(error)
-print(store.get("cd", (100, 1000), "float32", lambda write: write(0, block[:100]) or 0.5).shape)
+print(store.make("cd", (100, 1000), "float32", lambda write: write(0, block[:100]) or 0.5).shape)
 """
 
 
@@ -427,7 +381,7 @@ def test_a_write_that_fails_is_told_and_leaves_no_file(rows, tmp_path):
 def test_a_disk_that_fills_meanwhile_is_told_and_left_as_it_was(small_disk):
     disk = small_disk(1)
     rows = np.ones((150, 1000), np.float32)
-    get(ArrayStore(0, 2**30, disk), "ab", rows=rows[:50])
+    get(ArrayStore(2**30, disk), "ab", rows=rows[:50])
 
     def while_another_fills_the_disk(write):
         free = os.statvfs(disk)
@@ -435,30 +389,30 @@ def test_a_disk_that_fills_meanwhile_is_told_and_left_as_it_was(small_disk):
         return filling(rows)(write)
 
     with pytest.raises(UserError, match=r"\(No space left on device\): make room or access, "):
-        get(ArrayStore(0, 2**30, disk), "cd", while_another_fills_the_disk, rows)
+        get(ArrayStore(2**30, disk), "cd", while_another_fills_the_disk, rows)
     names = ["ab.states", "filler"]
     assert listing(disk) == names
     (disk / "filler").unlink()
-    np.testing.assert_array_equal(get(ArrayStore(0, 2**30, disk), "cd", rows=rows), rows)
-    get(ArrayStore(0, 2**30, disk), "ab", never, rows[:50])
+    np.testing.assert_array_equal(get(ArrayStore(2**30, disk), "cd", rows=rows), rows)
+    get(ArrayStore(2**30, disk), "ab", never, rows[:50])
 
 
-def test_more_than_both_budgets_names_them(tmp_path):
-    get(ArrayStore(0, 2**20, tmp_path), "ab")
+def test_more_than_the_budget_is_told(tmp_path):
+    get(ArrayStore(2**20, tmp_path), "ab")
     with pytest.raises(UserError) as caught:
-        ArrayStore(2**20, 2**29, tmp_path).get("cd", (2**18, 1024), "float32", never)
+        ArrayStore(2**29, tmp_path).make("cd", (2**18, 1024), "float32", never)
     assert str(caught.value) == (
-        "activations of 1.0 GiB exceed --cache-memory and --cache-disk (512.0 MiB): raise one of "
-        "them, lower --max-length, or use --no-prefix-cache"
+        "activations of 1.0 GiB exceed --cache-size (512.0 MiB): raise it, lower --max-length, or "
+        "use --no-prefix-cache"
     )
     # Nothing made room for what would not have fitted.
-    assert kept(ArrayStore(0, 0, tmp_path), "ab") == [True]
+    assert kept(ArrayStore(0, tmp_path), "ab") == [True]
 
 
-def test_the_disk_budget_counts_every_byte(tmp_path):
-    with pytest.raises(UserError, match="exceed --cache-memory and --cache-disk"):
-        get(ArrayStore(0, FILE - 1, tmp_path), "ab", never)
-    get(ArrayStore(0, FILE, tmp_path), "ab")
+def test_the_budget_counts_every_byte(tmp_path):
+    with pytest.raises(UserError, match="exceed --cache-size"):
+        get(ArrayStore(FILE - 1, tmp_path), "ab", never)
+    get(ArrayStore(FILE, tmp_path), "ab")
     assert (tmp_path / "ab.states").stat().st_size == FILE
 
 
@@ -469,7 +423,7 @@ def used_at(folder, *keys):
 
 
 def test_the_files_used_longest_ago_make_room(tmp_path):
-    store = ArrayStore(0, 3 * FILE, tmp_path)
+    store = ArrayStore(3 * FILE, tmp_path)
     (tmp_path / "mine.txt").write_text("not of the store")
     for key in ("aa", "bb", "cc"):
         get(store, key)
@@ -488,7 +442,7 @@ def test_the_files_used_longest_ago_make_room(tmp_path):
 
 
 def test_a_file_that_is_found_counts_as_used(tmp_path):
-    store = ArrayStore(0, 2 * FILE, tmp_path)
+    store = ArrayStore(2 * FILE, tmp_path)
     for key in ("aa", "bb"):
         get(store, key)
     used_at(tmp_path, "aa", "bb")
@@ -501,24 +455,9 @@ class User:
     """Something that uses what it has got for as long as it lives."""
 
 
-def test_what_is_in_use_makes_no_room_in_memory(tmp_path):
-    """It goes to a file what does not fit beside it."""
-    store, user = ArrayStore(2 * SIZE, 2**20, tmp_path), User()
-    first = get(store, "aa", user=user)
-    get(store, "bb")
-    get(store, "cc", user=user)
-    assert kept(store, "aa", "bb", "cc") == [True, False, True]
-    assert isinstance(get(store, "dd", user=user), np.memmap)
-    assert listing(tmp_path) == ["dd.states"]
-    assert get(store, "aa", never) is first
-    del user
-    assert not isinstance(get(store, "ee"), np.memmap)
-    assert kept(store, "aa", "cc", "dd", "ee") == [True, False, True, True]
-
-
 @pytest.mark.parametrize("lets_go", ["ends", "releases"])
 def test_files_in_use_make_no_room_and_too_small_a_budget_is_told(lets_go, tmp_path):
-    store, user = ArrayStore(0, 2 * FILE, tmp_path), User()
+    store, user = ArrayStore(2 * FILE, tmp_path), User()
     get(store, "aa", user=user)
     get(store, "bb")
     get(store, "cc", user=user)
@@ -529,8 +468,7 @@ def test_files_in_use_make_no_room_and_too_small_a_budget_is_told(lets_go, tmp_p
         get(store, "dd", never, user=user)
     assert str(caught.value) == (
         f"activations of {FILE} B and {2 * FILE} B that this run uses already exceed "
-        f"--cache-memory and --cache-disk ({2 * FILE} B): raise one of them, lower --max-length, "
-        "or use --no-prefix-cache"
+        f"--cache-size ({2 * FILE} B): raise it, lower --max-length, or use --no-prefix-cache"
     )
     assert listing(tmp_path) == names
     if lets_go == "ends":
@@ -543,11 +481,11 @@ def test_files_in_use_make_no_room_and_too_small_a_budget_is_told(lets_go, tmp_p
 
 def test_a_file_that_another_process_removes_stays_with_those_who_have_it(tmp_path):
     """A map of a file outlives its name."""
-    mine = get(ArrayStore(0, FILE, tmp_path), "ab")
+    mine = get(ArrayStore(FILE, tmp_path), "ab")
     code = (
         "import sys; from pathlib import Path; import numpy as np; from "
         "mtl_jax.training.cache.array_store import ArrayStore;"
-        "ArrayStore(0, 136, Path(sys.argv[1])).get('cd', (6, 4), 'float32',"
+        "ArrayStore(136, Path(sys.argv[1])).make('cd', (6, 4), 'float32',"
         "lambda write: write(0, np.zeros((6, 4), np.float32)) or 0.5)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
@@ -560,7 +498,7 @@ def test_files_of_other_versions_count_and_make_room(tmp_path):
     old = tmp_path / f"{'0' * 64}.states"
     old.write_bytes(bytes(2 * FILE))
     used_at(tmp_path, "0" * 64)
-    store = ArrayStore(0, 3 * FILE, tmp_path)
+    store = ArrayStore(3 * FILE, tmp_path)
     get(store, "aa")
     assert old.exists()
     get(store, "bb")
@@ -568,7 +506,7 @@ def test_files_of_other_versions_count_and_make_room(tmp_path):
 
 
 def test_what_another_process_is_writing_takes_its_room(tmp_path):
-    store = ArrayStore(0, 3 * FILE, tmp_path)
+    store = ArrayStore(3 * FILE, tmp_path)
     for key in ("aa", "bb"):
         get(store, key)
     used_at(tmp_path, "aa", "bb")
@@ -585,9 +523,9 @@ def test_old_files_make_room_on_a_full_disk(small_disk):
     disk = small_disk(1)
     rows = np.ones((100, 1000), np.float32)
     for key in ("aa", "bb"):
-        get(ArrayStore(0, 2**30, disk), key, rows=rows)
+        get(ArrayStore(2**30, disk), key, rows=rows)
     used_at(disk, "aa", "bb")
-    np.testing.assert_array_equal(get(ArrayStore(0, 2**30, disk), "cc", rows=rows), rows)
+    np.testing.assert_array_equal(get(ArrayStore(2**30, disk), "cc", rows=rows), rows)
     assert listing(disk) == ["bb.states", "cc.states"]
 
 
@@ -596,19 +534,9 @@ def test_what_a_killed_process_left_of_another_file_is_removed(tmp_path):
         assert process.stdout is not None
         assert [process.stdout.readline() for _ in range(2)] == ["asking\n", "filling\n"]
         # What is still being made stays.
-        get(ArrayStore(0, 2**30, tmp_path), "cd")
+        get(ArrayStore(2**30, tmp_path), "cd")
         part = f".ab.states.{process.pid}.part"
         assert listing(tmp_path) == sorted([part, "cd.states", "fills"])
         process.send_signal(signal.SIGKILL)
-    get(ArrayStore(0, 2**30, tmp_path), "ef")
+    get(ArrayStore(2**30, tmp_path), "ef")
     assert listing(tmp_path) == ["cd.states", "ef.states", "fills"]
-
-
-@given(st.lists(st.integers(1, 6), max_size=5), st.integers(0, 12))
-def test_what_a_run_keeps_in_memory_is_foretold(rows, room):
-    """Arrays of so many rows, and a memory of ``room`` rows."""
-    with tempfile.TemporaryDirectory() as folder:
-        store, user = ArrayStore(16 * room, 2**20, Path(folder)), User()
-        arrays = [get(store, f"{i}", rows=ROWS[:n], user=user) for i, n in enumerate(rows)]
-        found = [not isinstance(array, np.memmap) for array in arrays]
-    assert in_memory([16 * n for n in rows], 16 * room) == found
