@@ -22,7 +22,6 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_json
 from mtl_jax.core.paths import expanded
 from mtl_jax.freezing.phase import Phase, phases_from
-from mtl_jax.freezing.scenarios import FROZEN
 
 # Howard & Ruder 2018 (arXiv:1801.06146), section 3.2: "we empirically found it to work well".
 # Whatever is compared with gradual unfreezing needs them, too, or the rates are what differs.
@@ -165,11 +164,8 @@ def _even(context: RecipeContext, *scenarios: str) -> tuple[Phase, ...]:
 def _only(context: RecipeContext, trained: tuple[str, ...], epochs: float) -> Phase:
     """The backbone and the heads of some tasks; the others' are frozen, and their losses off."""
     out = [task for task in context.tasks if task not in trained]
-    scenario: Any = f"{out[0]}_frozen"
-    if len(out) > 1:
-        scenario = [[f"{task}/*", FROZEN] for task in out]
-        scenario += [*([f"{task}/*", "head"] for task in trained), ["backbone/*", "backbone"]]
-    return Phase(scenario=scenario, epochs=epochs, task_weights=tuple((task, 0.0) for task in out))
+    off = tuple((task, 0.0) for task in out)
+    return Phase(scenario=f"{'+'.join(out)}_frozen", epochs=epochs, task_weights=off)
 
 
 def _all(epochs: float) -> Phase:

@@ -44,7 +44,8 @@ def scenario_rules(name: str, num_layers: int, tasks: Sequence[str]) -> tuple[Ru
 
     Args:
         name: One of ``scenario_names``; or ``top_k`` with a number for k: the top k layers, the
-            pooler where there is one, and all heads are trained; or a list of
+            pooler where there is one, and all heads are trained; or ``a+b_frozen``, the heads of
+            several tasks frozen as ``<task>_frozen`` freezes one; or a list of
             ``[pattern, label]`` pairs, as JSON or in a ``.json`` file. The labels are
             ``frozen``, ``head``, ``backbone``, and the latter two's subgroups such as
             ``backbone/layer_5``.
@@ -66,9 +67,10 @@ def scenario_rules(name: str, num_layers: int, tasks: Sequence[str]) -> tuple[Ru
         return (("backbone/*", FROZEN), *heads)
     if name == "none_frozen":
         return (*heads, _TRAINED)
-    if name.endswith("_frozen") and (task := name.removesuffix("_frozen")) in tasks:
-        frozen = (f"{task}/*", FROZEN)
-        return (frozen, *(head for head in heads if head[0] != frozen[0]), _TRAINED)
+    frozen_heads = dict.fromkeys(name.removesuffix("_frozen").split("+"))
+    if name.endswith("_frozen") and frozen_heads.keys() <= set(tasks):
+        frozen = [(f"{task}/*", FROZEN) for task in frozen_heads]
+        return (*frozen, *(head for head in heads if (head[0], FROZEN) not in frozen), _TRAINED)
     top = re.fullmatch(r"top_(\d+)", name)
     if not top:
         names = scenario_names(tasks)
