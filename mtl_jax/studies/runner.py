@@ -199,6 +199,7 @@ def _train_arms(
     reporter: _Reporter | None = None,
 ) -> None:
     """Trains these groups; ``keep`` takes the outcome of each arm."""
+    distributed.call_on_all(functools.partial(_refuse_impossible, waiting, pool))
     reported = time.monotonic()
     for place, todo in enumerate(waiting):
         preemption.leave_if_due(anew=True)
@@ -211,6 +212,23 @@ def _train_arms(
         if reporter and not last and time.monotonic() - reported >= reporter.plan.report_every:
             reporter.so_far()
             reported = time.monotonic()
+
+
+def _refuse_impossible(waiting: Sequence[Sequence[Arm]], pool: InputsPool) -> None:
+    """Refuses, before any arm is trained, one that can't be on the inputs that are there.
+
+    Raises:
+        UserError: Such as a rule that matches nothing; the arm is named.
+    """
+    from mtl_jax.runs.phase_run import PhaseRun
+
+    kinds = {(arm.name, str(arm.setting)): arm for group in waiting for arm in group[:1]}
+    for arm in kinds.values():
+        if inputs := pool.opened(arm.config):
+            try:
+                PhaseRun(arm.config, inputs)
+            except UserError as error:
+                raise UserError(f"arm {arm.name}: {error}") from error
 
 
 def _train_group(
