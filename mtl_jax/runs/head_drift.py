@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.special
@@ -41,6 +42,11 @@ class Reference:
     validation: Mapping[str, np.ndarray]
     training: Mapping[str, np.ndarray]
 
+    @classmethod
+    def of(cls, arrays: Mapping[str, Any]) -> Reference:
+        """The one of these ``arrays``, which lack what is empty."""
+        return cls(arrays.get("validation", {}), arrays.get("training", {}))
+
     def targets(self, tasks: Sequence[str]) -> dict[str, np.ndarray]:
         """Probabilities of the training texts, per task that is to be held."""
         return {task: scipy.special.softmax(self.training[task], axis=-1) for task in tasks}
@@ -54,7 +60,7 @@ class Reference:
         return {task: divergence(before, logits[task]) for task, before in self.validation.items()}
 
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
-        """What ``Reference(**...)`` takes."""
+        """What ``Reference.of`` takes."""
         return {"validation": dict(self.validation), "training": dict(self.training)}
 
 

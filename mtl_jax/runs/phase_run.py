@@ -11,11 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtl_jax.config.train import LIMITS, TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.imported import import_function
 from mtl_jax.freezing.partition import Params, Stages
+from mtl_jax.freezing.scenarios import FROZEN
 from mtl_jax.runs.cached_splits import CachedSplits
 from mtl_jax.runs.phase_plan import PhasePlan, on_the_way, plan_phases
 from mtl_jax.training.compiled_step import CompiledTrainStep, TrainSpec, compiled_step
@@ -192,6 +194,24 @@ class PhaseRun:
         """The tasks whose losses count in any phase: what checkpoints are chosen by."""
         counted = {task for plan in self.plans for task in plan.phase.tasks}
         return tuple(task for task in self.inputs.classes if task in counted)
+
+    def changed(self, params: Params) -> tuple[Params, str | None]:
+        """What of the parameters may differ from the pre-trained encoder's, by this phase.
+
+        Returns:
+            That, and the encoder's digest; None where it has nothing that is left out.
+        """
+        trained = {
+            path
+            for plan in self.plans[: self.index + 1]
+            for path, label in plan.partition.labels
+            if label != FROZEN
+        }
+        flat = flatten_dict(params, sep="/")
+        pretrained = {f"backbone/{path}" for path in flatten_dict(self.inputs.backbone, sep="/")}
+        own = {path: flat[path] for path in flat if path in trained or path not in pretrained}
+        digest = self.inputs.weights_digest if len(own) < len(flat) else None
+        return unflatten_dict(own, sep="/"), digest
 
     def start(self) -> TrainState:
         """The state before the first step, of the run's own parameters."""

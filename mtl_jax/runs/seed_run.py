@@ -20,6 +20,7 @@ from mtl_jax.data.batches import HostBatch, train_batches
 from mtl_jax.freezing import partition as freezing
 from mtl_jax.freezing.partition import Params, Partition
 from mtl_jax.runs import results
+from mtl_jax.runs.checkpoints import frozen_leaves
 from mtl_jax.runs.checkpoints.manager import CheckpointManager
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.flops import flops_record
@@ -96,6 +97,7 @@ class SeedRun:
         self._depends = depended_on(record)
         self._identity = distributed.call_on_main(lambda: identity(self._workdir.config()))
         distributed.call_on_main(self._keep_tokenizer)
+        distributed.call_on_main(self._keep_frozen)
         distributed.call_on_main(functools.partial(recover, self._workdir, self._identity))
         if result := distributed.call_on_main(self._workdir.result):
             distributed.call_on_main(self._keep_certificate)
@@ -121,6 +123,11 @@ class SeedRun:
         begun = bool(self._workdir.lines)
         if self._workdir.keep_tokenizer(inputs.checkpoint, inputs.tokenizer_digest) and begun:
             say(f"warning: {self._workdir.tokenizer} was missing: it is made again")
+
+    def _keep_frozen(self) -> None:
+        inputs, (_, digest) = self.run.inputs, self.run.changed(self.run.params)
+        if digest is not None and not self._workdir.checkpoints_removed:
+            frozen_leaves.keep(self._workdir.frozen, inputs.backbone, digest)
 
     def _keep_certificate(self) -> None:
         """Makes the certificate of a finished run again where it is not what it was."""
@@ -198,7 +205,7 @@ class SeedRun:
                 splits = run.split("validation"), held
                 self._reference = reference(run.evaluator, params, plan.watched, *splits)
             else:
-                self._reference = Reference(**self.checkpoints.restore_reference(resumed))
+                self._reference = Reference.of(self.checkpoints.restore_reference(resumed))
             texts = dataclasses.replace(texts, targets=self._reference.targets(plan.held))
         start = self.progress.positions.get(plan.texts, 0)
 
@@ -293,8 +300,9 @@ class SeedRun:
     def save(self, state: TrainState, frozen: Params, score: float | None = None) -> None:
         """Leaves a checkpoint; see ``CheckpointManager.save``."""
         progress, plan = self.progress, self.run.plans[self.run.index]
+        changed, digest = self.run.changed(Partition.merge(state.trainable, frozen))
         self.checkpoints.save(
-            Partition.merge(state.trainable, frozen),
+            changed,
             state,
             self.data,
             {
@@ -308,6 +316,7 @@ class SeedRun:
             replaced=range(progress.start + 1, int(state.step)) if plan.keeps_end else (),
             keep=progress.needed(plan.phase),
             reference=self._reference.arrays() if self._reference else None,
+            frozen=digest,
         )
 
     def finish(self) -> None:

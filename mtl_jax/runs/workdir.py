@@ -40,8 +40,11 @@ _DRAFTS = ".config.json.[0-9]*"
 _VERSION, _ID, _DIGEST = "mtl_jax", "id", "sha256"
 # What is in the place of checkpoints that ``remove_checkpoints`` has removed.
 _REMOVED = ".checkpoints-removed"
+# The pre-trained encoder beside the checkpoints; and in a study's folder, from where its runs
+# share it: see ``frozen_leaves``.
+FROZEN, SHARED = "frozen", ".frozen"
 # What a folder that has lost its config.json is known by.
-_OF_RUN = ("checkpoints", "tokenizer", _REMOVED)
+_OF_RUN = ("checkpoints", "tokenizer", FROZEN, _REMOVED)
 
 
 def _line(event: str, **properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,6 +157,7 @@ class Workdir:
     Attributes:
         path: The folder.
         checkpoints: The folder of the checkpoints in it.
+        frozen: The folder of the pre-trained encoder in it.
         tokenizer: The folder of the tokenizer in it.
     """
 
@@ -162,6 +166,7 @@ class Workdir:
         refuse_blank("workdir", [str(path)])
         self.path = expanded(path)
         self.checkpoints = self.path / "checkpoints"
+        self.frozen = self.path / FROZEN
         self.tokenizer = self.path / "tokenizer"
         self._metrics = self.path / "metrics.jsonl"
         self._lock: IO[bytes] | None = None
@@ -404,7 +409,9 @@ class Workdir:
         rewrite_lines(self._metrics, self.records()[:lines])
 
     def remove_checkpoints(self) -> None:
-        """Frees the disk of them; the result stays. A kill leaves all of them or none.
+        """Frees the disk of them and of the encoder beside them; the result stays.
+
+        A kill leaves all of them or none.
 
         An empty folder stays as the sign that they are not lost.
         """
@@ -415,6 +422,7 @@ class Workdir:
             if self.checkpoints.is_dir():
                 self.checkpoints.rename(gone)
                 _empty(gone)
+            shutil.rmtree(self.frozen, ignore_errors=True)
         except OSError as error:
             raise cannot_write(self.path, error) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_write
 from mtl_jax.core.file_lock import exclusive
 from mtl_jax.core.json_files import append_line, read_json, read_lines, rewrite_lines, write_json
-from mtl_jax.runs.workdir import Workdir
+from mtl_jax.runs.workdir import SHARED, Workdir
 from mtl_jax.studies.settings import DONE, Arm, Key, Plan
 from mtl_jax.studies.stats.results import RESULT
 
@@ -115,6 +116,11 @@ class ResultsStore:
         if not self._keep_checkpoints:
             Workdir(arm.config.workdir).remove_checkpoints()
 
+    def remove_shared(self) -> None:
+        """Frees the disk of the encoder that arms have shared, where they have no checkpoints."""
+        if not self._keep_checkpoints and distributed.is_main():
+            shutil.rmtree(self.folder / SHARED, ignore_errors=True)
+
     def _failure_file(self, arm: Arm) -> Path:
         return self.folder / "failures" / f"{Path(arm.config.workdir).name}.json"
 
@@ -172,6 +178,8 @@ def opened(plan: Plan, *, shared: bool = False) -> Iterator[ResultsStore]:
     with contextlib.closing(Workdir(plan.workdir)) as folder:
         folder.claim(dict(plan.record), shared=shared)
         _leave_files(plan, folder.path)
+        if distributed.is_main():
+            (folder.path / SHARED).mkdir(exist_ok=True)
         yield ResultsStore(plan, folder.path)
 
 

@@ -187,6 +187,8 @@ class _Reporter:
                 f"with: {self.ledger.failures[0]['error']}"
             )
         path = self.report()
+        if not self.ledger.failures:
+            self.ledger.remove_shared()
         say(f"{count} arms in {time.time() - self.started:.0f} s; the report is {path}")
         return len(self.ledger.failures)
 

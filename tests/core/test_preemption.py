@@ -367,8 +367,6 @@ def test_several_processes_leave_after_the_same_step_and_save_together(tmp_path)
     # Of equal ones the first is the best.
     assert first.endswith("[1, 2, 3]")
     folder = tmp_path / "saved"
-    names = {f"process_{number}-of-2.json" for number in (0, 1)}
-    assert names < {path.name for path in (folder / "3" / "data").iterdir()}
     saved = CheckpointReader(folder)
     saved.check(3)
     assert saved.manifest(3).processes == 2

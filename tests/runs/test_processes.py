@@ -8,7 +8,6 @@ import signal
 from typing import Any
 
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from flax.traverse_util import flatten_dict
 
@@ -16,6 +15,7 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
+from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.loop import train
 from tests.conftest import SMALL, TASKS, write_checkpoint
 from tests.several import started, together
@@ -75,9 +75,8 @@ def runs(calm, shared_settings, tmp_path_factory):
 def left(folder):
     """Parameters of the last checkpoint, measurements and result of a run."""
     lines = read_lines(folder / "metrics.jsonl")
-    last = max(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
-    with ocp.StandardCheckpointer() as checkpointer:
-        params = checkpointer.restore((folder / "checkpoints" / str(last) / "params").absolute())
+    saved = CheckpointReader(folder / "checkpoints")
+    params = saved.restore_params(saved.last_step or 0)
     epochs = [line for line in lines if line["event"] == "epoch"]
     (result,) = [line for line in lines if line["event"] == "result"]
     return dict[str, Any](flatten_dict(params, sep="/")), epochs, result

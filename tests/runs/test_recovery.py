@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ import pytest
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
-from mtl_jax.runs.checkpoints import manifest
+from mtl_jax.runs.checkpoints import arrays, manifest
 from mtl_jax.runs.checkpoints.manifest import DamageError
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.loop import train
@@ -67,8 +66,8 @@ def copy(finished, tmp_path):
 
 def damage(config, step, part="params"):
     """Changes a byte of a file that a part of a checkpoint is read from."""
-    folder = Path(config.workdir) / "checkpoints" / str(step) / part
-    (file,) = [*(folder / "d").glob("*"), *folder.glob("*.json")]
+    folder = Path(config.workdir) / "checkpoints" / str(step) / "state"
+    (file,) = folder.glob(f"{part}.*")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 16
     file.write_bytes(content)
@@ -104,10 +103,9 @@ def set_aside(config):
 @pytest.mark.parametrize(
     ("part", "reason"),
     [
-        ("params", "params can't be read"),
-        ("optimizer", "optimizer can't be read"),
-        ("data", r"data/process_0-of-1.json (can't be read|is not what was saved)"),
-        ("manifest", r"manifest/manifest.json (can't be read|has another digest than it had)"),
+        ("params", "params (can't be read|has other values than it had)"),
+        ("optimizer", "optimizer (can't be read|has other values than it had)"),
+        ("manifest", r"state/manifest.json (can't be read|has another digest than it had)"),
     ],
 )
 def test_the_one_before_a_damaged_checkpoint_is_used(part, reason, copy, finished, capsys):
@@ -126,11 +124,12 @@ def test_the_one_before_a_damaged_checkpoint_is_used(part, reason, copy, finishe
 def test_a_folder_that_is_half_written_is_no_checkpoint(copy, finished, capsys):
     config = copy(last=8)
     half = Path(config.workdir) / "checkpoints" / "10"
-    shutil.copytree(half.with_name("8") / "params", half / "params")
+    shutil.copytree(half.with_name("8"), half)
+    (half / "state" / "manifest.json").unlink()
     ends_the_same(config, finished)
     first, second = warnings_of(capsys)
     assert first.startswith(
-        "warning: checkpoint 10: it is damaged (manifest/manifest.json is missing)"
+        "warning: checkpoint 10: it is damaged (state/manifest.json is missing)"
     )
     assert second == "warning: going on from checkpoint 8"
 
@@ -246,7 +245,7 @@ def test_a_removal_that_was_killed_leaves_none_in_part(copy, finished):
     config = copy()
     removed = Path(config.workdir) / ".checkpoints-removed"
     (Path(config.workdir) / "checkpoints").rename(removed)
-    shutil.rmtree(removed / "6" / "params")
+    (removed / "6" / "state" / "params.safetensors").unlink()
     assert without_times(train(config, finished[1])) == without_times(finished[2])
     Workdir(config.workdir).remove_checkpoints()
     assert list(removed.iterdir()) == []
@@ -286,11 +285,11 @@ def test_a_reader_beside_the_training_has_the_best_there_is(moment, copy):
     if best != 12:
         # Of the newest, which is what the reader shall find, the best is itself.
         known = dataclasses.replace(CheckpointReader(folder).manifest(12), best=(12, 1.0))
-        (folder / "12" / "manifest" / "manifest.json").write_text(manifest._written(known))
+        manifest.path(folder / "12").write_text(manifest.written(known))
     wanted = CheckpointReader(folder).restore_params(12)
     found = _BesideTraining(folder, moment).restore_best()
     assert found is not None
-    assert manifest.digest(found) == manifest.digest(wanted)
+    assert arrays.digest(found) == arrays.digest(wanted)
     assert (folder / ".gone").exists()
 
 
@@ -325,7 +324,7 @@ def changed(config, step):
     folder = Path(config.workdir) / "checkpoints"
     known = CheckpointReader(folder).manifest(step)
     yield known.progress
-    (folder / str(step) / "manifest" / "manifest.json").write_text(manifest._written(known))
+    manifest.path(folder / str(step)).write_text(manifest.written(known))
 
 
 def test_other_versions_are_noted(copy, finished, capsys):
@@ -354,11 +353,8 @@ def test_where_its_iterators_were_those_of_more_processes_the_steps_tell(copy, f
     config = copy(last=4)
     folder = Path(config.workdir) / "checkpoints"
     known = CheckpointReader(folder).manifest(4)
-    for process in (0, 1):
-        file = folder / "4" / "data" / f"process_{process}-of-2.json"
-        file.write_text(json.dumps(known.data))
     two = dataclasses.replace(known, processes=2)
-    (folder / "4" / "manifest" / "manifest.json").write_text(manifest._written(two))
+    manifest.path(folder / "4").write_text(manifest.written(two))
     ends_the_same_but_for_data(config, finished)
     saved = CheckpointReader(folder)
     assert saved.progress(8)["drawn"] == 4
@@ -552,12 +548,10 @@ def test_another_tokenizer_of_the_backbone_is_refused(copy, finished, tmp_path):
 OUT_OF_REACH = (
     "checkpoints",
     "checkpoints/8",
-    "checkpoints/8/manifest",
-    "checkpoints/8/manifest/manifest.json",
-    "checkpoints/8/params",
-    "checkpoints/8/params/manifest.ocdbt",
-    "checkpoints/8/optimizer/_METADATA",
-    "checkpoints/8/data/process_0-of-1.json",
+    "checkpoints/8/state",
+    "checkpoints/8/state/manifest.json",
+    "checkpoints/8/state/params.safetensors",
+    "checkpoints/8/state/optimizer.safetensors",
     "metrics.jsonl",
 )
 
@@ -575,7 +569,7 @@ def test_what_can_not_be_reached_is_not_called_damaged(place, copy, finished, ca
         train(config, finished[1])
     assert not isinstance(caught.value, DamageError)
     assert str(caught.value).startswith(
-        str(path.parent if place.endswith("8/manifest") else path)[:-5]
+        str(path.parent if place.endswith("8/state") else path)[:-5]
     )
     assert warnings_of(capsys) == []
     assert set_aside(config) == []
@@ -597,8 +591,8 @@ def test_what_nobody_may_read_is_not_called_damaged(copy, capsys):
         shutil.copytree(config.workdir, folder)
         for place in (
             "checkpoints",
-            "checkpoints/6/params/d",
-            "checkpoints/6/manifest/manifest.json",
+            "checkpoints/6/state/params.safetensors",
+            "checkpoints/6/state/manifest.json",
         ):
             path = folder / place
             mode = path.stat().st_mode

@@ -21,18 +21,18 @@ from mtl_jax.core import distributed
 from mtl_jax.core.errors import SharedError, UserError, first_line
 from mtl_jax.freezing.partition import Params
 from mtl_jax.runs.checkpoints import manifest
-from mtl_jax.runs.checkpoints.manifest import Manifest, ManifestSave
+from mtl_jax.runs.checkpoints.handler import StateHandler, StateSave
+from mtl_jax.runs.checkpoints.manifest import Manifest
 from mtl_jax.runs.checkpoints.reader import CheckpointReader, optimizer_tree
 from mtl_jax.runs.progress import beats
 from mtl_jax.training.step import TrainState
 
-# What Orbax writes beside the arrays.
+# What is written beside the arrays.
 _SMALL_FILES = 2**18
 # Files and folders of a checkpoint, and of its companions, at most.
-_FILES = 64
+_FILES = 32
 # Where those go that are to be removed: in one move, so that a kill leaves none in part.
 _PRUNED = ".pruned"
-_ARRAYS = ("params", "optimizer", "reference")
 
 
 def kept(needs: Mapping[int, Collection[int]], latest: int, every: int) -> set[int]:
@@ -109,10 +109,7 @@ class CheckpointManager(CheckpointReader):
         super().__init__(folder, run)
         self._latest, self._every, self._kept = latest, every, _Kept()
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        for part in _ARRAYS:
-            # Weights hardly get smaller, and compressing them takes longer than writing them.
-            handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-            handlers.add(part, ocp.args.PyTreeSave, handler)
+        handlers.add(manifest.ITEM, StateSave, StateHandler())
         self._manager = _Manager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -184,11 +181,12 @@ class CheckpointManager(CheckpointReader):
         replaced: Container[int] = (),
         keep: Collection[int] = (),
         reference: Mapping[str, Any] | None = None,
+        frozen: str | None = None,
     ) -> None:
         """Saves in the background what ``restore`` needs.
 
         Args:
-            params: The whole model's parameters.
+            params: The model's parameters, but for what ``frozen`` has.
             state: One copy of the training state.
             data: The iterator whose next batch is the one after ``state.step``.
             progress: Any JSON object.
@@ -198,6 +196,8 @@ class CheckpointManager(CheckpointReader):
                 score.
             keep: Steps whose checkpoints going on from this one may need, beside the best.
             reference: Arrays for ``restore_reference``, where there are any.
+            frozen: Digest of the pre-trained encoder, where a file of it beside the checkpoints
+                has the parameters that are not among ``params``; see ``frozen_leaves``.
 
         Raises:
             UserError: This save, or the one before it, could not be written, or a
@@ -221,11 +221,16 @@ class CheckpointManager(CheckpointReader):
             best = step, score
         needs = tuple(sorted({*keep, *(best or ())[:1]} - {step}))
         known = Manifest(
-            step, self.run or {}, progress, best, needs, data.get_state(), jax.process_count()
+            step,
+            self.run or {},
+            progress,
+            best,
+            needs,
+            data.get_state(),
+            jax.process_count(),
+            frozen,
         )
-        items: dict[str, Any] = {part: ocp.args.PyTreeSave(tree) for part, tree in arrays.items()}
-        items["data"] = grain.checkpoint.CheckpointSave(data)
-        items[manifest.ITEM] = ManifestSave(known, arrays)
+        items: dict[str, Any] = {manifest.ITEM: StateSave(known, arrays)}
         self._kept.steps = kept({**self._needs, step: needs}, self._latest, self._every)
         with self._written():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)

@@ -1,13 +1,11 @@
 """What a checkpoint says of itself: where the run was, and digests of all that lies beside it.
 
 The file formats of arrays notice some damage and miss other; a digest of the values notices
-all of it. The manifest is an item of the Orbax checkpoint, so that it is there with the rest or
-not at all.
+all of it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import hashlib
 import json
@@ -15,17 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import orbax.checkpoint as ocp
-from etils import epath
-from orbax.checkpoint import future
-
 from mtl_jax.core.errors import UserError, cannot_read
-from mtl_jax.freezing import partition
 
-ITEM = "manifest"
+# The one item of a checkpoint as Orbax sees it: a folder with the manifest, and a file of each
+# part's arrays.
+ITEM = "state"
 _FILE = "manifest.json"
-_ITEM_BEFORE_SEALS = "progress"
+# What earlier versions have had in the place of that item.
+_ITEMS_BEFORE = ("manifest", "seal", "progress")
 
 
 class DamageError(UserError):
@@ -55,6 +50,8 @@ class Manifest:
         needs: Steps of the others that going on from this one may need.
         data: State of the data iterator; each process had this one.
         processes: How many there were.
+        frozen: Digest of the pre-trained encoder, which has the parameters that this checkpoint
+            lacks: see ``frozen_leaves``. None where it has all.
         digests: Per part its ``digest``.
     """
 
@@ -65,32 +62,12 @@ class Manifest:
     needs: tuple[int, ...]
     data: Any
     processes: int
+    frozen: str | None = None
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def named(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their place in it, the same before and after Orbax.
-
-    Orbax gives a named tuple back as a dict of its fields, and a tuple as a list.
-    """
-    return {
-        "/".join(_name(key) for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)
-    }
-
-
-def _name(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
-
-
-def digest(tree: Any) -> str:
-    """SHA-256 over the names, types, shapes and bytes of a tree's leaves."""
-    return partition.digest(named(tree))
-
-
-def _written(manifest: Manifest) -> str:
+def written(manifest: Manifest) -> str:
+    """The content of its file."""
     content = dataclasses.asdict(manifest)
     return json.dumps({"sha256": _sha256(content), "content": content}, indent=1) + "\n"
 
@@ -100,6 +77,11 @@ def _sha256(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def path(folder: Path) -> Path:
+    """The file of the manifest of the checkpoint in ``folder``."""
+    return folder / ITEM / _FILE
+
+
 def read(folder: Path) -> Manifest:
     """The manifest of the checkpoint in ``folder``.
 
@@ -107,12 +89,12 @@ def read(folder: Path) -> Manifest:
         DamageError: It is not whole, or not there.
         UserError: It is of another version of this package.
     """
-    file = folder / ITEM / _FILE
+    file = path(folder)
     try:
         signed = json.loads(file.read_text(encoding="utf-8"))
         content, sha256 = signed["content"], signed["sha256"]
     except FileNotFoundError as error:
-        if (folder / _ITEM_BEFORE_SEALS).is_dir():
+        if any((folder / item).is_dir() for item in _ITEMS_BEFORE):
             raise _of_another_version(folder) from error
         raise DamageError(folder, f"{ITEM}/{_FILE} is missing") from error
     except OSError as error:
@@ -168,47 +150,3 @@ def _of_another_version(folder: Path) -> UserError:
         f"the checkpoint {folder} was saved by another version of mtl_jax: use that one, or "
         "another --workdir"
     )
-
-
-class ManifestHandler(ocp.AsyncCheckpointHandler):
-    """Writes a manifest while training goes on; the digests take as long as reading the arrays."""
-
-    async def async_save(
-        self, directory: epath.Path, *, args: ManifestSave
-    ) -> list[future.Future] | None:
-        """As of Orbax."""
-        if jax.process_index() != 0:
-            return None
-        return [
-            future.CommitFutureAwaitingContractedSignals(_write(directory, args), name="manifest")
-        ]
-
-    def save(self, directory: epath.Path, *, args: ManifestSave) -> None:
-        """As of Orbax."""
-        asyncio.run(_write(directory, args))
-
-    def restore(self, directory: epath.Path, *, args: ManifestRestore | None = None) -> Manifest:
-        """As of Orbax; see ``read``, which needs no manager."""
-        del args
-        return read(Path(directory).parent)
-
-
-async def _write(directory: epath.Path, args: ManifestSave) -> None:
-    digests = {part: digest(tree) for part, tree in args.arrays.items()}
-    manifest = dataclasses.replace(args.manifest, digests=digests)
-    (directory / _FILE).write_text(_written(manifest))
-
-
-@ocp.args.register_with_handler(ManifestHandler, for_save=True)
-@dataclasses.dataclass
-class ManifestSave(ocp.args.CheckpointArgs):
-    """A manifest to save; its digests are those of ``arrays``, numpy trees that must not change."""
-
-    manifest: Manifest
-    arrays: Mapping[str, Any]
-
-
-@ocp.args.register_with_handler(ManifestHandler, for_restore=True)
-@dataclasses.dataclass
-class ManifestRestore(ocp.args.CheckpointArgs):
-    """Asks for a manifest."""

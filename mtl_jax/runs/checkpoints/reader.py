@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
-from orbax.checkpoint.type_handlers import (
-    ArrayHandler,
-    NumpyHandler,
-    ParamInfo,
-    RestoreArgs,
-    create_type_handler_registry,
-)
 
 from mtl_jax.core.errors import UserError, cannot_read
 from mtl_jax.freezing.partition import Params, Partition
-from mtl_jax.runs.checkpoints import manifest
+from mtl_jax.runs.checkpoints import arrays, frozen_leaves, manifest
+from mtl_jax.runs.checkpoints.handler import file_of
 from mtl_jax.runs.checkpoints.manifest import DamageError, Manifest
+from mtl_jax.runs.workdir import FROZEN
 from mtl_jax.training.step import TrainState
 
 
@@ -35,30 +26,13 @@ def optimizer_tree(state: TrainState) -> dict[str, Any]:
     return {**tree, "weighting": state.weighting} if jax.tree.leaves(state.weighting) else tree
 
 
-class _WaitsForAll(NumpyHandler):
-    """Reads arrays; where one can't be, waits for the others before it says so.
-
-    Who does not wait closes the event loop under them, and each prints a traceback.
-    """
-
-    async def deserialize(
-        self, infos: Sequence[ParamInfo], args: Sequence[RestoreArgs] | None = None
-    ) -> list[np.ndarray]:
-        """As of Orbax."""
-        each = zip(infos, args or [RestoreArgs()] * len(infos), strict=True)
-        reading = (NumpyHandler.deserialize(self, [info], [how]) for info, how in each)
-        found = await asyncio.gather(*reading, return_exceptions=True)
-        if failed := [one for one in found if isinstance(one, BaseException)]:
-            raise failed[0]
-        return [array for one in found if not isinstance(one, BaseException) for array in one]
-
-
 class CheckpointReader:
     """The folder ``checkpoints`` of a run, which another process may be writing to.
 
-    Each step has a folder. Its parts: ``params`` (the whole model), ``optimizer`` (state, step,
-    key), where there are any ``reference`` arrays, ``data`` (the data iterator of every
-    process), and the ``manifest``, against which the others are checked whenever they are read.
+    Each step has a folder. Its parts: ``params`` (what may differ from the pre-trained encoder,
+    which stands in the folder ``frozen`` beside), ``optimizer`` (state, step, key), where there
+    are any ``reference`` arrays, and the ``manifest``, against which the others are checked
+    whenever they are read.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, str] | None = None):
@@ -70,6 +44,7 @@ class CheckpointReader:
                 damaged. None to take any.
         """
         self.folder, self.run = folder, run
+        self._frozen: dict[str, dict[str, np.ndarray]] = {}
 
     @property
     def steps(self) -> list[int]:
@@ -123,8 +98,16 @@ class CheckpointReader:
 
         Raises:
             DamageError: The checkpoint is damaged.
+            UserError: The encoder beside it is.
         """
-        return self._arrays(step, "params")
+        leaves, digest = self._arrays(step, "params"), self.manifest(step).frozen
+        if digest is not None:
+            if digest not in self._frozen:
+                beside = self.folder.parent / FROZEN
+                self._frozen[digest] = frozen_leaves.read(beside, digest)
+            base = {f"backbone/{name}": leaf for name, leaf in self._frozen[digest].items()}
+            leaves = {**base, **leaves}
+        return arrays.nested(leaves)
 
     def restore_best(self) -> Params | None:
         """As ``restore_params`` of the best scored checkpoint; None where there is none.
@@ -164,8 +147,8 @@ class CheckpointReader:
             UserError: The optimizer keeps other state now.
         """
         params = self.restore_params(step)
-        found, wanted = manifest.named(self._arrays(step, "optimizer")), optimizer_tree(template)
-        shapes = {name: np.shape(leaf) for name, leaf in manifest.named(wanted).items()}
+        found, wanted = self._arrays(step, "optimizer"), optimizer_tree(template)
+        shapes = {name: np.shape(leaf) for name, leaf in arrays.named(wanted).items()}
         if {name: np.shape(leaf) for name, leaf in found.items()} != shapes:
             raise UserError(
                 f"the optimizer's state in {self.folder / str(step)} has other parts than that of "
@@ -182,7 +165,7 @@ class CheckpointReader:
         Raises:
             DamageError: The checkpoint is damaged.
         """
-        return self._arrays(step, "reference")
+        return arrays.nested(self._arrays(step, "reference"))
 
     def restore_data(self, step: int, data: grain.DatasetIterator[Any]) -> bool:
         """Moves an iterator over the same data to its place at ``step``.
@@ -196,45 +179,24 @@ class CheckpointReader:
         known = self.manifest(step)
         if known.processes != jax.process_count():
             return False
-        data.set_state(self._data_state(step, known, jax.process_index()))
+        data.set_state(known.data)
         return True
 
-    def _data_state(self, step: int, known: Manifest, process: int) -> Any:
-        """The state of a process's iterator, as Grain's handler has written it."""
-        name = f"data/process_{process}-of-{known.processes}.json"
-        folder = self.folder / str(step)
-        try:
-            state = json.loads((folder / name).read_text(encoding="utf-8"))
-        except OSError as error:
-            manifest.refuse_access(folder / name, error)
-            raise DamageError(folder, f"{name} can't be read") from error
-        except (ValueError, RecursionError) as error:
-            raise DamageError(folder, f"{name} can't be read") from error
-        if state != known.data:
-            raise DamageError(folder, f"{name} is not what was saved")
-        return state
-
-    def _arrays(self, step: int, part: str) -> dict[str, Any]:
-        """A part as nested dicts and lists of numpy arrays."""
+    def _arrays(self, step: int, part: str) -> dict[str, np.ndarray]:
+        """The leaves of a part, by name."""
         folder, digests = self.folder / str(step), self.manifest(step).digests
         if part not in digests:
             raise DamageError(folder, f"it has no {part}")
-        # Orbax warns where there is none for jax.Array, of which nothing here is saved.
-        types = create_type_handler_registry(
-            (np.ndarray, _WaitsForAll()), (jax.Array, ArrayHandler())
-        )
-        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=types)
         try:
-            tree = handler.restore(epath.Path(folder.absolute() / part), args=_AS_SAVED)
-            found = manifest.digest(tree)
-        except Exception as error:  # (there is no end to what broken files can be to a library)
-            _refuse_unreachable(folder / part)
+            found = arrays.read(folder / manifest.ITEM / file_of(part))
+        except OSError as error:
+            manifest.refuse_access(folder / manifest.ITEM / file_of(part), error)
             raise DamageError(folder, f"{part} can't be read") from error
-        finally:
-            handler.close()
-        if found != digests[part]:
+        except ValueError as error:
+            raise DamageError(folder, f"{part} can't be read") from error
+        if arrays.digest(found) != digests[part]:
             raise DamageError(folder, f"{part} has other values than it had")
-        return tree
+        return found
 
     def check(self, step: int) -> None:
         """Reads all of a checkpoint.
@@ -242,27 +204,5 @@ class CheckpointReader:
         Raises:
             DamageError: It is damaged.
         """
-        known = self.manifest(step)
-        for part in known.digests:
+        for part in self.manifest(step).digests:
             self._arrays(step, part)
-        for process in range(known.processes):
-            self._data_state(step, known, process)
-
-
-def _refuse_unreachable(folder: Path) -> None:
-    """Refuses to go on where a file in a folder, or its list of files, can't be reached.
-
-    Raises:
-        UserError: One can't be.
-    """
-    try:
-        for path in [folder, *folder.rglob("*")]:
-            if path.is_dir():
-                next(path.iterdir(), None)
-            else:
-                path.open("rb").close()
-    except OSError as error:
-        manifest.refuse_access(Path(error.filename or folder), error)
-
-
-_AS_SAVED = ocp.args.PyTreeRestore()

@@ -210,10 +210,9 @@ def test_a_half_written_checkpoint_is_passed_over(run, tmp_path):
         save(checkpoints, run, 3, 0.5)
     [whole] = tmp_path.iterdir()
     torn = tmp_path / "5.orbax-checkpoint-tmp"
-    (torn / "params").mkdir(parents=True)
-    for path in whole.rglob("*"):
-        if path.is_file() and path.parent == whole / "params":
-            (torn / "params" / path.name).write_bytes(path.read_bytes()[:10])
+    (torn / "state").mkdir(parents=True)
+    for path in (whole / "state").iterdir():
+        (torn / "state" / path.name).write_bytes(path.read_bytes()[:10])
     with opened(tmp_path) as checkpoints:
         assert (checkpoints.last_step, checkpoints.best_step) == (3, 3)
         assert raw(checkpoints.restore_params(3)) == raw(run.at(3)[0])
@@ -255,8 +254,8 @@ def test_damage_is_noticed_or_harms_nothing(kind, run, tmp_path, capfd):
             assert data.get_state() == batches().get_state()
         else:
             assert error.startswith(f"the checkpoint {copy / '3'} is damaged (")
-            noticed.add(path.parts[1] if len(path.parts) > 1 else "")
-    assert noticed >= {"params", "optimizer", "data", "manifest"}
+            noticed.add(path.name)
+    assert noticed >= {"params.safetensors", "optimizer.safetensors", "manifest.json"}
     assert capfd.readouterr() == ("", "")
 
 
@@ -267,11 +266,9 @@ def test_what_another_number_of_processes_has_drawn_is_not_taken_over(run, tmp_p
         next(data)
         before = data.get_state()
         known = dataclasses.replace(checkpoints.manifest(3), processes=2)
-    (tmp_path / "3" / "manifest" / "manifest.json").write_text(manifest._written(known))
+    manifest.path(tmp_path / "3").write_text(manifest.written(known))
     assert not CheckpointReader(tmp_path).restore_data(3, data)
     assert data.get_state() == before
-    with pytest.raises(DamageError, match=r"data/process_0-of-2.json can't be read"):
-        CheckpointReader(tmp_path).check(3)
 
 
 def test_a_disk_without_room_for_files_is_told_in_one_line(run, small_disk, capfd):
@@ -279,7 +276,7 @@ def test_a_disk_without_room_for_files_is_told_in_one_line(run, small_disk, capf
     folder = disk / "checkpoints"
     with opened(folder) as checkpoints:
         save(checkpoints, run, 1, 0.5)
-    for number in range(os.statvfs(disk).f_favail - 40):
+    for number in range(os.statvfs(disk).f_favail - 20):
         (disk / str(number)).touch()
     with opened(folder) as checkpoints, pytest.raises(UserError) as caught:
         save(checkpoints, run, 2, 0.9)

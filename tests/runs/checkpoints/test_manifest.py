@@ -9,7 +9,7 @@ import pytest
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing import partition
-from mtl_jax.runs.checkpoints import manifest
+from mtl_jax.runs.checkpoints import arrays, manifest
 from mtl_jax.runs.checkpoints.reader import CheckpointReader, optimizer_tree
 from tests.runs.checkpoints.test_manager import Run, opened, save
 
@@ -29,64 +29,64 @@ def saved_step(run, tmp_path):
 
 def test_the_digest_of_parameters_is_that_of_the_freeze_contract(run):
     params, _ = run.at(1)
-    assert manifest.digest(params) == partition.digest(params)
+    assert arrays.digest(params) == partition.digest(params)
 
 
 def test_the_digest_is_of_names_types_shapes_and_bytes():
-    arrays = {"a": np.arange(6, dtype=np.float32), "b": [np.float32(1), (np.uint32(2),)]}
-    known = manifest.digest(arrays)
-    assert manifest.digest(dict(reversed(arrays.items()))) == known
+    tree = {"a": np.arange(6, dtype=np.float32), "b": [np.float32(1), (np.uint32(2),)]}
+    known = arrays.digest(tree)
+    assert arrays.digest(dict(reversed(tree.items()))) == known
     others = [
-        {**arrays, "a": arrays["a"].reshape(2, 3)},
-        {**arrays, "a": arrays["a"].view(np.int32)},
-        {**arrays, "a": np.nextafter(arrays["a"], np.float32(9))},
-        {**arrays, "c": np.float32(0)},
-        {"a": arrays["a"], "c": arrays["b"]},
-        {**arrays, "a": np.array([-0.0, 1, 2, 3, 4, 5], np.float32)},
+        {**tree, "a": tree["a"].reshape(2, 3)},
+        {**tree, "a": tree["a"].view(np.int32)},
+        {**tree, "a": np.nextafter(tree["a"], np.float32(9))},
+        {**tree, "c": np.float32(0)},
+        {"a": tree["a"], "c": tree["b"]},
+        {**tree, "a": np.array([-0.0, 1, 2, 3, 4, 5], np.float32)},
     ]
-    assert len({known, *map(manifest.digest, others)}) == 7
+    assert len({known, *map(arrays.digest, others)}) == 7
 
 
-def test_what_orbax_gives_back_has_the_names_of_what_it_was_given(run, saved_step):
+def test_it_says_what_lies_beside_it(run, saved_step):
     _, state = run.at(3)
     known = manifest.read(saved_step)
     assert known.digests == {
-        "params": manifest.digest(run.at(3)[0]),
-        "optimizer": manifest.digest(optimizer_tree(state)),
+        "params": arrays.digest(run.at(3)[0]),
+        "optimizer": arrays.digest(optimizer_tree(state)),
     }
     assert known.best == (3, 0.5)
     assert known.needs == ()
     assert known.processes == 1
     assert known.progress == {"step": 3}
-    names = manifest.named(optimizer_tree(state))
+    names = arrays.named(optimizer_tree(state))
     assert len(names) == len(jax.tree.leaves(optimizer_tree(state)))
     assert {"step", "rng", "opt_state/moments/mu/classifier/bias"} <= names.keys()
 
 
 def test_no_changed_byte_of_it_goes_unnoticed(saved_step):
-    file = saved_step / "manifest" / "manifest.json"
+    file = manifest.path(saved_step)
     whole = file.read_bytes()
     for place in range(len(whole)):
         changed = bytearray(whole)
         changed[place] ^= 1
         file.write_bytes(changed)
-        with pytest.raises(manifest.DamageError, match=r"/3 is damaged \(manifest/manifest.json "):
+        with pytest.raises(manifest.DamageError, match=r"/3 is damaged \(state/manifest.json "):
             manifest.read(saved_step)
     for size in range(0, len(whole) - 1, 7):
         file.write_bytes(whole[:size])
         with pytest.raises(
-            manifest.DamageError, match=r"/3 is damaged \(manifest/manifest.json can't be read"
+            manifest.DamageError, match=r"/3 is damaged \(state/manifest.json can't be read"
         ):
             manifest.read(saved_step)
     file.unlink()
     with pytest.raises(
-        manifest.DamageError, match=r"manifest/manifest.json is missing\): run train again on"
+        manifest.DamageError, match=r"state/manifest.json is missing\): run train again on"
     ):
         manifest.read(saved_step)
 
 
 def test_one_of_another_version_is_refused_and_not_called_damaged(saved_step):
-    file = saved_step / "manifest" / "manifest.json"
+    file = manifest.path(saved_step)
     content = dataclasses.asdict(manifest.read(saved_step)) | {"a field to come": 1}
     content = json.loads(json.dumps(content))
     file.write_text(json.dumps({"sha256": manifest._sha256(content), "content": content}))
@@ -95,6 +95,6 @@ def test_one_of_another_version_is_refused_and_not_called_damaged(saved_step):
         manifest.read(saved_step)
     assert not isinstance(caught.value, manifest.DamageError)
     # Before there were manifests.
-    (saved_step / "manifest").rename(saved_step / "progress")
+    (saved_step / "state").rename(saved_step / "progress")
     with pytest.raises(UserError, match=words):
         CheckpointReader(saved_step.parent).progress(3)

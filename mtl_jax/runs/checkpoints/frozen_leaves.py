@@ -1,0 +1,94 @@
+"""The pre-trained encoder beside the checkpoints of a run, which lack what it never trains.
+
+It stands once in the run's folder, under its digest. Runs of one study share its bytes: their
+files are hard links to one in the study's folder, where the file system has these.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from mtl_jax.core.atomic_write import whole
+from mtl_jax.core.console import say
+from mtl_jax.core.errors import UserError, cannot_read, cannot_write
+from mtl_jax.freezing.partition import Params
+from mtl_jax.runs.checkpoints import arrays
+from mtl_jax.runs.workdir import SHARED
+
+# How far above a run's folder that of its study may be.
+_ABOVE = 3
+
+
+def keep(folder: Path, params: Params, digest: str) -> None:
+    """Leaves a file of the encoder in a folder of a run, unless it is there and whole.
+
+    Args:
+        folder: The folder, which need not be there.
+        params: The encoder's parameters, numpy arrays.
+        digest: Theirs.
+
+    Raises:
+        UserError: It can't be written.
+    """
+    file = _file(folder, digest)
+    if file.exists():
+        if _is_whole(file, digest):
+            return
+        say(f"warning: {file} was damaged: it is made again")
+    try:
+        folder.mkdir(exist_ok=True)
+        shared = [above / SHARED for above in folder.absolute().parents[1 : 1 + _ABOVE]]
+        if not (there := [place for place in shared if place.is_dir()]):
+            _write(file, params)
+            return
+        source = _file(there[0], digest)
+        if not _is_whole(source, digest):
+            _write(source, params)
+        with whole(file) as draft:
+            try:
+                os.link(source, draft)
+            except OSError:
+                shutil.copyfile(source, draft)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def read(folder: Path, digest: str) -> dict[str, np.ndarray]:
+    """The encoder's leaves, by path.
+
+    Raises:
+        UserError: The file is not there, damaged, or can't be read.
+    """
+    file = _file(folder, digest)
+    try:
+        leaves = arrays.read(file)
+    except (FileNotFoundError, ValueError):
+        leaves = None
+    except OSError as error:
+        raise cannot_read(file, error) from error
+    if leaves is None or arrays.digest(leaves) != digest:
+        raise UserError(
+            f"{file} is missing or damaged, without which no checkpoint is whole: run train again "
+            "on its --workdir, which makes it again"
+        )
+    return leaves
+
+
+def _file(folder: Path, digest: str) -> Path:
+    return folder / f"{digest}.safetensors"
+
+
+def _is_whole(file: Path, digest: str) -> bool:
+    try:
+        return arrays.digest(arrays.read(file)) == digest
+    except (OSError, ValueError):
+        return False
+
+
+def _write(file: Path, params: Params) -> None:
+    with whole(file) as draft:
+        arrays.write(draft, params)
