@@ -83,8 +83,9 @@ class TrainConfig(Settings):
     workdir: str
     """folder for config, metrics, certificate and checkpoints; run again to resume"""
     scenario: str | None = None
-    """what is frozen: all_frozen, backbone_frozen (the default), none_frozen, a task's head \
-(classifier_frozen), top_1, top_2, ..., or [pattern, label] rules: a JSON file, or the list"""
+    """what is frozen: all_frozen, backbone_frozen (the default), bias_only, layer_norm_only, \
+none_frozen, a task's head (classifier_frozen); all but some layers: top_1, top_2, ..., first_k, \
+middle_k, only_i; or [pattern, label] rules: a JSON file, or the list"""
     recipe: str | None = None
     """in the place of a scenario, several in turn: gradual_unfreezing, top_down_1, top_down_2, \
 ..., lp_ft, sequential_heads, scarce_head_last, auto, or a .json or .py file of phases"""

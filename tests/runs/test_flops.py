@@ -53,6 +53,14 @@ def test_the_count_is_that_of_the_matrix_products(wide):
     assert run.plan.steps <= batches <= 1.6 * run.plan.steps
 
 
+def test_no_gradient_of_a_frozen_kernel_is_computed(wide):
+    """A product is computed again for its input's gradient, and a third time for its kernel's."""
+    whole = step_flops(run_of(*wide, "none_frozen"))
+    for scenario in ("bias_only", "layer_norm_only"):
+        step = step_flops(run_of(*wide, scenario))
+        assert step == pytest.approx(2 / 3 * whole, rel=0.05), scenario
+
+
 @pytest.mark.parametrize("scenario", ["all_frozen", "backbone_frozen", "top_2", "none_frozen"])
 def test_the_count_is_the_same_however_a_run_is_trained(scenario, shared_settings, inputs):
     ways = (
