@@ -14,14 +14,15 @@ from mtl_jax.core.paths import expanded
 from mtl_jax.freezing.rules import Rule
 
 FROZEN = "frozen"
+LORA = "lora"
 # What the settings name a learning rate for; a label's subgroups share it.
 _GROUPS = ("head", "backbone")
 
 # Those whose name says nothing of a task or a number.
 _PLAIN = ("all_frozen", "backbone_frozen", "bias_only", "layer_norm_only", "none_frozen")
-_NUMBERED = re.compile(r"(top|first|middle|only)_(\d+)")
+_NUMBERED = re.compile(r"(top|first|middle|only|lora)_(\d+)")
 # One of each kind that a number is a part of, for the closest name to a wrong one.
-_EXAMPLES = ("top_1", "first_1", "middle_1", "only_0")
+_EXAMPLES = ("top_1", "first_1", "middle_1", "only_0", "lora_8")
 _TRAINED: Rule = ("backbone/*", "backbone")
 _REST_FROZEN: Rule = ("backbone/*", FROZEN)
 
@@ -42,6 +43,12 @@ def is_scenario_name(name: str, tasks: Sequence[str]) -> bool:
     return name in scenario_names(tasks) or _NUMBERED.fullmatch(name) is not None
 
 
+def lora_rank(name: str) -> int | None:
+    """The rank of the factors that a scenario trains; None for one that trains none."""
+    numbered = _NUMBERED.fullmatch(name)
+    return int(numbered.group(2)) if numbered and numbered.group(1) == "lora" else None
+
+
 def close_names(tasks: Sequence[str]) -> tuple[str, ...]:
     """Names that a mistaken one may be close to: each, and one of each kind with a number."""
     return (*scenario_names(tasks), *_EXAMPLES)
@@ -51,14 +58,20 @@ def names_in_words(tasks: Sequence[str], num_layers: int) -> str:
     """All scenarios for some tasks and so many layers, for a message."""
     return (
         f"{', '.join(scenario_names(tasks))}, top_k, first_k or middle_k with k from 1 to "
-        f"{num_layers}, or only_i with i from 0 to {num_layers - 1}"
+        f"{num_layers}, only_i with i from 0 to {num_layers - 1}, or lora_r with r from 1 on"
     )
 
 
-def usual_scenarios(tasks: Sequence[str]) -> tuple[str, ...]:
-    """The names of those that are compared by default, from the most frozen to the least."""
+def usual_scenarios(tasks: Sequence[str], *, adapters: bool = False) -> tuple[str, ...]:
+    """The names of those that are compared by default, from the most frozen to the least.
+
+    Args:
+        tasks: The names of the tasks.
+        adapters: With those that train a little of every layer.
+    """
     heads = (f"{task}_frozen" for task in tasks)
-    return ("all_frozen", "backbone_frozen", "top_1", "top_2", *heads, "none_frozen")
+    little = ("bias_only", "lora_8") if adapters else ()
+    return ("all_frozen", "backbone_frozen", *little, "top_1", "top_2", *heads, "none_frozen")
 
 
 def scenario_rules(name: str, num_layers: int, tasks: Sequence[str]) -> tuple[Rule, ...]:
@@ -74,13 +87,16 @@ def scenario_rules(name: str, num_layers: int, tasks: Sequence[str]) -> tuple[Ru
     * ``first_k``, ``middle_k`` and ``only_i`` train one block of layers and nothing else of the
       backbone, neither embeddings nor pooler (surgical fine-tuning, Lee et al. 2023,
       arXiv:2210.11466): the k lowest of L layers; the k layers from layer (L - k) // 2 on, so
-      that as many are above as below, or one more; layer i, counted from 0.
+      that as many are above as below, or one more; layer i, counted from 0;
+    * ``lora_r`` trains factors of rank r beside kernels of the layers, and nothing of what was
+      pre-trained (Hu et al. 2022, arXiv:2106.09685): see ``freezing.lora``.
 
     Args:
         name: One of ``scenario_names``; ``top_k``, ``first_k`` or ``middle_k`` with a number for
-            k, ``only_i`` with one for i; or a list of ``[pattern, label]`` pairs, as JSON or in a
-            ``.json`` file. The labels are ``frozen``, ``head``, ``backbone``, and the latter
-            two's subgroups such as ``backbone/layer_5``.
+            k, ``only_i`` with one for i, ``lora_r`` with one for r; or a list of ``[pattern,
+            label]`` pairs, as JSON or in a ``.json`` file. Their labels are ``frozen``, ``head``,
+            ``backbone``, and the latter two's subgroups such as ``backbone/layer_5``; the label of
+            factors is ``lora``.
         num_layers: Layers of the backbone.
         tasks: The names of the tasks.
 
@@ -113,6 +129,10 @@ def scenario_rules(name: str, num_layers: int, tasks: Sequence[str]) -> tuple[Ru
             f"unknown scenario {name!r}: {hint}use one of {names_in_words(tasks, num_layers)}"
         )
     kind, number = numbered.group(1), int(numbered.group(2))
+    if kind == "lora":
+        if number < 1:
+            raise UserError(f"scenario {name!r} has factors of rank 0: use lora_1 or more")
+        return (("backbone/*/lora_[ab]", LORA), _REST_FROZEN, *heads)
     lowest, highest = (0, num_layers - 1) if kind == "only" else (1, num_layers)
     if not lowest <= number <= highest:
         raise UserError(

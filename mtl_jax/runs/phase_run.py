@@ -79,9 +79,10 @@ class PhaseRun:
         heads = self._model.model().init_heads(stream(config.seed, "heads"))
         # On the host: a copy on a device is given away with the state that it begins.
         heads = jax.tree.map(np.array, heads)
-        self.params: Params = {"backbone": inputs.backbone, **heads}
+        plain: Params = {"backbone": inputs.backbone, **heads}
         self._devices = devices
-        self.plans: tuple[PhasePlan, ...] = plan_phases(config, inputs, self.params, devices)
+        self.plans: tuple[PhasePlan, ...] = plan_phases(config, inputs, plain, devices)
+        self.params: Params = self._with_factors(0, plain)
         self.evaluator = evaluator(self._model)
         several = distributed.count() > 1
         # What is kept of the frozen bottom is every process's own, for texts that others have too.
@@ -89,6 +90,11 @@ class PhaseRun:
         self._compiled_before = self._compile_seconds()
         self._stages = inputs.stages
         self._enter(0)
+
+    def _with_factors(self, index: int, params: Params) -> Params:
+        """Parameters with the low-rank factors of a phase, and no others."""
+        key = stream(self.config.seed, "lora")
+        return self.plans[index].partition.with_factors(params, key)
 
     def _enter(self, index: int) -> None:
         self.index = index
@@ -105,11 +111,12 @@ class PhaseRun:
 
         Args:
             index: Which.
-            params: All parameters as they are at its start.
+            params: All parameters as they are at its start, with or without its low-rank factors;
+                others are merged into their kernels.
         """
         other = copy.copy(self)
-        other.params = params
-        other._stages = Stages(params["backbone"])
+        other.params = self._with_factors(index, params)
+        other._stages = Stages(other.params["backbone"])
         other._enter(index)
         return other
 
@@ -268,7 +275,11 @@ class PhaseRun:
 
     def _phase_records(self) -> Iterator[dict[str, Any]]:
         for plan in self.plans:
-            yield {**dataclasses.asdict(plan.phase), "rules": plan.rules, "most_steps": plan.steps}
+            phase = dataclasses.asdict(plan.phase)
+            if plan.phase.lora is None:
+                # As it was before there were factors: a run that was begun then goes on.
+                phase = {name: each for name, each in phase.items() if not name.startswith("lora")}
+            yield {**phase, "rules": plan.rules, "most_steps": plan.steps}
 
 
 def _even(steps: int) -> int:

@@ -149,6 +149,13 @@ def test_a_number_off_the_layers_is_refused(kind, number):
         scenario_rules(f"{kind}_{number}", LAYERS, TASKS)
 
 
+def test_factors_have_a_rank():
+    with pytest.raises(UserError, match="scenario 'lora_0' has factors of rank 0: use lora_1"):
+        scenario_rules("lora_0", LAYERS, TASKS)
+    # Of any number of layers.
+    assert scenario_rules("lora_64", LAYERS, TASKS)[0] == ("backbone/*/lora_[ab]", "lora")
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
@@ -161,6 +168,8 @@ def test_a_number_off_the_layers_is_refused(kind, number):
         ("first_k", "did you mean first_1? "),
         ("midle_2", "did you mean middle_1? "),
         ("only_i", "did you mean only_0? "),
+        ("lora_r", "did you mean lora_8? "),
+        ("lora8", "did you mean lora_8? "),
         ("none", ""),
         ("xyz", ""),
         ("", ""),
@@ -172,7 +181,7 @@ def test_an_unknown_name_is_refused_with_the_closest(name, hint):
     assert str(caught.value) == (
         f"unknown scenario {name!r}: {hint}use one of all_frozen, backbone_frozen, bias_only, "
         "layer_norm_only, classifier_frozen, sentiment_frozen, none_frozen, top_k, first_k or "
-        "middle_k with k from 1 to 6, or only_i with i from 0 to 5"
+        "middle_k with k from 1 to 6, only_i with i from 0 to 5, or lora_r with r from 1 on"
     )
 
 
