@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mtl_jax.config.tasks import Task as Task
     from mtl_jax.config.train import TrainConfig as TrainConfig
     from mtl_jax.core.errors import UserError as UserError
+    from mtl_jax.freezing.lora import merge_lora as merge_lora
     from mtl_jax.freezing.partition import Partition as Partition
     from mtl_jax.freezing.phase import Phase as Phase
     from mtl_jax.freezing.recipes import RecipeContext as RecipeContext
@@ -59,6 +60,7 @@ _HOMES = {
     "load_data": "training.data",
     "load_encoder": "models.encoder",
     "make_optimizer": "training.optimizer",
+    "merge_lora": "freezing.lora",
     "train": "runs.loop",
 }
 _PACKAGES = ("studies",)
@@ -74,6 +76,7 @@ __all__ = [  # noqa: RUF022  (as a script uses them)
     "make_optimizer",
     "TrainStep",
     "evaluate",
+    "merge_lora",
     "train",
     "TrainConfig",
     "Phase",

@@ -16,6 +16,7 @@ from experiments.benchmarks.judges import (
     cost_of_checkpoints,
     faster,
     growth,
+    lighter,
     optimizer_state,
     share_of_peak,
     share_of_speed,
@@ -92,6 +93,13 @@ CASES: Mapping[str, Case] = {
     ),
     "top_2": Case(_sides(scenario="top_2", sentences=1024, epochs=5), faster(Goal(low=1.3))),
     "none_frozen": Case(_FULL, faster(Goal(low=1), steps_only=True)),
+    **{
+        name: Case(
+            ((name, Job("train", name, sentences=2048)), ("none_frozen", _FULL[0][1])),
+            lighter(name, Goal(low=low)),
+        )
+        for name, low in (("bias_only", 1.3), ("lora_8", 1.25))
+    },
     "share_of_peak": Case(
         (*_FULL, ("peak", Job("peak"))), share_of_peak(Goal(low=60)), optional=(THEIRS,)
     ),

@@ -177,6 +177,28 @@ def optimizer_state(samples: Samples) -> list[Outcome]:
     return [Outcome("optimizer state", *cells, 100 * some / all_, " %", Goal(high=0.1))]
 
 
+def lighter(scenario: str, goal: Goal) -> Callable[[Samples], list[Outcome]]:
+    """How much faster steps are than those of ``none_frozen``, and the share of its moments."""
+
+    def judge(samples: Samples) -> list[Outcome]:
+        some, all_ = samples[scenario], samples["none_frozen"]
+        times = [per_sentence(each) for each in (some, all_)]
+        faster = statistics.median(times[1]) / statistics.median(times[0])
+        cells = [spread(each, "ms a sentence") for each in times]
+        about = f"{title(some[0])}, against `none_frozen`: training steps"
+        sizes = [each[0]["optimizer_state_bytes"] for each in (some, all_)]
+        state = [Cell(byte_size(size)) for size in sizes]
+        share = f"`{scenario}` against `none_frozen`: optimizer state"
+        return [
+            Outcome(scenario, about, *cells, faster, goal=goal),
+            Outcome(
+                f"state, {scenario}", share, *state, 100 * sizes[0] / sizes[1], " %", Goal(high=2)
+            ),
+        ]
+
+    return judge
+
+
 def growth(samples: Samples) -> list[Outcome]:
     """What a sentence costs with ten times the data, as a multiple of what it costs without."""
     outcomes = []

@@ -52,8 +52,8 @@ class Plan(Settings):
     """Print what scenarios or a recipe would cost in memory, FLOPs and time; train nothing."""
 
     scenario: tuple[str, ...] | None = None
-    """as of train; several; by default all_frozen, backbone_frozen, top_1, top_2, each task's \
-head frozen, and none_frozen"""
+    """as of train; several; by default all_frozen, backbone_frozen, bias_only, lora_8, top_1, \
+top_2, each task's head frozen, and none_frozen"""
     recipe: str | None = None
     """as of train; its phases in the place of the scenarios"""
     measure_seconds: float = 5.0
@@ -66,7 +66,7 @@ head frozen, and none_frozen"""
         if self.scenario == ():
             raise UserError("--scenario is empty: name at least one")
         if self.scenario is None:
-            object.__setattr__(self, "scenario", usual_scenarios(self.data.tasks))
+            object.__setattr__(self, "scenario", usual_scenarios(self.data.tasks, adapters=True))
         if not self.measure_seconds >= 0:
             raise UserError(f"--measure-seconds {self.measure_seconds} must not be negative")
 

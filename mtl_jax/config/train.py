@@ -9,6 +9,7 @@ from typing import Self
 from mtl_jax.config.checkpoint import CheckpointSettings
 from mtl_jax.config.data import DataConfig, absolute_path
 from mtl_jax.config.extensions import as_paths, paths_by_name
+from mtl_jax.config.lora import LoraSettings
 from mtl_jax.config.model import ModelSettings
 from mtl_jax.config.monitoring import MonitoringConfig
 from mtl_jax.config.optimizer import OptimizerSettings
@@ -36,7 +37,7 @@ LIMITS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(ModelSettings, OptimizerSettings, CheckpointSettings):
+class Settings(ModelSettings, OptimizerSettings, LoraSettings, CheckpointSettings):
     """What a run and a study of many runs have in common."""
 
     data: DataConfig = DEFAULT_DATA
@@ -47,7 +48,7 @@ class Settings(ModelSettings, OptimizerSettings, CheckpointSettings):
     watch: MonitoringConfig = DEFAULT_WATCH
 
     def __post_init__(self) -> None:
-        for group in (ModelSettings, OptimizerSettings, CheckpointSettings):
+        for group in (ModelSettings, OptimizerSettings, LoraSettings, CheckpointSettings):
             group.__post_init__(self)
         for name in ("metrics", "callbacks"):
             object.__setattr__(self, name, as_paths(name, getattr(self, name)))
@@ -82,8 +83,10 @@ class TrainConfig(Settings):
     workdir: str
     """folder for config, metrics, certificate and checkpoints; run again to resume"""
     scenario: str | None = None
-    """what is frozen: all_frozen, backbone_frozen (the default), none_frozen, a task's head \
-(classifier_frozen), top_1, top_2, ..., or [pattern, label] rules: a JSON file, or the list"""
+    """what is frozen: all_frozen, backbone_frozen (the default), bias_only, layer_norm_only, \
+none_frozen, a task's head (classifier_frozen); all but some layers: top_1, top_2, ..., first_k, \
+middle_k, only_i; all but factors of rank r beside kernels: lora_8, ...; or [pattern, label] \
+rules: a JSON file, or the list"""
     recipe: str | None = None
     """in the place of a scenario, several in turn: gradual_unfreezing, top_down_1, top_down_2, \
 ..., lp_ft, sequential_heads, scarce_head_last, auto, or a .json or .py file of phases"""

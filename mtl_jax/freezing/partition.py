@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -13,13 +14,18 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mtl_jax.config.lora import Lora, lora_of, refuse_lora
 from mtl_jax.config.scenario import scenario_text
 from mtl_jax.core.errors import UserError
+from mtl_jax.freezing.lora import factor_paths, plain_paths, with_factors
 from mtl_jax.freezing.rules import Rule, assign_labels
-from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
+from mtl_jax.freezing.scenarios import FROZEN, LORA, lora_rank, scenario_rules
 
 Params = dict[str, Any]
 """A nested dict of arrays."""
+
+# What scenarios train that not every backbone has.
+_KINDS: Mapping[str | None, str] = {"bias_only": "bias", "layer_norm_only": "layer norm"}
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -29,44 +35,97 @@ class Partition:
         partition = mtl.Partition(model.params, "top_2")
         trainable, frozen = partition.split(model.params)
 
+    The low-rank factors of ``lora_r`` are among the leaves, whether ``params`` has them or not:
+    ``with_factors`` puts them there, as ``TrainStep.init`` does.
+
     Hashable, so that whatever is compiled for it can be found again.
 
     Attributes:
         labels: ``(path, label)`` of every leaf, sorted by path.
+        lora: The low-rank factors that it trains; None for none.
     """
 
     labels: tuple[tuple[str, str], ...]
+    lora: Lora | None
 
-    def __init__(self, params: Params, scenario: str | Sequence[Rule]):
+    def __init__(
+        self,
+        params: Params,
+        scenario: str | Sequence[Rule],
+        *,
+        lora_targets: Sequence[str] | None = None,
+        lora_alpha: float | None = None,
+        lora_dropout: float | None = None,
+    ):
         """Labels every leaf of ``params``.
 
         Args:
             params: All parameters: ``backbone``, and each task's head by its name.
             scenario: A scenario's name, a JSON file of rules, or a list of rules:
                 ``(pattern, label)``, of which the first that matches a leaf gives its label.
+            lora_targets: As of ``TrainConfig``, as are ``lora_alpha`` and ``lora_dropout``; for a
+                scenario ``lora_r`` alone.
+            lora_alpha: See there.
+            lora_dropout: See there.
 
         Raises:
-            UserError: There is no such scenario, no rule for a leaf, or a rule for none.
+            UserError: There is no such scenario, no rule for a leaf, or a rule for none; or the
+                factors can't be.
         """
         name = scenario_text(scenario)
         if not isinstance(name, str):
             raise UserError(f"{name!r} is no scenario: give a name, a file, or a list of rules")
         layers = sum(name.startswith("layer_") for name in params["backbone"])
         rules = scenario_rules(name, layers, [name for name in params if name != "backbone"])
-        labels = tuple(sorted(assign_labels(_flat(params), rules).items()))
-        object.__setattr__(self, "labels", labels)
+        given = lora_targets, lora_alpha, lora_dropout
+        refuse_lora("lora_{}", *given)
+        lora = lora_of(lora_rank(name), *given)
+        if lora is None and any(each is not None for each in given):
+            raise UserError(f"{name} trains no low-rank factors: leave lora_targets and so on out")
+        made = self.from_rules(params, rules, lora, name)
+        object.__setattr__(self, "labels", made.labels)
+        object.__setattr__(self, "lora", lora)
 
     @classmethod
-    def from_labels(cls, labels: tuple[tuple[str, str], ...]) -> Partition:
+    def from_labels(
+        cls, labels: tuple[tuple[str, str], ...], lora: Lora | None = None
+    ) -> Partition:
         """The partition of ``(path, label)`` pairs, sorted by path."""
         made = object.__new__(cls)
         object.__setattr__(made, "labels", labels)
+        object.__setattr__(made, "lora", lora)
         return made
 
     @classmethod
-    def from_rules(cls, params: Params, rules: Sequence[Rule]) -> Partition:
-        """Labels every leaf of ``params``; see ``assign_labels`` for the errors."""
-        return cls.from_labels(tuple(sorted(assign_labels(_flat(params), rules).items())))
+    def from_rules(
+        cls,
+        params: Params,
+        rules: Sequence[Rule],
+        lora: Lora | None = None,
+        scenario: str | None = None,
+    ) -> Partition:
+        """Labels every leaf of ``params``, with the factors of ``lora`` and no others.
+
+        Args:
+            params: All parameters.
+            rules: See ``assign_labels``.
+            lora: The factors; None for none.
+            scenario: The name that the rules stand for, if any.
+
+        Raises:
+            UserError: As of ``assign_labels``; or a target is no kernel; or there is nothing of
+                what the scenario trains.
+        """
+        flat = _flat(params)
+        paths = plain_paths(flat)
+        if scenario in _KINDS and not any(fnmatchcase(path, rules[0][0]) for path in paths):
+            raise UserError(
+                f"scenario {scenario!r} has nothing to train in this backbone, which has no "
+                f"{_KINDS[scenario]}: use another one"
+            )
+        factors = factor_paths(flat, lora) if lora else []
+        labels = assign_labels([*paths, *factors], rules)
+        return cls.from_labels(tuple(sorted(labels.items())), lora)
 
     @functools.cached_property
     def tree(self) -> Params:
@@ -78,9 +137,19 @@ class Partition:
         """The optimizer groups, sorted."""
         return tuple(sorted({label for _, label in self.labels} - {FROZEN}))
 
+    def with_factors(self, params: Params, key: jax.Array) -> Params:
+        """The parameters with the factors of ``lora`` and no others; see ``lora.with_factors``."""
+        return with_factors(params, self.lora, key)
+
     def split(self, params: Params) -> tuple[Params, Params]:
-        """``params`` -> (trainable, frozen): each lacks the other's leaves."""
+        """``params`` -> (trainable, frozen): each lacks the other's leaves.
+
+        Raises:
+            ValueError: Factors are not there.
+        """
         flat = _flat(params)
+        if lacking := [path for path, label in self.labels if path not in flat and self.lora]:
+            raise ValueError(f"there is no {lacking[0]}: see with_factors")
         frozen = {path for path, label in self.labels if label == FROZEN}
         return (
             unflatten_dict({k: v for k, v in flat.items() if k not in frozen}, sep="/"),
@@ -93,14 +162,16 @@ class Partition:
         return unflatten_dict({**_flat(trainable), **_flat(frozen)}, sep="/")
 
     def by_stage(self) -> Partition:
-        """The same, with ``backbone`` told apart by stage: ``backbone/layer_5`` ..."""
+        """The same, with ``backbone`` told apart by stage: ``backbone/layer_5`` ...
+
+        And so are factors: ``lora/layer_5`` ...
+        """
 
         def finer(path: str, label: str) -> str:
-            return "/".join(path.split("/")[:2]) if label == "backbone" else label
+            return f"{label}/{path.split('/')[1]}" if label in ("backbone", LORA) else label
 
-        return Partition.from_labels(
-            tuple((path, finer(path, label)) for path, label in self.labels)
-        )
+        finest = ((path, finer(path, label)) for path, label in self.labels)
+        return Partition.from_labels(tuple(finest), self.lora)
 
     def depth(self, num_layers: int) -> int:
         """How much of the backbone's bottom is frozen, as ``BertEncoder``'s ``frozen_depth``.
@@ -151,8 +222,8 @@ def longest_prefix(label: str, names: Mapping[str, Any]) -> str:
         prefix = prefix.rpartition("/")[0]
         if not prefix:
             raise UserError(
-                f"no learning rate for the label {label!r}: label the rule {FROZEN} or "
-                f"{' or '.join(names)}"
+                f"no learning rate for the label {label!r}: give it one, or label the rule "
+                f"{FROZEN} or {' or '.join(names)}"
             )
     return prefix
 

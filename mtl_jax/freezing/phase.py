@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
 from mtl_jax.config.extensions import refuse_schedule
+from mtl_jax.config.lora import LORA_LEARNING_RATE, TARGETS, Lora, as_targets, lora_of, refuse_lora
 from mtl_jax.config.optimizer import (
     EPOCHS,
     HEAD_EPOCHS,
@@ -21,6 +22,7 @@ from mtl_jax.config.optimizer import (
 from mtl_jax.config.scenario import scenario_text
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
+from mtl_jax.freezing.scenarios import LORA, lora_rank
 
 Metric = Literal["mean_macro_f1", "loss"]
 
@@ -41,6 +43,10 @@ def _is_switch(value: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, tuple) and all(map(_is_text, value))
 
 
 def _are_pairs(value: Any) -> bool:
@@ -67,6 +73,9 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "task_weights": _are_pairs,
     "drift_limit": _is_number,
     "hold_frozen_heads": _is_number,
+    "lora_targets": _are_texts,
+    "lora_alpha": _is_number,
+    "lora_dropout": _is_number,
 }
 
 
@@ -104,6 +113,11 @@ class Phase:
             settings'.
         drift_limit: How far, in nats, a frozen head's predictions may drift; see ``head_drift``.
         hold_frozen_heads: Weight of a term of the loss that holds them; 0 for none.
+        lora_targets: As of the settings, as are the next two: of a scenario ``lora_r``. Its factors
+            begin with its phase, and go on in the next one if that has the same; in any other
+            phase they have been merged into their kernels.
+        lora_alpha: See there.
+        lora_dropout: See there.
     """
 
     scenario: str
@@ -124,12 +138,16 @@ class Phase:
     task_weights: tuple[tuple[str, float], ...] | None = None
     drift_limit: float | None = None
     hold_frozen_heads: float | None = None
+    lora_targets: tuple[str, ...] | None = None
+    lora_alpha: float | None = None
+    lora_dropout: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scenario", scenario_text(self.scenario))
         for name in ("learning_rates", "task_weights"):
             if isinstance(value := getattr(self, name), Mapping):
                 object.__setattr__(self, name, tuple(value.items()))
+        object.__setattr__(self, "lora_targets", as_targets(self.lora_targets))
         for name, kind in _KINDS.items():
             value = getattr(self, name)
             if not (kind(value) or (value is None and name in _OPTIONAL)):
@@ -163,6 +181,13 @@ class Phase:
                 f"warmup_fraction {self.warmup_fraction} must be between 0 and 1: the schedule "
                 "would end before its rates have risen"
             )
+        refuse_lora("lora_{}", self.lora_targets, self.lora_alpha, self.lora_dropout)
+        given = [name for name in _OF_LORA if getattr(self, name) is not None]
+        if given and not self.trains_factors:
+            raise UserError(
+                f"{given[0]} is for a scenario lora_r, and that of this phase is {self.scenario}: "
+                "leave it out"
+            )
         if any(not rate >= 0 for _, rate in self.learning_rates):
             raise UserError("learning_rates must not be negative")
         for field in ("learning_rates", "task_weights"):
@@ -189,9 +214,19 @@ class Phase:
             )
         rates = {
             label: rate
-            for label in _RATED
+            for label in ("head", "backbone")
             if (rate := getattr(config, f"{label}_learning_rate")) is not None
-        } | dict(self.learning_rates)
+        }
+        of_lora: dict[str, Any] = {}
+        if rank := lora_rank(self.scenario):
+            rate = config.lora_learning_rate
+            rates[LORA] = LORA_LEARNING_RATE if rate is None else rate
+            usual = {"lora_targets": TARGETS, "lora_alpha": float(rank), "lora_dropout": 0.0}
+            of_lora = {
+                name: default if (own := getattr(config, name)) is None else own
+                for name, default in usual.items()
+            }
+        rates |= dict(self.learning_rates)
         filled: dict[str, Any] = {
             "learning_rates": tuple(rates.items()),
             "layer_decay": config.layer_decay,
@@ -200,6 +235,7 @@ class Phase:
             "task_weights": tuple((config.weights | weights).items()),
             "drift_limit": config.drift_limit,
             "hold_frozen_heads": config.hold_frozen_heads,
+            **of_lora,
         }
         changes = {
             name: value
@@ -240,6 +276,17 @@ class Phase:
         )
 
     @property
+    def trains_factors(self) -> bool:
+        """Whether its scenario is a ``lora_r``."""
+        return lora_rank(self.scenario) is not None
+
+    @property
+    def lora(self) -> Lora | None:
+        """The low-rank factors that it trains, of a completed phase; None for none."""
+        rank = lora_rank(self.scenario)
+        return lora_of(rank, self.lora_targets, self.lora_alpha, self.lora_dropout)
+
+    @property
     def weights(self) -> dict[str, float]:
         """Per task its weight, of a completed phase."""
         if self.task_weights is None:
@@ -253,8 +300,9 @@ class Phase:
         return tuple(task for task, weight in weights.items() if weight > 0) or tuple(weights)
 
 
-# The labels that settings give a rate.
-_RATED = ("head", "backbone")
+# The labels that settings give a rate, and what else they say of factors.
+_RATED = ("head", "backbone", LORA)
+_OF_LORA = ("lora_targets", "lora_alpha", "lora_dropout")
 # What the settings fill, or what is off where it is not given.
 _OPTIONAL = {field.name for field in dataclasses.fields(Phase) if field.default is None}
 
@@ -262,9 +310,10 @@ _OPTIONAL = {field.name for field in dataclasses.fields(Phase) if field.default 
 def untaken(config: TrainConfig, phases: Sequence[Phase]) -> list[str]:
     """The settings, other than their defaults, that none of some completed phases goes by."""
     own = ("layer_decay", "schedule", "warmup_fraction", "drift_limit", "hold_frozen_heads")
+    own += _OF_LORA
     taken = [
         {name: getattr(phase, name) for name in own}
-        | {f"{label}_learning_rate": dict(phase.learning_rates)[label] for label in _RATED}
+        | {f"{label}_learning_rate": dict(phase.learning_rates).get(label) for label in _RATED}
         for phase in phases
     ]
     given = {name: getattr(config, name) for name in taken[0]}

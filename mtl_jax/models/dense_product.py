@@ -13,6 +13,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
+from mtl_jax.models.dropout import dropped
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def product(spec: str, dtype: DTypeLike, left: jax.Array, right: jax.Array) -> jax.Array:
@@ -74,6 +76,9 @@ class Dense(nn.Module):
     In float32 it computes the same. In half precision the factors of the product are rounded, and
     the bias is not: its gradient is a sum over all tokens.
 
+    Where the tree has ``lora_a`` and ``lora_b`` beside the kernel, their product is added to it
+    without being formed: see ``freezing.lora``.
+
     Attributes:
         features: Size of the result.
         dtype: What the input and the kernel are rounded to.
@@ -91,10 +96,28 @@ class Dense(nn.Module):
         """[..., any] -> float32 [..., features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        y = self._times(x, kernel)
+        y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        return y + self._low_rank(x) if self.has_variable("params", "lora_a") else y
+
+    def _times(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """[..., any] by [any, features], float32 [..., features]."""
         if self.dtype == jnp.float32:
             contracted = (((x.ndim - 1,), (0,)), ((), ()))
-            y = lax.dot_general(x, kernel, contracted, precision=self.precision)
-        else:
-            rows = string.ascii_lowercase[: x.ndim - 1]
-            y: Any = product(f"{rows}y,yz->{rows}z", self.dtype, x, kernel)
-        return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+            return lax.dot_general(x, kernel, contracted, precision=self.precision)
+        rows = string.ascii_lowercase[: x.ndim - 1]
+        result: Any = product(f"{rows}y,yz->{rows}z", self.dtype, x, kernel)
+        return result
+
+    def _low_rank(self, x: jax.Array) -> jax.Array:
+        """What the factors add; their dropout is on where the module has a key for it."""
+
+        def leaf(name: str) -> Any:
+            return self.get_variable("params", name)
+
+        if self.has_variable("params", "lora_dropout") and self.has_rng("dropout"):
+            x = dropped(x, self.make_rng("dropout"), leaf("lora_dropout"))
+        inner = self._times(x, leaf("lora_a"))
+        if self.has_variable("params", "lora_scale"):
+            inner = inner * leaf("lora_scale")
+        return self._times(inner, leaf("lora_b"))

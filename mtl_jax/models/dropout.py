@@ -27,8 +27,14 @@ def _mixed(word: jax.Array) -> jax.Array:
     return word ^ (word >> 16)
 
 
+def dropped(x: jax.Array, key: jax.Array, rate: float | jax.Array) -> jax.Array:
+    """Inverted dropout (Srivastava et al. 2014) at a rate of at least 0 and below 1."""
+    kept = random_bits(key, x.shape) >= jnp.uint32(rate * 2.0**32)
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+
 class Dropout(nn.Module):
-    """Inverted dropout (Srivastava et al. 2014), with ``random_bits``."""
+    """``dropped``, or nothing."""
 
     rate: float
 
@@ -38,6 +44,4 @@ class Dropout(nn.Module):
             return x
         if self.rate >= 1:
             return jnp.zeros_like(x)
-        bits = random_bits(self.make_rng("dropout"), x.shape)
-        kept = bits >= jnp.uint32(self.rate * 2**32)
-        return jnp.where(kept, x / (1 - self.rate), 0).astype(x.dtype)
+        return dropped(x, self.make_rng("dropout"), self.rate)

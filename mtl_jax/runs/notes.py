@@ -75,6 +75,12 @@ def without_effect(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]
     reasons = dict.fromkeys(
         untaken(config, [plan.phase for plan in plans]), f"every phase of {name} has its own"
     )
+    if not any(plan.phase.trains_factors for plan in plans):
+        words = f"{name} trains no low-rank factors: use a scenario such as lora_8"
+        reasons = {
+            setting: words if setting.startswith("lora_") else why
+            for setting, why in reasons.items()
+        }
     if not any(plan.guarded for plan in plans):
         reasons |= {
             setting: f"no phase of {name} freezes a head that an earlier one has trained"

@@ -17,7 +17,7 @@ from mtl_jax.freezing.partition import Params, Partition, longest_prefix
 from mtl_jax.freezing.phase import Phase, boundaries
 from mtl_jax.freezing.recipes import RecipeContext, phases_of
 from mtl_jax.freezing.rules import Rule
-from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
+from mtl_jax.freezing.scenarios import FROZEN, LORA, scenario_rules
 from mtl_jax.runs.progress import chained_steps
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.optimizer import OptimizerConfig, layer_rates, refuse_no_schedule
@@ -230,7 +230,8 @@ def _training_of(plan: PhasePlan) -> tuple[Any, ...]:
     # Labels by stage and their rates may say what those of the whole backbone do.
     trained = {path: rates.get(label) for path, label in plan.partition.labels}
     held = phase.drift_limit, phase.hold_frozen_heads
-    return trained, phase.task_weights, phase.schedule, phase.warmup_fraction, held
+    how = phase.task_weights, phase.schedule, phase.warmup_fraction
+    return plan.partition.lora, trained, how, held
 
 
 def _names(recipe: str, phases: Sequence[Phase]) -> list[str]:
@@ -238,8 +239,10 @@ def _names(recipe: str, phases: Sequence[Phase]) -> list[str]:
 
 
 def _partition(phase: Phase, params: Params, rules: Sequence[Rule]) -> Partition:
-    partition = Partition.from_rules(params, rules)
-    finer = {label for label, _ in phase.learning_rates if label.startswith("backbone/")}
+    partition = Partition.from_rules(params, rules, phase.lora, phase.scenario)
+    finer = {
+        label for label, _ in phase.learning_rates if label.startswith(("backbone/", f"{LORA}/"))
+    }
     if phase.layer_decay != 1 or finer - set(partition.groups):
         partition = partition.by_stage()
     for label, _ in phase.learning_rates:
@@ -295,12 +298,24 @@ def parted(plans: Sequence[PhasePlan]) -> bool:
     That part differs between the seeds of a run from there on.
     """
     trained: set[str] = set()
-    for plan in plans:
+    for index, plan in enumerate(plans):
         frozen = {path for path, label in plan.partition.labels if label == FROZEN}
         if any(path.startswith("backbone/") for path in frozen & trained):
             return True
-        trained |= {path for path, _ in plan.partition.labels} - frozen
+        paths = {path for path, _ in plan.partition.labels} - frozen
+        if plan.partition.lora and not keeps_factors(plans, index + 1):
+            # Merged into their kernels.
+            paths = {path.replace("/lora_a", "/kernel") for path in paths}
+        trained |= paths
     return False
+
+
+def keeps_factors(plans: Sequence[PhasePlan], index: int) -> bool:
+    """Whether a phase goes on with the low-rank factors of the one before it."""
+    if not 0 < index < len(plans):
+        return False
+    before, own = (plans[i].partition.lora for i in (index - 1, index))
+    return own is not None and own.same_factors(before)
 
 
 def on_the_way(plans: Sequence[PhasePlan], phase: int, num_layers: int) -> dict[int, int]:

@@ -81,9 +81,10 @@ class PhaseRun:
         heads = self._model.model().init_heads(stream(config.seed, "heads"))
         # On the host: a copy on a device is given away with the state that it begins.
         heads = jax.tree.map(np.array, heads)
-        self.params: Params = {"backbone": inputs.backbone, **heads}
+        plain: Params = {"backbone": inputs.backbone, **heads}
         self._devices = devices
-        self.plans: tuple[PhasePlan, ...] = plan_phases(config, inputs, self.params, devices)
+        self.plans: tuple[PhasePlan, ...] = plan_phases(config, inputs, plain, devices)
+        self.params: Params = self._with_factors(0, plain)
         self.evaluator = evaluator(self._model)
         several = distributed.count() > 1
         # What is kept of the frozen bottom is every process's own, for texts that others have too.
@@ -91,6 +92,11 @@ class PhaseRun:
         self._compiled_before = self._compile_seconds()
         self._stages = inputs.stages
         self._enter(0)
+
+    def _with_factors(self, index: int, params: Params) -> Params:
+        """Parameters with the low-rank factors of a phase, and no others."""
+        key = stream(self.config.seed, "lora")
+        return self.plans[index].partition.with_factors(params, key)
 
     def _enter(self, index: int) -> None:
         self.index = index
@@ -107,11 +113,12 @@ class PhaseRun:
 
         Args:
             index: Which.
-            params: All parameters as they are at its start.
+            params: All parameters as they are at its start, with or without its low-rank factors;
+                others are merged into their kernels.
         """
         other = copy.copy(self)
-        other.params = params
-        other._stages = Stages(params["backbone"])
+        other.params = self._with_factors(index, params)
+        other._stages = Stages(other.params["backbone"])
         other._enter(index)
         return other
 
@@ -201,15 +208,17 @@ class PhaseRun:
         Returns:
             That, and the encoder's digest; None where it has nothing that is left out.
         """
-        trained = {
-            path
+        trained = [
+            {path for path, label in plan.partition.labels if label != FROZEN}
             for plan in self.plans[: self.index + 1]
-            for path, label in plan.partition.labels
-            if label != FROZEN
-        }
+        ]
+        # The factors of earlier phases may have been merged into their kernels.
+        before = set[str]().union(*trained[:-1])
+        merged = {path.replace("/lora_a", "/kernel") for path in before}
+        changed = merged.union(*trained)
         flat = flatten_dict(params, sep="/")
         pretrained = {f"backbone/{path}" for path in flatten_dict(self.inputs.backbone, sep="/")}
-        own = {path: flat[path] for path in flat if path in trained or path not in pretrained}
+        own = {path: flat[path] for path in flat if path in changed or path not in pretrained}
         digest = self.inputs.weights_digest if len(own) < len(flat) else None
         return unflatten_dict(own, sep="/"), digest
 
@@ -288,7 +297,11 @@ class PhaseRun:
 
     def _phase_records(self) -> Iterator[dict[str, Any]]:
         for plan in self.plans:
-            yield {**dataclasses.asdict(plan.phase), "rules": plan.rules, "most_steps": plan.steps}
+            phase = dataclasses.asdict(plan.phase)
+            if plan.phase.lora is None:
+                # As it was before there were factors: a run that was begun then goes on.
+                phase = {name: each for name, each in phase.items() if not name.startswith("lora")}
+            yield {**phase, "rules": plan.rules, "most_steps": plan.steps}
 
 
 def _even(steps: int) -> int:

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from mtl_jax.freezing.lora import FACTORS
 from mtl_jax.freezing.partition import Params, Partition, certificate
 from mtl_jax.runs.checkpoints.manager import CheckpointManager
+from mtl_jax.runs.phase_plan import keeps_factors
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.progress import PhaseProgress
 from mtl_jax.training.optimizer import carried
@@ -106,5 +108,7 @@ def next_phase(
     passed = plan.epochs(step - progress.start)
     progress = progress.next(plan.phase, following.phase, step, passed, plan.texts)
     fresh = run.start()
-    moments = carried(fresh.opt_state, moments, progress.schedule_start)
-    return Snapshot(run, params, fresh.replace(step=place.state.step, opt_state=moments)), progress
+    anew = () if keeps_factors(run.plans, run.index) else FACTORS
+    moments = carried(fresh.opt_state, moments, progress.schedule_start, anew)
+    state = fresh.replace(step=place.state.step, opt_state=moments)
+    return Snapshot(run, run.params, state), progress

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.freezing.partition import Params
 from mtl_jax.freezing.phase import Phase
+from mtl_jax.freezing.scenarios import FROZEN
 from mtl_jax.runs.monitoring.train_metrics import Meter, Stopwatch
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.evaluator import majority_baseline, neighbour_probe, probe_flops
@@ -127,10 +129,23 @@ def run_result(
         }
     return result | {
         "trainable_parameters": certificate["trainable_parameters"],
+        "trainable_parameters_by_label": _by_label(certificate["phases"]),
         "total_parameters": sum(part["parameters"] for part in certificate["labels"].values()),
         "optimizer_state_bytes": certificate["optimizer_state_bytes"],
         "frozen_digest_unchanged": certificate["frozen_digest_unchanged"],
     }
+
+
+def _by_label(phases: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Of ``head``, ``backbone`` and ``lora`` the most that a phase has trained."""
+    most: dict[str, int] = {}
+    for phase in phases:
+        trained: Counter[str] = Counter()
+        for label, part in phase["labels"].items():
+            if label != FROZEN:
+                trained[label.partition("/")[0]] += part["parameters"]
+        most |= {label: max(count, most.get(label, 0)) for label, count in trained.items()}
+    return most
 
 
 def steps_of_phases(records: Sequence[Mapping[str, Any]]) -> list[int]:

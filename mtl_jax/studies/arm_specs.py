@@ -13,7 +13,12 @@ from mtl_jax.core.errors import UserError, no_trained_head
 from mtl_jax.core.json_files import read_json
 from mtl_jax.core.paths import expanded
 from mtl_jax.freezing.recipes import RECIPES, RecipeContext, recipe_named
-from mtl_jax.freezing.scenarios import scenario_names, scenario_rules
+from mtl_jax.freezing.scenarios import (
+    close_names,
+    is_scenario_name,
+    names_in_words,
+    scenario_rules,
+)
 
 # Of a run that has no head to hold, where --hold-frozen-heads is meant for other arms of its study.
 NOTHING_HELD = {"hold_frozen_heads": 0.0}
@@ -101,8 +106,7 @@ def check_arms(
 
 
 def _is_scenario(name: str, tasks: Sequence[str]) -> bool:
-    known = name in scenario_names(tasks) or re.fullmatch(r"top_\d+", name)
-    return bool(known) or _is_file(name) or is_inline(name)
+    return is_scenario_name(name, tasks) or _is_file(name) or is_inline(name)
 
 
 def _check_recipe(name: str, layers: int, tasks: Sequence[str]) -> None:
@@ -120,15 +124,13 @@ def _check_recipe(name: str, layers: int, tasks: Sequence[str]) -> None:
 
 
 def _unknown(name: str, layers: int, tasks: Sequence[str], own: Sequence[str]) -> UserError:
-    scenarios = scenario_names(tasks)
-    names = [*own, *scenarios, *RECIPES, "top_1", "top_down_1"]
+    names = [*own, *close_names(tasks), *RECIPES, "top_down_1"]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     others = "".join(f"{each}, " for each in own)
     return UserError(
-        f"unknown arm {name!r}: {hint}use {others}a scenario ({', '.join(scenarios)}, or top_k "
-        f"with k from 1 to {layers}), a recipe ({', '.join(RECIPES)}, or top_down_k), or a .json "
-        "file of rules or phases"
+        f"unknown arm {name!r}: {hint}use {others}a scenario ({names_in_words(tasks, layers)}), "
+        f"a recipe ({', '.join(RECIPES)}, or top_down_k), or a .json file of rules or phases"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mtl_jax.config.optimizer import Schedule
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.freezing.partition import Params, Partition, longest_prefix
+from mtl_jax.freezing.scenarios import LORA
 
 # Howard & Ruder 2018, section 3.2: how much smaller the lowest rate is than the peak.
 _RATIO = 32
@@ -153,14 +154,17 @@ def layer_rates(
     """Discriminative rates: each layer's is that of the layer above times ``decay``.
 
     The top layer and what is above it have the rate of ``backbone``; the embeddings come
-    below layer 0. A layer that ``learning_rates`` names keeps its own.
+    below layer 0. A layer that ``learning_rates`` names keeps its own. The same goes for ``lora``.
 
     Source: Howard & Ruder 2018 (arXiv:1801.06146), section 3.2.
     """
     given = dict(learning_rates)
     stages = [*(f"layer_{i}" for i in reversed(range(num_layers))), "embeddings"]
     decayed = {
-        f"backbone/{stage}": given["backbone"] * decay**depth for depth, stage in enumerate(stages)
+        f"{label}/{stage}": given[label] * decay**depth
+        for label in ("backbone", LORA)
+        if label in given
+        for depth, stage in enumerate(stages)
     }
     return tuple({**decayed, **given}.items())
 
@@ -232,8 +236,8 @@ def make_optimizer(
 
     Args:
         partition: What trains.
-        learning_rates: The peak rate of each label; ``backbone`` also serves
-            ``backbone/layer_5`` unless that has a rate of its own.
+        learning_rates: The peak rate of each label, ``head``, ``backbone``, ``lora``; ``backbone``
+            also serves ``backbone/layer_5`` unless that has a rate of its own.
         total_steps: Steps of the schedule.
         warmup_steps: Steps in which the rates rise; by default a tenth of ``total_steps``.
         weight_decay: AdamW's, for everything but biases and layer norms.
@@ -275,13 +279,14 @@ def build_optimizer(partition: Partition, config: OptimizerConfig) -> optax.Grad
     )
 
 
-def carried(fresh: Any, before: Any, schedule_steps: int = 0) -> Any:
+def carried(fresh: Any, before: Any, schedule_steps: int = 0, anew: Collection[str] = ()) -> Any:
     """The state to begin a phase with: the moments of what stays trainable are kept.
 
     Args:
         fresh: The phase's own state, as initialised.
         before: The state at the end of the phase before.
         schedule_steps: Steps of the phase's schedule that have been taken before it.
+        anew: Names of leaves that begin anew, whatever was there under their paths.
 
     Returns:
         A state of the shape of ``fresh``: leaves that trained before go on with their moments
@@ -289,7 +294,7 @@ def carried(fresh: Any, before: Any, schedule_steps: int = 0) -> Any:
         are dropped.
     """
     moments = Moments(
-        *(_merged(*trees) for trees in zip(fresh["moments"], before["moments"], strict=True))
+        *(_merged(*trees, anew) for trees in zip(fresh["moments"], before["moments"], strict=True))
     )
     rates = jax.tree.map(lambda count: jnp.full_like(count, schedule_steps), fresh["rates"])
     state = fresh.copy()
@@ -297,7 +302,11 @@ def carried(fresh: Any, before: Any, schedule_steps: int = 0) -> Any:
     return state
 
 
-def _merged(fresh: Params, before: Params) -> Params:
-    old = flatten_dict(before, sep="/")
+def _merged(fresh: Params, before: Params, anew: Collection[str]) -> Params:
+    old = {
+        path: leaf
+        for path, leaf in flatten_dict(before, sep="/").items()
+        if path.rpartition("/")[2] not in anew
+    }
     new = flatten_dict(fresh, sep="/")
     return unflatten_dict({path: old.get(path, leaf) for path, leaf in new.items()}, sep="/")

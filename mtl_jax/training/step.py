@@ -42,9 +42,9 @@ class TrainState(flax.struct.PyTreeNode):
     weighting: State = ()
 
 
-def stream(seed: int, use: Literal["heads", "dropout"]) -> jax.Array:
+def stream(seed: int, use: Literal["heads", "dropout", "lora"]) -> jax.Array:
     """The key of one of a run's uses of chance, independent of the others."""
-    return jax.random.fold_in(jax.random.key(seed), ("heads", "dropout").index(use))
+    return jax.random.fold_in(jax.random.key(seed), ("heads", "dropout", "lora").index(use))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from mtl_jax.training.inputs import Split
 from mtl_jax.training.metrics import Metrics
 from mtl_jax.training.model import MultiTaskModel
 from mtl_jax.training.runners import make_runner
-from mtl_jax.training.step import Program, TrainState
+from mtl_jax.training.step import Program, TrainState, stream
 from mtl_jax.training.weighting.base import Weighting
 from mtl_jax.training.weighting.registry import make_weighting
 
@@ -157,14 +157,16 @@ class TrainStep:
         """Returns the state before the first step.
 
         Args:
-            seed: Of the heads and of dropout.
+            seed: Of the heads, of dropout, and of low-rank factors.
             params: All parameters to start from; by default the pre-trained encoder with fresh
-                heads.
+                heads. Of low-rank factors those that the partition trains go on or are put
+                there, and others are merged into their kernels.
         """
         params = self.model.init(seed) if params is None else params
+        known = params["backbone"] is self._pretrained.params
+        params = self.partition.with_factors(params, stream(seed, "lora"))
         trainable, frozen = self.partition.split(params)
         state = self._program(self._spec(None), None, 1).init(trainable, seed)
-        known = params["backbone"] is self._pretrained.params
         backbone = self._pretrained if known else Stages(params["backbone"])
         return LoopState(self._runner.place([state]), self._runner.replicate(frozen), backbone)
 
@@ -187,7 +189,7 @@ class TrainStep:
         )
 
     def params(self, state: LoopState) -> Params:
-        """Returns all parameters of a state, as numpy arrays."""
+        """Returns all parameters of a state, low-rank factors among them, as numpy arrays."""
         trainable = self._runner.unplace(state.train)[0].trainable
         merged = Partition.merge(trainable, self._runner.fetch(state.frozen))
         return jax.tree.map(np.asarray, merged)

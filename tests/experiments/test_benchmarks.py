@@ -81,6 +81,17 @@ def test_full_fine_tuning_is_judged_by_its_steps():
     assert outcome.verdict == "reached"
 
 
+def test_what_trains_little_is_judged_by_its_steps_and_its_moments():
+    samples = {
+        "lora_8": [training(1.0, steps=2.0, optimizer_state_bytes=1)],
+        "none_frozen": [training(1.0, steps=3.0, optimizer_state_bytes=40)],
+    }
+    steps, state = CASES["lora_8"].judge(samples)
+    assert (steps.value, steps.verdict) == (1.5, "reached")
+    assert (state.value, state.verdict) == (2.5, "missed")
+    assert CASES["bias_only"].jobs[1] == ("none_frozen", dict(CASES["none_frozen"].jobs)[OURS])
+
+
 def test_share_of_peak_counts_three_forward_passes():
     samples = {
         OURS: [training(1.0, steps=2.0, forward_flops=50e9)],

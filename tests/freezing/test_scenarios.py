@@ -43,17 +43,46 @@ def expected(name, path):
         return FROZEN if group == "backbone" else group
     if name in ("classifier_frozen", "sentiment_frozen"):
         return FROZEN if part == name.removesuffix("_frozen") else group
-    if name == "none_frozen":
+    if name == "none_frozen" or group == "head":
         return group
+    leaf = path.split("/")[-1]
+    if name == "bias_only":
+        return group if leaf == "bias" else FROZEN
+    if name == "layer_norm_only":
+        return group if "layer_norm" in path else FROZEN
+    if name in BLOCKS:
+        return group if part in [f"layer_{i}" for i in BLOCKS[name]] else FROZEN
     lowest = LAYERS - int(name.removeprefix("top_"))
     low = part == "embeddings" or (part.startswith("layer_") and int(part[6:]) < lowest)
     return FROZEN if low else group
 
 
-NAMES = ("all_frozen", "backbone_frozen", "classifier_frozen", "sentiment_frozen", "none_frozen")
+NAMES = (
+    "all_frozen",
+    "backbone_frozen",
+    "bias_only",
+    "layer_norm_only",
+    "classifier_frozen",
+    "sentiment_frozen",
+    "none_frozen",
+)
+BLOCKS = {
+    "first_1": [0],
+    "first_5": [0, 1, 2, 3, 4],
+    "first_12": range(12),
+    # Of 11 or 9 others one more is above.
+    "middle_1": [5],
+    "middle_2": [5, 6],
+    "middle_3": [4, 5, 6],
+    "middle_11": range(11),
+    "middle_12": range(12),
+    "only_0": [0],
+    "only_7": [7],
+    "only_11": [11],
+}
 
 
-@pytest.mark.parametrize("name", [*NAMES, *(f"top_{k}" for k in range(1, LAYERS + 1))])
+@pytest.mark.parametrize("name", [*NAMES, *BLOCKS, *(f"top_{k}" for k in range(1, LAYERS + 1))])
 def test_every_leaf_has_the_label_of_the_design(paths, name):
     labels = assign_labels(paths, scenario_rules(name, LAYERS, TASKS))
     assert labels == {path: expected(name, path) for path in paths}
@@ -67,6 +96,12 @@ def test_every_leaf_has_the_label_of_the_design(paths, name):
         ("classifier_frozen", HEAD, HEAD, EMBEDDINGS + 12 * LAYER),
         ("sentiment_frozen", HEAD, HEAD, EMBEDDINGS + 12 * LAYER),
         ("none_frozen", 0, 2 * HEAD, EMBEDDINGS + 12 * LAYER),
+        # A layer has six dense layers and two layer norms, the embeddings one.
+        ("bias_only", EMBEDDINGS - 1 + 12 * (LAYER - 8), 2 * HEAD, 1 + 12 * 8),
+        ("layer_norm_only", EMBEDDINGS - 2 + 12 * (LAYER - 4), 2 * HEAD, 2 + 12 * 4),
+        ("first_2", EMBEDDINGS + 10 * LAYER, 2 * HEAD, 2 * LAYER),
+        ("middle_5", EMBEDDINGS + 7 * LAYER, 2 * HEAD, 5 * LAYER),
+        ("only_3", EMBEDDINGS + 11 * LAYER, 2 * HEAD, LAYER),
         ("top_1", EMBEDDINGS + 11 * LAYER, 2 * HEAD, LAYER),
         ("top_2", EMBEDDINGS + 10 * LAYER, 2 * HEAD, 2 * LAYER),
         ("top_12", EMBEDDINGS, 2 * HEAD, 12 * LAYER),
@@ -75,10 +110,20 @@ def test_every_leaf_has_the_label_of_the_design(paths, name):
 def test_number_of_leaves_per_label(paths, name, frozen, head, backbone):
     pooler = POOLER * ("backbone/pooler/kernel" in paths)
     counts = collections.Counter(assign_labels(paths, scenario_rules(name, LAYERS, TASKS)).values())
-    # The pooler goes with the top of the backbone.
-    if name in ("all_frozen", "backbone_frozen"):
+    if name == "bias_only":
+        frozen, backbone = frozen + pooler // 2, backbone + pooler // 2
+    elif name in (
+        "all_frozen",
+        "backbone_frozen",
+        "layer_norm_only",
+        *BLOCKS,
+        "first_2",
+        "middle_5",
+        "only_3",
+    ):
         frozen += pooler
     else:
+        # The pooler goes with the top of the backbone.
         backbone += pooler
     assert counts == +collections.Counter({FROZEN: frozen, "head": head, "backbone": backbone})
 
@@ -89,11 +134,26 @@ def test_top_k_of_a_shallow_backbone_leaves_no_idle_rule():
     assert list(labels.values()) == [FROZEN, "backbone", "head", "head"]
 
 
-@pytest.mark.parametrize("k", [0, 13, 100])
-def test_k_off_the_layers_is_refused(k):
-    message = f"scenario 'top_{k}' is off the backbone's 12 layers: use top_1 to top_12"
+@pytest.mark.parametrize("kind", ["top", "first", "middle", "only"])
+@pytest.mark.parametrize("number", [0, 12, 13, 100])
+def test_a_number_off_the_layers_is_refused(kind, number):
+    lowest, highest = (0, 11) if kind == "only" else (1, 12)
+    if lowest <= number <= highest:
+        assert scenario_rules(f"{kind}_{number}", LAYERS, TASKS)
+        return
+    message = (
+        f"scenario '{kind}_{number}' is off the backbone's 12 layers: use {kind}_{lowest} to "
+        f"{kind}_{highest}"
+    )
     with pytest.raises(UserError, match=re.escape(message)):
-        scenario_rules(f"top_{k}", LAYERS, TASKS)
+        scenario_rules(f"{kind}_{number}", LAYERS, TASKS)
+
+
+def test_factors_have_a_rank():
+    with pytest.raises(UserError, match="scenario 'lora_0' has factors of rank 0: use lora_1"):
+        scenario_rules("lora_0", LAYERS, TASKS)
+    # Of any number of layers.
+    assert scenario_rules("lora_64", LAYERS, TASKS)[0] == ("backbone/*/lora_[ab]", "lora")
 
 
 @pytest.mark.parametrize(
@@ -103,6 +163,13 @@ def test_k_off_the_layers_is_refused(k):
         ("top1", "did you mean top_1? "),
         ("top_k", "did you mean top_1? "),
         ("top_-1", "did you mean top_1? "),
+        ("biases_only", "did you mean bias_only? "),
+        ("layernorm_only", "did you mean layer_norm_only? "),
+        ("first_k", "did you mean first_1? "),
+        ("midle_2", "did you mean middle_1? "),
+        ("only_i", "did you mean only_0? "),
+        ("lora_r", "did you mean lora_8? "),
+        ("lora8", "did you mean lora_8? "),
         ("none", ""),
         ("xyz", ""),
         ("", ""),
@@ -112,8 +179,9 @@ def test_an_unknown_name_is_refused_with_the_closest(name, hint):
     with pytest.raises(UserError) as caught:
         scenario_rules(name, 6, TASKS)
     assert str(caught.value) == (
-        f"unknown scenario {name!r}: {hint}use one of all_frozen, backbone_frozen, "
-        "classifier_frozen, sentiment_frozen, none_frozen, or top_k with k from 1 to 6"
+        f"unknown scenario {name!r}: {hint}use one of all_frozen, backbone_frozen, bias_only, "
+        "layer_norm_only, classifier_frozen, sentiment_frozen, none_frozen, top_k, first_k or "
+        "middle_k with k from 1 to 6, only_i with i from 0 to 5, or lora_r with r from 1 on"
     )
 
 

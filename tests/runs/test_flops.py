@@ -53,6 +53,18 @@ def test_the_count_is_that_of_the_matrix_products(wide):
     assert run.plan.steps <= batches <= 1.6 * run.plan.steps
 
 
+def test_no_gradient_of_a_frozen_kernel_is_computed(wide):
+    """A product is computed again for its input's gradient, and a third time for its kernel's."""
+    settings, inputs = wide
+    whole = step_flops(run_of(settings, inputs, "none_frozen"))
+    # Of 2 x 12 units in the layers' products three are of the lowest query, key and value, whose
+    # input has no gradient where the embeddings are frozen.
+    shares = {"bias_only": 2 / 3, "layer_norm_only": 2 / 3, "lora_1": (2 * 24 - 3) / (3 * 24)}
+    for scenario, share in shares.items():
+        step = step_flops(run_of(settings, inputs, scenario))
+        assert step == pytest.approx(share * whole, rel=0.05), scenario
+
+
 @pytest.mark.parametrize("scenario", ["all_frozen", "backbone_frozen", "top_2", "none_frozen"])
 def test_the_count_is_the_same_however_a_run_is_trained(scenario, shared_settings, inputs):
     ways = (

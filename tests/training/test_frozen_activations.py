@@ -541,6 +541,11 @@ def test_what_is_kept_follows_from_the_scenario(settings, tmp_path):
         "top_3": (None, None, 0),
         "none_frozen": (None, None, 0),
         "top_1": ("states", None, 3),
+        "only_1": ("states", None, 2),
+        "middle_1": ("states", None, 2),
+        "only_2": ("states", None, 3),
+        "bias_only": (None, None, 0),
+        "first_1": (None, None, 0),
         "backbone_frozen": (None, "pooled", 0),
         "all_frozen": (None, "pooled", 0),
     }.items():

@@ -62,7 +62,8 @@ def looped(model, data, scenario, epochs=1, loss=None, optimizer=None, **how):
     partition = mtl.Partition(model.params, scenario)
     batches = data.train_batches(batch_size=16, epochs=epochs, seed=3)
     if optimizer is None:
-        optimizer = mtl.make_optimizer(partition, {"head": 1e-3, "backbone": 1e-4}, len(batches))
+        rates = {"head": 1e-3, "backbone": 1e-4, "lora": 5e-4}
+        optimizer = mtl.make_optimizer(partition, rates, len(batches))
     step = mtl.TrainStep(model, partition, optimizer, loss, **how)
     state, metrics = step.init(seed=3), {}
     for batch in batches:
@@ -71,7 +72,8 @@ def looped(model, data, scenario, epochs=1, loss=None, optimizer=None, **how):
 
 
 @pytest.mark.parametrize(
-    ("scenario", "epochs"), [("top_2", 1), ("mood_frozen", 1), ("backbone_frozen", 3)]
+    ("scenario", "epochs"),
+    [("top_2", 1), ("mood_frozen", 1), ("backbone_frozen", 3), ("lora_4", 1)],
 )
 def test_it_has_the_numbers_of_train(scenario, epochs, model, data, files, tiny, tmp_path):
     params, metrics = looped(model, data, scenario, epochs)
@@ -111,6 +113,24 @@ def test_frozen_parameters_keep_their_bytes_and_need_no_telling(model, data):
     step = mtl.TrainStep(model, partition, optax.sgd(0.1))
     # The embeddings and two of three layers.
     assert step.frozen_depth == 3
+
+
+def test_low_rank_factors_need_no_telling(model, data):
+    before = model.init(3)
+    params, _ = looped(model, data, "lora_2")
+    for path, (old, new) in flat_pairs(before, params).items():
+        assert np.array_equal(old, new) == path.startswith("backbone/"), path
+    ids = np.array([[1, 7, 8, 9]])
+    scores, plain = model(params, ids), model(mtl.merge_lora(params), ids)
+    for task, expected in model(before, ids).items():
+        np.testing.assert_allclose(scores[task], plain[task], atol=1e-5)
+        assert np.abs(scores[task] - expected).max() > 1e-3
+    # What has factors is gone on from: with them, or with what they have made of the kernels.
+    for scenario in ("lora_2", "top_1"):
+        partition = mtl.Partition(params, scenario)
+        step = mtl.TrainStep(model, partition, optax.sgd(0.1))
+        begun = model(step.params(step.init(params=params)), ids)
+        np.testing.assert_allclose(begun["mood"], scores["mood"], atol=1e-5)
 
 
 def flat_pairs(old, new):

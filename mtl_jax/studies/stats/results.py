@@ -58,14 +58,16 @@ def read_results(path: Path) -> list[Result]:
 
 def arm_order(names: Iterable[str]) -> list[str]:
     """Sorts arms from the most frozen to the least; recipes come last, as they were met."""
+    # What trains a little of every layer, one block of layers, the top ones.
+    kinds = {"lora": 3, "only": 4, "first": 5, "middle": 6, "top": 7}
+    plain = {BASELINE: (0, 0), "backbone_frozen": (1, 0), REFERENCE: (8, 1)}
+    plain |= {"layer_norm_only": (2, 0), "bias_only": (2, 1)}
 
     def rank(name: str) -> tuple[int, int]:
-        top = re.fullmatch(r"top_(\d+)", name)
-        if top:
-            return (2, int(top.group(1)))
-        plain = {BASELINE: (0, 0), "backbone_frozen": (1, 0), REFERENCE: (3, 1)}
+        if numbered := re.fullmatch(rf"({'|'.join(kinds)})_(\d+)", name):
+            return (kinds[numbered.group(1)], int(numbered.group(2)))
         # What ends like them freezes the head of one task.
-        return plain.get(name, (3, 0) if name.endswith("_frozen") else (4, 0))
+        return plain.get(name, (8, 0) if name.endswith("_frozen") else (9, 0))
 
     return sorted(dict.fromkeys(names), key=rank)
 
