@@ -12,9 +12,7 @@ def test_pieces_are_of_letters_and_digits_alone():
 
 
 def test_near_duplicates_are_counted_within_and_between_splits():
-    other = [
-        f"sentence number {i} about {i * 7919} things and {i * 104729} more" for i in range(40)
-    ]
+    other = [f"number {i} about {i * 7919} things and {i * 104729} more" for i in range(40)]
     train = [TEXT, TEXT, TEXT.upper() + "!", *other, "", "?"]
     validation = [TEXT.replace("very ", ""), "nothing like any of those that are in training"]
     found = near_duplicates({"train": train, "validation": validation})

@@ -11,10 +11,8 @@ TEXT = "the plot is thin but the cast makes up for it with charm and good timing
 
 @pytest.fixture
 def flags(tmp_path, tiny):
-    """Flags for files with duplicates, contradictions and a class that is nowhere but in test."""
-    rows = [
-        (f"text {i} about film number {i * 7919}", "up" if i % 3 else "down") for i in range(60)
-    ]
+    """Flags for files with duplicates, near ones and contradictions."""
+    rows = [(f"text {i} on number {i * 7919}", "up" if i % 3 else "down") for i in range(60)]
     train = [*rows, *rows[:4], (rows[7][0], "down"), (TEXT, "up")]
     validation = [(f"other {i} on {i * 104729}", "up") for i in range(9)] + [(f"{TEXT}!", "down")]
     test = [rows[0], rows[1], ("a third one", "up")]
