@@ -180,6 +180,13 @@ class _DataSet:
         """Makes the examples of a table of the source, and lets go of the table."""
         table = self._table(split)
         labels = self._numbered(table, split)
+        if carved and not 0 < table.aside.sum() < len(table):
+            raise UserError(
+                f"{self.source.name} holds one distinct text, of which no validation split can "
+                "be set aside: add examples or name a --validation-file"
+            )
+        # As many numbers again, which nobody needs any more.
+        table.labels.clear()
         groups = None
         if table.groups is not None:
             groups = np.asarray(table.groups.names[1:], np.str_)[table.groups.codes - 1]
@@ -189,11 +196,6 @@ class _DataSet:
             self._examples[split] = dataclasses.replace(whole, texts=table.texts[0])
             self._odd[split] = len(table.odd)
         else:
-            if not 0 < table.aside.sum() < len(table):
-                raise UserError(
-                    f"{self.source.name} holds one distinct text, of which no validation split can "
-                    "be set aside: add examples or name a --validation-file"
-                )
             for part, texts, there in zip(
                 ("train", "validation"), table.texts, (~table.aside, table.aside), strict=True
             ):
