@@ -65,7 +65,7 @@ def test_ids_in_a_file_are_those_in_memory(tokenizer, tmp_path):
     assert list((tmp_path / "new").iterdir()) == []
     assert len(tokenize(tokenizer, [], 16, tmp_path / "new")) == 0
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write to .*/file"):
+    with pytest.raises(UserError, match=r"cannot write to .*/file"):
         tokenize(tokenizer, texts, 16, tmp_path / "file")
 
 
