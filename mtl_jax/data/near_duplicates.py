@@ -11,6 +11,7 @@ import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from mtl_jax.data.checks import Finding, by_share
 
@@ -76,7 +77,8 @@ def near_duplicates(texts: Mapping[str, Sequence[str]]) -> NearDuplicates:
         split, text = distinct[number]
         compared[split] += 1
         mine = pieces(text)
-        for other in sorted(index.query(signature))[:_MOST_CANDIDATES]:
+        candidates: list[Any] = index.query(signature)
+        for other in sorted(candidates)[:_MOST_CANDIDATES]:
             of_other, known = distinct[other]
             if known.strip() == text.strip() or _similarity(mine, pieces(known)) < THRESHOLD:
                 continue
@@ -106,7 +108,7 @@ def _similarity(one: set[str], other: set[str]) -> float:
     return len(one & other) / len(one | other)
 
 
-def _signatures(texts: Sequence[str]) -> Iterator[tuple[int, object]]:
+def _signatures(texts: Sequence[str]) -> Iterator[tuple[int, Any]]:
     """The MinHash of each text that has pieces, with its place."""
     from datasketch import MinHash
 

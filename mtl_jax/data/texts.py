@@ -124,7 +124,8 @@ def take(texts: Sequence[str], indices: np.ndarray) -> Sequence[str]:
     """The texts at int64 [m], in this order."""
     if isinstance(texts, _Texts):
         return texts.take(indices)
-    return [texts[i] for i in indices.tolist()]
+    places: list[int] = indices.tolist()
+    return [texts[i] for i in places]
 
 
 class JoinedTexts(_Texts):
@@ -157,7 +158,7 @@ class JoinedTexts(_Texts):
 def joined(parts: Sequence[Sequence[str]]) -> Sequence[str]:
     """The texts of all parts, one after the other; a list where each of them is one."""
     if all(isinstance(part, list) for part in parts):
-        return [text for part in parts for text in part]
+        return list(itertools.chain.from_iterable(parts))
     return JoinedTexts(parts)
 
 

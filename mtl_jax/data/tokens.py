@@ -165,8 +165,8 @@ class _Ids(contextlib.ExitStack):
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
-    texts = iter(texts)
-    while chunk := list(itertools.islice(texts, _CHUNK)):
+    remaining = iter(texts)
+    while chunk := list(itertools.islice(remaining, _CHUNK)):
         yield chunk
 
 

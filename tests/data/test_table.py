@@ -1,6 +1,7 @@
 """What is kept of rows that are read once, and which are set aside."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from mtl_jax.data.texts import KeepAll
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-def opened(texts, labels=None, places=None, block=3):
+def opened(texts, labels=None, places=None, block=3) -> Any:
     """What opens a source of these rows."""
-    labels = ["up"] * len(texts) if labels is None else labels
+    labels: Any = ["up"] * len(texts) if labels is None else labels
     places = range(1, len(texts) + 1) if places is None else places
 
     def rows():

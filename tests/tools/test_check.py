@@ -29,7 +29,7 @@ def test_lines(flags, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "texts: train 66, validation 10, test 3"
     assert (
-        "mood: 2 classes, texts in train / validation / test: down 22 / 1 / 1; up 44 / 9 / 2"
+        "mood: 2 classes, texts in train / validation / test: down 23 / 1 / 1; up 43 / 9 / 2"
         in said
     )
     assert "train: 5 of 66 texts repeat another one" in said
@@ -50,7 +50,7 @@ def test_json_and_a_page(flags, tmp_path, capsys):
     (line,) = capsys.readouterr().out.splitlines()
     found = json.loads(line)
     assert found["texts"] == {"train": 66, "validation": 10, "test": 3}
-    assert found["classes"]["mood"]["down"] == {"train": 22, "validation": 1, "test": 1}
+    assert found["classes"]["mood"]["down"] == {"train": 23, "validation": 1, "test": 1}
     near = {(each["split"], each["other"]): each["texts"] for each in found["near_duplicates"]}
     assert near[("validation", "train")] == 1
     assert sum(near.values()) == 1

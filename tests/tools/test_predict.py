@@ -240,7 +240,7 @@ def test_any_layer_can_be_extracted(tiny, layer, pooling):
     found = checkpoint_encoder(str(tiny), pooling, 128, layer=layer).pooled(texts)
     vectors = np.concatenate([of_chunk for _, of_chunk in found])
     for text, vector in zip(texts, vectors, strict=True):
-        states = encoder.hidden_states([encoder.tokenizer(text)["input_ids"]])
+        states = encoder.hidden_states(np.array([encoder.tokenizer(text)["input_ids"]]))
         hidden = np.asarray(states[layer])[0]
         expected = hidden.mean(0) if pooling == "mean" else hidden[0]
         np.testing.assert_allclose(vector, expected, atol=2e-6)

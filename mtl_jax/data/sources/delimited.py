@@ -131,7 +131,7 @@ def _over_lines(opened: Opened, plain: MalformedError) -> Sheet:
     swallowed: MalformedError | None = None
     long: list[tuple[int, int]] = []
     stray: int | None = None
-    unquoted, rows = False, 0
+    unquoted, tabs, rows = False, 0, 0
     try:
         for block in _quoted(opened, "\t", every_line=True):
             if not rows:

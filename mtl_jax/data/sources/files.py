@@ -8,8 +8,9 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from mtl_jax.core.atomic_write import other_kind
 from mtl_jax.core.errors import UserError
@@ -286,7 +287,7 @@ def _undecodable_line(path: Path) -> int:
                 return line
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> BufferedReader:
     try:
         # Whoever opens a pipe waits for someone to write to it.
         if (kind := other_kind(path)) == "a folder":

@@ -72,7 +72,7 @@ def open_dataset(name: str, text_column: str, columns: dict[str, str]) -> Source
 
 def _load(name: str) -> dict[str, Any]:
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError as error:
         raise UserError(
             f"--dataset {name} needs the package datasets: pip install datasets, or name files "
