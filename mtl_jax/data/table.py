@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import gc
 import hashlib
 import itertools
 import operator
@@ -12,7 +13,7 @@ from typing import overload
 
 import numpy as np
 
-from mtl_jax.data.sources.base import Stream
+from mtl_jax.data.sources.base import Rows, Stream
 from mtl_jax.data.texts import Keeper
 
 _CHUNK = 2**16
@@ -170,7 +171,7 @@ class _Reading:
     def table(self, stream: Stream) -> Table:
         """Reads them."""
         grouped = False
-        for rows in stream.rows:
+        for rows in _uncollected(stream.rows):
             count, start = len(rows.texts), len(self._hashes)
             labelled = np.zeros(count, bool)
             for task, codes in self._labels.items():
@@ -178,7 +179,7 @@ class _Reading:
             if rows.groups is not None:
                 grouped = True
                 self._groups.add(rows.groups)
-            if any("\0" in text for text in rows.texts):
+            if "\0" in "".join(rows.texts):
                 self._odd.extend(start + i for i, text in enumerate(rows.texts) if "\0" in text)
             self._locate(start, np.asarray(rows.places, np.int64))
             self._keep(rows.texts, labelled)
@@ -224,6 +225,17 @@ class _Reading:
             return
         stays.add(list(itertools.compress(texts, (~chosen).tolist())), labelled[~chosen])
         aside.add(list(itertools.compress(texts, chosen.tolist())), labelled[chosen])
+
+
+def _uncollected(rows: Iterator[Rows]) -> Iterator[Rows]:
+    """The same, without Python's search for cycles, of which millions of short rows have none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield from rows
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Codes:

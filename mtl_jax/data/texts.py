@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, overload
@@ -192,33 +193,19 @@ class KeepAll:
 class _KeepLowest:
     """Keeps those with the lowest keys in memory, equal ones as they come."""
 
-    def __init__(self, most: int, *, labelled_only: bool = False):
-        self._most, self._labelled_only = most, labelled_only
-        self._count = 0
+    def __init__(self, most: int):
+        self._most, self._count = most, 0
         self._found: list[tuple[Any, int, str]] = []
         self._bound: Any = None
 
-    def _keys(self, rows: list[int], texts: list[str]) -> Iterable[Any]:
-        raise NotImplementedError
-
-    def add(self, texts: list[str], labelled: np.ndarray) -> None:
-        """See ``Keeper``."""
-        rows = list(range(self._count, self._count + len(texts)))
-        self._count += len(texts)
-        if self._labelled_only:
-            there = np.flatnonzero(labelled).tolist()
-            rows, texts = [rows[i] for i in there], [texts[i] for i in there]
-        bound = self._bound
-        self._found += [
-            found
-            for found in zip(self._keys(rows, texts), rows, texts, strict=True)
-            if bound is None or found[0] < bound
-        ]
+    def _keep(self, found: Iterable[tuple[Any, int, str]]) -> None:
+        """Takes keys, rows and texts, of which those from the bound on may be left out."""
+        self._found += found
         if len(self._found) > 2 * self._most + _READ:
             self._cut()
 
     def _cut(self) -> None:
-        self._found.sort(key=lambda found: found[:2])
+        self._found.sort(key=operator.itemgetter(0, 1))
         del self._found[self._most :]
         if len(self._found) == self._most:
             self._bound = self._found[-1][0]
@@ -233,8 +220,21 @@ class _KeepLowest:
 class KeepChosen(_KeepLowest):
     """Keeps those that a limit chooses: see ``choose``."""
 
-    def _keys(self, rows: list[int], texts: list[str]) -> Iterable[bytes]:
-        return [choice_key(f"{row}\n{text}") for row, text in zip(rows, texts, strict=True)]
+    def __init__(self, most: int, *, labelled_only: bool = False):
+        super().__init__(most)
+        self._labelled_only = labelled_only
+
+    def add(self, texts: list[str], labelled: np.ndarray) -> None:
+        """See ``Keeper``."""
+        start, bound = self._count, self._bound
+        self._count += len(texts)
+        there = labelled.tolist() if self._labelled_only else itertools.repeat(True)
+        keyed = (
+            (choice_key(f"{row}\n{text}"), row, text)
+            for row, text, is_there in zip(itertools.count(start), texts, there, strict=False)
+            if is_there
+        )
+        self._keep(found for found in keyed if bound is None or found[0] < bound)
 
 
 class KeepSample(_KeepLowest):
@@ -244,9 +244,13 @@ class KeepSample(_KeepLowest):
         super().__init__(most)
         self._random = np.random.default_rng(0)
 
-    def _keys(self, rows: list[int], texts: list[str]) -> Iterable[float]:
-        del texts
-        return self._random.random(len(rows)).tolist()
+    def add(self, texts: list[str], labelled: np.ndarray) -> None:
+        """See ``Keeper``."""
+        del labelled
+        keys, start = self._random.random(len(texts)), self._count
+        self._count += len(texts)
+        low = np.flatnonzero(keys < (np.inf if self._bound is None else self._bound))
+        self._keep((keys[i], start + i, texts[i]) for i in low.tolist())
 
 
 class KeepNone:

@@ -17,13 +17,13 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
 def opened(texts, labels=None, places=None, block=3) -> Any:
     """What opens a source of these rows."""
-    labels: Any = ["up"] * len(texts) if labels is None else labels
+    names: Any = ["up"] * len(texts) if labels is None else labels
     places = range(1, len(texts) + 1) if places is None else places
 
     def rows():
         for i in range(0, len(texts), block):
             some = slice(i, i + block)
-            yield Rows(texts[some], {"mood": labels[some]}, places[some])
+            yield Rows(texts[some], {"mood": names[some]}, places[some])
 
     return lambda: Stream(rows(), "line {}".format, ["a note"])
 

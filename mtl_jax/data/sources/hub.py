@@ -89,9 +89,8 @@ def _load(name: str) -> dict[str, Any]:
         ) from error
     splits = {split: found[split] for split in _SPLITS if split in found}
     if "train" not in splits:
-        raise UserError(
-            f"{name} has no train split (it has {', '.join(found)}): name another data set"
-        )
+        there = ", ".join(map(str, found))
+        raise UserError(f"{name} has no train split (it has {there}): name another data set")
     return splits
 
 
