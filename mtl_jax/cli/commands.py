@@ -42,9 +42,15 @@ class Train(TrainConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Look at texts and labels before anyone waits: classes, counts, what looks wrong."""
+    """Look at texts and labels before anyone waits: sizes, classes, lengths, what looks wrong."""
 
     data: DataConfig = DEFAULT_DATA
+    backbone: str | None = None
+    """checkpoint whose tokenizer counts the tokens of a sample of texts, as of train"""
+    html: str | None = None
+    """a page to write it to as well, with the counts of all classes"""
+    json: bool = False
+    """print JSON in the place of lines"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,8 +100,8 @@ class Predict:
     workdir: str
     """folder of a run"""
     input: str | None = None
-    """CSV, TSV or JSON Lines file of the texts, or a file with a text in each line; by default \
-standard input, a text in each line"""
+    """CSV, TSV, JSON Lines or Parquet file of the texts, or a file with a text in each line; by \
+default standard input, a text in each line"""
     text_column: str | None = None
     """with --input: the column that holds the text; by default that of the training"""
     long_texts: LongTexts | None = None
@@ -106,13 +112,13 @@ standard input, a text in each line"""
 
 @dataclasses.dataclass(frozen=True)
 class Extract:
-    """Read texts, write their pooled vectors as a float32 .npy file."""
+    """Read texts, write their pooled vectors, float32, as a .npy or Parquet file."""
 
     output: str
-    """the .npy file to write"""
+    """the .npy file to write, a row for each text; or a .parquet file with columns text, vector"""
     input: str | None = None
-    """CSV, TSV or JSON Lines file of the texts, or a file with a text in each line; by default \
-standard input, a text in each line"""
+    """CSV, TSV, JSON Lines or Parquet file of the texts, or a file with a text in each line; by \
+default standard input, a text in each line"""
     text_column: str | None = None
     """with --input: the column that holds the text; by default that of the training of --workdir, \
 else text"""
@@ -121,8 +127,11 @@ else text"""
 unless --workdir is given"""
     workdir: str | None = None
     """folder of a run, in the place of --backbone"""
+    layer: int | None = None
+    """whose token vectors are pooled: 0 the embeddings, 1 the lowest layer; by default the last"""
     pooling: Pooling | None = None
-    """with --backbone: how a text becomes one vector; by default what the checkpoint declares"""
+    """how they become one vector; by default as in the training of --workdir, else what the \
+checkpoint declares"""
     max_length: int | None = None
     """with --backbone: tokens kept of each text, special tokens included; by default 128"""
     long_texts: LongTexts | None = None
@@ -202,15 +211,28 @@ def _train(command: Train) -> None:
 
 
 def _check(command: Check) -> None:
-    from mtl_jax.data.corpus import load_corpus
-    from mtl_jax.training.text_baseline import in_words, text_baseline
+    from mtl_jax.core.atomic_write import whole
+    from mtl_jax.core.errors import cannot_write
+    from mtl_jax.studies.report.render import to_html
+    from mtl_jax.tools.check import check
 
-    corpus = load_corpus(command.data.absolute())
-    findings = corpus.check()
-    for note in (*corpus.notes, *findings):
-        print(note)
-    known, asked = (corpus.read(split) for split in ("train", "validation"))
-    print(in_words(text_baseline(known, asked, corpus.classes)))
+    found = check(
+        command.data.absolute(),
+        command.backbone or DEFAULT_BACKBONE,
+        needs_backbone=command.backbone is not None,
+    )
+    if command.html is not None:
+        path = expanded(command.html)
+        try:
+            with whole(path) as draft:
+                draft.write_text(to_html(found.document()), "utf-8", "backslashreplace")
+        except OSError as error:
+            raise cannot_write(path, error) from error
+    if command.json:
+        _print_json([found.record()])
+        return
+    for line in found.lines():
+        print(line)
 
 
 def _plan(command: Plan) -> None:
@@ -318,7 +340,8 @@ def _print_json(lines: Iterable[Mapping[str, Any]]) -> None:
 
 def _extract(command: Extract) -> None:
     from mtl_jax.core.console import say
-    from mtl_jax.tools.predict import Predictor, check_output, checkpoint_encoder, write_vectors
+    from mtl_jax.tools.predict import Predictor, checkpoint_encoder
+    from mtl_jax.tools.vectors import check_output, write_vectors
 
     output = expanded(command.output)
     check_output(output)
@@ -326,20 +349,25 @@ def _extract(command: Extract) -> None:
     column: str | None = "text"
     known: Iterable[str] = (column,)
     if command.workdir is not None:
-        if (command.backbone, command.pooling, command.max_length) != (None, None, None):
-            raise UserError(
-                "--workdir settles --backbone, --pooling and --max-length: leave them out"
-            )
-        encoder = Predictor(command.workdir, command.long_texts, trust=command.trust)
+        if (command.backbone, command.max_length) != (None, None):
+            raise UserError("--workdir settles --backbone and --max-length: leave them out")
+        encoder = Predictor(
+            command.workdir,
+            command.long_texts,
+            trust=command.trust,
+            layer=command.layer,
+            pooling=command.pooling,
+        )
         column, known = encoder.text_column, encoder.columns
     else:
-        backbone = command.backbone or DEFAULT_BACKBONE
-        max_length = 128 if command.max_length is None else command.max_length
         encoder = checkpoint_encoder(
-            backbone, command.pooling, max_length, command.long_texts or "cut"
+            command.backbone or DEFAULT_BACKBONE,
+            command.pooling,
+            128 if command.max_length is None else command.max_length,
+            command.long_texts or "cut",
+            command.layer,
         )
-    vectors = encoder.pooled(texts(column, known))
-    rows = write_vectors(output, vectors, encoder.width)
+    rows = write_vectors(output, encoder.pooled(texts(column, known)), encoder.width)
     say(
         f"{rows} vectors of {encoder.width} in {command.output}; {encoder.cut} texts were cut to "
         f"{encoder.reader.max_length} tokens, {encoder.empty} empty"

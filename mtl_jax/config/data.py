@@ -41,11 +41,12 @@ class DataConfig:
     """Which texts and labels a run reads."""
 
     dataset: PerTask = "sentences"
-    """the default corpus `sentences`, or the name of any TFDS data set; task=name pairs where \
-the tasks have data sets of their own"""
+    """the default corpus `sentences`, the name of any TFDS data set, or hub:NAME or \
+hub:NAME:CONFIGURATION of one that the package datasets loads; task=name pairs where the tasks \
+have data sets of their own"""
     train_file: PerTask | None = None
-    """CSV or JSON Lines file to train on, in the place of --dataset; task=file pairs where \
-the tasks have files of their own"""
+    """CSV, TSV, JSON Lines or Parquet file to train on, in the place of --dataset; task=file \
+pairs where the tasks have files of their own"""
     validation_file: PerTask | None = None
     """its validation file; without one, every tenth line of the training file by a hash"""
     test_file: PerTask | None = None

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from mtl_jax.data.names import listed, shown
+from mtl_jax.data.table import EMPTY
 
 _MOST_CLASSES = 12
 _MOST_WARNINGS = 5
@@ -35,6 +36,8 @@ _UNEVEN = 3
 _LARGEST_ERROR = 0.03
 # Part of a split from which on what is found in some of its texts is no accident.
 _MANY = 0.01
+# Texts whose hashes are compared at a time: 2 to this power, about.
+_AT_A_TIME = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +59,8 @@ class View:
 
     labels: Mapping[str, np.ndarray]
     """per task int [n]: indices into its classes, negative where there is none"""
-    texts: Sequence[str] | None = None
-    """n texts; None where they are not to be looked at"""
+    hashes: np.ndarray | None = None
+    """uint64 [n]: ``hashes_of`` the texts; None where these are not to be looked at"""
 
 
 def check(
@@ -83,8 +86,8 @@ def check(
     if "validation" in others:
         findings += _too_small(others["validation"], tuple(classes))
     for split, view in others.items():
-        if view.texts is not None:
-            findings += seen_before(split, view.texts, {"train": train.texts or ()})
+        if view.hashes is not None and train.hashes is not None:
+            findings += seen_before(split, view.hashes, {"train": train.hashes})
     return [*findings, *_contradictions(train, tuple(classes))]
 
 
@@ -102,24 +105,55 @@ def absent_classes(
     return _absent(task, names, split, np.bincount(labels[labels >= 0], minlength=len(names)))
 
 
-def seen_before(
-    split: str, texts: Sequence[str], known: Mapping[str, Sequence[str]]
-) -> list[Finding]:
+def seen_before(split: str, hashes: np.ndarray, known: Mapping[str, np.ndarray]) -> list[Finding]:
     """Says how many texts of a split are among those of others, where some are.
 
     Args:
         split: The split.
-        texts: Its texts; they are compared without the space around them.
-        known: The texts of each other split.
+        hashes: ``hashes_of`` its texts, uint64 [n].
+        known: The same of each other split.
     """
     findings = []
     for other, of_other in known.items():
-        there = {text.strip() for text in of_other} - {""}
-        count = sum(text.strip() in there for text in texts)
+        count = sum(
+            int(np.isin(hashes[mine], of_other[theirs]).sum())
+            for mine, theirs in _at_a_time(hashes, of_other)
+        )
         if count:
-            words = f"{split}: {count:,} of {len(texts):,} texts are among those of {_named(other)}"
-            findings.append(_by_share(count, len(texts), words))
+            words = f"{split}: {count:,} of {len(hashes):,} texts are among those of"
+            findings.append(by_share(count, len(hashes), f"{words} {_named(other)}"))
     return findings
+
+
+def repeated(split: str, hashes: np.ndarray) -> list[Finding]:
+    """Says how many texts of a split are there before in it, where some are.
+
+    Args:
+        split: The split.
+        hashes: ``hashes_of`` its texts, uint64 [n].
+    """
+    count = 0
+    for (there,) in _at_a_time(hashes):
+        alike = np.sort(hashes[there])
+        count += int((alike[1:] == alike[:-1]).sum())
+    if not count:
+        return []
+    return [Finding("note", f"{split}: {count:,} of {len(hashes):,} texts repeat another one")]
+
+
+def _at_a_time(*hashes: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """Which of the texts that are not empty are next, bool [n] for each uint64 [n].
+
+    Equal ones are so at the same time, and not many at once: what is worked out of them needs
+    little memory.
+    """
+    bits = (max(map(len, hashes)) >> _AT_A_TIME).bit_length()
+    for first in range(2**bits):
+        there = [of != EMPTY for of in hashes]
+        if bits:
+            for mask, of in zip(there, hashes, strict=True):
+                mask &= of >> np.uint64(64 - bits) == first
+        yield there
 
 
 def _of_task(
@@ -273,22 +307,26 @@ def _too_small(validation: View, tasks: Sequence[str]) -> list[Finding]:
 
 def _contradictions(train: View, tasks: Sequence[str]) -> Iterator[Finding]:
     """Texts that occur with one label and with another."""
-    if train.texts is None:
+    if train.hashes is None:
         return
-    texts = [text.strip() for text in train.texts]
     for task in tasks:
-        first: dict[str, int] = {}
-        torn = {
-            text
-            for text, label in zip(texts, train.labels[task].tolist(), strict=True)
-            if text and label >= 0 and first.setdefault(text, label) != label
-        }
+        torn = distinct = 0
+        for (there,) in _at_a_time(train.hashes):
+            there &= train.labels[task] >= 0
+            hashes, labels = train.hashes[there], train.labels[task][there]
+            order = np.argsort(hashes)
+            starts = np.flatnonzero(np.diff(hashes[order], prepend=EMPTY))
+            if len(starts):
+                of_text = [f.reduceat(labels[order], starts) for f in (np.minimum, np.maximum)]
+                torn += int((of_text[0] != of_text[1]).sum())
+                distinct += len(starts)
         if torn:
-            words = f"train: {len(torn):,} of {len(first):,} distinct texts occur with different "
-            yield _by_share(len(torn), len(first), f"{words}{task} labels")
+            words = f"train: {torn:,} of {distinct:,} distinct texts occur with different "
+            yield by_share(torn, distinct, f"{words}{task} labels")
 
 
-def _by_share(count: int, of: int, words: str) -> Finding:
+def by_share(count: int, of: int, words: str) -> Finding:
+    """Words on ``count`` of so many texts: a warning where they are too many for an accident."""
     return Finding("warning" if count >= _MANY * of else "note", words)
 
 

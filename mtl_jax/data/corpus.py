@@ -13,27 +13,44 @@ import numpy as np
 from mtl_jax.config.data import DataConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.data import checks
+from mtl_jax.data.indexed_copy import indexed_table
 from mtl_jax.data.labels import MISSING, learn_classes, number
 from mtl_jax.data.sources.registry import open_sources
+from mtl_jax.data.table import EMPTY, Table, hashes_of, read_table
+from mtl_jax.data.texts import (
+    KeepAll,
+    KeepChosen,
+    Keeper,
+    KeepNone,
+    KeepSample,
+    SomeTexts,
+    choose,
+    joined,
+    take,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mtl_jax.data.sources.base import Source
+
+_LARGEST_CHOICE = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
     """The examples of one split."""
 
-    texts: list[str]
-    """n texts"""
+    texts: Sequence[str]
+    """n texts; of many only some may be known, or each is read when it is asked for"""
     labels: dict[str, np.ndarray]
     """per task an int32 [n]: indices into its classes, MISSING where there is no label"""
     groups: np.ndarray | None
     """str [n]: where each example comes from, for metrics by source; None if unknown"""
     sources: np.ndarray | None = None
     """int32 [n]: which of the corpus's data sets each example is of; None where there is one"""
+    hashes: np.ndarray | None = None
+    """uint64 [n]: ``hashes_of`` the texts, where they have been worked out"""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -46,16 +63,66 @@ class Examples:
         """
         chosen = np.asarray(indices, dtype=np.int64)
         return Examples(
-            texts=[self.texts[i] for i in chosen],
+            texts=take(self.texts, chosen),
             labels={task: labels[chosen] for task, labels in self.labels.items()},
             groups=None if self.groups is None else self.groups[chosen],
             sources=None if self.sources is None else self.sources[chosen],
+            hashes=None if self.hashes is None else self.hashes[chosen],
         )
+
+    def part(self, there: np.ndarray, texts: Sequence[str]) -> Examples:
+        """Those that bool [n] says, m of them, whose texts are given: m."""
+        return Examples(
+            texts=texts,
+            labels={task: labels[there] for task, labels in self.labels.items()},
+            groups=None if self.groups is None else self.groups[there],
+            sources=None if self.sources is None else self.sources[there],
+            hashes=None if self.hashes is None else self.hashes[there],
+        )
+
+    def sample(self, most: int | None = None) -> Examples:
+        """Those whose texts are known, and of more than ``most`` as many, evenly spaced."""
+        texts = self.texts
+        known = texts.known if isinstance(texts, SomeTexts) else np.arange(len(texts))
+        if most is not None and len(known) > most:
+            known = known[np.linspace(0, len(known) - 1, most).round().astype(np.int64)]
+        return self if len(known) == len(self) else self.take(known)
+
+    @property
+    def text_hashes(self) -> np.ndarray:
+        """uint64 [n]: ``hashes_of`` the texts."""
+        return hashes_of(self.texts) if self.hashes is None else self.hashes
 
     def labelled(self, tasks: Sequence[str] | None = None) -> np.ndarray:
         """Bool [n]: which examples have a label for at least one of ``tasks`` (all)."""
         tasks = tuple(self.labels) if tasks is None else tasks
         return np.any([self.labels[task] != MISSING for task in tasks], axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """How the texts of a split are kept.
+
+    Up to ``in_memory`` they are held. Of more a limit keeps those that it chooses, one that
+    looks at the data a sample, and everyone else has them in an ``indexed_table``.
+    """
+
+    in_memory: int = 64 * 2**20
+    """bytes; as Python objects a short text takes two or three times as much"""
+    sample: int | None = None
+    """texts of a split; None where all are needed"""
+    limits: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    """per split; a larger one than ``_LARGEST_CHOICE`` chooses from the indexed copy"""
+
+    def keeper(self, split: str, size: int) -> Callable[[], Keeper] | None:
+        """What keeps the texts of a split of about so many bytes; None for the indexed copy."""
+        limit = self.limits.get(split)
+        if size <= self.in_memory:
+            return KeepAll
+        if limit is not None:
+            chosen = functools.partial(KeepChosen, limit, labelled_only=split == "train")
+            return chosen if limit <= _LARGEST_CHOICE else None
+        return None if self.sample is None else functools.partial(KeepSample, self.sample)
 
 
 class _DataSet:
@@ -66,12 +133,15 @@ class _DataSet:
     data set included.
     """
 
-    def __init__(self, source: Source, columns: dict[str, str]):
+    def __init__(self, source: Source, columns: dict[str, str], keeping: Keeping):
         self.source, self.columns = source, columns
         self.carved = "validation" not in source.splits
         self.splits = ("train", "validation", *(s for s in source.splits if s == "test"))
-        self.read = functools.cache(self._read)
-        self._table = functools.cache(source.read)
+        self._keeping = keeping
+        self._tables: dict[str, Table] = {}
+        self._examples: dict[str, Examples] = {}
+        self._notes: dict[str, tuple[str, ...]] = {}
+        self._odd: dict[str, int] = {}
         self.classes = {
             task: source.classes[task]
             if task in source.classes
@@ -79,21 +149,65 @@ class _DataSet:
             for task in columns
         }
 
-    def _read(self, split: str) -> Examples:
-        if not self.carved or split == "test":
-            return self._numbered(split)
-        examples = self._numbered("train")
-        aside = _set_aside(examples.texts, self.source.name)
-        return examples.take(np.flatnonzero(aside if split == "validation" else ~aside))
+    def read(self, split: str) -> Examples:
+        """The examples of a split, read once."""
+        if split not in self._examples:
+            carved = self.carved and split != "test"
+            self._part("train" if carved else split, carved=carved)
+        return self._examples[split]
 
-    def _numbered(self, split: str) -> Examples:
+    def _table(self, split: str) -> Table:
+        if split not in self._tables:
+            tasks, carved = tuple(self.columns), self.carved and split == "train"
+            sizes = {split: self.source.size(split)}
+            if carved:
+                sizes["validation"] = sizes[split] // 10
+            keepers = [self._keeping.keeper(part, size) for part, size in sizes.items()]
+            if None in keepers:
+                table = indexed_table(self.source, split, tasks, set_aside=carved)
+            else:
+                makers = [keeper for keeper in keepers if keeper is not None]
+                table = read_table(
+                    lambda: self.source.stream(split),
+                    tasks,
+                    lambda: (makers[0](), makers[-1]()),
+                    set_aside=carved,
+                )
+            self._tables[split], self._notes[split] = table, table.notes
+        return self._tables[split]
+
+    def _part(self, split: str, *, carved: bool) -> None:
+        """Makes the examples of a table of the source, and lets go of the table."""
         table = self._table(split)
-        labels = {
+        labels = self._numbered(table, split)
+        if carved and not 0 < table.aside.sum() < len(table):
+            raise UserError(
+                f"{self.source.name} holds one distinct text, of which no validation split can "
+                "be set aside: add examples or name a --validation-file"
+            )
+        # As many numbers again, which nobody needs any more.
+        table.labels.clear()
+        groups = None
+        if table.groups is not None:
+            groups = np.asarray(table.groups.names[1:], np.str_)[table.groups.codes - 1]
+        whole = Examples([], labels, groups, hashes=table.hashes)
+        odd = np.isin(np.arange(len(table)), table.odd) if len(table.odd) else None
+        if not carved:
+            self._examples[split] = dataclasses.replace(whole, texts=table.texts[0])
+            self._odd[split] = len(table.odd)
+        else:
+            for part, texts, there in zip(
+                ("train", "validation"), table.texts, (~table.aside, table.aside), strict=True
+            ):
+                self._examples[part] = whole.part(there, texts)
+                self._odd[part] = 0 if odd is None else int(odd[there].sum())
+        del self._tables[split]
+
+    def _numbered(self, table: Table, split: str) -> dict[str, np.ndarray]:
+        return {
             task: number(table, task, column, self.classes[task], split)
             for task, column in self.columns.items()
         }
-        groups = None if table.groups is None else np.asarray(table.groups, dtype=np.str_)
-        return Examples(table.texts, labels, groups)
 
     def judged(self, split: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """Per task the labels of a split, and what to know of how it was read; no text is kept.
@@ -105,18 +219,15 @@ class _DataSet:
         """
         if self.columns.keys() <= self.source.classes.keys():
             return {}, ()
-        table = self.source.read(split)
-        labels = {
-            task: number(table, task, column, self.classes[task], split)
-            for task, column in self.columns.items()
-        }
-        return labels, table.notes
+        table = read_table(
+            lambda: self.source.stream(split), tuple(self.columns), lambda: (KeepNone(), KeepNone())
+        )
+        return self._numbered(table, split), table.notes
 
     def notes(self) -> list[str]:
         """What to know about it, in words; reads train and validation, never test."""
-        notes = [*self.source.notes, *self._table("train").notes]
-        if not self.carved:
-            notes += self._table("validation").notes
+        parts = {split: self.read(split) for split in ("train", "validation")}
+        notes = [*self.source.notes, *self._notes["train"], *self._notes.get("validation", ())]
         if self.carved:
             notes.append("validation: a tenth of the training texts, set aside by hash")
         columns = list(self.columns.values())
@@ -126,14 +237,13 @@ class _DataSet:
             for column in dict.fromkeys(columns)
             if columns.count(column) > 1
         ]
-        for split in ("train", "validation"):
-            examples = self.read(split)
-            if odd := sum("\0" in text for text in examples.texts):
+        for split, examples in parts.items():
+            if odd := self._odd[split]:
                 notes.append(
                     f"warning: {split}: {odd} of {len(examples)} texts have NUL characters, which "
                     "the tokenizer may drop"
                 )
-            if empty := sum(not text.strip() for text in examples.texts):
+            if empty := int(np.sum(examples.text_hashes == EMPTY)):
                 notes.append(f"{split}: {empty} of {len(examples)} texts are empty")
             missing = {task: int(np.sum(examples.labels[task] == MISSING)) for task in self.columns}
             notes += [
@@ -160,6 +270,9 @@ class Corpus:
     _data_sets: tuple[_DataSet, ...] = dataclasses.field(repr=False)
     _limits: dict[str, int | None] = dataclasses.field(repr=False)
     _fractions: dict[str, float] = dataclasses.field(repr=False)
+    _read: dict[str, tuple[Examples, list[str]]] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
 
     def read(self, split: str) -> Examples:
         """Reads a split, or what the settings keep of it.
@@ -181,19 +294,26 @@ class Corpus:
             raise UserError(
                 f"{self.name} has no {split} split: use one of {', '.join(self.splits)}"
             )
+        if split in self._read:
+            return self._read[split]
+        self._read[split] = self._chosen(split)
+        return self._read[split]
+
+    def _chosen(self, split: str) -> tuple[Examples, list[str]]:
         examples = self._whole(split)
         training, limit, texts = split == "train", self._limits[split], examples.texts
         kept = np.flatnonzero(examples.labelled()) if training else np.arange(len(examples))
         notes = _left_out(len(examples), len(kept), "label")
         if limit is not None and limit < len(kept):
-            kept = _smallest(kept, limit, lambda i: f"{i}\n{texts[i]}")
+            known = texts.known if isinstance(texts, SomeTexts) else None
+            kept = choose(texts, kept, limit, lambda i: f"{i}\n") if known is None else known
         if not training or not self._fractions:
             return (examples.take(kept) if len(kept) < len(examples) else examples), notes
         labels = dict(examples.labels)
         for task, fraction in self._fractions.items():
             there = kept[labels[task][kept] != MISSING]
             count = min(max(round(fraction * len(there)), 1), len(there))
-            chosen = _smallest(there, count, lambda i, task=task: f"{i}\n{task}\n{texts[i]}")
+            chosen = choose(texts, there, count, lambda i, task=task: f"{i}\n{task}\n")
             thinned = np.full_like(labels[task], MISSING)
             thinned[chosen] = labels[task][chosen]
             labels[task] = thinned
@@ -208,7 +328,7 @@ class Corpus:
             return self._data_sets[0].read(split)
         parts = [(i, d, d.read(split)) for i, d in enumerate(self._data_sets) if split in d.splits]
         return Examples(
-            texts=[text for _, _, part in parts for text in part.texts],
+            texts=joined([part.texts for _, _, part in parts]),
             labels={
                 task: np.concatenate([p.labels.get(task, _missing(len(p))) for _, _, p in parts])
                 for task in self.classes
@@ -220,6 +340,7 @@ class Corpus:
                 ]
             ),
             sources=np.concatenate([np.full(len(p), i, np.int32) for i, _, p in parts]),
+            hashes=np.concatenate([p.text_hashes for _, _, p in parts]),
         )
 
     def check(self) -> tuple[checks.Finding, ...]:
@@ -232,11 +353,11 @@ class Corpus:
         """
         known = {task: self.classes[task] for each in self._data_sets for task in each.columns}
         train, validation = (self.read(split) for split in ("train", "validation"))
-        views = {"validation": checks.View(validation.labels, validation.texts)}
+        views = {"validation": checks.View(validation.labels, validation.text_hashes)}
         labels, notes = self._judged_test()
         if labels:
             views["test"] = checks.View(labels)
-        found = checks.check(known, checks.View(train.labels, train.texts), views)
+        found = checks.check(known, checks.View(train.labels, train.text_hashes), views)
         return (*(checks.Finding("note", note) for note in notes), *found)
 
     def _judged_test(self) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -255,13 +376,13 @@ class Corpus:
 
     def check_test(self, test: Examples) -> list[checks.Finding]:
         """What looks wrong with the test split, once that has been read."""
-        known = {split: self.read(split).texts for split in ("train", "validation")}
+        known = {split: self.read(split).text_hashes for split in ("train", "validation")}
         absent = [
             checks.absent_classes(task, self.classes[task], "test", test.labels[task])
             for each in self._data_sets
             for task in each.columns
         ]
-        return [*itertools.chain(*absent), *checks.seen_before("test", test.texts, known)]
+        return [*itertools.chain(*absent), *checks.seen_before("test", test.text_hashes, known)]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -275,7 +396,7 @@ class Corpus:
         return (*notes, *self._kept("train")[1])
 
 
-def load_corpus(config: DataConfig) -> Corpus:
+def load_corpus(config: DataConfig, keeping: Keeping | None = None) -> Corpus:
     """Opens the data that the settings name.
 
     Where tasks have data sets of their own, a split holds the examples of all, each with labels
@@ -283,11 +404,24 @@ def load_corpus(config: DataConfig) -> Corpus:
 
     Args:
         config: Names files and TFDS data sets.
+        keeping: How texts are kept; by default as those of a run, all of which are needed.
 
     Raises:
         UserError: The data cannot be found or fetched, or something is wrong with them.
     """
-    data_sets = tuple(_DataSet(source, columns) for source, columns in open_sources(config))
+    limits = {
+        "train": config.max_train_examples,
+        "validation": config.max_evaluation_examples,
+        "test": config.max_evaluation_examples,
+    }
+    keeping = keeping or Keeping()
+    opened = open_sources(config)
+    if len(opened) == 1:
+        # Which texts of several data sets a limit chooses is known when all of them are.
+        keeping = dataclasses.replace(keeping, limits=limits)
+    if len(opened) > 1 or config.label_fractions:
+        keeping = dataclasses.replace(keeping, sample=None)
+    data_sets = tuple(_DataSet(source, columns, keeping) for source, columns in opened)
     classes = {task: names for each in data_sets for task, names in each.classes.items()}
     tests = any("test" in each.splits for each in data_sets)
     names = tuple(each.source.name for each in data_sets)
@@ -298,11 +432,7 @@ def load_corpus(config: DataConfig) -> Corpus:
         fingerprint=_fingerprint(data_sets),
         sources=names,
         _data_sets=data_sets,
-        _limits={
-            "train": config.max_train_examples,
-            "validation": config.max_evaluation_examples,
-            "test": config.max_evaluation_examples,
-        },
+        _limits=limits,
         _fractions=config.label_fractions,
     )
 
@@ -318,32 +448,7 @@ def _fingerprint(data_sets: Sequence[_DataSet]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _set_aside(texts: list[str], name: str) -> np.ndarray:
-    """A mask of about a tenth of the texts, at least one and not all of them."""
-    digests = [_digest(text) for text in texts]
-    distinct = set(digests)
-    if len(distinct) < 2:
-        raise UserError(
-            f"{name} holds one distinct text, of which no validation split can be set aside: "
-            "add examples or name a --validation-file"
-        )
-    chosen = {digest for digest in distinct if digest % 10 == 0}
-    if not chosen or chosen == distinct:
-        chosen = {min(distinct)}
-    return np.asarray([digest in chosen for digest in digests])
-
-
-def _smallest(indices: np.ndarray, count: int, words: Callable[[int], str]) -> np.ndarray:
-    """Those ``count`` of the indices whose words have the smallest SHA-256, in their order."""
-    digests = {i: _digest(words(i)) for i in indices.tolist()}
-    return np.sort(np.array(sorted(digests, key=digests.__getitem__)[:count], np.int64))
-
-
 def _left_out(before: int, after: int, what: str) -> list[str]:
     if after == before:
         return []
     return [f"train: {before - after} of {before} texts have no {what} and are left out"]
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest())

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.names import listed, quoted, shown
-from mtl_jax.data.sources.base import Table
+from mtl_jax.data.table import Table
 
 MISSING = -1
 """The label of an example that has none for a task."""
 
 
-def learn_classes(labels: list[str | None]) -> tuple[str, ...]:
+def learn_classes(labels: Iterable[str | None]) -> tuple[str, ...]:
     """The distinct labels, numbers first and by value, then the others by spelling."""
 
     def order(label: str) -> tuple[bool, float, str]:
@@ -39,7 +40,7 @@ def number(
     Raises:
         UserError: A label is not among the classes, or there is none to train on.
     """
-    numbered = np.full(len(table.texts), MISSING, np.int32)
+    numbered = np.full(len(table), MISSING, np.int32)
     numbers = {name: index for index, name in enumerate(classes)}
     for i, label in enumerate(table.labels[task]):
         if label is None:

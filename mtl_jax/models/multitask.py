@@ -129,6 +129,15 @@ class MultiTaskModule(nn.Module):
                 train=train,
                 frozen_depth=frozen_depth,
             )
+        return self._vectors(batch, hidden)
+
+    def pooled_at(self, batch: Batch, depth: int) -> jax.Array:
+        """As ``pooled``, of the ``states`` at a depth: of what the layers below it make."""
+        return self._vectors(batch, self.states(batch, depth))
+
+    def _vectors(self, batch: Batch, hidden: jax.Array) -> jax.Array:
+        """Token states, float32 [rows, length, hidden], to a vector per text."""
+        segments, positions = batch["segment_ids"], batch["position_ids"]
         slots = batch[self.tasks[0]].shape[1]
         member = segments[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]
         if self.pooling == "mean":

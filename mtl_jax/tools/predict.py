@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ import numpy as np
 
 from mtl_jax.config.data import DataConfig, LongTexts
 from mtl_jax.config.model import Pooling
-from mtl_jax.core.atomic_write import other_kind, whole
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_read
 from mtl_jax.core.prefetch import ahead
@@ -25,6 +23,7 @@ from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.corpus import MISSING, load_corpus
 from mtl_jax.data.packing.plan import Layout
 from mtl_jax.data.sources import files
+from mtl_jax.data.sources.base import Rows, Stream
 from mtl_jax.freezing.partition import Params
 from mtl_jax.models.bert_config import BertConfig
 from mtl_jax.models.encoder import load_encoder
@@ -60,9 +59,35 @@ class TextEncoder:
         empty: Texts so far with no token of their own.
     """
 
-    def __init__(self, spec: ModelSpec, params: Params, reader: TextReader):
+    def __init__(
+        self, spec: ModelSpec, params: Params, reader: TextReader, layer: int | None = None
+    ):
+        """Compiles nothing yet.
+
+        Args:
+            spec: The model.
+            params: Its parameters.
+            reader: Tokenises the texts.
+            layer: Whose token states ``pooled`` pools: 0 the embeddings, k the k-th layer; by
+                default the last one.
+
+        Raises:
+            UserError: There is no such layer, or the pooler does not fit it.
+        """
+        layers = spec.bert.num_hidden_layers
+        if layer is not None and not 0 <= layer <= layers:
+            raise UserError(
+                f"--layer {layer}: the encoder has {layers} layers: use 0, its embeddings, to "
+                f"{layers}, the last one"
+            )
+        if layer not in (None, layers) and spec.pooling == "pooler":
+            raise UserError(
+                f"--layer {layer}: the checkpoint's pooler is for the last layer, {layers}: add "
+                "--pooling mean or cls"
+            )
         self.reader = reader
         self.width = spec.bert.hidden_size
+        self._depth = None if layer in (None, layers) else 1 + layer
         self.cut = self.empty = 0
         self._evaluator = Evaluator(spec)
         self._params = self._evaluator.runner.replicate(params)
@@ -83,14 +108,17 @@ class TextEncoder:
             self.empty += chunk.texts.tokens.empty
             yield chunk
 
-    def pooled(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """Chunk by chunk the vectors of ``texts``, float32 [k, hidden].
+    def pooled(self, texts: Iterable[str]) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Chunk by chunk ``texts``, k of them, and their vectors, float32 [k, hidden].
 
         Raises:
             UserError: A text is too long, where these are refused.
         """
         for chunk in self._chunks(texts):
-            yield self._evaluator.pooled(self._params, chunk.texts, chunk.batches)
+            yield (
+                chunk.lines,
+                self._evaluator.pooled(self._params, chunk.texts, chunk.batches, self._depth),
+            )
 
 
 class Predictor(TextEncoder):
@@ -111,6 +139,8 @@ class Predictor(TextEncoder):
         long_texts: LongTexts | None = None,
         *,
         trust: Sequence[str] = (),
+        layer: int | None = None,
+        pooling: Pooling | None = None,
     ):
         """Loads it.
 
@@ -119,6 +149,9 @@ class Predictor(TextEncoder):
             long_texts: What becomes of texts that are longer than those of the training; by
                 default what became of them in the training.
             trust: The modules that may be imported, where the folder names a user's own code.
+            layer: Whose states ``pooled`` gives; by default the last one's.
+            pooling: How it makes one vector of a text; by default as in the training. Predictions
+                need that one.
 
         Raises:
             UserError: There is no finished checkpoint of a run, or it names code of a module that
@@ -153,7 +186,9 @@ class Predictor(TextEncoder):
             parallel=(settings | record["environment"]["limits"])["parallel"],
             like=_layout(record["environment"].get("layout")),
         )
-        super().__init__(spec, params, reader)
+        if pooling is not None:
+            spec = dataclasses.replace(spec, pooling=_fitting(pooling, params, str(workdir.path)))
+        super().__init__(spec, params, reader, layer)
 
     def evaluate(self, split: str) -> Metrics:
         """The metrics of a split of the data that the run was trained on.
@@ -205,6 +240,12 @@ class Predictor(TextEncoder):
                 yield answer
 
 
+def _fitting(pooling: Pooling, params: Params, folder: str) -> Pooling:
+    if pooling == "pooler" and "pooler" not in params["backbone"]:
+        raise UserError(f"{folder} was trained without a pooler: use --pooling mean or cls")
+    return pooling
+
+
 def _best(workdir: Workdir, record: dict[str, Any]) -> Params:
     """The parameters of the best checkpoint of a run.
 
@@ -245,7 +286,11 @@ def _layout(recorded: dict[str, Any] | None) -> Layout | None:
 
 
 def checkpoint_encoder(
-    backbone: str, pooling: Pooling | None, max_length: int, long_texts: LongTexts = "cut"
+    backbone: str,
+    pooling: Pooling | None,
+    max_length: int,
+    long_texts: LongTexts = "cut",
+    layer: int | None = None,
 ) -> TextEncoder:
     """The encoder of a pre-trained checkpoint, as ``all_frozen`` sees it.
 
@@ -260,55 +305,7 @@ def checkpoint_encoder(
     spec = ModelSpec(
         encoder.config, (("none", 1),), encoder.pooling, "float32", reader.max_length, "auto"
     )
-    return TextEncoder(spec, {"backbone": encoder.params}, reader)
-
-
-def check_output(path: Path) -> None:
-    """Refuses where ``write_vectors`` can't write, before there is anything to write.
-
-    Raises:
-        UserError: It is something else than a file, or is in a folder that can't be written.
-    """
-    kind = "a folder" if not path.name else other_kind(path)
-    if kind:
-        raise UserError(f"{path} is {kind}: name a .npy file")
-    folder = Path(os.path.realpath(path)).parent
-    if not folder.is_dir():
-        raise UserError(f"{path} can't be written (there is no folder {folder}): make it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{path} can't be written (no access to {folder}): name another file")
-
-
-def write_vectors(path: Path, vectors: Iterable[np.ndarray], width: int) -> int:
-    """Streams rows into a ``.npy`` file, which appears when it is whole.
-
-    Args:
-        path: The file, float32 [n, width].
-        vectors: float32 [k, width] arrays.
-        width: Columns, needed where there is no row.
-
-    Returns:
-        The number of rows.
-    """
-    check_output(path)
-    rows = 0
-    try:
-        with whole(path) as draft, draft.open("wb") as file:
-            _write_header(file, rows, width)
-            for chunk in vectors:
-                file.write(np.ascontiguousarray(chunk, "<f4").tobytes())
-                rows += len(chunk)
-            # numpy leaves room in the header for the first axis to grow.
-            file.seek(0)
-            _write_header(file, rows, width)
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}): name another file") from error
-    return rows
-
-
-def _write_header(file: IO[bytes], rows: int, width: int) -> None:
-    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
-    np.lib.format.write_array_header_1_0(file, header)
+    return TextEncoder(spec, {"backbone": encoder.params}, reader, layer)
 
 
 def read_lines(stream: IO[bytes], origin: str = "standard input") -> Iterator[str]:
@@ -340,8 +337,8 @@ def read_texts(path: Path, text_column: str | None, otherwise: str) -> Iterator[
     """The texts of a file.
 
     Args:
-        path: A ``.csv``, ``.tsv``, ``.jsonl`` or ``.json`` file with a column of texts; of a file
-            with another ending, and without ``text_column``, each line is a text.
+        path: A ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` or ``.parquet`` file with a column of
+            texts; of a file with another ending, and without ``text_column``, each line is a text.
         text_column: The column.
         otherwise: The column where that is None.
 
@@ -355,10 +352,18 @@ def read_texts(path: Path, text_column: str | None, otherwise: str) -> Iterator[
         except OSError as error:
             raise cannot_read(path, error) from error
         return _closing(stream, read_lines(stream, str(path)))
-    table = files.read_table(path, text_column or otherwise, {})
-    for note in table.notes:
+    stream = files.stream_table(path, text_column or otherwise, {})
+    # A file without the column is refused here, whoever asks for its texts.
+    first = next(stream.rows)
+    return _texts_of(first, stream)
+
+
+def _texts_of(first: Rows, stream: Stream) -> Iterator[str]:
+    yield from first.texts
+    for rows in stream.rows:
+        yield from rows.texts
+    for note in stream.notes:
         say(note)
-    return iter(table.texts)
 
 
 def _closing(stream: IO[bytes], lines: Iterator[str]) -> Iterator[str]:

@@ -180,10 +180,10 @@ def load_data(
 
     Args:
         encoder: From ``load_encoder``; its tokenizer makes the ids.
-        train: CSV, TSV or JSON Lines file to train on; without one, ``dataset``.
+        train: CSV, TSV, JSON Lines or Parquet file to train on; without one, ``dataset``.
         validation: Its validation file; by default a tenth of the training texts, by a hash.
         test: Its test file, if any.
-        dataset: The default corpus ``sentences``, or a TFDS data set.
+        dataset: The default corpus ``sentences``, a TFDS data set, or ``hub:NAME``.
         text: The column or feature that holds the text.
         tasks: The column of each task's labels, by the task's name; by default ``classifier``
             and ``sentiment``, as the default corpus has them.

@@ -24,7 +24,7 @@ from mtl_jax.training.extensions import Metric
 from mtl_jax.training.inputs import Split
 from mtl_jax.training.metrics import Metrics, split_metrics
 from mtl_jax.training.runners import Compiled, Runner, make_runner
-from mtl_jax.training.step import eval_step, pooled_step, states_step
+from mtl_jax.training.step import eval_step, pooled_at_step, pooled_step, states_step
 
 NEIGHBOURS = 20
 
@@ -134,11 +134,26 @@ class Evaluator:
         }
 
     def pooled(
-        self, params: Any, texts: TextSet, batches: Iterable[HostBatch] | None = None
+        self,
+        params: Any,
+        texts: TextSet,
+        batches: Iterable[HostBatch] | None = None,
+        depth: int | None = None,
     ) -> np.ndarray:
-        """The pooled vectors, float32 [n, hidden]; the arguments are those of ``logits``."""
-        step = functools.partial(self._step(pooled_step, texts), params)
-        return self._collect(step, texts, batches)
+        """The pooled vectors, float32 [n, hidden].
+
+        Args:
+            params: As of ``logits``.
+            texts: As of ``logits``.
+            batches: As of ``logits``.
+            depth: Of the token states that are pooled: 1 is what the embeddings make, 1 + k what
+                k layers do; by default that of all layers.
+        """
+        if depth is None:
+            step = self._step(pooled_step, texts)
+        else:
+            step = self._step(pooled_at_step, texts, depth)
+        return self._collect(functools.partial(step, params), texts, batches)
 
     def states(self, params: Any, texts: TextSet, depth: int, write: Write) -> None:
         """Computes the token states at ``depth`` and writes them in the order of the ids.

@@ -69,9 +69,11 @@ class TextReader:
         self.refuses, self._remedy = long_texts == "refuse", remedy
 
     def __call__(
-        self, texts: list[str], labels: Mapping[str, np.ndarray], origin: str = "the input"
+        self, texts: Sequence[str], labels: Mapping[str, np.ndarray], origin: str = "the input"
     ) -> TextSet:
         """Tokenises ``texts``; longer ones are cut, or refused.
+
+        Of texts that are not in memory the ids are not, either.
 
         Args:
             texts: n texts.
@@ -81,7 +83,8 @@ class TextReader:
         Raises:
             UserError: There are longer ones and they are refused.
         """
-        tokens = tokenize(self.tokenizer, texts, self.max_length)
+        folder = None if isinstance(texts, list) else cache_dir() / "tokens"
+        tokens = tokenize(self.tokenizer, texts, self.max_length, folder)
         if tokens.truncated and self.refuses:
             raise UserError(
                 f"{origin}: {tokens.truncated} of {len(texts)} texts are longer than "

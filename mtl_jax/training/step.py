@@ -291,3 +291,17 @@ def pooled_step(
     """The pooled vectors of this device's rows, float32 [rows, slots, hidden]."""
     del axis_name  # every row is computed on its own
     return cast("jax.Array", model.apply({"params": params}, batch, method="pooled"))
+
+
+def pooled_at_step(
+    prefix: tuple[MultiTaskModule, int],
+    params: Params,
+    batch: Batch,
+    *,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """The same of the token states at a depth: ``prefix`` is as of ``states_step``."""
+    del axis_name  # every row is computed on its own
+    model, depth = prefix
+    vectors = model.apply({"params": params}, batch, depth, method="pooled_at")
+    return cast("jax.Array", vectors)

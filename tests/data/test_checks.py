@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from mtl_jax.data.checks import View, check, seen_before
+from mtl_jax.data.table import hashes_of
 
 
 def view(labels, texts=None, task="topic"):
-    return View({task: np.asarray(labels)}, texts)
+    return View({task: np.asarray(labels)}, None if texts is None else hashes_of(texts))
 
 
 def told(names, train, validation=None, test=None, texts=None):
@@ -195,18 +196,20 @@ def test_a_validation_split_too_small_to_choose_on():
 
 
 def test_texts_in_several_splits():
-    train = ["a", " b ", "c", ""]
-    (said,) = seen_before("validation", ["b\n", "a", "d", "", "b"], {"train": train})
+    texts = ["a", " b ", "c", ""]
+    train, asked = hashes_of(texts), hashes_of(["b\n", "a", "d", "", "b"])
+    (said,) = seen_before("validation", asked, {"train": train})
     assert str(said) == "warning: validation: 3 of 5 texts are among those of training"
-    assert seen_before("test", ["d", "A", ""], {"train": train, "validation": ["e"]}) == []
-    few = [f"text {i}" for i in range(100)] + ["a"]
-    known = {"train": train, "validation": ["text 1", "text 2"]}
+    other = hashes_of(["d", "A", ""])
+    assert seen_before("test", other, {"train": train, "validation": hashes_of(["e"])}) == []
+    few = hashes_of([*(f"text {i}" for i in range(100)), "a"])
+    known = {"train": train, "validation": hashes_of(["text 1", "text 2"])}
     assert [str(finding) for finding in seen_before("test", few, known)] == [
         "test: 1 of 101 texts are among those of training",
         "warning: test: 2 of 101 texts are among those of validation",
     ]
-    labels = View({"topic": np.zeros(5, int)}, ["b", "a", "d", "", "b"])
-    found = check({"topic": ("x", "y")}, view([0, 0, 1, 1], train), {"validation": labels})
+    labels = View({"topic": np.zeros(5, int)}, asked)
+    found = check({"topic": ("x", "y")}, view([0, 0, 1, 1], texts), {"validation": labels})
     assert said in found
 
 

@@ -69,7 +69,7 @@ def test_something_is_on_either_side_of_any_texts(tmp_path_factory, texts):
     assert len(train) > 0
     assert len(validation) > 0
     assert not set(train.texts) & set(validation.texts)
-    assert sorted(train.texts + validation.texts) == sorted(texts)
+    assert sorted([*train.texts, *validation.texts]) == sorted(texts)
 
 
 def test_missing_labels_and_tasks_without_a_column(tmp_path):

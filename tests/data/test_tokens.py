@@ -3,7 +3,7 @@ import pytest
 
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError
-from mtl_jax.data.tokens import tokenize
+from mtl_jax.data.tokens import lengths_of, tokenize
 from mtl_jax.models.tokenizer import load_tokenizer
 
 
@@ -50,3 +50,25 @@ def test_same_ids_before_and_after_a_truncation(tokenizer):
 def test_a_length_without_room_is_refused(tokenizer):
     with pytest.raises(UserError, match=r"--max-length 2 leaves no room .* use at least 3"):
         tokenize(tokenizer, ["hello"], 2)
+
+
+def test_ids_in_a_file_are_those_in_memory(tokenizer, tmp_path):
+    texts = [f"number {i}" for i in range(5000)] + ["", "hello " * 20]
+    mapped = tokenize(tokenizer, texts, 16, tmp_path / "new")
+    held = tokenize(tokenizer, texts, 16)
+    assert isinstance(mapped.ids, np.memmap)
+    assert mapped.digest == held.digest
+    assert (mapped.truncated, mapped.empty) == (held.truncated, held.empty)
+    some, _ = mapped.take(np.array([5001, 3]))
+    np.testing.assert_array_equal(some.ids, held.take(np.array([5001, 3]))[0].ids)
+    # The file ends with its reader, however the process ends.
+    assert list((tmp_path / "new").iterdir()) == []
+    assert len(tokenize(tokenizer, [], 16, tmp_path / "new")) == 0
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write to .*/file"):
+        tokenize(tokenizer, texts, 16, tmp_path / "file")
+
+
+def test_lengths_are_of_whole_texts(tokenizer):
+    assert lengths_of(tokenizer, ["hello", "", "hello " * 600]).tolist() == [3, 2, 602]
+    assert lengths_of(tokenizer, []).dtype == np.int64

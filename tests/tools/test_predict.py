@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import os
 import shutil
 import sys
 import threading
@@ -16,21 +15,19 @@ import pytest
 
 from mtl_jax.cli.commands import run
 from mtl_jax.config.train import TrainConfig
-from mtl_jax.core.atomic_write import whole
 from mtl_jax.core.errors import UserError
 from mtl_jax.models import pretrained
 from mtl_jax.models.bert import BertEncoder
+from mtl_jax.models.encoder import load_encoder
 from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.predict import (
     Predictor,
-    check_output,
     checkpoint_encoder,
     looks_like_header,
     read_lines,
     read_texts,
-    write_vectors,
 )
 from tests.conftest import TASKS, write_record
 
@@ -175,7 +172,7 @@ def test_long_texts_are_cut_and_counted_or_refused(trained_folder, tiny):
         checkpoint_encoder(str(tiny), None, 128),
     )
     for encoder in encoders:
-        assert np.concatenate(list(encoder.pooled(LONG))).shape == (4, 16)
+        assert np.concatenate([found for _, found in encoder.pooled(LONG)]).shape == (4, 16)
         assert encoder.cut == 2
     refusing = Predictor(trained_folder, "refuse")
     words = (
@@ -221,7 +218,7 @@ def test_an_encoder_needs_room_for_a_text(length, tiny):
 def test_extraction_is_the_pooled_encoder(tiny, pooling):
     texts = ["the film was good !", "a book", "", "we liked the phone very much ."]
     encoder = checkpoint_encoder(str(tiny), pooling, 128)
-    vectors = np.concatenate(list(encoder.pooled(texts)))
+    vectors = np.concatenate([of_chunk for _, of_chunk in encoder.pooled(texts)])
     config, params = pretrained.load_backbone(tiny)
     tokenizer = load_tokenizer(tiny)
     for text, vector in zip(texts, vectors, strict=True):
@@ -232,6 +229,33 @@ def test_extraction_is_the_pooled_encoder(tiny, pooling):
             kernel, bias = params["pooler"]["kernel"], params["pooler"]["bias"]
             expected = np.tanh(hidden[0] @ kernel + bias)
         np.testing.assert_allclose(vector, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_any_layer_can_be_extracted(tiny, layer, pooling):
+    texts = ["the film was good !", "a book", "we liked the phone very much ."]
+    encoder = load_encoder(tiny)
+    assert encoder.config.num_hidden_layers == 2
+    found = checkpoint_encoder(str(tiny), pooling, 128, layer=layer).pooled(texts)
+    vectors = np.concatenate([of_chunk for _, of_chunk in found])
+    for text, vector in zip(texts, vectors, strict=True):
+        states = encoder.hidden_states(np.array([encoder.tokenizer(text)["input_ids"]]))
+        hidden = np.asarray(states[layer])[0]
+        expected = hidden.mean(0) if pooling == "mean" else hidden[0]
+        np.testing.assert_allclose(vector, expected, atol=2e-6)
+
+
+def test_a_layer_that_is_not_there_or_has_no_pooler_is_refused(tiny, trained_folder):
+    for layer in (-1, 3):
+        with pytest.raises(UserError, match=f"--layer {layer}: the encoder has 2 layers: use 0"):
+            checkpoint_encoder(str(tiny), "mean", 128, layer=layer)
+        with pytest.raises(UserError, match=f"--layer {layer}: the encoder has 2 layers: use 0"):
+            Predictor(trained_folder, layer=layer)
+    with pytest.raises(UserError, match="pooler is for the last layer, 2: add --pooling mean or c"):
+        checkpoint_encoder(str(tiny), "pooler", 128, layer=1)
+    with pytest.raises(UserError, match="was trained without a pooler: use --pooling mean or cls"):
+        Predictor(trained_folder, pooling="pooler")
 
 
 @pytest.fixture
@@ -273,29 +297,6 @@ def test_doubts_of_a_checkpoint_are_told_before_training(doubtful, settings, tmp
     assert "unit length" not in said
 
 
-def test_vectors_stream_into_one_file(tmp_path):
-    chunks = [np.full((k, 3), k, np.float32) for k in (4, 1, 120)]
-    path = tmp_path / "v.npy"
-    assert write_vectors(path, iter(chunks), 3) == 125
-    np.testing.assert_array_equal(np.load(path), np.concatenate(chunks))
-    assert write_vectors(path, iter([]), 3) == 0
-    assert np.load(path).shape == (0, 3)
-
-
-def test_a_failed_extraction_leaves_what_was_there(tmp_path):
-    path = tmp_path / "v.npy"
-    write_vectors(path, [np.ones((2, 3), np.float32)], 3)
-
-    def failing():
-        yield np.zeros((1, 3), np.float32)
-        list(read_lines(io.BytesIO(b"fine\n\xff\xfe\n")))
-
-    with pytest.raises(UserError, match="standard input, line 2: not valid UTF-8"):
-        write_vectors(path, failing(), 3)
-    assert [p.name for p in tmp_path.iterdir()] == ["v.npy"]
-    np.testing.assert_array_equal(np.load(path), np.ones((2, 3)))
-
-
 def test_lines_end_where_lines_end():
     stream = io.BytesIO("a\r\n\nb\u2028c\n".encode() + b"last")
     assert list(read_lines(stream)) == ["a", "", "b\u2028c", "last"]
@@ -309,36 +310,6 @@ def test_folders_that_are_no_run(tmp_path):
 def test_a_checkpoint_is_no_run_though_it_has_a_config(tiny):
     with pytest.raises(UserError, match="is not the folder of a run"):
         Predictor(tiny)
-
-
-@pytest.mark.parametrize("name", ["", ".", "/", "folder"])
-def test_vectors_need_the_name_of_a_file(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"is a folder: name a \.npy file"):
-        write_vectors(Path(name), iter([]), 3)
-    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
-
-
-def test_vectors_go_through_a_link_and_replace_nothing_but_files(tmp_path):
-    (tmp_path / "there").mkdir()
-    link, pipe = tmp_path / "link.npy", tmp_path / "pipe"
-    link.symlink_to("there/v.npy")
-    os.mkfifo(pipe)
-    for rows in (2, 3):
-        write_vectors(link, [np.ones((rows, 3), np.float32)], 3)
-        assert link.is_symlink()
-        assert np.load(tmp_path / "there" / "v.npy").shape == (rows, 3)
-    (tmp_path / "device.npy").symlink_to("/dev/null")
-    for path, kind in ((pipe, "a pipe"), (tmp_path / "device.npy", "a device")):
-        with pytest.raises(UserError, match=f"is {kind}: name a .npy file"):
-            check_output(path)
-        with pytest.raises(OSError, match=f"it is {kind}"), whole(path) as draft:
-            draft.write_text("x")
-    assert pipe.is_fifo()
-    assert Path("/dev/null").is_char_device()
-    with pytest.raises(UserError, match="there is no folder"):
-        check_output(tmp_path / "no" / "v.npy")
 
 
 def test_texts_come_from_tables_and_from_lines(tmp_path):
@@ -394,12 +365,6 @@ def test_predict_reads_a_file_and_warns_of_a_header(trained_folder, reviews, tmp
     ):
         assert run(["predict", folder, *mistake]) == 2
         assert words in capsys.readouterr().err
-
-
-def test_output_that_can_not_be_written_is_refused_before_anything_is_read(capsys):
-    assert run(["extract", "--backbone=./nowhere", "--output=/dev/null", "--input=x"]) == 2
-    assert "/dev/null is a device" in capsys.readouterr().err
-    assert Path("/dev/null").is_char_device()
 
 
 WRONG = (None, True, 5, -1.5, "x", "", [], [None], {}, {"x": 1})

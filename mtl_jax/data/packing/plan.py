@@ -160,7 +160,8 @@ def _dealt_to_devices(batches: list[np.ndarray], rows: int, devices: int) -> lis
 def _dealt(descending: np.ndarray, batches: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Texts by length -> those of each batch, and their lengths, [batches, most], 0 beyond."""
     batch = balance(descending, batches)
-    members = [np.flatnonzero(batch == index) for index in range(batches)]
+    ends = np.cumsum(np.bincount(batch, minlength=batches))
+    members = np.split(np.argsort(batch, kind="stable"), ends[:-1])
     padded = np.zeros((batches, max(map(len, members))), np.int64)
     for row, here in zip(padded, members, strict=True):
         row[: len(here)] = descending[here]

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """The rows of one split, in their order in the source."""
+class Rows:
+    """Some rows of a split, one after the other."""
 
     texts: list[str]
+    """k texts"""
     labels: dict[str, list[str | None]]
     """the class name of each row, None where it is missing, per task that has a column"""
-    groups: list[str] | None
+    places: Sequence[int]
+    """where each is in the source, as ``Stream.place`` is told it"""
+    groups: list[str] | None = None
     """where each row comes from, if the source says so"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """The rows of one split in their order in the source, to be read once."""
+
+    rows: Iterator[Rows]
+    """what comes next is read when it is asked for"""
     place: Callable[[int], str]
-    """names a row, by its index, in an error"""
-    notes: tuple[str, ...] = ()
-    """what a reader of these rows should know, of how they were read"""
+    """names a row in an error, from what ``Rows.places`` says of it"""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """what a reader should know of how the rows were read; whole when the last one has been"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where tables come from."""
+    """Where rows come from."""
 
     name: str
     fingerprint: str
@@ -37,5 +45,9 @@ class Source:
     """the classes of each task for which the source declares them"""
     notes: tuple[str, ...]
     """what a reader of the data should know"""
-    read: Callable[[str], Table]
+    stream: Callable[[str], Stream]
     """reads one of the splits, and nothing else"""
+    digest: Callable[[str], str]
+    """of all that ``stream`` gives of a split"""
+    size: Callable[[str], int]
+    """bytes that the texts of a split take, about"""

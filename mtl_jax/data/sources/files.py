@@ -1,4 +1,4 @@
-"""CSV, TSV and JSON Lines files as a source of examples."""
+"""CSV, TSV, JSON Lines and Parquet files as a source of examples, read as a stream."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ import collections
 import dataclasses
 import hashlib
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from mtl_jax.core.atomic_write import other_kind
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.names import listed, quoted
-from mtl_jax.data.sources.base import Source, Table
-from mtl_jax.data.sources.delimited import MalformedError, lines_of, read_csv, read_tsv
+from mtl_jax.data.sources.base import Rows, Source, Stream
+from mtl_jax.data.sources.delimited import Block, MalformedError, read_csv, read_tsv
+from mtl_jax.data.sources.values import Labels, UnusableError, kind_of, label_of, text_of
 
 _DELIMITED = (".csv", ".tsv")
 _JSON = (".jsonl", ".json")
-ENDINGS = (*_DELIMITED, *_JSON)
-"""of the names of files that ``read_table`` reads"""
-_WHOLE = re.compile(r"(-?(?:0|[1-9]\d{0,15}))\.0+", re.ASCII)
+_PARQUET = ".parquet"
+ENDINGS = (*_DELIMITED, *_JSON, _PARQUET)
+"""of the names of files that ``stream_table`` reads"""
+_ROWS, _BYTES = 4096, 2**20
+# Texts of a Parquet file are compressed, to a third about.
+_UNPACKED = 3
+# Rows that may have taken in others, of which as many are told as matter.
+_MOST_SUSPECTS, _MOST_WARNINGS = 1000, 5
 
 
 def open_files(paths: dict[str, Path], text_column: str, columns: dict[str, str]) -> Source:
@@ -42,30 +48,34 @@ def open_files(paths: dict[str, Path], text_column: str, columns: dict[str, str]
     whole = hashlib.sha256()
     for split, path in paths.items():
         _check_kind(path)
-        contents = _bytes(path)
-        if split != "test":
-            whole.update(f"{split}:{hashlib.sha256(contents).hexdigest()}\n".encode())
+        with _open(path):
+            if split != "test":
+                whole.update(f"{split}:{_digest(path)}\n".encode())
     return Source(
         name=str(paths["train"]),
         fingerprint=whole.hexdigest(),
         splits=tuple(paths),
         classes={},
         notes=(),
-        read=lambda split: read_table(paths[split], text_column, columns),
+        stream=lambda split: stream_table(paths[split], text_column, columns),
+        digest=lambda split: _digest_of_rows(paths[split], text_column, columns),
+        size=lambda split: _size(paths[split]),
     )
 
 
-def read_table(path: Path, text_column: str, columns: dict[str, str]) -> Table:
-    """Reads one file.
+def stream_table(path: Path, text_column: str, columns: dict[str, str]) -> Stream:
+    """Reads one file from its first row to its last.
 
     Args:
         path: A ``.csv`` or ``.tsv`` file with a header row, or a ``.jsonl`` or ``.json``
-            file with one object per line; UTF-8, with or without a byte order mark.
+            file with one object per line; UTF-8, with or without a byte order mark. Or a
+            ``.parquet`` file.
         text_column: The column that holds the text.
         columns: The label column of each task that has one.
 
     Raises:
-        UserError: The file cannot be read, lacks a column, or has a malformed line.
+        UserError: The file cannot be read, lacks a column, or has a malformed line: here, or
+            where the rows come to it.
     """
     _check_kind(path)
     for task, column in columns.items():
@@ -73,184 +83,211 @@ def read_table(path: Path, text_column: str, columns: dict[str, str]) -> Table:
             raise UserError(
                 f"--text-column {text_column} is the label column of {task}, too: name another one"
             )
-    wanted = (text_column, *columns.values())
-    rows, notes = (_json_rows if _is_json(path) else _delimited_rows)(path, wanted)
-    if not rows:
+    table = _Table(path, text_column, columns)
+    if _ending(path) == _PARQUET:
+        from mtl_jax.data.sources import parquet
+
+        with _open(path):
+            rows = parquet.read_rows(path, text_column, columns, table.check_columns)
+        return Stream(_some(path, rows), lambda row: f"{path}, row {row}")
+    notes: list[str] = []
+    rows = table.json_rows() if _ending(path) in _JSON else table.delimited_rows(notes)
+    return Stream(_some(path, table.decoded(rows)), lambda line: f"{path}, line {line}", notes)
+
+
+def _some(path: Path, rows: Iterator[Rows]) -> Iterator[Rows]:
+    """The same; refuses a file without any."""
+    there = False
+    for each in rows:
+        there = True
+        yield each
+    if not there:
         raise UserError(f"{path} has no rows: name a file that has some")
-    texts = []
-    for row in rows:
-        text = row.values.get(text_column)
-        if not isinstance(text, str):
-            _fail(
-                path,
-                row.line,
-                f"{text_column!r} is {_kind(text)} and not a string: put a text there",
-            )
-        texts.append(_unicode(path, row.line, text_column, text))
-    labels = {
-        task: [_label(path, row.line, column, row.values.get(column)) for row in rows]
-        for task, column in columns.items()
-    }
-    return Table(
-        texts=texts,
-        labels=labels,
-        groups=None,
-        place=lambda i: f"{path}, line {rows[i].line}",
-        notes=(*(f"{path}: {note}" for note in notes), *_swallowed(path, rows, columns, labels)),
-    )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Row:
-    """Values by column, the line of the file that they begin on, and its lines if several."""
+class _Table:
+    """A file, and the columns that are wanted of it."""
 
-    line: int
-    values: dict[str, Any]
-    lines: Sequence[str] = ()
+    path: Path
+    text_column: str
+    columns: dict[str, str]
 
+    def check_columns(self, there: list[str]) -> None:
+        """Refuses a file that lacks a column, or has one twice."""
+        counts = collections.Counter(there)
+        for column in (self.text_column, *self.columns.values()):
+            if counts[column] == 0:
+                known = listed(list(map(quoted, there)), 20)
+                raise UserError(
+                    f"{self.path} has no column {column!r}; it has {known}: "
+                    "name the columns with --text-column and --label-columns"
+                )
+            if counts[column] > 1:
+                raise UserError(
+                    f"{self.path} has {counts[column]} columns {column!r}: rename all but one"
+                )
 
-def _delimited_rows(path: Path, wanted: tuple[str, ...]) -> tuple[list[_Row], tuple[str, ...]]:
-    contents = _decode(path)
-    try:
-        sheet = (read_tsv if _ending(path) == ".tsv" else read_csv)(contents)
-    except MalformedError as error:
-        _fail(path, error.line, error.problem)
-    if sheet.header is None:
-        return [], ()
-    _check_columns(path, wanted, sheet.header)
-    lines = lines_of(contents) if any(row.last > row.first for row in sheet.rows) else []
-    return [
-        _Row(
-            row.first,
-            dict(zip(sheet.header, row.fields, strict=True)),
-            lines[row.first - 1 : row.last] if row.last > row.first else (),
-        )
-        for row in sheet.rows
-    ], sheet.notes
-
-
-def _swallowed(
-    path: Path,
-    rows: list[_Row],
-    columns: dict[str, str],
-    labels: dict[str, list[str | None]],
-) -> list[str]:
-    """Warns of rows over lines that end in a label, as if each were a row of its own.
-
-    Args:
-        path: The file.
-        rows: Its rows.
-        columns: Per task its label column.
-        labels: Per task the label of each row.
-    """
-    if _ending(path) != ".csv":
-        return []
-    known = {task: set(of_task) for task, of_task in labels.items()}
-    warnings = []
-    for row in rows:
-        names = list(row.values)
-        fields = [line.split(",") for line in row.lines]
-        alike = [
-            len(each) == len(names)
-            and all(
-                each[names.index(column)] and each[names.index(column)].strip() in known[task]
-                for task, column in columns.items()
-            )
-            for each in fields
-        ]
-        if sum(alike) > 1:
-            warnings.append(
-                f"warning: {path}, line {row.line}: a quoted field takes in the lines up to "
-                f"{row.line + len(row.lines) - 1}, of which {sum(alike)} look like rows of their "
-                'own: where a text begins with a ", quote it and double that'
-            )
-    return warnings[:5]
-
-
-def _json_rows(path: Path, wanted: tuple[str, ...]) -> tuple[list[_Row], tuple[str, ...]]:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        row = dict(pairs)
-        if len(row) < len(pairs):
-            counts = collections.Counter(name for name, _ in pairs)
-            if twice := [column for column in wanted if counts[column] > 1]:
-                raise ValueError(f"{quoted(twice[0])} is there twice")
-        return row
-
-    rows: list[_Row] = []
-    seen: set[str] = set()
-    for line, content in enumerate(_decode(path).split("\n"), start=1):
-        if not content.strip():
-            continue
+    def decoded(self, rows: Iterator[Rows]) -> Iterator[Rows]:
+        """The same; says where a file can't be read."""
         try:
-            row = json.loads(content, parse_constant=_refuse_constant, object_pairs_hook=once)
-        except (ValueError, RecursionError) as error:
-            _fail(path, line, f"malformed JSON ({error}): write one JSON object per line")
-        if not isinstance(row, dict):
-            _fail(path, line, f"{_kind(row)} and not an object: write one JSON object per line")
-        seen.update(row)
-        rows.append(_Row(line, row))
-    if rows:
+            yield from rows
+        except MalformedError as error:
+            _fail(self.path, error.line, error.problem)
+        except UnicodeDecodeError as error:
+            line = _undecodable_line(self.path)
+            _fail(self.path, line, f"invalid UTF-8 ({error.reason}): save the file as UTF-8")
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+    def delimited_rows(self, notes: list[str]) -> Iterator[Rows]:
+        """The rows of a CSV or TSV file.
+
+        Args:
+            notes: What to know of how they were read is added to these.
+        """
+        commas = _ending(self.path) == ".csv"
+        sheet = (read_csv if commas else read_tsv)(lambda: _open_text(self.path, newline=""))
+        notes += [f"{self.path}: {note}" for note in sheet.notes]
+        if sheet.header is None:
+            return
+        self.check_columns(sheet.header)
+        text = sheet.header.index(self.text_column)
+        places = {task: sheet.header.index(column) for task, column in self.columns.items()}
+        names = {task: Labels(column) for task, column in self.columns.items()}
+        suspects = _Suspects(len(sheet.header), places)
+        for block in sheet.blocks:
+            if commas:
+                suspects.look(block)
+            labels = {
+                task: list(map(names[task].__getitem__, [row[place] for row in block.rows]))
+                for task, place in places.items()
+            }
+            yield Rows([row[text] for row in block.rows], labels, block.firsts)
+        known = {task: set(of_task.values()) for task, of_task in names.items()}
+        notes += suspects.warnings(self.path, known)
+
+    def json_rows(self) -> Iterator[Rows]:
+        """The rows of a JSON Lines file."""
         # A label may be left out of some rows, so that only all rows tell the columns.
-        _check_columns(path, wanted, sorted(seen))
-    return rows, ()
+        seen: dict[str, None] = {}
+        texts: list[str] = []
+        places: list[int] = []
+        labels: dict[str, list[str | None]] = {task: [] for task in self.columns}
+        for line, row in self._objects():
+            seen.update(dict.fromkeys(row))
+            if self.text_column not in row:
+                self._check_all(seen, line)
+            try:
+                texts.append(text_of(self.text_column, row.get(self.text_column)))
+                for task, column in self.columns.items():
+                    labels[task].append(label_of(column, row.get(column)))
+            except UnusableError as error:
+                _fail(self.path, line, str(error))
+            places.append(line)
+            if len(texts) == _ROWS:
+                yield Rows(texts, labels, places)
+                texts, places, labels = [], [], {task: [] for task in self.columns}
+        if seen:
+            self.check_columns(sorted(seen))
+        if texts:
+            yield Rows(texts, labels, places)
+
+    def _check_all(self, seen: dict[str, None], after: int) -> None:
+        """Refuses a column that no row has, when one lacks a text: the rest is looked at, too."""
+        for line, row in self._objects():
+            if line > after:
+                seen.update(dict.fromkeys(row))
+        self.check_columns(sorted(seen))
+
+    def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        wanted = (self.text_column, *self.columns.values())
+
+        def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            row = dict(pairs)
+            if len(row) < len(pairs):
+                counts = collections.Counter(name for name, _ in pairs)
+                if twice := [column for column in wanted if counts[column] > 1]:
+                    raise ValueError(f"{quoted(twice[0])} is there twice")
+            return row
+
+        with _open_text(self.path, newline="\n") as file:
+            for line, content in enumerate(file, start=1):
+                if not content.strip():
+                    continue
+                try:
+                    row = json.loads(
+                        content, parse_constant=_refuse_constant, object_pairs_hook=once
+                    )
+                except (ValueError, RecursionError) as error:
+                    problem = f"malformed JSON ({error}): write one JSON object per line"
+                    _fail(self.path, line, problem)
+                if not isinstance(row, dict):
+                    problem = f"{kind_of(row)} and not an object: write one JSON object per line"
+                    _fail(self.path, line, problem)
+                yield line, row
+
+
+class _Suspects:
+    """Rows over several lines that end in labels, as if each line were a row of its own."""
+
+    def __init__(self, columns: int, places: dict[str, int]):
+        self._columns, self._places = columns, places
+        self._found: list[tuple[int, int, list[dict[str, str]]]] = []
+
+    def look(self, block: Block) -> None:
+        """Keeps those of a block in which at least two lines have a field for each column."""
+        for index, lines in block.lines.items():
+            fields = [line.split(",") for line in lines]
+            alike = [
+                {task: each[place].strip() for task, place in self._places.items()}
+                for each in fields
+                if len(each) == self._columns and all(each[p] for p in self._places.values())
+            ]
+            if len(alike) > 1 and len(self._found) < _MOST_SUSPECTS:
+                self._found.append((block.firsts[index], len(lines), alike))
+
+    def warnings(self, path: Path, known: dict[str, set[str | None]]) -> list[str]:
+        """Warns of those whose lines end in labels that there are, ``known`` by task."""
+        warnings = []
+        for line, lines, labels in self._found:
+            alike = sum(all(name in known[task] for task, name in of.items()) for of in labels)
+            if alike > 1:
+                warnings.append(
+                    f"warning: {path}, line {line}: a quoted field takes in the lines up to "
+                    f"{line + lines - 1}, of which {alike} look like rows of their "
+                    'own: where a text begins with a ", quote it and double that'
+                )
+        return warnings[:_MOST_WARNINGS]
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
 
 
-def _label(path: Path, line: int, column: str, value: object) -> str | None:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if value is not None and not isinstance(value, str | int | float):
-        _fail(
-            path, line, f"{column!r} is {_kind(value)}: a label is a string, a number or a boolean"
-        )
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    label = "" if value is None else str(value).strip()
-    _unicode(path, line, column, label)
-    # A column of whole numbers with gaps is written as floats, in text files as well.
-    if whole := _WHOLE.fullmatch(label):
-        label = str(int(whole[1]))
-    return None if label in ("", "-1") else label
-
-
-def _unicode(path: Path, line: int, column: str, value: str) -> str:
-    """The value, which must be one that UTF-8 can write: JSON can hold half of a character."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        _fail(path, line, f"{column!r} is no Unicode text ({error.reason}): correct it")
-    return value
-
-
-def _check_columns(path: Path, wanted: tuple[str, ...], there: list[str]) -> None:
-    counts = collections.Counter(there)
-    for column in wanted:
-        if counts[column] == 0:
-            raise UserError(
-                f"{path} has no column {column!r}; it has {listed(list(map(quoted, there)), 20)}: "
-                "name the columns with --text-column and --label-columns"
-            )
-        if counts[column] > 1:
-            raise UserError(f"{path} has {counts[column]} columns {column!r}: rename all but one")
-
-
-def _decode(path: Path) -> str:
-    contents = _bytes(path)
-    if contents.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in contents[:2]:
+def _open_text(path: Path, newline: str) -> TextIO:
+    with _open(path) as file:
+        start = file.read(2)
+    if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in start:
         _fail(path, 1, "this looks like UTF-16: save the file as UTF-8")
-    try:
-        return contents.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # The codec counts from behind a byte order mark.
-        body = contents.removeprefix(b"\xef\xbb\xbf")
-        line = body.count(b"\n", 0, error.start) + 1
-        _fail(path, line, f"invalid UTF-8 ({error.reason}): save the file as UTF-8")
+    return path.open(encoding="utf-8-sig", newline=newline)
 
 
-def _bytes(path: Path) -> bytes:
+def _undecodable_line(path: Path) -> int:
+    """The first line that is no UTF-8, from 1."""
+    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+    with path.open("rb") as file:
+        while True:
+            block = file.read(_BYTES)
+            try:
+                line += decoder.decode(block, final=not block).count("\n")
+            except UnicodeDecodeError as error:
+                return line + error.object.count(b"\n", 0, error.start)
+            if not block:
+                return line
+
+
+def _open(path: Path) -> BufferedReader:
     try:
         # Whoever opens a pipe waits for someone to write to it.
         if (kind := other_kind(path)) == "a folder":
@@ -259,32 +296,43 @@ def _bytes(path: Path) -> bytes:
             raise UserError(
                 f"{path} is {kind} and no regular file: write what it gives to one and name that"
             )
-        return path.read_bytes()
+        return path.open("rb")
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}: correct its name") from error
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): name a readable file") from error
+        raise _unreadable(path, error) from error
+
+
+def _digest(path: Path) -> str:
+    try:
+        with _open(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _digest_of_rows(path: Path, text_column: str, columns: dict[str, str]) -> str:
+    words = json.dumps([_digest(path), _ending(path), text_column, columns])
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size * (_UNPACKED if _ending(path) == _PARQUET else 1)
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot read {path} ({error.strerror}): name a readable file")
 
 
 def _check_kind(path: Path) -> None:
-    if _ending(path) not in (*_DELIMITED, *_JSON):
+    if _ending(path) not in ENDINGS:
         raise UserError(
-            f"{path} is of an unknown kind: name a file that ends in "
-            f"{', '.join((*_DELIMITED, *_JSON))}"
+            f"{path} is of an unknown kind: name a file that ends in {', '.join(ENDINGS)}"
         )
-
-
-def _is_json(path: Path) -> bool:
-    return _ending(path) in _JSON
 
 
 def _ending(path: Path) -> str:
     return path.suffix.lower()
-
-
-def _kind(value: object) -> str:
-    kinds = {type(None): "null or absent", bool: "a boolean", list: "a list", dict: "an object"}
-    return kinds.get(type(value), "a string" if isinstance(value, str) else "a number")
 
 
 def _fail(path: Path, line: int, problem: str) -> NoReturn:

@@ -34,6 +34,10 @@ def _open(origin: Origin, columns: dict[str, str]) -> Source:
         from mtl_jax.data.sources import vader
 
         return vader.open_sentences(origin.text_column, columns)
+    if origin.dataset.startswith("hub:"):
+        from mtl_jax.data.sources import hub
+
+        return hub.open_dataset(origin.dataset, origin.text_column, columns)
     from mtl_jax.data.sources import tfds
 
     return tfds.open_dataset(origin.dataset, origin.text_column, columns)

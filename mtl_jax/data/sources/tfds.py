@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import os
 import reprlib
@@ -11,19 +12,20 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.core.file_lock import exclusive
-from mtl_jax.data.sources.base import Source, Table
+from mtl_jax.data.sources.base import Rows, Source, Stream
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 FILE_FORMAT = "array_record"
+_ROWS = 4096
 _OWN_FEATURES = "tensorflow_datasets.core.features."
 
 
@@ -72,35 +74,38 @@ def source(
     if group_column is not None:
         names[group_column] = _class_names(builder, group_column)
 
-    def read(split: str) -> Table:
-        try:
-            # TFDS wraps the method in a way that hides its parameters.
-            records = list(builder.as_data_source(split))  # pyright: ignore[reportCallIssue]
-        except Exception as error:
-            raise UserError(
-                f"cannot read {name} in {builder.data_dir} ({_first_line(error)}): delete that "
-                f"folder, or set TFDS_DATA_DIR to another, so that it is prepared as {FILE_FORMAT}"
-            ) from error
+    def place(split: str, row: int) -> str:
+        return f"{name}, {split} example {row}"
 
-        def place(i: int) -> str:
-            return f"{name}, {split} example {i}"
+    def rows(split: str) -> Iterator[Rows]:
+        records = _records(builder, split)
+        start = 0
+        for some in records:
+            labels = {
+                task: [_label(record[feature], names[feature]) for record in some]
+                for task, feature in columns.items()
+            }
+            groups = None
+            if group_column is not None:
+                of_group = names[group_column]
+                groups = [_label(record[group_column], of_group) or "" for record in some]
+            texts = [
+                _text(record[text_column], place(split, start + i)) for i, record in enumerate(some)
+            ]
+            yield Rows(texts, labels, range(start, start + len(some)), groups)
+            start += len(some)
 
-        def column(feature: str) -> list[str | None]:
-            return [_label(record[feature], names[feature]) for record in records]
-
-        return Table(
-            texts=[_text(record[text_column], place(i)) for i, record in enumerate(records)],
-            labels={task: column(feature) for task, feature in columns.items()},
-            groups=None if group_column is None else [g or "" for g in column(group_column)],
-            place=place,
-        )
+    def digest(split: str) -> str:
+        read = [text_column, columns, group_column]
+        return hashlib.sha256(f"{fingerprint} {split} {read}".encode()).hexdigest()
 
     sizes = [
         (s, builder.info.splits[s].num_examples, builder.info.splits[s].num_bytes) for s in splits
     ]
+    fingerprint = hashlib.sha256(f"{name} {sizes}".encode()).hexdigest()
     return Source(
         name=name,
-        fingerprint=hashlib.sha256(f"{name} {sizes}".encode()).hexdigest(),
+        fingerprint=fingerprint,
         splits=splits,
         classes={
             task: classes
@@ -108,8 +113,26 @@ def source(
             if (classes := names[column]) is not None
         },
         notes=notes,
-        read=read,
+        stream=lambda split: Stream(rows(split), functools.partial(place, split)),
+        digest=digest,
+        size=lambda split: builder.info.splits[split].num_bytes,
     )
+
+
+def _records(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[list[Any]]:
+    """The records of a split in their order, some at a time."""
+    try:
+        # TFDS wraps the method in a way that hides its parameters.
+        records = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
+        for start in range(0, len(records), _ROWS):
+            some = range(start, min(start + _ROWS, len(records)))
+            yield records.__getitems__(some)  # pyright: ignore[reportArgumentType]
+    except Exception as error:
+        raise UserError(
+            f"cannot read {builder.info.full_name} in {builder.data_dir} ({_first_line(error)}): "
+            f"delete that folder, or set TFDS_DATA_DIR to another, so that it is prepared as "
+            f"{FILE_FORMAT}"
+        ) from error
 
 
 def prepare(

@@ -1,11 +1,12 @@
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import os
 import re
 import socket
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import assume, given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from mtl_jax.config.train import DataConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.corpus import load_corpus
-from mtl_jax.data.sources.files import read_table
+from mtl_jax.data.sources.files import stream_table
 
 COLUMNS = {"sentiment": "mood"}
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
@@ -23,7 +24,28 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 def table(tmp_path, name, contents):
     path = tmp_path / name
     path.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
-    return read_table(path, "text", COLUMNS)
+    return read(stream_table(path, "text", COLUMNS))
+
+
+@dataclasses.dataclass
+class Found:
+    texts: list
+    labels: dict
+    place: Any
+    notes: tuple
+
+
+def read(stream):
+    """All that a stream gives."""
+    texts, places, labels = [], [], {}
+    for rows in stream.rows:
+        assert len(rows.texts) == len(rows.places)
+        texts += rows.texts
+        places += rows.places
+        for task, of_task in rows.labels.items():
+            assert len(of_task) == len(rows.texts)
+            labels.setdefault(task, []).extend(of_task)
+    return Found(texts, labels, lambda i: stream.place(places[i]), tuple(stream.notes))
 
 
 def test_csv_with_all_that_csv_allows(tmp_path):

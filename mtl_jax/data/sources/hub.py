@@ -1,0 +1,141 @@
+"""A data set of the Hugging Face hub, or of a folder, where the package ``datasets`` is there."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from mtl_jax.core.errors import UserError, first_line
+from mtl_jax.data.names import listed, quoted
+from mtl_jax.data.sources.base import Rows, Source, Stream
+from mtl_jax.data.sources.values import UnusableError, label_of, text_of
+
+PREFIX = "hub:"
+T = TypeVar("T")
+_ROWS = 4096
+_SPLITS = ("train", "validation", "test")
+
+
+def open_dataset(name: str, text_column: str, columns: dict[str, str]) -> Source:
+    """Loads a data set, which ``datasets`` fetches once and maps from files.
+
+    Args:
+        name: ``hub:NAME`` or ``hub:NAME:CONFIGURATION``, where NAME is that of the hub or a folder.
+        text_column: The column that holds the text.
+        columns: The label column of each task that has one.
+
+    Raises:
+        UserError: The package is not there, or the data set is not, or lacks a column.
+    """
+    splits = _load(name)
+    for column in (text_column, *columns.values()):
+        there = splits["train"].column_names
+        if column not in there:
+            raise UserError(
+                f"{name} has no column {column!r}; it has {listed(list(map(quoted, there)), 20)}: "
+                "name the columns with --text-column and --label-columns"
+            )
+    names = {column: _class_names(splits["train"], column) for column in columns.values()}
+
+    def place(split: str, row: int) -> str:
+        return f"{name}, {split} example {row}"
+
+    def rows(split: str) -> Iterator[Rows]:
+        named = functools.partial(place, split)
+        for start, batch in _batches(name, split, splits[split], (text_column, *columns.values())):
+            labels: dict[str, list[str | None]] = {}
+            for task, column in columns.items():
+                label = functools.partial(_label, column, names[column])
+                labels[task] = list(_each(batch[column], label, start, named))
+            text = functools.partial(text_of, text_column)
+            texts = list(_each(batch[text_column], text, start, named))
+            yield Rows(texts, labels, range(start, start + len(texts)))
+
+    digest = functools.cache(
+        lambda split: _digest(name, split, splits[split], text_column, columns)
+    )
+    read = "".join(f"{split}:{digest(split)}\n" for split in splits if split != "test")
+    return Source(
+        name=name,
+        fingerprint=hashlib.sha256(read.encode()).hexdigest(),
+        splits=tuple(splits),
+        classes={task: of for task, column in columns.items() if (of := names[column]) is not None},
+        notes=(),
+        stream=lambda split: Stream(rows(split), functools.partial(place, split)),
+        digest=digest,
+        size=lambda split: int(splits[split].data.nbytes),
+    )
+
+
+def _load(name: str) -> dict[str, Any]:
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]  (an extra)
+    except ImportError as error:
+        raise UserError(
+            f"--dataset {name} needs the package datasets: pip install datasets, or name files "
+            "with --train-file"
+        ) from error
+    path, _, configuration = name.removeprefix(PREFIX).partition(":")
+    try:
+        datasets.disable_progress_bars()
+        found = datasets.load_dataset(path, configuration or None)
+    except Exception as error:
+        raise UserError(
+            f"cannot load {name} ({first_line(error)}): correct the name, add :CONFIGURATION where "
+            "it has several, or connect to the network"
+        ) from error
+    splits = {split: found[split] for split in _SPLITS if split in found}
+    if "train" not in splits:
+        there = ", ".join(map(str, found))
+        raise UserError(f"{name} has no train split (it has {there}): name another data set")
+    return splits
+
+
+def _class_names(split: Any, column: str) -> tuple[str, ...] | None:
+    """The names of a label column's classes, None where the data must tell them."""
+    names = getattr(split.features[column], "names", None)
+    return None if names is None else tuple(names)
+
+
+def _each(
+    values: list[Any], use: Callable[[Any], T], start: int, place: Callable[[int], str]
+) -> Iterator[T]:
+    """What is made of the value of each row, from row ``start`` on."""
+    row = start
+    try:
+        for value in values:
+            yield use(value)
+            row += 1
+    except UnusableError as error:
+        raise UserError(f"{place(row)}: {error}") from error
+
+
+def _label(column: str, names: tuple[str, ...] | None, value: Any) -> str | None:
+    if names is None:
+        return label_of(column, value)
+    return None if value is None or value < 0 else names[value]
+
+
+def _batches(
+    name: str, split: str, data: Any, wanted: tuple[str, ...]
+) -> Iterator[tuple[int, dict[str, list[Any]]]]:
+    data = data.select_columns(list(dict.fromkeys(wanted)))
+    for start in range(0, len(data), _ROWS):
+        try:
+            batch = data[start : start + _ROWS]
+        except Exception as error:
+            raise UserError(
+                f"cannot read {name}, {split} ({first_line(error)}): delete its files in the cache "
+                "of datasets, so that they are fetched again"
+            ) from error
+        yield start, batch
+
+
+def _digest(name: str, split: str, data: Any, text_column: str, columns: dict[str, str]) -> str:
+    hasher = hashlib.sha256(json.dumps([text_column, columns]).encode())
+    for _, batch in _batches(name, split, data, (text_column, *columns.values())):
+        hasher.update(json.dumps(batch, default=str).encode())
+    return hasher.hexdigest()

@@ -1,0 +1,282 @@
+"""The rows of one split of a source, read once: labels as numbers, texts as they are wanted."""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import gc
+import hashlib
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import overload
+
+import numpy as np
+
+from mtl_jax.data.sources.base import Rows, Stream
+from mtl_jax.data.texts import Keeper
+
+_CHUNK = 2**16
+
+
+def hashes_of(texts: Iterable[str]) -> np.ndarray:
+    """What equal texts have in common, uint64 [n]; space around them does not count.
+
+    The first 64 bits of the SHA-256: of 10 million texts two different ones are taken for the
+    same with a probability of 3 in a million.
+    """
+    found = array.array("Q")
+    texts = iter(texts)
+    while chunk := list(itertools.islice(texts, _CHUNK)):
+        found.frombytes(_first_bits(_digests(map(str.strip, chunk))).tobytes())
+    return np.frombuffer(found, np.uint64)
+
+
+class Column(Sequence["str | None"]):
+    """The labels of a task, None where one is missing: each name is kept once."""
+
+    def __init__(self, codes: np.ndarray, names: Sequence[str | None]):
+        """Holds them.
+
+        Args:
+            codes: int32 [n]: the place in ``names`` of each.
+            names: The distinct ones.
+        """
+        self.codes, self.names = codes, names
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @overload
+    def __getitem__(self, index: int) -> str | None: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Column: ...
+
+    def __getitem__(self, index: int | slice) -> str | Column | None:
+        if isinstance(index, slice):
+            return Column(self.codes[index], self.names)
+        return self.names[self.codes[index]]
+
+    def __iter__(self) -> Iterator[str | None]:
+        for start in range(0, len(self), _CHUNK):
+            yield from map(self.names.__getitem__, self.codes[start : start + _CHUNK].tolist())
+
+    def take(self, rows: np.ndarray) -> Column:
+        """The labels of some rows, int64 [m] or bool [n]."""
+        return Column(self.codes[rows], self.names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where each row is, as a source counts; only where the count jumps is kept.
+
+    Attributes:
+        rows: int64 [k], ascending: the rows at which it does, the first one among them.
+        values: int64 [k]: where these are; the rows that follow are one further each.
+    """
+
+    rows: np.ndarray
+    values: np.ndarray
+
+    def __getitem__(self, row: int) -> int:
+        at = int(np.searchsorted(self.rows, row, side="right")) - 1
+        return int(self.values[at]) + row - int(self.rows[at])
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The n rows of a file, or of a split of a data set.
+
+    Attributes:
+        labels: Per task that has a column the label of each row.
+        groups: Where each row comes from, if the source says so.
+        hashes: ``hashes_of`` the texts.
+        odd: int64, the rows whose texts have NUL characters.
+        aside: bool [n], those set aside for validation; none where nothing was to be.
+        texts: Those of the rows that are not set aside, and those that are.
+        places: Where each row is.
+        name_place: Names that in an error.
+        notes: What to know of how they were read.
+    """
+
+    labels: dict[str, Column]
+    groups: Column | None
+    hashes: np.ndarray
+    odd: np.ndarray
+    aside: np.ndarray
+    texts: tuple[Sequence[str], Sequence[str]]
+    places: Places
+    name_place: Callable[[int], str]
+    notes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def place(self, row: int) -> str:
+        """Names a row in an error."""
+        return self.name_place(self.places[row])
+
+
+def read_table(
+    opened: Callable[[], Stream],
+    tasks: Sequence[str],
+    keepers: Callable[[], tuple[Keeper, Keeper]],
+    *,
+    set_aside: bool = False,
+) -> Table:
+    """Reads all rows, texts one block at a time.
+
+    About a tenth of the texts can be set aside, by their SHA-256, so that identical texts land on
+    the same side: at least one and not all of them. Where there is one distinct text, none is.
+
+    Args:
+        opened: Begins to read; called again in the rare case that of the SHA-256 of all texts none,
+            or each one, is a multiple of 10.
+        tasks: Those with labels.
+        keepers: Makes what keeps the texts: those that stay, and those that are set aside.
+        set_aside: Whether any are.
+    """
+    first = _Reading(tasks, keepers(), _tenth if set_aside else None)
+    table = first.table(opened())
+    if set_aside and not 0 < table.aside.sum() < len(table) and first.lowest != first.highest:
+        lowest = first.lowest
+        again = _Reading(tasks, keepers(), lambda digests: _first_bits(digests) == lowest)
+        table = again.table(opened())
+    return table
+
+
+class _Reading:
+    """A pass over the rows.
+
+    Attributes:
+        lowest: The smallest of the first 64 bits of the texts' digests, where some are set aside.
+        highest: The largest.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        keepers: tuple[Keeper, Keeper],
+        choose: Callable[[np.ndarray], np.ndarray] | None,
+    ):
+        self._keepers, self._choose = keepers, choose
+        self._labels = {task: _Codes() for task in tasks}
+        self._groups = _Codes()
+        self._hashes, self._aside = array.array("Q"), bytearray()
+        self._odd, self._jumps = array.array("q"), array.array("q")
+        self._next = -1
+        self.lowest, self.highest = 2**64 - 1, 0
+
+    def table(self, stream: Stream) -> Table:
+        """Reads them."""
+        grouped = False
+        for rows in _uncollected(stream.rows):
+            count, start = len(rows.texts), len(self._hashes)
+            labelled = np.zeros(count, bool)
+            for task, codes in self._labels.items():
+                labelled |= codes.add(rows.labels[task])
+            if rows.groups is not None:
+                grouped = True
+                self._groups.add(rows.groups)
+            if "\0" in "".join(rows.texts):
+                self._odd.extend(start + i for i, text in enumerate(rows.texts) if "\0" in text)
+            self._locate(start, np.asarray(rows.places, np.int64))
+            self._keep(rows.texts, labelled)
+        jumps = np.frombuffer(self._jumps, np.int64)
+        places = Places(jumps[::2], jumps[1::2])
+        stays, aside = self._keepers
+        return Table(
+            labels={task: codes.column() for task, codes in self._labels.items()},
+            groups=self._groups.column() if grouped else None,
+            hashes=np.frombuffer(self._hashes, np.uint64),
+            odd=np.frombuffer(self._odd, np.int64),
+            aside=np.frombuffer(self._aside, bool),
+            texts=(stays.texts(), aside.texts()),
+            places=places,
+            name_place=stream.place,
+            notes=tuple(stream.notes),
+        )
+
+    def _locate(self, start: int, places: np.ndarray) -> None:
+        jumps = np.flatnonzero(np.diff(places, prepend=self._next - 1) != 1)
+        for jump in jumps.tolist():
+            self._jumps.extend((start + jump, int(places[jump])))
+        self._next = int(places[-1]) + 1
+
+    def _keep(self, texts: list[str], labelled: np.ndarray) -> None:
+        stripped = list(map(str.strip, texts))
+        stays, aside = self._keepers
+        if self._choose is None:
+            hashes, chosen = _first_bits(_digests(stripped)), np.zeros(len(texts), bool)
+        else:
+            digests = _digests(texts)
+            chosen, hashes = self._choose(digests), _first_bits(digests)
+            self.lowest = min(self.lowest, int(hashes.min()))
+            self.highest = max(self.highest, int(hashes.max()))
+            changed = np.fromiter(map(operator.is_not, texts, stripped), bool, len(texts))
+            if changed.any():
+                of_changed = _digests([stripped[i] for i in np.flatnonzero(changed).tolist()])
+                hashes[changed] = _first_bits(of_changed)
+        self._hashes.frombytes(hashes.tobytes())
+        self._aside += chosen.tobytes()
+        if not chosen.any():
+            stays.add(texts, labelled)
+            return
+        stays.add(list(itertools.compress(texts, (~chosen).tolist())), labelled[~chosen])
+        aside.add(list(itertools.compress(texts, chosen.tolist())), labelled[chosen])
+
+
+def _uncollected(rows: Iterator[Rows]) -> Iterator[Rows]:
+    """The same, without Python's search for cycles, of which millions of short rows have none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield from rows
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class _Codes:
+    """A ``Column`` as it grows."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str | None, int] = {None: 0}
+        self._found = array.array("i")
+
+    def add(self, names: Sequence[str | None]) -> np.ndarray:
+        """Takes k labels; returns which of them are there, bool [k]."""
+        for name in dict.fromkeys(names):
+            self._codes.setdefault(name, len(self._codes))
+        codes = np.fromiter(map(self._codes.__getitem__, names), np.int32, len(names))
+        self._found.frombytes(codes.tobytes())
+        return codes != 0
+
+    def column(self) -> Column:
+        """What it has."""
+        return Column(np.frombuffer(self._found, np.int32), list(self._codes))
+
+
+def _digests(texts: Iterable[str]) -> np.ndarray:
+    """The SHA-256 of each, uint8 [k, 32]."""
+    sha256 = hashlib.sha256
+    joined = b"".join([sha256(text.encode()).digest() for text in texts])
+    return np.frombuffer(joined, np.uint8).reshape(-1, 32)
+
+
+def _first_bits(digests: np.ndarray) -> np.ndarray:
+    """The first 64, uint64 [k], in the order of the digests."""
+    return np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0].astype(np.uint64)
+
+
+def _tenth(digests: np.ndarray) -> np.ndarray:
+    """Which are multiples of 10, bool [k], as big-endian numbers.
+
+    256 leaves the rest 1 by 5, so that the sum of the bytes leaves that of the number.
+    """
+    return (digests.sum(1, dtype=np.int64) % 5 == 0) & (digests[:, -1] % 2 == 0)
+
+
+EMPTY = hashes_of([""])[0]
+"""What ``hashes_of`` makes of a text of space alone."""

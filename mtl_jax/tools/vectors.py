@@ -1,0 +1,92 @@
+"""Vectors of texts, written to a ``.npy`` or a Parquet file as they come."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from mtl_jax.core.atomic_write import other_kind, whole
+from mtl_jax.core.errors import UserError
+
+# Of a group of rows, which Parquet compresses and reads as one.
+_GROUP_BYTES = 16 * 2**20
+
+
+def check_output(path: Path) -> None:
+    """Refuses where ``write_vectors`` can't write, before there is anything to write.
+
+    Raises:
+        UserError: It is something else than a file, or is in a folder that can't be written.
+    """
+    kind = "a folder" if not path.name else other_kind(path)
+    if kind:
+        raise UserError(f"{path} is {kind}: name a .npy or .parquet file")
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise UserError(f"{path} can't be written (there is no folder {folder}): make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path} can't be written (no access to {folder}): name another file")
+
+
+def write_vectors(path: Path, chunks: Iterable[tuple[list[str], np.ndarray]], width: int) -> int:
+    """Streams rows into a file, which appears when it is whole.
+
+    Args:
+        path: A ``.parquet`` file with the columns ``text``, a string, and ``vector``, a list of
+            ``width`` float32; of any other name a ``.npy`` file, float32 [n, width].
+        chunks: k texts and float32 [k, width] each.
+        width: Columns, needed where there is no row.
+
+    Returns:
+        The number of rows.
+    """
+    check_output(path)
+    write = _write_parquet if path.suffix.lower() == ".parquet" else _write_npy
+    try:
+        with whole(path) as draft:
+            return write(draft, chunks, width)
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}): name another file") from error
+
+
+def _write_npy(draft: Path, chunks: Iterable[tuple[list[str], np.ndarray]], width: int) -> int:
+    rows = 0
+    with draft.open("wb") as file:
+        _write_header(file, rows, width)
+        for _, vectors in chunks:
+            file.write(np.ascontiguousarray(vectors, "<f4").tobytes())
+            rows += len(vectors)
+        # numpy leaves room in the header for the first axis to grow.
+        file.seek(0)
+        _write_header(file, rows, width)
+    return rows
+
+
+def _write_header(file: IO[bytes], rows: int, width: int) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _write_parquet(draft: Path, chunks: Iterable[tuple[list[str], np.ndarray]], width: int) -> int:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    vector = pa.list_(pa.float32(), width)
+    schema = pa.schema([("text", pa.string()), ("vector", vector)])
+    rows, waiting, size = 0, [], 0
+    with parquet.ParquetWriter(draft, schema) as writer:
+        for texts, vectors in chunks:
+            flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+            arrays = [pa.array(texts, pa.string()), pa.FixedSizeListArray.from_arrays(flat, width)]
+            waiting.append(pa.record_batch(arrays, schema=schema))
+            rows, size = rows + len(texts), size + waiting[-1].nbytes
+            if size >= _GROUP_BYTES:
+                writer.write_table(pa.Table.from_batches(waiting))
+                waiting, size = [], 0
+        if waiting:
+            writer.write_table(pa.Table.from_batches(waiting))
+    return rows

@@ -1,0 +1,99 @@
+"""Vectors in files: whole, or as they were before."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from mtl_jax.cli.commands import run
+from mtl_jax.core.atomic_write import whole
+from mtl_jax.core.errors import UserError
+from mtl_jax.tools.predict import read_lines
+from mtl_jax.tools.vectors import check_output, write_vectors
+
+
+def rows(count, value=1.0):
+    """As many texts and vectors."""
+    return [f"text {i}" for i in range(count)], np.full((count, 3), value, np.float32)
+
+
+def test_vectors_stream_into_one_file(tmp_path):
+    chunks = [rows(k, k) for k in (4, 1, 120)]
+    path = tmp_path / "v.npy"
+    assert write_vectors(path, iter(chunks), 3) == 125
+    np.testing.assert_array_equal(np.load(path), np.concatenate([found for _, found in chunks]))
+    assert write_vectors(path, iter([]), 3) == 0
+    assert np.load(path).shape == (0, 3)
+
+
+def test_a_failed_extraction_leaves_what_was_there(tmp_path):
+    path = tmp_path / "v.npy"
+    write_vectors(path, [rows(2)], 3)
+
+    def failing():
+        yield rows(1)
+        list(read_lines(io.BytesIO(b"fine\n\xff\xfe\n")))
+
+    with pytest.raises(UserError, match="standard input, line 2: not valid UTF-8"):
+        write_vectors(path, failing(), 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["v.npy"]
+    np.testing.assert_array_equal(np.load(path), np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "folder"])
+def test_vectors_need_the_name_of_a_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"is a folder: name a \.npy or \.parquet file"):
+        write_vectors(Path(name), iter([]), 3)
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
+def test_vectors_go_through_a_link_and_replace_nothing_but_files(tmp_path):
+    (tmp_path / "there").mkdir()
+    link, pipe = tmp_path / "link.npy", tmp_path / "pipe"
+    link.symlink_to("there/v.npy")
+    os.mkfifo(pipe)
+    for count in (2, 3):
+        write_vectors(link, [rows(count)], 3)
+        assert link.is_symlink()
+        assert np.load(tmp_path / "there" / "v.npy").shape == (count, 3)
+    (tmp_path / "device.npy").symlink_to("/dev/null")
+    for path, kind in ((pipe, "a pipe"), (tmp_path / "device.npy", "a device")):
+        with pytest.raises(UserError, match=f"is {kind}: name a .npy or .parquet file"):
+            check_output(path)
+        with pytest.raises(OSError, match=f"it is {kind}"), whole(path) as draft:
+            draft.write_text("x")
+    assert pipe.is_fifo()
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(UserError, match="there is no folder"):
+        check_output(tmp_path / "no" / "v.npy")
+
+
+def test_output_that_can_not_be_written_is_refused_before_anything_is_read(capsys):
+    assert run(["extract", "--backbone=./nowhere", "--output=/dev/null", "--input=x"]) == 2
+    assert "/dev/null is a device" in capsys.readouterr().err
+    assert Path("/dev/null").is_char_device()
+
+
+def test_texts_and_vectors_stream_into_a_parquet_file(tmp_path):
+    path = tmp_path / "v.parquet"
+    texts = ["a, b", "", "\u2028 \N{GRINNING FACE}"]
+    vectors = np.arange(9, dtype=np.float32).reshape(3, 3)
+    assert write_vectors(path, iter([(texts[:2], vectors[:2]), (texts[2:], vectors[2:])]), 3) == 3
+    found = parquet.read_table(path)
+    assert found.column_names == ["text", "vector"]
+    assert found["text"].to_pylist() == texts
+    assert str(found["vector"].type) == "fixed_size_list<element: float>[3]"
+    np.testing.assert_array_equal(found["vector"].to_pylist(), vectors)
+    assert write_vectors(path, iter([]), 3) == 0
+    assert parquet.read_table(path).num_rows == 0
+
+
+def test_rows_of_a_parquet_file_do_not_wait_in_memory_for_its_end(tmp_path):
+    wide = np.zeros((1024, 4096), np.float32)
+    write_vectors(tmp_path / "v.parquet", (([""] * 1024, wide) for _ in range(3)), 4096)
+    assert parquet.ParquetFile(tmp_path / "v.parquet").num_row_groups == 3
