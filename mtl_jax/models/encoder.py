@@ -13,9 +13,9 @@ from jax.typing import ArrayLike
 
 from mtl_jax.config.model import Pooling
 from mtl_jax.models import pretrained
-from mtl_jax.models.bert import BertEncoder
-from mtl_jax.models.bert_config import BertConfig
-from mtl_jax.models.bert_layers import attention_bias
+from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.encoder_module import EncoderModule
+from mtl_jax.models.layers import attention_bias
 from mtl_jax.models.tokenizer import load_tokenizer, tokenizer_notes
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Encoder:
 
     name: str
     folder: Path
-    config: BertConfig
+    config: EncoderConfig
     params: dict[str, Any]
     tokenizer: PreTrainedTokenizerBase
     pooling: Pooling
@@ -84,10 +84,10 @@ class Encoder:
 
     @functools.cached_property
     def _compiled(self) -> Any:
-        module = BertEncoder(self.config)
+        module = EncoderModule(self.config)
 
         def states(
-            encoder: BertEncoder, ids: jax.Array, mask: jax.Array, types: jax.Array
+            encoder: EncoderModule, ids: jax.Array, mask: jax.Array, types: jax.Array
         ) -> tuple[jax.Array, ...]:
             bias = attention_bias(mask)
             found = [encoder.embed(ids, types)]

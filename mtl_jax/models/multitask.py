@@ -13,10 +13,10 @@ from flax.core import Scope
 from jax.typing import DTypeLike
 
 from mtl_jax.config.model import Pooling
-from mtl_jax.models.bert import BertEncoder
-from mtl_jax.models.bert_config import BertConfig
-from mtl_jax.models.bert_layers import Blocks, Fused, attention_bias, exact_dense
 from mtl_jax.models.dropout import Dropout
+from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.encoder_module import EncoderModule
+from mtl_jax.models.layers import Blocks, Fused, attention_bias, exact_dense
 
 Batch = Mapping[str, jax.Array]
 """Rows of packed texts: int32 [rows, length] ``input_ids``, ``position_ids`` (from 0 in each
@@ -56,17 +56,17 @@ class MultiTaskModule(nn.Module):
         config: The backbone's.
         classes: ``(task, number of classes)`` of each head.
         pooling: How a text's token vectors become one.
-        dtype: As of ``BertEncoder``.
+        dtype: As of ``EncoderModule``.
         states_depth: Where a batch's ``states`` enter: 1 + k is the input of layer k.
         blocks: How the rows of a batch are cut, see ``attention_bias``; no text crosses a cut.
-        remat: As of ``BertEncoder``.
-        scan_layers: As of ``BertEncoder``.
-        fused: As of ``BertEncoder``.
+        remat: As of ``EncoderModule``.
+        scan_layers: As of ``EncoderModule``.
+        fused: As of ``EncoderModule``.
         heads: ``(task, head)`` of those that are no Dense layer.
         losses: ``(task, loss)`` of those that are no softmax cross-entropy.
     """
 
-    config: BertConfig
+    config: EncoderConfig
     classes: tuple[tuple[str, int], ...]
     pooling: Pooling = "mean"
     dtype: DTypeLike = jnp.float32
@@ -79,7 +79,7 @@ class MultiTaskModule(nn.Module):
     losses: tuple[tuple[str, Loss], ...] = ()
 
     def setup(self) -> None:
-        self.backbone = BertEncoder(
+        self.backbone = EncoderModule(
             self.config, self.dtype, self.remat, self.scan_layers, self.fused
         )
         rate = self.config.classifier_dropout
@@ -94,7 +94,7 @@ class MultiTaskModule(nn.Module):
     def __call__(
         self, batch: Batch, *, train: bool = False, frozen_depth: int = 0
     ) -> dict[str, jax.Array]:
-        """Logits per task, float32 [rows, slots, classes]; see ``BertEncoder`` for the flags."""
+        """Logits per task, float32 [rows, slots, classes]; see ``EncoderModule`` for the flags."""
         if "pooled" in batch:
             pooled = batch["pooled"]
         else:

@@ -19,7 +19,7 @@ from mtl_jax.core.atomic_write import refuse_other_kind
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.core.json_files import OBJECT, read_json
 from mtl_jax.core.paths import expanded
-from mtl_jax.models.bert_config import BertConfig
+from mtl_jax.models.encoder_config import EncoderConfig
 
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt", "1_Pooling/config.json")
 _FETCH = "fetch the checkpoint again"
@@ -118,7 +118,7 @@ def conversion_table(num_layers: int, with_pooler: bool) -> list[Entry]:
     ]
 
 
-def _expected_shape(path: str, config: BertConfig) -> tuple[int, ...]:
+def _expected_shape(path: str, config: EncoderConfig) -> tuple[int, ...]:
     hidden, inner = config.hidden_size, config.intermediate_size
     if path.startswith("embeddings/") and path.endswith("/embedding"):
         sizes = {
@@ -134,7 +134,7 @@ def _expected_shape(path: str, config: BertConfig) -> tuple[int, ...]:
     return (hidden, hidden) if path.endswith("kernel") else (hidden,)
 
 
-def from_transformers(tensors: Mapping[str, np.ndarray], config: BertConfig) -> dict[str, Any]:
+def from_transformers(tensors: Mapping[str, np.ndarray], config: EncoderConfig) -> dict[str, Any]:
     """Converts a checkpoint's tensors to the Flax tree, float32.
 
     Tensors of a task's own head (beside the prefix ``bert.``, or beside ``embeddings``,
@@ -311,14 +311,14 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def load_config(folder: Path) -> BertConfig:
-    """The ``BertConfig`` of a checkpoint folder."""
+def load_config(folder: Path) -> EncoderConfig:
+    """The ``EncoderConfig`` of a checkpoint folder."""
     path = folder / "config.json"
     fields = read_json(path, OBJECT, "use the folder of a BERT checkpoint")
-    return BertConfig.from_dict(fields, origin=str(path))
+    return EncoderConfig.from_dict(fields, origin=str(path))
 
 
-def load_backbone(name_or_directory: str | Path) -> tuple[BertConfig, dict[str, Any]]:
+def load_backbone(name_or_directory: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
     """Loads a pre-trained encoder.
 
     Args:
@@ -326,7 +326,7 @@ def load_backbone(name_or_directory: str | Path) -> tuple[BertConfig, dict[str, 
             default checkpoint, or a name on the hub.
 
     Returns:
-        The configuration, and the nested dict of float32 arrays for ``BertEncoder``.
+        The configuration, and the nested dict of float32 arrays for ``EncoderModule``.
 
     Raises:
         UserError: Not found, not a BERT this encoder computes, or damaged.

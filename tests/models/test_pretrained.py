@@ -25,7 +25,7 @@ from mtl_jax.config.model import DEFAULT_BACKBONE
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.partition import digest
-from mtl_jax.models.bert import BertEncoder
+from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.models.pretrained import (
     default_pooling,
     from_transformers,
@@ -86,7 +86,7 @@ def test_there_and_back_is_the_real_checkpoint():
 
 def test_every_leaf_of_the_model_is_in_the_tree_with_its_shape(tiny):
     config, params = mtl_jax.load_backbone(tiny)
-    encoder = BertEncoder(config)
+    encoder = EncoderModule(config)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), np.zeros((1, 4), np.int32))
     expected = {name: leaf.shape for name, leaf in flat(shapes["params"]).items()}
     found = {name: leaf.shape for name, leaf in flat(params).items()}

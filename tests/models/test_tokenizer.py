@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.tokens import tokenize
-from mtl_jax.models.bert_config import BertConfig
+from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.tokenizer import check_ids, load_tokenizer, tokenizer_notes
 from mtl_jax.training.inputs import TextReader
 from tests.conftest import WORDS
@@ -588,8 +588,8 @@ def test_an_embedding_of_more_rows_than_padding_explains_is_told(size, rows, tol
 
 def test_ids_that_the_embedding_has_no_row_for_are_refused(tmp_path):
     loaded = load_tokenizer(write(tmp_path, vocabulary=VOCABULARY))
-    TextReader(loaded, BertConfig(vocab_size=SIZE), 128, "cut")
+    TextReader(loaded, EncoderConfig(vocab_size=SIZE), 128, "cut")
     with pytest.raises(
         UserError, match=rf"ids up to {SIZE - 1}, the backbone a vocabulary of {SIZE - 1}: use"
     ):
-        TextReader(loaded, BertConfig(vocab_size=SIZE - 1), 128, "cut")
+        TextReader(loaded, EncoderConfig(vocab_size=SIZE - 1), 128, "cut")

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mtl_jax.models.bert_config import BertConfig
-from mtl_jax.models.bert_layers import (
+from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.layers import (
     Bias,
     Blocks,
     Embeddings,
@@ -26,12 +26,12 @@ from mtl_jax.models.bert_layers import (
 )
 
 
-class BertEncoder(nn.Module):
+class EncoderModule(nn.Module):
     """Embeddings, L layers and an optional pooler; pure under ``apply``.
 
     Attributes:
         config: Sizes, activation, dropout rates.
-        dtype: Precision of the factors of its matrix products; see ``bert_layers``.
+        dtype: Precision of the factors of its matrix products; see ``layers``.
         remat: Whether the backward pass computes each layer's activations again.
         scan_layers: Whether layers that run one after the other are one ``lax.scan``, which
             compiles once for all of them, and copies their parameters in every step.
@@ -39,7 +39,7 @@ class BertEncoder(nn.Module):
             attention weights have no dropout; None for the plain products, always.
     """
 
-    config: BertConfig
+    config: EncoderConfig
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     scan_layers: bool = False

@@ -33,8 +33,8 @@ _RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dro
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig:
-    """The fields of a transformers ``BertConfig`` that change the numbers."""
+class EncoderConfig:
+    """The fields of a transformers ``EncoderConfig`` that change the numbers."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -78,7 +78,7 @@ class BertConfig:
             )
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any], origin: str = "config.json") -> BertConfig:
+    def from_dict(cls, fields: dict[str, Any], origin: str = "config.json") -> EncoderConfig:
         """Reads a transformers ``config.json``.
 
         Args:

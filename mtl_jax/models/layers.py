@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mtl_jax.models.bert_config import BertConfig
 from mtl_jax.models.dense_product import Dense, product
 from mtl_jax.models.dropout import Dropout
+from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.layer_norm import LayerNorm
 
 
@@ -57,7 +57,7 @@ Bias = tuple[jax.Array, ...]
 1 or length, length]. A token sees only its own block."""
 
 
-def cudnn_can(config: BertConfig, dtype: DTypeLike, device: Any = None) -> bool:
+def cudnn_can(config: EncoderConfig, dtype: DTypeLike, device: Any = None) -> bool:
     """Whether cuDNN's attention can compute that of a BERT.
 
     Args:
@@ -77,12 +77,12 @@ def cudnn_can(config: BertConfig, dtype: DTypeLike, device: Any = None) -> bool:
     )
 
 
-def dense(config: BertConfig, features: int, dtype: DTypeLike) -> Dense:
+def dense(config: EncoderConfig, features: int, dtype: DTypeLike) -> Dense:
     """A Dense layer with BERT's initialisation."""
     return Dense(features, dtype, nn.initializers.normal(config.initializer_range))
 
 
-def exact_dense(config: BertConfig, features: int, **module: Any) -> Dense:
+def exact_dense(config: EncoderConfig, features: int, **module: Any) -> Dense:
     """The same in float32 on every device: next to the encoder's, its cost is nothing.
 
     By default GPUs and TPUs round the factors of a float32 product to fewer bits.
@@ -124,7 +124,7 @@ def attention_bias(
 class Embeddings(nn.Module):
     """The sum of word, position and token-type embeddings, normalised."""
 
-    config: BertConfig
+    config: EncoderConfig
 
     def setup(self) -> None:
         config = self.config
@@ -155,7 +155,7 @@ class Embeddings(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention with its residual connection and layer norm."""
 
-    config: BertConfig
+    config: EncoderConfig
     dtype: DTypeLike = jnp.float32
     fused: Fused | None = None
 
@@ -223,7 +223,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """The position-wise network with its residual connection and layer norm."""
 
-    config: BertConfig
+    config: EncoderConfig
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
@@ -250,7 +250,7 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """One post-norm transformer layer."""
 
-    config: BertConfig
+    config: EncoderConfig
     dtype: DTypeLike = jnp.float32
     fused: Fused | None = None
 

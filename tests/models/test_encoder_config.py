@@ -5,7 +5,7 @@ import pytest
 
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError
-from mtl_jax.models.bert_config import BertConfig
+from mtl_jax.models.encoder_config import EncoderConfig
 
 BERT = {"model_type": "bert"}
 
@@ -28,7 +28,7 @@ BERT = {"model_type": "bert"}
 def test_what_the_encoder_does_not_compute_is_refused_by_name(fields, words):
     field = next(iter(fields.keys() - BERT.keys()), "model_type")
     with pytest.raises(UserError) as caught:
-        BertConfig.from_dict(fields, origin="there/config.json")
+        EncoderConfig.from_dict(fields, origin="there/config.json")
     message = str(caught.value)
     assert message.startswith(f"there/config.json: {field} ")
     assert words in message
@@ -38,14 +38,14 @@ def test_what_the_encoder_does_not_compute_is_refused_by_name(fields, words):
 @pytest.mark.parametrize("rest", [{}, {"architectures": ["BertForMaskedLM"]}, {"model_type": None}])
 def test_a_config_of_2019_is_told_what_it_lacks(rest):
     with pytest.raises(UserError, match=r"^c: model_type is .*, add \"model_type\": \"bert\"$"):
-        BertConfig.from_dict({"hidden_size": 384} | rest, origin="c")
+        EncoderConfig.from_dict({"hidden_size": 384} | rest, origin="c")
 
 
 def test_code_of_a_checkpoint_is_refused_by_name():
     own = {"AutoModel": "modeling_own.OwnModel"}
     with pytest.raises(UserError, match=r"^c: auto_map .*modeling_own.*: use a checkpoint without"):
-        BertConfig.from_dict(BERT | {"auto_map": own}, origin="c")
-    assert BertConfig.from_dict(BERT | {"auto_map": {}}) == BertConfig()
+        EncoderConfig.from_dict(BERT | {"auto_map": own}, origin="c")
+    assert EncoderConfig.from_dict(BERT | {"auto_map": {}}) == EncoderConfig()
 
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -66,10 +66,10 @@ NO_RATES = (-1, -0.1, 1.1, 2, NAN, INFINITY, "0.1", True, [0.1])
 def test_a_number_that_makes_no_sense_is_refused(field, value):
     words = rf"^c: {field} .* must be .*: correct the checkpoint's config\.json$"
     with pytest.raises(UserError, match=words):
-        BertConfig.from_dict(BERT | {field: value}, origin="c")
+        EncoderConfig.from_dict(BERT | {field: value}, origin="c")
     # A run's own record is read without from_dict.
     with pytest.raises(UserError, match=field):
-        BertConfig(**{field: value})
+        EncoderConfig(**{field: value})
 
 
 @pytest.mark.parametrize(
@@ -78,18 +78,18 @@ def test_a_number_that_makes_no_sense_is_refused(field, value):
 @pytest.mark.parametrize("value", ["x" * 700_000, ["x"] * 700_000], ids=["string", "list"])
 def test_an_error_stays_short_whatever_a_config_holds(field, value):
     with pytest.raises(UserError, match=field) as caught:
-        BertConfig.from_dict(BERT | {field: value}, origin="c")
+        EncoderConfig.from_dict(BERT | {field: value}, origin="c")
     assert len(str(caught.value)) < 300
 
 
 def test_an_unknown_activation_is_refused_with_those_there_are():
     with pytest.raises(UserError, match=r"hidden_act 'mish' .*: use one of gelu, gelu_new, gelu_"):
-        BertConfig.from_dict(BERT | {"hidden_act": "mish"})
+        EncoderConfig.from_dict(BERT | {"hidden_act": "mish"})
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused():
     with pytest.raises(UserError, match=r"hidden_size 768 .* num_attention_heads 7: correct"):
-        BertConfig.from_dict(BERT | {"num_attention_heads": 7})
+        EncoderConfig.from_dict(BERT | {"num_attention_heads": 7})
 
 
 def test_spelled_out_defaults_and_fields_without_effect_are_accepted():
@@ -102,8 +102,8 @@ def test_spelled_out_defaults_and_fields_without_effect_are_accepted():
         "transformers_version": "4.8.2",
         "id2label": {"0": "LABEL_0"},
     }
-    assert BertConfig.from_dict(BERT | neutral) == BertConfig()
-    assert BertConfig.from_dict(BERT | dict.fromkeys(list(neutral)[:4])) == BertConfig()
+    assert EncoderConfig.from_dict(BERT | neutral) == EncoderConfig()
+    assert EncoderConfig.from_dict(BERT | dict.fromkeys(list(neutral)[:4])) == EncoderConfig()
 
 
 def test_every_field_is_read():
@@ -123,15 +123,15 @@ def test_every_field_is_read():
         "layer_norm_eps": 1e-3,
         "pad_token_id": 9,
     }
-    config = BertConfig.from_dict(BERT | fields)
+    config = EncoderConfig.from_dict(BERT | fields)
     assert dataclasses.asdict(config) == fields
-    defaults = dataclasses.asdict(BertConfig())
+    defaults = dataclasses.asdict(EncoderConfig())
     assert all(defaults[name] != value for name, value in fields.items())
 
 
 def test_the_default_checkpoint():
-    config = BertConfig.from_dict(json.loads((downloads.minilm() / "config.json").read_text()))
-    assert config == BertConfig(
+    config = EncoderConfig.from_dict(json.loads((downloads.minilm() / "config.json").read_text()))
+    assert config == EncoderConfig(
         hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
     )
 
@@ -148,4 +148,4 @@ def test_the_default_checkpoint():
 )
 def test_a_damaged_config_is_refused_in_words(fields, words):
     with pytest.raises(UserError, match=words):
-        BertConfig.from_dict(fields, origin="there/config.json")
+        EncoderConfig.from_dict(fields, origin="there/config.json")
