@@ -79,22 +79,26 @@ class Dense(nn.Module):
         dtype: What the input and the kernel are rounded to.
         kernel_init: Initialises the kernel; the bias begins at 0.
         precision: Of a float32 product; see ``jax.lax.Precision``.
+        use_bias: Whether there is a bias.
     """
 
     features: int
     dtype: DTypeLike
     kernel_init: nn.initializers.Initializer
     precision: lax.Precision | None = None
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., any] -> float32 [..., features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if self.dtype == jnp.float32:
             contracted = (((x.ndim - 1,), (0,)), ((), ()))
             y = lax.dot_general(x, kernel, contracted, precision=self.precision)
         else:
             rows = string.ascii_lowercase[: x.ndim - 1]
             y: Any = product(f"{rows}y,yz->{rows}z", self.dtype, x, kernel)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))

@@ -1,4 +1,4 @@
-"""The one model: a shared BERT backbone, a pooled vector per text, a head per task."""
+"""The one model: a shared backbone, a pooled vector per text, a head per task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtl_jax.config.model import Pooling
 from mtl_jax.models.dropout import Dropout
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
-from mtl_jax.models.layers import Blocks, Fused, attention_bias, exact_dense
+from mtl_jax.models.layers import Blocks, Fused, exact_dense
 
 Batch = Mapping[str, jax.Array]
 """Rows of packed texts: int32 [rows, length] ``input_ids``, ``position_ids`` (from 0 in each
@@ -117,9 +117,9 @@ class MultiTaskModule(nn.Module):
         """One vector per text, float32 [rows, slots, hidden]; empty slots hold no meaning."""
         segments, positions = batch["segment_ids"], batch["position_ids"]
         if "states" in batch:
-            bias = attention_bias(segments, segments, self.blocks)
+            views = self.backbone.views(segments, segments, positions, self.blocks)
             start = self.states_depth - 1
-            hidden = self.backbone.run_layers(batch["states"], bias, start, train=train)
+            hidden = self.backbone.run_layers(batch["states"], views, start, train=train)
         else:
             hidden = self.backbone(
                 batch["input_ids"],
@@ -141,11 +141,12 @@ class MultiTaskModule(nn.Module):
 
     def states(self, batch: Batch, depth: int) -> jax.Array:
         """The input of layer ``depth - 1``, float32 [rows, length, hidden], from a batch."""
-        segments, start = batch["segment_ids"], self.states_depth
+        segments, positions = batch["segment_ids"], batch["position_ids"]
+        start = self.states_depth
         if "states" in batch:
             hidden = batch["states"]
         else:
-            hidden = self.backbone.embed(batch["input_ids"], None, batch["position_ids"])
+            hidden = self.backbone.embed(batch["input_ids"], None, positions)
             start = 1
-        bias = attention_bias(segments, segments, self.blocks)
-        return self.backbone.run_layers(hidden, bias, start - 1, depth - 1)
+        views = self.backbone.views(segments, segments, positions, self.blocks)
+        return self.backbone.run_layers(hidden, views, start - 1, depth - 1)

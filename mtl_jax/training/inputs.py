@@ -58,7 +58,7 @@ class TextReader:
                 that the embedding has no row for.
         """
         self.tokenizer = tokenizer
-        self.max_length = min(max_length, bert.max_position_embeddings)
+        self.max_length = min(max_length, bert.max_length)
         # Batches are shaped by the length before the first text is tokenised.
         special_tokens(tokenizer, self.max_length)
         if (last := max(tokenizer.get_vocab().values(), default=0)) >= bert.vocab_size:
@@ -252,7 +252,7 @@ class Inputs:
     def record(self) -> dict[str, Any]:
         """What a run depends on, as JSON, for its ``config.json``."""
         return {
-            "bert": dataclasses.asdict(self.bert),
+            "bert": self.bert.record(),
             "pooling": self.pooling,
             "classes": dict(self.classes),
             "weights_sha256": self.weights_digest,

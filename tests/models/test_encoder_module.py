@@ -46,10 +46,10 @@ def run(encoder, params, *args, **flags) -> Any:
 
 def states_and_pooler(encoder, ids, mask, types):
     """float32 [1 + layers, batch, length, hidden] and [batch, hidden], layer by layer."""
-    bias = attention_bias(mask)
+    views = encoder.views(mask)
     states = [encoder.embed(ids, types)]
     for i in range(encoder.config.num_hidden_layers):
-        states.append(encoder.run_layers(states[-1], bias, i, i + 1))
+        states.append(encoder.run_layers(states[-1], views, i, i + 1))
     return jnp.stack(states), encoder.pool(states[-1][:, 0])
 
 
@@ -205,9 +205,9 @@ def test_two_ranges_of_layers_are_the_whole_bit_for_bit(i, model):
     assert config.num_hidden_layers == 3
 
     def in_two(encoder):
-        bias = attention_bias(jnp.asarray(TINY_MASK))
+        views = encoder.views(jnp.asarray(TINY_MASK))
         hidden = encoder.embed(TINY_IDS, TINY_TYPES)
-        return encoder.run_layers(encoder.run_layers(hidden, bias, 0, i), bias, i, 3)
+        return encoder.run_layers(encoder.run_layers(hidden, views, 0, i), views, i, 3)
 
     parts = run(EncoderModule(config), params, method=in_two)
     np.testing.assert_array_equal(parts, encode(config, params))
@@ -223,13 +223,13 @@ def test_two_compiled_ranges_are_the_whole_on_the_real_checkpoint(i):
     @jax.jit
     def lower(params):
         hidden = run(encoder, params, ids, method="embed")
-        bias = attention_bias(jnp.asarray(mask))
-        return run(encoder, params, hidden, bias, 0, i, method="run_layers")
+        views = run(encoder, params, jnp.asarray(mask), method="views")
+        return run(encoder, params, hidden, views, 0, i, method="run_layers")
 
     @jax.jit
     def upper(params, hidden):
-        bias = attention_bias(jnp.asarray(mask))
-        return run(encoder, params, hidden, bias, i, method="run_layers")
+        views = run(encoder, params, jnp.asarray(mask), method="views")
+        return run(encoder, params, hidden, views, i, method="run_layers")
 
     whole = jax.jit(functools.partial(run, encoder))(params, ids, mask)
     found = upper(params, lower(params))
@@ -575,7 +575,7 @@ def test_scanned_layers_draw_dropout_of_their_own():
     drawn = []
     for key in (0, 0, 1):
         rngs = {"dropout": jax.random.key(key)}
-        args = hidden, attention_bias(jnp.ones((1, 6)))
+        args = hidden, run(encoder, params, jnp.ones((1, 6)), method="views")
         drawn.append(run(encoder, params, *args, train=True, rngs=rngs, method="run_layers"))
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
