@@ -79,10 +79,15 @@ class Outcome:
         return "reached" if self.goal.reached(self.value) else "missed"
 
 
-def forward_flops(lengths: np.ndarray, hidden: int, intermediate: int, layers: int) -> float:
-    """Useful FLOPs of one pass over texts of int [n] ``lengths``; see the module."""
+def forward_flops(
+    lengths: np.ndarray, hidden: int, intermediate: int, layers: int, *, gated: bool = False
+) -> float:
+    """Useful FLOPs of one pass over texts of int [n] ``lengths``; see the module.
+
+    ``gated`` says whether the position-wise network has a third product.
+    """
     lengths = lengths.astype(np.float64)
-    weights = 2 * lengths.sum() * (4 * hidden**2 + 2 * hidden * intermediate)
+    weights = 2 * lengths.sum() * (4 * hidden**2 + (2 + gated) * hidden * intermediate)
     return float(layers * (weights + 4 * hidden * (lengths**2).sum()))
 
 

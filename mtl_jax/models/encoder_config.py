@@ -250,7 +250,7 @@ class EncoderConfig:
                     f"{origin}: {field} {reprlib.repr(value)} is not supported: use a checkpoint "
                     f"with {field} {supported[0]!r}"
                 )
-        read = {*_OF_BERT, *family.names, *family.own}
+        read = dict.fromkeys((*_OF_BERT, *family.names, *family.own))
         known = {ours: _FIELDS[ours].default for ours in _OF_BERT} | dict(family.defaults)
         for ours in read:
             theirs = family.names.get(ours, ours)
@@ -261,6 +261,14 @@ class EncoderConfig:
             return cls(**known, **family.derived({**fields, **known}), family=name)
         except UserError as error:
             raise UserError(f"{origin}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of a transformers ``config.json``, which ``from_dict`` reads as this one."""
+        family = self.family_table
+        read = (name for name in (*_OF_BERT, *family.own) if name not in family.names)
+        fields = {name: getattr(self, name) for name in read if name not in family.fixed}
+        fields |= {theirs: getattr(self, ours) for ours, theirs in family.names.items()}
+        return {"model_type": self.family, **fields, **family.underived(self)}
 
     def _theirs(self, name: str) -> str:
         """The name that a field has in ``config.json``, for an error."""

@@ -39,8 +39,8 @@ _MLP: Table = {
 _POOLER: Table = {"pooler.dense": (("pooler",), _DENSE)}
 
 
-def _nothing(fields: Mapping[str, Any]) -> dict[str, Any]:
-    del fields
+def _nothing(of: Any) -> dict[str, Any]:
+    del of
     return {}
 
 
@@ -57,6 +57,7 @@ class Family:
             not what ``EncoderConfig`` has.
         fixed: What holds whatever a ``config.json`` says.
         derived: Makes further fields of a ``config.json`` in which every default is filled in.
+        underived: The inverse of ``derived``: of a configuration the fields of its ``config.json``.
         refused: Fields to the values that this encoder computes, of which the first is named.
         embeddings: Its tensors below the layers.
         layers: What stands before the number of a layer.
@@ -72,6 +73,7 @@ class Family:
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     derived: Callable[[Mapping[str, Any]], dict[str, Any]] = _nothing
+    underived: Callable[[Any], dict[str, Any]] = _nothing
     refused: Mapping[str, tuple[object, ...]] = dataclasses.field(default_factory=dict)
     embeddings: Table = dataclasses.field(default_factory=lambda: _EMBEDDINGS)
     layers: str = "encoder.layer."
@@ -153,6 +155,19 @@ def _rotary(fields: Mapping[str, Any]) -> dict[str, Any]:
         "global_rope_theta": thetas["full_attention"],
         "local_rope_theta": thetas["sliding_attention"],
         "local_layers": tuple(local),
+    }
+
+
+def _rotary_fields(config: Any) -> dict[str, Any]:
+    thetas = config.global_rope_theta, config.local_rope_theta
+    return {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": theta}
+            for kind, theta in zip(_ATTENTION_KINDS, thetas, strict=True)
+        },
+        "layer_types": [
+            _ATTENTION_KINDS[i in config.local_layers] for i in range(config.num_hidden_layers)
+        ],
     }
 
 
@@ -260,8 +275,8 @@ FAMILIES: Mapping[str, Family] = {
         names={
             "hidden_act": "hidden_activation",
             "layer_norm_eps": "norm_eps",
-            "attention_probs_dropout_prob": "attention_dropout",
             "attention_output_dropout_prob": "attention_dropout",
+            "attention_probs_dropout_prob": "attention_dropout",
             "embedding_dropout_prob": "embedding_dropout",
             "mlp_dropout_prob": "mlp_dropout",
         },
@@ -297,6 +312,7 @@ FAMILIES: Mapping[str, Family] = {
             "gated_mlp": True,
         },
         derived=_rotary,
+        underived=_rotary_fields,
         refused={"rope_scaling": (None,)},
         embeddings={
             "embeddings.tok_embeddings": (("embeddings/word",), _EMBED),

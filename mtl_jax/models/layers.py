@@ -391,7 +391,7 @@ class FeedForward(nn.Module):
             update = self.dropout(update, deterministic=deterministic)
         return hidden + update if config.norm_first else self.layer_norm(hidden + update)
 
-    def _activated(self, x: jax.Array, gate: jax.Array | None) -> jax.Array:
+    def _activated(self, x: jax.Array, gate: jax.Array | None = None) -> jax.Array:
         activation = _ACTIVATIONS[self.config.hidden_act]
 
         def activated(*halves: jax.Array) -> jax.Array:

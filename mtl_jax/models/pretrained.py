@@ -23,6 +23,11 @@ from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.families import FAMILIES, Family
 
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt", "merges.txt", "1_Pooling/config.json")
+# What is fetched, and checked, without a hub.
+_PINNED = {
+    DEFAULT_BACKBONE: downloads.minilm,
+    "sentence-transformers/all-mpnet-base-v2": downloads.mpnet,
+}
 _FETCH = "fetch the checkpoint again"
 # Of what a list holds, so many are told in an error.
 _MOST_NAMED = 10
@@ -262,7 +267,7 @@ def _canonical(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str, n
 
 
 def resolve_backbone(name: str) -> Path:
-    """The folder of a checkpoint: itself, the pinned default's, or the hub's cache's.
+    """The folder of a checkpoint: itself, a pinned one's, or the hub's cache's.
 
     Raises:
         UserError: There is no such folder, and the hub has no such name or can't be reached.
@@ -270,8 +275,8 @@ def resolve_backbone(name: str) -> Path:
     folder = expanded(name)
     if folder.is_dir():
         return folder
-    if name == DEFAULT_BACKBONE:
-        return downloads.minilm()
+    if name in _PINNED:
+        return _PINNED[name]()
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"backbone {name!r}: no such folder: correct the path")
     return _from_hub(name)

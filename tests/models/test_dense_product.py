@@ -257,7 +257,7 @@ def theirs(backbone, batch, half):
     import transformers
 
     torch = pytest.importorskip("torch")
-    config = transformers.EncoderConfig(
+    config = transformers.BertConfig(
         vocab_size=WIDE.vocab_size,
         hidden_size=WIDE.hidden_size,
         num_hidden_layers=WIDE.num_hidden_layers,

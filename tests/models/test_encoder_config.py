@@ -5,6 +5,8 @@ import pytest
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError
 from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.families import FAMILIES
+from tests import make_encoder_reference as reference
 
 BERT = {"model_type": "bert"}
 
@@ -148,3 +150,35 @@ def test_the_default_checkpoint():
 def test_a_damaged_config_is_refused_in_words(fields, words):
     with pytest.raises(UserError, match=words):
         EncoderConfig.from_dict(fields, origin="there/config.json")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_config_lacks_is_what_transformers_takes_for_it(family):
+    from transformers import AutoConfig
+
+    spelled = AutoConfig.for_model(family).to_dict()
+    short = EncoderConfig.from_dict({"model_type": family})
+    assert EncoderConfig.from_dict(spelled) == short
+    assert short.family == family
+
+
+@pytest.mark.parametrize("fields", [*reference.MODELS.values(), *reference.drawn(3).values()])
+def test_a_configuration_is_written_as_it_is_read(fields):
+    config = EncoderConfig.from_dict(fields)
+    assert EncoderConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert EncoderConfig(**json.loads(json.dumps(config.record()))) == config
+
+
+def test_the_record_of_a_bert_has_the_fields_that_it_always_had():
+    assert list(EncoderConfig().record())[-1] == "pad_token_id"
+    assert EncoderConfig(family="mpnet", type_vocab_size=0, relative_attention_num_buckets=32)
+    with pytest.raises(UserError, match="family 'gpt2' is not supported: use one of bert, rob"):
+        EncoderConfig(family="gpt2")
+
+
+def test_positions_that_stand_for_padding_leave_room_for_fewer_tokens():
+    fields = {"max_position_embeddings": 514, "type_vocab_size": 1}
+    roberta = EncoderConfig.from_dict({"model_type": "roberta", **fields})
+    assert (roberta.first_position, roberta.max_length) == (2, 512)
+    modern = EncoderConfig.from_dict({"model_type": "modernbert"})
+    assert (modern.max_length, modern.local_layers[:3]) == (8192, (1, 2, 4))
