@@ -168,23 +168,22 @@ def from_transformers(tensors: Mapping[str, np.ndarray], config: EncoderConfig) 
             f"config.json says {said} {config.num_hidden_layers:,}, the weights have "
             f"{layers:,} layers: {use}"
         )
+    with_pooler = "pooler.dense.weight" in tensors
     table = [
-        entry
-        for entry in conversion_table(
-            config.num_hidden_layers, "pooler.dense.weight" in tensors, config.family
-        )
-        if leaf_shape(entry.path, config) is not None
+        (entry, shape)
+        for entry in conversion_table(config.num_hidden_layers, with_pooler, config.family)
+        if (shape := leaf_shape(entry.path, config)) is not None
     ]
     params: dict[str, np.ndarray] = {}
     missing: dict[str, None] = {}
     misshaped: dict[str, None] = {}
     no_floats: dict[str, None] = {}
     not_finite: dict[str, None] = {}
-    for entry in table:
+    for entry, shape in table:
         if entry.tensor not in tensors:
             missing[entry.tensor] = None
             continue
-        value, shape = tensors[entry.tensor], leaf_shape(entry.path, config) or ()
+        value = tensors[entry.tensor]
         shape = shape[::-1] if entry.transposed else shape
         expected = (shape[0] * entry.parts, *shape[1:])
         if value.shape != expected:
@@ -199,7 +198,7 @@ def from_transformers(tensors: Mapping[str, np.ndarray], config: EncoderConfig) 
             params[entry.path] = np.ascontiguousarray(value, dtype=np.float32)
         if not np.isfinite(params[entry.path]).all():
             not_finite[entry.tensor] = None
-    unexpected = sorted(set(tensors) - {entry.tensor for entry in table})
+    unexpected = sorted(set(tensors) - {entry.tensor for entry, _ in table})
     problems = [
         f"{kind}: {_named(list(names))}"
         for kind, names in (

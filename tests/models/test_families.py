@@ -237,7 +237,7 @@ def test_packed_rows_keep_texts_apart_whichever_way_they_are_run(name, models):
             np.testing.assert_allclose(other[path], value, rtol=1e-4, atol=limit, err_msg=path)
 
 
-@pytest.mark.parametrize("name", SEVERAL[1:])
+@pytest.mark.parametrize("name", ["mpnet", "modernbert"])
 def test_half_precision_is_near_float32(name, models):
     config, params = models(name)
     rows, _ = packed_and_alone(config)

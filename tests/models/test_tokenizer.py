@@ -8,9 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError
@@ -254,7 +255,8 @@ def roberta_files(folder):
     (folder / "config.json").write_text(json.dumps({"model_type": "roberta"}))
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
-    return vocabulary, [tuple(pair.split(" ")) for pair in merges]
+    pairs: Any = [tuple(pair.split(" ")) for pair in merges]
+    return vocabulary, pairs
 
 
 @pytest.mark.parametrize("prefix", [False, True])
@@ -265,7 +267,9 @@ def test_byte_pairs_give_the_ids_of_transformers_roberta(prefix, tmp_path):
     told = {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": prefix}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
     loaded = load_tokenizer(tmp_path)
-    theirs = RobertaTokenizer(vocab=vocabulary, merges=merges, add_prefix_space=prefix)
+    # As roberta-base declares it.
+    mask: Any = AddedToken("<mask>", lstrip=True)
+    theirs = RobertaTokenizer(vocabulary, merges, add_prefix_space=prefix, mask_token=mask)
     texts = [*TEXTS, "the film <mask>, the</s> film", "", " the"]
     assert ids(loaded, texts) == theirs(texts)["input_ids"]
     assert loaded.pad_token_id == 1
