@@ -61,7 +61,7 @@ quick=(
     tests/data/test_checks.py
     tests/data/test_corpus.py
     tests/freezing
-    tests/models/test_bert_config.py
+    tests/models/test_encoder_config.py
     tests/runs/test_progress.py
     tests/studies/report
     tests/studies/stats

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from mtl_jax.freezing.partition import Partition as Partition
     from mtl_jax.freezing.phase import Phase as Phase
     from mtl_jax.freezing.recipes import RecipeContext as RecipeContext
-    from mtl_jax.models.bert import BertEncoder as BertEncoder
-    from mtl_jax.models.bert_config import BertConfig as BertConfig
     from mtl_jax.models.encoder import Encoder as Encoder
     from mtl_jax.models.encoder import load_encoder as load_encoder
+    from mtl_jax.models.encoder_config import EncoderConfig as EncoderConfig
+    from mtl_jax.models.encoder_module import EncoderModule as EncoderModule
     from mtl_jax.models.pretrained import load_backbone as load_backbone
     from mtl_jax.runs.loop import train as train
     from mtl_jax.tools.predict import Predictor as Predictor
@@ -41,8 +41,8 @@ __version__ = "0.1.0"
 
 # Where each name is defined; it is imported when it is first used.
 _HOMES = {
-    "BertConfig": "models.bert_config",
-    "BertEncoder": "models.bert",
+    "EncoderConfig": "models.encoder_config",
+    "EncoderModule": "models.encoder_module",
     "Data": "training.data",
     "DataConfig": "config.data",
     "Encoder": "models.encoder",
@@ -83,8 +83,8 @@ __all__ = [  # noqa: RUF022  (as a script uses them)
     "RecipeContext",
     "Predictor",
     "UserError",
-    "BertEncoder",
-    "BertConfig",
+    "EncoderModule",
+    "EncoderConfig",
     "load_backbone",
     "studies",
 ]

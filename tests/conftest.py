@@ -28,8 +28,8 @@ import pytest
 import safetensors.numpy
 
 from mtl_jax.config.train import DataConfig
-from mtl_jax.models.bert import BertEncoder
-from mtl_jax.models.bert_config import BertConfig
+from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.models.pretrained import to_transformers
 from mtl_jax.runs.workdir import json_digest
 
@@ -65,7 +65,7 @@ def weights(*values):
     return tuple(zip(TASKS, values, strict=True))
 
 
-TINY = BertConfig(
+TINY = EncoderConfig(
     vocab_size=len(WORDS),
     hidden_size=16,
     num_hidden_layers=3,
@@ -111,21 +111,21 @@ def run_without_home(program):
 
 
 def write_checkpoint(folder, config=TINY, seed=0):
-    """A random BERT with a pooler and a WordPiece tokenizer, in transformers' layout."""
-    encoder = BertEncoder(config)
+    """A random encoder and a WordPiece tokenizer, in transformers' layout; a BERT has a pooler."""
+    encoder = EncoderModule(config)
     ids = jnp.zeros((1, 4), jnp.int32)
     key = jax.random.key(seed)
     params = encoder.init(key, ids)["params"]
     pooler = encoder.init(key, jnp.zeros((1, config.hidden_size)), method="pool")["params"]
-    fields = {"model_type": "bert", "architectures": ["BertModel"]}
-    fields |= {name: getattr(config, name) for name in config.__dataclass_fields__}
+    pooler = pooler if config.family_table.pooler else {}
+    fields = {"architectures": ["BertModel"], **config.to_dict()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(fields))
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True})
     )
-    tensors = to_transformers({**params, **pooler})
+    tensors = to_transformers({**params, **pooler}, config.family)
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     return folder
 

@@ -17,13 +17,13 @@ import safetensors.numpy
 
 from mtl_jax.config.train import DataConfig
 from mtl_jax.core import downloads
-from mtl_jax.models.bert_config import BertConfig
+from mtl_jax.models.encoder_config import EncoderConfig
 
 STORED = Path(__file__).parent / "data" / "bert_reference.npz"
 REAL = "minilm"
 SENTENCES = 64
 
-_SMALL = BertConfig(
+_SMALL = EncoderConfig(
     vocab_size=29,
     hidden_size=14,
     num_hidden_layers=1,
@@ -35,7 +35,7 @@ _SMALL = BertConfig(
     layer_norm_eps=1e-5,
 )
 MODELS = {
-    "deep": BertConfig(
+    "deep": EncoderConfig(
         vocab_size=53,
         hidden_size=21,
         num_hidden_layers=3,
@@ -46,7 +46,7 @@ MODELS = {
         type_vocab_size=2,
         layer_norm_eps=1e-3,
     ),
-    "wide": BertConfig(
+    "wide": EncoderConfig(
         vocab_size=37,
         hidden_size=30,
         num_hidden_layers=2,

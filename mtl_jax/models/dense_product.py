@@ -84,20 +84,23 @@ class Dense(nn.Module):
         dtype: What the input and the kernel are rounded to.
         kernel_init: Initialises the kernel; the bias begins at 0.
         precision: Of a float32 product; see ``jax.lax.Precision``.
+        use_bias: Whether there is a bias.
     """
 
     features: int
     dtype: DTypeLike
     kernel_init: nn.initializers.Initializer
     precision: lax.Precision | None = None
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., any] -> float32 [..., features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         y = self._times(x, kernel)
-        y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
         return y + self._low_rank(x) if self.has_variable("params", "lora_a") else y
 
     def _times(self, x: jax.Array, kernel: jax.Array) -> jax.Array:

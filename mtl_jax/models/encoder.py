@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from mtl_jax.config.model import Pooling
+from mtl_jax.core.errors import UserError
 from mtl_jax.models import pretrained
-from mtl_jax.models.bert import BertEncoder
-from mtl_jax.models.bert_config import BertConfig
-from mtl_jax.models.bert_layers import attention_bias
+from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.models.tokenizer import load_tokenizer, tokenizer_notes
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Encoder:
 
     name: str
     folder: Path
-    config: BertConfig
+    config: EncoderConfig
     params: dict[str, Any]
     tokenizer: PreTrainedTokenizerBase
     pooling: Pooling
@@ -59,10 +59,14 @@ class Encoder:
         Args:
             input_ids: int [batch, length].
             attention_mask: int [batch, length], 1 at tokens, 0 at padding; all 1 by default.
-            token_type_ids: int [batch, length]; all 0 by default.
+            token_type_ids: int [batch, length]; all 0 by default, and nothing else in a family
+                without token types.
 
         Returns:
             The last hidden state, float32 [batch, length, hidden].
+
+        Raises:
+            UserError: A text is longer than the positions, or there is no such token type.
         """
         return self.hidden_states(input_ids, attention_mask, token_type_ids)[-1]
 
@@ -80,19 +84,30 @@ class Encoder:
         ids = jnp.asarray(input_ids, jnp.int32)
         mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask)
         types = jnp.zeros_like(ids) if token_type_ids is None else jnp.asarray(token_type_ids)
+        count = self.config.type_vocab_size
+        if token_type_ids is not None and (most := int(types.max(initial=0))) >= max(count, 1):
+            raise UserError(
+                f"the encoder has {count} token types, and none with the number {most}: "
+                "leave token_type_ids out"
+            )
+        if ids.shape[1] > self.config.max_length:
+            raise UserError(
+                f"{ids.shape[1]} tokens are more than the encoder's {self.config.max_length} "
+                "positions: cut the texts (truncation=True, max_length=...)"
+            )
         return self._compiled(self.params, ids, mask, types)
 
     @functools.cached_property
     def _compiled(self) -> Any:
-        module = BertEncoder(self.config)
+        module = EncoderModule(self.config)
 
         def states(
-            encoder: BertEncoder, ids: jax.Array, mask: jax.Array, types: jax.Array
+            encoder: EncoderModule, ids: jax.Array, mask: jax.Array, types: jax.Array
         ) -> tuple[jax.Array, ...]:
-            bias = attention_bias(mask)
+            views = encoder.views(mask)
             found = [encoder.embed(ids, types)]
             for layer in range(self.config.num_hidden_layers):
-                found.append(encoder.run_layers(found[-1], bias, layer, layer + 1))
+                found.append(encoder.run_layers(found[-1], views, layer, layer + 1))
             return tuple(found)
 
         @jax.jit
@@ -121,7 +136,7 @@ def load_encoder(
     config, params = pretrained.load_backbone(folder)
     if attention_dropout is not None:
         config = dataclasses.replace(config, attention_probs_dropout_prob=attention_dropout)
-    chosen = pooling or pretrained.default_pooling(folder, config.hidden_size)
+    chosen = pooling or pretrained.default_pooling(folder, config)
     tokenizer = load_tokenizer(folder)
     return Encoder(
         name=str(name),

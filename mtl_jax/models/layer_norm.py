@@ -19,16 +19,21 @@ class LayerNorm(nn.Module):
 
     Attributes:
         epsilon: Added to the variance.
+        use_bias: Whether there is a bias.
     """
 
     epsilon: float
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., features] -> float32 [..., features]."""
         features = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, features)
-        bias = self.param("bias", nn.initializers.zeros, features)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, features)
+        else:
+            bias = jnp.zeros(features)
         return _normed(self.epsilon, x.astype(jnp.float32), scale, bias)
 
 

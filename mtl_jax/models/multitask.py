@@ -1,4 +1,4 @@
-"""The one model: a shared BERT backbone, a pooled vector per text, a head per task."""
+"""The one model: a shared backbone, a pooled vector per text, a head per task."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from flax.core import Scope
 from jax.typing import DTypeLike
 
 from mtl_jax.config.model import Pooling
-from mtl_jax.models.bert import BertEncoder
-from mtl_jax.models.bert_config import BertConfig
-from mtl_jax.models.bert_layers import Blocks, Fused, attention_bias, exact_dense
 from mtl_jax.models.dropout import Dropout
+from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.encoder_module import EncoderModule
+from mtl_jax.models.layers import Blocks, Fused, exact_dense
 
 Batch = Mapping[str, jax.Array]
 """Rows of packed texts: int32 [rows, length] ``input_ids``, ``position_ids`` (from 0 in each
@@ -56,17 +56,17 @@ class MultiTaskModule(nn.Module):
         config: The backbone's.
         classes: ``(task, number of classes)`` of each head.
         pooling: How a text's token vectors become one.
-        dtype: As of ``BertEncoder``.
+        dtype: As of ``EncoderModule``.
         states_depth: Where a batch's ``states`` enter: 1 + k is the input of layer k.
         blocks: How the rows of a batch are cut, see ``attention_bias``; no text crosses a cut.
-        remat: As of ``BertEncoder``.
-        scan_layers: As of ``BertEncoder``.
-        fused: As of ``BertEncoder``.
+        remat: As of ``EncoderModule``.
+        scan_layers: As of ``EncoderModule``.
+        fused: As of ``EncoderModule``.
         heads: ``(task, head)`` of those that are no Dense layer.
         losses: ``(task, loss)`` of those that are no softmax cross-entropy.
     """
 
-    config: BertConfig
+    config: EncoderConfig
     classes: tuple[tuple[str, int], ...]
     pooling: Pooling = "mean"
     dtype: DTypeLike = jnp.float32
@@ -79,7 +79,7 @@ class MultiTaskModule(nn.Module):
     losses: tuple[tuple[str, Loss], ...] = ()
 
     def setup(self) -> None:
-        self.backbone = BertEncoder(
+        self.backbone = EncoderModule(
             self.config, self.dtype, self.remat, self.scan_layers, self.fused
         )
         rate = self.config.classifier_dropout
@@ -94,7 +94,7 @@ class MultiTaskModule(nn.Module):
     def __call__(
         self, batch: Batch, *, train: bool = False, frozen_depth: int = 0
     ) -> dict[str, jax.Array]:
-        """Logits per task, float32 [rows, slots, classes]; see ``BertEncoder`` for the flags."""
+        """Logits per task, float32 [rows, slots, classes]; see ``EncoderModule`` for the flags."""
         if "pooled" in batch:
             pooled = batch["pooled"]
         else:
@@ -117,9 +117,9 @@ class MultiTaskModule(nn.Module):
         """One vector per text, float32 [rows, slots, hidden]; empty slots hold no meaning."""
         segments, positions = batch["segment_ids"], batch["position_ids"]
         if "states" in batch:
-            bias = attention_bias(segments, segments, self.blocks)
+            views = self.backbone.views(segments, segments, positions, self.blocks)
             start = self.states_depth - 1
-            hidden = self.backbone.run_layers(batch["states"], bias, start, train=train)
+            hidden = self.backbone.run_layers(batch["states"], views, start, train=train)
         else:
             hidden = self.backbone(
                 batch["input_ids"],
@@ -150,11 +150,12 @@ class MultiTaskModule(nn.Module):
 
     def states(self, batch: Batch, depth: int) -> jax.Array:
         """The input of layer ``depth - 1``, float32 [rows, length, hidden], from a batch."""
-        segments, start = batch["segment_ids"], self.states_depth
+        segments, positions = batch["segment_ids"], batch["position_ids"]
+        start = self.states_depth
         if "states" in batch:
             hidden = batch["states"]
         else:
-            hidden = self.backbone.embed(batch["input_ids"], None, batch["position_ids"])
+            hidden = self.backbone.embed(batch["input_ids"], None, positions)
             start = 1
-        bias = attention_bias(segments, segments, self.blocks)
-        return self.backbone.run_layers(hidden, bias, start - 1, depth - 1)
+        views = self.backbone.views(segments, segments, positions, self.blocks)
+        return self.backbone.run_layers(hidden, views, start - 1, depth - 1)

@@ -7,7 +7,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors
@@ -19,37 +19,18 @@ from mtl_jax.core.atomic_write import refuse_other_kind
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.core.json_files import OBJECT, read_json
 from mtl_jax.core.paths import expanded
-from mtl_jax.models.bert_config import BertConfig
+from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.families import FAMILIES, Family
 
-_HUB_FILES = ("*.json", "*.safetensors", "vocab.txt", "1_Pooling/config.json")
+_HUB_FILES = ("*.json", "*.safetensors", "vocab.txt", "merges.txt", "1_Pooling/config.json")
+# What is fetched, and checked, without a hub.
+_PINNED = {
+    DEFAULT_BACKBONE: downloads.minilm,
+    "sentence-transformers/all-mpnet-base-v2": downloads.mpnet,
+}
 _FETCH = "fetch the checkpoint again"
 # Of what a list holds, so many are told in an error.
 _MOST_NAMED = 10
-
-# transformers' module name -> (Flax path, kind). A dense kernel is PyTorch's weight transposed.
-_DENSE = {"weight": ("kernel", True), "bias": ("bias", False)}
-_NORM = {"weight": ("scale", False), "bias": ("bias", False)}
-_EMBED = {"weight": ("embedding", False)}
-_EMBEDDINGS = {
-    "embeddings.word_embeddings": ("embeddings/word", _EMBED),
-    "embeddings.position_embeddings": ("embeddings/position", _EMBED),
-    "embeddings.token_type_embeddings": ("embeddings/token_type", _EMBED),
-    "embeddings.LayerNorm": ("embeddings/layer_norm", _NORM),
-}
-_LAYER = {
-    "attention.self.query": ("attention/query", _DENSE),
-    "attention.self.key": ("attention/key", _DENSE),
-    "attention.self.value": ("attention/value", _DENSE),
-    "attention.output.dense": ("attention/output", _DENSE),
-    "attention.output.LayerNorm": ("attention/layer_norm", _NORM),
-    "intermediate.dense": ("mlp/intermediate", _DENSE),
-    "output.dense": ("mlp/output", _DENSE),
-    "output.LayerNorm": ("mlp/layer_norm", _NORM),
-}
-_POOLER = {"pooler.dense": ("pooler", _DENSE)}
-# Whatever else is in a file is not of the encoder: heads of tasks, under any name.
-_ENCODER = ("embeddings.", "encoder.", "pooler.")
-_NUMBERED = re.compile(r"encoder\.layer\.(\d+)\.")
 
 _INDEX_SCHEMA: Mapping[str, Any] = {
     "type": "object",
@@ -93,52 +74,81 @@ class Entry:
     """One line of the conversion table.
 
     Attributes:
-        tensor: Name in the safetensors file, without the prefix ``bert.``.
+        tensor: Name in the safetensors file, without the family's prefix.
         path: Path in the Flax tree.
         transposed: Whether one is the other's transpose.
+        part: Which of the equal parts of the tensor's rows the leaf is, from 0.
+        parts: How many of these there are.
     """
 
     tensor: str
     path: str
     transposed: bool
+    part: int = 0
+    parts: int = 1
 
 
-def conversion_table(num_layers: int, with_pooler: bool) -> list[Entry]:
-    """Every tensor of a backbone with the leaf that it becomes."""
-    modules = dict(_EMBEDDINGS)
+def conversion_table(num_layers: int, with_pooler: bool, family: str = "bert") -> list[Entry]:
+    """Every tensor that a backbone of a family may have, with the leaf that it becomes.
+
+    Which of them an encoder has its configuration says: see ``leaf_shape``.
+    """
+    table = FAMILIES[family]
+    modules = dict(table.embeddings)
     for i in range(num_layers):
-        for name, (path, kind) in _LAYER.items():
-            modules[f"encoder.layer.{i}.{name}"] = (f"layer_{i}/{path}", kind)
+        for name, (paths, kind) in table.layer.items():
+            of_layer = tuple(f"layer_{i}/{path}" for path in paths)
+            modules[f"{table.layers}{i}.{name}"] = of_layer, kind
+    for name, (paths, kind) in table.top.items():
+        modules[name] = tuple(f"layer_{num_layers - 1}/{path}" for path in paths), kind
     if with_pooler:
-        modules |= _POOLER
+        modules |= table.pooler
     return [
-        Entry(f"{name}.{parameter}", f"{path}/{leaf}", transposed)
-        for name, (path, kind) in modules.items()
+        Entry(f"{name}.{parameter}", f"{path}/{leaf}", transposed, part, len(paths))
+        for name, (paths, kind) in modules.items()
         for parameter, (leaf, transposed) in kind.items()
+        for part, path in enumerate(paths)
     ]
 
 
-def _expected_shape(path: str, config: BertConfig) -> tuple[int, ...]:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    if path.startswith("embeddings/") and path.endswith("/embedding"):
-        sizes = {
+def leaf_shape(path: str, config: EncoderConfig) -> tuple[int, ...] | None:
+    """The shape of a leaf of an encoder; None where the encoder has none of that path."""
+    stage, part, *_ = parts = path.split("/")
+    module, leaf = parts[-2:]
+    hidden, inner, words = config.hidden_size, config.intermediate_size, config.word_size
+    if module == "relative_position":
+        rows = config.relative_attention_num_buckets
+        return (rows, config.num_attention_heads) if rows else None
+    if leaf == "embedding":
+        rows = {
             "word": config.vocab_size,
-            "position": config.max_position_embeddings,
+            "position": 0 if config.global_rope_theta else config.max_position_embeddings,
             "token_type": config.type_vocab_size,
-        }
-        return (sizes[path.split("/")[1]], hidden)
-    if "/mlp/intermediate/" in path:
-        return (hidden, inner) if path.endswith("kernel") else (inner,)
-    if "/mlp/output/" in path:
-        return (inner, hidden) if path.endswith("kernel") else (hidden,)
-    return (hidden, hidden) if path.endswith("kernel") else (hidden,)
+        }[module]
+        return (rows, words) if rows else None
+    if module in ("layer_norm", "final_norm"):
+        # The embeddings are normalised already for the first layer's attention.
+        if config.norm_first and (stage, part) == ("layer_0", "attention"):
+            return None
+        if leaf == "bias" and not config.norm_bias:
+            return None
+        return (words,) if stage == "embeddings" else (hidden,)
+    biased = {"attention": config.attention_bias, "mlp": config.mlp_bias}
+    if leaf == "bias" and not biased.get(part, True):
+        return None
+    if module == "projection" and words == hidden:
+        return None
+    rows_of = {"projection": words, "output": inner if part == "mlp" else hidden}
+    rows = rows_of.get(module, hidden)
+    columns = inner if module in ("intermediate", "gate") else hidden
+    return (rows, columns) if leaf == "kernel" else (columns,)
 
 
-def from_transformers(tensors: Mapping[str, np.ndarray], config: BertConfig) -> dict[str, Any]:
+def from_transformers(tensors: Mapping[str, np.ndarray], config: EncoderConfig) -> dict[str, Any]:
     """Converts a checkpoint's tensors to the Flax tree, float32.
 
-    Tensors of a task's own head (beside the prefix ``bert.``, or beside ``embeddings``,
-    ``encoder`` and ``pooler`` where there is no prefix) are left out, as are the position indices
+    Tensors of a task's own head (beside the family's prefix, or beside ``embeddings``,
+    ``encoder`` and so on where there is no prefix) are left out, as are the position indices
     that old checkpoints carry; the older names ``LayerNorm.gamma`` and ``LayerNorm.beta`` are
     understood. The pooler is kept where there is one.
 
@@ -146,42 +156,51 @@ def from_transformers(tensors: Mapping[str, np.ndarray], config: BertConfig) -> 
         UserError: Tensors are missing, unexpected or wrongly shaped, or hold anything but finite
             floating-point numbers; the first of each kind are named.
     """
-    tensors = _canonical(tensors)
+    family = config.family_table
+    use = f"use the files of one and the same {family.label} checkpoint"
+    tensors = _canonical(tensors, family)
     # Before a table of as many layers as a damaged config.json may say is made.
-    layers = len({found[1] for found in map(_NUMBERED.match, tensors) if found})
+    numbered = re.compile(re.escape(family.layers) + r"(\d+)\.")
+    layers = len({found[1] for found in map(numbered.match, tensors) if found})
     if config.num_hidden_layers > layers:
+        said = family.names.get("num_hidden_layers", "num_hidden_layers")
         raise UserError(
-            f"config.json says num_hidden_layers {config.num_hidden_layers:,}, the weights have "
-            f"{layers:,} layers: use the files of one and the same BERT checkpoint"
+            f"config.json says {said} {config.num_hidden_layers:,}, the weights have "
+            f"{layers:,} layers: {use}"
         )
-    table = conversion_table(config.num_hidden_layers, "pooler.dense.weight" in tensors)
+    with_pooler = "pooler.dense.weight" in tensors
+    table = [
+        (entry, shape)
+        for entry in conversion_table(config.num_hidden_layers, with_pooler, config.family)
+        if (shape := leaf_shape(entry.path, config)) is not None
+    ]
     params: dict[str, np.ndarray] = {}
-    missing: list[str] = []
-    misshaped: list[str] = []
-    no_floats: list[str] = []
-    not_finite: list[str] = []
-    for entry in table:
+    missing: dict[str, None] = {}
+    misshaped: dict[str, None] = {}
+    no_floats: dict[str, None] = {}
+    not_finite: dict[str, None] = {}
+    for entry, shape in table:
         if entry.tensor not in tensors:
-            missing.append(entry.tensor)
+            missing[entry.tensor] = None
             continue
         value = tensors[entry.tensor]
-        value = value.T if entry.transposed else value
-        expected = _expected_shape(entry.path, config)
+        shape = shape[::-1] if entry.transposed else shape
+        expected = (shape[0] * entry.parts, *shape[1:])
         if value.shape != expected:
-            expected = expected[::-1] if entry.transposed else expected
-            found = tensors[entry.tensor].shape
-            misshaped.append(f"{entry.tensor} is {found}, not {expected}")
+            misshaped[f"{entry.tensor} is {value.shape}, not {expected}"] = None
             continue
         if not _is_floating(value):
-            no_floats.append(f"{entry.tensor} is {value.dtype}")
+            no_floats[f"{entry.tensor} is {value.dtype}"] = None
             continue
+        value = value[entry.part * shape[0] : (entry.part + 1) * shape[0]]
+        value = value.T if entry.transposed else value
         with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is told
             params[entry.path] = np.ascontiguousarray(value, dtype=np.float32)
         if not np.isfinite(params[entry.path]).all():
-            not_finite.append(entry.tensor)
-    unexpected = sorted(set(tensors) - {entry.tensor for entry in table})
+            not_finite[entry.tensor] = None
+    unexpected = sorted(set(tensors) - {entry.tensor for entry, _ in table})
     problems = [
-        f"{kind}: {_named(names)}"
+        f"{kind}: {_named(list(names))}"
         for kind, names in (
             ("missing", missing),
             ("unexpected", unexpected),
@@ -190,17 +209,14 @@ def from_transformers(tensors: Mapping[str, np.ndarray], config: BertConfig) -> 
         if names
     ]
     if problems:
-        raise UserError(
-            f"the weights do not fit their config.json ({'; '.join(problems)}): "
-            "use the files of one and the same BERT checkpoint"
-        )
+        raise UserError(f"the weights do not fit their config.json ({'; '.join(problems)}): {use}")
     if no_floats:
         raise UserError(
-            f"weights are no floating-point numbers ({_named(no_floats)}): use a checkpoint that "
-            "is not quantized"
+            f"weights are no floating-point numbers ({_named(list(no_floats))}): use a checkpoint "
+            "that is not quantized"
         )
     if not_finite:
-        raise UserError(f"weights are NaN or infinite ({_named(not_finite)}): {_FETCH}")
+        raise UserError(f"weights are NaN or infinite ({_named(list(not_finite))}): {_FETCH}")
     return unflatten_dict(params, sep="/")
 
 
@@ -216,25 +232,29 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(shown) + (f" and {more:,} more" if more else "")
 
 
-def to_transformers(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of ``from_transformers``: the tensors of a ``BertModel``."""
+def to_transformers(params: Mapping[str, Any], family: str = "bert") -> dict[str, np.ndarray]:
+    """The inverse of ``from_transformers``: the tensors of a family's plain model."""
     flat = flatten_dict(dict(params), sep="/")
     num_layers = sum(name.startswith("layer_") for name in params)
-    tensors = {}
-    for entry in conversion_table(num_layers, "pooler" in params):
-        value = np.asarray(flat[entry.path])
-        tensors[entry.tensor] = np.ascontiguousarray(value.T if entry.transposed else value)
-    return tensors
+    parts: dict[str, list[np.ndarray]] = {}
+    for entry in conversion_table(num_layers, "pooler" in params, family):
+        if entry.path in flat:
+            value = np.asarray(flat[entry.path])
+            parts.setdefault(entry.tensor, []).append(value.T if entry.transposed else value)
+    return {
+        tensor: np.ascontiguousarray(np.concatenate(values) if len(values) > 1 else values[0])
+        for tensor, values in parts.items()
+    }
 
 
-def _canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    if any(name.startswith("bert.") for name in tensors):
+def _canonical(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str, np.ndarray]:
+    if any(name.startswith(family.prefix) for name in tensors):
         tensors = {
-            name.removeprefix("bert."): value
+            name.removeprefix(family.prefix): value
             for name, value in tensors.items()
-            if name.startswith("bert.")
+            if name.startswith(family.prefix)
         }
-    tensors = {k: value for k, value in tensors.items() if k.startswith(_ENCODER)}
+    tensors = {k: value for k, value in tensors.items() if k.startswith(family.roots)}
     renamed = {
         name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
             "LayerNorm.beta", "LayerNorm.bias"
@@ -246,7 +266,7 @@ def _canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def resolve_backbone(name: str) -> Path:
-    """The folder of a checkpoint: itself, the pinned default's, or the hub's cache's.
+    """The folder of a checkpoint: itself, a pinned one's, or the hub's cache's.
 
     Raises:
         UserError: There is no such folder, and the hub has no such name or can't be reached.
@@ -254,8 +274,8 @@ def resolve_backbone(name: str) -> Path:
     folder = expanded(name)
     if folder.is_dir():
         return folder
-    if name == DEFAULT_BACKBONE:
-        return downloads.minilm()
+    if name in _PINNED:
+        return _PINNED[name]()
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"backbone {name!r}: no such folder: correct the path")
     return _from_hub(name)
@@ -311,40 +331,40 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def load_config(folder: Path) -> BertConfig:
-    """The ``BertConfig`` of a checkpoint folder."""
+def load_config(folder: Path) -> EncoderConfig:
+    """The ``EncoderConfig`` of a checkpoint folder."""
     path = folder / "config.json"
-    fields = read_json(path, OBJECT, "use the folder of a BERT checkpoint")
-    return BertConfig.from_dict(fields, origin=str(path))
+    fields = read_json(path, OBJECT, "use the folder of a checkpoint")
+    return EncoderConfig.from_dict(fields, origin=str(path))
 
 
-def load_backbone(name_or_directory: str | Path) -> tuple[BertConfig, dict[str, Any]]:
+def load_backbone(name_or_directory: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
     """Loads a pre-trained encoder.
 
     Args:
-        name_or_directory: The folder of a transformers BERT checkpoint, the name of the
-            default checkpoint, or a name on the hub.
+        name_or_directory: The folder of a transformers checkpoint, the name of one that is
+            fetched without a hub, or a name on the hub.
 
     Returns:
-        The configuration, and the nested dict of float32 arrays for ``BertEncoder``.
+        The configuration, and the nested dict of float32 arrays for ``EncoderModule``.
 
     Raises:
-        UserError: Not found, not a BERT this encoder computes, or damaged.
+        UserError: Not found, of a kind that this encoder does not compute, or damaged.
     """
     folder = resolve_backbone(str(name_or_directory))
     config = load_config(folder)
     return config, from_transformers(read_tensors(folder), config)
 
 
-def default_pooling(folder: Path, width: int | None = None) -> Pooling:
-    """What a sentence-transformers checkpoint declares, else ``mean``.
+def default_pooling(folder: Path, config: EncoderConfig | None = None) -> Pooling:
+    """What a sentence-transformers checkpoint declares, else what its family's classifiers pool by.
 
-    ``mean`` is also the better of the frozen features for a plain BERT (Reimers & Gurevych
-    2019, arXiv:1908.10084, table 6).
+    Where neither says anything it is ``mean``, which is also the better of the frozen features for
+    a plain BERT (Reimers & Gurevych 2019, arXiv:1908.10084, table 6).
 
     Args:
         folder: The checkpoint's.
-        width: Of its hidden states; None where that is not compared.
+        config: Its configuration; None where that is neither compared nor asked.
 
     Raises:
         UserError: It declares one that is not computed here, several at once, or one of vectors
@@ -353,9 +373,11 @@ def default_pooling(folder: Path, width: int | None = None) -> Pooling:
     modules = _modules(folder)
     places = [module.get("path", "") for module in modules if _kind(module) == "Pooling"]
     path = folder / (places[0] if places else "1_Pooling") / "config.json"
+    otherwise = cast("Pooling", (config and config.classifier_pooling) or "mean")
     if not places and not path.exists():
-        return "mean"
+        return otherwise
     fields = read_json(path, _POOLING_SCHEMA, f"{_FETCH}, or say --pooling")
+    width = config and config.hidden_size
     if width is not None and (told := fields.get("word_embedding_dimension", width)) != width:
         raise UserError(
             f"{path} is for vectors of {told}, and the encoder's have {width}: use files "
@@ -369,7 +391,7 @@ def default_pooling(folder: Path, width: int | None = None) -> Pooling:
     newer = fields.get("pooling_mode", [])
     declared += [newer] if isinstance(newer, str) else newer
     if not declared and not any(name.startswith("pooling_mode") for name in fields):
-        return "mean"
+        return otherwise
     poolings = {_POOLINGS.get(name) for name in declared}
     if poolings == {"mean"}:
         return "mean"

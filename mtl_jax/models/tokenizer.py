@@ -1,9 +1,9 @@
 """The tokenizer of a checkpoint or a run, from its own files and held against them.
 
-It is made of ``tokenizer.json`` as that stands, else of ``vocab.txt``, and of a few known fields
-of the other files. transformers' own loader would make a BERT's anew from the vocabulary alone,
-whatever ``tokenizer.json`` says of case, accents, words and special tokens, and would run a
-module that the checkpoint names.
+It is made of ``tokenizer.json`` as that stands, else of ``vocab.txt``, or of ``vocab.json`` and
+``merges.txt``, and of a few known fields of the other files. transformers' own loader would make a
+BERT's anew from the vocabulary alone, whatever ``tokenizer.json`` says of case, accents, words and
+special tokens, and would run a module that the checkpoint names.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.core.json_files import OBJECT, read_json, read_text
+from mtl_jax.models.byte_pairs import byte_pair_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-_REMEDY = "name a checkpoint that carries tokenizer.json or vocab.txt"
+_REMEDY = "name a checkpoint that carries tokenizer.json, vocab.txt, or vocab.json and merges.txt"
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _BERT_TOKENS = {
@@ -34,6 +35,20 @@ _BERT_TOKENS = {
     "pad_token": "[PAD]",
     "mask_token": "[MASK]",
 }
+# Those of the tokenizers that begin and end a text as RoBERTa does.
+_ROBERTA_TOKENS = {
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "cls_token": "<s>",
+    "pad_token": "<pad>",
+    "mask_token": "<mask>",
+}
+_DEFAULT_TOKENS: Mapping[str, Mapping[str, str]] = {
+    "MPNetTokenizer": {**_ROBERTA_TOKENS, "unk_token": "[UNK]"},
+    "RobertaTokenizer": _ROBERTA_TOKENS,
+}
+# Which class there is where no file says so.
+_OF_MODEL = {"mpnet": "MPNetTokenizer", "roberta": "RobertaTokenizer"}
 _TOKEN: Mapping[str, Any] = {
     "anyOf": [
         {"type": ["string", "null"]},
@@ -62,6 +77,7 @@ _CONFIG_SCHEMA: Mapping[str, Any] = {
         "strip_accents": _SWITCH,
         "tokenize_chinese_chars": _SWITCH,
         "do_basic_tokenize": _SWITCH,
+        "add_prefix_space": _SWITCH,
         "never_split": {"type": ["array", "null"]},
         "truncation_side": {"enum": ["left", "right", None]},
         "extra_special_tokens": {
@@ -124,6 +140,12 @@ class _Declared:
     extra: tuple[str, ...]
     """special tokens without a role"""
 
+    @property
+    def usual(self) -> Mapping[str, str]:
+        """The special tokens by role that its class has where nothing is declared."""
+        name = (self.kind or "").removesuffix("Fast")
+        return _DEFAULT_TOKENS.get(name, _BERT_TOKENS)
+
 
 def load_tokenizer(folder: str | Path, remedy: str = _REMEDY) -> PreTrainedTokenizerFast:
     """Loads the tokenizer of a checkpoint, from local files only, and runs no code of theirs.
@@ -153,6 +175,8 @@ def load_tokenizer(folder: str | Path, remedy: str = _REMEDY) -> PreTrainedToken
             _refuse_other_ids(own, whole, _read_vocabulary(vocabulary, remedy))
     elif os.path.lexists(vocabulary):
         own = _from_vocabulary(vocabulary, declared, remedy)
+    elif os.path.lexists(folder / "vocab.json"):
+        own = _from_byte_pairs(folder, declared, remedy)
     else:
         raise UserError(f"{folder} holds no tokenizer: {remedy}")
     for token, index in declared.added.items():
@@ -262,6 +286,7 @@ def _declared(folder: Path, remedy: str) -> _Declared:
                 "none is ever run: use a checkpoint without it"
             )
     kind = fields.get("tokenizer_class") or model.get("tokenizer_class")
+    kind = kind or _OF_MODEL.get(str(model.get("model_type")))
     tokens = read("special_tokens_map.json", _TOKENS_SCHEMA) | fields
     decoder = fields.get("added_tokens_decoder", {})
     extra = fields.get("extra_special_tokens", [])
@@ -329,10 +354,12 @@ def _from_whole(path: Path, declared: _Declared, remedy: str) -> Tokenizer:
 
 
 def _from_vocabulary(path: Path, declared: _Declared, remedy: str) -> Tokenizer:
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import Tokenizer
     from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
-    if not _computed_by(declared.kind, "BertTokenizer"):
+    # MPNet's differs in its special tokens alone.
+    bases = ("BertTokenizer", "MPNetTokenizer")
+    if not any(_computed_by(declared.kind, base) for base in bases):
         raise _refuse_kind(declared, path.name)
     fields = declared.fields
     if fields.get("do_basic_tokenize") is False or fields.get("never_split"):
@@ -341,7 +368,7 @@ def _from_vocabulary(path: Path, declared: _Declared, remedy: str) -> Tokenizer:
             "checkpoint that has a tokenizer.json"
         )
     vocabulary = _read_vocabulary(path, remedy)
-    special = _BERT_TOKENS | dict(declared.special)
+    special = {**declared.usual, **declared.special}
     vocabulary |= {token: i for token, i in declared.added.items() if token in special.values()}
     for role in _NEEDED:
         if special[role] not in vocabulary:
@@ -354,12 +381,39 @@ def _from_vocabulary(path: Path, declared: _Declared, remedy: str) -> Tokenizer:
         lowercase=fields.get("do_lower_case") is not False,
     )
     own = Tokenizer.from_str(bert.to_str())
+    _add(own, declared, special, vocabulary)
+    return own
+
+
+def _from_byte_pairs(folder: Path, declared: _Declared, remedy: str) -> Tokenizer:
+    if declared.kind is None or not _computed_by(declared.kind, "RobertaTokenizer"):
+        raise _refuse_kind(declared, "vocab.json and merges.txt")
+    special = {**declared.usual, **declared.special}
+    vocabulary = read_json(folder / "vocab.json", _ADDED_SCHEMA, remedy)
+    for role in _NEEDED:
+        if special[role] not in vocabulary:
+            raise _missing(folder / "vocab.json", role, special[role])
+    prefix = declared.fields.get("add_prefix_space") is True
+    own = byte_pair_tokenizer(folder, special, add_prefix_space=prefix, remedy=remedy)
+    _add(own, declared, special, vocabulary)
+    return own
+
+
+def _add(
+    own: Tokenizer,
+    declared: _Declared,
+    special: Mapping[str, str],
+    vocabulary: Mapping[str, int],
+) -> None:
+    """Adds the tokens that are declared beside a vocabulary."""
+    from tokenizers import AddedToken
+
+    fields = declared.fields
     own.add_special_tokens([token for token in declared.extra if token in vocabulary])
     told = {token["content"]: token for token in fields.get("added_tokens_decoder", {}).values()}
     for token in sorted(declared.added, key=declared.added.__getitem__):
         flags = {name: on for name, on in told.get(token, {}).items() if name in _FLAGS}
         own.add_tokens([AddedToken(token, **({"special": token in special.values()} | flags))])
-    return own
 
 
 def _read_vocabulary(path: Path, remedy: str) -> dict[str, int]:
@@ -399,13 +453,14 @@ def _missing(path: Path, role: str, token: str) -> UserError:
 
 
 def _special(own: Tokenizer, declared: _Declared) -> Mapping[str, str]:
-    """The special tokens by role; of a WordPiece tokenizer BERT's where it says nothing else."""
+    """The special tokens by role; those of its class where it says nothing else."""
     if not _is_word_piece(own):
-        return declared.special
+        known = declared.usual if declared.usual is _ROBERTA_TOKENS else {}
+        return {**known, **declared.special}
     ends = own.encode("").tokens
     used = {"cls_token": ends[0], "sep_token": ends[-1]} if len(ends) == 2 else {}
     # The token that the model itself takes for an unknown word.
-    return {**_BERT_TOKENS, **used, **declared.special, "unk_token": own.model.unk_token}
+    return {**declared.usual, **used, **declared.special, "unk_token": own.model.unk_token}
 
 
 def _is_word_piece(own: Tokenizer) -> bool:

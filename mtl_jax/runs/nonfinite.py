@@ -56,7 +56,7 @@ def keep(folder: Path, run: PhaseRun, step: int, batch: HostBatch) -> str:
         arrays["pooled"] = split.texts.pooled[np.maximum(example, 0)]
         for name, labels in split.texts.labels.items():
             arrays[name] = np.where(example >= 0, labels[example], -1)
-    texts = [split.examples.texts[i] for i in example[example >= 0].tolist()]
+    texts = [str(split.examples.texts[i]) for i in example[example >= 0].tolist()]
     arrays["texts"] = np.array(texts, np.str_)
     count = distributed.count()
     part = f"_process_{distributed.index()}_of_{count}" if count > 1 else ""

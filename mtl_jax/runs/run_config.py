@@ -13,7 +13,7 @@ from mtl_jax.config.model import Parallel, Pooling
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.imported import refuse_untrusted
 from mtl_jax.core.json_files import OBJECT, check_json
-from mtl_jax.models.bert_config import BertConfig
+from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.runs.workdir import Workdir, json_digest, lasting
 from mtl_jax.training.evaluator import ModelSpec
 from mtl_jax.training.extensions import load_extensions
@@ -65,7 +65,7 @@ _RECORD = {
             "properties": {"data": _fields_of(DataConfig), "dtype": _TEXT},
         },
         "phases": {"type": "array", "items": OBJECT, "minItems": 1},
-        "bert": _fields_of(BertConfig),
+        "bert": _fields_of(EncoderConfig),
         "pooling": {"enum": list(get_args(Pooling))},
         "classes": {
             "type": "object",
@@ -155,7 +155,7 @@ def model_spec(
     heads, loss, metrics = (settings.get(name) or () for name in ("heads", "loss", "metrics"))
     own = load_extensions(heads, loss, metrics, classes, record["bert"]["hidden_size"])
     return ModelSpec(
-        bert=BertConfig(**record["bert"]),
+        bert=EncoderConfig(**record["bert"]),
         classes=tuple((task, len(names)) for task, names in classes.items()),
         pooling=record["pooling"],
         dtype=settings["dtype"],

@@ -25,8 +25,8 @@ from mtl_jax.data.packing.plan import Layout
 from mtl_jax.data.sources import files
 from mtl_jax.data.sources.base import Rows, Stream
 from mtl_jax.freezing.partition import Params
-from mtl_jax.models.bert_config import BertConfig
 from mtl_jax.models.encoder import load_encoder
+from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.pretrained import left_out
 from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
@@ -173,7 +173,7 @@ class Predictor(TextEncoder):
         self.columns = texts.union(*(labels.values() for labels in origins.values()))
         reader = TextReader(
             load_tokenizer(workdir.tokenizer, "train one anew from its checkpoint"),
-            BertConfig(**record["bert"]),
+            EncoderConfig(**record["bert"]),
             self._data.max_length,
             long_texts or self._data.long_texts,
             "shorten them, train with a larger --max-length",

@@ -16,8 +16,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from mtl_jax.config.model import Parallel, Pooling
 from mtl_jax.data.batches import HostBatch, TextSet, evaluation_batches
 from mtl_jax.data.packing.plan import Layout, evaluation_layout
-from mtl_jax.models.bert_config import BertConfig
-from mtl_jax.models.bert_layers import cudnn_can
+from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.layers import cudnn_can
 from mtl_jax.models.multitask import Head, Loss, MultiTaskModule
 from mtl_jax.training.cache.array_file import Write
 from mtl_jax.training.extensions import Metric
@@ -42,7 +42,7 @@ class ModelSpec:
     each of several processes computes for itself.
     """
 
-    bert: BertConfig
+    bert: EncoderConfig
     classes: tuple[tuple[str, int], ...]
     pooling: Pooling
     dtype: str

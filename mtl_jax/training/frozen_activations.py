@@ -149,7 +149,7 @@ class FrozenActivations:
             "depth": depth,
             "pooling": self._spec.pooling if depth is None else None,
             "weights": self._weights(depth),
-            "bert": dataclasses.asdict(self._spec.bert),
+            "bert": self._spec.bert.record(),
             "tokens": texts.tokens.digest,
             "dtype": self._spec.dtype,
             "fused": self._evaluator.model.fused,

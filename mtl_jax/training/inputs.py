@@ -22,8 +22,8 @@ from mtl_jax.data.packing.mixing import Mixture, apportion, rates
 from mtl_jax.data.packing.plan import Layout, PackingPlan
 from mtl_jax.data.tokens import special_tokens, tokenize
 from mtl_jax.freezing.partition import Stages, digest
-from mtl_jax.models.bert_config import BertConfig
 from mtl_jax.models.encoder import Encoder, load_encoder
+from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.pretrained import left_out
 from mtl_jax.models.tokenizer_files import tokenizer_digest
 from mtl_jax.training.cache.array_store import GIB, ArrayStore
@@ -46,7 +46,7 @@ class TextReader:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        bert: BertConfig,
+        bert: EncoderConfig,
         max_length: int,
         long_texts: LongTexts,
         remedy: str = "shorten them, raise --max-length",
@@ -58,7 +58,7 @@ class TextReader:
                 that the embedding has no row for.
         """
         self.tokenizer = tokenizer
-        self.max_length = min(max_length, bert.max_position_embeddings)
+        self.max_length = min(max_length, bert.max_length)
         # Batches are shaped by the length before the first text is tokenised.
         special_tokens(tokenizer, self.max_length)
         if (last := max(tokenizer.get_vocab().values(), default=0)) >= bert.vocab_size:
@@ -254,7 +254,7 @@ class Inputs:
     def record(self) -> dict[str, Any]:
         """What a run depends on, as JSON, for its ``config.json``."""
         return {
-            "bert": dataclasses.asdict(self.bert),
+            "bert": self.bert.record(),
             "pooling": self.pooling,
             "classes": dict(self.classes),
             "weights_sha256": self.weights_digest,

@@ -77,7 +77,7 @@ class MultiTaskModel:
     @property
     def module(self) -> nn.Module:
         """The Flax module, whose tree is ``backbone`` and each task by its name."""
-        return self.spec(max_length=self.encoder.config.max_position_embeddings).model()
+        return self.spec(max_length=self.encoder.config.max_length).model()
 
     @property
     def params(self) -> Params:

@@ -195,7 +195,7 @@ class TrainStep:
         return jax.tree.map(np.asarray, merged)
 
     def _spec(self, data: Data | None, like: Any = None) -> ModelSpec:
-        positions = self.model.encoder.config.max_position_embeddings
+        positions = self.model.encoder.config.max_length
         return self.model.spec(
             max_length=data.inputs.reader.max_length if data else positions,
             parallel=self._parallel,

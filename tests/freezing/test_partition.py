@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.partition import Partition, certificate, digest, state_bytes
 from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
-from mtl_jax.models.bert import BertEncoder
+from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.training.losses import masked_cross_entropy
 from mtl_jax.training.optimizer import OptimizerConfig
 from mtl_jax.training.step import stream, train_step
@@ -236,7 +236,7 @@ def test_layer_10_is_not_below_layer_2():
 @pytest.fixture(scope="module")
 def prefixes():
     """Per frozen depth the hidden states after every stage, under one dropout key."""
-    encoder, batch = BertEncoder(CONFIG), random_batch()
+    encoder, batch = EncoderModule(CONFIG), random_batch()
 
     def states(train, depth):
         captured: Any

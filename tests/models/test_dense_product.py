@@ -12,10 +12,10 @@ import pytest
 import scipy.special
 from jax.extend.core import jaxprs_in_params
 
-from mtl_jax.models.bert import BertEncoder
-from mtl_jax.models.bert_config import ACTIVATIONS, BertConfig
-from mtl_jax.models.bert_layers import FeedForward
 from mtl_jax.models.dense_product import Dense, product
+from mtl_jax.models.encoder_config import ACTIVATIONS, EncoderConfig
+from mtl_jax.models.encoder_module import EncoderModule
+from mtl_jax.models.layers import FeedForward
 from mtl_jax.models.multitask import MultiTaskModule
 from mtl_jax.models.pretrained import to_transformers
 from tests.conftest import head_sizes
@@ -138,7 +138,7 @@ EXACT = {
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_an_activation_in_half_precision_is_as_good_as_its_argument(name):
     """Over [-8, 8], and its slope: of bfloat16, GELU at -3 was 45 % off."""
-    config = BertConfig(hidden_act=name)
+    config = EncoderConfig(hidden_act=name)
     x = np.unique(rounded(np.linspace(-8, 8, 4001)))
     x = x[x != 0]  # ReLU has no slope there
     activated = FeedForward(config, HALF)._activated
@@ -192,7 +192,7 @@ def packed(ids, ends):
     }
 
 
-WIDE = BertConfig(
+WIDE = EncoderConfig(
     vocab_size=2000,
     hidden_size=128,
     num_hidden_layers=2,
@@ -206,7 +206,7 @@ HEAD = drawn((WIDE.hidden_size, 3), 5)
 @pytest.fixture(scope="module")
 def backbone():
     """Random, with biases and scales that are not all alike."""
-    params: Any = BertEncoder(WIDE).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    params: Any = EncoderModule(WIDE).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
     rng = np.random.default_rng(1)
     return jax.tree.map(
         lambda leaf: np.asarray(leaf + 0.02 * rng.standard_normal(leaf.shape), np.float32),

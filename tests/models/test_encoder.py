@@ -5,7 +5,7 @@ import pytest
 
 import mtl_jax as mtl
 from mtl_jax.core.errors import UserError
-from mtl_jax.models.bert import BertEncoder
+from mtl_jax.models.encoder_module import EncoderModule
 
 IDS = np.array([[2, 5, 6, 9, 3], [2, 7, 3, 0, 0]])
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
@@ -16,7 +16,7 @@ def test_hidden_states_of_every_layer(tiny):
     states = encoder.hidden_states(IDS, MASK)
     assert [each.shape for each in states] == [(2, 5, 16)] * (encoder.config.num_hidden_layers + 1)
     assert all(each.dtype == np.float32 for each in states)
-    expected = BertEncoder(encoder.config).apply({"params": encoder.params}, IDS, MASK)
+    expected = EncoderModule(encoder.config).apply({"params": encoder.params}, IDS, MASK)
     np.testing.assert_allclose(states[-1], np.asarray(expected), atol=1e-6)
     np.testing.assert_array_equal(encoder(IDS, MASK), states[-1])
 

@@ -114,7 +114,7 @@ def test_packed_logits_and_vectors_are_those_of_each_text_alone(pooling, batch, 
 def test_a_vector_is_what_the_pooling_says(pooling, loaded):
     config, params = loaded
     model = MultiTaskModule(config, head_sizes(*CLASSES), pooling)
-    encoder = mtl_jax.BertEncoder(config)
+    encoder = mtl_jax.EncoderModule(config)
     texts = make_texts()
     vectors = by_text(run(model, params, PACKED, method="pooled"), PACKED)
     for i in (0, 5):

@@ -25,7 +25,8 @@ from mtl_jax.config.model import DEFAULT_BACKBONE
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.partition import digest
-from mtl_jax.models.bert import BertEncoder
+from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.models.pretrained import (
     default_pooling,
     from_transformers,
@@ -86,7 +87,7 @@ def test_there_and_back_is_the_real_checkpoint():
 
 def test_every_leaf_of_the_model_is_in_the_tree_with_its_shape(tiny):
     config, params = mtl_jax.load_backbone(tiny)
-    encoder = BertEncoder(config)
+    encoder = EncoderModule(config)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), np.zeros((1, 4), np.int32))
     expected = {name: leaf.shape for name, leaf in flat(shapes["params"]).items()}
     found = {name: leaf.shape for name, leaf in flat(params).items()}
@@ -419,7 +420,7 @@ def test_a_damaged_file_is_named(kept, copy):
         (None, "config.json is missing: correct the path, or put the file there"),
         (b"{", "config.json is no valid JSON ("),
         (b"\xff\xfe{}", "config.json is no UTF-8 text ("),
-        (b"[]", "config.json: [] is not of type 'object': use the folder of a BERT checkpoint"),
+        (b"[]", "config.json: [] is not of type 'object': use the folder of a checkpoint"),
         (b'{"model_type": "gpt2"}', "config.json: model_type 'gpt2' is not supported"),
     ],
 )
@@ -497,8 +498,10 @@ def test_a_declaration_of_another_kind_is_one_line(declared, tmp_path):
 def test_pooling_of_vectors_of_another_width(tmp_path):
     declare(tmp_path, {"pooling_mode_mean_tokens": True, "word_embedding_dimension": 999})
     with pytest.raises(UserError, match="is for vectors of 999, and the encoder's have 16"):
-        default_pooling(tmp_path, 16)
-    assert default_pooling(tmp_path, 999) == "mean"
+        default_pooling(tmp_path, EncoderConfig(hidden_size=16, num_attention_heads=1))
+    assert (
+        default_pooling(tmp_path, EncoderConfig(hidden_size=999, num_attention_heads=1)) == "mean"
+    )
 
 
 def modules(folder, *kinds):

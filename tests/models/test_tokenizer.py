@@ -8,14 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.tokens import tokenize
-from mtl_jax.models.bert_config import BertConfig
+from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.tokenizer import check_ids, load_tokenizer, tokenizer_notes
 from mtl_jax.training.inputs import TextReader
 from tests.conftest import WORDS
@@ -238,6 +239,75 @@ def test_a_vocabulary_is_enough(tmp_path):
         shutil.copy(downloads.minilm() / name, tmp_path)
     tokens = tokenize(load_tokenizer(tmp_path), ["Hello world"], 8)
     assert tokens.ids.tolist() == [101, 7592, 2088, 102]
+
+
+ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+
+def roberta_files(folder):
+    """``vocab.json`` and ``merges.txt`` of a few merges over all bytes."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    merges = ["t h", "th e", "\u0120 the", "f i", "l m", "fi lm", "\u0120 film"]
+    tokens = [*ROBERTA, *sorted(ByteLevel.alphabet()), *(pair.replace(" ", "") for pair in merges)]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "roberta"}))
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    pairs: Any = [tuple(pair.split(" ")) for pair in merges]
+    return vocabulary, pairs
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_byte_pairs_give_the_ids_of_transformers_roberta(prefix, tmp_path):
+    from transformers import RobertaTokenizer
+
+    vocabulary, merges = roberta_files(tmp_path)
+    told = {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": prefix}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
+    loaded = load_tokenizer(tmp_path)
+    # As roberta-base declares it.
+    mask: Any = AddedToken("<mask>", lstrip=True)
+    theirs = RobertaTokenizer(vocabulary, merges, add_prefix_space=prefix, mask_token=mask)
+    texts = [*TEXTS, "the film <mask>, the</s> film", "", " the"]
+    assert ids(loaded, texts) == theirs(texts)["input_ids"]
+    assert loaded.pad_token_id == 1
+    assert ids(loaded, ["the film"])[0][-1] == 2
+    assert not notes(tmp_path, len(vocabulary))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("merges.txt", "t h e\n", "merges.txt, line 1, is no pair"),
+        ("merges.txt", "t zz\n", "merges.txt does not fit vocab.json"),
+        ("vocab.json", '{"<s>": 0, "<pad>": 1, "</s>": 2}', "has no unk_token '<unk>'"),
+        ("vocab.json", '{"<s>": 0, "<pad>": 0, "</s>": 2, "<unk>": 3}', "several tokens one id"),
+        ("merges.txt", None, "merges.txt is missing"),
+        ("config.json", '{"model_type": "gpt2"}', "none that transformers makes of vocab.json"),
+    ],
+)
+def test_byte_pairs_that_are_damaged_are_one_line(name, content, words, tmp_path):
+    roberta_files(tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=words):
+        load_tokenizer(tmp_path)
+
+
+def test_mpnet_s_vocabulary_alone_has_its_own_special_tokens(tmp_path):
+    from transformers import MPNetTokenizer
+
+    special = {"[PAD]": "<pad>", "[CLS]": "<s>", "[SEP]": "</s>", "[MASK]": "<mask>"}
+    words = [special.get(word, word) for word in WORDS]
+    write(tmp_path, vocabulary=words, config={"model_type": "mpnet"})
+    loaded = load_tokenizer(tmp_path)
+    theirs = MPNetTokenizer(vocab={word: i for i, word in enumerate(words)})
+    texts = ["The film was GOOD, tweets!", "a <mask> book </s>", ""]
+    assert ids(loaded, texts) == theirs(texts)["input_ids"]
+    assert loaded.pad_token_id == 0
 
 
 def test_a_folder_without_a_tokenizer(tmp_path):
@@ -588,8 +658,8 @@ def test_an_embedding_of_more_rows_than_padding_explains_is_told(size, rows, tol
 
 def test_ids_that_the_embedding_has_no_row_for_are_refused(tmp_path):
     loaded = load_tokenizer(write(tmp_path, vocabulary=VOCABULARY))
-    TextReader(loaded, BertConfig(vocab_size=SIZE), 128, "cut")
+    TextReader(loaded, EncoderConfig(vocab_size=SIZE), 128, "cut")
     with pytest.raises(
         UserError, match=rf"ids up to {SIZE - 1}, the backbone a vocabulary of {SIZE - 1}: use"
     ):
-        TextReader(loaded, BertConfig(vocab_size=SIZE - 1), 128, "cut")
+        TextReader(loaded, EncoderConfig(vocab_size=SIZE - 1), 128, "cut")

@@ -17,8 +17,8 @@ from mtl_jax.cli.commands import run
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.models import pretrained
-from mtl_jax.models.bert import BertEncoder
 from mtl_jax.models.encoder import load_encoder
+from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.workdir import Workdir
@@ -223,7 +223,7 @@ def test_extraction_is_the_pooled_encoder(tiny, pooling):
     tokenizer = load_tokenizer(tiny)
     for text, vector in zip(texts, vectors, strict=True):
         ids = np.array([tokenizer(text)["input_ids"]])
-        hidden = np.asarray(BertEncoder(config).apply({"params": params}, ids))[0]
+        hidden = np.asarray(EncoderModule(config).apply({"params": params}, ids))[0]
         expected = hidden.mean(0) if pooling == "mean" else hidden[0]
         if pooling == "pooler":
             kernel, bias = params["pooler"]["kernel"], params["pooler"]["bias"]

@@ -26,8 +26,7 @@ from mtl_jax.core.json_files import read_lines
 from mtl_jax.data.batches import TextSet
 from mtl_jax.freezing import partition
 from mtl_jax.freezing.partition import Stages
-from mtl_jax.models.bert import BertEncoder
-from mtl_jax.models.bert_layers import attention_bias
+from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.runs.checkpoints.manager import CheckpointManager
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.phase_run import PhaseRun
@@ -91,10 +90,10 @@ def layers_alone(backbone, start, ids_or_states, stop):
         hidden = ids_or_states[None]
         if start is None:
             hidden = encoder.embed(hidden)
-        bias = attention_bias(jnp.ones(hidden.shape[:2], jnp.int32))
-        return encoder.run_layers(hidden, bias, start or 0, stop)
+        views = encoder.views(jnp.ones(hidden.shape[:2], jnp.int32))
+        return encoder.run_layers(hidden, views, start or 0, stop)
 
-    return BertEncoder(TINY).apply({"params": backbone}, method=layers)
+    return EncoderModule(TINY).apply({"params": backbone}, method=layers)
 
 
 def alone(backbone, start, ids_or_states, stop):

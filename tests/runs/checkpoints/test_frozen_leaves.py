@@ -40,7 +40,7 @@ def leaves_of(folder, step):
 
 
 def last_of(folder):
-    return CheckpointReader(folder / "checkpoints").last_step
+    return CheckpointReader(folder / "checkpoints").last_step or 0
 
 
 def frozen_of(folder):

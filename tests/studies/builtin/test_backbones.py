@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mtl_jax.models.bert_config import BertConfig
+from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.studies.builtin.backbones import Backbones
 from mtl_jax.studies.report.backbones_report import (
     choice,
@@ -104,7 +104,7 @@ def test_folders_hold_from_anywhere(tmp_path, monkeypatch):
 
 
 def test_a_backbone_that_cannot_be_reached_is_counted(flags, tmp_path):
-    deep = BertConfig(**{**vars(TINY), "num_hidden_layers": 4})
+    deep = EncoderConfig(**{**vars(TINY), "num_hidden_layers": 4})
     folders = [tmp_path / "shallow", tmp_path / "deep"]
     write_checkpoint(folders[0])
     write_checkpoint(folders[1], deep, seed=1)

@@ -17,10 +17,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import mtl_jax
 from mtl_jax.core import downloads
-from mtl_jax.models.bert import BertEncoder
-from mtl_jax.models.bert_config import ACTIVATIONS, BertConfig
-from mtl_jax.models.bert_layers import attention_bias, cudnn_can
 from mtl_jax.models.dropout import Dropout
+from mtl_jax.models.encoder_config import ACTIVATIONS, EncoderConfig
+from mtl_jax.models.encoder_module import EncoderModule
+from mtl_jax.models.layers import attention_bias, cudnn_can
 from mtl_jax.models.pretrained import to_transformers
 from tests import make_bert_reference as reference
 
@@ -46,17 +46,17 @@ def run(encoder, params, *args, **flags) -> Any:
 
 def states_and_pooler(encoder, ids, mask, types):
     """float32 [1 + layers, batch, length, hidden] and [batch, hidden], layer by layer."""
-    bias = attention_bias(mask)
+    views = encoder.views(mask)
     states = [encoder.embed(ids, types)]
     for i in range(encoder.config.num_hidden_layers):
-        states.append(encoder.run_layers(states[-1], bias, i, i + 1))
+        states.append(encoder.run_layers(states[-1], views, i, i + 1))
     return jnp.stack(states), encoder.pool(states[-1][:, 0])
 
 
 def computed(folder, ids, mask, types):
     """What ``make_bert_reference.reference`` gives, by the code on trial."""
     config, params = mtl_jax.load_backbone(folder)
-    encoder = BertEncoder(config)
+    encoder = EncoderModule(config)
     state_weights, pooler_weights = reference.loss_weights(mask, config.hidden_size)
 
     @functools.partial(jax.value_and_grad, has_aux=True)
@@ -194,7 +194,7 @@ def model(tiny):
 def encode(config, params, dropout=None, dtype=jnp.float32, **flags):
     """The last hidden state of the tiny inputs, one operation after the other."""
     rngs = None if dropout is None else {"dropout": jax.random.key(dropout)}
-    encoder = BertEncoder(config, dtype)
+    encoder = EncoderModule(config, dtype)
     given = (TINY_IDS, TINY_MASK, TINY_TYPES)
     return np.asarray(run(encoder, params, *given, **flags, rngs=rngs))
 
@@ -205,31 +205,31 @@ def test_two_ranges_of_layers_are_the_whole_bit_for_bit(i, model):
     assert config.num_hidden_layers == 3
 
     def in_two(encoder):
-        bias = attention_bias(jnp.asarray(TINY_MASK))
+        views = encoder.views(jnp.asarray(TINY_MASK))
         hidden = encoder.embed(TINY_IDS, TINY_TYPES)
-        return encoder.run_layers(encoder.run_layers(hidden, bias, 0, i), bias, i, 3)
+        return encoder.run_layers(encoder.run_layers(hidden, views, 0, i), views, i, 3)
 
-    parts = run(BertEncoder(config), params, method=in_two)
+    parts = run(EncoderModule(config), params, method=in_two)
     np.testing.assert_array_equal(parts, encode(config, params))
 
 
 @pytest.mark.parametrize("i", [0, 1, 3, 6])
 def test_two_compiled_ranges_are_the_whole_on_the_real_checkpoint(i):
     config, params = mtl_jax.load_backbone(downloads.minilm())
-    encoder = BertEncoder(config)
+    encoder = EncoderModule(config)
     stored = part_of(reference.STORED, reference.REAL)
     ids, mask = stored["input_ids"][::16, :40], stored["attention_mask"][::16, :40]
 
     @jax.jit
     def lower(params):
         hidden = run(encoder, params, ids, method="embed")
-        bias = attention_bias(jnp.asarray(mask))
-        return run(encoder, params, hidden, bias, 0, i, method="run_layers")
+        views = run(encoder, params, jnp.asarray(mask), method="views")
+        return run(encoder, params, hidden, views, 0, i, method="run_layers")
 
     @jax.jit
     def upper(params, hidden):
-        bias = attention_bias(jnp.asarray(mask))
-        return run(encoder, params, hidden, bias, i, method="run_layers")
+        views = run(encoder, params, jnp.asarray(mask), method="views")
+        return run(encoder, params, hidden, views, i, method="run_layers")
 
     whole = jax.jit(functools.partial(run, encoder))(params, ids, mask)
     found = upper(params, lower(params))
@@ -239,7 +239,7 @@ def test_two_compiled_ranges_are_the_whole_on_the_real_checkpoint(i):
 
 def test_defaults_are_no_padding_and_one_type_and_positions_in_order(model):
     config, params = model
-    encoder = BertEncoder(config)
+    encoder = EncoderModule(config)
     short = run(encoder, params, TINY_IDS)
     positions = np.broadcast_to(np.arange(5), (2, 5))
     ones, zeros = np.ones_like(TINY_IDS), np.zeros_like(TINY_IDS)
@@ -251,7 +251,7 @@ def test_defaults_are_no_padding_and_one_type_and_positions_in_order(model):
 
 def test_padding_does_not_matter_to_tokens(model):
     config, params = model
-    encoder = BertEncoder(config)
+    encoder = EncoderModule(config)
     base = encode(config, params)
     ids = np.where(TINY_MASK, TINY_IDS, 7)
     other = np.asarray(run(encoder, params, ids, TINY_MASK, TINY_TYPES))
@@ -296,7 +296,7 @@ def test_two_names_of_one_activation(name, other, model):
 def test_a_field_is_a_size(field, path, axis, model):
     config, _ = model
     size = getattr(config, field) * 2
-    encoder = BertEncoder(dataclasses.replace(config, **{field: size}))
+    encoder = EncoderModule(dataclasses.replace(config, **{field: size}))
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), TINY_IDS)["params"]
     assert flat(shapes)[path].shape[axis] == size
 
@@ -306,7 +306,7 @@ def test_layers_and_initial_spread_follow_the_configuration(model):
     wide = dataclasses.replace(
         config, num_hidden_layers=2, hidden_size=96, intermediate_size=384, initializer_range=0.07
     )
-    params = BertEncoder(wide).init(jax.random.key(0), TINY_IDS)["params"]
+    params = EncoderModule(wide).init(jax.random.key(0), TINY_IDS)["params"]
     assert set(params) == {"embeddings", *(f"layer_{i}" for i in range(2))}
     for path, leaf in flat(params).items():
         if leaf.size >= 96 * 96:
@@ -342,7 +342,7 @@ def test_dropout_follows_its_key_and_is_off_without_train(model):
 def test_every_dropout_drops_at_the_rate_of_its_field(rates, model):
     config, params = model
     config = with_rates(config, *rates)
-    encoder = BertEncoder(config)
+    encoder = EncoderModule(config)
     ids = np.random.RandomState(0).randint(1, config.vocab_size, (48, 24))
 
     def outputs(train):
@@ -416,7 +416,7 @@ def test_hidden_dropout_acts_on_both_updates_and_not_on_the_residual(model):
     nothing = silenced(params, "output/kernel", "output/bias")
     np.testing.assert_array_equal(everything, encode(config, nothing))
     embedded = run(
-        BertEncoder(with_rates(config, 1.0, 0.0)),
+        EncoderModule(with_rates(config, 1.0, 0.0)),
         params,
         TINY_IDS,
         train=True,
@@ -429,7 +429,7 @@ def test_hidden_dropout_acts_on_both_updates_and_not_on_the_residual(model):
 @pytest.mark.parametrize("depth", range(5))
 def test_the_frozen_prefix_has_no_dropout(depth, model):
     config, params = model
-    encoder = BertEncoder(with_rates(config, 0.5, 0.5))
+    encoder = EncoderModule(with_rates(config, 0.5, 0.5))
     stages = ["embeddings", "layer_0", "layer_1", "layer_2"]
 
     def outputs(rngs, **flags):
@@ -496,7 +496,7 @@ def test_attention_bias_of_blocks():
 
 def test_a_segment_is_encoded_as_if_alone(model):
     config, params = model
-    encoder = BertEncoder(config)
+    encoder = EncoderModule(config)
     row = np.array([[2, 5, 8, 3, 2, 9, 3, 0]], np.int32)
     packed = run(
         encoder,
@@ -514,17 +514,17 @@ def test_a_text_of_padding_alone_gives_numbers(model):
     config, params = model
     ids = np.zeros((1, 4), np.int32)
     for given in ({"attention_mask": ids}, {"segment_ids": ids}):
-        assert np.isfinite(run(BertEncoder(config), params, ids, **given)).all()
+        assert np.isfinite(run(EncoderModule(config), params, ids, **given)).all()
 
 
 def test_a_default_configuration_is_bert_base():
-    config = BertConfig()
-    shapes = jax.eval_shape(BertEncoder(config).init, jax.random.key(0), TINY_IDS)["params"]
+    config = EncoderConfig()
+    shapes = jax.eval_shape(EncoderModule(config).init, jax.random.key(0), TINY_IDS)["params"]
     # bert-base-uncased has 109,482,240 with its pooler of 768 x 768 + 768.
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 109_482_240 - 768 * 769
 
 
-SMALL = BertConfig(
+SMALL = EncoderConfig(
     vocab_size=12,
     hidden_size=8,
     num_hidden_layers=2,
@@ -538,8 +538,8 @@ def with_flags(**flags):
     """A loss of every parameter, and its gradients, in training."""
     ids = jnp.arange(12).reshape(2, 6)
     config = dataclasses.replace(SMALL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    params = BertEncoder(config).init(jax.random.key(0), ids)["params"]
-    encoder = BertEncoder(config, **flags)
+    params = EncoderModule(config).init(jax.random.key(0), ids)["params"]
+    encoder = EncoderModule(config, **flags)
 
     def loss(params) -> Any:
         rngs = {"dropout": jax.random.key(3)}
@@ -564,7 +564,7 @@ def test_scanned_layers_compute_the_same(remat):
 
 def test_scanned_layers_draw_dropout_of_their_own():
     ids = jnp.zeros((1, 6), jnp.int32)
-    encoder = BertEncoder(dataclasses.replace(SMALL, hidden_dropout_prob=0.5), scan_layers=True)
+    encoder = EncoderModule(dataclasses.replace(SMALL, hidden_dropout_prob=0.5), scan_layers=True)
     params = encoder.init(jax.random.key(0), ids)["params"]
     # Two layers without effect but for their dropout: the same mask twice would go unseen in one.
     hidden = jnp.ones((1, 6, 8))
@@ -575,7 +575,7 @@ def test_scanned_layers_draw_dropout_of_their_own():
     drawn = []
     for key in (0, 0, 1):
         rngs = {"dropout": jax.random.key(key)}
-        args = hidden, attention_bias(jnp.ones((1, 6)))
+        args = hidden, run(encoder, params, jnp.ones((1, 6)), method="views")
         drawn.append(run(encoder, params, *args, train=True, rngs=rngs, method="run_layers"))
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
@@ -585,10 +585,10 @@ def test_scanned_layers_draw_dropout_of_their_own():
 
 def test_rematerialised_layers_compute_the_same_gradients():
     ids = jnp.arange(12).reshape(2, 6)
-    params = BertEncoder(SMALL).init(jax.random.key(0), ids)["params"]
+    params = EncoderModule(SMALL).init(jax.random.key(0), ids)["params"]
     gradients = []
     for remat in (False, True):
-        encoder = BertEncoder(SMALL, remat=remat)
+        encoder = EncoderModule(SMALL, remat=remat)
 
         def loss(params, encoder=encoder) -> Any:
             rngs = {"dropout": jax.random.key(3)}
@@ -605,12 +605,12 @@ def test_fused_attention_computes_the_plain_one_where_weights_have_no_dropout(tr
     config = dataclasses.replace(SMALL, attention_probs_dropout_prob=0.0)
     ids = jnp.arange(16).reshape(2, 8) % 12
     segments = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 2]])
-    params = BertEncoder(config).init(jax.random.key(0), ids)["params"]
+    params = EncoderModule(config).init(jax.random.key(0), ids)["params"]
 
     def value_and_gradient(fused):
         def loss(params):
             states = run(
-                BertEncoder(config, fused=fused),
+                EncoderModule(config, fused=fused),
                 params,
                 ids,
                 segment_ids=segments,
@@ -638,7 +638,7 @@ def test_fused_attention_is_given_a_mask_of_every_query(monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", noted)
     config = dataclasses.replace(SMALL, attention_probs_dropout_prob=0.0)
     ids = jnp.ones((2, 8), jnp.int32)
-    BertEncoder(config, fused="xla").init(jax.random.key(0), ids, ids)
+    EncoderModule(config, fused="xla").init(jax.random.key(0), ids, ids)
     assert shapes == [(2, 1, 8, 8)] * 2
 
 
@@ -668,10 +668,10 @@ def test_cudnn_is_for_what_it_can_compute(changes, dtype, card, expected):
 
 def test_dropout_of_the_attention_weights_is_never_left_out():
     ids = jnp.arange(16).reshape(2, 8) % 12
-    params = BertEncoder(SMALL).init(jax.random.key(0), ids)["params"]
+    params = EncoderModule(SMALL).init(jax.random.key(0), ids)["params"]
     states = [
         run(
-            BertEncoder(SMALL, fused=fused),
+            EncoderModule(SMALL, fused=fused),
             params,
             ids,
             train=True,

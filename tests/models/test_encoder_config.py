@@ -1,11 +1,12 @@
-import dataclasses
 import json
 
 import pytest
 
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError
-from mtl_jax.models.bert_config import BertConfig
+from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.families import FAMILIES
+from tests import make_encoder_reference as reference
 
 BERT = {"model_type": "bert"}
 
@@ -13,7 +14,7 @@ BERT = {"model_type": "bert"}
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"model_type": "roberta"}, "model_type 'roberta'"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2'"),
         ({"model_type": ["bert"]}, "model_type ['bert']"),
         ({"architectures": ["BertModel", "RobertaModel"]}, "architectures ['BertModel', 'Rob"),
         ({"architectures": "RobertaModel"}, "architectures ['RobertaModel']"),
@@ -28,7 +29,7 @@ BERT = {"model_type": "bert"}
 def test_what_the_encoder_does_not_compute_is_refused_by_name(fields, words):
     field = next(iter(fields.keys() - BERT.keys()), "model_type")
     with pytest.raises(UserError) as caught:
-        BertConfig.from_dict(fields, origin="there/config.json")
+        EncoderConfig.from_dict(fields, origin="there/config.json")
     message = str(caught.value)
     assert message.startswith(f"there/config.json: {field} ")
     assert words in message
@@ -38,14 +39,14 @@ def test_what_the_encoder_does_not_compute_is_refused_by_name(fields, words):
 @pytest.mark.parametrize("rest", [{}, {"architectures": ["BertForMaskedLM"]}, {"model_type": None}])
 def test_a_config_of_2019_is_told_what_it_lacks(rest):
     with pytest.raises(UserError, match=r"^c: model_type is .*, add \"model_type\": \"bert\"$"):
-        BertConfig.from_dict({"hidden_size": 384} | rest, origin="c")
+        EncoderConfig.from_dict({"hidden_size": 384} | rest, origin="c")
 
 
 def test_code_of_a_checkpoint_is_refused_by_name():
     own = {"AutoModel": "modeling_own.OwnModel"}
     with pytest.raises(UserError, match=r"^c: auto_map .*modeling_own.*: use a checkpoint without"):
-        BertConfig.from_dict(BERT | {"auto_map": own}, origin="c")
-    assert BertConfig.from_dict(BERT | {"auto_map": {}}) == BertConfig()
+        EncoderConfig.from_dict(BERT | {"auto_map": own}, origin="c")
+    assert EncoderConfig.from_dict(BERT | {"auto_map": {}}) == EncoderConfig()
 
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -66,10 +67,10 @@ NO_RATES = (-1, -0.1, 1.1, 2, NAN, INFINITY, "0.1", True, [0.1])
 def test_a_number_that_makes_no_sense_is_refused(field, value):
     words = rf"^c: {field} .* must be .*: correct the checkpoint's config\.json$"
     with pytest.raises(UserError, match=words):
-        BertConfig.from_dict(BERT | {field: value}, origin="c")
+        EncoderConfig.from_dict(BERT | {field: value}, origin="c")
     # A run's own record is read without from_dict.
     with pytest.raises(UserError, match=field):
-        BertConfig(**{field: value})
+        EncoderConfig(**{field: value})
 
 
 @pytest.mark.parametrize(
@@ -78,18 +79,18 @@ def test_a_number_that_makes_no_sense_is_refused(field, value):
 @pytest.mark.parametrize("value", ["x" * 700_000, ["x"] * 700_000], ids=["string", "list"])
 def test_an_error_stays_short_whatever_a_config_holds(field, value):
     with pytest.raises(UserError, match=field) as caught:
-        BertConfig.from_dict(BERT | {field: value}, origin="c")
+        EncoderConfig.from_dict(BERT | {field: value}, origin="c")
     assert len(str(caught.value)) < 300
 
 
 def test_an_unknown_activation_is_refused_with_those_there_are():
     with pytest.raises(UserError, match=r"hidden_act 'mish' .*: use one of gelu, gelu_new, gelu_"):
-        BertConfig.from_dict(BERT | {"hidden_act": "mish"})
+        EncoderConfig.from_dict(BERT | {"hidden_act": "mish"})
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused():
     with pytest.raises(UserError, match=r"hidden_size 768 .* num_attention_heads 7: correct"):
-        BertConfig.from_dict(BERT | {"num_attention_heads": 7})
+        EncoderConfig.from_dict(BERT | {"num_attention_heads": 7})
 
 
 def test_spelled_out_defaults_and_fields_without_effect_are_accepted():
@@ -102,8 +103,8 @@ def test_spelled_out_defaults_and_fields_without_effect_are_accepted():
         "transformers_version": "4.8.2",
         "id2label": {"0": "LABEL_0"},
     }
-    assert BertConfig.from_dict(BERT | neutral) == BertConfig()
-    assert BertConfig.from_dict(BERT | dict.fromkeys(list(neutral)[:4])) == BertConfig()
+    assert EncoderConfig.from_dict(BERT | neutral) == EncoderConfig()
+    assert EncoderConfig.from_dict(BERT | dict.fromkeys(list(neutral)[:4])) == EncoderConfig()
 
 
 def test_every_field_is_read():
@@ -123,15 +124,15 @@ def test_every_field_is_read():
         "layer_norm_eps": 1e-3,
         "pad_token_id": 9,
     }
-    config = BertConfig.from_dict(BERT | fields)
-    assert dataclasses.asdict(config) == fields
-    defaults = dataclasses.asdict(BertConfig())
+    config = EncoderConfig.from_dict(BERT | fields)
+    assert config.record() == fields
+    defaults = EncoderConfig().record()
     assert all(defaults[name] != value for name, value in fields.items())
 
 
 def test_the_default_checkpoint():
-    config = BertConfig.from_dict(json.loads((downloads.minilm() / "config.json").read_text()))
-    assert config == BertConfig(
+    config = EncoderConfig.from_dict(json.loads((downloads.minilm() / "config.json").read_text()))
+    assert config == EncoderConfig(
         hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
     )
 
@@ -148,4 +149,36 @@ def test_the_default_checkpoint():
 )
 def test_a_damaged_config_is_refused_in_words(fields, words):
     with pytest.raises(UserError, match=words):
-        BertConfig.from_dict(fields, origin="there/config.json")
+        EncoderConfig.from_dict(fields, origin="there/config.json")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_config_lacks_is_what_transformers_takes_for_it(family):
+    from transformers import AutoConfig
+
+    spelled = AutoConfig.for_model(family).to_dict()
+    short = EncoderConfig.from_dict({"model_type": family})
+    assert EncoderConfig.from_dict(spelled) == short
+    assert short.family == family
+
+
+@pytest.mark.parametrize("fields", [*reference.MODELS.values(), *reference.drawn(3).values()])
+def test_a_configuration_is_written_as_it_is_read(fields):
+    config = EncoderConfig.from_dict(fields)
+    assert EncoderConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert EncoderConfig(**json.loads(json.dumps(config.record()))) == config
+
+
+def test_the_record_of_a_bert_has_the_fields_that_it_always_had():
+    assert list(EncoderConfig().record())[-1] == "pad_token_id"
+    assert EncoderConfig(family="mpnet", type_vocab_size=0, relative_attention_num_buckets=32)
+    with pytest.raises(UserError, match="family 'gpt2' is not supported: use one of bert, rob"):
+        EncoderConfig(family="gpt2")
+
+
+def test_positions_that_stand_for_padding_leave_room_for_fewer_tokens():
+    fields = {"max_position_embeddings": 514, "type_vocab_size": 1}
+    roberta = EncoderConfig.from_dict({"model_type": "roberta", **fields})
+    assert (roberta.first_position, roberta.max_length) == (2, 512)
+    modern = EncoderConfig.from_dict({"model_type": "modernbert"})
+    assert (modern.max_length, modern.local_layers[:3]) == (8192, (1, 2, 4))

@@ -1,0 +1,435 @@
+"""The layers of an encoder in Flax, as its ``EncoderConfig`` has them.
+
+Whatever ``dtype`` is, only the factors of matrix products are rounded to it, and what is kept
+between them. Sums, the residual stream, layer normalisation, the softmax and the activations are
+float32, as under PyTorch's autocast: a sum of many numbers in bfloat16 stops growing.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from mtl_jax.models.dense_product import Dense, product
+from mtl_jax.models.dropout import Dropout
+from mtl_jax.models.encoder_config import RELATIVE_BUCKETS, EncoderConfig
+from mtl_jax.models.layer_norm import LayerNorm
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU, x Φ(x) (Hendrycks & Gimpel 2016, arXiv:1606.08415).
+
+    As in PyTorch through erf. JAX's own goes through erfc, exact to the last digit far below
+    0, where x times it is nothing beside what it is added to, for twice the time.
+    """
+    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+# The names of transformers' ACT2FN; its "gelu" is the exact one.
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": _gelu,
+    "gelu_new": functools.partial(nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "swish": nn.silu,
+    "tanh": jnp.tanh,
+}
+
+Fused = Literal["xla", "cudnn"]
+
+# What cuDNN's attention takes on every card that has it.
+_CUDNN_CAPABILITY = 8.0
+_CUDNN_HEAD_MULTIPLE, _CUDNN_HEAD_MOST = 8, 128
+
+Blocks = tuple[tuple[int, int], ...]
+"""How a row of tokens is cut for attention, from its start: ``(count, length)`` of blocks."""
+
+Bias = tuple[jax.Array, ...]
+"""What is added to the attention scores, for each kind of block: float32 [batch * count, 1,
+1 or length, length]. A token sees only its own block."""
+
+Rotation = tuple[jax.Array, jax.Array]
+"""Cosines and sines of the angles that positions turn queries and keys by: float32 [batch, length,
+1, half of a head]."""
+
+
+class View(NamedTuple):
+    """What a layer reads beside the hidden states.
+
+    Attributes:
+        bias: Which tokens a token looks at.
+        relative: What is added to the scores for the distance of two tokens, for each kind of
+            block float32 [1, heads, length, length]; None without.
+        rotation: None without rotary positions.
+    """
+
+    bias: Bias
+    relative: Bias | None = None
+    rotation: Rotation | None = None
+
+
+class Views(NamedTuple):
+    """What the layers read beside the hidden states, the same for all of a kind.
+
+    Attributes:
+        whole: Of the layers in which a token looks at its whole text.
+        local: Of the ``local_layers``; None where there are none.
+    """
+
+    whole: View
+    local: View | None = None
+
+
+# Of MPNet, as of T5 (Raffel et al. 2020, arXiv:1910.10683): beyond this all distances are one.
+_FARTHEST = 128
+
+
+def relative_buckets(length: int) -> np.ndarray:
+    """The row of the table of relative positions for each two tokens, int32 [length, length].
+
+    The distance of what comes later is told apart from that of what comes before. Short distances
+    have a row each, longer ones share rows by their logarithm.
+    """
+    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
+    later = RELATIVE_BUCKETS // 2
+    exact = later // 2
+    far = np.abs(distance).astype(np.float32)
+    # In float32 as transformers computes it, which decides what falls on an edge.
+    ratio = np.log(np.maximum(far, 1) / np.float32(exact)) / np.float32(math.log(_FARTHEST / exact))
+    shared = exact + (ratio * np.float32(later - exact)).astype(np.int32)
+    row = np.where(far < exact, far.astype(np.int32), np.minimum(shared, later - 1))
+    return (row + (distance > 0) * later).astype(np.int32)
+
+
+def rotation(position_ids: jax.Array, theta: float, head_size: int) -> Rotation:
+    """The rotation of positions, int32 [batch, length], for heads of a width.
+
+    Source: Su et al. 2021 (arXiv:2104.09864), equation 15.
+    """
+    exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
+    frequencies = np.float32(1) / np.float32(theta) ** exponents
+    angles = position_ids[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def _turned(x: jax.Array, by: Rotation) -> jax.Array:
+    """float32 [batch, length, heads, head size] -> the same: both halves of a head are a pair."""
+    cos, sin = by
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def cudnn_can(config: EncoderConfig, dtype: DTypeLike, device: Any = None) -> bool:
+    """Whether cuDNN's attention can compute that of an encoder.
+
+    Args:
+        config: The encoder's.
+        dtype: Precision of the computation; cuDNN has no float32.
+        device: A JAX device; by default the first of this process.
+    """
+    device = jax.local_devices()[0] if device is None else device
+    head = config.hidden_size // config.num_attention_heads
+    return (
+        jnp.dtype(dtype) == jnp.bfloat16
+        # It adds to the scores only what has no gradient of its own.
+        and not config.relative_attention_num_buckets
+        and head % _CUDNN_HEAD_MULTIPLE == 0
+        and head <= _CUDNN_HEAD_MOST
+        # The cards of ROCm are a "gpu", too.
+        and "cuda" in device.client.platform_version
+        and float(device.compute_capability) >= _CUDNN_CAPABILITY
+    )
+
+
+def dense(
+    config: EncoderConfig, features: int, dtype: DTypeLike, *, use_bias: bool = True
+) -> Dense:
+    """A Dense layer with BERT's initialisation."""
+    init = nn.initializers.normal(config.initializer_range)
+    return Dense(features, dtype, init, use_bias=use_bias)
+
+
+def _layer_norm(config: EncoderConfig) -> LayerNorm:
+    return LayerNorm(config.layer_norm_eps, config.norm_bias)
+
+
+def _dropout(config: EncoderConfig, rate: float | None) -> Dropout:
+    return Dropout(config.hidden_dropout_prob if rate is None else rate)
+
+
+def exact_dense(config: EncoderConfig, features: int, **module: Any) -> Dense:
+    """The same in float32 on every device: next to the encoder's, its cost is nothing.
+
+    By default GPUs and TPUs round the factors of a float32 product to fewer bits.
+    ``module`` is what Flax takes of any module, such as its ``parent``.
+    """
+    init = nn.initializers.normal(config.initializer_range)
+    return Dense(features, jnp.float32, init, jax.lax.Precision.HIGHEST, **module)
+
+
+def attention_bias(
+    attention_mask: jax.Array,
+    segment_ids: jax.Array | None = None,
+    blocks: Blocks | None = None,
+    window: int | None = None,
+) -> Bias:
+    """0 where a token may look, else very negative.
+
+    Args:
+        attention_mask: [batch, length], nonzero at tokens that may be looked at.
+        segment_ids: int32 [batch, length], in the place of the mask for rows that hold
+            several texts: a token looks at its own segment only; segment 0 is padding.
+        blocks: Parts of a row that no segment crosses, together ``length`` long; by default
+            one, the whole row.
+        window: How far away a token may look at most; by default at all there are.
+    """
+    rows, row_length = attention_mask.shape
+    bias, start = [], 0
+    for count, length in blocks or ((1, row_length),):
+        stop = start + count * length
+        shape = (rows * count, length)
+        if segment_ids is not None:
+            segments = segment_ids[:, start:stop].reshape(shape)
+            visible = segments[:, :, None] == segments[:, None, :]
+        else:
+            visible = attention_mask[:, start:stop].reshape(shape)[:, None, :] != 0
+        if window is not None and window < length - 1:
+            # A text's tokens lie side by side, wherever in a block it begins.
+            place = np.arange(length)
+            visible &= jnp.asarray(np.abs(place[:, None] - place) <= window)
+        bias.append(jnp.where(visible, 0.0, jnp.finfo(jnp.float32).min)[:, None])
+        start = stop
+    return tuple(bias)
+
+
+class Embeddings(nn.Module):
+    """What stands for a token by itself, and what every layer is told of its place.
+
+    The sum of word, position and token-type embeddings, normalised, as far as the encoder has
+    them; projected where it is of another width.
+    """
+
+    config: EncoderConfig
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        config = self.config
+        init = nn.initializers.normal(config.initializer_range)
+        # Looked up in float32 whatever the precision: a row's gradient is a sum over all its
+        # tokens, and of bfloat16 numbers the sum is 84 % off at 16,384 tokens.
+        embed = functools.partial(nn.Embed, features=config.word_size, embedding_init=init)
+        self.word = embed(config.vocab_size)
+        if config.global_rope_theta is None:
+            self.position = embed(config.max_position_embeddings)
+        if config.type_vocab_size:
+            self.token_type = embed(config.type_vocab_size)
+        self.layer_norm = _layer_norm(config)
+        self.dropout = _dropout(config, config.embedding_dropout_prob)
+        if config.word_size != config.hidden_size:
+            self.projection = dense(config, config.hidden_size, self.dtype)
+        if config.relative_attention_num_buckets:
+            self.relative_position = nn.Embed(
+                config.relative_attention_num_buckets,
+                config.num_attention_heads,
+                embedding_init=init,
+            )
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        position_ids: jax.Array,
+        deterministic: bool,
+    ) -> jax.Array:
+        """int32 [batch, length] x 3 -> float32 [batch, length, hidden]."""
+        config = self.config
+        summed = self.word(input_ids)
+        if config.type_vocab_size:
+            summed = summed + self.token_type(token_type_ids)
+        if config.global_rope_theta is None:
+            summed = summed + self.position(position_ids + config.first_position)
+        hidden = self.dropout(self.layer_norm(summed), deterministic=deterministic)
+        return hidden if config.word_size == config.hidden_size else self.projection(hidden)
+
+    def relative(self, blocks: Blocks) -> Bias | None:
+        """What distances add to the scores; see ``View``."""
+        if not self.config.relative_attention_num_buckets:
+            return None
+        tables = (self.relative_position(relative_buckets(length)) for _, length in blocks)
+        return tuple(jnp.moveaxis(table, -1, 0)[None] for table in tables)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with its residual connection and layer norm.
+
+    Attributes:
+        config: The encoder's.
+        dtype: As of ``EncoderModule``.
+        fused: As of ``EncoderModule``.
+        normalised: Whether the input is normalised already, so that there is no layer norm.
+    """
+
+    config: EncoderConfig
+    dtype: DTypeLike = jnp.float32
+    fused: Fused | None = None
+    normalised: bool = False
+
+    def setup(self) -> None:
+        config = self.config
+        project = functools.partial(
+            dense, config, config.hidden_size, self.dtype, use_bias=config.attention_bias
+        )
+        self.query, self.key, self.value, self.output = (project() for _ in range(4))
+        if not self.normalised:
+            self.layer_norm = _layer_norm(config)
+        self.weights_dropout = Dropout(config.attention_probs_dropout_prob)
+        self.dropout = _dropout(config, config.attention_output_dropout_prob)
+
+    def __call__(self, hidden: jax.Array, view: View, deterministic: bool) -> jax.Array:
+        """float32 [batch, length, hidden] -> the same."""
+        config, given = self.config, hidden
+        if config.norm_first and not self.normalised:
+            given = self.layer_norm(hidden)
+        query, key, value = (project(given) for project in (self.query, self.key, self.value))
+        if view.rotation is not None:
+            query, key = (self._turned(whole, view.rotation) for whole in (query, key))
+        query, key, value = (whole.astype(self.dtype) for whole in (query, key, value))
+        mixed, start = [], 0
+        for i, of_kind in enumerate(view.bias):
+            blocks, length = of_kind.shape[0], of_kind.shape[-1]
+            stop = start + blocks // len(hidden) * length
+            parts = (
+                whole[:, start:stop].reshape(blocks, length, config.num_attention_heads, -1)
+                for whole in (query, key, value)
+            )
+            relative = None if view.relative is None else view.relative[i]
+            mixed.append(
+                self._mix(*parts, of_kind, relative, deterministic).reshape(
+                    len(hidden), -1, hidden.shape[-1]
+                )
+            )
+            start = stop
+        update = self.output(jnp.concatenate(mixed, axis=1))
+        update = self.dropout(update, deterministic=deterministic)
+        return hidden + update if config.norm_first else self.layer_norm(hidden + update)
+
+    def _turned(self, whole: jax.Array, by: Rotation) -> jax.Array:
+        heads = whole.reshape(*whole.shape[:2], self.config.num_attention_heads, -1)
+        return _turned(heads, by).reshape(whole.shape)
+
+    def _mix(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        bias: jax.Array,
+        relative: jax.Array | None,
+        deterministic: bool,
+    ) -> jax.Array:
+        """[blocks, length, heads, head size] x 3 -> the same, mixed by attention."""
+        # jax.nn's attention has no dropout of its weights.
+        no_dropout = deterministic or self.config.attention_probs_dropout_prob == 0
+        if self.fused and no_dropout and relative is None:
+            # cuDNN takes no mask that is the same for all queries and left to be broadcast.
+            mask = jnp.broadcast_to(bias == 0, (*bias.shape[:2], query.shape[1], key.shape[1]))
+            return jax.nn.dot_product_attention(
+                query, key, value, mask=mask, implementation=self.fused
+            )
+        scale = query.shape[-1] ** -0.5
+        if self.dtype == jnp.float32:
+            scores = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key)
+        else:
+            # Scaled afterwards, so that no query is rounded twice.
+            scores = product("bqhd,bkhd->bhqk", self.dtype, query, key) * scale
+        if relative is not None:
+            scores = scores + relative
+        weights = jax.nn.softmax(scores + bias)
+        weights = self.weights_dropout(weights, deterministic=deterministic)
+        if self.dtype == jnp.float32:
+            return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        mixed: Any = product("bhqk,bkhd->bqhd", self.dtype, weights, value)
+        return mixed.astype(self.dtype)
+
+
+class FeedForward(nn.Module):
+    """The position-wise network with its residual connection and layer norm."""
+
+    config: EncoderConfig
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        config = self.config
+        inner = functools.partial(
+            dense, config, config.intermediate_size, self.dtype, use_bias=config.mlp_bias
+        )
+        self.intermediate = inner()
+        if config.gated_mlp:
+            self.gate = inner()
+        self.output = dense(config, config.hidden_size, self.dtype, use_bias=config.mlp_bias)
+        self.layer_norm = _layer_norm(config)
+        self.dropout = _dropout(config, config.mlp_dropout_prob)
+
+    def __call__(self, hidden: jax.Array, deterministic: bool) -> jax.Array:
+        """float32 [batch, length, hidden] -> the same."""
+        config, inside = self.config, self.config.mlp_dropout_prob is not None
+        given = self.layer_norm(hidden) if config.norm_first else hidden
+        gate = self.gate(given) if config.gated_mlp else None
+        inner = self._activated(self.intermediate(given), gate)
+        if inside:
+            inner = self.dropout(inner, deterministic=deterministic)
+        update = self.output(inner)
+        if not inside:
+            update = self.dropout(update, deterministic=deterministic)
+        return hidden + update if config.norm_first else self.layer_norm(hidden + update)
+
+    def _activated(self, x: jax.Array, gate: jax.Array | None = None) -> jax.Array:
+        activation = _ACTIVATIONS[self.config.hidden_act]
+
+        def activated(*halves: jax.Array) -> jax.Array:
+            first, *gates = (half.astype(jnp.float32) for half in halves)
+            return activation(first) * gates[0] if gates else activation(first)
+
+        halves = (x,) if gate is None else (x, gate)
+        if self.dtype == jnp.float32:
+            return activated(*halves)
+        # Computed in float32, of what is kept in half precision for the backward pass.
+        return jax.checkpoint(activated)(*(half.astype(self.dtype) for half in halves))
+
+
+class Layer(nn.Module):
+    """One transformer layer.
+
+    Attributes:
+        config: The encoder's.
+        dtype: As of ``EncoderModule``.
+        fused: As of ``EncoderModule``.
+        index: Its number.
+    """
+
+    config: EncoderConfig
+    dtype: DTypeLike = jnp.float32
+    fused: Fused | None = None
+    index: int = 0
+
+    def setup(self) -> None:
+        config, norm_first = self.config, self.config.norm_first
+        normalised = norm_first and self.index == 0
+        self.attention = Attention(config, self.dtype, self.fused, normalised)
+        self.mlp = FeedForward(config, self.dtype)
+        self.is_last = norm_first and self.index == config.num_hidden_layers - 1
+        if self.is_last:
+            self.final_norm = _layer_norm(config)
+
+    def __call__(self, hidden: jax.Array, view: View, deterministic: bool) -> jax.Array:
+        """float32 [batch, length, hidden] -> the same."""
+        hidden = self.mlp(self.attention(hidden, view, deterministic), deterministic)
+        return self.final_norm(hidden) if self.is_last else hidden
