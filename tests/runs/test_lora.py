@@ -118,7 +118,7 @@ def test_factors_go_on_in_the_phase_that_has_them_and_are_merged_before_others(r
     assert result["trainable_parameters_by_label"] == {"head": heads, "lora": 3 * 2 * (16 + 32)}
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 5, 6])
+@pytest.mark.parametrize("step", [1, 3, 5])
 def test_cut_off_in_any_phase_it_ends_the_same(step, recipe, inputs, tmp_path):
     config, folder, result = recipe
     ends_the_same(step, config, folder, result, inputs, tmp_path / "cut")
