@@ -227,6 +227,12 @@ def _import_all():
     from mtl_jax.runs.startup import import_transformers_alone
 
     import_transformers_alone()
+    # What a run imports late.
+    import jsonschema
+    import sklearn.feature_extraction.text
+    import tensorboardX
+    import transformers.models.bert.tokenization_bert
+
     import mtl_jax.cli.commands
     import mtl_jax.runs.loop
     import mtl_jax.studies.report.write
