@@ -9,6 +9,7 @@ what it reads of the environment as it does, only a test with ``subprocess`` can
 import atexit
 import functools
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -22,6 +23,19 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+_NEEDED = (
+    "mtl_jax.cli.commands",
+    "mtl_jax.runs.loop",
+    "mtl_jax.studies.report.write",
+    "mtl_jax.studies.runner",
+    "mtl_jax.tools.plan",
+    "mtl_jax.tools.predict",
+    # What a run imports late.
+    "jsonschema",
+    "sklearn.feature_extraction.text",
+    "tensorboardX",
+    "transformers.models.bert.tokenization_bert",
+)
 REPOSITORY = Path(__file__).parents[1]
 PIPE = subprocess.PIPE
 # Read late, in the process itself; all else that JAX is told by is read as it is imported.
@@ -227,12 +241,8 @@ def _import_all():
     from mtl_jax.runs.startup import import_transformers_alone
 
     import_transformers_alone()
-    import mtl_jax.cli.commands
-    import mtl_jax.runs.loop
-    import mtl_jax.studies.report.write
-    import mtl_jax.studies.runner
-    import mtl_jax.tools.plan
-    import mtl_jax.tools.predict  # noqa: F401
+    for name in _NEEDED:
+        importlib.import_module(name)
 
 
 def _serve(control):

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mtl_jax.config.train import LIMITS, TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.imported import import_function
+from mtl_jax.core.versions import version
 from mtl_jax.freezing.partition import Params, Stages
 from mtl_jax.freezing.scenarios import FROZEN
 from mtl_jax.runs.cached_splits import CachedSplits

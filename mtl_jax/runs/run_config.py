@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any, get_args
 
 from mtl_jax.config.data import DataConfig
@@ -13,6 +12,7 @@ from mtl_jax.config.model import Parallel, Pooling
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.imported import refuse_untrusted
 from mtl_jax.core.json_files import OBJECT, check_json
+from mtl_jax.core.versions import version
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.runs.workdir import Workdir, json_digest, lasting
 from mtl_jax.training.evaluator import ModelSpec

@@ -9,7 +9,6 @@ import secrets
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +27,7 @@ from mtl_jax.core.json_files import (
     write_json,
 )
 from mtl_jax.core.paths import expanded
+from mtl_jax.core.versions import version
 from mtl_jax.models.tokenizer_files import copy_tokenizer, tokenizer_digest
 from mtl_jax.runs.monitoring.metric_writers import MetricWriter
 

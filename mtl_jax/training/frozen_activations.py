@@ -12,11 +12,11 @@ import json
 import os
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 
 import jax
 import numpy as np
 
+from mtl_jax.core.versions import version
 from mtl_jax.data.batches import TextSet
 from mtl_jax.freezing.partition import Params, Stages
 from mtl_jax.training.cache.array_file import Write

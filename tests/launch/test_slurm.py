@@ -14,6 +14,7 @@ from mtl_jax.core.command_line import guarded
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.launch.__main__ import main
 from mtl_jax.runs.loop import train
+from tests.conftest import COMPILER_FLAGS
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "tests" / "slurm_cluster.sh"
@@ -45,7 +46,8 @@ def launch(cluster, tmp_path, monkeypatch, capsys):
     for name, value in {
         "SLURM_CONF": cluster,
         "PYTHONPATH": ROOT,
-        "XLA_FLAGS": "",
+        # Without the number of devices, which is the launcher's to say.
+        "XLA_FLAGS": COMPILER_FLAGS,
     }.items():
         monkeypatch.setenv(name, str(value))
 

@@ -48,9 +48,15 @@ def test_a_warning_names_the_heads_that_have_drifted_too_far():
     )
 
 
+@pytest.fixture
+def settings(small_settings):
+    """Of one layer, which is enough for a head's inputs to drift."""
+    return dict(small_settings)
+
+
 @pytest.fixture(scope="module")
-def inputs(shared_settings):
-    return Inputs(TrainConfig(**shared_settings, workdir=""))
+def inputs(small_settings):
+    return Inputs(TrainConfig(**small_settings, workdir=""))
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ DEFAULT = RATES.index(3e-3)
 
 
 @pytest.fixture(scope="module")
-def open_settings(shared_settings):
-    """Settings that leave the heads' rate to the sweep."""
-    stated = {name: value for name, value in shared_settings.items() if "head" not in name}
+def open_settings(small_settings):
+    """Settings that leave the heads' rate to the sweep; of one layer, for it is frozen."""
+    stated = {name: value for name, value in small_settings.items() if "head" not in name}
     return stated | {"epochs": 20, "measure_every": 10}
 
 

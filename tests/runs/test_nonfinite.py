@@ -13,16 +13,22 @@ from mtl_jax.runs.loop import train
 from mtl_jax.runs.monitoring.train_metrics import Meter
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.inputs import Inputs
-from tests.conftest import TASKS, WORDS, write_checkpoint
+from tests.conftest import SMALL, TASKS, WORDS, write_checkpoint
 from tests.several import together
 from tests.training.weighting.test_train import interrupted_at
 
 FAST = {"head_learning_rate": 1e38, "backbone_learning_rate": 1e38}
 
 
+@pytest.fixture
+def settings(small_settings):
+    """Of one layer, of whose numbers one that is not finite is told as of many."""
+    return dict(small_settings)
+
+
 def spoilt_checkpoint(folder, word):
     """One whose vector of a word is so large that its layer norm is not finite."""
-    write_checkpoint(folder)
+    write_checkpoint(folder, SMALL)
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     tensors["embeddings.word_embeddings.weight"][WORDS.index(word)] = 3e38
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
@@ -74,9 +80,9 @@ def test_a_gradient_that_is_not_finite_is_told_at_its_own_step(
     scenario, parallel, settings, tmp_path
 ):
     """Vectors of 1e25: the losses are finite, and the norm of what they give the heads is not."""
-    folder = write_checkpoint(tmp_path / "checkpoint")
+    folder = write_checkpoint(tmp_path / "checkpoint", SMALL)
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-    tensors["encoder.layer.2.output.LayerNorm.weight"] *= np.float32(1e25)
+    tensors["encoder.layer.0.output.LayerNorm.weight"] *= np.float32(1e25)
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     settings |= {"backbone": str(folder), "scenario": scenario, "parallel": parallel}
     config = TrainConfig(**settings, workdir=str(tmp_path / "run"))

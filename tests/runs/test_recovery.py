@@ -5,7 +5,6 @@ import dataclasses
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +23,8 @@ from mtl_jax.runs.run_config import identity
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.predict import Predictor
 from mtl_jax.training.inputs import Inputs
-from tests.conftest import TINY, write_checkpoint
+from tests import forked
+from tests.conftest import SMALL, write_checkpoint
 from tests.faults.runs import without_times
 from tests.runs.test_recipes import everything
 from tests.runs.test_seeds_together import assert_same_params
@@ -34,11 +34,17 @@ KEPT = {"checkpoint_every": 4, "keep_latest": 9}
 STEPS = [4, 6, 8, 12]
 
 
+@pytest.fixture
+def settings(small_settings):
+    """Of one layer: what is saved, damaged and found does not depend on how many there are."""
+    return dict(small_settings)
+
+
 @pytest.fixture(scope="module")
-def finished(shared_settings, tmp_path_factory):
+def finished(small_settings, tmp_path_factory):
     """A finished run: settings, inputs, result."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    config = TrainConfig(**shared_settings | KEPT, workdir=str(folder), scenario="top_1")
+    config = TrainConfig(**small_settings | KEPT, workdir=str(folder), scenario="top_1")
     inputs = Inputs(config)
     result = train(config, inputs)
     assert CheckpointReader(folder / "checkpoints").steps == STEPS
@@ -305,7 +311,7 @@ def test_predicting_from_a_damaged_checkpoint_is_refused_in_a_line(copy):
     config = copy()
     damage(config, best_of(config))
     for command in ("evaluate", "predict"):
-        found = subprocess.run(
+        found = forked.run(
             [sys.executable, "-m", "mtl_jax", command, f"--workdir={config.workdir}"],
             input="the film was good\n",
             capture_output=True,
@@ -374,7 +380,7 @@ def ends_the_same_but_for_data(config, finished):
 @pytest.mark.parametrize("before", ["pmap", "mesh"])
 def test_on_another_number_of_devices_it_goes_on(before, settings, tmp_path):
     """From four to one: without dropout the numbers differ by rounding, and by nothing else."""
-    bert = dataclasses.replace(TINY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    bert = dataclasses.replace(SMALL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     settings["backbone"] = str(write_checkpoint(tmp_path / "checkpoint", bert))
     settings |= KEPT | {"scenario": "none_frozen"}
     one = TrainConfig(**settings, workdir=str(tmp_path / "one"))
@@ -397,7 +403,7 @@ def test_on_another_number_of_devices_it_goes_on(before, settings, tmp_path):
 def others(settings, tmp_path):
     """Settings of runs with checkpoints of the same shapes, by what of them is another's."""
     config = TrainConfig(**settings | KEPT, workdir="", scenario="top_1")
-    backbone = write_checkpoint(tmp_path / "other", seed=5)
+    backbone = write_checkpoint(tmp_path / "other", SMALL, seed=5)
     return {
         "run": config,
         "run, settings, config.json": dataclasses.replace(config, seed=1),

@@ -207,8 +207,8 @@ def test_arms_are_checked_before_any_is_trained(arm, words, settings, tmp_path):
     assert not (tmp_path / "study").exists()
 
 
-def test_a_run(settings, tmp_path):
-    asked = {**settings, "workdir": str(tmp_path), "fractions": (0.3, 1.0), "seeds": (0,)}
+def test_a_run(small_settings, tmp_path):
+    asked = {**small_settings, "workdir": str(tmp_path), "fractions": (0.3, 1.0), "seeds": (0,)}
     study = ScarceTask(**asked, min_steps=7)
     assert run(study, "the command") == 0
     results = [json.loads(text) for text in (tmp_path / "results.jsonl").read_text().splitlines()]
