@@ -37,8 +37,9 @@ def read_elsewhere(stream: Stream, path: Path, text_column: str, columns: dict[s
         # It may import this package only from where this process has it.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-m", __name__]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        with subprocess.Popen(command, env=environment, **pipes) as process:  # noqa: S603  (ours)
+        with subprocess.Popen(  # noqa: S603  (nothing of it comes from the user)
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
             if process.stdin is None or process.stdout is None:
                 raise RuntimeError("the process has no pipes")
             try:
