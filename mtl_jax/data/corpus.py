@@ -145,7 +145,7 @@ class _DataSet:
         self.classes = {
             task: source.classes[task]
             if task in source.classes
-            else learn_classes(self._table("train").labels[task])
+            else learn_classes(self._table("train").labels[task].names)
             for task in columns
         }
 

@@ -75,8 +75,8 @@ def _made(
     np.savez(draft / _ARRAYS, **arrays)  # pyright: ignore[reportArgumentType]
     stored = [texts for texts in table.texts if isinstance(texts, StoredTexts)]
     record = {
-        "names": {task: list(column.names) for task, column in table.labels.items()},
-        "groups": None if table.groups is None else list(table.groups.names),
+        "names": {task: column.names for task, column in table.labels.items()},
+        "groups": None if table.groups is None else table.groups.names,
         "notes": list(table.notes),
         "texts": [[texts.path.name, len(texts)] for texts in stored],
         "sha256": {

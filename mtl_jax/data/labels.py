@@ -40,18 +40,22 @@ def number(
     Raises:
         UserError: A label is not among the classes, or there is none to train on.
     """
-    numbered = np.full(len(table), MISSING, np.int32)
+    labels = table.labels[task]
     numbers = {name: index for index, name in enumerate(classes)}
-    for i, label in enumerate(table.labels[task]):
+    # Of each name once, however many rows have it.
+    of_names = np.full(len(labels.names), MISSING, np.int32)
+    for i, label in enumerate(labels.names):
         if label is None:
             continue
         if label not in numbers:
             known = listed(list(map(shown, classes)), 20)
+            row = int(np.argmax(labels.codes == i))
             raise UserError(
-                f"{table.place(i)}: {task} label {quoted(label)} is not among those of the "
+                f"{table.place(row)}: {task} label {quoted(label)} is not among those of the "
                 f"training data ({known}): correct it, or add such examples to the training data"
             )
-        numbered[i] = numbers[label]
+        of_names[i] = numbers[label]
+    numbered = of_names[labels.codes]
     if split == "train" and not np.any(numbered != MISSING):
         raise UserError(
             f"{table.place(0)} and after: no row has a {task} label in {column!r}: "

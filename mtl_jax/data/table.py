@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import overload
 
 import numpy as np
 
@@ -32,39 +31,17 @@ def hashes_of(texts: Iterable[str]) -> np.ndarray:
     return np.frombuffer(found, np.uint64)
 
 
-class Column(Sequence["str | None"]):
-    """The labels of a task, None where one is missing: each name is kept once."""
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """The labels of a task: each name is kept once.
 
-    def __init__(self, codes: np.ndarray, names: Sequence[str | None]):
-        """Holds them.
+    Attributes:
+        codes: int32 [n]: the place in ``names`` of each row's label.
+        names: The distinct ones in the order in which they occur, None for a missing one first.
+    """
 
-        Args:
-            codes: int32 [n]: the place in ``names`` of each.
-            names: The distinct ones.
-        """
-        self.codes, self.names = codes, names
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    @overload
-    def __getitem__(self, index: int) -> str | None: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Column: ...
-
-    def __getitem__(self, index: int | slice) -> str | Column | None:
-        if isinstance(index, slice):
-            return Column(self.codes[index], self.names)
-        return self.names[self.codes[index]]
-
-    def __iter__(self) -> Iterator[str | None]:
-        for start in range(0, len(self), _CHUNK):
-            yield from map(self.names.__getitem__, self.codes[start : start + _CHUNK].tolist())
-
-    def take(self, rows: np.ndarray) -> Column:
-        """The labels of some rows, int64 [m] or bool [n]."""
-        return Column(self.codes[rows], self.names)
+    codes: np.ndarray
+    names: list[str | None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,8 +62,9 @@ def test_a_tenth_is_set_aside_by_the_digest(texts):
 @given(st.lists(st.sampled_from(["up", "down", None])))
 def test_labels_are_those_that_were_read(labels):
     found = table([""] * len(labels), labels=labels)
-    assert list(found.labels["mood"]) == labels
-    assert [found.labels["mood"][i] for i in range(len(labels))] == labels
+    column = found.labels["mood"]
+    assert [column.names[code] for code in column.codes] == labels
+    assert column.names == [None, *dict.fromkeys(label for label in labels if label)]
     assert found.notes == ("a note",)
 
 

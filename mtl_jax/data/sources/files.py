@@ -17,6 +17,7 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.data.names import listed, quoted
 from mtl_jax.data.sources.base import Rows, Source, Stream
 from mtl_jax.data.sources.delimited import Block, MalformedError, read_csv, read_tsv
+from mtl_jax.data.sources.elsewhere import is_of_use, read_elsewhere
 from mtl_jax.data.sources.values import Labels, UnusableError, kind_of, label_of, text_of
 
 _DELIMITED = (".csv", ".tsv")
@@ -57,10 +58,17 @@ def open_files(paths: dict[str, Path], text_column: str, columns: dict[str, str]
         splits=tuple(paths),
         classes={},
         notes=(),
-        stream=lambda split: stream_table(paths[split], text_column, columns),
+        stream=lambda split: _stream(paths[split], text_column, columns),
         digest=lambda split: _digest_of_rows(paths[split], text_column, columns),
         size=lambda split: _size(paths[split]),
     )
+
+
+def _stream(path: Path, text_column: str, columns: dict[str, str]) -> Stream:
+    stream = stream_table(path, text_column, columns)
+    if not is_of_use(path.stat().st_size):
+        return stream
+    return read_elsewhere(stream, path, text_column, columns)
 
 
 def stream_table(path: Path, text_column: str, columns: dict[str, str]) -> Stream:

@@ -1,0 +1,90 @@
+"""Reads a large file in another process, so that parsing it and what follows go on together."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from mtl_jax.core.errors import UserError
+from mtl_jax.data.sources.base import Rows, Stream
+
+# A process takes a moment to start, and a core of its own to be of use.
+LARGE = 64 * 2**20
+
+
+def is_of_use(size: int) -> bool:
+    """Whether a file of so many bytes is read sooner so."""
+    return size > LARGE and len(os.sched_getaffinity(0)) > 1
+
+
+def read_elsewhere(stream: Stream, path: Path, text_column: str, columns: dict[str, str]) -> Stream:
+    """The same stream, read by another process from the same file.
+
+    Args:
+        stream: From ``files.stream_table``; its rows are left alone.
+        path: As of ``files.stream_table``.
+        text_column: As of ``files.stream_table``.
+        columns: As of ``files.stream_table``.
+    """
+    asked = pickle.dumps((path, text_column, columns))
+
+    def rows() -> Iterator[Rows]:
+        # It may import this package only from where this process has it.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-m", __name__]
+        with subprocess.Popen(  # noqa: S603  (nothing of it comes from the user)
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            if process.stdin is None or process.stdout is None:
+                raise RuntimeError("the process has no pipes")
+            try:
+                with process.stdin:
+                    process.stdin.write(asked)
+                while not isinstance(found := _next(process.stdout, path), list):
+                    yield found
+                stream.notes.extend(found)
+            finally:
+                process.kill()
+
+    return Stream(rows(), stream.place, stream.notes)
+
+
+def _next(pipe: IO[bytes], path: Path) -> Rows | list[str]:
+    """What the other process sends: rows, notes at the end, or what it raised."""
+    try:
+        found = pickle.load(pipe)  # noqa: S301  (from a process of this package)
+    except (EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"the process that reads {path} has ended: is there memory for it? Run it again"
+        ) from error
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _main() -> None:
+    from mtl_jax.data.sources.files import stream_table
+
+    path, text_column, columns = pickle.load(sys.stdin.buffer)  # noqa: S301
+    out = sys.stdout.buffer
+    try:
+        stream = stream_table(path, text_column, columns)
+        for rows in stream.rows:
+            pickle.dump(rows, out, pickle.HIGHEST_PROTOCOL)
+        pickle.dump(stream.notes, out)
+    except UserError as error:
+        pickle.dump(error, out)
+    out.flush()
+
+
+if __name__ == "__main__":
+    try:
+        _main()
+    except (BrokenPipeError, KeyboardInterrupt):
+        # Whoever asked is gone. What is left in the buffer can't be written, either.
+        os._exit(1)
