@@ -106,7 +106,8 @@ def drawn(seed):
         heads = int(random.randint(1, 5))
         width = heads * 2 * int(random.randint(2, 5))
         act = pick("gelu", "gelu_new", "relu", "silu", "tanh")
-        layers, inner = int(random.randint(1, 4)), int(random.randint(5, 30))
+        most = 4 if family == "modernbert" else 2
+        layers, inner = int(random.randint(1, most + 1)), int(random.randint(5, 30))
         shared = {"model_type": family, "vocab_size": int(random.randint(20, 40))}
         shared["max_position_embeddings"] = int(random.randint(12, 40))
         usual = {

@@ -85,7 +85,8 @@ class Encoder:
         mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask)
         types = jnp.zeros_like(ids) if token_type_ids is None else jnp.asarray(token_type_ids)
         count = self.config.type_vocab_size
-        if token_type_ids is not None and (most := int(types.max(initial=0))) >= max(count, 1):
+        known = token_type_ids is not None and not isinstance(types, jax.core.Tracer)
+        if known and (most := int(types.max(initial=0))) >= max(count, 1):
             raise UserError(
                 f"the encoder has {count} token types, and none with the number {most}: "
                 "leave token_type_ids out"

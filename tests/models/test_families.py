@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 import mtl_jax
 from mtl_jax.config.train import TrainConfig
@@ -191,7 +191,8 @@ def loss_of(config, rows, **flags):
 
 
 def without_dropout(config):
-    rates = [name for name in config.__dataclass_fields__ if name.endswith("dropout_prob")]
+    names = (name for name in config.__dataclass_fields__ if name.endswith("dropout_prob"))
+    rates = [name for name in names if getattr(config, name) is not None]
     return dataclasses.replace(config, **dict.fromkeys(rates, 0.0))
 
 
@@ -225,7 +226,13 @@ def test_packed_rows_keep_texts_apart_whichever_way_they_are_run(name, models):
         if flags and name in ("roberta", "electra"):
             continue  # which in a layer have nothing of their own
         loss = jax.value_and_grad(loss_of(config, rows, **flags), has_aux=True)
-        (_, states), gradients[str(flags)] = jax.jit(loss)(params)
+        if "scan_layers" in flags:
+            # As several seeds are trained at once.
+            twice = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), params)
+            both = jax.jit(jax.vmap(loss))(twice)
+            (_, states), gradients[str(flags)] = jax.tree.map(lambda leaf: leaf[1], both)
+        else:
+            (_, states), gradients[str(flags)] = jax.jit(loss)(params)
         np.testing.assert_allclose(states, expected, rtol=0, atol=1e-5)
     plain, *others = (flat(gradient) for gradient in gradients.values())
     for path, value in plain.items():
@@ -270,6 +277,37 @@ def test_layers_above_kept_states_compute_the_whole(name, models):
         above = model.clone(states_depth=depth)
         found = run(above, backbone, kept, method="pooled")
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+MODERN = "modernbert of one layer"
+# A model, its one rate above 0, where training begins, and what has no effect at a rate of 1.
+DROPPED = [
+    (MODERN, "embedding_dropout_prob", 0, ("embeddings/layer_norm/scale",)),
+    (MODERN, "attention_probs_dropout_prob", 0, ("attention/value/kernel",)),
+    (MODERN, "attention_output_dropout_prob", 0, ("attention/output/kernel",)),
+    (MODERN, "mlp_dropout_prob", 0, ("mlp/output/kernel",)),
+    # DistilBERT has none of what attention adds.
+    ("distilbert", "hidden_dropout_prob", 1, ("mlp/output/kernel", "mlp/output/bias")),
+]
+
+
+@pytest.mark.parametrize(("name", "rate", "depth", "silent"), DROPPED)
+def test_each_dropout_is_where_the_family_has_it_and_ends_at_the_frozen_part(
+    name, rate, depth, silent, models
+):
+    config, params = models(name)
+    if name == "distilbert":
+        assert config.attention_output_dropout_prob == 0.0
+    dropping = EncoderModule(dataclasses.replace(config, **{rate: 1.0}))
+    ids = np.arange(2, 14).reshape(2, 6)
+    given = {"train": True, "rngs": {"dropout": jax.random.key(0)}}
+    found = run(dropping, params, ids, frozen_depth=depth, **given)
+    zeroed = {k: np.zeros_like(v) if k.endswith(silent) else v for k, v in flat(params).items()}
+    expected = run(EncoderModule(config), unflatten_dict(zeroed, sep="/"), ids)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    # Where all is frozen no random stream is asked for.
+    frozen = run(dropping, params, ids, train=True, frozen_depth=1 + config.num_hidden_layers)
+    np.testing.assert_array_equal(frozen, run(EncoderModule(config), params, ids))
 
 
 # What a scenario freezes.

@@ -2,11 +2,21 @@
 
 import dataclasses
 
+import jax
+import numpy as np
 import pytest
 
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
-from mtl_jax.runs.flops import PhaseFlops, flops_record, prefix_flops, run_flops, step_flops
+from mtl_jax.models.encoder_module import EncoderModule
+from mtl_jax.runs.flops import (
+    PhaseFlops,
+    counted,
+    flops_record,
+    prefix_flops,
+    run_flops,
+    step_flops,
+)
 from mtl_jax.runs.loop import train, train_seeds
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.tools.cost import EvaluationBatches, _flops
@@ -63,6 +73,25 @@ def test_no_gradient_of_a_frozen_kernel_is_computed(wide):
     for scenario, share in shares.items():
         step = step_flops(run_of(settings, inputs, scenario))
         assert step == pytest.approx(share * whole, rel=0.05), scenario
+
+
+@pytest.mark.parametrize(
+    ("part", "products"),
+    [
+        ({"gated_mlp": True}, 2 * 256 * 1024),
+        ({"embedding_size": 128}, 128 * 256),
+        ({"family": "mpnet", "type_vocab_size": 0, "relative_attention_num_buckets": 32}, 0),
+    ],
+)
+def test_what_a_family_has_besides_is_counted(part, products):
+    def forward(config):
+        encoder, ids = EncoderModule(config), np.ones((4, 32), np.int32)
+        params = jax.eval_shape(encoder.init, jax.random.key(0), ids)
+        return counted(encoder.apply, params, ids)
+
+    more = forward(dataclasses.replace(conftest.WIDE, **part)) - forward(conftest.WIDE)
+    small = 0.02 * forward(conftest.WIDE)
+    assert more == pytest.approx(2 * 4 * 32 * products, abs=small)
 
 
 @pytest.mark.parametrize("scenario", ["all_frozen", "backbone_frozen", "top_2", "none_frozen"])
