@@ -18,8 +18,9 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs here run for less time than they take to compile.
-quick_compiler = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
-if quick_compiler and importlib.metadata.version("jaxlib").startswith("0.10."):
+if os.environ.setdefault(
+    "JAX_DISABLE_MOST_OPTIMIZATIONS", "1"
+) == "1" and importlib.metadata.version("jaxlib").startswith("0.10."):
     # The older code generator takes less than half the time of the newer one. Later versions may
     # have no such flag, and end a process that sets one they do not know.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
