@@ -145,8 +145,8 @@ def test_one_process_writes(launched):
         lines = read_lines(folder / name / "metrics.jsonl")
         steps = [line["step"] for line in lines if line["event"] == "epoch"]
         assert steps == sorted(set(steps))
-        iterators = {path.name for path in (folder / name / "checkpoints").glob("*/data/*.json")}
-        assert iterators == {f"process_{i}-of-{len(said)}.json" for i in range(len(said))}
+        saved = CheckpointReader(folder / name / "checkpoints")
+        assert {saved.manifest(step).processes for step in saved.steps} == {len(said)}
     assert "none_frozen, seed 0: 96 texts to train on, 32 to validate" in said[0][2]
     for _, output, errors in said[1:]:
         # Gloo writes its lines in pieces, between which another thread's may come.
