@@ -21,7 +21,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from mtl_jax.config.optimizer import EPOCHS, HEAD_LEARNING_RATE
 from mtl_jax.config.train import TrainConfig
-from mtl_jax.data.corpus import MISSING, load_corpus
+from mtl_jax.data.corpus import load_corpus
+from mtl_jax.data.kinds import MISSING
 from mtl_jax.data.tokens import Tokens, tokenize
 from mtl_jax.freezing.rules import assign_labels
 from mtl_jax.freezing.scenarios import FROZEN, scenario_rules

@@ -10,10 +10,12 @@ import decimal
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 
+from mtl_jax.data import value_checks as values
+from mtl_jax.data.findings import Finding
+from mtl_jax.data.kinds import SEPARATOR, has_label, kind_of
 from mtl_jax.data.names import listed, shown
 
 _MOST_CLASSES = 12
@@ -38,24 +40,11 @@ _MANY = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
-    """Something that a user should know of the data."""
-
-    severity: Literal["note", "warning"]
-    """a warning is of what can hardly be meant"""
-    text: str
-    """one line"""
-
-    def __str__(self) -> str:
-        return f"warning: {self.text}" if self.severity == "warning" else self.text
-
-
-@dataclasses.dataclass(frozen=True)
 class View:
     """What is looked at of a split."""
 
     labels: Mapping[str, np.ndarray]
-    """per task int [n]: indices into its classes, negative where there is none"""
+    """per task those of n texts, as ``kinds`` tells"""
     texts: Sequence[str] | None = None
     """n texts; None where they are not to be looked at"""
 
@@ -74,18 +63,33 @@ def check(
     views = {"train": train, **others}
     findings = []
     for task, names in classes.items():
-        counts = {
-            split: np.bincount(labels[labels >= 0], minlength=len(names))
+        of_splits = {
+            split: labels
             for split, view in views.items()
             if (labels := view.labels.get(task)) is not None
         }
+        kind = kind_of(of_splits["train"])
+        if kind == "regression":
+            findings += values.findings(task, of_splits)
+            continue
+        counts = {split: _counts(labels, len(names)) for split, labels in of_splits.items()}
         findings += _of_task(task, names, counts)
+        if kind == "multi_label":
+            findings += _of_lists(task, names, of_splits["train"])
     if "validation" in others:
         findings += _too_small(others["validation"], tuple(classes))
     for split, view in others.items():
         if view.texts is not None:
             findings += seen_before(split, view.texts, {"train": train.texts or ()})
     return [*findings, *_contradictions(train, tuple(classes))]
+
+
+def _counts(labels: np.ndarray, classes: int) -> np.ndarray:
+    """How many texts have each class, int [classes]."""
+    there = labels[has_label(labels)]
+    if kind_of(labels) == "multi_label":
+        return (there > 0).sum(0)
+    return np.bincount(there, minlength=classes)
 
 
 def absent_classes(
@@ -97,9 +101,9 @@ def absent_classes(
         task: The task.
         names: Its classes.
         split: The split.
-        labels: Its labels, int [n], negative where there is none.
+        labels: Its labels.
     """
-    return _absent(task, names, split, np.bincount(labels[labels >= 0], minlength=len(names)))
+    return _absent(task, names, split, _counts(labels, len(names)))
 
 
 def seen_before(
@@ -151,6 +155,35 @@ def _of_task(
             f"{shown(names[most])}, {_share(train, least)} {shown(names[least])} "
             f"({there.max() / there.min():.1f} to 1): look at macro-F1, not at accuracy alone",
         )
+
+
+def _of_lists(task: str, names: Sequence[str], train: np.ndarray) -> Iterator[Finding]:
+    """What is odd about the lists of a task whose texts have several classes."""
+    marks = train[has_label(train)] > 0
+    of_text = marks.sum(1)
+    yield Finding(
+        "note",
+        f"{task}: {of_text.mean():.2f} classes a training text, {of_text.max()} at most; "
+        f"{int((of_text == 0).sum()):,} of {len(marks):,} have none",
+    )
+    everywhere = [shown(names[i]) for i in np.flatnonzero(marks.all(0)).tolist()]
+    if everywhere:
+        yield _warning(task, f"every training text has {listed(everywhere)}: nothing to tell apart")
+    if (of_text <= 1).all():
+        yield _warning(
+            task,
+            "no training text has more than one class: is it --task-kinds "
+            f"{task}=single_label, or are classes separated otherwise than by {SEPARATOR}?",
+        )
+    for separator in (";", ","):
+        joined = [name for name in names if separator in name]
+        apart = {part.strip() for name in joined for part in name.split(separator)}
+        if joined and apart & {*names}:
+            yield _warning(
+                task,
+                f"classes have {separator!r} in them, as {shown(joined[0])}, with parts that are "
+                f"classes, too: write JSON lists, or {SEPARATOR} between classes",
+            )
 
 
 def _class_counts(names: Sequence[str], counts: Mapping[str, np.ndarray]) -> str:
@@ -237,7 +270,8 @@ def _no_classes(task: str, names: Sequence[str], train: np.ndarray) -> Iterator[
         yield _warning(
             task,
             f"{there:,} classes for {labels:,} labelled training texts: {what}: put them in a few "
-            "classes, or name another column with --label-columns",
+            "classes, or name another column with --label-columns"
+            + (f", or train a regression with --task-kinds {task}=regression" if numeric else ""),
         )
 
 
@@ -258,7 +292,9 @@ def _too_small(validation: View, tasks: Sequence[str]) -> list[Finding]:
     words = []
     for task in tasks:
         labels = validation.labels.get(task)
-        count = 0 if labels is None else int((labels >= 0).sum())
+        if labels is None or kind_of(labels) == "regression":
+            continue
+        count = int(has_label(labels).sum())
         if count and (error := 0.5 / np.sqrt(count)) > _LARGEST_ERROR:
             words.append(f"{error:.3f} on {count:,} {task} label{'s' if count > 1 else ''}")
     if not words:
@@ -277,11 +313,18 @@ def _contradictions(train: View, tasks: Sequence[str]) -> Iterator[Finding]:
         return
     texts = [text.strip() for text in train.texts]
     for task in tasks:
-        first: dict[str, int] = {}
+        if kind_of(train.labels[task]) == "regression":
+            continue
+        first: dict[str, int | list[int]] = {}
         torn = {
             text
-            for text, label in zip(texts, train.labels[task].tolist(), strict=True)
-            if text and label >= 0 and first.setdefault(text, label) != label
+            for text, label, there in zip(
+                texts,
+                train.labels[task].tolist(),
+                has_label(train.labels[task]).tolist(),
+                strict=True,
+            )
+            if text and there and first.setdefault(text, label) != label
         }
         if torn:
             words = f"train: {len(torn):,} of {len(first):,} distinct texts occur with different "

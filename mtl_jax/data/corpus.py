@@ -13,13 +13,16 @@ import numpy as np
 from mtl_jax.config.data import DataConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.data import checks
-from mtl_jax.data.labels import MISSING, learn_classes, number
+from mtl_jax.data.kinds import KINDS, blank, has_label
+from mtl_jax.data.labels import as_array
+from mtl_jax.data.pairs import Pair
 from mtl_jax.data.sources.registry import open_sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from mtl_jax.data.sources.base import Source
+    from mtl_jax.config.tasks import Kind
+    from mtl_jax.data.sources.base import Source, Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +30,17 @@ class Examples:
     """The examples of one split."""
 
     texts: list[str]
-    """n texts"""
+    """n texts; a ``Pair`` where an example has two"""
     labels: dict[str, np.ndarray]
-    """per task an int32 [n]: indices into its classes, MISSING where there is no label"""
+    """per task one label to a text, as ``kinds`` tells: int32 [n], indices into its classes,
+    MISSING where there is no label; int8 [n, classes]; or float64 [n]"""
     groups: np.ndarray | None
     """str [n]: where each example comes from, for metrics by source; None if unknown"""
     sources: np.ndarray | None = None
     """int32 [n]: which of the corpus's data sets each example is of; None where there is one"""
+    rows: np.ndarray | None = None
+    """int64 [n]: which row of its data set's split each example is, as they were read; of a
+    validation split that was set aside, of the training split. None if unknown"""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -50,12 +57,13 @@ class Examples:
             labels={task: labels[chosen] for task, labels in self.labels.items()},
             groups=None if self.groups is None else self.groups[chosen],
             sources=None if self.sources is None else self.sources[chosen],
+            rows=None if self.rows is None else self.rows[chosen],
         )
 
     def labelled(self, tasks: Sequence[str] | None = None) -> np.ndarray:
         """Bool [n]: which examples have a label for at least one of ``tasks`` (all)."""
         tasks = tuple(self.labels) if tasks is None else tasks
-        return np.any([self.labels[task] != MISSING for task in tasks], axis=0)
+        return np.any([has_label(self.labels[task]) for task in tasks], axis=0)
 
 
 class _DataSet:
@@ -66,8 +74,8 @@ class _DataSet:
     data set included.
     """
 
-    def __init__(self, source: Source, columns: dict[str, str]):
-        self.source, self.columns = source, columns
+    def __init__(self, source: Source, columns: dict[str, str], kinds: Mapping[str, Kind]):
+        self.source, self.columns, self.kinds = source, columns, kinds
         self.carved = "validation" not in source.splits
         self.splits = ("train", "validation", *(s for s in source.splits if s == "test"))
         self.read = functools.cache(self._read)
@@ -75,7 +83,7 @@ class _DataSet:
         self.classes = {
             task: source.classes[task]
             if task in source.classes
-            else learn_classes(self._table("train").labels[task])
+            else KINDS[kinds[task]].classes(self._table("train").labels[task])
             for task in columns
         }
 
@@ -88,12 +96,15 @@ class _DataSet:
 
     def _numbered(self, split: str) -> Examples:
         table = self._table(split)
-        labels = {
-            task: number(table, task, column, self.classes[task], split)
+        groups = None if table.groups is None else np.asarray(table.groups, dtype=np.str_)
+        rows = np.arange(len(table.texts), dtype=np.int64)
+        return Examples(table.texts, self._arrays(table, split), groups, rows=rows)
+
+    def _arrays(self, table: Table, split: str) -> dict[str, np.ndarray]:
+        return {
+            task: as_array(table, task, self.kinds[task], column, self.classes[task], split)
             for task, column in self.columns.items()
         }
-        groups = None if table.groups is None else np.asarray(table.groups, dtype=np.str_)
-        return Examples(table.texts, labels, groups)
 
     def judged(self, split: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """Per task the labels of a split, and what to know of how it was read; no text is kept.
@@ -106,11 +117,7 @@ class _DataSet:
         if self.columns.keys() <= self.source.classes.keys():
             return {}, ()
         table = self.source.read(split)
-        labels = {
-            task: number(table, task, column, self.classes[task], split)
-            for task, column in self.columns.items()
-        }
-        return labels, table.notes
+        return self._arrays(table, split), table.notes
 
     def notes(self) -> list[str]:
         """What to know about it, in words; reads train and validation, never test."""
@@ -135,7 +142,16 @@ class _DataSet:
                 )
             if empty := sum(not text.strip() for text in examples.texts):
                 notes.append(f"{split}: {empty} of {len(examples)} texts are empty")
-            missing = {task: int(np.sum(examples.labels[task] == MISSING)) for task in self.columns}
+            if halves := sum(
+                isinstance(text, Pair) and not (text.first.strip() and text.second.strip())
+                for text in examples.texts
+            ):
+                notes.append(
+                    f"warning: {split}: {halves} of {len(examples)} pairs lack one of their texts"
+                )
+            missing = {
+                task: int(np.sum(~has_label(examples.labels[task]))) for task in self.columns
+            }
             notes += [
                 f"{split}: {count} of {len(examples)} have no {task} label"
                 for task, count in missing.items()
@@ -150,7 +166,9 @@ class Corpus:
 
     name: str
     classes: dict[str, tuple[str, ...]]
-    """the class names of every task, in the order of their numbers"""
+    """the class names of every task, in the order of their numbers; none of a regression"""
+    kinds: dict[str, Kind]
+    """the kind of every task"""
     splits: tuple[str, ...]
     """those there are, of train, validation and test"""
     fingerprint: str
@@ -191,10 +209,10 @@ class Corpus:
             return (examples.take(kept) if len(kept) < len(examples) else examples), notes
         labels = dict(examples.labels)
         for task, fraction in self._fractions.items():
-            there = kept[labels[task][kept] != MISSING]
+            there = kept[has_label(labels[task][kept])]
             count = min(max(round(fraction * len(there)), 1), len(there))
             chosen = _smallest(there, count, lambda i, task=task: f"{i}\n{task}\n{texts[i]}")
-            thinned = np.full_like(labels[task], MISSING)
+            thinned = blank(labels[task], (len(examples),))
             thinned[chosen] = labels[task][chosen]
             labels[task] = thinned
             notes.append(f"train: {count} of {len(there)} {task} labels remain (--label-fraction)")
@@ -210,7 +228,12 @@ class Corpus:
         return Examples(
             texts=[text for _, _, part in parts for text in part.texts],
             labels={
-                task: np.concatenate([p.labels.get(task, _missing(len(p))) for _, _, p in parts])
+                task: np.concatenate(
+                    [
+                        part.labels[task] if task in part.labels else self._no_labels(task, part)
+                        for _, _, part in parts
+                    ]
+                )
                 for task in self.classes
             },
             groups=np.concatenate(
@@ -220,7 +243,13 @@ class Corpus:
                 ]
             ),
             sources=np.concatenate([np.full(len(p), i, np.int32) for i, _, p in parts]),
+            rows=np.concatenate(
+                [np.arange(len(p)) if p.rows is None else p.rows for _, _, p in parts]
+            ),
         )
+
+    def _no_labels(self, task: str, examples: Examples) -> np.ndarray:
+        return KINDS[self.kinds[task]].blank(len(examples), len(self.classes[task]))
 
     def check(self) -> tuple[checks.Finding, ...]:
         """Reads whatever may be wrong with the data, and says what looks wrong.
@@ -260,6 +289,7 @@ class Corpus:
             checks.absent_classes(task, self.classes[task], "test", test.labels[task])
             for each in self._data_sets
             for task in each.columns
+            if self.kinds[task] != "regression"
         ]
         return [*itertools.chain(*absent), *checks.seen_before("test", test.texts, known)]
 
@@ -287,13 +317,15 @@ def load_corpus(config: DataConfig) -> Corpus:
     Raises:
         UserError: The data cannot be found or fetched, or something is wrong with them.
     """
-    data_sets = tuple(_DataSet(source, columns) for source, columns in open_sources(config))
+    kinds = config.kinds
+    data_sets = tuple(_DataSet(source, columns, kinds) for source, columns in open_sources(config))
     classes = {task: names for each in data_sets for task, names in each.classes.items()}
     tests = any("test" in each.splits for each in data_sets)
     names = tuple(each.source.name for each in data_sets)
     return Corpus(
         name=" and ".join(names),
         classes={task: classes[task] for task in config.tasks},
+        kinds=kinds,
         splits=("train", "validation", *(["test"] if tests else [])),
         fingerprint=_fingerprint(data_sets),
         sources=names,
@@ -305,10 +337,6 @@ def load_corpus(config: DataConfig) -> Corpus:
         },
         _fractions=config.label_fractions,
     )
-
-
-def _missing(count: int) -> np.ndarray:
-    return np.full(count, MISSING, np.int32)
 
 
 def _fingerprint(data_sets: Sequence[_DataSet]) -> str:

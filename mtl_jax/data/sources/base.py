@@ -5,8 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from mtl_jax.config.tasks import Kind
+from mtl_jax.data.kinds import Label
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+ALL_SINGLE_LABEL: Mapping[str, Kind] = {}
+"""The kinds of tasks that are ``single_label``, as those that are left out are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,8 +20,9 @@ class Table:
     """The rows of one split, in their order in the source."""
 
     texts: list[str]
-    labels: dict[str, list[str | None]]
-    """the class name of each row, None where it is missing, per task that has a column"""
+    """a ``Pair`` where a row has two"""
+    labels: dict[str, list[Label]]
+    """what each row's cell holds, None where it is missing, per task that has a column"""
     groups: list[str] | None
     """where each row comes from, if the source says so"""
     place: Callable[[int], str]

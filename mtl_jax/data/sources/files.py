@@ -7,25 +7,32 @@ import collections
 import dataclasses
 import hashlib
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mtl_jax.config.tasks import Kind
 from mtl_jax.core.atomic_write import other_kind
 from mtl_jax.core.errors import UserError
+from mtl_jax.data.kinds import KINDS, Label
 from mtl_jax.data.names import listed, quoted
-from mtl_jax.data.sources.base import Source, Table
+from mtl_jax.data.pairs import Pair
+from mtl_jax.data.sources.base import ALL_SINGLE_LABEL, Source, Table
 from mtl_jax.data.sources.delimited import MalformedError, lines_of, read_csv, read_tsv
 
 _DELIMITED = (".csv", ".tsv")
 _JSON = (".jsonl", ".json")
 ENDINGS = (*_DELIMITED, *_JSON)
 """of the names of files that ``read_table`` reads"""
-_WHOLE = re.compile(r"(-?(?:0|[1-9]\d{0,15}))\.0+", re.ASCII)
 
 
-def open_files(paths: dict[str, Path], text_column: str, columns: dict[str, str]) -> Source:
+def open_files(
+    paths: dict[str, Path],
+    text_column: str,
+    columns: dict[str, str],
+    kinds: Mapping[str, Kind] = ALL_SINGLE_LABEL,
+    pair_column: str | None = None,
+) -> Source:
     """Opens the files of a data set.
 
     Every file must be there; it is parsed only when its split is read. The fingerprint
@@ -35,6 +42,8 @@ def open_files(paths: dict[str, Path], text_column: str, columns: dict[str, str]
         paths: Per split its file: one to train on, maybe one to validate and one to test on.
         text_column: The column that holds the text.
         columns: The label column of each task that has one.
+        kinds: The kind of each task; ``single_label`` where it is left out.
+        pair_column: The column of the second text, where each row has a pair.
 
     Raises:
         UserError: A file is not there or is of another kind.
@@ -51,52 +60,58 @@ def open_files(paths: dict[str, Path], text_column: str, columns: dict[str, str]
         splits=tuple(paths),
         classes={},
         notes=(),
-        read=lambda split: read_table(paths[split], text_column, columns),
+        read=lambda split: read_table(paths[split], text_column, columns, kinds, pair_column),
     )
 
 
-def read_table(path: Path, text_column: str, columns: dict[str, str]) -> Table:
+def read_table(
+    path: Path,
+    text_column: str,
+    columns: dict[str, str],
+    kinds: Mapping[str, Kind] = ALL_SINGLE_LABEL,
+    pair_column: str | None = None,
+) -> Table:
     """Reads one file.
 
     Args:
         path: A ``.csv`` or ``.tsv`` file with a header row, or a ``.jsonl`` or ``.json``
             file with one object per line; UTF-8, with or without a byte order mark.
-        text_column: The column that holds the text.
-        columns: The label column of each task that has one.
+        text_column: As of ``open_files``.
+        columns: As of ``open_files``.
+        kinds: As of ``open_files``.
+        pair_column: As of ``open_files``.
 
     Raises:
         UserError: The file cannot be read, lacks a column, or has a malformed line.
     """
     _check_kind(path)
     for task, column in columns.items():
-        if column == text_column:
-            raise UserError(
-                f"--text-column {text_column} is the label column of {task}, too: name another one"
-            )
-    wanted = (text_column, *columns.values())
+        if column in (text_column, pair_column):
+            flag = "--text-column" if pair_column is None else "--text-columns"
+            raise UserError(f"{flag} {column} is the label column of {task}, too: name another one")
+    of_text = [text_column, *([] if pair_column is None else [pair_column])]
+    wanted = (*of_text, *columns.values())
     rows, notes = (_json_rows if _is_json(path) else _delimited_rows)(path, wanted)
     if not rows:
         raise UserError(f"{path} has no rows: name a file that has some")
     texts = []
     for row in rows:
-        text = row.values.get(text_column)
-        if not isinstance(text, str):
-            _fail(
-                path,
-                row.line,
-                f"{text_column!r} is {_kind(text)} and not a string: put a text there",
-            )
-        texts.append(_unicode(path, row.line, text_column, text))
+        found = [_text(path, row.line, column, row.values.get(column)) for column in of_text]
+        texts.append(Pair(*found) if pair_column is not None else found[0])
+    of_tasks: dict[str, Kind] = {task: kinds.get(task, "single_label") for task in columns}
     labels = {
-        task: [_label(path, row.line, column, row.values.get(column)) for row in rows]
-        for task, column in columns.items()
+        task: [_label(path, row.line, column, row.values.get(column), kind) for row in rows]
+        for (task, column), kind in zip(columns.items(), of_tasks.values(), strict=True)
     }
     return Table(
         texts=texts,
         labels=labels,
         groups=None,
         place=lambda i: f"{path}, line {rows[i].line}",
-        notes=(*(f"{path}: {note}" for note in notes), *_swallowed(path, rows, columns, labels)),
+        notes=(
+            *(f"{path}: {note}" for note in notes),
+            *_swallowed(path, rows, columns, labels, of_tasks),
+        ),
     )
 
 
@@ -133,7 +148,8 @@ def _swallowed(
     path: Path,
     rows: list[_Row],
     columns: dict[str, str],
-    labels: dict[str, list[str | None]],
+    labels: dict[str, list[Label]],
+    kinds: Mapping[str, Kind],
 ) -> list[str]:
     """Warns of rows over lines that end in a label, as if each were a row of its own.
 
@@ -142,7 +158,15 @@ def _swallowed(
         rows: Its rows.
         columns: Per task its label column.
         labels: Per task the label of each row.
+        kinds: Per task its kind.
     """
+
+    def is_known(task: str, cell: str) -> bool:
+        try:
+            return bool(cell) and KINDS[kinds[task]].read(cell) in known[task]
+        except ValueError:
+            return False
+
     if _ending(path) != ".csv":
         return []
     known = {task: set(of_task) for task, of_task in labels.items()}
@@ -152,10 +176,7 @@ def _swallowed(
         fields = [line.split(",") for line in row.lines]
         alike = [
             len(each) == len(names)
-            and all(
-                each[names.index(column)] and each[names.index(column)].strip() in known[task]
-                for task, column in columns.items()
-            )
+            and all(is_known(task, each[names.index(own)]) for task, own in columns.items())
             for each in fields
         ]
         if sum(alike) > 1:
@@ -199,21 +220,21 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
 
 
-def _label(path: Path, line: int, column: str, value: object) -> str | None:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if value is not None and not isinstance(value, str | int | float):
-        _fail(
-            path, line, f"{column!r} is {_kind(value)}: a label is a string, a number or a boolean"
-        )
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    label = "" if value is None else str(value).strip()
-    _unicode(path, line, column, label)
-    # A column of whole numbers with gaps is written as floats, in text files as well.
-    if whole := _WHOLE.fullmatch(label):
-        label = str(int(whole[1]))
-    return None if label in ("", "-1") else label
+def _text(path: Path, line: int, column: str, value: object) -> str:
+    if not isinstance(value, str):
+        _fail(path, line, f"{column!r} is {_kind(value)} and not a string: put a text there")
+    return _unicode(path, line, column, value)
+
+
+def _label(path: Path, line: int, column: str, value: object, kind: Kind) -> Label:
+    try:
+        label = KINDS[kind].read(value)
+    except ValueError as error:
+        _fail(path, line, f"{column!r} is {error}")
+    for name in label if isinstance(label, tuple) else (label,):
+        if isinstance(name, str):
+            _unicode(path, line, column, name)
+    return label
 
 
 def _unicode(path: Path, line: int, column: str, value: str) -> str:

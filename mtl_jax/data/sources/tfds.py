@@ -9,16 +9,19 @@ import os
 import reprlib
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
+from mtl_jax.config.tasks import Kind
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.core.file_lock import exclusive
-from mtl_jax.data.sources.base import Source, Table
+from mtl_jax.data.kinds import KINDS, Label
+from mtl_jax.data.pairs import Pair
+from mtl_jax.data.sources.base import ALL_SINGLE_LABEL, Source, Table
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -27,24 +30,34 @@ FILE_FORMAT = "array_record"
 _OWN_FEATURES = "tensorflow_datasets.core.features."
 
 
-def open_dataset(name: str, text_column: str, columns: dict[str, str]) -> Source:
+def open_dataset(
+    name: str,
+    text_column: str,
+    columns: dict[str, str],
+    kinds: Mapping[str, Kind] = ALL_SINGLE_LABEL,
+    pair_column: str | None = None,
+) -> Source:
     """Finds or prepares a data set under ``$TFDS_DATA_DIR``, else in the cache.
 
     Args:
         name: A TFDS name, or a folder that holds a prepared data set.
         text_column: The feature that holds the text.
         columns: The label feature of each task that has one.
+        kinds: The kind of each task; ``single_label`` where it is left out.
+        pair_column: The feature that holds the second text, where each example is a pair.
 
     Raises:
         UserError: It is not known, cannot be prepared, or lacks a feature.
     """
-    return source(prepare(_builder(name)), text_column, columns)
+    return source(prepare(_builder(name)), text_column, columns, kinds, pair_column)
 
 
 def source(
     builder: tfds.core.DatasetBuilder,
     text_column: str,
     columns: dict[str, str],
+    kinds: Mapping[str, Kind] = ALL_SINGLE_LABEL,
+    pair_column: str | None = None,
     group_column: str | None = None,
     notes: tuple[str, ...] = (),
 ) -> Source:
@@ -54,6 +67,8 @@ def source(
         builder: A prepared builder.
         text_column: The feature that holds the text.
         columns: The label feature of each task that has one.
+        kinds: As of ``open_dataset``.
+        pair_column: As of ``open_dataset``.
         group_column: A feature that says where an example comes from.
         notes: What a reader of the data should know.
 
@@ -67,10 +82,14 @@ def source(
             f"{name} has no train split (it has {', '.join(builder.info.splits)}): "
             "name another data set"
         )
-    _check_text(builder, text_column)
-    names = {column: _class_names(builder, column) for column in columns.values()}
-    if group_column is not None:
-        names[group_column] = _class_names(builder, group_column)
+    of_text = [text_column, *([] if pair_column is None else [pair_column])]
+    for column in of_text:
+        _check_text(builder, column)
+    of_tasks: dict[str, Kind] = {task: kinds.get(task, "single_label") for task in columns}
+    names = {
+        task: _class_names(builder, columns[task], of_kind) for task, of_kind in of_tasks.items()
+    }
+    groups = None if group_column is None else _class_names(builder, group_column, "single_label")
 
     def read(split: str) -> Table:
         try:
@@ -85,13 +104,21 @@ def source(
         def place(i: int) -> str:
             return f"{name}, {split} example {i}"
 
-        def column(feature: str) -> list[str | None]:
-            return [_label(record[feature], names[feature]) for record in records]
+        def text(i: int, record: Any) -> str:
+            found = [_text(record[feature], place(i)) for feature in of_text]
+            return found[0] if pair_column is None else Pair(*found)
+
+        def labels(task: str) -> Iterator[Label]:
+            for i, record in enumerate(records):
+                value = record[columns[task]]
+                yield _label(value, names[task], of_tasks[task], f"{place(i)}: {columns[task]!r}")
 
         return Table(
-            texts=[_text(record[text_column], place(i)) for i, record in enumerate(records)],
-            labels={task: column(feature) for task, feature in columns.items()},
-            groups=None if group_column is None else [g or "" for g in column(group_column)],
+            texts=[text(i, record) for i, record in enumerate(records)],
+            labels={task: list(labels(task)) for task in columns},
+            groups=None
+            if group_column is None
+            else [_class(record[group_column], groups) or "" for record in records],
             place=place,
         )
 
@@ -104,8 +131,8 @@ def source(
         splits=splits,
         classes={
             task: classes
-            for task, column in columns.items()
-            if (classes := names[column]) is not None
+            for task, of_kind in of_tasks.items()
+            if (classes := names[task]) is not None and of_kind != "regression"
         },
         notes=notes,
         read=read,
@@ -222,18 +249,29 @@ def _check_text(builder: tfds.core.DatasetBuilder, column: str) -> None:
         )
 
 
-def _class_names(builder: tfds.core.DatasetBuilder, column: str) -> tuple[str, ...] | None:
+def _class_names(
+    builder: tfds.core.DatasetBuilder, column: str, kind: Kind
+) -> tuple[str, ...] | None:
     """The names of a label feature's classes, None where the data must tell them."""
     import tensorflow_datasets as tfds
 
     feature = _feature(builder, column)
+    if kind == "multi_label" and isinstance(feature, tfds.features.Sequence):
+        feature = feature.feature
     if isinstance(feature, tfds.features.ClassLabel):
         return tuple(feature.names)
-    if _is_string(feature) or _is_of(np.integer, feature) or _is_of(np.bool_, feature):
+    if _is_string(feature) or _is_of(np.integer, feature):
         return None
+    if _is_of(np.floating if kind == "regression" else np.bool_, feature):
+        return None
+    wanted = {
+        "single_label": "a class, an integer, a boolean nor a string",
+        "multi_label": "a class, an integer, a boolean, a string nor a sequence of such",
+        "regression": "a number nor a string",
+    }
     raise UserError(
-        f"{builder.info.full_name}: feature {column!r} is neither a class, an integer, a boolean "
-        "nor a string: name another with --label-columns"
+        f"{builder.info.full_name}: feature {column!r} is neither {wanted[kind]}: name another "
+        "with --label-columns"
     )
 
 
@@ -274,7 +312,22 @@ def _text(value: bytes | str, place: str) -> str:
         ) from error
 
 
-def _label(value: bytes | str | int | np.bool_, names: tuple[str, ...] | None) -> str | None:
+def _label(value: Any, names: tuple[str, ...] | None, kind: Kind, place: str) -> Label:
+    """What an example's label is; ``place`` names it in an error."""
+    if kind == "single_label":
+        return _class(value, names)
+    many = isinstance(value, list | np.ndarray) and np.ndim(value) == 1
+    if names is not None:
+        value = [_class(each, names) for each in value] if many else _class(value, names)
+    elif many:
+        value = [_class(each, None) for each in value]
+    try:
+        return KINDS[kind].read(value)
+    except ValueError as error:
+        raise UserError(f"{place} is {error}") from error
+
+
+def _class(value: Any, names: tuple[str, ...] | None) -> str | None:
     if names is not None:
         return names[int(value)] if int(value) >= 0 else None
     if isinstance(value, bool | np.bool_):

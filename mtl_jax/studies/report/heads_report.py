@@ -23,7 +23,7 @@ from mtl_jax.studies.report.figures import save
 from mtl_jax.studies.report.palette import styled
 from mtl_jax.studies.report.search_report import search_blocks
 from mtl_jax.studies.stats.intervals import Interval, mean_interval
-from mtl_jax.studies.stats.results import lookup, quality, tasks_of
+from mtl_jax.studies.stats.results import lookup, measures, quality, tasks_of
 
 Line = Mapping[str, Any]
 Setting = tuple[tuple[str, float], ...]
@@ -181,11 +181,12 @@ def _test(chosen: Sequence[Line], facts: list[tuple[str, Cell]]) -> list[Block]:
     for task in tasks_of(tested):
         cells = [
             _cell(mean_interval([v for v in values if v is not None]))
-            for name in ("accuracy", "macro_f1")
+            for name, _ in measures(tested, task)
             for values in [[lookup(line["test"], task, name) for line in tested]]
         ]
         rows.append(Row((Cell(task), *cells)))
     if not tested:
         return [Facts(tuple(facts[:-1]))]
-    columns = ("task", "accuracy", "macro-F1")
+    named = [[name for _, name in measures(tested, task)] for task in tasks_of(tested)]
+    columns = ("task", *(" / ".join(dict.fromkeys(names)) for names in zip(*named, strict=True)))
     return [Facts(tuple(facts)), Table("The chosen setting on test", columns, tuple(rows))]

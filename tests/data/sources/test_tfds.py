@@ -12,7 +12,8 @@ import tensorflow_datasets as tfds
 
 from mtl_jax.config.train import DataConfig
 from mtl_jax.core.errors import UserError
-from mtl_jax.data.corpus import MISSING, load_corpus
+from mtl_jax.data.corpus import load_corpus
+from mtl_jax.data.kinds import MISSING
 from mtl_jax.data.sources import tfds as tfds_source
 
 DIE = "TOY_REVIEWS_DIE"
