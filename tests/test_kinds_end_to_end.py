@@ -78,7 +78,8 @@ def inputs(settings):
 @pytest.fixture(scope="module")
 def trained(settings, tmp_path_factory):
     config = TrainConfig(
-        **settings,
+        **{**settings, "epochs": 20},
+        measure_every=5,
         workdir=str(tmp_path_factory.mktemp("run")),
         scenario="none_frozen",
         class_weights=("topic=balanced", 'tags={"long": 2}'),

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
+from mtl_jax.data.kinds import has_label
 from mtl_jax.studies.arm_specs import (
     NOTHING_HELD,
     check_arms,
@@ -191,7 +192,7 @@ def plan_of(study: ScarceTask, pool: InputsPool) -> Plan:
     inputs = pool.get(study)
     study.check(inputs.bert.num_hidden_layers)
     examples = inputs.split("train").examples
-    labels = {task: int((of_task >= 0).sum()) for task, of_task in examples.labels.items()}
+    labels = {task: int(has_label(of_task).sum()) for task, of_task in examples.labels.items()}
     for task, count in labels.items():
         if not count:
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,9 +49,11 @@ def trial_scores(lines: Sequence[Line]) -> list[float]:
     """The validation score that each setting was judged by: its mean over seeds.
 
     A setting that diverged with any seed was tried and found nothing: it scores 0, the
-    least that macro-F1 can be.
+    least that macro-F1 can be, or where R2 is below 0 as the worst of the others.
     """
-    return [sum(v) / len(v) if v else 0.0 for v in by_setting(lines).values()]
+    means = [sum(values) / len(values) if values else None for values in by_setting(lines).values()]
+    least = min([0.0, *(mean for mean in means if mean is not None)])
+    return [least if mean is None else mean for mean in means]
 
 
 def setting_table(lines: Sequence[Line], most: int | None = None) -> Table:
@@ -68,7 +71,7 @@ def setting_table(lines: Sequence[Line], most: int | None = None) -> Table:
 
     def mean(setting: Setting) -> float:
         values = scores[setting]
-        return sum(values) / len(values) if values else -1.0
+        return sum(values) / len(values) if values else -math.inf
 
     rows = []
     for setting in sorted(scores, key=mean, reverse=True)[:most]:

@@ -155,16 +155,22 @@ def is_regression(results: Iterable[Mapping[str, Any]], task: str) -> bool:
 
 
 def _is_value(metrics: Any, task: str) -> bool:
+    of_task = _of_task(metrics, task)
+    return "r2" in of_task and "macro_f1" not in of_task
+
+
+def _of_task(metrics: Any, task: str) -> Mapping[str, Any]:
     of_task = metrics.get(task) if isinstance(metrics, dict) else None
-    return isinstance(of_task, dict) and "r2" in of_task and "macro_f1" not in of_task
+    return of_task if isinstance(of_task, dict) else {}
 
 
 def measures(results: Sequence[Result], task: str) -> tuple[tuple[str, str], ...]:
     """``(metric, name for a reader)`` of the two metrics of a task that a table has."""
     if is_regression(results, task):
         return (("rmse", "RMSE"), ("r2", "R2"))
-    found = [(result.get(split) or {}).get(task) for result in results for split in _SPLITS]
-    if any("micro_f1" in metrics for metrics in found if metrics):
+    if any(
+        "micro_f1" in _of_task(result.get(split), task) for result in results for split in _SPLITS
+    ):
         return (("micro_f1", "micro-F1"), ("macro_f1", "macro-F1"))
     return (("accuracy", "accuracy"), ("macro_f1", "macro-F1"))
 
