@@ -117,7 +117,10 @@ def _as_flags(name: str, value: Any, path: Path) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag.removeprefix('--')}"]
     if isinstance(value, Mapping):
-        value = [f"{key}={own}" for key, own in value.items()]
+        value = [
+            f"{key}={json.dumps(own) if isinstance(own, Mapping) else own}"
+            for key, own in value.items()
+        ]
     if name == "scenario" and isinstance(value, list):
         value = json.dumps(value)
     if isinstance(value, list):
