@@ -104,7 +104,7 @@ def test_every_kind_is_learned_and_measured_by_its_own_metrics(trained):
 
 def test_the_best_epoch_is_that_of_the_mean_score(trained):
     config, result = trained
-    epochs = [r for r in read_lines(f"{config.workdir}/metrics.jsonl") if r["event"] == "epoch"]
+    epochs = [r for r in read_lines(Path(config.workdir, "metrics.jsonl")) if r["event"] == "epoch"]
     scores = [mean_score(record["validation"]) for record in epochs]
     by_hand = [
         np.mean([v["topic"]["macro_f1"], v["tags"]["macro_f1"], v["stars"]["r2"]])

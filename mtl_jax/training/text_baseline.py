@@ -58,8 +58,8 @@ def text_baseline(
             warnings.simplefilter("ignore", ConvergenceWarning)
             # A class that all texts have, or none, is predicted for all, or none.
             warnings.filterwarnings("ignore", "Label .* is present in all training examples")
-            model.fit(vectors, labels)
-        predicted[task] = model.predict(words.transform(asked.texts))
+            queries = words.transform(asked.texts)
+            predicted[task] = kind.fitted(model, vectors, labels, queries)
     return split_metrics(asked.labels, predicted, classes, asked.groups)
 
 

@@ -193,6 +193,18 @@ class TaskKind(abc.ABC):
     def bag_of_words(self) -> Any:
         """A scikit-learn estimator for TF-IDF vectors."""
 
+    def fitted(self, model: Any, vectors: Any, labels: np.ndarray, asked: Any) -> np.ndarray:
+        """Fits ``bag_of_words`` or ``neighbours``, and predicts.
+
+        Args:
+            model: The estimator.
+            vectors: n vectors, as scikit-learn takes them.
+            labels: Their labels; none is missing.
+            asked: The vectors to predict for.
+        """
+        model.fit(vectors, labels)
+        return model.predict(asked)
+
     @abc.abstractmethod
     def neighbours(self, count: int) -> Any:
         """A scikit-learn estimator that asks so many nearest neighbours."""
