@@ -152,14 +152,18 @@ def test_every_number_can_be_computed_from_the_predictions(trained, folder, spli
     assert own["stars"]["mae"] == sk.mean_absolute_error(gold, predicted)
 
 
-def test_a_folder_opens_again(trained, settings):
+def test_a_folder_opens_again(trained, folder):
     config, result = trained
     model = mtl.Predictor(config.workdir)
     assert model.evaluate("test") == result["test"]
-    good, bad = model.predict(["the film was very very great", "the book was awful"])
-    assert good["topic"]["label"] == "film"
-    assert set(good["tags"]) == {"labels", "probabilities"}
-    assert good["stars"]["value"] > 50 > bad["stars"]["value"]
+    rows = pq.read_table(f"{config.workdir}/predictions-test.parquet").to_pylist()
+    source = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    answers = model.predict([source[row["example"]]["text"] for row in rows])
+    for row, answer in zip(rows, answers, strict=True):
+        assert answer["topic"]["label"] == row["topic_predicted"]
+        assert answer["tags"]["labels"] == row["tags_predicted"]
+        assert list(answer["tags"]["probabilities"]) == ["long", "praise"]
+        assert answer["stars"]["value"] == pytest.approx(row["stars_predicted"], rel=1e-4)
     record = json.loads(Path(config.workdir, "config.json").read_text())
     assert record["kinds"] == {
         "topic": "single_label",
@@ -205,9 +209,10 @@ def test_a_library_loop_has_the_scores_of_a_run(settings, small, folder, tmp_pat
     for batch in batches:
         state, _ = step(state, batch)
     scores = mtl.evaluate(model, step.params(state), data.validation, parallel="jit")
-    for task in TASKS:
-        del scores[task]["loss"], result["validation"][task]["loss"]
-    assert scores == result["validation"]
+    for task, expected in result["validation"].items():
+        # Another layout of the batches rounds otherwise, and a regression shows it.
+        for name, value in expected.items():
+            assert scores[task][name] == (value if value == {} else pytest.approx(value, rel=1e-4))
 
 
 def test_a_sweep_scores_what_a_run_of_heads_does(settings, inputs, tmp_path):
