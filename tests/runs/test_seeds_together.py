@@ -99,7 +99,9 @@ def assert_same_run(folder, other):
     """The two folders hold the same run but for rounding and times."""
     assert sorted(path.name for path in folder.iterdir()) == [
         *(".config.json.lock", ".lock", "certificate.json", "checkpoints", "config.json"),
-        *("metrics.jsonl", "tensorboard", "tokenizer"),
+        "metrics.jsonl",
+        *(f"predictions-{split}.parquet" for split in ("test", "train", "validation")),
+        *("tensorboard", "tokenizer"),
     ]
     certificates = [json.loads((f / "certificate.json").read_text()) for f in (folder, other)]
     assert certificates[0] == certificates[1] | {
