@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -57,7 +58,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(folder, small):
-    files = {f"{n}_file": str(folder / f"{n}.jsonl") for n in ("train", "validation", "test")}
+    files: Any = {f"{n}_file": str(folder / f"{n}.jsonl") for n in ("train", "validation", "test")}
     pairs = tuple(f"{task}={task}" for task in TASKS)
     return {
         "backbone": str(small),
@@ -181,8 +182,8 @@ def test_a_folder_opens_again(trained, folder):
 
 
 def test_a_library_loop_has_the_scores_of_a_run(settings, small, folder, tmp_path):
-    config = TrainConfig(**settings, workdir=str(tmp_path), scenario="top_1")
-    result = train(config)
+    how = {**settings, "parallel": "mesh"}
+    result = train(TrainConfig(**how, workdir=str(tmp_path), scenario="top_1"))
     encoder = mtl.load_encoder(small)
     data = mtl.load_data(
         train=folder / "train.jsonl",
@@ -204,11 +205,11 @@ def test_a_library_loop_has_the_scores_of_a_run(settings, small, folder, tmp_pat
     batches = data.train_batches(batch_size=16, epochs=result["best_epoch"], seed=0)
     whole = len(batches) // result["best_epoch"] * 4
     optimizer = mtl.make_optimizer(partition, {"head": 1e-2, "backbone": 1e-2}, total_steps=whole)
-    step = mtl.TrainStep(model, partition, optimizer, parallel="jit")
+    step = mtl.TrainStep(model, partition, optimizer)
     state = step.init(seed=0)
     for batch in batches:
         state, _ = step(state, batch)
-    scores = mtl.evaluate(model, step.params(state), data.validation, parallel="jit")
+    scores = mtl.evaluate(model, step.params(state), data.validation)
     for task, expected in result["validation"].items():
         # Another layout of the batches rounds otherwise, and a regression shows it.
         for name, value in expected.items():
@@ -254,7 +255,7 @@ def test_seeds_at_once_leave_what_each_leaves_alone(settings, inputs, tmp_path):
 
 
 def test_heads_of_every_kind_are_held_where_they_were(settings, inputs, tmp_path):
-    phases = [
+    phases: list[dict[str, Any]] = [
         {"scenario": "backbone_frozen", "epochs": 2},
         {
             "scenario": [["topic/*", "head"], ["backbone/*", "backbone"], ["*", "frozen"]],
@@ -333,8 +334,13 @@ def test_pairs_have_token_types_and_lose_their_longer_text_first(small):
     def reader(length):
         return TextReader(encoder.tokenizer, encoder.config, length, "cut", pairs=True)
 
-    texts = [Pair("a film was good", "bad"), Pair("a", "the book was very fine"), Pair("a", "b")]
+    texts: list[str] = [
+        Pair("a film was good", "bad"),
+        Pair("a", "the book was very fine"),
+        Pair("a", "b"),
+    ]
     tokens = reader(9)(texts, {}).tokens
+    assert tokens.types is not None
     spans = list(itertools.pairwise(tokens.offsets.tolist()))
     ids = [tokens.ids[a:b].tolist() for a, b in spans]
     words = [[WORDS[i] for i in each] for each in ids]
