@@ -127,9 +127,9 @@ def of_other_kinds(seed):
 
 def test_steps_on_other_kinds_of_labels_are_those_of_one_device():
     batches = [of_other_kinds(i) for i in range(2)]
-    expected, expected_logged = train("jit", "none_frozen", batches)
+    expected, expected_logged = train("jit", "backbone_frozen", batches)
     for kind in ("pmap", "mesh"):
-        params, logged = train(kind, "none_frozen", batches)
+        params, logged = train(kind, "backbone_frozen", batches)
         for metrics, other in zip(logged, expected_logged, strict=True):
             for task in TASKS:
                 assert metrics["loss"][task][1] == other["loss"][task][1] in (9, 12)
