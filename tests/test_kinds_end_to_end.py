@@ -4,8 +4,8 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(folder, small):
-    files = {f"{n}_file": str(folder / f"{n}.jsonl") for n in ("train", "validation", "test")}
+    files: Any = {f"{n}_file": str(folder / f"{n}.jsonl") for n in ("train", "validation", "test")}
     pairs = tuple(f"{task}={task}" for task in TASKS)
     return {
         "backbone": str(small),
@@ -104,7 +104,7 @@ def test_every_kind_is_learned_and_measured_by_its_own_metrics(trained):
 
 def test_the_best_epoch_is_that_of_the_mean_score(trained):
     config, result = trained
-    epochs = [r for r in read_lines(f"{config.workdir}/metrics.jsonl") if r["event"] == "epoch"]
+    epochs = [r for r in read_lines(Path(config.workdir, "metrics.jsonl")) if r["event"] == "epoch"]
     scores = [mean_score(record["validation"]) for record in epochs]
     by_hand = [
         np.mean([v["topic"]["macro_f1"], v["tags"]["macro_f1"], v["stars"]["r2"]])
@@ -152,14 +152,18 @@ def test_every_number_can_be_computed_from_the_predictions(trained, folder, spli
     assert own["stars"]["mae"] == sk.mean_absolute_error(gold, predicted)
 
 
-def test_a_folder_opens_again(trained, settings):
+def test_a_folder_opens_again(trained, folder):
     config, result = trained
     model = mtl.Predictor(config.workdir)
     assert model.evaluate("test") == result["test"]
-    good, bad = model.predict(["the film was very very great", "the book was awful"])
-    assert good["topic"]["label"] == "film"
-    assert set(good["tags"]) == {"labels", "probabilities"}
-    assert good["stars"]["value"] > 50 > bad["stars"]["value"]
+    rows = pq.read_table(f"{config.workdir}/predictions-test.parquet").to_pylist()
+    source = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    answers = model.predict([source[row["example"]]["text"] for row in rows])
+    for row, answer in zip(rows, answers, strict=True):
+        assert answer["topic"]["label"] == row["topic_predicted"]
+        assert answer["tags"]["labels"] == row["tags_predicted"]
+        assert list(answer["tags"]["probabilities"]) == ["long", "praise"]
+        assert answer["stars"]["value"] == pytest.approx(row["stars_predicted"], rel=1e-4)
     record = json.loads(Path(config.workdir, "config.json").read_text())
     assert record["kinds"] == {
         "topic": "single_label",
@@ -177,8 +181,8 @@ def test_a_folder_opens_again(trained, settings):
 
 
 def test_a_library_loop_has_the_scores_of_a_run(settings, small, folder, tmp_path):
-    config = TrainConfig(**settings, workdir=str(tmp_path), scenario="top_1")
-    result = train(config)
+    how = {**settings, "parallel": "mesh"}
+    result = train(TrainConfig(**how, workdir=str(tmp_path), scenario="top_1"))
     encoder = mtl.load_encoder(small)
     data = mtl.load_data(
         train=folder / "train.jsonl",
@@ -200,14 +204,15 @@ def test_a_library_loop_has_the_scores_of_a_run(settings, small, folder, tmp_pat
     batches = data.train_batches(batch_size=16, epochs=result["best_epoch"], seed=0)
     whole = len(batches) // result["best_epoch"] * 4
     optimizer = mtl.make_optimizer(partition, {"head": 1e-2, "backbone": 1e-2}, total_steps=whole)
-    step = mtl.TrainStep(model, partition, optimizer, parallel="jit")
+    step = mtl.TrainStep(model, partition, optimizer)
     state = step.init(seed=0)
     for batch in batches:
         state, _ = step(state, batch)
-    scores = mtl.evaluate(model, step.params(state), data.validation, parallel="jit")
-    for task in TASKS:
-        del scores[task]["loss"], result["validation"][task]["loss"]
-    assert scores == result["validation"]
+    scores = mtl.evaluate(model, step.params(state), data.validation)
+    for task, expected in result["validation"].items():
+        # Another layout of the batches rounds otherwise, and a regression shows it.
+        for name, value in expected.items():
+            assert scores[task][name] == (value if value == {} else pytest.approx(value, rel=1e-4))
 
 
 def test_a_sweep_scores_what_a_run_of_heads_does(settings, inputs, tmp_path):
@@ -219,18 +224,6 @@ def test_a_sweep_scores_what_a_run_of_heads_does(settings, inputs, tmp_path):
     alone = [mean_score(record["validation"]) for record in epochs]
     np.testing.assert_allclose(swept.validation[0, 0], alone, atol=1e-5)
     assert swept.test[0]["stars"]["r2"] == pytest.approx(result["test"]["stars"]["r2"], abs=1e-4)
-
-
-@pytest.mark.parametrize("parallel", ["mesh", "pmap"])
-def test_on_several_devices_the_numbers_are_those_of_one(settings, tmp_path, parallel):
-    how = {**settings, "epochs": 1}
-    one = train(TrainConfig(**how, workdir=str(tmp_path / "one"), scenario="none_frozen"))
-    many = {**how, "parallel": parallel}
-    spread = train(TrainConfig(**many, workdir=str(tmp_path / "many"), scenario="none_frozen"))
-    assert jax.device_count() == 4
-    for task in TASKS:
-        assert spread["train"][task]["examples"] == one["train"][task]["examples"]
-    assert len(read_lines(tmp_path / "many" / "metrics.jsonl")) > 1
 
 
 def test_seeds_at_once_leave_what_each_leaves_alone(settings, inputs, tmp_path):
@@ -249,7 +242,7 @@ def test_seeds_at_once_leave_what_each_leaves_alone(settings, inputs, tmp_path):
 
 
 def test_heads_of_every_kind_are_held_where_they_were(settings, inputs, tmp_path):
-    phases = [
+    phases: list[dict[str, Any]] = [
         {"scenario": "backbone_frozen", "epochs": 2},
         {
             "scenario": [["topic/*", "head"], ["backbone/*", "backbone"], ["*", "frozen"]],
@@ -284,15 +277,14 @@ def test_a_bag_of_words_of_every_kind(inputs):
     assert found["stars"]["r2"] > 0.5
 
 
-@pytest.mark.parametrize("how", ["top_1", "none_frozen"])
-def test_pairs_are_packed_and_kept_as_single_texts_are(settings, tmp_path, how, capsys):
+def test_pairs_are_packed_and_kept_as_single_texts_are(settings, tmp_path, capsys):
     data = dataclasses.replace(
         settings["data"],
         text_columns=("text", "second"),
         label_columns=("topic=topic",),
         task_kinds=(),
     )
-    config = {**settings, "data": data, "epochs": 1, "scenario": how}
+    config = {**settings, "data": data, "epochs": 1, "scenario": "top_1"}
     result = train(TrainConfig(**config, workdir=str(tmp_path / "kept")))
     assert result["test"]["topic"]["examples"] > 0
     again = train(TrainConfig(**config, workdir=str(tmp_path / "anew"), prefix_cache=False))
@@ -328,8 +320,13 @@ def test_pairs_have_token_types_and_lose_their_longer_text_first(small):
     def reader(length):
         return TextReader(encoder.tokenizer, encoder.config, length, "cut", pairs=True)
 
-    texts = [Pair("a film was good", "bad"), Pair("a", "the book was very fine"), Pair("a", "b")]
+    texts: list[str] = [
+        Pair("a film was good", "bad"),
+        Pair("a", "the book was very fine"),
+        Pair("a", "b"),
+    ]
     tokens = reader(9)(texts, {}).tokens
+    assert tokens.types is not None
     spans = list(itertools.pairwise(tokens.offsets.tolist()))
     ids = [tokens.ids[a:b].tolist() for a, b in spans]
     words = [[WORDS[i] for i in each] for each in ids]

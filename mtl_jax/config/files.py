@@ -118,8 +118,9 @@ def _as_flags(name: str, value: Any, path: Path) -> list[str]:
         return [flag if value else f"--no-{flag.removeprefix('--')}"]
     if isinstance(value, Mapping):
         value = [
-            f"{key}={json.dumps(own) if isinstance(own, Mapping) else own}"
+            f"{key}={json.dumps(each) if isinstance(each, Mapping) else each}"
             for key, own in value.items()
+            for each in (own if isinstance(own, list) else [own])
         ]
     if name == "scenario" and isinstance(value, list):
         value = json.dumps(value)

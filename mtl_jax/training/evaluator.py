@@ -280,8 +280,7 @@ def neighbour_probe(known: Split, asked: Split, classes: Mapping[str, Sequence[s
         kind, present = kind_of(labels), has_label(labels)
         if present.any():
             vote = kind.neighbours(min(NEIGHBOURS, int(present.sum())))
-            vote.fit(features[present], labels[present])
-            predicted[task] = vote.predict(queries)
+            predicted[task] = kind.fitted(vote, features[present], labels[present], [queries])
         else:
             predicted[task] = kind.constant(labels[present], len(asked.texts), len(classes[task]))
     return split_metrics(asked.examples.labels, predicted, classes, asked.examples.groups)

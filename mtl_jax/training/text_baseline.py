@@ -60,10 +60,9 @@ def text_baseline(
             warnings.simplefilter("ignore", ConvergenceWarning)
             # A class that all texts have, or none, is predicted for all, or none.
             warnings.filterwarnings("ignore", "Label .* is present in all training examples")
-            model.fit(vectors, labels)
-        texts = iter(asked.texts)
-        some = iter(lambda texts=texts: list(itertools.islice(texts, _MOST_TEXTS)), [])
-        predicted[task] = np.concatenate([model.predict(words.transform(each)) for each in some])
+            texts = iter(asked.texts)
+            some = iter(lambda texts=texts: list(itertools.islice(texts, _MOST_TEXTS)), [])
+            predicted[task] = kind.fitted(model, vectors, labels, map(words.transform, some))
     return split_metrics(asked.labels, predicted, classes, asked.groups)
 
 

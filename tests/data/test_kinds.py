@@ -1,6 +1,7 @@
 """Labels of every kind: what a cell holds, and what a file is refused for, line by line."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_the_type_of_an_array_tells_its_kind_and_what_is_missing():
     def refuse(place, name):
         raise AssertionError(place, name)
 
-    arrays = {
+    arrays: dict[Any, Any] = {
         "single_label": (["b", None], ("a", "b")),
         "multi_label": ([("b",), None], ("a", "b")),
         "regression": ([2.5, None], ()),
@@ -98,15 +99,17 @@ def test_lists_and_values_are_read(tmp_path, ending):
     kinds = {"tags": "multi_label", "stars": "regression"}
     corpus = corpus_of(tmp_path, f"train.{ending}", rows, kinds)
     assert corpus.classes == {"tags": ("a", "b"), "stars": ()}
-    found = {row: i for i, row in enumerate(corpus.read("train").rows.tolist())}
-    examples = corpus.read("train")
+    examples, aside = (corpus.read(split) for split in ("train", "validation"))
+    assert examples.rows is not None
+    assert aside.rows is not None
+    found = {row: i for i, row in enumerate(examples.rows.tolist())}
     marks = {0: [1, 0], 1: [1, 1], 2: [0, 0], 3: [-1, -1]}
     values = {0: 1.5, 1: NAN, 2: -1.0, 3: 3.0}
     for row, place in found.items():
         assert examples.texts[place] == TEXTS[row]
         assert examples.labels["tags"][place].tolist() == marks[row % 4]
         np.testing.assert_equal(examples.labels["stars"][place], values[row % 4])
-    assert sorted([*found, *corpus.read("validation").rows.tolist()]) == list(range(12))
+    assert sorted([*found, *aside.rows.tolist()]) == list(range(12))
 
 
 @pytest.mark.parametrize(

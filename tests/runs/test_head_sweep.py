@@ -161,7 +161,7 @@ def test_scores_on_the_device_are_those_of_scikit_learn(there):
     logits["sentiment"][:, there + 1 :] = -9  # at most one class is predicted that is not there
     counts = {t: np.asarray(class_counts(logits[t], labels[t]))[None, None] for t in TASKS}
     classes = {task: tuple("abcd") for task in TASKS}
-    kinds = dict.fromkeys(TASKS, KINDS["single_label"])
+    kinds: Any = dict.fromkeys(TASKS, KINDS["single_label"])
     predicted = {task: logits[task].argmax(-1) for task in TASKS}
     expected = mean_score(split_metrics(labels, predicted, classes, None))
     assert score_of_counts(counts, kinds)[0, 0] == pytest.approx(expected, abs=1e-12)

@@ -166,7 +166,7 @@ def _of_task(metrics: Any, task: str) -> Mapping[str, Any]:
     return of_task if isinstance(of_task, dict) else {}
 
 
-def measures(results: Sequence[Result], task: str) -> tuple[tuple[str, str], ...]:
+def measures(results: Sequence[Mapping[str, Any]], task: str) -> tuple[tuple[str, str], ...]:
     """``(metric, name for a reader)`` of the two metrics of a task that a table has."""
     if is_regression(results, task):
         return (("rmse", "RMSE"), ("r2", "R2"))

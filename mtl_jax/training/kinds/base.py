@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -192,6 +192,20 @@ class TaskKind(abc.ABC):
     @abc.abstractmethod
     def bag_of_words(self) -> Any:
         """A scikit-learn estimator for TF-IDF vectors."""
+
+    def fitted(
+        self, model: Any, vectors: Any, labels: np.ndarray, asked: Iterable[Any]
+    ) -> np.ndarray:
+        """Fits ``bag_of_words`` or ``neighbours``, and predicts.
+
+        Args:
+            model: The estimator.
+            vectors: n vectors, as scikit-learn takes them.
+            labels: Their labels; none is missing.
+            asked: The vectors to predict for, some at a time.
+        """
+        model.fit(vectors, labels)
+        return np.concatenate([model.predict(some) for some in asked])
 
     @abc.abstractmethod
     def neighbours(self, count: int) -> Any:

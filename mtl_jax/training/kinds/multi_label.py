@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -97,7 +97,8 @@ class MultiLabel(TaskKind):
     def answers(self, logits: np.ndarray, task: Task) -> list[dict[str, Any]]:
         """See ``TaskKind``: the labels, and the probability of every class."""
         found = []
-        for marks, of_text in zip(self.predicted(logits), jax.nn.sigmoid(logits), strict=True):
+        rows = zip(self.predicted(logits), scipy.special.expit(logits), strict=True)
+        for marks, of_text in rows:
             values = [round(float(value), 6) for value in of_text]
             labels = [name for name, mark in zip(task.classes, marks, strict=True) if mark]
             probabilities = dict(zip(task.classes, values, strict=True))
@@ -144,6 +145,12 @@ class MultiLabel(TaskKind):
             "hamming_loss": float(hamming_loss(true, guess)),
             "examples": int(present.sum()),
         }
+
+    def weighted_f1(self, labels: np.ndarray, predicted: np.ndarray) -> float | None:
+        """See ``TaskKind``."""
+        if labels.shape[1] == 1:
+            return float(f1_score(labels[:, 0], predicted[:, 0], zero_division=UNDEFINED))
+        return float(f1_score(labels, predicted, average="weighted", zero_division=UNDEFINED))
 
     def counts(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """See ``TaskKind``."""
@@ -202,6 +209,15 @@ class MultiLabel(TaskKind):
 
         each = SGDClassifier(loss="log_loss", class_weight="balanced", max_iter=50, random_state=0)
         return OneVsRestClassifier(each)
+
+    def fitted(
+        self, model: Any, vectors: Any, labels: np.ndarray, asked: Iterable[Any]
+    ) -> np.ndarray:
+        """See ``TaskKind``."""
+        # scikit-learn takes a single class for a task of two.
+        labels = labels[:, 0] if labels.shape[1] == 1 else labels
+        found = super().fitted(model, vectors, labels, asked)
+        return found.reshape(len(found), -1)
 
     def neighbours(self, count: int) -> Any:
         """See ``TaskKind``: a vote on each class."""
