@@ -22,14 +22,14 @@ ROWS = [
         "hypothesis": f"other {i % 7}" if i % 13 else " ",
         "mood": ("up", "down")[i % 2],
         "tags": (["a"], ["b", "a"], [], ["c"])[i % 4],
-        "stars": (2.5, -1.0, 1e-3, 4.0, 0.0)[i % 5],
+        "stars": (2.5, -1.0, 0.125, 4.0, 0.0)[i % 5],
     }
     for i in range(COUNT)
 ]
 
 
 class ToyPairs(tfds.core.GeneratorBasedBuilder):
-    """The same rows."""
+    """The same rows; TFDS keeps numbers as float32."""
 
     VERSION = tfds.core.Version("1.0.0")
 
