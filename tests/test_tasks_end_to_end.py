@@ -296,7 +296,7 @@ def test_three_tasks_of_two_data_sets(small, called, tmp_path):
     }
     assert result["untrained_heads"] == ["queue"]
     model = mtl.Predictor(folder)
-    assert model.text_column is None
+    assert model.text_columns is None
     assert model.evaluate("test") == result["test"]
     assert list(model.predict(["a book"])[0]) == ["text", *TASKS]
 

@@ -21,7 +21,9 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from mtl_jax.config.optimizer import EPOCHS, HEAD_LEARNING_RATE
 from mtl_jax.config.train import TrainConfig
-from mtl_jax.data.corpus import MISSING, load_corpus
+from mtl_jax.core.errors import UserError
+from mtl_jax.data.corpus import load_corpus
+from mtl_jax.data.kinds import MISSING
 from mtl_jax.data.tokens import Tokens, tokenize
 from mtl_jax.freezing.rules import assign_labels
 from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
@@ -175,6 +177,9 @@ class FineTuning:
         torch.manual_seed(config.seed)
         self._config, self._device = config, device
         self._corpus = load_corpus(config.data)
+        for task, kind in self._corpus.kinds.items():
+            if kind != "single_label":
+                raise UserError(f"{task} is {kind}, and this trains single_label tasks alone")
         self.model = Model(config.backbone, self._corpus.classes).to(device)
         bert = self.model.backbone.config
         self._pad, self._length = bert.pad_token_id, bert.max_position_embeddings

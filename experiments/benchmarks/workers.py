@@ -37,7 +37,7 @@ def _sample(config: TrainConfig, lengths: Any, result: Mapping[str, Any]) -> dic
             and ``test``.
     """
     from mtl_jax.models.pretrained import load_config
-    from mtl_jax.training.metrics import mean_macro_f1
+    from mtl_jax.training.metrics import mean_score
 
     bert = load_config(Path(config.backbone))
     sizes = bert.hidden_size, bert.intermediate_size, bert.num_hidden_layers
@@ -50,7 +50,7 @@ def _sample(config: TrainConfig, lengths: Any, result: Mapping[str, Any]) -> dic
         "tokens": int(lengths.sum()),
         "forward_flops": forward_flops(lengths, *sizes, gated=bert.gated_mlp),
         **{name: result[name] for name in kept},
-        "macro_f1": mean_macro_f1(result["test"]),
+        "macro_f1": mean_score(result["test"]),
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
 

@@ -95,7 +95,7 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Read texts, write JSON lines: each task's label with its probability."""
+    """Read texts, write JSON lines: each task's label with its probability, labels, or value."""
 
     workdir: str
     """folder of a run"""
@@ -104,6 +104,8 @@ class Predict:
 default standard input, a text in each line"""
     text_column: str | None = None
     """with --input: the column that holds the text; by default that of the training"""
+    text_columns: tuple[str, ...] = ()
+    """with --input: the two columns of a pair of texts; by default those of the training"""
     long_texts: LongTexts | None = None
     """what becomes of texts longer than --max-length was; by default as in training"""
     trust: tuple[str, ...] = ()
@@ -115,13 +117,17 @@ class Extract:
     """Read texts, write their pooled vectors, float32, as a .npy or Parquet file."""
 
     output: str
-    """the .npy file to write, a row for each text; or a .parquet file with columns text, vector"""
+    """the .npy file to write, a row for each text; or a .parquet file with columns text \
+(of pairs first, second) and vector"""
     input: str | None = None
     """CSV, TSV, JSON Lines or Parquet file of the texts, or a file with a text in each line; by \
 default standard input, a text in each line"""
     text_column: str | None = None
     """with --input: the column that holds the text; by default that of the training of --workdir, \
 else text"""
+    text_columns: tuple[str, ...] = ()
+    """with --input: the two columns of a pair of texts; by default those of the training of \
+--workdir"""
     backbone: str | None = None
     """checkpoint: a folder, or a name on the hub; sentence-transformers/all-MiniLM-L6-v2 \
 unless --workdir is given"""
@@ -267,35 +273,35 @@ def _evaluate(command: Evaluate) -> None:
 
 def _texts(
     command: Predict | Extract,
-) -> Callable[[str | None, Iterable[str]], Iterator[str]]:
+) -> Callable[[Sequence[str] | None, Iterable[str]], Iterator[str]]:
     """Opens what the texts come from.
 
     Returns:
-        What reads them, when it is told the column to read by default, None where there is none,
-        and the columns that a header may name.
+        What reads them, when it is told the columns to read by default, one, two of pairs, or
+        None where there are none, and the columns that a header may name.
     """
     from mtl_jax.core.console import say
-    from mtl_jax.tools.predict import looks_like_header, read_lines, read_texts
+    from mtl_jax.tools.predict import looks_like_header, read_lines, read_pairs, read_texts
 
+    named = _named_columns(command)
     if command.input is not None:
         path = expanded(command.input)
         if not command.input or not path.exists() or path.is_dir():
             raise UserError(f"--input {command.input!r}: there is no such file: correct the path")
 
-        def of_file(column: str | None, known: Iterable[str]) -> Iterator[str]:
+        def of_file(columns: Sequence[str] | None, known: Iterable[str]) -> Iterator[str]:
             del known
-            if column is None and command.text_column is None:
+            if columns is None and named is None:
                 raise UserError(
                     "the tasks were trained on texts of different columns: name one with "
-                    "--text-column"
+                    "--text-column, or two with --text-columns"
                 )
-            return read_texts(path, command.text_column, column or "")
+            return read_texts(path, named, columns or ())
 
         return of_file
-    if command.text_column is not None:
-        raise UserError(
-            f"--text-column {command.text_column} needs --input: name a file, or leave it out"
-        )
+    if named is not None:
+        flag = "--text-column" if len(named) == 1 else "--text-columns"
+        raise UserError(f"{flag} {' '.join(named)} needs --input: name a file, or leave it out")
     if sys.stdin is None:
         raise UserError("standard input is closed: give it lines of text, or < /dev/null for none")
     try:
@@ -307,8 +313,10 @@ def _texts(
             f"standard input can't be read ({error.strerror}): give it lines of text"
         ) from error
 
-    def of_lines(column: str | None, known: Iterable[str]) -> Iterator[str]:
-        del column
+    def of_lines(columns: Sequence[str] | None, known: Iterable[str]) -> Iterator[str]:
+        if columns is not None and len(columns) == 2:
+            yield from read_pairs(read_lines(stream), columns)
+            return
         for number, line in enumerate(read_lines(stream)):
             if number == 0 and looks_like_header(line, known):
                 say(
@@ -320,13 +328,28 @@ def _texts(
     return of_lines
 
 
+def _named_columns(command: Predict | Extract) -> tuple[str, ...] | None:
+    """The columns of the text that the flags name, one or two; None where they name none."""
+    one, pair = command.text_column, command.text_columns
+    if one is not None and pair:
+        raise UserError(
+            "--text-column and --text-columns both say where the texts are: leave one of them out"
+        )
+    if pair and (len(pair) != 2 or pair[0] == pair[1]):
+        raise UserError(
+            f"--text-columns {' '.join(pair)}: name the two columns of a pair, or one with "
+            "--text-column"
+        )
+    return pair or (None if one is None else (one,))
+
+
 def _predict(command: Predict) -> None:
     from mtl_jax.core.console import say
     from mtl_jax.tools.predict import Predictor
 
     texts = _texts(command)
     model = Predictor(command.workdir, command.long_texts, trust=command.trust)
-    _print_json(model.answers(texts(model.text_column, model.columns)))
+    _print_json(model.answers(texts(model.text_columns, model.columns)))
     if model.cut or model.empty:
         say(f"{model.cut} texts were cut to {model.reader.max_length} tokens, {model.empty} empty")
 
@@ -346,8 +369,8 @@ def _extract(command: Extract) -> None:
     output = expanded(command.output)
     check_output(output)
     texts = _texts(command)
-    column: str | None = "text"
-    known: Iterable[str] = (column,)
+    columns: Sequence[str] | None = ("text",)
+    known: Iterable[str] = columns
     if command.workdir is not None:
         if (command.backbone, command.max_length) != (None, None):
             raise UserError("--workdir settles --backbone and --max-length: leave them out")
@@ -358,7 +381,7 @@ def _extract(command: Extract) -> None:
             layer=command.layer,
             pooling=command.pooling,
         )
-        column, known = encoder.text_column, encoder.columns
+        columns, known = encoder.text_columns, encoder.columns
     else:
         encoder = checkpoint_encoder(
             command.backbone or DEFAULT_BACKBONE,
@@ -367,7 +390,7 @@ def _extract(command: Extract) -> None:
             command.long_texts or "cut",
             command.layer,
         )
-    rows = write_vectors(output, encoder.pooled(texts(column, known)), encoder.width)
+    rows = write_vectors(output, encoder.pooled(texts(columns, known)), encoder.width)
     say(
         f"{rows} vectors of {encoder.width} in {command.output}; {encoder.cut} texts were cut to "
         f"{encoder.reader.max_length} tokens, {encoder.empty} empty"

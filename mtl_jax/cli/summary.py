@@ -10,10 +10,27 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from mtl_jax.config.tasks import SCORES, Kind
 from mtl_jax.core.console import Terminal
 
-_COLUMNS = ("texts", "accuracy", "macro-F1")
-_KNOWN = ("accuracy", "macro_f1", "examples", "loss", "weighted_f1_by_source")
+_COLUMNS: Mapping[Kind, Mapping[str, str]] = {
+    "single_label": {"accuracy": "accuracy", "macro_f1": "macro-F1"},
+    "multi_label": {
+        "subset_accuracy": "subset accuracy",
+        "micro_f1": "micro-F1",
+        "macro_f1": "macro-F1",
+        "hamming_loss": "Hamming loss",
+    },
+    "regression": {
+        "r2": "R2",
+        "rmse": "RMSE",
+        "mae": "MAE",
+        "pearson": "Pearson",
+        "spearman": "Spearman",
+    },
+}
+"""The metrics of a kind by their names for a reader."""
+_OTHERS = ("examples", "loss", "weighted_f1_by_source")
 
 
 def shows_tables(*, json: bool) -> bool:
@@ -21,25 +38,47 @@ def shows_tables(*, json: bool) -> bool:
     return not json and sys.stdout is not None and sys.stdout.isatty()
 
 
-def metrics_table(
+def metrics_tables(
     title: str, metrics: Mapping[str, Any], baseline: Mapping[str, Any] | None = None
-) -> Table:
-    """A row for each task.
+) -> list[Table]:
+    """A table for each kind of task that there is, with a row for each task.
 
     Args:
         title: What the metrics are of.
         metrics: Per task, as of ``split_metrics``.
         baseline: The same of a bag of words on the same texts, if any.
     """
-    more = [name for name in next(iter(metrics.values()), {}) if name not in _KNOWN]
+    tables = []
+    for kind, columns in _COLUMNS.items():
+        of_kind = {task: found for task, found in metrics.items() if _kind(found) == kind}
+        if of_kind:
+            tables.append(_table(title, columns, SCORES[kind], of_kind, baseline))
+    return tables
+
+
+def _kind(metrics: Mapping[str, Any]) -> Kind:
+    from mtl_jax.training.metrics import of_metrics
+
+    return of_metrics(metrics).name
+
+
+def _table(
+    title: str,
+    columns: Mapping[str, str],
+    score: str,
+    metrics: Mapping[str, Any],
+    baseline: Mapping[str, Any] | None,
+) -> Table:
+    known = (*columns, *_OTHERS)
+    more = [name for name in next(iter(metrics.values())) if name not in known]
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("task", overflow="fold")
-    titles = [*_COLUMNS, *more, *(["macro-F1 of TF-IDF"] if baseline else [])]
-    for name in titles:
+    titles = ["texts", *columns.values(), *more]
+    for name in [*titles, *([f"{columns[score]} of TF-IDF"] if baseline else [])]:
         table.add_column(name, justify="right")
     for task, found in metrics.items():
-        values = [found["accuracy"], found["macro_f1"], *(found[name] for name in more)]
-        values += [baseline[task]["macro_f1"]] if baseline else []
+        values = [found[name] for name in (*columns, *more)]
+        values += [baseline[task][score]] if baseline else []
         cells = [f"{found['examples']:,}", *("-" if v is None else f"{v:.3f}" for v in values)]
         table.add_row(Text(task), *cells)
     return table
@@ -49,8 +88,8 @@ def show_result(workdir: str, result: Mapping[str, Any]) -> None:
     """Prints what a run has reached, and the two commands that come next."""
     terminal = Terminal()
     terminal.print(
-        metrics_table("validation", result["validation"], result["text_baseline"]),
-        *([metrics_table("test", result["test"])] if result["test"] else []),
+        *metrics_tables("validation", result["validation"], result["text_baseline"]),
+        *(metrics_tables("test", result["test"]) if result["test"] else []),
         sep="\n",
     )
     folder, split = shlex.quote(workdir), "test" if result["test"] else "validation"
@@ -66,9 +105,9 @@ def show_result(workdir: str, result: Mapping[str, Any]) -> None:
 def show_metrics(split: str, metrics: Mapping[str, Any]) -> None:
     """Prints the metrics of a split, and each task's weighted F1 by source where there is one."""
     terminal = Terminal()
-    terminal.print(metrics_table(split, metrics))
+    terminal.print(*metrics_tables(split, metrics), sep="\n")
     for task, found in metrics.items():
-        if by_source := found["weighted_f1_by_source"]:
+        if by_source := found.get("weighted_f1_by_source"):
             table = Table(title=f"{task}: weighted F1 by source", title_justify="left")
             table.add_column("source", overflow="fold")
             table.add_column("weighted F1", justify="right")

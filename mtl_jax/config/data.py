@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from mtl_jax.config.tasks import numbers_of, pairs_of
+from mtl_jax.config.tasks import Kind, numbers_of, pairs_of, refuse_kind
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
 
@@ -29,6 +29,13 @@ class Origin:
     """`sentences`, or the name of a TFDS data set; empty where there are files"""
     text_column: str
     """the column or feature that holds the text"""
+    pair_column: str | None = None
+    """the one that holds the second text, where each example is a pair"""
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns of the text, or of the two of a pair."""
+        return (self.text_column, *([] if self.pair_column is None else [self.pair_column]))
 
     @property
     def name(self) -> str:
@@ -53,9 +60,15 @@ pairs where the tasks have files of their own"""
     """its test file; without one, no test metrics"""
     text_column: PerTask = "text"
     """the column or feature that holds the text; task=column pairs where they differ"""
+    text_columns: tuple[str, ...] = ()
+    """in the place of --text-column, the two columns of a pair, such as premise hypothesis; \
+task=column pairs, two for a task, where the tasks differ"""
     label_columns: tuple[str, ...] = ("classifier=classifier", "sentiment=sentiment")
     """task=column pairs: the tasks, as you name them, and where their labels are; an empty label \
-or -1 is a missing one"""
+or -1 is a missing one; of a regression only an empty one is"""
+    task_kinds: tuple[str, ...] = ()
+    """task=kind pairs: single_label, the default; multi_label, a list of classes, in JSON or with \
+| between them; or regression, a number"""
     label_fraction: tuple[str, ...] = ()
     """task=fraction pairs: train on that part of a task's labels only, the same for every seed"""
     mixing: Mixing = "size"
@@ -76,13 +89,15 @@ or -1 is a missing one"""
 
     def __post_init__(self) -> None:
         # A record has lists for tuples.
-        for name in ("label_columns", "label_fraction"):
+        for name in ("label_columns", "label_fraction", "task_kinds"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
             refuse_blank(name, getattr(self, name), paired=True)
         for name in ("dataset", "text_column", *_FILES):
             value = getattr(self, name)
             refuse_blank(name, (value,) if isinstance(value, str) else value or (), self.columns)
             object.__setattr__(self, name, _normal(value, self.columns))
+        object.__setattr__(self, "text_columns", tuple(self.text_columns))
+        refuse_blank("text_columns", self.text_columns, self.columns)
         for name in ("max_train_examples", "max_evaluation_examples", "mixing_cap"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
@@ -104,7 +119,7 @@ or -1 is a missing one"""
                 f"--mixing-temperature {temperature} needs --mixing temperature, and it is "
                 f"{self.mixing}: add that, or leave --mixing-temperature out"
             )
-        _ = self.label_fractions
+        _ = self.label_fractions, self.kinds
 
     def absolute(self) -> DataConfig:
         """The same, with file names that hold from any folder."""
@@ -114,8 +129,11 @@ or -1 is a missing one"""
         """The same with that task alone: its labels, and its own data set."""
         changes: dict[str, Any] = {
             name: tuple(pair for pair in getattr(self, name) if pair.startswith(f"{task}="))
-            for name in ("label_columns", "label_fraction")
+            for name in ("label_columns", "label_fraction", "task_kinds")
         }
+        if any(pair.partition("=")[0] in self.columns for pair in self.text_columns):
+            own = tuple(pair for pair in self.text_columns if pair.startswith(f"{task}="))
+            changes["text_columns"] = own
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in ("dataset", "text_column", *_FILES) and isinstance(value, tuple):
@@ -158,14 +176,67 @@ or -1 is a missing one"""
         return {task: fractions[task] for task in columns if task in fractions}
 
     @property
+    def kinds(self) -> dict[str, Kind]:
+        """The kind of each task, in the order of the tasks.
+
+        Raises:
+            UserError: ``task_kinds`` names one that there is not, or something that is no task.
+        """
+        given = pairs_of("--task-kinds", self.task_kinds, "kind", self.tasks)
+        for task, kind in given.items():
+            refuse_kind(kind, f"--task-kinds {task}")
+        return {task: refuse_kind(given.get(task, "single_label"), task) for task in self.tasks}
+
+    @property
+    def pair_columns(self) -> dict[str, tuple[str, str]]:
+        """The two text columns of each task whose examples are pairs.
+
+        Raises:
+            UserError: ``text_columns`` does not name two, or ``text_column`` names one as well.
+        """
+        flag, named = "--text-columns", self.text_columns
+        of_tasks: dict[str, list[str]] = {}
+        for value in named:
+            task, equals, column = value.partition("=")
+            if equals and task in self.columns:
+                of_tasks.setdefault(task, []).append(column)
+        if of_tasks and sum(map(len, of_tasks.values())) < len(named):
+            raise UserError(
+                f"{flag} {' '.join(named)}: some are for all tasks and some for one: name two "
+                "columns, or write task=column, two for each of the tasks"
+            )
+        if named and not of_tasks:
+            of_tasks = {task: list(named) for task in self.tasks}
+        for task, columns in of_tasks.items():
+            if len(columns) != 2 or columns[0] == columns[1]:
+                raise UserError(
+                    f"{flag} {' '.join(named)}: a pair of texts has two columns, and "
+                    f"{len(set(columns))} {'is' if len(set(columns)) == 1 else 'are'} named"
+                    f"{f' for {task}' if named and '=' in named[0] else ''}: name two, or one "
+                    "with --text-column"
+                )
+        single = self.text_column
+        for task in of_tasks:
+            everywhere = isinstance(single, str) and of_tasks.keys() == self.columns.keys()
+            if (everywhere and single != _DEFAULTS["text_column"]) or (
+                isinstance(single, tuple) and any(each.startswith(f"{task}=") for each in single)
+            ):
+                raise UserError(
+                    f"--text-column and {flag} both say where the texts of {task} are: leave one "
+                    "of them out"
+                )
+        return {task: (first, second) for task, (first, second) in of_tasks.items()}
+
+    @property
     def origins(self) -> dict[Origin, dict[str, str]]:
         """The data sets that there are to read, each with the label columns of its tasks.
 
         Raises:
             UserError: A task's data set is missing, or named in a way that has no meaning.
         """
-        columns = self.columns
+        columns, pairs = self.columns, self.pair_columns
         named = {name: self._of_tasks(name) for name in ("dataset", "text_column", *_FILES)}
+        named["text_column"] |= {task: first for task, (first, _) in pairs.items()}
         trained = named["train_file"]
         if isinstance(self.dataset, tuple):
             for task in named["dataset"].keys() & trained.keys():
@@ -191,9 +262,11 @@ or -1 is a missing one"""
                 tuple((split, expanded(file)) for split, file in files.items()),
                 "" if files else named["dataset"][task],
                 named["text_column"][task],
+                pairs[task][1] if task in pairs else None,
             )
             origins.setdefault(origin, {})[task] = column
-        if len({(*o.files[:1], o.dataset, o.text_column) for o in origins}) < len(origins):
+        trained_on = {(*o.files[:1], o.dataset, o.text_column, o.pair_column) for o in origins}
+        if len(trained_on) < len(origins):
             raise UserError(
                 "several tasks are trained on the same file, but validated or tested on others: "
                 "name one --validation-file and one --test-file for all of them"

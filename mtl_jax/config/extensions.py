@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -50,6 +51,36 @@ def paths_by_name(
     if every and len(pairs) == 1 and "=" not in pairs[0]:
         return dict.fromkeys(names or (), pairs[0])
     return pairs_of(flag, pairs, "module:name", names)
+
+
+def as_pairs(value: Any) -> tuple[str, ...]:
+    """A setting of the tasks as the command line has it, from that or from a mapping by task."""
+    if isinstance(value, Mapping):
+        return tuple(
+            f"{task}={json.dumps(own) if isinstance(own, Mapping) else own}"
+            for task, own in value.items()
+        )
+    return (str(value),) if isinstance(value, str | int | float) else tuple(value)
+
+
+def by_task(
+    flag: str, values: Sequence[str], what: str, tasks: Sequence[str], *, only: Sequence[str]
+) -> dict[str, str]:
+    """The value of each task, from ``task=value`` pairs or one value for all.
+
+    Args:
+        flag: Where they are from, for an error.
+        values: The pairs, or the value.
+        what: What they are, in one word.
+        tasks: The tasks.
+        only: Those that one value for all is for.
+
+    Raises:
+        UserError: One is no pair, or names what is no task.
+    """
+    if len(values) == 1 and values[0].partition("=")[0] not in tasks and "=" not in values[0]:
+        return dict.fromkeys(only, values[0])
+    return pairs_of(flag, values, what, tasks)
 
 
 def named_paths(settings: Mapping[str, Any]) -> list[str]:

@@ -117,7 +117,11 @@ def _as_flags(name: str, value: Any, path: Path) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag.removeprefix('--')}"]
     if isinstance(value, Mapping):
-        value = [f"{key}={own}" for key, own in value.items()]
+        value = [
+            f"{key}={json.dumps(each) if isinstance(each, Mapping) else each}"
+            for key, own in value.items()
+            for each in (own if isinstance(own, list) else [own])
+        ]
     if name == "scenario" and isinstance(value, list):
         value = json.dumps(value)
     if isinstance(value, list):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from mtl_jax.config.checks import at_least_0, flag
 from mtl_jax.config.data import refuse_blank
-from mtl_jax.config.extensions import as_paths
+from mtl_jax.config.extensions import as_pairs, as_paths
 from mtl_jax.core.errors import UserError
 
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -27,6 +27,9 @@ class ModelSettings:
     heads: tuple[str, ...] = ()
     """task=module:name pairs: a Flax module in the place of a task's Dense layer, or what makes \
 one for a number of classes"""
+    mlp_heads: tuple[str, ...] = ()
+    """units of the hidden layers, such as 256 or 256,64: heads are multilayer perceptrons with \
+GELU then; for all tasks, or task=units pairs"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """precision of the encoder's matrix products; all else is float32. With float32 GPUs \
 compute them in TF32 and TPUs in bfloat16, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set"""
@@ -54,6 +57,8 @@ limit"""
             if (value := getattr(self, name)) is not None:
                 refuse_blank(name, [value])
         object.__setattr__(self, "heads", as_paths("heads", self.heads))
+        object.__setattr__(self, "mlp_heads", as_pairs(self.mlp_heads))
+        refuse_blank("mlp_heads", self.mlp_heads)
         at_least_0(self, "cache_size")
         if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
             raise UserError(

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from mtl_jax.config.checks import above_0, at_least_0, at_least_1, flag
 from mtl_jax.config.data import refuse_blank
-from mtl_jax.config.extensions import as_paths, refuse_schedule
+from mtl_jax.config.extensions import as_pairs, as_paths, refuse_schedule
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.imported import import_path
 
@@ -58,8 +58,15 @@ schedule"""
     clip_norm: float = 1.0
     """largest global norm of the trainable part's gradient"""
     loss: tuple[str, ...] = ()
-    """module:function, or task=module:function pairs, in the place of softmax cross-entropy: \
-(logits, labels) -> (sum, count)"""
+    """module:function, or task=module:function pairs, in the place of softmax cross-entropy, of \
+sigmoid cross-entropy averaged over the classes of a multi_label task, and of the squared error of \
+a regression: (logits, labels) -> (sum, count)"""
+    class_weights: tuple[str, ...] = ()
+    """task=balanced pairs: the classes of a task count alike in its loss; or task={"class": 2}, \
+JSON, and 1 for those left out"""
+    label_smoothing: tuple[str, ...] = ()
+    """part of each label that is spread evenly over the classes, such as 0.1: for all tasks with \
+classes, or task=part pairs"""
     task_weights: tuple[str, ...] = ()
     """task=weight pairs: what a task's mean loss is multiplied by; 1 for those left out"""
     weighting: WeightingName = "fixed"
@@ -93,5 +100,9 @@ the backbone trains, in nats, before a warning says so"""
         object.__setattr__(self, "loss", as_paths("loss", self.loss))
         object.__setattr__(self, "task_weights", tuple(self.task_weights))
         refuse_blank("task_weights", self.task_weights, paired=True)
+        for name in ("class_weights", "label_smoothing"):
+            object.__setattr__(self, name, as_pairs(getattr(self, name)))
+        refuse_blank("class_weights", self.class_weights, paired=True)
+        refuse_blank("label_smoothing", self.label_smoothing)
         if not 0 <= self.warmup_fraction <= 1:
             raise UserError(f"--warmup-fraction {self.warmup_fraction} must be between 0 and 1")

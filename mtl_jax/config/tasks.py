@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from mtl_jax.core.errors import UserError
 
-Kind = Literal["single_label"]
+Kind = Literal["single_label", "multi_label", "regression"]
+SCORES: dict[Kind, str] = {
+    "single_label": "macro_f1",
+    "multi_label": "macro_f1",
+    "regression": "r2",
+}
+"""The metric that a task of each kind is judged by; 1 is the best, a higher one the better."""
 
 # A head stands beside these in the tree of parameters, its labels beside these in a batch, or its
 # answer beside the text; a tree with ``params`` in it Flax takes for one that is wrapped twice.
@@ -38,13 +45,17 @@ class Task:
 
     Attributes:
         name: What its head, its metrics and its predictions are called.
-        kind: ``single_label``: each text has one class.
+        kind: ``single_label``: each text has one class; ``multi_label``: any number of classes;
+            ``regression``: a number.
         column: The column or feature that holds its labels; by default its name.
-        classes: The names of its classes, in the order of their numbers.
+        classes: The names of its classes, in the order of their numbers; none of a regression.
         weight: What its mean loss is multiplied by.
+        mean: Of a regression, that of its training labels; the model predicts what is left when
+            it is subtracted, in units of ``deviation``.
+        deviation: Of a regression, the standard deviation of its training labels.
 
     Raises:
-        UserError: The name can't be one.
+        UserError: The name can't be one, or there is no such kind.
     """
 
     name: str
@@ -52,11 +63,32 @@ class Task:
     column: str = ""
     classes: tuple[str, ...] = ()
     weight: float = 1.0
+    mean: float = 0.0
+    deviation: float = 1.0
 
     def __post_init__(self) -> None:
         refuse_task_name(self.name, "the task")
+        refuse_kind(self.kind, f"kind of the task {self.name!r}")
         object.__setattr__(self, "column", self.column or self.name)
         object.__setattr__(self, "classes", tuple(self.classes))
+
+    @property
+    def outputs(self) -> int:
+        """How many logits its head has: one for each class, or one of a regression."""
+        return 1 if self.kind == "regression" else len(self.classes)
+
+
+def refuse_kind(kind: str, where: str) -> Kind:
+    """The kind, which must be one that there is.
+
+    Raises:
+        UserError: There is no such kind; ``where`` is what the error begins with.
+    """
+    if kind not in get_args(Kind):
+        close = difflib.get_close_matches(kind, get_args(Kind), n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"{where} is {kind!r}: {hint}use one of {', '.join(get_args(Kind))}")
+    return cast("Kind", kind)
 
 
 def refuse_task_name(name: str, where: str) -> None:

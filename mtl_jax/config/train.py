@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from typing import Self
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from mtl_jax.config.checkpoint import CheckpointSettings
 from mtl_jax.config.data import DataConfig, absolute_path
-from mtl_jax.config.extensions import as_paths, paths_by_name
+from mtl_jax.config.extensions import as_paths, by_task, paths_by_name
 from mtl_jax.config.lora import LoraSettings
 from mtl_jax.config.model import ModelSettings
 from mtl_jax.config.monitoring import MonitoringConfig
@@ -21,6 +24,8 @@ from mtl_jax.core.paths import expanded
 DEFAULT_DATA = DataConfig()
 DEFAULT_WATCH = MonitoringConfig()
 DEFAULT_SCENARIO = "backbone_frozen"
+# Hidden units of a head that is a multilayer perceptron, such as 256,64.
+_UNITS = re.compile(r"[1-9]\d{0,5}(,[1-9]\d{0,5}){0,7}")
 
 # A run may go on with others of these: what is kept and what is shown changes no number, and over
 # how many devices a batch is spread changes their rounding only.
@@ -42,7 +47,8 @@ class Settings(ModelSettings, OptimizerSettings, LoraSettings, CheckpointSetting
 
     data: DataConfig = DEFAULT_DATA
     metrics: tuple[str, ...] = ()
-    """name=module:function pairs: further metrics, (labels, predicted) -> number"""
+    """name=module:function pairs: further metrics, (labels, predicted) -> number, of all tasks, \
+or of those of the kinds that its attribute kinds names"""
     callbacks: tuple[str, ...] = ()
     """module:function, called with every line of metrics.jsonl, a dict, as it is written"""
     watch: MonitoringConfig = DEFAULT_WATCH
@@ -54,6 +60,7 @@ class Settings(ModelSettings, OptimizerSettings, LoraSettings, CheckpointSetting
             object.__setattr__(self, name, as_paths(name, getattr(self, name)))
         for name, every in (("heads", False), ("loss", True)):
             _ = paths_by_name(f"--{name}", getattr(self, name), self.data.tasks, every=every)
+        _ = self.hidden_units, self.smoothing, self.weights_of_classes
         for task, weight in self.weights.items():
             if not 0 <= weight < math.inf:
                 given = pairs_of("--task-weights", self.task_weights, "weight")[task]
@@ -65,6 +72,81 @@ class Settings(ModelSettings, OptimizerSettings, LoraSettings, CheckpointSetting
         given = numbers_of("--task-weights", self.task_weights, "weight", self.data.tasks)
         return {task: given.get(task, 1.0) for task in self.data.tasks}
 
+    @property
+    def hidden_units(self) -> dict[str, tuple[int, ...]]:
+        """Units of the hidden layers of each head that is a multilayer perceptron.
+
+        Raises:
+            UserError: One is no such list, or of a task with a head of the user's own.
+        """
+        flag, tasks = "--mlp-heads", self.data.tasks
+        own = paths_by_name("--heads", self.heads, tasks)
+        others = [task for task in tasks if task not in own]
+        found = by_task(flag, self.mlp_heads, "units", tasks, only=others)
+        for task, units in found.items():
+            if task in own:
+                raise UserError(f"{flag} and --heads both name {task}: leave one of them out")
+            if not _UNITS.fullmatch(units):
+                raise UserError(
+                    f"{flag} {units!r}: name the units of each hidden layer, such as 256 or 256,64"
+                )
+        return {task: tuple(map(int, units.split(","))) for task, units in found.items()}
+
+    @property
+    def smoothing(self) -> dict[str, float]:
+        """The part of the labels of each task that is smoothed, above 0 and below 1.
+
+        Raises:
+            UserError: One is no such number, or of a regression.
+        """
+        flag, kinds = "--label-smoothing", self.data.kinds
+        own = paths_by_name("--loss", self.loss, self.data.tasks, every=True)
+        classed = [task for task, kind in kinds.items() if kind != "regression" and task not in own]
+        given = by_task(flag, self.label_smoothing, "part", self.data.tasks, only=classed)
+        found = {}
+        for task, words in given.items():
+            self._refuse_no_classes(flag, task)
+            try:
+                found[task] = float(words)
+            except ValueError:
+                found[task] = math.nan
+            if not 0 <= found[task] < 1:
+                raise UserError(f"{flag} {words!r} must be a number from 0 to below 1")
+        return {task: part for task, part in found.items() if part}
+
+    @property
+    def weights_of_classes(self) -> dict[str, Literal["balanced"] | dict[str, float]]:
+        """What ``class_weights`` says of each task that it names.
+
+        Raises:
+            UserError: It is neither ``balanced`` nor weights by class, or of a regression.
+        """
+        flag = "--class-weights"
+        found: dict[str, Literal["balanced"] | dict[str, float]] = {}
+        for task, words in pairs_of(flag, self.class_weights, "balanced", self.data.tasks).items():
+            self._refuse_no_classes(flag, task)
+            try:
+                weights: Any = "balanced" if words == "balanced" else json.loads(words)
+            except (ValueError, RecursionError):
+                weights = None
+            if weights != "balanced" and not _are_weights(weights):
+                raise UserError(
+                    f"{flag} {task}={words}: write balanced, or the weights of classes above 0 in "
+                    f'JSON, such as {task}={{"rare": 2.5}}'
+                )
+            found[task] = weights
+        return found
+
+    def _refuse_no_classes(self, flag: str, task: str) -> None:
+        if self.data.kinds[task] == "regression":
+            raise UserError(
+                f"{flag} names {task}, a regression, which has no classes: leave it out"
+            )
+        if task in paths_by_name("--loss", self.loss, self.data.tasks, every=True):
+            raise UserError(
+                f"{flag} names {task}, which has a loss of its own (--loss): leave one of them out"
+            )
+
     def absolute(self) -> Self:
         """The same, with file names that hold from any folder."""
         folder = expanded(self.backbone)
@@ -74,6 +156,13 @@ class Settings(ModelSettings, OptimizerSettings, LoraSettings, CheckpointSetting
             backbone=absolute_path(self.backbone) if folder.is_dir() else self.backbone,
             cache_folder=absolute_path(self.cache_folder) if self.cache_folder else None,
         )
+
+
+def _are_weights(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
+        for weight in value.values()
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import grain
 import numpy as np
 
-from mtl_jax.data.corpus import MISSING
+from mtl_jax.data.kinds import blank
 from mtl_jax.data.packing.plan import Layout, PackingPlan, Placement, evaluation_plan
 from mtl_jax.data.tokens import Tokens
 
@@ -25,14 +25,14 @@ class TextSet:
 
     Attributes:
         tokens: Their ids.
-        labels: Per task int32 [n].
+        labels: Per task one label to a text: int32 [n], int8 [n, classes], or float32 [n].
         pooled: Their vectors, float32 [n, hidden], where these are a fixed function of the
             text; batches then hold them in the place of the tokens.
         states: What the frozen layers made of their tokens, [total, hidden], in the order of
             ``tokens.ids``; batches then hold them in the place of the ids.
         depth: Where ``states`` are from: 1 + k is the input of layer k.
-        targets: Per task that is to be held, probabilities, float32 [n, classes]; batches then
-            have them as ``target_`` and the task's name, [rows, slots, classes].
+        targets: Per task that is to be held, float32 [n, ...], such as probabilities; batches
+            then have them as ``target_`` and the task's name, [rows, slots, ...], 0 elsewhere.
     """
 
     tokens: Tokens
@@ -80,7 +80,7 @@ def make_batch(
     first, stop, _ = own.indices(layout.rows)
     placement = placement.within(first, stop)
     cells = (stop - first, layout.slots)
-    batch |= {task: np.full(cells, MISSING, np.int32) for task in texts.labels}
+    batch |= {task: blank(labels, cells) for task, labels in texts.labels.items()}
     slot = _rank_in_group(placement.rows)
     where = (placement.rows, slot)
     for task, labels in texts.labels.items():
@@ -95,17 +95,22 @@ def make_batch(
     shape = (stop - first, layout.length)
     for name in ("segment_ids", "position_ids"):
         batch[name] = np.zeros(shape, np.int32)
-    name, per_token = "input_ids", texts.tokens.ids
+    per_token = {"input_ids": texts.tokens.ids}
     if texts.states is not None:
-        name, per_token = "states", texts.states
-    batch[name] = np.zeros((*shape, *per_token.shape[1:]), per_token.dtype)
+        per_token = {"states": texts.states}
+    elif texts.tokens.types is not None:
+        per_token["token_type_ids"] = texts.tokens.types
+    for name, values in per_token.items():
+        batch[name] = np.zeros((*shape, *values.shape[1:]), values.dtype)
     places = zip(placement.texts, placement.rows, placement.starts, slot + 1, strict=True)
     for text, row, start, segment in places:
-        values = per_token[texts.tokens.offsets[text] : texts.tokens.offsets[text + 1]]
-        span = slice(start, start + len(values))
-        batch[name][row, span] = values
+        own = slice(texts.tokens.offsets[text], texts.tokens.offsets[text + 1])
+        length = own.stop - own.start
+        span = slice(start, start + length)
+        for name, values in per_token.items():
+            batch[name][row, span] = values[own]
         batch["segment_ids"][row, span] = segment
-        batch["position_ids"][row, span] = np.arange(len(values))
+        batch["position_ids"][row, span] = np.arange(length)
     return batch
 
 

@@ -9,11 +9,14 @@ import dataclasses
 import decimal
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from mtl_jax.config.tasks import Kind
+from mtl_jax.data import value_checks
+from mtl_jax.data.findings import Finding
+from mtl_jax.data.kinds import KINDS, SEPARATOR, has_label, kind_of
 from mtl_jax.data.names import listed, shown
 from mtl_jax.data.table import EMPTY
 
@@ -41,24 +44,11 @@ _AT_A_TIME = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
-    """Something that a user should know of the data."""
-
-    severity: Literal["note", "warning"]
-    """a warning is of what can hardly be meant"""
-    text: str
-    """one line"""
-
-    def __str__(self) -> str:
-        return f"warning: {self.text}" if self.severity == "warning" else self.text
-
-
-@dataclasses.dataclass(frozen=True)
 class View:
     """What is looked at of a split."""
 
     labels: Mapping[str, np.ndarray]
-    """per task int [n]: indices into its classes, negative where there is none"""
+    """per task those of n texts, as ``kinds`` tells"""
     hashes: np.ndarray | None = None
     """uint64 [n]: ``hashes_of`` the texts; None where these are not to be looked at"""
 
@@ -77,18 +67,31 @@ def check(
     views = {"train": train, **others}
     findings = []
     for task, names in classes.items():
-        counts = {
-            split: np.bincount(labels[labels >= 0], minlength=len(names))
+        of_splits = {
+            split: labels
             for split, view in views.items()
             if (labels := view.labels.get(task)) is not None
         }
-        findings += _of_task(task, names, counts)
+        findings += _BY_KIND[kind_of(of_splits["train"])](task, names, of_splits)
     if "validation" in others:
         findings += _too_small(others["validation"], tuple(classes))
     for split, view in others.items():
         if view.hashes is not None and train.hashes is not None:
             findings += seen_before(split, view.hashes, {"train": train.hashes})
     return [*findings, *_contradictions(train, tuple(classes))]
+
+
+def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
+    """How many texts have each class, int [classes]; nothing of a regression.
+
+    Args:
+        labels: Those of n texts, as ``kinds`` tells.
+        classes: How many classes there are.
+    """
+    there = labels[has_label(labels)]
+    if there.ndim == 2:
+        return (there > 0).sum(0)
+    return np.bincount(there, minlength=classes) if classes else np.zeros(0, np.int64)
 
 
 def absent_classes(
@@ -100,9 +103,9 @@ def absent_classes(
         task: The task.
         names: Its classes.
         split: The split.
-        labels: Its labels, int [n], negative where there is none.
+        labels: Its labels.
     """
-    return _absent(task, names, split, np.bincount(labels[labels >= 0], minlength=len(names)))
+    return _absent(task, names, split, class_counts(labels, len(names)))
 
 
 def seen_before(split: str, hashes: np.ndarray, known: Mapping[str, np.ndarray]) -> list[Finding]:
@@ -156,9 +159,11 @@ def _at_a_time(*hashes: np.ndarray) -> Iterator[list[np.ndarray]]:
         yield there
 
 
-def _of_task(
-    task: str, names: Sequence[str], counts: Mapping[str, np.ndarray]
+def _of_classes(
+    task: str, names: Sequence[str], labels: Mapping[str, np.ndarray]
 ) -> Iterator[Finding]:
+    """What there is of each class in every split, and what is odd about them."""
+    counts = {split: class_counts(of_split, len(names)) for split, of_split in labels.items()}
     yield Finding("note", f"{task}: {_class_counts(names, counts)}")
     train = counts["train"]
     yield from _odd_names(task, names, train)
@@ -178,13 +183,62 @@ def _of_task(
             yield from _absent(task, names, split, counts[split])
     there = train[train > 0]
     if len(there) > 1 and there.max() >= _UNEVEN * there.min():
+        texts = int(has_label(labels["train"]).sum())
+        share = lambda index: f"{100 * train[index] / texts:.3g} %"  # noqa: E731
         most, least = int(train.argmax()), int(np.where(train > 0, train, train.max()).argmin())
         yield Finding(
             "note",
-            f"{task}: imbalanced classes: {_share(train, most)} of the training texts are "
-            f"{shown(names[most])}, {_share(train, least)} {shown(names[least])} "
+            f"{task}: imbalanced classes: {share(most)} of the training texts are "
+            f"{shown(names[most])}, {share(least)} {shown(names[least])} "
             f"({there.max() / there.min():.1f} to 1): look at macro-F1, not at accuracy alone",
         )
+
+
+def _of_lists(
+    task: str, names: Sequence[str], labels: Mapping[str, np.ndarray]
+) -> Iterator[Finding]:
+    """The same, and what is odd about the lists of a task whose texts have several classes."""
+    yield from _of_classes(task, names, labels)
+    train = labels["train"]
+    marks = train[has_label(train)] > 0
+    if not len(marks):
+        return
+    of_text = marks.sum(1)
+    yield Finding(
+        "note",
+        f"{task}: {of_text.mean():.2f} classes a training text, {of_text.max()} at most; "
+        f"{int((of_text == 0).sum()):,} of {len(marks):,} have none",
+    )
+    everywhere = [shown(names[i]) for i in np.flatnonzero(marks.all(0)).tolist()]
+    if everywhere:
+        yield _warning(task, f"every training text has {listed(everywhere)}: nothing to tell apart")
+    if (of_text <= 1).all():
+        yield _warning(
+            task,
+            "no training text has more than one class: is it --task-kinds "
+            f"{task}=single_label, or are classes separated otherwise than by {SEPARATOR}?",
+        )
+    for separator in (";", ","):
+        joined = [name for name in names if separator in name]
+        apart = {part.strip() for name in joined for part in name.split(separator)}
+        if joined and apart & {*names}:
+            yield _warning(
+                task,
+                f"classes have {separator!r} in them, as {shown(joined[0])}, with parts that are "
+                f"classes, too: write JSON lists, or {SEPARATOR} between classes",
+            )
+
+
+def _of_values(
+    task: str, names: Sequence[str], labels: Mapping[str, np.ndarray]
+) -> Iterator[Finding]:
+    del names
+    return value_checks.findings(task, labels)
+
+
+_BY_KIND: Mapping[
+    Kind, Callable[[str, Sequence[str], Mapping[str, np.ndarray]], Iterator[Finding]]
+] = {"single_label": _of_classes, "multi_label": _of_lists, "regression": _of_values}
 
 
 def _class_counts(names: Sequence[str], counts: Mapping[str, np.ndarray]) -> str:
@@ -271,7 +325,8 @@ def _no_classes(task: str, names: Sequence[str], train: np.ndarray) -> Iterator[
         yield _warning(
             task,
             f"{there:,} classes for {labels:,} labelled training texts: {what}: put them in a few "
-            "classes, or name another column with --label-columns",
+            "classes, or name another column with --label-columns"
+            + (f", or train a regression with --task-kinds {task}=regression" if numeric else ""),
         )
 
 
@@ -292,7 +347,9 @@ def _too_small(validation: View, tasks: Sequence[str]) -> list[Finding]:
     words = []
     for task in tasks:
         labels = validation.labels.get(task)
-        count = 0 if labels is None else int((labels >= 0).sum())
+        if labels is None or not KINDS[kind_of(labels)].has_classes:
+            continue
+        count = int(has_label(labels).sum())
         if count and (error := 0.5 / np.sqrt(count)) > _LARGEST_ERROR:
             words.append(f"{error:.3f} on {count:,} {task} label{'s' if count > 1 else ''}")
     if not words:
@@ -311,14 +368,16 @@ def _contradictions(train: View, tasks: Sequence[str]) -> Iterator[Finding]:
         return
     for task in tasks:
         torn = distinct = 0
+        if not KINDS[kind_of(train.labels[task])].has_classes:
+            continue
         for (there,) in _at_a_time(train.hashes):
-            there &= train.labels[task] >= 0
+            there &= has_label(train.labels[task])
             hashes, labels = train.hashes[there], train.labels[task][there]
             order = np.argsort(hashes)
             starts = np.flatnonzero(np.diff(hashes[order], prepend=EMPTY))
             if len(starts):
                 of_text = [f.reduceat(labels[order], starts) for f in (np.minimum, np.maximum)]
-                torn += int((of_text[0] != of_text[1]).sum())
+                torn += int((of_text[0] != of_text[1]).reshape(len(starts), -1).any(1).sum())
                 distinct += len(starts)
         if torn:
             words = f"train: {torn:,} of {distinct:,} distinct texts occur with different "
@@ -328,10 +387,6 @@ def _contradictions(train: View, tasks: Sequence[str]) -> Iterator[Finding]:
 def by_share(count: int, of: int, words: str) -> Finding:
     """Words on ``count`` of so many texts: a warning where they are too many for an accident."""
     return Finding("warning" if count >= _MANY * of else "note", words)
-
-
-def _share(counts: np.ndarray, index: int) -> str:
-    return f"{100 * counts[index] / counts.sum():.3g} %"
 
 
 def _named(split: str) -> str:

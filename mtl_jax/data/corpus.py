@@ -13,8 +13,10 @@ import numpy as np
 from mtl_jax.config.data import DataConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.data import checks
+from mtl_jax.data.findings import Finding
 from mtl_jax.data.indexed_copy import indexed_table
-from mtl_jax.data.labels import MISSING, learn_classes, number
+from mtl_jax.data.kinds import KINDS, blank, has_label, kinds_of
+from mtl_jax.data.labels import as_array
 from mtl_jax.data.sources.registry import open_sources
 from mtl_jax.data.table import EMPTY, Table, hashes_of, read_table
 from mtl_jax.data.texts import (
@@ -32,6 +34,8 @@ from mtl_jax.data.texts import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from mtl_jax.config.tasks import Kind
+    from mtl_jax.data.kinds import LabelKind
     from mtl_jax.data.sources.base import Source
 
 _LARGEST_CHOICE = 100_000
@@ -42,15 +46,20 @@ class Examples:
     """The examples of one split."""
 
     texts: Sequence[str]
-    """n texts; of many only some may be known, or each is read when it is asked for"""
+    """n texts, a ``Pair`` where an example has two; of many only some may be known, or each is
+    read when it is asked for"""
     labels: dict[str, np.ndarray]
-    """per task an int32 [n]: indices into its classes, MISSING where there is no label"""
+    """per task one label to a text, as ``kinds`` tells: int32 [n], indices into its classes,
+    MISSING where there is no label; int8 [n, classes]; or float64 [n]"""
     groups: np.ndarray | None
     """str [n]: where each example comes from, for metrics by source; None if unknown"""
     sources: np.ndarray | None = None
     """int32 [n]: which of the corpus's data sets each example is of; None where there is one"""
     hashes: np.ndarray | None = None
     """uint64 [n]: ``hashes_of`` the texts, where they have been worked out"""
+    rows: np.ndarray | None = None
+    """int64 [n]: which row of its data set's split each example is, as they were read; of a
+    validation split that was set aside, of the training split. None if unknown"""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -62,22 +71,17 @@ class Examples:
             indices: Integers [m]; the result has them in this order.
         """
         chosen = np.asarray(indices, dtype=np.int64)
-        return Examples(
-            texts=take(self.texts, chosen),
-            labels={task: labels[chosen] for task, labels in self.labels.items()},
-            groups=None if self.groups is None else self.groups[chosen],
-            sources=None if self.sources is None else self.sources[chosen],
-            hashes=None if self.hashes is None else self.hashes[chosen],
-        )
+        return self.part(chosen, take(self.texts, chosen))
 
     def part(self, there: np.ndarray, texts: Sequence[str]) -> Examples:
-        """Those that bool [n] says, m of them, whose texts are given: m."""
+        """Those that bool [n] or int64 [m] says, m of them, whose texts are given: m."""
         return Examples(
             texts=texts,
             labels={task: labels[there] for task, labels in self.labels.items()},
             groups=None if self.groups is None else self.groups[there],
             sources=None if self.sources is None else self.sources[there],
             hashes=None if self.hashes is None else self.hashes[there],
+            rows=None if self.rows is None else self.rows[there],
         )
 
     def sample(self, most: int | None = None) -> Examples:
@@ -96,7 +100,7 @@ class Examples:
     def labelled(self, tasks: Sequence[str] | None = None) -> np.ndarray:
         """Bool [n]: which examples have a label for at least one of ``tasks`` (all)."""
         tasks = tuple(self.labels) if tasks is None else tasks
-        return np.any([self.labels[task] != MISSING for task in tasks], axis=0)
+        return np.any([has_label(self.labels[task]) for task in tasks], axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +137,15 @@ class _DataSet:
     data set included.
     """
 
-    def __init__(self, source: Source, columns: dict[str, str], keeping: Keeping):
+    def __init__(
+        self,
+        source: Source,
+        columns: dict[str, str],
+        kinds: Mapping[str, LabelKind],
+        keeping: Keeping,
+    ):
         self.source, self.columns = source, columns
+        self.kinds = {task: kinds[task] for task in columns}
         self.carved = "validation" not in source.splits
         self.splits = ("train", "validation", *(s for s in source.splits if s == "test"))
         self._keeping = keeping
@@ -142,10 +153,11 @@ class _DataSet:
         self._examples: dict[str, Examples] = {}
         self._notes: dict[str, tuple[str, ...]] = {}
         self._odd: dict[str, int] = {}
+        self._halved: dict[str, int] = {}
         self.classes = {
             task: source.classes[task]
             if task in source.classes
-            else learn_classes(self._table("train").labels[task].names)
+            else kinds[task].classes(self._table("train").labels[task])
             for task in columns
         }
 
@@ -158,18 +170,18 @@ class _DataSet:
 
     def _table(self, split: str) -> Table:
         if split not in self._tables:
-            tasks, carved = tuple(self.columns), self.carved and split == "train"
+            carved = self.carved and split == "train"
             sizes = {split: self.source.size(split)}
             if carved:
                 sizes["validation"] = sizes[split] // 10
             keepers = [self._keeping.keeper(part, size) for part, size in sizes.items()]
             if None in keepers:
-                table = indexed_table(self.source, split, tasks, set_aside=carved)
+                table = indexed_table(self.source, split, self.kinds, set_aside=carved)
             else:
                 makers = [keeper for keeper in keepers if keeper is not None]
                 table = read_table(
                     lambda: self.source.stream(split),
-                    tasks,
+                    self.kinds,
                     lambda: (makers[0](), makers[-1]()),
                     set_aside=carved,
                 )
@@ -179,7 +191,7 @@ class _DataSet:
     def _part(self, split: str, *, carved: bool) -> None:
         """Makes the examples of a table of the source, and lets go of the table."""
         table = self._table(split)
-        labels = self._numbered(table, split)
+        labels = self._arrays(table, split)
         if carved and not 0 < table.aside.sum() < len(table):
             raise UserError(
                 f"{self.source.name} holds one distinct text, of which no validation split can "
@@ -190,22 +202,23 @@ class _DataSet:
         groups = None
         if table.groups is not None:
             groups = np.asarray(table.groups.names[1:], np.str_)[table.groups.codes - 1]
-        whole = Examples([], labels, groups, hashes=table.hashes)
-        odd = np.isin(np.arange(len(table)), table.odd) if len(table.odd) else None
+        rows = np.arange(len(table), dtype=np.int64)
+        whole = Examples([], labels, groups, hashes=table.hashes, rows=rows)
         if not carved:
             self._examples[split] = dataclasses.replace(whole, texts=table.texts[0])
-            self._odd[split] = len(table.odd)
+            self._odd[split], self._halved[split] = len(table.odd), len(table.halved)
         else:
             for part, texts, there in zip(
                 ("train", "validation"), table.texts, (~table.aside, table.aside), strict=True
             ):
                 self._examples[part] = whole.part(there, texts)
-                self._odd[part] = 0 if odd is None else int(odd[there].sum())
+                self._odd[part] = int(there[table.odd].sum())
+                self._halved[part] = int(there[table.halved].sum())
         del self._tables[split]
 
-    def _numbered(self, table: Table, split: str) -> dict[str, np.ndarray]:
+    def _arrays(self, table: Table, split: str) -> dict[str, np.ndarray]:
         return {
-            task: number(table, task, column, self.classes[task], split)
+            task: as_array(table, task, self.kinds[task], column, self.classes[task], split)
             for task, column in self.columns.items()
         }
 
@@ -220,9 +233,9 @@ class _DataSet:
         if self.columns.keys() <= self.source.classes.keys():
             return {}, ()
         table = read_table(
-            lambda: self.source.stream(split), tuple(self.columns), lambda: (KeepNone(), KeepNone())
+            lambda: self.source.stream(split), self.kinds, lambda: (KeepNone(), KeepNone())
         )
-        return self._numbered(table, split), table.notes
+        return self._arrays(table, split), table.notes
 
     def notes(self) -> list[str]:
         """What to know about it, in words; reads train and validation, never test."""
@@ -245,7 +258,13 @@ class _DataSet:
                 )
             if empty := int(np.sum(examples.text_hashes == EMPTY)):
                 notes.append(f"{split}: {empty} of {len(examples)} texts are empty")
-            missing = {task: int(np.sum(examples.labels[task] == MISSING)) for task in self.columns}
+            if halved := self._halved[split]:
+                notes.append(
+                    f"warning: {split}: {halved} of {len(examples)} pairs lack one of their texts"
+                )
+            missing = {
+                task: int(np.sum(~has_label(examples.labels[task]))) for task in self.columns
+            }
             notes += [
                 f"{split}: {count} of {len(examples)} have no {task} label"
                 for task, count in missing.items()
@@ -260,7 +279,9 @@ class Corpus:
 
     name: str
     classes: dict[str, tuple[str, ...]]
-    """the class names of every task, in the order of their numbers"""
+    """the class names of every task, in the order of their numbers; none of a regression"""
+    kinds: dict[str, Kind]
+    """the kind of every task"""
     splits: tuple[str, ...]
     """those there are, of train, validation and test"""
     fingerprint: str
@@ -311,10 +332,10 @@ class Corpus:
             return (examples.take(kept) if len(kept) < len(examples) else examples), notes
         labels = dict(examples.labels)
         for task, fraction in self._fractions.items():
-            there = kept[labels[task][kept] != MISSING]
+            there = kept[has_label(labels[task][kept])]
             count = min(max(round(fraction * len(there)), 1), len(there))
             chosen = choose(texts, there, count, lambda i, task=task: f"{i}\n{task}\n")
-            thinned = np.full_like(labels[task], MISSING)
+            thinned = blank(labels[task], (len(examples),))
             thinned[chosen] = labels[task][chosen]
             labels[task] = thinned
             notes.append(f"train: {count} of {len(there)} {task} labels remain (--label-fraction)")
@@ -330,7 +351,12 @@ class Corpus:
         return Examples(
             texts=joined([part.texts for _, _, part in parts]),
             labels={
-                task: np.concatenate([p.labels.get(task, _missing(len(p))) for _, _, p in parts])
+                task: np.concatenate(
+                    [
+                        part.labels[task] if task in part.labels else self._no_labels(task, part)
+                        for _, _, part in parts
+                    ]
+                )
                 for task in self.classes
             },
             groups=np.concatenate(
@@ -341,9 +367,15 @@ class Corpus:
             ),
             sources=np.concatenate([np.full(len(p), i, np.int32) for i, _, p in parts]),
             hashes=np.concatenate([p.text_hashes for _, _, p in parts]),
+            rows=np.concatenate(
+                [np.arange(len(p)) if p.rows is None else p.rows for _, _, p in parts]
+            ),
         )
 
-    def check(self) -> tuple[checks.Finding, ...]:
+    def _no_labels(self, task: str, examples: Examples) -> np.ndarray:
+        return KINDS[self.kinds[task]].blank(len(examples), len(self.classes[task]))
+
+    def check(self) -> tuple[Finding, ...]:
         """Reads whatever may be wrong with the data, and says what looks wrong.
 
         Of the test split the labels are looked at, and no text but for whether it is one.
@@ -358,7 +390,7 @@ class Corpus:
         if labels:
             views["test"] = checks.View(labels)
         found = checks.check(known, checks.View(train.labels, train.text_hashes), views)
-        return (*(checks.Finding("note", note) for note in notes), *found)
+        return (*(Finding("note", note) for note in notes), *found)
 
     def _judged_test(self) -> tuple[dict[str, np.ndarray], list[str]]:
         """What is known of the labels of the test split without its texts, and of its files."""
@@ -374,13 +406,14 @@ class Corpus:
         kept = limit is None or all(len(of_task) <= limit for of_task in labels.values())
         return (labels if kept else {}), notes
 
-    def check_test(self, test: Examples) -> list[checks.Finding]:
+    def check_test(self, test: Examples) -> list[Finding]:
         """What looks wrong with the test split, once that has been read."""
         known = {split: self.read(split).text_hashes for split in ("train", "validation")}
         absent = [
             checks.absent_classes(task, self.classes[task], "test", test.labels[task])
             for each in self._data_sets
-            for task in each.columns
+            for task, kind in each.kinds.items()
+            if kind.has_classes
         ]
         return [*itertools.chain(*absent), *checks.seen_before("test", test.text_hashes, known)]
 
@@ -421,13 +454,15 @@ def load_corpus(config: DataConfig, keeping: Keeping | None = None) -> Corpus:
         keeping = dataclasses.replace(keeping, limits=limits)
     if len(opened) > 1 or config.label_fractions:
         keeping = dataclasses.replace(keeping, sample=None)
-    data_sets = tuple(_DataSet(source, columns, keeping) for source, columns in opened)
+    kinds = kinds_of(config.tasks, config.kinds)
+    data_sets = tuple(_DataSet(source, columns, kinds, keeping) for source, columns in opened)
     classes = {task: names for each in data_sets for task, names in each.classes.items()}
     tests = any("test" in each.splits for each in data_sets)
     names = tuple(each.source.name for each in data_sets)
     return Corpus(
         name=" and ".join(names),
         classes={task: classes[task] for task in config.tasks},
+        kinds=config.kinds,
         splits=("train", "validation", *(["test"] if tests else [])),
         fingerprint=_fingerprint(data_sets),
         sources=names,
@@ -435,10 +470,6 @@ def load_corpus(config: DataConfig, keeping: Keeping | None = None) -> Corpus:
         _limits=limits,
         _fractions=config.label_fractions,
     )
-
-
-def _missing(count: int) -> np.ndarray:
-    return np.full(count, MISSING, np.int32)
 
 
 def _fingerprint(data_sets: Sequence[_DataSet]) -> str:

@@ -12,30 +12,35 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mtl_jax.core.console import say
 from mtl_jax.core.downloads import cache_dir
 from mtl_jax.core.file_lock import exclusive, unwritable
+from mtl_jax.data.columns import Column, restored
+from mtl_jax.data.kinds import LabelKind
 from mtl_jax.data.sources.base import Source
-from mtl_jax.data.table import Column, Places, Table, read_table
+from mtl_jax.data.table import Places, Table, read_table
 from mtl_jax.data.texts import KeepStored, StoredTexts
 
 # A copy of another layout is another copy.
-_LAYOUT = 1
+_LAYOUT = 2
 _RECORD, _ARRAYS = "record.json", "rows.npz"
 
 
-def indexed_table(source: Source, split: str, tasks: Sequence[str], *, set_aside: bool) -> Table:
+def indexed_table(
+    source: Source, split: str, kinds: Mapping[str, LabelKind], *, set_aside: bool
+) -> Table:
     """Opens the copy of a split, or makes it; ``read_table`` says what it holds.
 
     Raises:
         UserError: The split can't be read, or the copy can't be written.
     """
-    words = json.dumps([_LAYOUT, source.digest(split), list(tasks), set_aside])
+    words = json.dumps([_LAYOUT, source.digest(split), list(kinds), set_aside])
     folder = cache_dir() / "texts" / hashlib.sha256(words.encode()).hexdigest()[:32]
     with exclusive(folder):
         if folder.exists():
@@ -49,7 +54,7 @@ def indexed_table(source: Source, split: str, tasks: Sequence[str], *, set_aside
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
         try:
             draft.mkdir()
-            return _made(draft, folder, source, split, tasks, set_aside)
+            return _made(draft, folder, source, split, kinds, set_aside)
         except OSError as error:
             raise unwritable(folder.parent, error) from error
         finally:
@@ -57,7 +62,12 @@ def indexed_table(source: Source, split: str, tasks: Sequence[str], *, set_aside
 
 
 def _made(
-    draft: Path, folder: Path, source: Source, split: str, tasks: Sequence[str], set_aside: bool
+    draft: Path,
+    folder: Path,
+    source: Source,
+    split: str,
+    kinds: Mapping[str, LabelKind],
+    set_aside: bool,
 ) -> Table:
     made: list[KeepStored] = []
 
@@ -66,27 +76,35 @@ def _made(
         return made[0], made[1]
 
     say(f"note: {source.name}, {split}: an indexed copy of the texts is made in {folder}")
-    table = read_table(lambda: source.stream(split), tasks, keepers, set_aside=set_aside)
-    arrays = {f"labels {task}": column.codes for task, column in table.labels.items()}
+    table = read_table(lambda: source.stream(split), kinds, keepers, set_aside=set_aside)
+    labels = {task: column.stored() for task, column in table.labels.items()}
+    arrays = {f"labels {task}": array for task, (array, _) in labels.items()}
     if table.groups is not None:
         arrays["groups"] = table.groups.codes
     arrays |= {"hashes": table.hashes, "odd": table.odd, "aside": table.aside}
+    arrays["halved"] = table.halved
     arrays |= {"jumps": table.places.rows, "places": table.places.values}
     np.savez(draft / _ARRAYS, **arrays)  # pyright: ignore[reportArgumentType]
     stored = [texts for texts in table.texts if isinstance(texts, StoredTexts)]
     record = {
-        "names": {task: column.names for task, column in table.labels.items()},
-        "groups": None if table.groups is None else table.groups.names,
+        "names": {task: names for task, (_, names) in labels.items()},
+        "groups": None if table.groups is None else list(table.groups.names),
         "notes": list(table.notes),
-        "texts": [[texts.path.name, len(texts)] for texts in stored],
+        "texts": [[texts.path.name, len(texts), texts.pairs] for texts in stored],
         "sha256": {
             path.name: _sha256(path) for path in (draft / _ARRAYS, *(t.path for t in stored))
         },
     }
     (draft / _RECORD).write_text(json.dumps(record))
     draft.rename(folder)
-    moved = (StoredTexts(folder / texts.path.name, len(texts)) for texts in stored)
-    return dataclasses.replace(table, texts=(next(moved), next(moved)))
+    return dataclasses.replace(table, texts=_stored(folder, record))
+
+
+def _stored(folder: Path, record: dict[str, Any]) -> tuple[StoredTexts, StoredTexts]:
+    stay, aside = (
+        StoredTexts(folder / name, count, pairs=pairs) for name, count, pairs in record["texts"]
+    )
+    return stay, aside
 
 
 def _opened(folder: Path, source: Source, split: str) -> Table | None:
@@ -96,18 +114,18 @@ def _opened(folder: Path, source: Source, split: str) -> Table | None:
         if any(_sha256(folder / name) != digest for name, digest in record["sha256"].items()):
             return None
         with np.load(folder / _ARRAYS) as arrays:
-            texts = tuple(StoredTexts(folder / name, count) for name, count in record["texts"])
             groups = record["groups"]
             return Table(
                 labels={
-                    task: Column(arrays[f"labels {task}"], names)
+                    task: restored(arrays[f"labels {task}"], names)
                     for task, names in record["names"].items()
                 },
                 groups=None if groups is None else Column(arrays["groups"], groups),
                 hashes=arrays["hashes"],
                 odd=arrays["odd"],
+                halved=arrays["halved"],
                 aside=arrays["aside"],
-                texts=(texts[0], texts[1]),
+                texts=_stored(folder, record),
                 places=Places(arrays["jumps"], arrays["places"]),
                 name_place=source.stream(split).place,
                 notes=tuple(record["notes"]),

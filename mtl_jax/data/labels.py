@@ -1,38 +1,26 @@
-"""Class names become numbers."""
+"""The labels of a table become arrays."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from typing import NoReturn
 
 import numpy as np
 
 from mtl_jax.core.errors import UserError
+from mtl_jax.data.kinds import LabelKind, has_label
 from mtl_jax.data.names import listed, quoted, shown
 from mtl_jax.data.table import Table
 
-MISSING = -1
-"""The label of an example that has none for a task."""
 
-
-def learn_classes(labels: Iterable[str | None]) -> tuple[str, ...]:
-    """The distinct labels, numbers first and by value, then the others by spelling."""
-
-    def order(label: str) -> tuple[bool, float, str]:
-        number = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", label, re.ASCII)
-        return (number is None, float(label) if number else 0.0, label)
-
-    return tuple(sorted({label for label in labels if label is not None}, key=order))
-
-
-def number(
-    table: Table, task: str, column: str, classes: tuple[str, ...], split: str
+def as_array(
+    table: Table, task: str, kind: LabelKind, column: str, classes: tuple[str, ...], split: str
 ) -> np.ndarray:
-    """The labels of one task as indices into its classes, int32 [n], MISSING where there is none.
+    """The labels of one task, of the form that ``kinds`` tells.
 
     Args:
         table: Its n rows.
         task: The task.
+        kind: Its kind.
         column: Where its labels are from, for an error.
         classes: Its class names.
         split: Which split it is: one to train on must have a label.
@@ -40,25 +28,36 @@ def number(
     Raises:
         UserError: A label is not among the classes, or there is none to train on.
     """
-    labels = table.labels[task]
-    numbers = {name: index for index, name in enumerate(classes)}
-    # Of each name once, however many rows have it.
-    of_names = np.full(len(labels.names), MISSING, np.int32)
-    for i, label in enumerate(labels.names):
-        if label is None:
-            continue
-        if label not in numbers:
-            known = listed(list(map(shown, classes)), 20)
-            row = int(np.argmax(labels.codes == i))
-            raise UserError(
-                f"{table.place(row)}: {task} label {quoted(label)} is not among those of the "
-                f"training data ({known}): correct it, or add such examples to the training data"
-            )
-        of_names[i] = numbers[label]
-    numbered = of_names[labels.codes]
-    if split == "train" and not np.any(numbered != MISSING):
+
+    def refuse(row: int, label: str) -> NoReturn:
+        known = listed(list(map(shown, classes)), 20)
+        raise UserError(
+            f"{table.place(row)}: {task} label {quoted(label)} is not among those of the "
+            f"training data ({known}): correct it, or add such examples to the training data"
+        )
+
+    array = kind.array(table.labels[task], classes, refuse)
+    if split == "train" and not has_label(array).any():
         raise UserError(
             f"{table.place(0)} and after: no row has a {task} label in {column!r}: "
             f"name another column with --label-columns, or leave {task} out of it"
         )
-    return numbered
+    if split == "train" and kind.has_classes and not classes:
+        raise UserError(
+            f"{table.place(0)} and after: every list of {task} labels in {column!r} is empty: "
+            f"name another column with --label-columns, or leave {task} out of it"
+        )
+    return array
+
+
+def scale_of(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of the labels of a regression, 1 where they do not vary.
+
+    Args:
+        values: float64 [n], NaN where there is none.
+    """
+    there = values[has_label(values)]
+    if not len(there):
+        return 0.0, 1.0
+    deviation = float(there.std())
+    return float(there.mean()), deviation if deviation > 0 else 1.0

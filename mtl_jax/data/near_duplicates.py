@@ -13,7 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mtl_jax.data.checks import Finding, by_share
+from mtl_jax.data.checks import by_share
+from mtl_jax.data.findings import Finding
 
 THRESHOLD = 0.8
 """Of the Jaccard similarity of two texts' pieces, from which on they are nearly the same."""

@@ -8,10 +8,13 @@ import gc
 import hashlib
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from mtl_jax.data.columns import Column, GatherNames, Numbers
+from mtl_jax.data.kinds import LabelKind
+from mtl_jax.data.pairs import Pair
 from mtl_jax.data.sources.base import Rows, Stream
 from mtl_jax.data.texts import Keeper
 
@@ -29,19 +32,6 @@ def hashes_of(texts: Iterable[str]) -> np.ndarray:
     while chunk := list(itertools.islice(texts, _CHUNK)):
         found.frombytes(_first_bits(_digests(map(str.strip, chunk))).tobytes())
     return np.frombuffer(found, np.uint64)
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """The labels of a task: each name is kept once.
-
-    Attributes:
-        codes: int32 [n]: the place in ``names`` of each row's label.
-        names: The distinct ones in the order in which they occur, None for a missing one first.
-    """
-
-    codes: np.ndarray
-    names: list[str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +60,7 @@ class Table:
         groups: Where each row comes from, if the source says so.
         hashes: ``hashes_of`` the texts.
         odd: int64, the rows whose texts have NUL characters.
+        halved: int64, the rows whose pairs lack one of their texts.
         aside: bool [n], those set aside for validation; none where nothing was to be.
         texts: Those of the rows that are not set aside, and those that are.
         places: Where each row is.
@@ -77,10 +68,11 @@ class Table:
         notes: What to know of how they were read.
     """
 
-    labels: dict[str, Column]
+    labels: dict[str, Column | Numbers]
     groups: Column | None
     hashes: np.ndarray
     odd: np.ndarray
+    halved: np.ndarray
     aside: np.ndarray
     texts: tuple[Sequence[str], Sequence[str]]
     places: Places
@@ -97,7 +89,7 @@ class Table:
 
 def read_table(
     opened: Callable[[], Stream],
-    tasks: Sequence[str],
+    kinds: Mapping[str, LabelKind],
     keepers: Callable[[], tuple[Keeper, Keeper]],
     *,
     set_aside: bool = False,
@@ -110,15 +102,15 @@ def read_table(
     Args:
         opened: Begins to read; called again in the rare case that of the SHA-256 of all texts none,
             or each one, is a multiple of 10.
-        tasks: Those with labels.
+        kinds: The kind of each task that has labels.
         keepers: Makes what keeps the texts: those that stay, and those that are set aside.
         set_aside: Whether any are.
     """
-    first = _Reading(tasks, keepers(), _tenth if set_aside else None)
+    first = _Reading(kinds, keepers(), _tenth if set_aside else None)
     table = first.table(opened())
     if set_aside and not 0 < table.aside.sum() < len(table) and first.lowest != first.highest:
         lowest = first.lowest
-        again = _Reading(tasks, keepers(), lambda digests: _first_bits(digests) == lowest)
+        again = _Reading(kinds, keepers(), lambda digests: _first_bits(digests) == lowest)
         table = again.table(opened())
     return table
 
@@ -133,15 +125,16 @@ class _Reading:
 
     def __init__(
         self,
-        tasks: Sequence[str],
+        kinds: Mapping[str, LabelKind],
         keepers: tuple[Keeper, Keeper],
         choose: Callable[[np.ndarray], np.ndarray] | None,
     ):
         self._keepers, self._choose = keepers, choose
-        self._labels = {task: _Codes() for task in tasks}
-        self._groups = _Codes()
+        self._labels = {task: kind.gather() for task, kind in kinds.items()}
+        self._groups = GatherNames()
         self._hashes, self._aside = array.array("Q"), bytearray()
-        self._odd, self._jumps = array.array("q"), array.array("q")
+        self._odd, self._halved = array.array("q"), array.array("q")
+        self._jumps = array.array("q")
         self._next = -1
         self.lowest, self.highest = 2**64 - 1, 0
 
@@ -151,23 +144,27 @@ class _Reading:
         for rows in _uncollected(stream.rows):
             count, start = len(rows.texts), len(self._hashes)
             labelled = np.zeros(count, bool)
-            for task, codes in self._labels.items():
-                labelled |= codes.add(rows.labels[task])
+            for task, gathering in self._labels.items():
+                labelled |= gathering.add(rows.labels[task])
             if rows.groups is not None:
                 grouped = True
                 self._groups.add(rows.groups)
             if "\0" in "".join(rows.texts):
                 self._odd.extend(start + i for i, text in enumerate(rows.texts) if "\0" in text)
+            if isinstance(rows.texts[0], Pair):
+                there = (i for i, t in enumerate(rows.texts) if isinstance(t, Pair) and t.halved)
+                self._halved.extend(start + i for i in there)
             self._locate(start, np.asarray(rows.places, np.int64))
             self._keep(rows.texts, labelled)
         jumps = np.frombuffer(self._jumps, np.int64)
         places = Places(jumps[::2], jumps[1::2])
         stays, aside = self._keepers
         return Table(
-            labels={task: codes.column() for task, codes in self._labels.items()},
+            labels={task: of_task.column() for task, of_task in self._labels.items()},
             groups=self._groups.column() if grouped else None,
             hashes=np.frombuffer(self._hashes, np.uint64),
             odd=np.frombuffer(self._odd, np.int64),
+            halved=np.frombuffer(self._halved, np.int64),
             aside=np.frombuffer(self._aside, bool),
             texts=(stays.texts(), aside.texts()),
             places=places,
@@ -213,26 +210,6 @@ def _uncollected(rows: Iterator[Rows]) -> Iterator[Rows]:
     finally:
         if enabled:
             gc.enable()
-
-
-class _Codes:
-    """A ``Column`` as it grows."""
-
-    def __init__(self) -> None:
-        self._codes: dict[str | None, int] = {None: 0}
-        self._found = array.array("i")
-
-    def add(self, names: Sequence[str | None]) -> np.ndarray:
-        """Takes k labels; returns which of them are there, bool [k]."""
-        for name in dict.fromkeys(names):
-            self._codes.setdefault(name, len(self._codes))
-        codes = np.fromiter(map(self._codes.__getitem__, names), np.int32, len(names))
-        self._found.frombytes(codes.tobytes())
-        return codes != 0
-
-    def column(self) -> Column:
-        """What it has."""
-        return Column(np.frombuffer(self._found, np.int32), list(self._codes))
 
 
 def _digests(texts: Iterable[str]) -> np.ndarray:

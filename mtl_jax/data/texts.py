@@ -13,6 +13,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 
 from mtl_jax.core.errors import UserError, first_line
+from mtl_jax.data.pairs import Pair
 
 _READ = 4096
 # Records that are compressed together: enough to be small, few enough to read one alone.
@@ -74,17 +75,22 @@ class StoredTexts(_Texts):
 
     Attributes:
         path: The file.
+        pairs: Whether each is a ``Pair``.
     """
 
-    def __init__(self, path: Path, count: int, indices: np.ndarray | None = None):
+    def __init__(
+        self, path: Path, count: int, *, pairs: bool = False, indices: np.ndarray | None = None
+    ):
         """Reads nothing yet.
 
         Args:
             path: The file.
             count: Its records.
+            pairs: Whether each is a ``Pair``.
             indices: int64 [m], which of them, in this order; all by default.
         """
-        self.path, self._records, self._indices = path, count, indices
+        self.path, self.pairs = path, pairs
+        self._records, self._indices = count, indices
 
     def __len__(self) -> int:
         return self._records if self._indices is None else len(self._indices)
@@ -98,7 +104,8 @@ class StoredTexts(_Texts):
     def _read(self, start: int, stop: int) -> list[str]:
         where = (start, stop) if self._indices is None else (self._indices[start:stop].tolist(),)
         try:
-            found = [record.decode() for record in self._reader.read(*where)]
+            decoded = _pair if self.pairs else bytes.decode
+            found = list(map(decoded, self._reader.read(*where)))
             if len(found) != stop - start:
                 raise ValueError(f"{len(found)} of {stop - start} records")
         except Exception as error:
@@ -118,7 +125,23 @@ class StoredTexts(_Texts):
     def take(self, indices: np.ndarray) -> Sequence[str]:
         """Those at int64 [m], still in the file."""
         chosen = indices if self._indices is None else self._indices[indices]
-        return StoredTexts(self.path, self._records, chosen)
+        return StoredTexts(self.path, self._records, pairs=self.pairs, indices=chosen)
+
+
+# Before a pair stands how many bytes of it are its first text.
+_LENGTH = 8
+
+
+def _record(text: str) -> bytes:
+    if not isinstance(text, Pair):
+        return text.encode()
+    first = text.first.encode()
+    return len(first).to_bytes(_LENGTH) + first + text.second.encode()
+
+
+def _pair(record: bytes) -> Pair:
+    end = _LENGTH + int.from_bytes(record[:_LENGTH])
+    return Pair(record[_LENGTH:end].decode(), record[end:].decode())
 
 
 def take(texts: Sequence[str], indices: np.ndarray) -> Sequence[str]:
@@ -270,25 +293,26 @@ class KeepNone:
 
 
 class KeepStored:
-    """Writes them to an ArrayRecord file."""
+    """Writes them to an ArrayRecord file: all are pairs, or none is."""
 
     def __init__(self, path: Path):
         from array_record.python.array_record_module import ArrayRecordWriter
 
-        self._path, self._count = path, 0
+        self._path, self._count, self._pairs = path, 0, False
         self._writer = ArrayRecordWriter(str(path), _OPTIONS)
 
     def add(self, texts: list[str], labelled: np.ndarray) -> None:
         """See ``Keeper``."""
         del labelled
         for text in texts:
-            self._writer.write(text.encode())
+            self._writer.write(_record(text))
         self._count += len(texts)
+        self._pairs = self._pairs or any(isinstance(text, Pair) for text in texts[:1])
 
     def texts(self) -> Sequence[str]:
         """What reads them from the file, which is whole then."""
         self._writer.close()
-        return StoredTexts(self._path, self._count)
+        return StoredTexts(self._path, self._count, pairs=self._pairs)
 
 
 def choice_key(words: str) -> bytes:

@@ -95,8 +95,8 @@ class Phase:
         patience: Ends the phase when so many measurements in a row have not raised the best
             one of the phase by ``min_gain``.
         min_gain: See ``patience``; in units of ``metric``.
-        metric: What a phase is judged by: the mean over tasks of macro-F1, or of the losses
-            in nats, of which a lower one is the better.
+        metric: What a phase is judged by: the mean over tasks of macro-F1, of a regression R2,
+            or of the losses, of which a lower one is the better.
         task_metric: The one task that ``metric`` is of, in the place of the mean.
         keep_best: Whether the next phase goes on from the best measurement of this one, its
             moments included; else from the last.

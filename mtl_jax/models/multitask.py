@@ -20,11 +20,13 @@ from mtl_jax.models.layers import Blocks, Fused, exact_dense
 
 Batch = Mapping[str, jax.Array]
 """Rows of packed texts: int32 [rows, length] ``input_ids``, ``position_ids`` (from 0 in each
-text) and ``segment_ids`` (1 ... slots; 0 is padding), with int32 [rows, slots] labels per task;
+text) and ``segment_ids`` (1 ... slots; 0 is padding), where texts are pairs with
+``token_type_ids``, with labels per task: int32 [rows, slots], of several labels int8
+[rows, slots, classes], of a regression float32 [rows, slots];
 or, in the place of ``input_ids``, what the frozen part of the backbone made of them: ``states``,
 float32 [rows, length, hidden], or the ``pooled`` vectors themselves, float32 [rows, slots, hidden].
-Where predictions are held in training: float32 [rows, slots, classes] ``target_`` and the task's
-name, probabilities, all 0 where there is no text.
+Where predictions are held in training: float32 [rows, slots, ...] ``target_`` and the task's
+name, such as probabilities, all 0 where there is no text.
 """
 
 
@@ -35,8 +37,10 @@ def looked_up(batch: Batch) -> dict[str, jax.Array]:
 
 
 Loss = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-"""Logits, float32 [..., classes], and labels, int32 [...], negative where missing, to the sum of
-the losses and the number of labels that it is of, float32 scalars."""
+"""Logits, float32 [..., outputs], and labels to the sum of the losses and the number of labels that
+it is of, float32 scalars. Labels are int32 [...], negative where missing; of several labels int8
+[..., classes], 1 where a text has the class, and a row of -1 where missing; of a regression
+float32 [...], standardised, NaN where missing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,7 @@ class MultiTaskModule(nn.Module):
 
     Attributes:
         config: The backbone's.
-        classes: ``(task, number of classes)`` of each head.
+        classes: ``(task, outputs)`` of each head: its classes, or 1 of a regression.
         pooling: How a text's token vectors become one.
         dtype: As of ``EncoderModule``.
         states_depth: Where a batch's ``states`` enter: 1 + k is the input of layer k.
@@ -63,7 +67,7 @@ class MultiTaskModule(nn.Module):
         scan_layers: As of ``EncoderModule``.
         fused: As of ``EncoderModule``.
         heads: ``(task, head)`` of those that are no Dense layer.
-        losses: ``(task, loss)`` of those that are no softmax cross-entropy.
+        losses: ``(task, loss)`` of those that are not the usual one of their kind.
     """
 
     config: EncoderConfig
@@ -123,6 +127,7 @@ class MultiTaskModule(nn.Module):
         else:
             hidden = self.backbone(
                 batch["input_ids"],
+                token_type_ids=batch.get("token_type_ids"),
                 position_ids=positions,
                 segment_ids=segments,
                 blocks=self.blocks,
@@ -155,7 +160,8 @@ class MultiTaskModule(nn.Module):
         if "states" in batch:
             hidden = batch["states"]
         else:
-            hidden = self.backbone.embed(batch["input_ids"], None, positions)
+            types = batch.get("token_type_ids")
+            hidden = self.backbone.embed(batch["input_ids"], types, positions)
             start = 1
         views = self.backbone.views(segments, segments, positions, self.blocks)
         return self.backbone.run_layers(hidden, views, start - 1, depth - 1)

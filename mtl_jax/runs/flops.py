@@ -25,6 +25,7 @@ from mtl_jax.data.packing.plan import Layout, Placement, evaluation_layout, eval
 from mtl_jax.freezing.scenarios import FROZEN
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.evaluator import CPU_TOKENS
+from mtl_jax.training.kinds.registry import KINDS
 from mtl_jax.training.runners import Compiled, JitRunner
 from mtl_jax.training.step import pooled_step, states_step, train_step
 
@@ -134,7 +135,7 @@ def step_flops(run: PhaseRun) -> int:
         state = jax.eval_shape(functools.partial(program.init, seed=0), trainable)
         texts = as_kept(run, run.inputs.training(run.phase.tasks).texts)
         targets = {
-            task: np.broadcast_to(np.float32(0), (len(texts), len(run.inputs.classes[task])))
+            task: np.broadcast_to(np.float32(0), (len(texts), _target_width(run, task)))
             for task in plan.held
         }
         batch = _batch(dataclasses.replace(texts, targets=targets), layout)
@@ -144,6 +145,11 @@ def step_flops(run: PhaseRun) -> int:
             step = compiled_step.step
         _known[key] = counted(step, state, frozen, batch)
     return _known[key]
+
+
+def _target_width(run: PhaseRun, task: str) -> int:
+    of_task = run.inputs.tasks[task]
+    return KINDS[of_task.kind].targets(np.zeros((1, of_task.outputs), np.float32)).shape[1]
 
 
 def prefix_flops(run: PhaseRun) -> int:

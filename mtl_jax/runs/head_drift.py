@@ -10,24 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.special
 
+from mtl_jax.config.tasks import Task
 from mtl_jax.freezing.partition import Params
 from mtl_jax.training.evaluator import Evaluator
 from mtl_jax.training.inputs import Split
-
-
-def divergence(before: np.ndarray, now: np.ndarray) -> float:
-    """Mean over texts of KL(before || now), in nats; 0 without texts.
-
-    Args:
-        before: Logits, float [n, classes].
-        now: Logits of the same texts.
-    """
-    if not len(before):
-        return 0.0
-    old, new = (scipy.special.log_softmax(x.astype(np.float64), axis=-1) for x in (before, now))
-    return float(np.mean(np.sum(np.exp(old) * (old - new), axis=-1)))
+from mtl_jax.training.kinds.registry import KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +23,7 @@ class Reference:
     """What frozen heads predicted at the start of a phase.
 
     Attributes:
-        validation: Per watched task the logits of the validation texts, float32 [n, classes].
+        validation: Per watched task the logits of the validation texts, float32 [n, outputs].
         training: The same of the training texts, where they are to be held.
     """
 
@@ -47,17 +35,23 @@ class Reference:
         """The one of these ``arrays``, which lack what is empty."""
         return cls(arrays.get("validation", {}), arrays.get("training", {}))
 
-    def targets(self, tasks: Sequence[str]) -> dict[str, np.ndarray]:
-        """Probabilities of the training texts, per task that is to be held."""
-        return {task: scipy.special.softmax(self.training[task], axis=-1) for task in tasks}
+    def targets(self, tasks: Sequence[Task]) -> dict[str, np.ndarray]:
+        """What the training texts of each task that is to be held are held at."""
+        return {task.name: KINDS[task.kind].targets(self.training[task.name]) for task in tasks}
 
-    def drift(self, logits: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Per watched task its ``divergence``.
+    def drift(
+        self, logits: Mapping[str, np.ndarray], tasks: Mapping[str, Task]
+    ) -> dict[str, float]:
+        """Per watched task the ``TaskKind.divergence`` of its predictions.
 
         Args:
             logits: Those of the validation texts now, of all tasks.
+            tasks: The tasks, by name.
         """
-        return {task: divergence(before, logits[task]) for task, before in self.validation.items()}
+        return {
+            name: KINDS[tasks[name].kind].divergence(before, logits[name])
+            for name, before in self.validation.items()
+        }
 
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
         """What ``Reference.of`` takes."""

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.config.optimizer import HEAD_LEARNING_RATE
+from mtl_jax.config.tasks import SCORES
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.console import duration, say
 from mtl_jax.core.errors import UserError
+from mtl_jax.data.kinds import has_label
 from mtl_jax.runs.head_sweep import Grid, Heads, train_heads
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.workdir import Workdir
+from mtl_jax.training.kinds.registry import kind_of
 
 RATES = (1e-3, HEAD_LEARNING_RATE, 1e-2, 3e-2)
 # Of the sweep's own, whatever the seed of the run: one rate for all seeds.
@@ -29,7 +32,8 @@ def chosen_head_rate(run: PhaseRun) -> float:
     """Returns the learning rate for the heads of the first phase of ``run``.
 
     Trains the heads with each of ``RATES`` and two seeds, for about as many whole epochs as the
-    phase has, and compares macro-F1 on validation, its mean over tasks and seeds. The default
+    phase has, and compares the score on validation, macro-F1 or R2, its mean over tasks and
+    seeds. The default
     keeps its place unless another rate is better by two standard errors, from a paired bootstrap
     over the validation texts. It is done once for all runs on the same inputs.
 
@@ -43,20 +47,22 @@ def chosen_head_rate(run: PhaseRun) -> float:
         weights = tuple((task, (weight,)) for task, weight in plan.phase.weights.items())
         grid = Grid(_SEEDS, RATES, (run.config.weight_decay,), weights)
         heads, _, _ = train_heads(run, grid)
-        rate, words = _choice(*_compared(run, heads))
+        names = {SCORES[task.kind] for task in run.inputs.tasks.values()}
+        name = {"macro_f1": "macro-F1", "r2": "R2"}[names.pop()] if len(names) == 1 else "score"
+        rate, words = _choice(*_compared(run, heads), name)
         took = duration(time.perf_counter() - started)
         say(f"head learning rate {rate:g}: {words} ({took}; --head-learning-rate sets it)")
         known[key] = rate
     return known[key]
 
 
-def _choice(scores: np.ndarray, errors: np.ndarray) -> tuple[float, str]:
-    """The rate, and why; the arguments are what ``_compared`` gives."""
+def _choice(scores: np.ndarray, errors: np.ndarray, name: str) -> tuple[float, str]:
+    """The rate, and why; the arguments are what ``_compared`` gives, and what scores are called."""
     default, best = RATES.index(HEAD_LEARNING_RATE), int(scores.argmax())
     gain = scores[best] - scores[default]
     if gain > _CLEARLY * errors[best]:
         return RATES[best], (
-            f"macro-F1 {scores[best]:.3f} on validation, {scores[default]:.3f} with "
+            f"{name} {scores[best]:.3f} on validation, {scores[default]:.3f} with "
             f"{RATES[default]:g}"
         )
     others = ", ".join(f"{rate:g}" for rate in RATES if rate != RATES[default])
@@ -84,36 +90,18 @@ def _compared(run: PhaseRun, heads: Heads) -> tuple[np.ndarray, np.ndarray]:
     ]
     found = []
     for task, labels in texts.labels.items():
-        if not (labels[chosen] >= 0).any():
+        own, there = labels[chosen], has_label(labels[chosen])
+        if not there.any():
             continue
+        kind, counted = kind_of(labels), weights[:, there]
         for seeds in predicted:
-            scores = [_macro_f1(labels[chosen], each[task], weights) for each in seeds]
+            scores = [kind.resampled(own[there], each[task][there], counted) for each in seeds]
             found.append(np.mean(scores, axis=0))
     if not found:
         return np.zeros(len(RATES)), np.zeros(len(RATES))
     scores = np.reshape(found, (-1, len(RATES), 1 + _RESAMPLES)).mean(0)
     differences = scores - scores[RATES.index(HEAD_LEARNING_RATE)]
     return scores[:, 0], differences[:, 1:].std(-1)
-
-
-def _macro_f1(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Macro-F1 over the classes that are there or predicted, with each row of ``weights``.
-
-    Args:
-        labels: int [n], negative where missing.
-        predicted: int [n].
-        weights: float32 [r, n], how often each text counts.
-
-    Returns:
-        float64 [r].
-    """
-    there = labels >= 0
-    labels, predicted, weights = labels[there], predicted[there], weights[:, there]
-    classes = np.arange(max(labels.max(), predicted.max()) + 1)
-    true, guess = (each[:, None] == classes for each in (labels, predicted))
-    hits, both = weights @ (true & guess), weights @ true + weights @ guess
-    scores = np.divide(2 * hits, both, out=np.zeros_like(hits), where=both > 0)
-    return scores.sum(-1) / np.maximum((both > 0).sum(-1), 1)
 
 
 def recorded_head_rate(configs: Sequence[TrainConfig]) -> float | None:

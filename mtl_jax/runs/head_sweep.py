@@ -25,9 +25,9 @@ from mtl_jax.data.batches import EpochOrder, index_batch
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.progress import beats
 from mtl_jax.training.inputs import Inputs
-from mtl_jax.training.metrics import Metrics
+from mtl_jax.training.kinds.base import Metrics, TaskKind
+from mtl_jax.training.kinds.registry import kind_of as kind_of_labels
 from mtl_jax.training.optimizer import build_optimizer
-from mtl_jax.training.prediction_counts import class_counts, score_of_counts
 from mtl_jax.training.runners import kind_of
 from mtl_jax.training.seed_runner import devices_across
 from mtl_jax.training.step import Program, TrainState, stream, take, train_step
@@ -73,8 +73,8 @@ class SweepResult:
     Attributes:
         settings: The combinations, n of them.
         measured: The epochs after which the runs are measured, from 1.
-        validation: float64 [seeds, n, measured], the mean over tasks of macro-F1; NaN after a
-            run has diverged.
+        validation: float64 [seeds, n, measured], the mean over tasks of macro-F1, and R2 of
+            regressions; NaN after a run has diverged.
         kept: int [seeds, n], the index of the measurement that is kept of each run.
         chosen: The index of the combination with the best mean over seeds of the kept
             measurement's score; one that diverged with any seed is not chosen.
@@ -144,10 +144,10 @@ def sweep_of(run: PhaseRun, grid: Grid) -> SweepResult:
     last = np.full(diverged.shape, len(measured) - 1)
     kept = last if run.plans[0].keeps_end else scores.argmax(-1)
     settled = np.take_along_axis(scores, kept[..., None], -1)[..., 0]
-    settled = np.where(diverged, -1.0, settled)
-    if not (settled >= 0).all(0).any():
+    converged = ~diverged.any(0)
+    if not converged.any():
         raise UserError("every setting of the sweep has diverged: lower the learning rates")
-    chosen = int(np.where((settled >= 0).all(0), settled.mean(0), -1.0).argmax())
+    chosen = int(np.where(converged, settled.mean(0), -np.inf).argmax())
     test = []
     if "test" in inputs.corpus.splits:
         split = run.split("test")
@@ -216,6 +216,9 @@ class Heads:
             NamedSharding(mesh, PartitionSpec("settings")),
         )
         training, validation = run.training, run.split("validation")
+        self._kinds = {
+            task: kind_of_labels(labels) for task, labels in validation.texts.labels.items()
+        }
         self._orders = [EpochOrder(run.plan, seed) for seed in seeds]
         self._vectors, self._held_out = (
             jax.device_put({"pooled": texts.pooled, **texts.labels}, everywhere)
@@ -277,11 +280,14 @@ class Heads:
         return jax.vmap(of_seed)(states, examples)
 
     def _evaluate(self, heads: Any, vectors: Any) -> dict[str, jax.Array]:
-        """Per task [seeds, settings, 3, classes]: hits, predictions and labels of each class."""
+        """Per task [seeds, settings, ...], what the score is made of; see ``TaskKind.counts``."""
 
         def of_run(heads: Any) -> dict[str, jax.Array]:
             logits: Any = self._model.apply({"params": heads}, {"pooled": vectors["pooled"]})
-            return {task: class_counts(own, vectors[task]) for task, own in logits.items()}
+            return {
+                task: kind_of_labels(vectors[task]).counts(own, vectors[task])
+                for task, own in logits.items()
+            }
 
         return jax.vmap(jax.vmap(of_run))(heads)
 
@@ -314,7 +320,7 @@ class Heads:
         """
         heads = self._states.trainable
         counts = self._call(self._evaluate, heads, self._held_out, out=self._by_run)
-        scores = score_of_counts(jax.device_get(counts))
+        scores = score_of_counts(jax.device_get(counts), self._kinds)
         better = beats(scores, self._kept_scores) | self._run.plans[0].keeps_end
         there = jax.device_put(better, self._by_run)
         self._kept = self._call(self._better, there, heads, self._kept, out=self._by_run)
@@ -326,10 +332,25 @@ class Heads:
         return jax.tree.map(lambda leaf: np.asarray(leaf[seed, setting]), self._kept)
 
     def predicted(self, seed: int, setting: int, vectors: np.ndarray) -> dict[str, np.ndarray]:
-        """Per task what they make of ``vectors``, float32 [n, hidden]: classes, int [n]."""
+        """Per task what they make of ``vectors``, float32 [n, hidden], as ``TaskKind`` has it.
+
+        Values of regressions are standardised.
+        """
         params = {"params": self.kept(seed, setting)}
         logits: Any = self._model.apply(params, {"pooled": vectors})
-        return {task: np.asarray(own).argmax(-1) for task, own in logits.items()}
+        return {task: self._kinds[task].predicted(np.asarray(own)) for task, own in logits.items()}
+
+
+def score_of_counts(counts: Mapping[str, np.ndarray], kinds: Mapping[str, TaskKind]) -> np.ndarray:
+    """``metrics.mean_score`` of many runs, float64 [...].
+
+    Args:
+        counts: Per task what ``TaskKind.counts`` gives of each run, [..., a, b].
+        kinds: The kinds of the tasks.
+    """
+    found = [kinds[task].score_of_counts(of_task) for task, of_task in counts.items()]
+    scores = [score for score in found if score is not None]
+    return np.mean(scores, axis=0) if scores else np.zeros(next(iter(counts.values())).shape[:-2])
 
 
 def _padded(items: Sequence[T], devices: int) -> list[T]:

@@ -7,21 +7,23 @@ import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from mtl_jax.core import distributed
 from mtl_jax.core.atomic_write import whole
 from mtl_jax.core.errors import SharedError, UserError
 from mtl_jax.data.batches import HostBatch, TextSet, make_batch
+from mtl_jax.data.kinds import blank, has_label
 from mtl_jax.data.packing.plan import Layout, Placement
 from mtl_jax.freezing.partition import Params
-from mtl_jax.models.multitask import MultiTaskModule
+from mtl_jax.models.multitask import Loss, MultiTaskModule
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.inputs import Split
-from mtl_jax.training.metrics import Metrics
+from mtl_jax.training.kinds.base import Metrics
+from mtl_jax.training.kinds.registry import kind_of
 from mtl_jax.training.step import eval_step
 
 FOLDER = "nonfinite"
@@ -55,7 +57,8 @@ def keep(folder: Path, run: PhaseRun, step: int, batch: HostBatch) -> str:
         # The vectors and the labels are on the device, and are not in the batch.
         arrays["pooled"] = split.texts.pooled[np.maximum(example, 0)]
         for name, labels in split.texts.labels.items():
-            arrays[name] = np.where(example >= 0, labels[example], -1)
+            arrays[name] = blank(labels, example.shape)
+            arrays[name][example >= 0] = labels[example[example >= 0]]
     texts = [str(split.examples.texts[i]) for i in example[example >= 0].tolist()]
     arrays["texts"] = np.array(texts, np.str_)
     count = distributed.count()
@@ -86,7 +89,7 @@ class Verdicts:
     the weight 0, and 0 times it is not a number.
 
     Attributes:
-        losses: Per task float32 [n], in nats; of a text without a label they mean nothing.
+        losses: Per task float32 [n]; of a text without a label they mean nothing.
         finite: Per task bool [n]: whether the logits and, where there is a label, the loss
             are finite.
     """
@@ -100,18 +103,24 @@ class Verdicts:
         return ~np.logical_and.reduce(list(self.finite.values()))
 
 
-def verdicts(logits: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> Verdicts:
+def verdicts(
+    logits: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    own_losses: Mapping[str, Loss],
+) -> Verdicts:
     """The verdicts on texts from their logits.
 
     Args:
-        logits: Per task float32 [n, classes].
-        labels: Per task int32 [n], negative where missing.
+        logits: Per task float32 [n, outputs].
+        labels: Per task those of the texts, as they are trained on.
+        own_losses: The loss of each task that has not the usual one of its kind.
     """
     losses, finite = {}, {}
     for task in logits:
-        there, label = labels[task] >= 0, np.maximum(labels[task], 0)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits[task], label)
-        losses[task] = np.asarray(loss)
+        there = has_label(labels[task])
+        loss: Any = own_losses.get(task, kind_of(labels[task]).loss)
+        # Each text by itself: a loss gives a sum.
+        losses[task] = np.asarray(jax.vmap(loss)(logits[task][:, None], labels[task][:, None])[0])
         finite[task] = np.isfinite(logits[task]).all(-1) & (np.isfinite(losses[task]) | ~there)
     return Verdicts(losses, finite)
 
@@ -137,7 +146,7 @@ def each_alone(model: MultiTaskModule, params: Params, texts: TextSet) -> Verdic
         for task in model.tasks:
             found[task].append(np.asarray(logits[task])[: len(here), 0])
     logits = {task: np.concatenate(parts) for task, parts in found.items()}
-    return verdicts(logits, texts.labels)
+    return verdicts(logits, texts.labels, dict(model.losses))
 
 
 def validate(run: PhaseRun, params: Params, step: int) -> tuple[Metrics, dict[str, np.ndarray]]:
@@ -159,7 +168,8 @@ def validate(run: PhaseRun, params: Params, step: int) -> tuple[Metrics, dict[st
     metrics, logits = evaluator.measure(placed, split, run.inputs.classes)
     for task in metrics:
         if not math.isfinite(metrics[task]["loss"] or 0.0):
-            suspects = np.flatnonzero(verdicts(logits, split.texts.labels).at_fault)[:_MOST]
+            found = verdicts(logits, split.texts.labels, dict(evaluator.model.losses))
+            suspects = np.flatnonzero(found.at_fault)[:_MOST]
             guilty = _guilty(evaluator.model, params, split.take(suspects))
             raise SharedError(
                 f"the {task} loss on the validation split is not finite after step {step}"

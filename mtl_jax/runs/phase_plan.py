@@ -12,6 +12,7 @@ from mtl_jax.config.optimizer import EPOCHS, HEAD_LEARNING_RATE, MOST_STEPS
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError, no_trained_head
 from mtl_jax.core.imported import import_function
+from mtl_jax.data.kinds import has_label
 from mtl_jax.data.packing.plan import PackingPlan
 from mtl_jax.freezing.partition import Params, Partition, longest_prefix
 from mtl_jax.freezing.phase import Phase, boundaries
@@ -121,7 +122,7 @@ def plan_phases(
     context = RecipeContext(
         num_layers=inputs.bert.num_hidden_layers,
         epochs=config.epochs or EPOCHS,
-        labels={task: int((labels[task] >= 0).sum()) for task in config.data.tasks},
+        labels={task: int(has_label(labels[task]).sum()) for task in config.data.tasks},
         thinned=tuple(config.data.label_fractions),
         backbone_learning_rate=config.backbone_learning_rate,
     )

@@ -16,13 +16,14 @@ from mtl_jax.config.train import LIMITS, TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.imported import import_function
 from mtl_jax.core.versions import version
+from mtl_jax.data.kinds import has_label
 from mtl_jax.freezing.partition import Params, Stages
 from mtl_jax.freezing.scenarios import FROZEN
 from mtl_jax.runs.cached_splits import CachedSplits
 from mtl_jax.runs.phase_plan import PhasePlan, on_the_way, plan_phases
 from mtl_jax.training.compiled_step import CompiledTrainStep, TrainSpec, compiled_step
-from mtl_jax.training.evaluator import ModelSpec, evaluator
-from mtl_jax.training.extensions import load_extensions
+from mtl_jax.training.evaluator import ModelSpec, evaluator, of_tasks
+from mtl_jax.training.extensions import built_in_parts, class_weights_of, load_extensions
 from mtl_jax.training.frozen_activations import SHALLOWEST, FrozenActivations
 from mtl_jax.training.inputs import Inputs, Split
 from mtl_jax.training.runners import make_runner
@@ -61,13 +62,16 @@ class PhaseRun:
         self._runner = None if together else make_runner(config.parallel)
         devices = self._runner.devices if self._runner else 1
         own = load_extensions(
-            config.heads, config.loss, config.metrics, inputs.classes, inputs.bert.hidden_size
+            config.heads, config.loss, config.metrics, inputs.tasks, inputs.bert.hidden_size
         )
+        training_labels = inputs.split("train").examples.labels
+        self._class_weights = class_weights_of(config, inputs.tasks, training_labels)
+        own += built_in_parts(config, inputs.tasks, inputs.bert, self._class_weights)
         for path in config.callbacks:
             import_function(path, "--callbacks")  # refused here, and not when the folder is made
         self._model = ModelSpec(
             bert=inputs.bert,
-            classes=tuple((task, len(names)) for task, names in inputs.classes.items()),
+            **of_tasks(inputs.tasks.values()),
             pooling=inputs.pooling,
             dtype=config.dtype,
             max_length=inputs.reader.max_length,
@@ -244,7 +248,7 @@ class PhaseRun:
         """Why that can do nothing in this phase; None where it can."""
         labels = self.inputs.split("train").texts.labels
         weights = {
-            task: weight * bool((labels[task] >= 0).any())
+            task: weight * bool(has_label(labels[task]).any())
             for task, weight in self.phase.weights.items()
         }
         return useless(self.weighting, self.partition, weights, self.total_steps)
@@ -286,6 +290,7 @@ class PhaseRun:
             "settings": settings,
             "phases": list(self._phase_records()),
             **self.inputs.record(),
+            **({"class_weights": self._class_weights} if self._class_weights else {}),
             "environment": {
                 "limits": limits,
                 "versions": {package: version(package) for package in _PACKAGES},

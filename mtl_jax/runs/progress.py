@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from mtl_jax.freezing.phase import Phase
+from mtl_jax.training import metrics
 
 # What a phase is judged by where no task has a label.
 _NOTHING = 0.0
@@ -31,14 +32,17 @@ def score(phase: Phase, validation: Mapping[str, Any]) -> float:
 
     Args:
         phase: Its ``metric`` and ``task_metric``, else the mean over the tasks that it trains for.
-        validation: ``{task: {"macro_f1", "loss"}}``; None where a task has no label.
+        validation: ``{task: {"macro_f1", "loss"}}``, with ``r2`` of a regression; None where a
+            task has no label.
     """
-    name = "macro_f1" if phase.metric == "mean_macro_f1" else "loss"
+    losses = phase.metric == "loss"
     tasks = [phase.task_metric] if phase.task_metric else phase.tasks
-    values = [validation[task][name] for task in tasks]
+    values = [
+        validation[task]["loss"] if losses else metrics.score(validation[task]) for task in tasks
+    ]
     known = [value for value in values if value is not None]
     mean = sum(known) / len(known) if known else _NOTHING
-    return mean if name == "macro_f1" else -mean
+    return -mean if losses else mean
 
 
 @dataclasses.dataclass

@@ -5,15 +5,21 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mtl_jax.config.train import TrainConfig
+from mtl_jax.core import distributed
+from mtl_jax.data.kinds import has_label
 from mtl_jax.freezing.partition import Params
 from mtl_jax.freezing.phase import Phase
 from mtl_jax.freezing.scenarios import FROZEN
 from mtl_jax.runs.monitoring.train_metrics import Meter, Stopwatch
 from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.runs.predictions import write_predictions
 from mtl_jax.training.evaluator import majority_baseline, neighbour_probe, probe_flops
+from mtl_jax.training.inputs import Split
+from mtl_jax.training.metrics import of_metrics
 
 
 def run_certificate(phases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -174,19 +180,20 @@ def untrained_heads(run: PhaseRun, steps: Sequence[int], step: int) -> list[str]
     return [
         task
         for task, weight in run.config.weights.items()
-        if task not in trained and (labels[task] >= 0).any() and weight > 0
+        if task not in trained and has_label(labels[task]).any() and weight > 0
     ]
 
 
 def measurements(
-    run: PhaseRun, params: Params, validation: Mapping[str, Any], *, probe: bool
+    run: PhaseRun, params: Params, validation: Mapping[str, Any], folder: Path, *, probe: bool
 ) -> tuple[dict[str, Any], int, float]:
-    """The part of a result that is measured at its end.
+    """The part of a result that is measured at its end; leaves ``predictions-<split>.parquet``.
 
     Args:
         run: In the phase of the parameters.
         params: All of them.
         validation: Their metrics on validation, which have been measured.
+        folder: Where the predictions of every split are left.
         probe: Whether nothing was trained, so that the heads tell nothing: then the nearest
             neighbours and the commonest class stand beside them.
 
@@ -195,16 +202,26 @@ def measurements(
     """
     classes = run.inputs.classes
     placed = run.evaluator.runner.replicate(params)
+
+    def measured(name: str, split: Split) -> dict[str, Any]:
+        metrics, logits = run.evaluator.measure(placed, split, classes)
+        path, sources = folder / f"predictions-{name}.parquet", run.inputs.corpus.sources
+        distributed.call_on_main(
+            lambda: write_predictions(path, split.examples, logits, run.inputs.tasks, sources)
+        )
+        return metrics
+
     # The test split first, for which no room has been kept.
     test = run.split("test") if "test" in run.inputs.corpus.splits else None
     training = run.split("train")
     result = {
-        "test": test and run.evaluator.metrics(placed, test, classes),
+        "test": test and measured("test", test),
         "validation": validation,
-        "train": run.evaluator.metrics(placed, training, classes),
+        "train": measured("train", training),
         "train_examples": len(training.texts),
         "test_examples": len(test.texts) if test else 0,
     }
+    _ = measured("validation", run.split("validation"))
     if not probe:
         return result, 0, 0.0
     asked = test or run.split("validation")
@@ -220,7 +237,6 @@ def in_words(metrics: Mapping[str, Any], rate: float) -> str:
     words = []
     for task, of_task in metrics.items():
         if of_task["examples"]:
-            accuracy, f1 = of_task["accuracy"], of_task["macro_f1"]
-            words.append(f"{task} accuracy {accuracy:.3f}, macro-F1 {f1:.3f}")
+            words.append(f"{task} {of_metrics(of_task).in_words(of_task)}")
     speed = f"{rate:.0f} examples/s" if rate else "nothing to train"
     return f"validation {'; '.join(words)} ({speed})"

@@ -9,17 +9,20 @@ from typing import Any, get_args
 from mtl_jax.config.data import DataConfig
 from mtl_jax.config.extensions import named_paths
 from mtl_jax.config.model import Parallel, Pooling
+from mtl_jax.config.tasks import Kind, Task
+from mtl_jax.config.train import Settings
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.imported import refuse_untrusted
 from mtl_jax.core.json_files import OBJECT, check_json
 from mtl_jax.core.versions import version
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.runs.workdir import Workdir, json_digest, lasting
-from mtl_jax.training.evaluator import ModelSpec
-from mtl_jax.training.extensions import load_extensions
+from mtl_jax.training.evaluator import ModelSpec, of_tasks
+from mtl_jax.training.extensions import built_in_parts, load_extensions
 
 _TEXT = {"type": "string"}
-_CLASSES = {"type": "array", "items": _TEXT, "minItems": 1}
+_CLASSES = {"type": "array", "items": _TEXT}
+_NUMBER = {"type": "number"}
 
 
 def _fields_of(kind: type) -> dict[str, Any]:
@@ -71,6 +74,22 @@ _RECORD = {
             "type": "object",
             "minProperties": 1,
             "additionalProperties": _CLASSES,
+        },
+        "kinds": {"type": "object", "additionalProperties": {"enum": list(get_args(Kind))}},
+        "scales": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "required": ["mean", "deviation"],
+                "properties": {
+                    "mean": _NUMBER,
+                    "deviation": {"type": "number", "exclusiveMinimum": 0},
+                },
+            },
+        },
+        "class_weights": {
+            "type": "object",
+            "additionalProperties": {"type": "array", "items": _NUMBER},
         },
         "weights_sha256": _TEXT,
         "tokenizer_sha256": _TEXT,
@@ -138,6 +157,33 @@ def identity(record: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def recorded_tasks(record: Mapping[str, Any], where: str) -> dict[str, Task]:
+    """The tasks of a run by name, as its training data had them.
+
+    Args:
+        record: From ``read_record``.
+        where: The folder that it is from, for an error.
+
+    Raises:
+        UserError: The record is damaged.
+    """
+    kinds, scales = record.get("kinds") or {}, record.get("scales") or {}
+    columns = DataConfig(**record["settings"]["data"]).columns
+    found = {}
+    for name, classes in record["classes"].items():
+        kind: Kind = kinds.get(name, "single_label")
+        if kind == "regression":
+            if name not in scales:
+                raise UserError(f"{where}: config.json has no scale of {name}: train it anew")
+            task = Task(name, kind, columns.get(name, ""), **scales[name])
+        elif not classes:
+            raise UserError(f"{where}: config.json has no classes of {name}: train it anew")
+        else:
+            task = Task(name, kind, columns.get(name, ""), tuple(classes))
+        found[name] = task
+    return found
+
+
 def model_spec(
     record: dict[str, Any], where: str, trust: Sequence[str] = (), **how: Any
 ) -> ModelSpec:
@@ -150,13 +196,20 @@ def model_spec(
         **how: What of ``ModelSpec`` is no matter of the model: ``max_length``, ``parallel`` and
             so on.
     """
-    settings, classes = record["settings"], record["classes"]
+    settings, tasks = record["settings"], recorded_tasks(record, where)
     refuse_untrusted(named_paths(settings), trust, where)
     heads, loss, metrics = (settings.get(name) or () for name in ("heads", "loss", "metrics"))
-    own = load_extensions(heads, loss, metrics, classes, record["bert"]["hidden_size"])
+    bert = EncoderConfig(**record["bert"])
+    own = load_extensions(heads, loss, metrics, tasks, bert.hidden_size)
+    names = ("heads", "loss", "mlp_heads", "class_weights", "label_smoothing")
+    asked = Settings(
+        data=DataConfig(**settings["data"]),
+        **{name: settings[name] for name in names if name in settings},
+    )
+    own += built_in_parts(asked, tasks, bert, record.get("class_weights") or {})
     return ModelSpec(
-        bert=EncoderConfig(**record["bert"]),
-        classes=tuple((task, len(names)) for task, names in classes.items()),
+        bert=bert,
+        **of_tasks(tasks.values()),
         pooling=record["pooling"],
         dtype=settings["dtype"],
         fused_attention=settings.get("fused_attention", True),

@@ -34,7 +34,7 @@ from mtl_jax.runs.progress import PhaseProgress, score
 from mtl_jax.runs.recovery import batches_from, depended_on, open_checkpoints, recover
 from mtl_jax.runs.run_config import identity
 from mtl_jax.runs.workdir import Workdir
-from mtl_jax.training.metrics import mean_macro_f1
+from mtl_jax.training.metrics import mean_score
 from mtl_jax.training.step import TrainState
 
 _LOG_EVERY = 10
@@ -206,7 +206,8 @@ class SeedRun:
                 self._reference = reference(run.evaluator, params, plan.watched, *splits)
             else:
                 self._reference = Reference.of(self.checkpoints.restore_reference(resumed))
-            texts = dataclasses.replace(texts, targets=self._reference.targets(plan.held))
+            held = [run.inputs.tasks[name] for name in plan.held]
+            texts = dataclasses.replace(texts, targets=self._reference.targets(held))
         start = self.progress.positions.get(plan.texts, 0)
 
         def after(drawn: int) -> grain.DatasetIterator[HostBatch]:
@@ -268,7 +269,7 @@ class SeedRun:
         run, progress, plan = self.run, self.progress, self.run.plans[self.run.index]
         step, epoch = progress.start + done, progress.passed + plan.epochs(done)
         metrics, logits = validate(run, Partition.merge(state.trainable, frozen), step)
-        drift = self._reference.drift(logits) if self._reference else {}
+        drift = self._reference.drift(logits, run.inputs.tasks) if self._reference else {}
         record = results.epoch_record(plan.phase, run.index, step, epoch, self.meter, metrics)
         self._workdir.log(record | ({"drift": drift} if drift else {}))
         words = results.in_words(metrics, self.meter.rate)
@@ -287,7 +288,7 @@ class SeedRun:
         passing = (
             plan.keeps_end and not progress.over and best is not None and best <= progress.start
         )
-        return None if passing else mean_macro_f1(metrics, run.tasks)
+        return None if passing else mean_score(metrics, run.tasks)
 
     def end_phase(self, state: TrainState, frozen: Params) -> None:
         """Writes the certificate of a phase that is over; the next one begins with its end."""
@@ -333,7 +334,7 @@ class SeedRun:
         chosen = next(record for record in epochs if record["step"] == best)
         trains = any(plan.partition.groups for plan in run.plans)
         measured, probe_flops, probe_seconds = results.measurements(
-            run, params, chosen["validation"], probe=not trains
+            run, params, chosen["validation"], self._workdir.path, probe=not trains
         )
         compiling = (run.evaluation_compile_seconds - self._compiled_before) * self._share
         steps = results.steps_of_phases(records)

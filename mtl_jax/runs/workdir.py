@@ -117,7 +117,9 @@ def _without_digest(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        names = [*old, *(name for name in new if name not in old)]
+        # What was not there yet, and is left at nothing, changes nothing.
+        added = [name for name in new if name not in old and new[name] not in (None, [], {})]
+        names = [*old, *added]
         return [
             line
             for name in names

@@ -10,11 +10,14 @@ import numpy as np
 
 from mtl_jax.config.data import DataConfig
 from mtl_jax.core.errors import UserError
-from mtl_jax.data.checks import Finding, repeated
+from mtl_jax.data.checks import class_counts, repeated
 from mtl_jax.data.corpus import Corpus, Examples, Keeping, load_corpus
+from mtl_jax.data.findings import Finding
+from mtl_jax.data.kinds import KINDS
 from mtl_jax.data.names import shown
 from mtl_jax.data.near_duplicates import THRESHOLD, NearDuplicates, near_duplicates
 from mtl_jax.data.tokens import lengths_of
+from mtl_jax.data.value_checks import summary
 from mtl_jax.models import pretrained
 from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.studies.report.document import Bullets, Cell, Document, Heading, Paragraph, Row, Table
@@ -26,6 +29,8 @@ SAMPLE = 20_000
 # Texts whose tokens are counted, and texts that are compared with each other, of all splits.
 _MEASURED, _COMPARED = 5_000, 10_000
 _SHOWN = 160
+# Of the values of a regression, as ``summary`` calls them.
+_SPREAD = ("texts", "least", "most", "mean", "deviation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +55,8 @@ class Checked:
         name: Of the data.
         max_length: Tokens kept of a text.
         sizes: Texts of each split.
-        classes: Per task and class the texts in each split.
+        classes: Per task with classes and class the texts in each split.
+        values: Per regression and split how its values are spread.
         findings: What to know, the way it was read first.
         lengths: Tokens per split; None where no tokenizer could be had.
         unmeasured: Why not.
@@ -62,6 +68,7 @@ class Checked:
     max_length: int
     sizes: dict[str, int]
     classes: dict[str, dict[str, dict[str, int]]]
+    values: dict[str, dict[str, dict[str, float]]]
     findings: list[Finding]
     lengths: dict[str, Lengths] | None
     unmeasured: str
@@ -90,6 +97,7 @@ class Checked:
             "name": self.name,
             "texts": self.sizes,
             "classes": self.classes,
+            "values": self.values,
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
             "max_length": self.max_length,
             "lengths": lengths,
@@ -104,7 +112,8 @@ class Checked:
         splits = list(self.sizes)
         sizes = ", ".join(f"{split} {count:,}" for split, count in self.sizes.items())
         blocks: list[Any] = [Paragraph(warning, "warning") for warning in warnings]
-        blocks += [Bullets((*notes, *self._of_lengths(), self._words())), Heading("Classes")]
+        blocks.append(Bullets((*notes, *self._of_lengths(), self._words())))
+        blocks += [Heading("Classes")] if self.classes else []
         blocks += [
             Table(
                 task,
@@ -115,6 +124,11 @@ class Checked:
                 ),
             )
             for task, of_task in self.classes.items()
+        ]
+        blocks += [Heading("Values")] if self.values else []
+        blocks += [
+            Table(task, ("split", *_SPREAD), tuple(_row(s, *_spread(of)) for s, of in own.items()))
+            for task, own in self.values.items()
         ]
         if self.lengths:
             rows = (
@@ -177,6 +191,11 @@ def check(config: DataConfig, backbone: str, *, needs_backbone: bool = False) ->
         max_length=config.max_length,
         sizes={split: len(examples) for split, examples in splits.items()},
         classes=_class_counts(corpus, splits),
+        values={
+            task: {split: summary(examples.labels[task]) for split, examples in splits.items()}
+            for task, kind in corpus.kinds.items()
+            if not KINDS[kind].has_classes
+        },
         findings=[*findings, *_near_findings(near)],
         lengths=lengths,
         unmeasured=unmeasured,
@@ -206,9 +225,14 @@ def _near_findings(near: NearDuplicates) -> list[Finding]:
 def _class_counts(
     corpus: Corpus, splits: Mapping[str, Examples]
 ) -> dict[str, dict[str, dict[str, int]]]:
-    counts = {
-        (task, split): np.bincount(of[of >= 0], minlength=len(names)).tolist()
+    classes = {
+        task: names
         for task, names in corpus.classes.items()
+        if KINDS[corpus.kinds[task]].has_classes
+    }
+    counts = {
+        (task, split): class_counts(of, len(names)).tolist()
+        for task, names in classes.items()
         for split, examples in splits.items()
         if len(of := examples.labels[task])
     }
@@ -217,7 +241,7 @@ def _class_counts(
             name: {s: counts[task, s][index] for s in splits if (task, s) in counts}
             for index, name in enumerate(names)
         }
-        for task, names in corpus.classes.items()
+        for task, names in classes.items()
     }
 
 
@@ -242,6 +266,13 @@ def _lengths(
                 int((lengths > max_length).sum()),
             )
     return found, ""
+
+
+def _spread(values: Mapping[str, float]) -> list[str]:
+    return [
+        f"{values['texts']:,}",
+        *(f"{values[n]:.4g}" if n in values else "" for n in _SPREAD[1:]),
+    ]
 
 
 def _portion(some: int, of: int) -> str:

@@ -15,6 +15,7 @@ from rich.text import Text
 from mtl_jax.config.train import Settings, TrainConfig
 from mtl_jax.core.console import duration, in_bytes, say, scaled
 from mtl_jax.core.errors import UserError
+from mtl_jax.data.kinds import has_label
 from mtl_jax.freezing.scenarios import FROZEN
 from mtl_jax.runs.notes import short_phases
 from mtl_jax.runs.phase_run import PhaseRun
@@ -131,7 +132,7 @@ def _training_warnings(run: PhaseRun) -> Iterator[str]:
                 f"the {task} head is trained with --task-weights {task}=0, which leaves it "
                 "without a gradient: raise it, or use a scenario that freezes that head"
             )
-        if not np.any(labels[task] >= 0):
+        if not np.any(has_label(labels[task])):
             yield (
                 f"no training text has a {task} label, so that nothing is learned of that task: "
                 "name its column in --label-columns, or do not rely on its head"

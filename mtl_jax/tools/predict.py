@@ -7,21 +7,23 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import jax
 import numpy as np
 
 from mtl_jax.config.data import DataConfig, LongTexts
 from mtl_jax.config.model import Pooling
+from mtl_jax.config.tasks import Task
 from mtl_jax.core.console import say
-from mtl_jax.core.errors import UserError, cannot_read
+from mtl_jax.core.errors import UserError, cannot_read, shortened
 from mtl_jax.core.prefetch import ahead
 from mtl_jax.data.batches import HostBatch, TextSet
-from mtl_jax.data.corpus import MISSING, load_corpus
+from mtl_jax.data.corpus import load_corpus
+from mtl_jax.data.kinds import KINDS as LABELS
 from mtl_jax.data.packing.plan import Layout
+from mtl_jax.data.pairs import Pair
 from mtl_jax.data.sources import files
 from mtl_jax.data.sources.base import Rows, Stream
 from mtl_jax.freezing.partition import Params
@@ -30,11 +32,12 @@ from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.pretrained import left_out
 from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
-from mtl_jax.runs.run_config import identity, model_spec, read_record
+from mtl_jax.runs.run_config import identity, model_spec, read_record, recorded_tasks
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.evaluator import Evaluator, ModelSpec
-from mtl_jax.training.inputs import Split, TextReader
-from mtl_jax.training.metrics import Metrics
+from mtl_jax.training.inputs import Split, TextReader, standardised
+from mtl_jax.training.kinds.base import Metrics
+from mtl_jax.training.kinds.registry import KINDS
 
 # Texts in memory at a time, while as many wait; enough for the packing to leave little padding.
 _CHUNK = 1024
@@ -48,19 +51,25 @@ class _Chunk:
 
 
 class TextEncoder:
-    """Texts to pooled vectors.
+    """Texts, or pairs of them, to pooled vectors.
 
     The next texts are read, tokenised and laid out while the device has those before.
 
     Attributes:
         reader: Tokenises the texts.
         width: Length of a vector.
+        tasks: The tasks by name, of a run.
         cut: Texts so far that were longer than the model's positions or ``max_length``.
         empty: Texts so far with no token of their own.
     """
 
     def __init__(
-        self, spec: ModelSpec, params: Params, reader: TextReader, layer: int | None = None
+        self,
+        spec: ModelSpec,
+        params: Params,
+        reader: TextReader,
+        tasks: Mapping[str, Task] | None = None,
+        layer: int | None = None,
     ):
         """Compiles nothing yet.
 
@@ -68,6 +77,7 @@ class TextEncoder:
             spec: The model.
             params: Its parameters.
             reader: Tokenises the texts.
+            tasks: The tasks by name, of a run.
             layer: Whose token states ``pooled`` pools: 0 the embeddings, k the k-th layer; by
                 default the last one.
 
@@ -86,6 +96,8 @@ class TextEncoder:
                 "--pooling mean or cls"
             )
         self.reader = reader
+        # A batch has room for the labels of a task at least.
+        self.tasks = tasks or {name: Task(name) for name, _ in spec.classes}
         self.width = spec.bert.hidden_size
         self._depth = None if layer in (None, layers) else 1 + layer
         self.cut = self.empty = 0
@@ -94,11 +106,13 @@ class TextEncoder:
 
     def _read(self, lines: Iterable[str]) -> Iterator[_Chunk]:
         lines, first = iter(lines), 1
-        tasks = self._evaluator.model.tasks
         while chunk := list(itertools.islice(lines, _CHUNK)):
-            unlabelled = {task: np.full(len(chunk), MISSING, np.int32) for task in tasks}
+            blank = {
+                name: LABELS[task.kind].blank(len(chunk), len(task.classes))
+                for name, task in self.tasks.items()
+            }
             origin = f"lines {first} to {first + len(chunk) - 1}"
-            texts = self.reader(chunk, unlabelled, origin)
+            texts = self.reader(chunk, standardised(blank, self.tasks), origin)
             yield _Chunk(chunk, texts, list(self._evaluator.batches(texts)))
             first += len(chunk)
 
@@ -127,9 +141,12 @@ class Predictor(TextEncoder):
         answers = mtl.Predictor("runs/mine").predict(["a text"])
         answers[0]["topic"]["label"]
 
+    A model of pairs is given pairs: ``predict([("a premise", "a hypothesis")])``.
+
     Attributes:
-        classes: Per task the names of its classes.
-        text_column: The column of the texts that it was trained on; None where the tasks' differ.
+        classes: Per task the names of its classes; none of a regression.
+        text_columns: The column of the texts that it was trained on, or the two of pairs; None
+            where the tasks' differ.
         columns: The names of all columns that it was trained on.
     """
 
@@ -163,20 +180,23 @@ class Predictor(TextEncoder):
         # First: all that is built from the record below is what the checkpoint was saved with.
         params = _best(workdir, record)
         settings = record["settings"]
+        tasks = recorded_tasks(record, str(workdir.path))
         self.classes: dict[str, tuple[str, ...]] = {
-            task: tuple(names) for task, names in record["classes"].items()
+            name: task.classes for name, task in tasks.items()
         }
         self._data = DataConfig(**settings["data"])
         origins = self._data.origins
-        texts = {origin.text_column for origin in origins}
-        self.text_column = next(iter(texts)) if len(texts) == 1 else None
-        self.columns = texts.union(*(labels.values() for labels in origins.values()))
+        texts = {origin.text_columns for origin in origins}
+        self.text_columns = next(iter(texts)) if len(texts) == 1 else None
+        self.columns = {column for columns in texts for column in columns}
+        self.columns |= {column for labels in origins.values() for column in labels.values()}
         reader = TextReader(
             load_tokenizer(workdir.tokenizer, "train one anew from its checkpoint"),
             EncoderConfig(**record["bert"]),
             self._data.max_length,
             long_texts or self._data.long_texts,
             "shorten them, train with a larger --max-length",
+            pairs=bool(self._data.pair_columns),
         )
         spec = model_spec(
             record,
@@ -188,7 +208,7 @@ class Predictor(TextEncoder):
         )
         if pooling is not None:
             spec = dataclasses.replace(spec, pooling=_fitting(pooling, params, str(workdir.path)))
-        super().__init__(spec, params, reader, layer)
+        super().__init__(spec, params, reader, tasks, layer)
 
     def evaluate(self, split: str) -> Metrics:
         """The metrics of a split of the data that the run was trained on.
@@ -197,7 +217,8 @@ class Predictor(TextEncoder):
             UserError: The data are gone, have other classes now, or a text that is too long.
         """
         corpus = load_corpus(self._data)
-        if dict(corpus.classes) != self.classes:
+        kinds = {name: task.kind for name, task in self.tasks.items()}
+        if dict(corpus.classes) != self.classes or corpus.kinds != kinds:
             raise UserError(
                 f"{corpus.name} has other classes now than when the model was trained: "
                 "give it the data it was trained on"
@@ -205,39 +226,66 @@ class Predictor(TextEncoder):
         if corpus.fingerprint != self._record["data"]["fingerprint"]:
             say(f"note: {corpus.name} has changed since the model was trained on it")
         examples = corpus.read(split)
-        texts = self.reader(examples.texts, examples.labels, split)
+        texts = self.reader(examples.texts, standardised(examples.labels, self.tasks), split)
         for note in self.reader.cut(texts, split):
             say(note)
         return self._evaluator.metrics(self._params, Split(examples, texts), self.classes)
 
-    def predict(self, texts: Iterable[str]) -> list[dict[str, Any]]:
-        """Returns for each text ``{"text", task: {"label", "probability"} ...}``.
+    def predict(self, texts: Iterable[str | Sequence[str]]) -> list[dict[str, Any]]:
+        """Returns for each text ``{"text", task: answer ...}``.
+
+        An answer is ``{"label", "probability"}``; of several labels ``{"labels",
+        "probabilities"}``, the probability of each class by its name, and as labels those from
+        0.5 on; of a regression ``{"value"}``, in the unit of the labels.
+
+        Args:
+            texts: Texts, or pairs of two.
 
         Raises:
             UserError: A text is too long, where these are refused.
         """
         return list(self.answers(texts))
 
-    def answers(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+    def answers(self, texts: Iterable[str | Sequence[str]]) -> Iterator[dict[str, Any]]:
         """As ``predict``, one by one while the texts are read.
 
         Raises:
             UserError: A text is too long, where these are refused.
         """
-        for chunk in self._chunks(texts):
+        for chunk in self._chunks(map(self._as_trained, texts)):
             logits, _ = self._evaluator.logits(self._params, chunk.texts, chunk.batches)
-            probabilities = {
-                task: np.asarray(jax.nn.softmax(values)) for task, values in logits.items()
+            found = {
+                name: KINDS[task.kind].answers(logits[name], task)
+                for name, task in self.tasks.items()
             }
             for i, text in enumerate(chunk.lines):
-                answer: dict[str, Any] = {"text": text}
-                for task in self.classes:
-                    label = int(probabilities[task][i].argmax())
-                    answer[task] = {
-                        "label": self.classes[task][label],
-                        "probability": round(float(probabilities[task][i][label]), 6),
-                    }
-                yield answer
+                shown = [text.first, text.second] if isinstance(text, Pair) else text
+                yield {"text": shown, **{name: of_task[i] for name, of_task in found.items()}}
+
+    def pooled(
+        self, texts: Iterable[str | Sequence[str]]
+    ) -> Iterator[tuple[list[str], np.ndarray]]:
+        """See ``TextEncoder``."""
+        return super().pooled(map(self._as_trained, texts))
+
+    def _as_trained(self, text: str | Sequence[str]) -> str:
+        """A text or a pair, whichever the model was trained on.
+
+        Raises:
+            UserError: It is the other one.
+        """
+        if not isinstance(text, str):
+            if len(text) != 2 or not all(isinstance(each, str) for each in text):
+                raise UserError(f"{text!r} is neither a text nor a pair of texts: give it one")
+            text = Pair(*text)
+        columns = self.text_columns
+        if columns is not None and len(columns) != 1 + isinstance(text, Pair):
+            wanted = "single texts" if len(columns) == 1 else "pairs of texts"
+            raise UserError(
+                f"the model was trained on {wanted}, and {shortened(str(text), 60)!r} is "
+                f"{'a pair' if isinstance(text, Pair) else 'one text'}: see --text-columns"
+            )
+        return text
 
 
 def _fitting(pooling: Pooling, params: Params, folder: str) -> Pooling:
@@ -301,11 +349,11 @@ def checkpoint_encoder(
     reader = TextReader(encoder.tokenizer, encoder.config, max_length, long_texts)
     for note in (*encoder.notes, *left_out(encoder.folder, vectors=True)):
         say(f"note: {note}")
-    # Vectors are made without a head; a batch has room for the labels of a task at least.
+    # Vectors are made without a head.
     spec = ModelSpec(
         encoder.config, (("none", 1),), encoder.pooling, "float32", reader.max_length, "auto"
     )
-    return TextEncoder(spec, {"backbone": encoder.params}, reader, layer)
+    return TextEncoder(spec, {"backbone": encoder.params}, reader, layer=layer)
 
 
 def read_lines(stream: IO[bytes], origin: str = "standard input") -> Iterator[str]:
@@ -333,26 +381,58 @@ def read_lines(stream: IO[bytes], origin: str = "standard input") -> Iterator[st
         ) from error
 
 
-def read_texts(path: Path, text_column: str | None, otherwise: str) -> Iterator[str]:
+def read_pairs(lines: Iterable[str], columns: Sequence[str]) -> Iterator[Pair]:
+    """Pairs of texts, each a line of JSON: a list of two, or an object with the two columns.
+
+    Args:
+        lines: The lines.
+        columns: The names of the columns.
+
+    Raises:
+        UserError: A line is neither.
+    """
+    for number, line in enumerate(lines, start=1):
+        found: Any = None
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(line)
+        if isinstance(found, dict):
+            found = [found.get(column) for column in columns]
+        if not (isinstance(found, list) and [type(each) for each in found] == [str, str]):
+            first, second = columns
+            raise UserError(
+                f"line {number}, {shortened(line, 60)!r}, is no pair of texts, which the model was "
+                f'trained on: write ["a", "b"] or {{"{first}": "a", "{second}": "b"}}, or read a '
+                "file with --input FILE --text-columns"
+            )
+        yield Pair(*found)
+
+
+def read_texts(
+    path: Path, text_columns: Sequence[str] | None, otherwise: Sequence[str]
+) -> Iterator[str]:
     """The texts of a file.
 
     Args:
         path: A ``.csv``, ``.tsv``, ``.jsonl``, ``.json`` or ``.parquet`` file with a column of
-            texts; of a file with another ending, and without ``text_column``, each line is a text.
-        text_column: The column.
-        otherwise: The column where that is None.
+            texts, or two of pairs; of a file with another ending, and without ``text_columns``,
+            each line is a text, or of pairs one of JSON.
+        text_columns: The column, or the two.
+        otherwise: The same where that is None.
 
     Raises:
         UserError: The file can't be read, lacks the column, or is damaged; what is no table is
             damaged where it is read.
     """
-    if text_column is None and path.suffix.lower() not in files.ENDINGS:
+    columns = text_columns or otherwise
+    if text_columns is None and path.suffix.lower() not in files.ENDINGS:
         try:
             stream = path.open("rb")
         except OSError as error:
             raise cannot_read(path, error) from error
-        return _closing(stream, read_lines(stream, str(path)))
-    stream = files.stream_table(path, text_column or otherwise, {})
+        lines = read_lines(stream, str(path))
+        return _closing(stream, read_pairs(lines, columns) if len(columns) == 2 else lines)
+    pair_column = columns[1] if len(columns) == 2 else None
+    stream = files.stream_table(path, columns[0], {}, pair_column=pair_column)
     # A file without the column is refused here, whoever asks for its texts.
     first = next(stream.rows)
     return _texts_of(first, stream)

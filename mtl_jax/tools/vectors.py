@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from mtl_jax.core.atomic_write import other_kind, whole
 from mtl_jax.core.errors import UserError
+from mtl_jax.data.pairs import Pair
 
 # Of a group of rows, which Parquet compresses and reads as one.
 _GROUP_BYTES = 16 * 2**20
@@ -36,9 +38,10 @@ def write_vectors(path: Path, chunks: Iterable[tuple[list[str], np.ndarray]], wi
     """Streams rows into a file, which appears when it is whole.
 
     Args:
-        path: A ``.parquet`` file with the columns ``text``, a string, and ``vector``, a list of
-            ``width`` float32; of any other name a ``.npy`` file, float32 [n, width].
-        chunks: k texts and float32 [k, width] each.
+        path: A ``.parquet`` file with the columns ``text``, a string, or of pairs ``first`` and
+            ``second``, and ``vector``, a list of ``width`` float32; of any other name a ``.npy``
+            file, float32 [n, width].
+        chunks: k texts, or k pairs, and float32 [k, width] each.
         width: Columns, needed where there is no row.
 
     Returns:
@@ -75,13 +78,21 @@ def _write_parquet(draft: Path, chunks: Iterable[tuple[list[str], np.ndarray]], 
     import pyarrow as pa
     from pyarrow import parquet
 
+    chunks = iter(chunks)
+    some = next(chunks, None)
+    pairs = some is not None and any(isinstance(text, Pair) for text in some[0])
+    names = ("first", "second") if pairs else ("text",)
     vector = pa.list_(pa.float32(), width)
-    schema = pa.schema([("text", pa.string()), ("vector", vector)])
+    schema = pa.schema([*((name, pa.string()) for name in names), ("vector", vector)])
     rows, waiting, size = 0, [], 0
     with parquet.ParquetWriter(draft, schema) as writer:
-        for texts, vectors in chunks:
+        for texts, vectors in itertools.chain([] if some is None else [some], chunks):
             flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
-            arrays = [pa.array(texts, pa.string()), pa.FixedSizeListArray.from_arrays(flat, width)]
+            columns = [texts]
+            if pairs:
+                columns = [[getattr(text, name, "") for text in texts] for name in names]
+            arrays = [pa.array(column, pa.string()) for column in columns]
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, width))
             waiting.append(pa.record_batch(arrays, schema=schema))
             rows, size = rows + len(texts), size + waiting[-1].nbytes
             if size >= _GROUP_BYTES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ class TrainBatch:
         Returns:
             int32 [rows, length] ``input_ids``, ``position_ids`` and ``segment_ids`` (1 ... slots
             in the order of the texts of a row, 0 is padding), and int32 [rows, slots] ``example``
-            and each task's labels, negative where there is none.
+            and each task's labels, negative where there is none; see ``multitask.Batch`` for
+            those of other kinds.
         """
         known = self.data.train.texts if texts is None else texts
         return make_batch(known, self.plan.layout, self.placement, own)
@@ -90,12 +91,19 @@ class Data:
         inputs: The same as ``train`` has it; see ``mtl.train``.
     """
 
-    def __init__(self, config: DataConfig, encoder: Encoder, **settings: Any):
+    def __init__(
+        self,
+        config: DataConfig,
+        encoder: Encoder,
+        weights: Mapping[str, float] | None = None,
+        **settings: Any,
+    ):
         """Reads train and validation; the test split is read when it is asked for.
 
         Args:
             config: Which texts and labels.
             encoder: The encoder.
+            weights: Those of the tasks; 1 for those left out.
             **settings: Of ``TrainConfig``, such as ``cache_size``.
 
         Raises:
@@ -104,10 +112,10 @@ class Data:
         self.encoder = encoder
         self._config = config
         self.inputs = Inputs(Settings(backbone=encoder.name, data=config, **settings), encoder)
-        columns = config.columns
+        weights = weights or {}
         self.tasks = tuple(
-            Task(name, column=columns[name], classes=classes)
-            for name, classes in self.inputs.classes.items()
+            dataclasses.replace(task, weight=weights.get(task.name, 1.0))
+            for task in self.inputs.tasks.values()
         )
         self._layout: Layout | None = None
 
@@ -168,15 +176,16 @@ def load_data(
     validation: str | Path | None = None,
     test: str | Path | None = None,
     dataset: str = "sentences",
-    text: str = "text",
-    tasks: Mapping[str, str] | None = None,
+    text: str | Sequence[str] = "text",
+    tasks: Mapping[str, str | Task] | Sequence[Task] | None = None,
     max_length: int = 128,
     **settings: Any,
 ) -> Data:
     """Loads texts and labels, from files or from a data set.
 
         data = mtl.load_data(train="train.csv", validation="dev.csv", text="text",
-                             tasks={"topic": "topic", "stars": "rating"}, encoder=encoder)
+                             tasks={"topic": "topic", "stars": mtl.Task("stars", "regression")},
+                             encoder=encoder)
 
     Args:
         encoder: From ``load_encoder``; its tokenizer makes the ids.
@@ -184,20 +193,26 @@ def load_data(
         validation: Its validation file; by default a tenth of the training texts, by a hash.
         test: Its test file, if any.
         dataset: The default corpus ``sentences``, a TFDS data set, or ``hub:NAME``.
-        text: The column or feature that holds the text.
-        tasks: The column of each task's labels, by the task's name; by default ``classifier``
-            and ``sentiment``, as the default corpus has them.
+        text: The column or feature that holds the text; two of them of pairs of texts.
+        tasks: The column of each task's labels by the task's name, or a ``Task``, which has a
+            kind and a weight too; or tasks alone. By default ``classifier`` and ``sentiment``, as
+            the default corpus has them.
         max_length: Tokens kept of each text, special tokens included.
         **settings: Other fields of ``DataConfig``, such as ``label_fraction``.
 
     Raises:
         UserError: The data can't be found, or something is wrong with them.
     """
+    weights: dict[str, float] = {}
     if tasks is not None:
-        for task in tasks:
-            # A pair of the settings would end the name at its first equals sign.
-            refuse_task_name(task, "tasks names the task")
-        settings["label_columns"] = tuple(f"{task}={column}" for task, column in tasks.items())
+        given = _as_tasks(tasks)
+        settings["label_columns"] = tuple(f"{task.name}={task.column}" for task in given)
+        settings["task_kinds"] = tuple(
+            f"{task.name}={task.kind}" for task in given if task.kind != "single_label"
+        )
+        weights = {task.name: task.weight for task in given}
+    if not isinstance(text, str):
+        settings["text_columns"], text = tuple(text), "text"
     files = {"train_file": train, "validation_file": validation, "test_file": test}
     config = DataConfig(
         dataset=dataset,
@@ -206,4 +221,19 @@ def load_data(
         **{name: str(file) for name, file in files.items() if file is not None},
         **settings,
     )
-    return Data(config.absolute(), encoder)
+    return Data(config.absolute(), encoder, weights)
+
+
+def _as_tasks(tasks: Mapping[str, str | Task] | Sequence[Task]) -> list[Task]:
+    if not isinstance(tasks, Mapping):
+        return list(tasks)
+    found = []
+    for name, task in tasks.items():
+        # A pair of the settings would end the name at its first equals sign.
+        refuse_task_name(name, "tasks names the task")
+        found.append(Task(name, column=task) if isinstance(task, str) else task)
+        if found[-1].name != name:
+            raise UserError(
+                f"tasks has the task {found[-1].name!r} under the name {name!r}: call it alike"
+            )
+    return found

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.neighbors import KNeighborsClassifier
 
 from mtl_jax.config.model import Parallel, Pooling
+from mtl_jax.config.tasks import Task
 from mtl_jax.data.batches import HostBatch, TextSet, evaluation_batches
+from mtl_jax.data.kinds import has_label
 from mtl_jax.data.packing.plan import Layout, evaluation_layout
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.layers import cudnn_can
@@ -22,7 +23,9 @@ from mtl_jax.models.multitask import Head, Loss, MultiTaskModule
 from mtl_jax.training.cache.array_file import Write
 from mtl_jax.training.extensions import Metric
 from mtl_jax.training.inputs import Split
-from mtl_jax.training.metrics import Metrics, split_metrics
+from mtl_jax.training.kinds.base import Metrics
+from mtl_jax.training.kinds.registry import kind_of
+from mtl_jax.training.metrics import split_metrics
 from mtl_jax.training.runners import Compiled, Runner, make_runner
 from mtl_jax.training.step import eval_step, pooled_at_step, pooled_step, states_step
 
@@ -37,9 +40,10 @@ _TOKENS_ELSEWHERE = 8192
 class ModelSpec:
     """What a model is built and its evaluation compiled from.
 
-    ``like`` is the layout of training batches, whose texts those to evaluate are taken to
-    resemble; without one, nothing is taken for granted but ``max_length``. ``alone`` is for what
-    each of several processes computes for itself.
+    ``classes`` is ``(task, outputs)`` of each head, ``scales`` ``(task, (mean, deviation))`` of
+    each regression; see ``Task``. ``like`` is the layout of training batches, whose texts those to
+    evaluate are taken to resemble; without one, nothing is taken for granted but ``max_length``.
+    ``alone`` is for what each of several processes computes for itself.
     """
 
     bert: EncoderConfig
@@ -52,6 +56,7 @@ class ModelSpec:
     heads: tuple[tuple[str, Head], ...] = ()
     losses: tuple[tuple[str, Loss], ...] = ()
     metrics: tuple[tuple[str, Metric], ...] = ()
+    scales: tuple[tuple[str, tuple[float, float]], ...] = ()
     like: Layout | None = None
     alone: bool = False
 
@@ -84,7 +89,7 @@ class Evaluator:
         tokens = CPU_TOKENS if jax.default_backend() == "cpu" else _TOKENS_ELSEWHERE
         self.layout = evaluation_layout(spec.max_length, tokens, self.runner.devices, spec.like)
         self.model = spec.model().clone(blocks=self.layout.blocks)
-        self._metrics = spec.metrics
+        self._metrics, self._scales = spec.metrics, dict(spec.scales)
         self._steps: dict[Any, Compiled] = {}
 
     @property
@@ -108,7 +113,7 @@ class Evaluator:
     def logits(
         self, params: Any, texts: TextSet, batches: Iterable[HostBatch] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, float | None]]:
-        """Per task float32 [n, classes], and the mean loss over its labels, in nats.
+        """Per task float32 [n, outputs], and the mean loss over its labels.
 
         Args:
             params: The parameters, as ``runner`` replicates them.
@@ -207,7 +212,10 @@ class Evaluator:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *outputs)
 
     def metrics(self, params: Any, split: Split, classes: Mapping[str, Sequence[str]]) -> Metrics:
-        """``metrics.split_metrics`` of a split, and the mean ``loss`` per task, in nats."""
+        """``metrics.split_metrics`` of a split, and the mean ``loss`` per task.
+
+        A loss is in nats, of a regression the mean squared error of standardised labels.
+        """
         return self.measure(params, split, classes)[0]
 
     def measure(
@@ -215,17 +223,34 @@ class Evaluator:
     ) -> tuple[Metrics, dict[str, np.ndarray]]:
         """``metrics`` and the ``logits`` that they come from."""
         logits, losses = self.logits(params, split.texts)
-        predicted = {task: values.argmax(-1) for task, values in logits.items()}
+        kinds = {task: kind_of(labels) for task, labels in split.examples.labels.items()}
+        predicted = {
+            task: kinds[task].predicted(values, *self._scales.get(task, ()))
+            for task, values in logits.items()
+        }
         result = split_metrics(split.examples.labels, predicted, classes, split.examples.groups)
         for task, loss in losses.items():
             result[task]["loss"] = loss
             labels = split.examples.labels[task]
-            there = labels >= 0
+            there = has_label(labels)
             for name, metric in self._metrics:
+                if kinds[task].name not in metric.kinds:
+                    continue
                 found = metric(labels[there], predicted[task][there]) if there.any() else math.nan
                 # JSON has no NaN, which scikit-learn gives where a metric is not defined.
                 result[task][name] = found if math.isfinite(found) else None
         return result, logits
+
+
+def of_tasks(tasks: Iterable[Task]) -> dict[str, Any]:
+    """What ``ModelSpec`` is told of the tasks, as keyword arguments."""
+    tasks = tuple(tasks)
+    return {
+        "classes": tuple((task.name, task.outputs) for task in tasks),
+        "scales": tuple(
+            (task.name, (task.mean, task.deviation)) for task in tasks if task.kind == "regression"
+        ),
+    }
 
 
 @functools.lru_cache(maxsize=8)
@@ -243,8 +268,8 @@ def neighbour_probe(known: Split, asked: Split, classes: Mapping[str, Sequence[s
         classes: Per task the names of its classes.
 
     Returns:
-        ``metrics.split_metrics`` of the majority among the ``NEIGHBOURS`` vectors of
-        ``known`` with the largest cosine similarity.
+        ``metrics.split_metrics`` of the majority, of a regression the mean, among the
+        ``NEIGHBOURS`` vectors of ``known`` with the largest cosine similarity.
     """
     features, queries = known.texts.pooled, asked.texts.pooled
     if features is None or queries is None:
@@ -252,13 +277,12 @@ def neighbour_probe(known: Split, asked: Split, classes: Mapping[str, Sequence[s
     predicted = {}
     for task in classes:
         labels = known.examples.labels[task]
-        present = labels >= 0
-        vote = KNeighborsClassifier(min(NEIGHBOURS, max(int(present.sum()), 1)), metric="cosine")
+        kind, present = kind_of(labels), has_label(labels)
         if present.any():
-            vote.fit(features[present], labels[present])
-            predicted[task] = vote.predict(queries)
+            vote = kind.neighbours(min(NEIGHBOURS, int(present.sum())))
+            predicted[task] = kind.fitted(vote, features[present], labels[present], [queries])
         else:
-            predicted[task] = np.zeros(len(asked.texts), np.int32)
+            predicted[task] = kind.constant(labels[present], len(asked.texts), len(classes[task]))
     return split_metrics(asked.examples.labels, predicted, classes, asked.examples.groups)
 
 
@@ -269,15 +293,15 @@ def probe_flops(known: Split, asked: Split) -> int:
     votes are not in it.
     """
     width = 0 if known.texts.pooled is None else known.texts.pooled.shape[1]
-    labels = sum(int((known.examples.labels[task] >= 0).sum()) for task in known.examples.labels)
+    labels = sum(int(has_label(of_task).sum()) for of_task in known.examples.labels.values())
     return 2 * width * labels * len(asked.texts)
 
 
 def majority_baseline(known: Split, asked: Split, classes: Mapping[str, Sequence[str]]) -> Metrics:
-    """Chance: every example is given the most frequent class of ``known``."""
+    """Chance: every example is given the most frequent class of ``known``, or the mean."""
     predicted = {}
     for task in classes:
         labels = known.examples.labels[task]
-        counts = np.bincount(labels[labels >= 0], minlength=len(classes[task]))
-        predicted[task] = np.full(len(asked.texts), counts.argmax(), np.int32)
+        there, size = labels[has_label(labels)], len(classes[task])
+        predicted[task] = kind_of(labels).constant(there, len(asked.texts), size)
     return split_metrics(asked.examples.labels, predicted, classes, asked.examples.groups)

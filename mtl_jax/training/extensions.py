@@ -5,26 +5,72 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 from mtl_jax.config.extensions import paths_by_name
+from mtl_jax.config.tasks import Kind, Task
+from mtl_jax.config.train import Settings
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.core.imported import import_function, import_object
+from mtl_jax.data.kinds import KINDS as LABELS
+from mtl_jax.data.names import listed, quoted, shown
+from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.heads import MlpHead
 from mtl_jax.models.multitask import Head, Loss
-
-Metric = Callable[[np.ndarray, np.ndarray], float]
-"""Labels and predicted classes, int [n], of the texts with a label, to a number."""
+from mtl_jax.training.kinds.registry import KINDS
 
 
-# Labels and predicted classes that a metric is tried on before anything is trained.
-_TRIED = (np.array([0, 1, 1]), np.array([0, 1, 0]))
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """Labels and predictions of the texts with a label, as ``TaskKind`` has them, to a number.
 
-BUILT_IN = ("accuracy", "macro_f1", "weighted_f1_by_source", "examples", "loss")
-"""What every task is measured by."""
+    Attributes:
+        function: The user's.
+        what: What it is called in an error.
+        kinds: Of which kinds of tasks: those of the function's attribute ``kinds``, or all.
+    """
+
+    function: Callable[[np.ndarray, np.ndarray], Any]
+    what: str
+    kinds: tuple[Kind, ...]
+
+    def __call__(self, labels: np.ndarray, predicted: np.ndarray) -> float:
+        """Measures n of each.
+
+        Raises:
+            UserError: The function fails, or makes no number.
+        """
+        try:
+            return float(self.function(labels, predicted))
+        except Exception as error:
+            values = "values" if np.issubdtype(labels.dtype, np.floating) else "classes"
+            raise UserError(
+                f"{self.what} makes no number of {len(labels)} labels and as many predicted "
+                f"{values} ({type(error).__name__}: {first_line(error)}): correct it, or say with "
+                "an attribute kinds which kinds of tasks it is for"
+            ) from error
+
+
+# Labels and predictions that a metric is tried on before anything is trained.
+_TRIED: Mapping[Kind, tuple[np.ndarray, np.ndarray]] = {
+    "single_label": (np.array([0, 1, 1]), np.array([0, 1, 0])),
+    "multi_label": (
+        np.array([[0, 1], [1, 1], [0, 0]], np.int8),
+        np.array([[0, 1], [1, 0], [1, 0]], np.int8),
+    ),
+    "regression": (np.array([0.5, 1.0, 2.0]), np.array([0.0, 1.0, 1.5])),
+}
+
+BUILT_IN = (
+    *("accuracy", "macro_f1", "weighted_f1_by_source", "examples", "loss"),
+    *("subset_accuracy", "micro_f1", "hamming_loss"),
+    *("r2", "rmse", "mae", "pearson", "spearman"),
+)
+"""What tasks are measured by."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +87,18 @@ class Extensions:
     losses: tuple[tuple[str, Loss], ...] = ()
     metrics: tuple[tuple[str, Metric], ...] = ()
 
+    def __add__(self, other: Extensions) -> Extensions:
+        """Both, which are of different tasks."""
+        return Extensions(
+            self.heads + other.heads, self.losses + other.losses, self.metrics + other.metrics
+        )
+
 
 def load_extensions(
     heads: Sequence[str],
     loss: Sequence[str],
     metrics: Sequence[str],
-    classes: Mapping[str, Sequence[str]],
+    tasks: Mapping[str, Task],
     hidden_size: int,
 ) -> Extensions:
     """Imports what some settings name.
@@ -55,56 +107,119 @@ def load_extensions(
         heads: As of ``TrainConfig``.
         loss: As of ``TrainConfig``.
         metrics: As of ``TrainConfig``.
-        classes: Per task the names of its classes.
+        tasks: The tasks, by name.
         hidden_size: Length of a pooled vector.
 
     Raises:
         UserError: Something can't be imported, or is not what it is named for.
     """
-    tasks = tuple(classes)
+    names = tuple(tasks)
     own_heads, own_losses, own_metrics = [], [], []
-    for task, path in paths_by_name("--heads", heads, tasks).items():
-        made = _head(import_object(path, f"--heads {task}"), len(classes[task]), task)
-        _check_head(made, task, len(classes[task]), hidden_size)
+    for task, path in paths_by_name("--heads", heads, names).items():
+        outputs = tasks[task].outputs
+        made = _head(import_object(path, f"--heads {task}"), outputs, task)
+        _check_head(made, task, outputs, hidden_size)
         own_heads.append((task, Head(made)))
-    for task, path in paths_by_name("--loss", loss, tasks, every=True).items():
+    for task, path in paths_by_name("--loss", loss, names, every=True).items():
         function = import_function(path, f"--loss {task}")
-        _check_loss(function, f"--loss {task} {path}", len(classes[task]))
+        _check_loss(function, f"--loss {task} {path}", tasks[task])
         own_losses.append((task, function))
     for name, path in paths_by_name("--metrics", metrics, None).items():
         if name in BUILT_IN:
             raise UserError(f"--metrics {name} is there already: call yours something else")
         metric = import_function(path, f"--metrics {name}")
-        own_metrics.append((name, _named_in_errors(metric, f"--metrics {name} {path}")))
-        _ = own_metrics[-1][1](*_TRIED)
+        measured = _metric(metric, f"--metrics {name} {path}")
+        there = {task.kind for task in tasks.values()}
+        kinds: list[Kind] = [kind for kind in measured.kinds if kind in there]
+        if not kinds:
+            raise UserError(
+                f"--metrics {name} {path} is for {' or '.join(measured.kinds)} alone, and no task "
+                "is that: leave it out"
+            )
+        for kind in kinds:
+            _ = measured(*_TRIED[kind])
+        own_metrics.append((name, measured))
     return Extensions(tuple(own_heads), tuple(own_losses), tuple(own_metrics))
 
 
-@functools.cache
-def _named_in_errors(metric: Metric, what: str) -> Metric:
-    """The metric, whose failure is the user's to mend; the same one for equal arguments."""
+def built_in_parts(
+    config: Settings,
+    tasks: Mapping[str, Task],
+    bert: EncoderConfig,
+    class_weights: Mapping[str, Sequence[float]],
+) -> Extensions:
+    """The heads and losses that the settings ask for in the place of the usual ones.
 
-    def measured(labels: np.ndarray, predicted: np.ndarray) -> float:
-        try:
-            return float(metric(labels, predicted))
-        except Exception as error:
+    Args:
+        config: The settings.
+        tasks: The tasks, by name.
+        bert: The backbone's configuration.
+        class_weights: Per task the weights of its classes, of those that have some.
+    """
+    smoothing = config.smoothing
+    heads = [
+        (task, Head(MlpHead(bert, units, tasks[task].outputs)))
+        for task, units in config.hidden_units.items()
+    ]
+    losses = []
+    for name, task in tasks.items():
+        weights, part = class_weights.get(name), smoothing.get(name, 0.0)
+        if weights is not None or part:
+            weights = None if weights is None else tuple(weights)
+            losses.append((name, KINDS[task.kind].make_loss(task, weights, part)))
+    return Extensions(tuple(heads), tuple(losses))
+
+
+def class_weights_of(
+    config: Settings, tasks: Mapping[str, Task], labels: Mapping[str, np.ndarray]
+) -> dict[str, list[float]]:
+    """The weights of the classes of each task that has some, from its training labels.
+
+    Args:
+        config: The settings.
+        tasks: The tasks, by name.
+        labels: Those of the training texts.
+
+    Raises:
+        UserError: A weight is of a class that there is not.
+    """
+    found = {}
+    for name, given in config.weights_of_classes.items():
+        task = tasks[name]
+        if given == "balanced":
+            weights = KINDS[task.kind].balanced(labels[name], len(task.classes))
+            found[name] = [float(weight) for weight in weights]
+            continue
+        if strange := [each for each in given if each not in task.classes]:
             raise UserError(
-                f"{what} makes no number of {len(labels)} labels and as many predicted classes "
-                f"({type(error).__name__}: {first_line(error)}): correct it"
-            ) from error
+                f"--class-weights {name} names the class {quoted(strange[0])}, which is not among "
+                f"those of the training data ({listed(list(map(shown, task.classes)), 20)})"
+            )
+        found[name] = [float(given.get(each, 1.0)) for each in task.classes]
+    return found
 
-    return measured
+
+def _metric(function: Any, what: str) -> Metric:
+    kinds = getattr(function, "kinds", get_args(Kind))
+    if isinstance(kinds, str) or not kinds or not set(kinds) <= set(get_args(Kind)):
+        raise UserError(
+            f"{what}: its kinds are {kinds!r}: name some of {', '.join(get_args(Kind))}, in a tuple"
+        )
+    return Metric(function, what, tuple(kinds))
 
 
-def _check_loss(loss: Loss, what: str, classes: int) -> None:
-    logits = jax.ShapeDtypeStruct((2, 3, classes), np.float32)
-    labels = jax.ShapeDtypeStruct((2, 3), np.int32)
+def _check_loss(loss: Loss, what: str, task: Task) -> None:
+    logits = jax.ShapeDtypeStruct((2, 3, task.outputs), np.float32)
+    blank = LABELS[task.kind].blank(1, len(task.classes))
+    dtype = np.float32 if task.kind == "regression" else blank.dtype
+    labels = jax.ShapeDtypeStruct((2, 3, *blank.shape[1:]), dtype)
     try:
         made = jax.eval_shape(loss, logits, labels)
     except Exception as error:
+        many = f"..., {len(task.classes)}" if task.kind == "multi_label" else "..."
         raise UserError(
-            f"{what} can't be called with logits, float32 [..., {classes}], and labels, int32 "
-            f"[...] ({first_line(error)}): correct it"
+            f"{what} can't be called with logits, float32 [..., {task.outputs}], and labels, "
+            f"{np.dtype(dtype)} [{many}] ({first_line(error)}): correct it"
         ) from error
     shapes = [getattr(each, "shape", None) for each in jax.tree.leaves(made)]
     if not isinstance(made, tuple) or shapes != [(), ()]:

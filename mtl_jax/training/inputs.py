@@ -12,12 +12,14 @@ import numpy as np
 
 from mtl_jax.config.data import LongTexts
 from mtl_jax.config.model import Pooling
+from mtl_jax.config.tasks import Task
 from mtl_jax.config.train import Settings
 from mtl_jax.core.downloads import cache_dir
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
 from mtl_jax.data.batches import TextSet
 from mtl_jax.data.corpus import Corpus, Examples, load_corpus
+from mtl_jax.data.labels import scale_of
 from mtl_jax.data.packing.mixing import Mixture, apportion, rates
 from mtl_jax.data.packing.plan import Layout, PackingPlan
 from mtl_jax.data.tokens import special_tokens, tokenize
@@ -27,7 +29,7 @@ from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.pretrained import left_out
 from mtl_jax.models.tokenizer_files import tokenizer_digest
 from mtl_jax.training.cache.array_store import GIB, ArrayStore
-from mtl_jax.training.metrics import Metrics
+from mtl_jax.training.kinds.base import Metrics
 from mtl_jax.training.text_baseline import text_baseline
 
 if TYPE_CHECKING:
@@ -50,8 +52,12 @@ class TextReader:
         max_length: int,
         long_texts: LongTexts,
         remedy: str = "shorten them, raise --max-length",
+        *,
+        pairs: bool = False,
     ):
         """Checks that tokenizer and backbone fit.
+
+        ``pairs`` says that there are pairs of texts to come.
 
         Raises:
             UserError: ``max_length`` leaves no room beside the special tokens, or there are ids
@@ -60,13 +66,14 @@ class TextReader:
         self.tokenizer = tokenizer
         self.max_length = min(max_length, bert.max_length)
         # Batches are shaped by the length before the first text is tokenised.
-        special_tokens(tokenizer, self.max_length)
+        special_tokens(tokenizer, self.max_length, pairs=pairs)
         if (last := max(tokenizer.get_vocab().values(), default=0)) >= bert.vocab_size:
             raise UserError(
                 f"the tokenizer has ids up to {last}, the backbone a vocabulary of "
                 f"{bert.vocab_size}: use the tokenizer of the same checkpoint"
             )
         self.refuses, self._remedy = long_texts == "refuse", remedy
+        self._types = bert.type_vocab_size > 1
 
     def __call__(
         self, texts: Sequence[str], labels: Mapping[str, np.ndarray], origin: str = "the input"
@@ -77,14 +84,14 @@ class TextReader:
 
         Args:
             texts: n texts.
-            labels: Per task int32 [n].
+            labels: Per task those of the texts, as ``TextSet`` has them.
             origin: What to call the texts in an error.
 
         Raises:
             UserError: There are longer ones and they are refused.
         """
         folder = None if isinstance(texts, list) else cache_dir() / "tokens"
-        tokens = tokenize(self.tokenizer, texts, self.max_length, folder)
+        tokens = tokenize(self.tokenizer, texts, self.max_length, folder, types=self._types)
         if tokens.truncated and self.refuses:
             raise UserError(
                 f"{origin}: {tokens.truncated} of {len(texts)} texts are longer than "
@@ -158,7 +165,13 @@ class Inputs:
         self.stages = Stages(self.backbone)
         self.checkpoint = encoder.folder
         self.tokenizer_digest = tokenizer_digest(encoder.folder)
-        self.reader = TextReader(encoder.tokenizer, self.bert, data.max_length, data.long_texts)
+        self.reader = TextReader(
+            encoder.tokenizer,
+            self.bert,
+            data.max_length,
+            data.long_texts,
+            pairs=bool(data.pair_columns),
+        )
         self._doubts = [*encoder.notes, *left_out(encoder.folder, vectors=False)]
         self.corpus: Corpus = load_corpus(data)
         self._findings = self.corpus.check()
@@ -177,6 +190,19 @@ class Inputs:
         """Per task the names of its classes."""
         return self.corpus.classes
 
+    @functools.cached_property
+    def tasks(self) -> Mapping[str, Task]:
+        """The tasks by name, with what the training data tell of them."""
+        found, columns = {}, self._data.columns
+        for name, classes in self.classes.items():
+            kind = self.corpus.kinds[name]
+            scale = (0.0, 1.0)
+            if kind == "regression":
+                scale = scale_of(self.corpus.read("train").labels[name])
+            task = Task(name, kind, columns[name], classes)
+            found[name] = dataclasses.replace(task, mean=scale[0], deviation=scale[1])
+        return found
+
     def _in_order(self, tasks: Sequence[str] | None) -> tuple[str, ...]:
         return tuple(task for task in self.classes if tasks is None or task in tasks)
 
@@ -190,7 +216,7 @@ class Inputs:
         """A split, read and tokenised once."""
         if name not in self._splits:
             examples = self.corpus.read(name)
-            texts = self.reader(examples.texts, examples.labels, name)
+            texts = self.reader(examples.texts, standardised(examples.labels, self.tasks), name)
             self._splits[name] = Split(examples, texts)
         return self._splits[name]
 
@@ -257,6 +283,7 @@ class Inputs:
             "bert": self.bert.record(),
             "pooling": self.pooling,
             "classes": dict(self.classes),
+            **record_of(self.tasks),
             "weights_sha256": self.weights_digest,
             "tokenizer_sha256": self.tokenizer_digest,
             "data": {"name": self.corpus.name, "fingerprint": self.corpus.fingerprint},
@@ -289,6 +316,33 @@ class Inputs:
     def _cut(self, name: str) -> list[str]:
         """How many texts of a split were cut, in words; nothing where none was."""
         return self.reader.cut(self.split(name).texts, name)
+
+
+def standardised(
+    labels: Mapping[str, np.ndarray], tasks: Mapping[str, Task]
+) -> dict[str, np.ndarray]:
+    """The labels as models are trained on them: those of regressions without unit, float32."""
+    return {
+        name: ((of_task - tasks[name].mean) / tasks[name].deviation).astype(np.float32)
+        if tasks[name].kind == "regression"
+        else of_task
+        for name, of_task in labels.items()
+    }
+
+
+def record_of(tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """What the record of a run says of its tasks beside their classes, as JSON.
+
+    Nothing where all are ``single_label``, else ``kinds``, and ``scales`` of the regressions.
+    """
+    if all(task.kind == "single_label" for task in tasks.values()):
+        return {}
+    scales = {
+        name: {"mean": task.mean, "deviation": task.deviation}
+        for name, task in tasks.items()
+        if task.kind == "regression"
+    }
+    return {"kinds": {name: task.kind for name, task in tasks.items()}, "scales": scales}
 
 
 def _bytes(gib: float) -> int:

@@ -1,46 +1,15 @@
-"""Metrics of a split from predicted classes, by scikit-learn."""
+"""Metrics of a split from predictions, by scikit-learn."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score
 
-Metrics = dict[str, Any]
-
-# The precision of a class that is never predicted; scikit-learn's annotations know only "warn".
-_UNDEFINED: Any = 0
-
-
-def task_metrics(labels: np.ndarray, predicted: np.ndarray, classes: int) -> Metrics:
-    """Accuracy and macro-F1 over the examples that have a label.
-
-    Macro-F1 is the mean over the classes that occur or are predicted, as scikit-learn's
-    ``f1_score(labels, predicted, average="macro")`` is: one that does neither does not count.
-
-    Args:
-        labels: int [n], negative where missing.
-        predicted: int [n].
-        classes: Number of classes.
-
-    Returns:
-        ``{"accuracy", "macro_f1", "examples"}``; the first two are None without labels.
-    """
-    present = labels >= 0
-    if not present.any():
-        return {"accuracy": None, "macro_f1": None, "examples": 0}
-    true, guess = labels[present], predicted[present]
-    counts = np.bincount(true, minlength=classes) + np.bincount(guess, minlength=classes)
-    there = np.flatnonzero(counts)
-    return {
-        "accuracy": float(accuracy_score(true, guess)),
-        "macro_f1": float(
-            f1_score(true, guess, labels=there, average="macro", zero_division=_UNDEFINED)
-        ),
-        "examples": int(present.sum()),
-    }
+from mtl_jax.config.tasks import SCORES
+from mtl_jax.data.kinds import has_label
+from mtl_jax.training.kinds.base import Metrics, TaskKind
+from mtl_jax.training.kinds.registry import KINDS, kind_of
 
 
 def split_metrics(
@@ -49,47 +18,75 @@ def split_metrics(
     classes: Mapping[str, Sequence[str]],
     groups: np.ndarray | None,
 ) -> Metrics:
-    """Metrics of each task, and its weighted F1 within each group.
+    """Metrics of each task, and where it has classes its weighted F1 within each group.
 
     A task that the group decides has none of these: each has one class of it.
 
     Args:
-        labels: Per task int [n], negative where missing.
-        predicted: Per task int [n].
+        labels: Per task those of n texts; the array tells the kind, see ``data.kinds``.
+        predicted: Per task the predictions.
         classes: Per task the names of its classes.
         groups: str [n], the source of each example, or None.
     """
-    result = {
-        task: task_metrics(labels[task], predicted[task], len(names))
-        for task, names in classes.items()
-    }
-    for task in classes:
-        of_task = _by_group(labels[task], predicted[task], groups)
-        result[task]["weighted_f1_by_source"] = of_task
+    result = {}
+    for task, names in classes.items():
+        kind = kind_of(labels[task])
+        result[task] = kind.metrics(labels[task], predicted[task], len(names))
+        if kind.name != "regression":
+            of_task = _by_group(kind, labels[task], predicted[task], groups)
+            result[task]["weighted_f1_by_source"] = of_task
     return result
 
 
 def _by_group(
-    labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray | None
+    kind: TaskKind, labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray | None
 ) -> dict[str, float]:
-    by_group, decided = {}, True
+    by_group: dict[str, float] = {}
+    decided = True
     for group in () if groups is None else sorted(set(groups.tolist())):
-        chosen = (groups == group) & (labels >= 0)
+        chosen = (groups == group) & has_label(labels)
         if chosen.any():
             true, guess = labels[chosen], predicted[chosen]
-            decided = decided and len(np.unique(true)) == 1
-            by_group[group] = float(
-                f1_score(true, guess, average="weighted", zero_division=_UNDEFINED)
-            )
+            decided = decided and len(np.unique(true, axis=0)) == 1
+            value = kind.weighted_f1(true, guess)
+            by_group |= {} if value is None else {group: value}
     return {} if decided else by_group
 
 
-def mean_macro_f1(metrics: Metrics, tasks: Iterable[str] | None = None) -> float:
-    """What checkpoints are chosen by: macro-F1, its mean over the tasks that have labels.
+def of_metrics(metrics: Mapping[str, object]) -> TaskKind:
+    """The kind of a task from its metrics: a record has nothing else."""
+    if "r2" in metrics and "macro_f1" not in metrics:
+        return KINDS["regression"]
+    return KINDS["multi_label" if "micro_f1" in metrics else "single_label"]
+
+
+def score(metrics: Mapping[str, object]) -> float | None:
+    """What a task is judged by, higher is better; None where it is not defined.
+
+    Args:
+        metrics: Those of the task on a split.
+    """
+    value = metrics[of_metrics(metrics).score]
+    return None if value is None else float(value)  # pyright: ignore[reportArgumentType]
+
+
+def mean_score(metrics: Metrics, tasks: Iterable[str] | None = None) -> float:
+    """What checkpoints are chosen by: the mean over the tasks that have labels of their scores.
+
+    That is macro-F1, and R2 of a regression; both are 1 at best.
 
     Args:
         metrics: Of a split.
         tasks: Of which tasks; by default all.
     """
-    values = [metrics[task]["macro_f1"] for task in tasks or metrics if metrics[task]["examples"]]
+    found = [score(metrics[task]) for task in tasks or metrics if metrics[task]["examples"]]
+    values = [value for value in found if value is not None]
     return float(np.mean(values)) if values else 0.0
+
+
+def score_name(metrics: Mapping[str, Mapping[str, object]]) -> str:
+    """What the scores of these tasks are called, for a reader: ``macro-F1`` where all are that."""
+    names = {of_metrics(of_task).score for of_task in metrics.values()}
+    if names == {SCORES["regression"]}:
+        return "R2"
+    return "macro-F1" if len(names) == 1 else "score"

@@ -16,7 +16,7 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.partition import Params
 from mtl_jax.models.encoder import Encoder
 from mtl_jax.models.multitask import Head
-from mtl_jax.training.evaluator import ModelSpec
+from mtl_jax.training.evaluator import ModelSpec, of_tasks
 from mtl_jax.training.step import stream
 
 
@@ -47,7 +47,7 @@ class MultiTaskModel:
             encoder: From ``load_encoder``.
             tasks: With their classes, as ``load_data`` gives them.
             heads: By task a Flax module from pooled vectors, float32 [..., hidden], to logits,
-                float32 [..., classes]; by default a Dense layer.
+                float32 [..., classes], of a regression [..., 1]; by default a Dense layer.
             dtype: ``float32``, or ``bfloat16`` for the factors of the encoder's products.
 
         Raises:
@@ -58,7 +58,7 @@ class MultiTaskModel:
         names = [task.name for task in self.tasks]
         if not names or len(set(names)) < len(names):
             raise UserError("a model needs tasks of different names")
-        if bare := [task.name for task in self.tasks if not task.classes]:
+        if bare := [task.name for task in self.tasks if not task.outputs]:
             raise UserError(f"the task {bare[0]!r} has no classes: take the tasks of load_data")
         if strange := [name for name in self.heads if name not in names]:
             raise UserError(f"heads names the task {strange[0]!r}: use {' or '.join(names)}")
@@ -67,7 +67,7 @@ class MultiTaskModel:
         """What it is built and compiled from; ``how`` is the rest of ``ModelSpec``."""
         return ModelSpec(
             bert=self.encoder.config,
-            classes=tuple((task.name, len(task.classes)) for task in self.tasks),
+            **of_tasks(self.tasks),
             pooling=self.encoder.pooling,
             dtype=self.dtype,
             heads=tuple((name, Head(module)) for name, module in self.heads.items()),
@@ -91,7 +91,11 @@ class MultiTaskModel:
         return {"backbone": self.encoder.params, **jax.tree.map(np.array, heads)}
 
     def __call__(
-        self, params: Params, input_ids: ArrayLike, attention_mask: ArrayLike | None = None
+        self,
+        params: Params,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
     ) -> dict[str, jax.Array]:
         """Computes the logits of token ids, without dropout; pure in ``params``.
 
@@ -99,9 +103,10 @@ class MultiTaskModel:
             params: All parameters.
             input_ids: int [batch, length].
             attention_mask: int [batch, length], 1 at tokens, 0 at padding; all 1 by default.
+            token_type_ids: int [batch, length], of pairs of texts; all 0 by default.
 
         Returns:
-            Per task float32 [batch, classes].
+            Per task float32 [batch, classes], of a regression [batch, 1].
         """
         ids = jnp.asarray(input_ids, jnp.int32)
         mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask)
@@ -111,5 +116,7 @@ class MultiTaskModel:
             "position_ids": jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape),
             self.tasks[0].name: jnp.full((len(ids), 1), -1),
         }
+        if token_type_ids is not None:
+            batch["token_type_ids"] = jnp.asarray(token_type_ids, jnp.int32)
         logits = cast("dict[str, jax.Array]", self.module.apply({"params": params}, batch))
         return {task: of_task[:, 0] for task, of_task in logits.items()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,24 +21,42 @@ def class_counts(logits: jax.Array, labels: jax.Array) -> jax.Array:
     predicted = logits.argmax(-1)[:, None] == classes
     true = labels[:, None] == classes
     predicted &= labels[:, None] >= 0
+    return marked_counts(predicted, true, logits)
+
+
+def marked_counts(predicted: jax.Array, true: jax.Array, logits: jax.Array) -> jax.Array:
+    """The same of texts and classes that are marked, bool [n, classes], where they count."""
     counts = jnp.stack([(predicted & true).sum(0), predicted.sum(0), true.sum(0)])
     # What is not a number takes part in no comparison: the counts would hide it.
     return jnp.where(jnp.isfinite(logits).all(), counts.astype(jnp.float32), jnp.nan)
 
 
-def score_of_counts(counts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """``metrics.mean_macro_f1`` of many runs, float64 [...].
+def macro_f1_of_counts(counts: np.ndarray) -> np.ndarray | None:
+    """Macro-F1 of many runs, float64 [...]; None where no class has a label.
 
     Args:
-        counts: Per task what ``class_counts`` gives of each run, [..., 3, classes].
+        counts: What ``class_counts`` gives of each run, [..., 3, classes].
     """
-    scores = []
-    for of_task in counts.values():
-        hits, predicted, true = np.moveaxis(np.asarray(of_task, np.float64), -2, 0)
-        if true.any():
-            # A class that neither occurs nor is predicted does not count. What is not a number
-            # is no 0.
-            counted = predicted + true != 0
-            each = np.divide(2 * hits, predicted + true, out=np.zeros_like(hits), where=counted)
-            scores.append(each.sum(-1) / counted.sum(-1))
-    return np.mean(scores, axis=0) if scores else np.zeros(next(iter(counts.values())).shape[:-2])
+    hits, predicted, true = np.moveaxis(np.asarray(counts, np.float64), -2, 0)
+    if not true.any():
+        return None
+    # A class that neither occurs nor is predicted does not count. What is not a number is no 0.
+    counted = predicted + true != 0
+    each = np.divide(2 * hits, predicted + true, out=np.zeros_like(hits), where=counted)
+    return each.sum(-1) / counted.sum(-1)
+
+
+def resampled_macro_f1(true: np.ndarray, guess: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Macro-F1 over the classes that are there or predicted, with each row of ``weights``.
+
+    Args:
+        true: bool [n, classes].
+        guess: bool [n, classes].
+        weights: float32 [r, n], how often each text counts.
+
+    Returns:
+        float64 [r].
+    """
+    hits, both = weights @ (true & guess), weights @ true + weights @ guess
+    scores = np.divide(2 * hits, both, out=np.zeros_like(hits), where=both > 0)
+    return scores.sum(-1) / np.maximum((both > 0).sum(-1), 1)

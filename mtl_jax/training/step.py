@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtl_jax.data.kinds import blank_value, has_label
 from mtl_jax.freezing.partition import Params, Partition
 from mtl_jax.models.multitask import Batch, MultiTaskModule, looked_up
 from mtl_jax.training.collectives import summed
-from mtl_jax.training.losses import distillation, masked_cross_entropy
+from mtl_jax.training.kinds.registry import kind_of
 from mtl_jax.training.weighting.base import State, Weighting
 from mtl_jax.training.weighting.fixed import FIXED, Fixed
 from mtl_jax.training.weighting.gradient import weighted_gradient
@@ -84,7 +85,7 @@ def _losses(
 ) -> dict[str, tuple[Any, Any]]:
     own = dict(model.losses)
     return {
-        task: own.get(task, masked_cross_entropy)(of_task, batch[task])
+        task: own.get(task, kind_of(batch[task]).loss)(of_task, batch[task])
         for task, of_task in logits.items()
     }
 
@@ -128,11 +129,12 @@ def train_step(
     of_step = rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     if axis_name:
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
-    counts = reduce({task: (batch[task] >= 0).sum().astype(jnp.float32) for task in tasks})
+    counts = reduce({task: has_label(batch[task]).sum().astype(jnp.float32) for task in tasks})
 
     targets = {task: batch[key] for task in tasks if (key := f"target_{task}") in batch}
+    kinds = {task: kind_of(batch[task]) for task in tasks}
     held = reduce(
-        {task: (of.sum(-1) > 0.5).sum().astype(jnp.float32) for task, of in targets.items()}
+        {task: kinds[task].are_there(of).sum().astype(jnp.float32) for task, of in targets.items()}
     )
 
     def logits_of(trainable: Params) -> dict[str, jax.Array]:
@@ -148,7 +150,7 @@ def train_step(
     def holding(logits: Mapping[str, jax.Array]) -> Any:
         """The term that holds frozen heads' predictions, a mean over texts."""
         terms = (
-            distillation(logits[task], target) / jnp.maximum(held[task], 1.0)
+            kinds[task].hold(logits[task], target) / jnp.maximum(held[task], 1.0)
             for task, target in targets.items()
         )
         return program.hold_weight * sum(terms)
@@ -214,7 +216,7 @@ def scanned_steps(
         program: As of ``train_step``.
         state: As of ``train_step``.
         frozen: As of ``train_step``.
-        vectors: ``pooled``, float32 [n, hidden], and per task int32 [n] labels.
+        vectors: ``pooled``, float32 [n, hidden], and per task the labels of n texts.
         batches: ``example``, int32 [rows, steps, slots]: which vector, or -1. A step without
             any is passed over.
         axis_name: As of ``train_step``.
@@ -250,7 +252,8 @@ def take(vectors: Mapping[str, jax.Array], example: jax.Array) -> Batch:
     batch: dict[str, jax.Array] = {"pooled": vectors["pooled"][jnp.maximum(example, 0)]}
     for task, labels in vectors.items():
         if task != "pooled":
-            batch[task] = jnp.where(example >= 0, labels[example], -1)
+            there = (example >= 0).reshape(example.shape + (1,) * (labels.ndim - 1))
+            batch[task] = jnp.where(there, labels[example], blank_value(labels))
     return batch
 
 

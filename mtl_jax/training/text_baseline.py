@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mtl_jax.data.corpus import Examples
+from mtl_jax.data.kinds import has_label
 from mtl_jax.data.texts import take
-from mtl_jax.training.metrics import Metrics, split_metrics
+from mtl_jax.training.kinds.base import Metrics
+from mtl_jax.training.kinds.registry import kind_of
+from mtl_jax.training.metrics import of_metrics, score, score_name, split_metrics
 
 # So that it takes a second or two whatever the data: more texts and words change little.
 _MOST_TEXTS, _MOST_WORDS = 20_000, 30_000
@@ -19,10 +22,10 @@ _MOST_TEXTS, _MOST_WORDS = 20_000, 30_000
 def text_baseline(
     known: Examples, asked: Examples, classes: Mapping[str, Sequence[str]]
 ) -> Metrics:
-    """Returns the metrics of a logistic regression on TF-IDF vectors of words.
+    """Returns the metrics of a linear model on TF-IDF vectors of words.
 
-    Classes count alike (``class_weight="balanced"``), for macro-F1 is what runs are chosen by.
-    It is fitted by stochastic gradient descent, in a second where other solvers take a minute.
+    That is logistic regression, one for each class where a text may have several, or ridge
+    regression; see ``TaskKind.bag_of_words``.
 
     Args:
         known: The training examples; of more than 20,000 as many, evenly spaced.
@@ -34,51 +37,58 @@ def text_baseline(
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import SGDClassifier
 
     predicted = {}
     for task in classes:
-        there = np.flatnonzero(known.labels[task] >= 0)
+        kind = kind_of(known.labels[task])
+        there = np.flatnonzero(has_label(known.labels[task]))
         if len(there) > _MOST_TEXTS:
             there = there[np.linspace(0, len(there) - 1, _MOST_TEXTS).round().astype(int)]
         labels = known.labels[task][there]
         # One class, or texts without any word, leave nothing to learn.
-        predicted[task] = np.full(len(asked), labels[0] if len(labels) else 0, np.int32)
+        predicted[task] = kind.constant(labels, len(asked), len(classes[task]))
         words = TfidfVectorizer(sublinear_tf=True, max_features=_MOST_WORDS)
-        if len(np.unique(labels)) < 2:
+        if not kind.can_learn(labels):
             continue
         try:
             vectors = words.fit_transform(take(known.texts, there))
         except ValueError:
             continue
-        model = SGDClassifier(loss="log_loss", class_weight="balanced", max_iter=50, random_state=0)
+        model = kind.bag_of_words()
         with warnings.catch_warnings():
             # As good as it gets in so many iterations is good enough.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(vectors, labels)
-        texts = iter(asked.texts)
-        some = iter(lambda texts=texts: list(itertools.islice(texts, _MOST_TEXTS)), [])
-        predicted[task] = np.concatenate([model.predict(words.transform(each)) for each in some])
+            # A class that all texts have, or none, is predicted for all, or none.
+            warnings.filterwarnings("ignore", "Label .* is present in all training examples")
+            texts = iter(asked.texts)
+            some = iter(lambda texts=texts: list(itertools.islice(texts, _MOST_TEXTS)), [])
+            predicted[task] = kind.fitted(model, vectors, labels, map(words.transform, some))
     return split_metrics(asked.labels, predicted, classes, asked.groups)
 
 
 def in_words(metrics: Metrics) -> str:
     """What it reaches on validation, for a reader."""
-    words = [
-        f"{task} accuracy {metrics[task]['accuracy']:.3f}, macro-F1 {metrics[task]['macro_f1']:.3f}"
-        for task in metrics
-        if metrics[task]["examples"]
-    ]
-    return f"to compare: TF-IDF with logistic regression reaches {'; '.join(words)} on validation"
+    by_model: dict[str, list[str]] = {}
+    for task, of_task in metrics.items():
+        if of_task["examples"]:
+            kind = of_metrics(of_task)
+            by_model.setdefault(kind.text_model, []).append(f"{task} {kind.in_words(of_task)}")
+    if not by_model:
+        return "to compare: validation has no label that TF-IDF could be measured on"
+    reached = [f"with {model} reaches {'; '.join(words)}" for model, words in by_model.items()]
+    return f"to compare: TF-IDF {', '.join(reached)} on validation"
 
 
 def shortfalls(validation: Metrics, baseline: Metrics) -> list[str]:
     """A warning for each task in which a run has learned less than a bag of words."""
     return [
-        f"warning: {task}: macro-F1 {mine:.3f} on validation, where TF-IDF with logistic "
-        f"regression reaches {theirs:.3f}: train longer (--epochs), with other learning rates, or "
-        "more of the backbone, before you conclude that the texts don't tell"
-        for task in validation
-        if validation[task]["examples"]
-        and (mine := validation[task]["macro_f1"]) < (theirs := baseline[task]["macro_f1"])
+        f"warning: {task}: {score_name({task: of_task})} {mine:.3f} on validation, where TF-IDF "
+        f"with {of_metrics(of_task).text_model} reaches {theirs:.3f}: train longer (--epochs), "
+        "with other learning rates, or more of the backbone, before you conclude that the texts "
+        "don't tell"
+        for task, of_task in validation.items()
+        if of_task["examples"]
+        and (mine := score(of_task)) is not None
+        and (theirs := score(baseline[task])) is not None
+        and mine < theirs
     ]

@@ -8,14 +8,14 @@ import sys
 import pytest
 
 import mtl_jax
-from mtl_jax.cli.summary import metrics_table
+from mtl_jax.cli.summary import metrics_tables
 from mtl_jax.core.console import Terminal
 
 
-def shown(table, width=80):
+def shown(*tables, width=80):
     terminal = Terminal(width=width, color_system=None)
     with terminal.capture() as captured:
-        terminal.print(table)
+        terminal.print(*tables)
     return captured.get()
 
 
@@ -28,7 +28,7 @@ def of_task(accuracy, f1, **more):
 def test_a_row_for_each_task_whose_name_is_never_dropped(width):
     names = ["topic", "a_task_with_a_rather_long_name", "mood"]
     metrics = dict.fromkeys(names, of_task(0.75, 0.5, kappa=0.25))
-    text = shown(metrics_table("validation", metrics, metrics), width)
+    text = shown(*metrics_tables("validation", metrics, metrics), width=width)
     assert all(len(line) <= width for line in text.splitlines())
     assert (
         "".join(names[1].split()) in text.replace("\n", "").replace(" ", "") or names[1][:8] in text
@@ -38,7 +38,7 @@ def test_a_row_for_each_task_whose_name_is_never_dropped(width):
 
 
 def test_a_task_without_labels_has_no_number():
-    text = shown(metrics_table("test", {"topic": of_task(None, None)}))
+    text = shown(*metrics_tables("test", {"topic": of_task(None, None)}))
     assert " - " in text
     assert "0.0" not in text
 

@@ -148,3 +148,45 @@ def test_a_list_of_rules_is_a_scenario():
     config = TrainConfig(workdir="run", scenario=rules)
     assert config.scenario == '[["backbone/*", "frozen"], ["*", "head"]]'
     assert config.absolute().scenario == config.scenario
+
+
+KINDS = DataConfig(
+    train_file="x.csv", label_columns=("topic=a", "stars=b"), task_kinds=("stars=regression",)
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"class_weights": ("stars=balanced",)}, "--class-weights names stars, a regression"),
+        ({"class_weights": ("topic=even",)}, "write balanced, or the weights of classes above 0"),
+        ({"class_weights": ('topic={"a": -1}',)}, "write balanced, or the weights of classes"),
+        ({"class_weights": ("mood=balanced",)}, "names the task 'mood', which has no column"),
+        ({"class_weights": ("topic=balanced",), "loss": ("topic=m:f",)}, "has a loss of its own"),
+        ({"label_smoothing": ("1",)}, "--label-smoothing '1' must be a number from 0 to below 1"),
+        ({"label_smoothing": ("topic=x",)}, "--label-smoothing 'x' must be a number"),
+        ({"label_smoothing": ("stars=0.1",)}, "--label-smoothing names stars, a regression"),
+        ({"mlp_heads": ("0",)}, "--mlp-heads '0': name the units of each hidden layer"),
+        ({"mlp_heads": ("topic=8;8",)}, "--mlp-heads '8;8': name the units"),
+        ({"mlp_heads": ("topic=8",), "heads": ("topic=m:H",)}, "--heads both name topic"),
+    ],
+)
+def test_settings_by_task_are_refused_in_one_line(settings, words):
+    with pytest.raises(UserError) as error:
+        TrainConfig(workdir="w", data=KINDS, **settings)
+    assert words in str(error.value)
+
+
+def test_settings_by_task_or_for_all():
+    config = TrainConfig(
+        workdir="w",
+        data=KINDS,
+        class_weights={"topic": {"rare": 2.5}},  # pyright: ignore[reportArgumentType]
+        label_smoothing=("0.1",),
+        mlp_heads=("64,32",),
+    )
+    assert config.class_weights == ('topic={"rare": 2.5}',)
+    assert config.weights_of_classes == {"topic": {"rare": 2.5}}
+    # A regression has no classes to smooth.
+    assert config.smoothing == {"topic": 0.1}
+    assert config.hidden_units == {"topic": (64, 32), "stars": (64, 32)}

@@ -130,7 +130,8 @@ def test_about_as_many_classes_as_texts():
     (said,) = told(numbers, range(12))
     assert said == (
         "warning: topic: 12 classes for 12 labelled training texts: the labels look like numbers, "
-        "not classes: put them in a few classes, or name another column with --label-columns"
+        "not classes: put them in a few classes, or name another column with --label-columns, or "
+        "train a regression with --task-kinds topic=regression"
     )
     (said,) = told(tuple(f"id {i}x" for i in range(12)), [*range(12), *range(11)])
     assert "12 classes for 23 labelled training texts: is it a column of ids?" in said

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mtl_jax.config.train import DataConfig
 from mtl_jax.core.errors import UserError
-from mtl_jax.data.corpus import MISSING, Examples, load_corpus
+from mtl_jax.data.corpus import Examples, load_corpus
+from mtl_jax.data.kinds import MISSING
 
 
 def write(path, rows):

@@ -1,6 +1,7 @@
 """What is kept of rows that are read once, and which are set aside."""
 
 import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtl_jax.data.columns import restored
+from mtl_jax.data.kinds import KINDS
+from mtl_jax.data.pairs import Pair
 from mtl_jax.data.sources.base import Rows, Stream
 from mtl_jax.data.table import EMPTY, Places, hashes_of, read_table
 from mtl_jax.data.texts import KeepAll
@@ -28,9 +32,10 @@ def opened(texts, labels=None, places=None, block=3) -> Any:
     return lambda: Stream(rows(), "line {}".format, ["a note"])
 
 
-def table(texts, *, set_aside=False, **rows):
+def table(texts, *, set_aside=False, kind="single_label", **rows):
     keepers = lambda: (KeepAll(), KeepAll())  # noqa: E731
-    return read_table(opened(texts, **rows), ("mood",), keepers, set_aside=set_aside)
+    kinds = {"mood": KINDS[kind]}
+    return read_table(opened(texts, **rows), kinds, keepers, set_aside=set_aside)
 
 
 def digest(text):
@@ -66,6 +71,32 @@ def test_labels_are_those_that_were_read(labels):
     assert [column.names[code] for code in column.codes] == labels
     assert column.names == [None, *dict.fromkeys(label for label in labels if label)]
     assert found.notes == ("a note",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        ("multi_label", [("a", "b"), None, (), ("b",), ("a", "b")]),
+        ("regression", [2.5, None, -1.0, 0.0, 2.5]),
+    ],
+)
+def test_labels_of_every_kind_are_kept_and_stored(kind, labels):
+    found = table([""] * 5, labels=labels, kind=kind).labels["mood"]
+    array, names = found.stored()
+    again = restored(array, json.loads(json.dumps(names)))
+    for column in (found, again):
+        assert list(column) == labels
+        assert [column[i] for i in range(5)] == labels
+        assert list(column[1:3]) == labels[1:3]
+
+
+def test_pairs_that_lack_one_of_their_texts_are_counted_where_they_are():
+    pairs = [("a", "b"), ("", "b"), ("a", " "), ("a", "b\nc"), ("", "")]
+    found = table([Pair(*pair) for pair in pairs])
+    assert found.halved.tolist() == [1, 2, 4]
+    assert [(text.first, text.second) for text in found.texts[0]] == pairs
+    assert found.hashes[4] == EMPTY
+    assert table(["a", ""]).halved.tolist() == []
 
 
 @given(st.lists(st.integers(1, 3), min_size=1))

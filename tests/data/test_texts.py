@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtl_jax.core.errors import UserError
+from mtl_jax.data.pairs import Pair
 from mtl_jax.data.texts import (
     KeepChosen,
     KeepSample,
@@ -77,6 +78,14 @@ def test_stored_texts_are_read_by_index(tmp_path):
     assert list(take(both, np.array([7, 0]))) == [texts[6], "x"]
     with pytest.raises(IndexError):
         stored[10_000]
+
+
+def test_stored_pairs_are_pairs_again(tmp_path):
+    pairs = [("a\nb", "c\né"), ("", ""), ("\0é", "x" * 300)]
+    stored = given_to(KeepStored(tmp_path / "texts"), [Pair(*pair) for pair in pairs])
+    for texts in (stored, take(stored, np.arange(3)), joined([stored])):
+        found = [(text.first, text.second) for text in texts if isinstance(text, Pair)]
+        assert found == pairs
 
 
 def test_damage_that_comes_while_texts_are_read_is_told(tmp_path):

@@ -3,6 +3,7 @@ import pytest
 
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError
+from mtl_jax.data.pairs import Pair
 from mtl_jax.data.tokens import lengths_of, tokenize
 from mtl_jax.models.tokenizer import load_tokenizer
 
@@ -67,6 +68,25 @@ def test_ids_in_a_file_are_those_in_memory(tokenizer, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*/file"):
         tokenize(tokenizer, texts, 16, tmp_path / "file")
+
+
+def test_pairs_have_types_in_a_file_as_in_memory(tokenizer, tmp_path):
+    # The first pair comes after a chunk of single texts.
+    texts = [f"number {i}" for i in range(5000)] + [Pair("hello world", "hello"), "", Pair("", "")]
+    mapped = tokenize(tokenizer, texts, 16, tmp_path)
+    held = tokenize(tokenizer, texts, 16)
+    assert mapped.types is not None
+    assert held.types is not None
+    np.testing.assert_array_equal(mapped.types, held.types)
+    assert mapped.digest == held.digest
+    pair, _ = held.take(np.array([5000]))
+    assert pair.ids.tolist() == [101, 7592, 2088, 102, 7592, 102]
+    assert pair.types is not None
+    assert pair.types.tolist() == [0, 0, 0, 0, 1, 1]
+    assert held.types[: held.offsets[5000]].max() == 0
+    assert held.empty == 2
+    assert lengths_of(tokenizer, texts[-3:]).tolist() == [6, 2, 3]
+    assert tokenize(tokenizer, texts, 16, types=False).types is None
 
 
 def test_lengths_are_of_whole_texts(tokenizer):

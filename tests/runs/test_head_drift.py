@@ -7,14 +7,22 @@ import jax
 import numpy as np
 import pytest
 
+from mtl_jax.config.tasks import Task
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.runs.checkpoints.manager import CheckpointManager
-from mtl_jax.runs.head_drift import Reference, divergence, drift_warning
+from mtl_jax.runs.head_drift import Reference, drift_warning
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.inputs import Inputs
+from mtl_jax.training.kinds.registry import KINDS
+
+TASKS = {
+    "classifier": Task("classifier", classes=("a", "b", "c")),
+    "sentiment": Task("sentiment", classes=("bad", "good")),
+}
+divergence = KINDS["single_label"].divergence
 
 
 def test_divergence_by_hand():
@@ -30,12 +38,12 @@ def test_divergence_by_hand():
 def test_drift_is_by_watched_task():
     before = {"classifier": np.zeros((2, 3))}
     logits = {"classifier": np.ones((2, 3)), "sentiment": np.full((2, 3), np.nan)}
-    assert Reference(before, {}).drift(logits) == {"classifier": 0.0}
+    assert Reference(before, {}).drift(logits, TASKS) == {"classifier": 0.0}
 
 
 def test_targets_are_probabilities():
     logits = {"sentiment": np.log(np.array([[1.0, 3.0]])), "classifier": np.zeros((1, 2))}
-    held = Reference({}, logits).targets(["sentiment"])
+    held = Reference({}, logits).targets([TASKS["sentiment"]])
     assert list(held) == ["sentiment"]
     np.testing.assert_allclose(held["sentiment"], [[0.25, 0.75]])
 

@@ -8,11 +8,12 @@ import pytest
 from sklearn.metrics import f1_score
 
 from mtl_jax.config.train import DataConfig, TrainConfig
-from mtl_jax.runs.head_rate import RATES, _choice, _compared, _macro_f1, chosen_head_rate
+from mtl_jax.runs.head_rate import RATES, _choice, _compared, chosen_head_rate
 from mtl_jax.runs.head_sweep import Grid, train_heads
 from mtl_jax.runs.loop import train, train_seeds
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.inputs import Inputs
+from mtl_jax.training.kinds.registry import KINDS
 from tests.conftest import weights
 
 DEFAULT = RATES.index(3e-3)
@@ -44,16 +45,18 @@ def test_weighted_macro_f1_is_that_of_scikit_learn():
         there = np.repeat(np.arange(60), row.astype(int))
         there = there[labels[there] >= 0]
         expected.append(f1_score(labels[there], predicted[there], average="macro"))
-    np.testing.assert_allclose(_macro_f1(labels, predicted, weights), expected, rtol=1e-6)
+    there = labels >= 0
+    found = KINDS["single_label"].resampled(labels[there], predicted[there], weights[:, there])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_another_rate_is_chosen_only_where_it_is_clearly_better():
     scores, errors = np.full(len(RATES), 0.5), np.full(len(RATES), 0.02)
-    assert _choice(scores, errors)[0] == 3e-3
+    assert _choice(scores, errors, "macro-F1")[0] == 3e-3
     scores[-1] = 0.539
-    assert _choice(scores, errors)[0] == 3e-3
+    assert _choice(scores, errors, "macro-F1")[0] == 3e-3
     scores[-1] = 0.541
-    rate, words = _choice(scores, errors)
+    rate, words = _choice(scores, errors, "macro-F1")
     assert rate == RATES[-1]
     assert words == "macro-F1 0.541 on validation, 0.500 with 0.003"
 

@@ -13,15 +13,16 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.runs import head_sweep as sweeping
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
-from mtl_jax.runs.head_sweep import Grid, sweep
+from mtl_jax.runs.head_sweep import Grid, score_of_counts, sweep
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.studies.builtin.heads import Heads
 from mtl_jax.studies.builtin.heads import run as run_heads
 from mtl_jax.training.inputs import Inputs
-from mtl_jax.training.metrics import mean_macro_f1, split_metrics
-from mtl_jax.training.prediction_counts import class_counts, score_of_counts
+from mtl_jax.training.kinds.registry import KINDS
+from mtl_jax.training.metrics import mean_score, split_metrics
+from mtl_jax.training.prediction_counts import class_counts
 from mtl_jax.training.seed_runner import devices_across
 from mtl_jax.training.step import TrainState, scanned_steps, take, train_step
 from tests.conftest import TASKS, settings_of, weights
@@ -48,7 +49,7 @@ def test_a_run_of_a_sweep_scores_what_training_it_alone_does(swept, tmp_path, se
     )
     train(config, inputs)
     epochs = [r for r in Workdir(tmp_path).records() if r["event"] == "epoch"]
-    alone = [mean_macro_f1(record["validation"]) for record in epochs]
+    alone = [mean_score(record["validation"]) for record in epochs]
     np.testing.assert_allclose(result.validation[seed, setting], alone, atol=1e-9)
 
 
@@ -86,7 +87,7 @@ def test_the_epoch_is_chosen_among_those_that_training_measures(swept, tmp_path)
     chosen: dict[str, Any] = {**some, **settings_of(found.settings[found.chosen])}
     alone = train(TrainConfig(workdir=str(tmp_path), seed=5, **chosen), inputs)
     assert max(found.validation[2, found.chosen]) == pytest.approx(
-        mean_macro_f1(alone["validation"]), abs=1e-9
+        mean_score(alone["validation"]), abs=1e-9
     )
     for task in TASKS:
         assert found.test[2][task]["loss"] == pytest.approx(alone["test"][task]["loss"], abs=1e-5)
@@ -160,11 +161,12 @@ def test_scores_on_the_device_are_those_of_scikit_learn(there):
     logits["sentiment"][:, there + 1 :] = -9  # at most one class is predicted that is not there
     counts = {t: np.asarray(class_counts(logits[t], labels[t]))[None, None] for t in TASKS}
     classes = {task: tuple("abcd") for task in TASKS}
+    kinds: Any = dict.fromkeys(TASKS, KINDS["single_label"])
     predicted = {task: logits[task].argmax(-1) for task in TASKS}
-    expected = mean_macro_f1(split_metrics(labels, predicted, classes, None))
-    assert score_of_counts(counts)[0, 0] == pytest.approx(expected, abs=1e-12)
+    expected = mean_score(split_metrics(labels, predicted, classes, None))
+    assert score_of_counts(counts, kinds)[0, 0] == pytest.approx(expected, abs=1e-12)
     counts["sentiment"] = np.full_like(counts["sentiment"], np.nan)
-    assert np.isnan(score_of_counts(counts)[0, 0])
+    assert np.isnan(score_of_counts(counts, kinds)[0, 0])
 
 
 def test_a_diverged_setting_is_not_chosen(swept):
@@ -189,7 +191,7 @@ def test_of_equal_measurements_a_sweep_and_training_keep_the_same(swept, schedul
     config = TrainConfig(workdir=str(tmp_path), **shared, **rates)
     result = train(config, inputs)
     scores = [
-        mean_macro_f1(r["validation"]) for r in Workdir(tmp_path).records() if r["event"] == "epoch"
+        mean_score(r["validation"]) for r in Workdir(tmp_path).records() if r["event"] == "epoch"
     ]
     assert len(set(scores)) == 1
     assert len(scores) == 3

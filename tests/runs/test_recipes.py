@@ -30,7 +30,7 @@ from mtl_jax.runs.seed_run import SeedRun
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.predict import Predictor
 from mtl_jax.training.inputs import Inputs
-from mtl_jax.training.metrics import mean_macro_f1
+from mtl_jax.training.metrics import mean_score
 from tests import forked
 from tests.faults.runs import without_times
 
@@ -534,7 +534,7 @@ def test_the_end_of_heads_alone_is_held_against_the_phases_before(recipe, inputs
     heads = {"scenario": "backbone_frozen", "epochs": 5, "learning_rates": {"head": 0.5}}
     config = recipe([first, heads])
     result = train(config, inputs)
-    scores = [mean_macro_f1(record["validation"]) for record in log_of(config, "epoch")]
+    scores = [mean_score(record["validation"]) for record in log_of(config, "epoch")]
     assert len(scores) == 11
     before = max(scores[:6])
     best = 11 if scores[10] > before else 1 + scores.index(before)

@@ -101,7 +101,9 @@ def assert_same_run(folder, other):
     assert names == sorted(path.name for path in other.iterdir())
     assert [name for name in names if name != "frozen"] == [
         *(".config.json.lock", ".lock", "certificate.json", "checkpoints", "config.json"),
-        *("metrics.jsonl", "tensorboard", "tokenizer"),
+        "metrics.jsonl",
+        *(f"predictions-{split}.parquet" for split in ("test", "train", "validation")),
+        *("tensorboard", "tokenizer"),
     ]
     certificates = [json.loads((f / "certificate.json").read_text()) for f in (folder, other)]
     assert certificates[0] == certificates[1] | {

@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 from mtl_jax.config.train import DataConfig, TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.batches import train_batches
-from mtl_jax.data.corpus import MISSING, load_corpus
+from mtl_jax.data.corpus import load_corpus
+from mtl_jax.data.kinds import MISSING
 from mtl_jax.runs.loop import train
 from mtl_jax.tools.predict import Predictor
 from mtl_jax.training.inputs import Inputs

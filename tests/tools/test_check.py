@@ -66,3 +66,42 @@ def test_a_page_that_can_not_be_written_and_a_backbone_that_is_not_there(flags, 
     assert "can't be written" in capsys.readouterr().err
     assert run(["check", *flags[:-1], f"--backbone={tmp_path / 'nowhere'}"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_every_kind_and_pairs_are_looked_at(tmp_path, tiny, capsys):
+    rows = [
+        {
+            "premise": f"text {i} on number {i * 7919}",
+            "hypothesis": f"other {i}" if i else "",
+            "tags": (["a"], ["a", "b"], [], None)[i % 4],
+            "stars": None if i % 7 == 0 else i * 0.5,
+        }
+        for i in range(60)
+    ]
+    # Of the same two texts one pair is, and the other, in another order, is not there twice.
+    rows += [rows[5], rows[6] | {"premise": "other 6", "hypothesis": rows[6]["premise"]}]
+    path, page = tmp_path / "t.jsonl", tmp_path / "page.html"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--label-columns", "tags=tags", "stars=stars", "--text-columns", "premise"]
+    flags += ["hypothesis", "--task-kinds", "tags=multi_label", "stars=regression"]
+    files = [f"--train-file={path}", f"--validation-file={path}", f"--backbone={tiny}"]
+    assert run(["check", *files, *flags, "--json", f"--html={page}"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert found["classes"] == {
+        "tags": {
+            name: dict.fromkeys(("train", "validation"), count)
+            for name, count in (("a", 31), ("b", 16))
+        }
+    }
+    values = [row["stars"] for row in rows if row["stars"] is not None]
+    spread = found["values"]["stars"]["train"]
+    assert (spread["texts"], spread["least"], spread["most"]) == (len(values), 0.5, max(values))
+    said = [finding["text"] for finding in found["findings"]]
+    assert "train: 1 of 62 texts repeat another one" in said
+    assert "train: 1 of 62 pairs lack one of their texts" in said
+    assert any(text.startswith("tags: 1.0") and "classes a training text" in text for text in said)
+    assert any(text.startswith("stars: values of a regression: train 53 from") for text in said)
+    assert found["lengths"]["train"]["texts"] == 62
+    assert {"tags", "stars"} == found["baseline"].keys()
+    assert "deviation" in page.read_text()

@@ -11,6 +11,7 @@ from pyarrow import parquet
 from mtl_jax.cli.commands import run
 from mtl_jax.core.atomic_write import whole
 from mtl_jax.core.errors import UserError
+from mtl_jax.data.pairs import Pair
 from mtl_jax.tools.predict import read_lines
 from mtl_jax.tools.vectors import check_output, write_vectors
 
@@ -91,6 +92,14 @@ def test_texts_and_vectors_stream_into_a_parquet_file(tmp_path):
     np.testing.assert_array_equal(found["vector"].to_pylist(), vectors)
     assert write_vectors(path, iter([]), 3) == 0
     assert parquet.read_table(path).num_rows == 0
+
+
+def test_pairs_are_two_columns_of_a_parquet_file(tmp_path):
+    pairs, vectors = [Pair("a\nb", "c"), Pair("", "d")], np.zeros((2, 3), np.float32)
+    write_vectors(tmp_path / "v.parquet", [(list(pairs), vectors)], 3)
+    found = parquet.read_table(tmp_path / "v.parquet").to_pydict()
+    assert (found["first"], found["second"]) == (["a\nb", ""], ["c", "d"])
+    assert list(found) == ["first", "second", "vector"]
 
 
 def test_rows_of_a_parquet_file_do_not_wait_in_memory_for_its_end(tmp_path):

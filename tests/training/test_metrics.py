@@ -4,7 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from mtl_jax.training.metrics import mean_macro_f1, split_metrics, task_metrics
+from mtl_jax.training.kinds.registry import KINDS
+from mtl_jax.training.metrics import mean_score, split_metrics
+
+task_metrics = KINDS["single_label"].metrics
 
 CLASSES = {"classifier": ("a", "b", "c"), "sentiment": ("negative", "positive")}
 
@@ -78,7 +81,7 @@ def test_weighted_f1_within_each_source_by_hand():
         "examples": 7,
         "weighted_f1_by_source": {"tweet": 1.0, "review": 1.0, "unrated": 0.0},
     }
-    assert mean_macro_f1(found) == pytest.approx((2.6 / 3 + 3.5 / 6) / 2)
+    assert mean_score(found) == pytest.approx((2.6 / 3 + 3.5 / 6) / 2)
 
 
 def test_without_groups_there_is_no_figure_by_source():
@@ -91,9 +94,9 @@ def test_without_groups_there_is_no_figure_by_source():
         "weighted_f1_by_source": {},
     }
     # A task without labels has no part in what checkpoints are chosen by.
-    assert mean_macro_f1(found) == found["classifier"]["macro_f1"] == 1.0
+    assert mean_score(found) == found["classifier"]["macro_f1"] == 1.0
 
 
 def test_no_label_of_any_task_chooses_nothing():
     missing = {task: np.array([-1]) for task in CLASSES}
-    assert mean_macro_f1(split_metrics(missing, missing, CLASSES, None)) == 0.0
+    assert mean_score(split_metrics(missing, missing, CLASSES, None)) == 0.0

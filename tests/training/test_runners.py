@@ -115,6 +115,32 @@ def test_three_steps_are_those_of_one_device(trained, kind):
         assert np.abs(leaf - start[path]).max() > 20 * PARAMETER_TOLERANCE
 
 
+def of_other_kinds(seed):
+    """The same texts: classifier is a regression's values, sentiment marks of several labels."""
+    batch = uneven_batch(seed)
+    values, numbers = batch["classifier"], batch["sentiment"]
+    batch["classifier"] = np.where(values < 0, np.nan, values - 1.5).astype(np.float32)
+    batch["sentiment"] = np.eye(CLASSES[1], dtype=np.int8)[np.maximum(numbers, 0)]
+    batch["sentiment"][numbers < 0] = -1
+    return batch
+
+
+def test_steps_on_other_kinds_of_labels_are_those_of_one_device():
+    batches = [of_other_kinds(i) for i in range(2)]
+    expected, expected_logged = train("jit", "backbone_frozen", batches)
+    for kind in ("pmap", "mesh"):
+        params, logged = train(kind, "backbone_frozen", batches)
+        for metrics, other in zip(logged, expected_logged, strict=True):
+            for task in TASKS:
+                assert metrics["loss"][task][1] == other["loss"][task][1] in (9, 12)
+                np.testing.assert_allclose(
+                    metrics["loss"][task][0], other["loss"][task][0], rtol=LOSS_TOLERANCE
+                )
+        for path, leaf in params.items():
+            if not path.endswith("key/bias"):
+                np.testing.assert_allclose(leaf, expected[path], rtol=0, atol=PARAMETER_TOLERANCE)
+
+
 def test_a_large_vocabulary_whose_gradient_is_summed_by_rows():
     config = dataclasses.replace(NO_DROPOUT, vocab_size=20_000)
     batches = [uneven_batch(i) for i in range(2)]

@@ -1,9 +1,64 @@
-"""What a file or a TFDS data set gives, before its labels become numbers."""
+"""What a file or a data set gives, before its labels become numbers."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Self
+
+from mtl_jax.config.tasks import Kind
+from mtl_jax.data.columns import Label
+from mtl_jax.data.kinds import LabelKind, kinds_of
+from mtl_jax.data.pairs import Pair
+
+ALL_SINGLE_LABEL: Mapping[str, Kind] = {}
+"""The kinds of tasks that are ``single_label``, as those that are left out are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """What is read of each row.
+
+    Attributes:
+        texts: The column of the text, or the two of a pair.
+        labels: The label column of each task that has one.
+        kinds: The kind of each of these tasks.
+    """
+
+    texts: tuple[str, ...]
+    labels: Mapping[str, str]
+    kinds: Mapping[str, LabelKind]
+
+    @classmethod
+    def of(
+        cls,
+        text_column: str,
+        columns: Mapping[str, str],
+        kinds: Mapping[str, Kind],
+        pair_column: str | None,
+    ) -> Self:
+        """Those of the arguments that all sources take."""
+        texts = (text_column,) if pair_column is None else (text_column, pair_column)
+        return cls(texts, dict(columns), kinds_of(columns, kinds))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns, each once."""
+        return tuple(dict.fromkeys((*self.texts, *self.labels.values())))
+
+    @property
+    def text_flag(self) -> str:
+        """The flag that names the columns of the texts."""
+        return "--text-column" if len(self.texts) == 1 else "--text-columns"
+
+    def joined(self, texts: Sequence[list[str]]) -> list[str]:
+        """The texts of k rows, ``Pair`` where there are two columns, from k of each column."""
+        return texts[0] if len(texts) == 1 else list(map(Pair, *texts))
+
+    def record(self) -> list[object]:
+        """The same as JSON, of which digests are made."""
+        kinds = {task: kind.name for task, kind in self.kinds.items()}
+        return [list(self.texts), dict(self.labels), kinds]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,9 +66,9 @@ class Rows:
     """Some rows of a split, one after the other."""
 
     texts: list[str]
-    """k texts"""
-    labels: dict[str, list[str | None]]
-    """the class name of each row, None where it is missing, per task that has a column"""
+    """k texts; each a ``Pair`` where a row has two"""
+    labels: dict[str, list[Label]]
+    """what each row's cell holds, None where it is missing, per task that has a column"""
     places: Sequence[int]
     """where each is in the source, as ``Stream.place`` is told it"""
     groups: list[str] | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from mtl_jax.core.errors import UserError
-from mtl_jax.data.sources.base import Rows, Stream
+from mtl_jax.data.sources.base import Fields, Rows, Stream
 
 # A process takes a moment to start, and a core of its own to be of use.
 LARGE = 64 * 2**20
@@ -22,16 +22,15 @@ def is_of_use(size: int) -> bool:
     return size > LARGE and len(os.sched_getaffinity(0)) > 1
 
 
-def read_elsewhere(stream: Stream, path: Path, text_column: str, columns: dict[str, str]) -> Stream:
+def read_elsewhere(stream: Stream, path: Path, fields: Fields) -> Stream:
     """The same stream, read by another process from the same file.
 
     Args:
-        stream: From ``files.stream_table``; its rows are left alone.
-        path: As of ``files.stream_table``.
-        text_column: As of ``files.stream_table``.
-        columns: As of ``files.stream_table``.
+        stream: From ``files.stream_fields``; its rows are left alone.
+        path: As of ``files.stream_fields``.
+        fields: As of ``files.stream_fields``.
     """
-    asked = pickle.dumps((path, text_column, columns))
+    asked = pickle.dumps((path, fields))
 
     def rows() -> Iterator[Rows]:
         # It may import this package only from where this process has it.
@@ -68,12 +67,12 @@ def _next(pipe: IO[bytes], path: Path) -> Rows | list[str]:
 
 
 def _main() -> None:
-    from mtl_jax.data.sources.files import stream_table
+    from mtl_jax.data.sources.files import stream_fields
 
-    path, text_column, columns = pickle.load(sys.stdin.buffer)  # noqa: S301
+    path, fields = pickle.load(sys.stdin.buffer)  # noqa: S301
     out = sys.stdout.buffer
     try:
-        stream = stream_table(path, text_column, columns)
+        stream = stream_fields(path, fields)
         for rows in stream.rows:
             pickle.dump(rows, out, pickle.HIGHEST_PROTOCOL)
         pickle.dump(stream.notes, out)

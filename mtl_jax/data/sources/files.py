@@ -7,18 +7,21 @@ import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from mtl_jax.config.tasks import Kind
 from mtl_jax.core.atomic_write import other_kind
 from mtl_jax.core.errors import UserError
+from mtl_jax.data.columns import Label
+from mtl_jax.data.kinds import LabelKind, type_in_words
 from mtl_jax.data.names import listed, quoted
-from mtl_jax.data.sources.base import Rows, Source, Stream
+from mtl_jax.data.sources.base import ALL_SINGLE_LABEL, Fields, Rows, Source, Stream
 from mtl_jax.data.sources.delimited import Block, MalformedError, read_csv, read_tsv
 from mtl_jax.data.sources.elsewhere import is_of_use, read_elsewhere
-from mtl_jax.data.sources.values import Labels, UnusableError, kind_of, label_of, text_of
+from mtl_jax.data.sources.values import Labels, UnusableError, label_of, text_of
 
 _DELIMITED = (".csv", ".tsv")
 _JSON = (".jsonl", ".json")
@@ -32,7 +35,13 @@ _UNPACKED = 3
 _MOST_SUSPECTS, _MOST_WARNINGS = 1000, 5
 
 
-def open_files(paths: dict[str, Path], text_column: str, columns: dict[str, str]) -> Source:
+def open_files(
+    paths: dict[str, Path],
+    text_column: str,
+    columns: Mapping[str, str],
+    kinds: Mapping[str, Kind] = ALL_SINGLE_LABEL,
+    pair_column: str | None = None,
+) -> Source:
     """Opens the files of a data set.
 
     Every file must be there; it is parsed only when its split is read. The fingerprint
@@ -42,10 +51,13 @@ def open_files(paths: dict[str, Path], text_column: str, columns: dict[str, str]
         paths: Per split its file: one to train on, maybe one to validate and one to test on.
         text_column: The column that holds the text.
         columns: The label column of each task that has one.
+        kinds: The kind of each task; ``single_label`` where it is left out.
+        pair_column: The column of the second text, where each row has a pair.
 
     Raises:
         UserError: A file is not there or is of another kind.
     """
+    fields = Fields.of(text_column, columns, kinds, pair_column)
     whole = hashlib.sha256()
     for split, path in paths.items():
         _check_kind(path)
@@ -58,45 +70,56 @@ def open_files(paths: dict[str, Path], text_column: str, columns: dict[str, str]
         splits=tuple(paths),
         classes={},
         notes=(),
-        stream=lambda split: _stream(paths[split], text_column, columns),
-        digest=lambda split: _digest_of_rows(paths[split], text_column, columns),
+        stream=lambda split: _soonest(paths[split], fields),
+        digest=lambda split: _digest_of_rows(paths[split], fields),
         size=lambda split: _size(paths[split]),
     )
 
 
-def _stream(path: Path, text_column: str, columns: dict[str, str]) -> Stream:
-    stream = stream_table(path, text_column, columns)
-    if not is_of_use(path.stat().st_size):
-        return stream
-    return read_elsewhere(stream, path, text_column, columns)
+def _soonest(path: Path, fields: Fields) -> Stream:
+    stream = stream_fields(path, fields)
+    return read_elsewhere(stream, path, fields) if is_of_use(path.stat().st_size) else stream
 
 
-def stream_table(path: Path, text_column: str, columns: dict[str, str]) -> Stream:
+def stream_table(
+    path: Path,
+    text_column: str,
+    columns: Mapping[str, str],
+    kinds: Mapping[str, Kind] = ALL_SINGLE_LABEL,
+    pair_column: str | None = None,
+) -> Stream:
     """Reads one file from its first row to its last.
 
     Args:
         path: A ``.csv`` or ``.tsv`` file with a header row, or a ``.jsonl`` or ``.json``
             file with one object per line; UTF-8, with or without a byte order mark. Or a
             ``.parquet`` file.
-        text_column: The column that holds the text.
-        columns: The label column of each task that has one.
+        text_column: As of ``open_files``.
+        columns: As of ``open_files``.
+        kinds: As of ``open_files``.
+        pair_column: As of ``open_files``.
 
     Raises:
         UserError: The file cannot be read, lacks a column, or has a malformed line: here, or
             where the rows come to it.
     """
+    return stream_fields(path, Fields.of(text_column, columns, kinds, pair_column))
+
+
+def stream_fields(path: Path, fields: Fields) -> Stream:
+    """As ``stream_table``."""
     _check_kind(path)
-    for task, column in columns.items():
-        if column == text_column:
+    for task, column in fields.labels.items():
+        if column in fields.texts:
             raise UserError(
-                f"--text-column {text_column} is the label column of {task}, too: name another one"
+                f"{fields.text_flag} {column} is the label column of {task}, too: name another one"
             )
-    table = _Table(path, text_column, columns)
+    table = _Table(path, fields)
     if _ending(path) == _PARQUET:
         from mtl_jax.data.sources import parquet
 
         with _open(path):
-            rows = parquet.read_rows(path, text_column, columns, table.check_columns)
+            rows = parquet.read_rows(path, fields, table.check_columns)
         return Stream(_some(path, rows), lambda row: f"{path}, row {row}")
     notes: list[str] = []
     rows = table.json_rows() if _ending(path) in _JSON else table.delimited_rows(notes)
@@ -118,18 +141,17 @@ class _Table:
     """A file, and the columns that are wanted of it."""
 
     path: Path
-    text_column: str
-    columns: dict[str, str]
+    fields: Fields
 
     def check_columns(self, there: list[str]) -> None:
         """Refuses a file that lacks a column, or has one twice."""
         counts = collections.Counter(there)
-        for column in (self.text_column, *self.columns.values()):
+        for column in self.fields.columns:
             if counts[column] == 0:
                 known = listed(list(map(quoted, there)), 20)
                 raise UserError(
                     f"{self.path} has no column {column!r}; it has {known}: "
-                    "name the columns with --text-column and --label-columns"
+                    f"name the columns with {self.fields.text_flag} and --label-columns"
                 )
             if counts[column] > 1:
                 raise UserError(
@@ -160,46 +182,57 @@ class _Table:
         if sheet.header is None:
             return
         self.check_columns(sheet.header)
-        text = sheet.header.index(self.text_column)
-        places = {task: sheet.header.index(column) for task, column in self.columns.items()}
-        names = {task: Labels(column) for task, column in self.columns.items()}
+        columns, kinds = self.fields.labels, self.fields.kinds
+        of_texts = [sheet.header.index(column) for column in self.fields.texts]
+        places = {task: sheet.header.index(column) for task, column in columns.items()}
+        names = {task: Labels(column, kinds[task]) for task, column in columns.items()}
         suspects = _Suspects(len(sheet.header), places)
         for block in sheet.blocks:
             if commas:
                 suspects.look(block)
             labels = {
-                task: list(map(names[task].__getitem__, [row[place] for row in block.rows]))
+                task: self._labels(names[task], [row[place] for row in block.rows], block.firsts)
                 for task, place in places.items()
             }
-            yield Rows([row[text] for row in block.rows], labels, block.firsts)
-        known = {task: set(of_task.values()) for task, of_task in names.items()}
-        notes += suspects.warnings(self.path, known)
+            texts = [[row[place] for row in block.rows] for place in of_texts]
+            yield Rows(self.fields.joined(texts), labels, block.firsts)
+        notes += suspects.warnings(self.path, kinds, names)
+
+    def _labels(self, names: Labels, cells: list[str], lines: Sequence[int]) -> list[Label]:
+        try:
+            return names.of(cells)
+        except UnusableError as error:
+            _fail(self.path, lines[error.index], str(error))
 
     def json_rows(self) -> Iterator[Rows]:
         """The rows of a JSON Lines file."""
         # A label may be left out of some rows, so that only all rows tell the columns.
-        seen: dict[str, None] = {}
-        texts: list[str] = []
-        places: list[int] = []
-        labels: dict[str, list[str | None]] = {task: [] for task in self.columns}
+        fields, seen = self.fields, dict[str, None]()
+        of_texts = {*fields.texts}
+        texts, labels, places = self._none()
         for line, row in self._objects():
             seen.update(dict.fromkeys(row))
-            if self.text_column not in row:
+            if not row.keys() >= of_texts:
                 self._check_all(seen, line)
             try:
-                texts.append(text_of(self.text_column, row.get(self.text_column)))
-                for task, column in self.columns.items():
-                    labels[task].append(label_of(column, row.get(column)))
+                for column, of_column in zip(fields.texts, texts, strict=True):
+                    of_column.append(text_of(column, row.get(column)))
+                for task, column in fields.labels.items():
+                    labels[task].append(label_of(column, row.get(column), fields.kinds[task]))
             except UnusableError as error:
                 _fail(self.path, line, str(error))
             places.append(line)
-            if len(texts) == _ROWS:
-                yield Rows(texts, labels, places)
-                texts, places, labels = [], [], {task: [] for task in self.columns}
+            if len(places) == _ROWS:
+                yield Rows(fields.joined(texts), labels, places)
+                texts, labels, places = self._none()
         if seen:
             self.check_columns(sorted(seen))
-        if texts:
-            yield Rows(texts, labels, places)
+        if places:
+            yield Rows(fields.joined(texts), labels, places)
+
+    def _none(self) -> tuple[list[list[str]], dict[str, list[Label]], list[int]]:
+        """Room for the texts of each column, the labels of each task, and the places."""
+        return [[] for _ in self.fields.texts], {task: [] for task in self.fields.labels}, []
 
     def _check_all(self, seen: dict[str, None], after: int) -> None:
         """Refuses a column that no row has, when one lacks a text: the rest is looked at, too."""
@@ -209,7 +242,7 @@ class _Table:
         self.check_columns(sorted(seen))
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        wanted = (self.text_column, *self.columns.values())
+        wanted = self.fields.columns
 
         def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             row = dict(pairs)
@@ -231,7 +264,8 @@ class _Table:
                     problem = f"malformed JSON ({error}): write one JSON object per line"
                     _fail(self.path, line, problem)
                 if not isinstance(row, dict):
-                    problem = f"{kind_of(row)} and not an object: write one JSON object per line"
+                    found = type_in_words(row)
+                    problem = f"{found} and not an object: write one JSON object per line"
                     _fail(self.path, line, problem)
                 yield line, row
 
@@ -255,11 +289,21 @@ class _Suspects:
             if len(alike) > 1 and len(self._found) < _MOST_SUSPECTS:
                 self._found.append((block.firsts[index], len(lines), alike))
 
-    def warnings(self, path: Path, known: dict[str, set[str | None]]) -> list[str]:
-        """Warns of those whose lines end in labels that there are, ``known`` by task."""
+    def warnings(
+        self, path: Path, kinds: Mapping[str, LabelKind], names: Mapping[str, Labels]
+    ) -> list[str]:
+        """Warns of those whose lines end in labels that there are, ``names`` by task."""
+        known = {task: {*of_task.values()} - {None} for task, of_task in names.items()}
+
+        def is_label(task: str, cell: str) -> bool:
+            try:
+                return label_of(task, cell, kinds[task]) in known[task]
+            except UnusableError:
+                return False
+
         warnings = []
         for line, lines, labels in self._found:
-            alike = sum(all(name in known[task] for task, name in of.items()) for of in labels)
+            alike = sum(all(is_label(task, cell) for task, cell in of.items()) for of in labels)
             if alike > 1:
                 warnings.append(
                     f"warning: {path}, line {line}: a quoted field takes in the lines up to "
@@ -319,8 +363,8 @@ def _digest(path: Path) -> str:
         raise _unreadable(path, error) from error
 
 
-def _digest_of_rows(path: Path, text_column: str, columns: dict[str, str]) -> str:
-    words = json.dumps([_digest(path), _ending(path), text_column, columns])
+def _digest_of_rows(path: Path, fields: Fields) -> str:
+    words = json.dumps([_digest(path), _ending(path), fields.record()])
     return hashlib.sha256(words.encode()).hexdigest()
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from mtl_jax.config.tasks import Kind
 from mtl_jax.core.errors import UserError, first_line
+from mtl_jax.data.columns import Label
+from mtl_jax.data.kinds import LabelKind
 from mtl_jax.data.names import listed, quoted
-from mtl_jax.data.sources.base import Rows, Source, Stream
+from mtl_jax.data.sources.base import ALL_SINGLE_LABEL, Fields, Rows, Source, Stream
 from mtl_jax.data.sources.values import UnusableError, label_of, text_of
 
 PREFIX = "hub:"
@@ -19,50 +22,66 @@ _ROWS = 4096
 _SPLITS = ("train", "validation", "test")
 
 
-def open_dataset(name: str, text_column: str, columns: dict[str, str]) -> Source:
+def open_dataset(
+    name: str,
+    text_column: str,
+    columns: Mapping[str, str],
+    kinds: Mapping[str, Kind] = ALL_SINGLE_LABEL,
+    pair_column: str | None = None,
+) -> Source:
     """Loads a data set, which ``datasets`` fetches once and maps from files.
 
     Args:
         name: ``hub:NAME`` or ``hub:NAME:CONFIGURATION``, where NAME is that of the hub or a folder.
         text_column: The column that holds the text.
         columns: The label column of each task that has one.
+        kinds: The kind of each task; ``single_label`` where it is left out.
+        pair_column: The column of the second text, where each example is a pair.
 
     Raises:
         UserError: The package is not there, or the data set is not, or lacks a column.
     """
     splits = _load(name)
-    for column in (text_column, *columns.values()):
+    fields = Fields.of(text_column, columns, kinds, pair_column)
+    for column in fields.columns:
         there = splits["train"].column_names
         if column not in there:
             raise UserError(
                 f"{name} has no column {column!r}; it has {listed(list(map(quoted, there)), 20)}: "
-                "name the columns with --text-column and --label-columns"
+                f"name the columns with {fields.text_flag} and --label-columns"
             )
-    names = {column: _class_names(splits["train"], column) for column in columns.values()}
+    names = {
+        task: _class_names(splits["train"], column, fields.kinds[task])
+        for task, column in fields.labels.items()
+    }
 
     def place(split: str, row: int) -> str:
         return f"{name}, {split} example {row}"
 
     def rows(split: str) -> Iterator[Rows]:
         named = functools.partial(place, split)
-        for start, batch in _batches(name, split, splits[split], (text_column, *columns.values())):
-            labels: dict[str, list[str | None]] = {}
-            for task, column in columns.items():
-                label = functools.partial(_label, column, names[column])
+        for start, batch in _batches(name, split, splits[split], fields):
+            labels: dict[str, list[Label]] = {}
+            for task, column in fields.labels.items():
+                label = functools.partial(_label, column, names[task], fields.kinds[task])
                 labels[task] = list(_each(batch[column], label, start, named))
-            text = functools.partial(text_of, text_column)
-            texts = list(_each(batch[text_column], text, start, named))
-            yield Rows(texts, labels, range(start, start + len(texts)))
+            texts = [
+                list(_each(batch[column], functools.partial(text_of, column), start, named))
+                for column in fields.texts
+            ]
+            yield Rows(fields.joined(texts), labels, range(start, start + len(texts[0])))
 
-    digest = functools.cache(
-        lambda split: _digest(name, split, splits[split], text_column, columns)
-    )
+    digest = functools.cache(lambda split: _digest(name, split, splits[split], fields))
     read = "".join(f"{split}:{digest(split)}\n" for split in splits if split != "test")
     return Source(
         name=name,
         fingerprint=hashlib.sha256(read.encode()).hexdigest(),
         splits=tuple(splits),
-        classes={task: of for task, column in columns.items() if (of := names[column]) is not None},
+        classes={
+            task: of
+            for task, kind in fields.kinds.items()
+            if kind.has_classes and (of := names[task]) is not None
+        },
         notes=(),
         stream=lambda split: Stream(rows(split), functools.partial(place, split)),
         digest=digest,
@@ -94,9 +113,13 @@ def _load(name: str) -> dict[str, Any]:
     return splits
 
 
-def _class_names(split: Any, column: str) -> tuple[str, ...] | None:
+def _class_names(split: Any, column: str, kind: LabelKind) -> tuple[str, ...] | None:
     """The names of a label column's classes, None where the data must tell them."""
-    names = getattr(split.features[column], "names", None)
+    feature = split.features[column]
+    if kind.lists:
+        # A list of features is one, or has one.
+        feature = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
+    names = getattr(feature, "names", None)
     return None if names is None else tuple(names)
 
 
@@ -113,16 +136,19 @@ def _each(
         raise UserError(f"{place(row)}: {error}") from error
 
 
-def _label(column: str, names: tuple[str, ...] | None, value: Any) -> str | None:
+def _label(column: str, names: tuple[str, ...] | None, kind: LabelKind, value: Any) -> Label:
     if names is None:
-        return label_of(column, value)
-    return None if value is None or value < 0 else names[value]
+        return label_of(column, value, kind)
+    try:
+        return kind.declared(value, names)
+    except ValueError as error:
+        raise UnusableError(f"{column!r} is {error}") from error
 
 
 def _batches(
-    name: str, split: str, data: Any, wanted: tuple[str, ...]
+    name: str, split: str, data: Any, fields: Fields
 ) -> Iterator[tuple[int, dict[str, list[Any]]]]:
-    data = data.select_columns(list(dict.fromkeys(wanted)))
+    data = data.select_columns(list(fields.columns))
     for start in range(0, len(data), _ROWS):
         try:
             batch = data[start : start + _ROWS]
@@ -134,8 +160,8 @@ def _batches(
         yield start, batch
 
 
-def _digest(name: str, split: str, data: Any, text_column: str, columns: dict[str, str]) -> str:
-    hasher = hashlib.sha256(json.dumps([text_column, columns]).encode())
-    for _, batch in _batches(name, split, data, (text_column, *columns.values())):
+def _digest(name: str, split: str, data: Any, fields: Fields) -> str:
+    hasher = hashlib.sha256(json.dumps(fields.record()).encode())
+    for _, batch in _batches(name, split, data, fields):
         hasher.update(json.dumps(batch, default=str).encode())
     return hasher.hexdigest()

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl_jax.core.errors import UserError, first_line
-from mtl_jax.data.sources.base import Rows
-from mtl_jax.data.sources.values import Labels
+from mtl_jax.data.columns import Label
+from mtl_jax.data.kinds import LabelKind
+from mtl_jax.data.sources.base import Fields, Rows
+from mtl_jax.data.sources.values import Labels, UnusableError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -18,18 +20,14 @@ _REMEDY = "write the file again, with pandas' to_parquet for example"
 
 
 def read_rows(
-    path: Path,
-    text_column: str,
-    columns: dict[str, str],
-    check_columns: Callable[[list[str]], None],
+    path: Path, fields: Fields, check_columns: Callable[[list[str]], None]
 ) -> Iterator[Rows]:
     """Reads the text and label columns; ``Rows.places`` are row numbers, from 1.
 
     Args:
         path: The file.
-        text_column: The column that holds the text: strings.
-        columns: The label column of each task that has one: strings, whole or other numbers, or
-            booleans; nulls are missing labels.
+        fields: The columns of the texts, which hold strings, and of the labels, which hold what
+            the kind of their task can read; nulls are missing labels.
         check_columns: Is given the names of the columns, and refuses the file where one is not
             there, or is there twice.
 
@@ -48,23 +46,29 @@ def read_rows(
     schema = file.schema_arrow
     try:
         check_columns(schema.names)
-        _check_type(path, text_column, schema, "a text", _is_text)
-        for column in columns.values():
-            _check_type(path, column, schema, "a label", _is_label)
+        for column in fields.texts:
+            if not _is_text(kind := schema.field(column).type):
+                raise UserError(
+                    f"{path}: column {column!r} holds {kind} and can't be a text: name one of "
+                    f"strings with {fields.text_flag}"
+                )
+        for task, column in fields.labels.items():
+            if not _is_label(kind := schema.field(column).type, fields.kinds[task]):
+                raise UserError(
+                    f"{path}: column {column!r} holds {kind} and can't be a label: name one of "
+                    f"{fields.kinds[task].values} with --label-columns"
+                )
     except UserError:
         file.close()
         raise
-    wanted = list(dict.fromkeys((text_column, *columns.values())))
-    return _rows(path, file, text_column, columns, wanted)
+    return _rows(path, file, fields)
 
 
-def _rows(
-    path: Path, file: Any, text_column: str, columns: dict[str, str], wanted: list[str]
-) -> Iterator[Rows]:
+def _rows(path: Path, file: Any, fields: Fields) -> Iterator[Rows]:
     import pyarrow as pa
 
-    names = {column: Labels(column) for column in columns.values()}
-    start = 1
+    names = {task: Labels(column, fields.kinds[task]) for task, column in fields.labels.items()}
+    wanted, start = list(fields.columns), 1
     with file:
         batches = file.iter_batches(batch_size=_ROWS, columns=wanted)
         while True:
@@ -79,34 +83,21 @@ def _rows(
                 ) from error
             if batch is None:
                 return
-            texts = values[text_column]
-            if None in texts:
-                row = start + texts.index(None)
-                problem = f"{text_column!r} is null and not a string: put a text there"
-                raise UserError(f"{path}, row {row}: {problem}")
-            labels = {
-                task: list(map(names[column].__getitem__, values[column]))
-                for task, column in columns.items()
-            }
-            yield Rows(texts, labels, range(start, start + len(texts)))
-            start += len(texts)
-
-
-def _check_type(
-    path: Path,
-    column: str,
-    schema: pa.Schema,
-    what: str,
-    fits: Callable[[pa.DataType], bool],
-) -> None:
-    kind = schema.field(column).type
-    if not fits(kind):
-        flag = "--text-column" if what == "a text" else "--label-columns"
-        holds = "strings" if what == "a text" else "strings, numbers or booleans"
-        raise UserError(
-            f"{path}: column {column!r} holds {kind} and can't be {what}: name one of {holds} with "
-            f"{flag}"
-        )
+            texts = [values[column] for column in fields.texts]
+            for column, of_column in zip(fields.texts, texts, strict=True):
+                if None in of_column:
+                    row = start + of_column.index(None)
+                    problem = f"{column!r} is null and not a string: put a text there"
+                    raise UserError(f"{path}, row {row}: {problem}")
+            labels: dict[str, list[Label]] = {}
+            for task, column in fields.labels.items():
+                try:
+                    labels[task] = names[task].of(values[column])
+                except UnusableError as error:
+                    raise UserError(f"{path}, row {start + error.index}: {error}") from error
+            places = range(start, start + len(texts[0]))
+            yield Rows(fields.joined(texts), labels, places)
+            start = places.stop
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -114,16 +105,18 @@ def _is_text(kind: pa.DataType) -> bool:
 
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return any(
-        is_kind(kind)
-        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    )
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
 
 
-def _is_label(kind: pa.DataType) -> bool:
+def _is_label(kind: pa.DataType, of_task: LabelKind) -> bool:
     import pyarrow as pa
 
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if of_task.lists and any(test(kind) for test in lists):
+        kind = kind.value_type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+    tests = [pa.types.is_integer, pa.types.is_floating, pa.types.is_null]
+    tests.append(pa.types.is_boolean if of_task.booleans else pa.types.is_decimal)
     return _is_text(kind) or any(test(kind) for test in tests)

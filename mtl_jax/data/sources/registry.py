@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mtl_jax.config.data import Origin
+    from mtl_jax.config.tasks import Kind
     from mtl_jax.config.train import DataConfig
     from mtl_jax.data.sources.base import Source
 
@@ -22,22 +23,24 @@ def open_sources(config: DataConfig) -> list[tuple[Source, dict[str, str]]]:
     Raises:
         UserError: One cannot be found or fetched, or lacks a column.
     """
-    return [(_open(origin, columns), columns) for origin, columns in config.origins.items()]
+    kinds = config.kinds
+    return [(_open(origin, columns, kinds), columns) for origin, columns in config.origins.items()]
 
 
-def _open(origin: Origin, columns: dict[str, str]) -> Source:
+def _open(origin: Origin, columns: dict[str, str], kinds: dict[str, Kind]) -> Source:
+    more = origin.text_column, columns, kinds, origin.pair_column
     if origin.files:
         from mtl_jax.data.sources import files
 
-        return files.open_files(dict(origin.files), origin.text_column, columns)
+        return files.open_files(dict(origin.files), *more)
     if origin.dataset == "sentences":
         from mtl_jax.data.sources import vader
 
-        return vader.open_sentences(origin.text_column, columns)
+        return vader.open_sentences(*more)
     if origin.dataset.startswith("hub:"):
         from mtl_jax.data.sources import hub
 
-        return hub.open_dataset(origin.dataset, origin.text_column, columns)
+        return hub.open_dataset(origin.dataset, *more)
     from mtl_jax.data.sources import tfds
 
-    return tfds.open_dataset(origin.dataset, origin.text_column, columns)
+    return tfds.open_dataset(origin.dataset, *more)

@@ -10,16 +10,19 @@ import os
 import reprlib
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
+from mtl_jax.config.tasks import Kind
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.core.file_lock import exclusive
-from mtl_jax.data.sources.base import Rows, Source, Stream
+from mtl_jax.data.columns import Label
+from mtl_jax.data.kinds import KINDS, LabelKind
+from mtl_jax.data.sources.base import ALL_SINGLE_LABEL, Fields, Rows, Source, Stream
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -29,24 +32,34 @@ _ROWS = 4096
 _OWN_FEATURES = "tensorflow_datasets.core.features."
 
 
-def open_dataset(name: str, text_column: str, columns: dict[str, str]) -> Source:
+def open_dataset(
+    name: str,
+    text_column: str,
+    columns: Mapping[str, str],
+    kinds: Mapping[str, Kind] = ALL_SINGLE_LABEL,
+    pair_column: str | None = None,
+) -> Source:
     """Finds or prepares a data set under ``$TFDS_DATA_DIR``, else in the cache.
 
     Args:
         name: A TFDS name, or a folder that holds a prepared data set.
         text_column: The feature that holds the text.
         columns: The label feature of each task that has one.
+        kinds: The kind of each task; ``single_label`` where it is left out.
+        pair_column: The feature that holds the second text, where each example is a pair.
 
     Raises:
         UserError: It is not known, cannot be prepared, or lacks a feature.
     """
-    return source(prepare(_builder(name)), text_column, columns)
+    return source(prepare(_builder(name)), text_column, columns, kinds, pair_column)
 
 
 def source(
     builder: tfds.core.DatasetBuilder,
     text_column: str,
-    columns: dict[str, str],
+    columns: Mapping[str, str],
+    kinds: Mapping[str, Kind] = ALL_SINGLE_LABEL,
+    pair_column: str | None = None,
     group_column: str | None = None,
     notes: tuple[str, ...] = (),
 ) -> Source:
@@ -56,6 +69,8 @@ def source(
         builder: A prepared builder.
         text_column: The feature that holds the text.
         columns: The label feature of each task that has one.
+        kinds: As of ``open_dataset``.
+        pair_column: As of ``open_dataset``.
         group_column: A feature that says where an example comes from.
         notes: What a reader of the data should know.
 
@@ -69,10 +84,16 @@ def source(
             f"{name} has no train split (it has {', '.join(builder.info.splits)}): "
             "name another data set"
         )
-    _check_text(builder, text_column)
-    names = {column: _class_names(builder, column) for column in columns.values()}
+    fields = Fields.of(text_column, columns, kinds, pair_column)
+    for column in fields.texts:
+        _check_text(builder, column, fields.text_flag)
+    names = {
+        task: _class_names(builder, column, fields.kinds[task])
+        for task, column in fields.labels.items()
+    }
+    of_group, single = None, KINDS["single_label"]
     if group_column is not None:
-        names[group_column] = _class_names(builder, group_column)
+        of_group = _class_names(builder, group_column, single)
 
     def place(split: str, row: int) -> str:
         return f"{name}, {split} example {row}"
@@ -81,22 +102,29 @@ def source(
         records = _records(builder, split)
         start = 0
         for some in records:
+            named = [place(split, start + i) for i in range(len(some))]
             labels = {
-                task: [_label(record[feature], names[feature]) for record in some]
-                for task, feature in columns.items()
+                task: [
+                    _label(record[feature], names[task], fields.kinds[task], f"{at}: {feature!r}")
+                    for record, at in zip(some, named, strict=True)
+                ]
+                for task, feature in fields.labels.items()
             }
             groups = None
             if group_column is not None:
-                of_group = names[group_column]
-                groups = [_label(record[group_column], of_group) or "" for record in some]
+                groups = [
+                    str(_label(record[group_column], of_group, single, at) or "")
+                    for record, at in zip(some, named, strict=True)
+                ]
             texts = [
-                _text(record[text_column], place(split, start + i)) for i, record in enumerate(some)
+                [_text(record[feature], at) for record, at in zip(some, named, strict=True)]
+                for feature in fields.texts
             ]
-            yield Rows(texts, labels, range(start, start + len(some)), groups)
+            yield Rows(fields.joined(texts), labels, range(start, start + len(some)), groups)
             start += len(some)
 
     def digest(split: str) -> str:
-        read = [text_column, columns, group_column]
+        read = [*fields.record(), group_column]
         return hashlib.sha256(f"{fingerprint} {split} {read}".encode()).hexdigest()
 
     sizes = [
@@ -109,8 +137,8 @@ def source(
         splits=splits,
         classes={
             task: classes
-            for task, column in columns.items()
-            if (classes := names[column]) is not None
+            for task, kind in fields.kinds.items()
+            if kind.has_classes and (classes := names[task]) is not None
         },
         notes=notes,
         stream=lambda split: Stream(rows(split), functools.partial(place, split)),
@@ -237,26 +265,32 @@ def _own_features_only(data_set: str) -> Iterator[None]:
         connector.cls_from_name = as_it_was
 
 
-def _check_text(builder: tfds.core.DatasetBuilder, column: str) -> None:
+def _check_text(builder: tfds.core.DatasetBuilder, column: str, flag: str) -> None:
     if not _is_string(_feature(builder, column)):
         raise UserError(
-            f"{builder.info.full_name}: feature {column!r} is not a text: "
-            "name another with --text-column"
+            f"{builder.info.full_name}: feature {column!r} is not a text: name another with {flag}"
         )
 
 
-def _class_names(builder: tfds.core.DatasetBuilder, column: str) -> tuple[str, ...] | None:
+def _class_names(
+    builder: tfds.core.DatasetBuilder, column: str, kind: LabelKind
+) -> tuple[str, ...] | None:
     """The names of a label feature's classes, None where the data must tell them."""
     import tensorflow_datasets as tfds
 
     feature = _feature(builder, column)
+    if kind.lists and isinstance(feature, tfds.features.Sequence):
+        feature = feature.feature
     if isinstance(feature, tfds.features.ClassLabel):
         return tuple(feature.names)
-    if _is_string(feature) or _is_of(np.integer, feature) or _is_of(np.bool_, feature):
+    if _is_string(feature) or _is_of(np.integer, feature):
+        return None
+    # Of a class a number with a fraction is no name.
+    if _is_of(np.bool_ if kind.booleans else np.floating, feature):
         return None
     raise UserError(
-        f"{builder.info.full_name}: feature {column!r} is neither a class, an integer, a boolean "
-        "nor a string: name another with --label-columns"
+        f"{builder.info.full_name}: feature {column!r} can't be a label of a "
+        f"{kind.name} task: name one of classes, {kind.values} with --label-columns"
     )
 
 
@@ -297,13 +331,12 @@ def _text(value: bytes | str, place: str) -> str:
         ) from error
 
 
-def _label(value: bytes | str | int | np.bool_, names: tuple[str, ...] | None) -> str | None:
-    if names is not None:
-        return names[int(value)] if int(value) >= 0 else None
-    if isinstance(value, bool | np.bool_):
-        return str(value).lower()  # as JSON's are
-    label = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    return None if label.strip() in ("", "-1") else label.strip()
+def _label(value: Any, names: tuple[str, ...] | None, kind: LabelKind, place: str) -> Label:
+    """What an example's label is; ``place`` names it in an error."""
+    try:
+        return kind.read(value) if names is None else kind.declared(value, names)
+    except ValueError as error:
+        raise UserError(f"{place} is {error}") from error
 
 
 def _first_line(error: BaseException) -> str:

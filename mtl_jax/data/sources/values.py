@@ -1,15 +1,23 @@
-"""Values of a table as texts and names of classes, whatever file they are from."""
+"""Values of a table as texts and labels, whatever file they are from."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 
-_WHOLE = re.compile(r"(-?(?:0|[1-9]\d{0,15}))\.0+", re.ASCII)
+from mtl_jax.data.columns import Label
+from mtl_jax.data.kinds import LabelKind, type_in_words
+
 _MOST_NAMES = 2**20
 
 
 class UnusableError(Exception):
-    """A value that is no text, or no label; it says why, and what to do."""
+    """A value that is no text, or no label; it says why, and what to do.
+
+    Attributes:
+        index: Which one of the values of a column it is, from 0.
+    """
+
+    index = 0
 
 
 def text_of(column: str, value: object) -> str:
@@ -19,48 +27,55 @@ def text_of(column: str, value: object) -> str:
         UnusableError: It is none.
     """
     if not isinstance(value, str):
-        raise UnusableError(f"{column!r} is {kind_of(value)} and not a string: put a text there")
+        found = type_in_words(value)
+        raise UnusableError(f"{column!r} is {found} and not a string: put a text there")
     return _unicode(column, value)
 
 
-def label_of(column: str, value: object) -> str | None:
-    """The name of the class that a value stands for, None for a missing one.
+def label_of(column: str, value: object, kind: LabelKind) -> Label:
+    """What a cell holds, None for a missing label.
 
     Raises:
-        UnusableError: It can't be a label.
+        UnusableError: It can't be a label of this kind.
     """
-    if isinstance(value, bool):
-        return str(value).lower()
-    if value is not None and not isinstance(value, str | int | float):
-        raise UnusableError(
-            f"{column!r} is {kind_of(value)}: a label is a string, a number or a boolean"
-        )
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    label = _unicode(column, "" if value is None else str(value).strip())
-    # A column of whole numbers with gaps is written as floats, in text files as well.
-    if whole := _WHOLE.fullmatch(label):
-        label = str(int(whole[1]))
-    return None if label in ("", "-1") else label
+    try:
+        label = kind.read(value)
+    except ValueError as error:
+        raise UnusableError(f"{column!r} is {error}") from error
+    for name in label if isinstance(label, tuple) else (label,):
+        if isinstance(name, str):
+            _unicode(column, name)
+    return label
 
 
-class Labels(dict[object, "str | None"]):
-    """What ``label_of`` makes of each value of a column, worked out once for equal ones."""
+class Labels(dict[object, Label]):
+    """What ``label_of`` makes of the values of a column, worked out once for equal ones."""
 
-    def __init__(self, column: str):
+    def __init__(self, column: str, kind: LabelKind):
         super().__init__()
-        self._column = column
+        self._column, self._kind = column, kind
 
-    def __missing__(self, value: object) -> str | None:
+    def __missing__(self, value: object) -> Label:
         if len(self) >= _MOST_NAMES:
             self.clear()
-        return self.setdefault(value, label_of(self._column, value))
+        return self.setdefault(value, label_of(self._column, value, self._kind))
 
+    def of(self, values: Sequence[object]) -> list[Label]:
+        """The labels of k values, all of one type.
 
-def kind_of(value: object) -> str:
-    """What a value is, in words."""
-    kinds = {type(None): "null or absent", bool: "a boolean", list: "a list", dict: "an object"}
-    return kinds.get(type(value), "a string" if isinstance(value, str) else "a number")
+        Raises:
+            UnusableError: One can't be a label.
+        """
+        if self._kind.lists:
+            values = [tuple(value) if isinstance(value, list) else value for value in values]
+        found: list[Label] = []
+        try:
+            # Those before an error stay in the list.
+            found.extend(map(self.__getitem__, values))
+        except UnusableError as error:
+            error.index = len(found)
+            raise
+        return found
 
 
 def _unicode(column: str, value: str) -> str:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
+from mtl_jax.data.kinds import has_label
 from mtl_jax.studies.arm_specs import (
     NOTHING_HELD,
     check_arms,
@@ -46,6 +47,8 @@ _HEAD_FROZEN = "scarce_head_frozen"
 _HEAD_FROZEN_FILE = "recipes/scarce_head_frozen.json"
 # It finds the scarce task by itself: of those that are thinned, the one with the fewest labels.
 _FINDING = "scarce_head_last"
+# What is given by task, and left out where a task is trained alone.
+_PER_TASK = ("heads", "mlp_heads", "loss", "class_weights", "label_smoothing")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,9 +107,12 @@ class ScarceTask(StudySettings):
         if name == "single_task":
             data = data.of_task(self.scarce_task)
             steps_of_one = math.ceil(fraction * labels / self.batch_size)
-            changes["task_weights"] = tuple(
-                pair for pair in self.task_weights if pair.startswith(f"{self.scarce_task}=")
-            )
+            for setting in ("task_weights", *_PER_TASK):
+                pairs = getattr(self, setting)
+                # A value for all tasks is no pair.
+                if setting == "task_weights" or any("=" in pair for pair in pairs):
+                    own = [pair for pair in pairs if pair.startswith(f"{self.scarce_task}=")]
+                    changes[setting] = tuple(own)
             epochs = max(self.epochs, math.ceil(self.min_steps / steps_of_one))
             changes |= self.passes(epochs)
         elif name == "sequential_heads":
@@ -186,7 +192,7 @@ def plan_of(study: ScarceTask, pool: InputsPool) -> Plan:
     inputs = pool.get(study)
     study.check(inputs.bert.num_hidden_layers)
     examples = inputs.split("train").examples
-    labels = {task: int((of_task >= 0).sum()) for task, of_task in examples.labels.items()}
+    labels = {task: int(has_label(of_task).sum()) for task, of_task in examples.labels.items()}
     for task, count in labels.items():
         if not count:
             raise UserError(

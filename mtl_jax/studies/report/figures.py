@@ -34,6 +34,7 @@ from mtl_jax.studies.stats.results import (
     numbers,
     per_seed,
     qualities,
+    score,
     sources_of,
     tasks_of,
     trained_arms,
@@ -257,9 +258,9 @@ def _curves(
         for result in results:
             for point in (result.get("curve") or []) if result["arm"] == arm else []:
                 epoch, flops = lookup(point, "epoch"), _flops_until(result, point)
-                score = lookup(point, "validation", task, "macro_f1")
-                if epoch is not None and score is not None and flops:
-                    at.setdefault(epoch, []).append((flops / unit, score))
+                value = score(point.get("validation"), task)
+                if epoch is not None and value is not None and flops:
+                    at.setdefault(epoch, []).append((flops / unit, value))
         if at:
             curves[arm] = [_summary(at[epoch]) for epoch in sorted(at)]
     return curves

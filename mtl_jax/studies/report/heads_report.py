@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from mtl_jax.studies.report.figures import save
 from mtl_jax.studies.report.palette import styled
 from mtl_jax.studies.report.search_report import search_blocks
 from mtl_jax.studies.stats.intervals import Interval, mean_interval
-from mtl_jax.studies.stats.results import lookup, quality, tasks_of
+from mtl_jax.studies.stats.results import lookup, measures, quality, tasks_of
 
 Line = Mapping[str, Any]
 Setting = tuple[tuple[str, float], ...]
@@ -48,9 +49,11 @@ def trial_scores(lines: Sequence[Line]) -> list[float]:
     """The validation score that each setting was judged by: its mean over seeds.
 
     A setting that diverged with any seed was tried and found nothing: it scores 0, the
-    least that macro-F1 can be.
+    least that macro-F1 can be, or where R2 is below 0 as the worst of the others.
     """
-    return [sum(v) / len(v) if v else 0.0 for v in by_setting(lines).values()]
+    means = [sum(values) / len(values) if values else None for values in by_setting(lines).values()]
+    least = min([0.0, *(mean for mean in means if mean is not None)])
+    return [least if mean is None else mean for mean in means]
 
 
 def setting_table(lines: Sequence[Line], most: int | None = None) -> Table:
@@ -68,7 +71,7 @@ def setting_table(lines: Sequence[Line], most: int | None = None) -> Table:
 
     def mean(setting: Setting) -> float:
         values = scores[setting]
-        return sum(values) / len(values) if values else -1.0
+        return sum(values) / len(values) if values else -math.inf
 
     rows = []
     for setting in sorted(scores, key=mean, reverse=True)[:most]:
@@ -181,11 +184,12 @@ def _test(chosen: Sequence[Line], facts: list[tuple[str, Cell]]) -> list[Block]:
     for task in tasks_of(tested):
         cells = [
             _cell(mean_interval([v for v in values if v is not None]))
-            for name in ("accuracy", "macro_f1")
+            for name, _ in measures(tested, task)
             for values in [[lookup(line["test"], task, name) for line in tested]]
         ]
         rows.append(Row((Cell(task), *cells)))
     if not tested:
         return [Facts(tuple(facts[:-1]))]
-    columns = ("task", "accuracy", "macro-F1")
+    named = [[name for _, name in measures(tested, task)] for task in tasks_of(tested)]
+    columns = ("task", *(" / ".join(dict.fromkeys(names)) for names in zip(*named, strict=True)))
     return [Facts(tuple(facts)), Table("The chosen setting on test", columns, tuple(rows))]

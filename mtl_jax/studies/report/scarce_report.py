@@ -24,8 +24,8 @@ from mtl_jax.studies.stats.results import (
     Result,
     arms_of,
     evaluation_split,
-    lookup,
     per_seed,
+    score,
     tasks_of,
 )
 
@@ -107,8 +107,8 @@ def document(
 
 
 def of(task: str, split: str) -> Number:
-    """A task's macro-F1 on a split, of a result."""
-    return lambda result: lookup(result, split, task, "macro_f1")
+    """A task's score on a split, of a result."""
+    return lambda result: score(result.get(split), task)
 
 
 def fraction_names(results: Sequence[Result]) -> dict[float, str]:

@@ -24,11 +24,14 @@ from mtl_jax.studies.stats.results import (
     control_heads,
     evaluation_split,
     gap,
+    is_regression,
     lookup,
+    measures,
     numbers,
     per_seed,
     qualities,
     quality,
+    score,
     sources_of,
     tasks_of,
     trained_arms,
@@ -70,13 +73,18 @@ def quality_table(results: Sequence[Result], chosen: str | None) -> Table:
         for task in tasks:
             cells += [
                 mean_cell(numbers(results, arm, split, task, metric))
-                for metric in ("accuracy", "macro_f1")
+                for metric, _ in measures(results, task)
             ]
         rows.append(_arm_row(results, arm, chosen, cells))
         rows += _baseline_rows(results) if arm == BASELINE else []
     columns = ["scenario", "seeds", "mean macro-F1"]
-    columns += [f"{task} {metric}" for task in tasks for metric in ("accuracy", "macro-F1")]
+    columns += [f"{task} {name}" for task in tasks for _, name in measures(results, task)]
     note = _over_seeds(results)
+    if values := [task for task in tasks if is_regression(results, task)]:
+        note += (
+            f" {formatting.listing(values)}, a regression, has R2 wherever means and differences "
+            "of macro-F1 are given."
+        )
     if trained := [arm for arm in control_heads(results) if arm != BASELINE]:
         note += (
             f" A head of {formatting.listing(trained)} never trained: a control, not recommended."
@@ -180,7 +188,8 @@ def difference_table(results: Sequence[Result], chosen: str | None) -> Table | N
         cells = [difference_cell(qualities(results, each.arm, split), reference)]
         for task in tasks:
             mine, theirs = (
-                numbers(results, arm, split, task, "macro_f1") for arm in (each.arm, REFERENCE)
+                per_seed(results, arm, lambda line, task=task: score(line.get(split), task))
+                for arm in (each.arm, REFERENCE)
             )
             cells.append(difference_cell(mine, theirs))
         p_values = [each.difference.p_value, each.p_value, *([each.t_value] if few else [])]
@@ -260,7 +269,7 @@ def _baseline_rows(results: Sequence[Result]) -> list[Row]:
             cells = [
                 Cell(formatting.fixed(lookup(metrics, task, metric)))
                 for task in tasks_of(results)
-                for metric in ("accuracy", "macro_f1")
+                for metric, _ in measures(results, task)
             ]
             mean = Cell(formatting.fixed(quality(metrics)))
             rows.append(Row((Cell(name), Cell(""), mean, *cells), "reference"))

@@ -14,9 +14,9 @@ from mtl_jax.studies.stats.results import (
     Result,
     evaluation_split,
     gap,
-    lookup,
     qualities,
     quality,
+    score,
     tasks_of,
 )
 
@@ -140,7 +140,7 @@ def _scarce_task_gains(results: Sequence[Result], pair: Arms) -> Answer:
     split = evaluation_split(results)
 
     def scarce(result: Result) -> float | None:
-        return lookup(result, split, result["setting"]["scarce_task"], "macro_f1")
+        return score(result.get(split), result["setting"]["scarce_task"])
 
     return contrast(results, pair, scarce, "macro-F1 of the scarce task")
 

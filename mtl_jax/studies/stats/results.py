@@ -7,6 +7,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
+from mtl_jax.config.tasks import SCORES, Kind
 from mtl_jax.core.errors import cannot_read
 from mtl_jax.core.json_files import parse_json
 
@@ -30,6 +31,8 @@ RESULT = {
 }
 """The schema of a line of ``results.jsonl``."""
 
+_SPLITS = ("train", "validation", "test", "probe")
+_CLASSES: Kind = "single_label"
 BASELINE = "all_frozen"
 REFERENCE = "none_frozen"
 
@@ -81,7 +84,7 @@ def tasks_of(results: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """The tasks that have metrics on some split, in the order of the file."""
     found: dict[str, None] = {}
     for result in results:
-        for split in ("train", "validation", "test", "probe"):
+        for split in _SPLITS:
             metrics = result.get(split)
             found |= dict.fromkeys(metrics if isinstance(metrics, dict) else ())
     return tuple(found)
@@ -138,8 +141,44 @@ def lookup(result: Any, *path: str) -> float | None:
     return float(result) if math.isfinite(result) else None
 
 
+def score(metrics: Any, task: str) -> float | None:
+    """What a task is judged by: macro-F1, or R2 of a regression; None where there is none.
+
+    Args:
+        metrics: ``{task: {"macro_f1": …}}``, the metrics on one split.
+        task: The task.
+    """
+    return lookup(metrics, task, SCORES["regression" if _is_value(metrics, task) else _CLASSES])
+
+
+def is_regression(results: Iterable[Mapping[str, Any]], task: str) -> bool:
+    """Whether the metrics of a task, on whichever split it has some, are those of a regression."""
+    return any(_is_value(result.get(split), task) for result in results for split in _SPLITS)
+
+
+def _is_value(metrics: Any, task: str) -> bool:
+    of_task = _of_task(metrics, task)
+    return "r2" in of_task and "macro_f1" not in of_task
+
+
+def _of_task(metrics: Any, task: str) -> Mapping[str, Any]:
+    of_task = metrics.get(task) if isinstance(metrics, dict) else None
+    return of_task if isinstance(of_task, dict) else {}
+
+
+def measures(results: Sequence[Mapping[str, Any]], task: str) -> tuple[tuple[str, str], ...]:
+    """``(metric, name for a reader)`` of the two metrics of a task that a table has."""
+    if is_regression(results, task):
+        return (("rmse", "RMSE"), ("r2", "R2"))
+    if any(
+        "micro_f1" in _of_task(result.get(split), task) for result in results for split in _SPLITS
+    ):
+        return (("micro_f1", "micro-F1"), ("macro_f1", "macro-F1"))
+    return (("accuracy", "accuracy"), ("macro_f1", "macro-F1"))
+
+
 def quality(metrics: Any) -> float | None:
-    """The one number an arm is judged by: the mean over tasks of macro-F1.
+    """The one number an arm is judged by: the mean over tasks of their ``score``.
 
     Tasks without labels are left out of the mean.
 
@@ -147,15 +186,14 @@ def quality(metrics: Any) -> float | None:
         metrics: ``{task: {"macro_f1": …}}``, the metrics on one split.
     """
     tasks = metrics if isinstance(metrics, dict) else ()
-    scores = [lookup(metrics, task, "macro_f1") for task in tasks]
+    scores = [score(metrics, task) for task in tasks]
     known = [score for score in scores if score is not None]
     return sum(known) / len(known) if known else None
 
 
 def gap(result: Result, task: str, split: str) -> float | None:
-    """Macro-F1 on the training examples minus macro-F1 on ``split``."""
-    train = lookup(result, "train", task, "macro_f1")
-    other = lookup(result, split, task, "macro_f1")
+    """The score on the training examples minus that on ``split``."""
+    train, other = score(result.get("train"), task), score(result.get(split), task)
     return None if train is None or other is None else train - other
 
 

@@ -15,6 +15,9 @@ from mtl_jax.training.weighting.base import Seen, State, Weighting, descend
 class Uncertainty(Weighting):
     """Kendall, Gal & Cipolla 2018 (arXiv:1705.07115), eq. 10, for classification.
 
+    Of a regression, whose L is a squared error, they have L / 2 (eq. 7): with ``s - log 2`` in the
+    place of ``s`` that is the same but for a constant: in the end both have the same weight.
+
     The loss is the sum over tasks of ``exp(-s) L + s / 2``, where ``s = log sigma^2`` is the
     logarithm of the task's noise; it is least at ``s = log 2L``. The ``s`` of a task is trained
     with the model, from 0 on, by an Adam of its own: it is not decayed, and has no part in the

@@ -12,7 +12,8 @@ import tensorflow_datasets as tfds
 
 from mtl_jax.config.train import DataConfig
 from mtl_jax.core.errors import UserError
-from mtl_jax.data.corpus import MISSING, load_corpus
+from mtl_jax.data.corpus import load_corpus
+from mtl_jax.data.kinds import MISSING
 from mtl_jax.data.sources import tfds as tfds_source
 
 DIE = "TOY_REVIEWS_DIE"
@@ -236,7 +237,7 @@ def test_the_cache_is_used_where_no_folder_is_set(tmp_path, monkeypatch):
         (
             "toy_reviews",
             ("sentiment=score",),
-            r"'score' is neither a class, an integer, a boolean nor a string",
+            r"'score' can't be a label of a single_label task: name one of classes, strings, whole",
         ),
     ],
 )

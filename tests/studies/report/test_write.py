@@ -332,3 +332,18 @@ def test_a_caption_ends_where_it_ends():
     assert to_markdown(Document("t", "", (picture,))).splitlines()[-1] == (
         r"![minus \[/b\] and \] and \$x\$](p.png)"
     )
+
+
+def test_tasks_of_other_kinds_have_their_own_metrics(tmp_path):
+    results = study((0, 1))
+    for result in results:
+        points = [point["validation"] for point in result["curve"]]
+        found = [result.get(split) for split in ("train", "validation", "test", "probe", "chance")]
+        for metrics in (each for each in (*found, *points) if each):
+            score = metrics["sentiment"]["macro_f1"]
+            metrics["stars"] = {"r2": score - 1, "rmse": 1.25, "mae": 1.0, "examples": 500}
+            metrics["tags"] = {"micro_f1": score, "macro_f1": score, "subset_accuracy": 0.5}
+    text = report(tmp_path, results, failures=FAILURES, context=CONTEXT)
+    for words in ("stars RMSE", "stars R2", "tags micro-F1", "sentiment accuracy"):
+        assert words in text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "stars, a regression, has R2 wherever means and differences" in text

@@ -1,0 +1,1 @@
+"""What the kinds of tasks do differently: one file for each, behind one interface."""
