@@ -20,6 +20,7 @@ from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.core.json_files import OBJECT, read_json
 from mtl_jax.core.paths import expanded
 from mtl_jax.models.bert_config import BertConfig
+from mtl_jax.models.exported import exported_pooling, plain_fields
 
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt", "1_Pooling/config.json")
 _FETCH = "fetch the checkpoint again"
@@ -315,7 +316,7 @@ def load_config(folder: Path) -> BertConfig:
     """The ``BertConfig`` of a checkpoint folder."""
     path = folder / "config.json"
     fields = read_json(path, OBJECT, "use the folder of a BERT checkpoint")
-    return BertConfig.from_dict(fields, origin=str(path))
+    return BertConfig.from_dict(plain_fields(fields), origin=str(path))
 
 
 def load_backbone(name_or_directory: str | Path) -> tuple[BertConfig, dict[str, Any]]:
@@ -337,7 +338,7 @@ def load_backbone(name_or_directory: str | Path) -> tuple[BertConfig, dict[str, 
 
 
 def default_pooling(folder: Path, width: int | None = None) -> Pooling:
-    """What a sentence-transformers checkpoint declares, else ``mean``.
+    """What a sentence-transformers checkpoint declares, or an exported one, else ``mean``.
 
     ``mean`` is also the better of the frozen features for a plain BERT (Reimers & Gurevych
     2019, arXiv:1908.10084, table 6).
@@ -350,6 +351,8 @@ def default_pooling(folder: Path, width: int | None = None) -> Pooling:
         UserError: It declares one that is not computed here, several at once, or one of vectors
             of another width.
     """
+    if exported := exported_pooling(folder):
+        return exported
     modules = _modules(folder)
     places = [module.get("path", "") for module in modules if _kind(module) == "Pooling"]
     path = folder / (places[0] if places else "1_Pooling") / "config.json"
