@@ -395,6 +395,9 @@ def left_out(folder: Path, *, vectors: bool) -> list[str]:
             and not to heads, which are trained on them as they are.
     """
     modules = [m for m in _modules(folder) if _kind(m) not in ("Transformer", "Pooling")]
+    if exported_pooling(folder) == "pooler":
+        # Its Dense module is the pooler.
+        modules = [module for module in modules if _kind(module) != "Dense"]
     other = [reprlib.repr(_kind(module)) for module in modules if _kind(module) != "Normalize"]
     notes = []
     if other:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import jax
 import numpy as np
 
-from mtl_jax.config.tasks import Task
+from mtl_jax.config.tasks import Kind, Task
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
 from mtl_jax.freezing.partition import Params
@@ -48,13 +48,9 @@ def load_exported(*folders: str | Path) -> tuple[MultiTaskModel, Params]:
                 "itself"
             )
     heads = [read_head(path, read_tensors(path)) for path in paths]
-    tasks = [Task(head.task, _kind(head.kind), classes=head.classes) for head in heads]
+    tasks = [Task(head.task, cast("Kind", head.kind), classes=head.classes) for head in heads]
     params: Params = {"backbone": encoders[0].params}
     return MultiTaskModel(encoders[0], tasks), params | {head.task: head.params for head in heads}
-
-
-def _kind(kind: str) -> Any:
-    return kind
 
 
 def _equal(left: Params, right: Params) -> bool:

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from mtl_jax import __version__
+from mtl_jax.config.data import DataConfig
 from mtl_jax.config.files import flags_of
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.models.exported import MODULE
@@ -90,7 +91,7 @@ def _training(run: TrainedRun) -> str:
         what: _without_folders(str(settings[what])),
         "encoder": _without_folders(settings["backbone"]),
         "seed": settings["seed"],
-        "data": _without_folders(str(record["data"].get("name", ""))),
+        "data": ", ".join(_data_sets(settings["data"])),
         "digest of the data": record["data"]["fingerprint"],
         "digest of the weights before training": record["weights_sha256"],
     }
@@ -101,6 +102,12 @@ def _training(run: TrainedRun) -> str:
         }
     cells = (f"| {name} | `{value}` |" for name, value in rows.items() if value != "")
     return "\n".join(["| | |", "|---|---|", *cells])
+
+
+def _data_sets(data: Mapping[str, Any]) -> list[str]:
+    """The names of what was trained on, of files without their folders."""
+    origins = DataConfig(**data).origins
+    return [each.files[0][1].name if each.files else each.dataset for each in origins]
 
 
 def command(settings: Mapping[str, Any]) -> str:

@@ -25,7 +25,10 @@ from mtl_jax.tools.export.trained_run import TaskHead, TrainedRun
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 _CONFIG, _WEIGHTS, _TOKENIZER = "config.json", "model.safetensors", "tokenizer_config.json"
-_PREFIX = "bert."
+# What stands before an encoder's names in a model with a head, by ``model_type``.
+_PREFIXES = {"bert": "bert."}
+# Where a class of transformers itself pools as the model does, and puts the classifier on that.
+_NATIVE = {("bert", "pooler")}
 # Of a checkpoint's config.json: what is of its own head, files or code, and not of its encoder.
 _NOT_OF_THE_ENCODER = (
     "_name_or_path",
@@ -68,7 +71,7 @@ def write_classifier(run: TrainedRun, head: TaskHead, folder: Path, dtype: Dtype
             "dropout": run.config.hidden_dropout_prob if rate is None else rate,
         },
     }
-    if not is_native(run):
+    if (kind, run.pooling) not in _NATIVE:
         fields |= {
             "model_type": exported.pooled_type(kind),
             "architectures": ["PooledForSequenceClassification"],
@@ -79,14 +82,15 @@ def write_classifier(run: TrainedRun, head: TaskHead, folder: Path, dtype: Dtype
         target = folder / f"{exported.MODULE}.py"
         target.write_text(module.replace("Bert", _stem(kind)), encoding="utf-8")
     write_json(folder / _CONFIG, fields)
-    encoder = {f"{_PREFIX}{name}": array for name, array in encoder_tensors(run).items()}
+    prefix = _PREFIXES[kind]
+    encoder = {f"{prefix}{name}": array for name, array in encoder_tensors(run).items()}
     save_tensors(folder / _WEIGHTS, encoder | exported.classifier_tensors(dense), dtype)
     write_tokenizer(run, folder)
 
 
 def is_native(run: TrainedRun) -> bool:
     """Whether transformers itself has a class that pools and classifies as the model does."""
-    return run.pooling == "pooler"
+    return (encoder_fields(run)["model_type"], run.pooling) in _NATIVE
 
 
 def write_sentence_encoder(run: TrainedRun, folder: Path, dtype: Dtype) -> None:

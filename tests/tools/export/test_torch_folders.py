@@ -11,7 +11,7 @@ import safetensors.numpy
 import mtl_jax as mtl
 from mtl_jax.core.errors import UserError
 from mtl_jax.models.exported import read_head
-from mtl_jax.models.pretrained import read_tensors, to_transformers
+from mtl_jax.models.pretrained import left_out, read_tensors, to_transformers
 from mtl_jax.tools.export.torch_folders import (
     as_dtype,
     write_classifier,
@@ -287,6 +287,7 @@ def test_sentence_transformers_has_the_encoder_and_its_pooling(pooling, pooled_b
     modules = json.loads((folder / "modules.json").read_text())
     kinds = [module["type"].rpartition(".")[2] for module in modules]
     assert kinds == ["Transformer", "Pooling", *(["Dense"] if pooling == "pooler" else [])]
+    assert left_out(folder, vectors=True) == []
     sentence_transformers = pytest.importorskip("sentence_transformers")
     loaded = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
     assert loaded.max_seq_length == 24
