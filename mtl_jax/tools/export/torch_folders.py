@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import jax
 import ml_dtypes
 import numpy as np
-import safetensors
+import safetensors.numpy
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import OBJECT, read_json, write_json
@@ -211,11 +212,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], dtype: Dtype) -> None:
         OSError: It can't be written.
     """
     arrays = {name: as_dtype(name, np.asarray(array), dtype) for name, array in tensors.items()}
-    described = {
-        name: {"dtype": dtype, "shape": array.shape, "data": array.tobytes()}
-        for name, array in arrays.items()
-    }
-    path.write_bytes(safetensors.serialize(described, {"format": "pt"}))
+    # Through the memory, for safetensors itself tells of a full disk in its own kind of error.
+    path.write_bytes(safetensors.numpy.save(arrays, {"format": "pt"}))
 
 
 def write_tokenizer(run: TrainedRun, folder: Path) -> None:
@@ -253,12 +251,16 @@ def _with_length(run: TrainedRun, folder: Path, **more: str) -> None:
 
 
 def _gives_the_ids(run: TrainedRun, folder: Path) -> bool:
+    """Whether transformers makes the run's ids: of usual texts, each token and each character."""
     from transformers import AutoTokenizer
 
     own = run.tokenizer.backend_tokenizer
+    texts = [*own.get_vocab(), *string.printable]
     try:
         found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         check_ids(own, found, folder)
     except (UserError, ValueError, OSError, KeyError, AttributeError):
         return False
-    return found.pad_token_id == run.tokenizer.pad_token_id
+    ids = [encoding.ids for encoding in own.encode_batch(texts)]
+    same = found(texts, truncation=False, verbose=False)["input_ids"] == ids
+    return same and found.pad_token_id == run.tokenizer.pad_token_id
