@@ -38,7 +38,6 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
     Raises:
         UserError: The hub can't be reached, or refuses; the folder stays.
     """
-    import httpx
     import huggingface_hub
 
     api = huggingface_hub.HfApi()
@@ -47,7 +46,7 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
         api.upload_folder(
             repo_id=made.repo_id, folder_path=folder, commit_message="Export of mtl_jax"
         )
-    except (httpx.HTTPError, OSError, ValueError) as error:
+    except Exception as error:  # whichever library carries the requests
         raise UserError(
             f"{folder} is written, and can't be pushed to {repository} ({first_line(error)}): log "
             f"in with `hf auth login`, then `hf upload {repository} {folder}`"

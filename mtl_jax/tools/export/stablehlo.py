@@ -108,10 +108,7 @@ def _program(run: TrainedRun, weights: Any, where: str, trust: Sequence[str]) ->
 
 def _write_tokenizer(run: TrainedRun, path: Path) -> None:
     """The tokenizer as one file, which cuts texts as the run did and fills them up."""
-    from tokenizers import Tokenizer
-
-    loaded = run.tokenizer
-    own = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    loaded, own = run.tokenizer, run.plain_tokenizer()
     own.enable_truncation(run.max_length, direction=loaded.truncation_side)
     own.enable_padding(pad_id=loaded.pad_token_id, pad_token=loaded.pad_token)
     own.save(str(path))

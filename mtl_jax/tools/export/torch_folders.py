@@ -252,15 +252,20 @@ def _with_length(run: TrainedRun, folder: Path, **more: str) -> None:
 
 def _gives_the_ids(run: TrainedRun, folder: Path) -> bool:
     """Whether transformers makes the run's ids: of usual texts, each token and each character."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, logging
 
-    own = run.tokenizer.backend_tokenizer
+    own = run.plain_tokenizer()
     texts = [*own.get_vocab(), *string.printable]
+    level = logging.get_verbosity()
+    # The model_type of a module file is none that it knows, and it says so.
+    logging.set_verbosity_error()
     try:
         found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         check_ids(own, found, folder)
     except (UserError, ValueError, OSError, KeyError, AttributeError):
         return False
+    finally:
+        logging.set_verbosity(level)
     ids = [encoding.ids for encoding in own.encode_batch(texts)]
     same = found(texts, truncation=False, verbose=False)["input_ids"] == ids
     return same and found.pad_token_id == run.tokenizer.pad_token_id

@@ -22,6 +22,7 @@ from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.predict import best_parameters
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 
@@ -94,6 +95,15 @@ class TrainedRun:
     files: Path
     tokenizer: PreTrainedTokenizerFast
     max_length: int
+
+    def plain_tokenizer(self) -> Tokenizer:
+        """A copy of the tokenizer's inside, which neither cuts texts nor fills them up."""
+        from tokenizers import Tokenizer
+
+        own = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        own.no_truncation()
+        own.no_padding()
+        return own
 
     @classmethod
     def open(cls, folder: str | Path, tasks: Sequence[str] = ()) -> Self:

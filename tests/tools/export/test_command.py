@@ -156,7 +156,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.answer(401, {"error": "Invalid username or password."})
         elif self.path == "/api/repos/create":
             asked = json.loads(body)
-            server.made.append((asked["name"], asked.get("private")))
+            private = asked.get("private") or asked.get("visibility") == "private"
+            server.made.append((asked["name"], private))
             self.answer(200, {"url": f"{server.address}/me/{asked['name']}"})
         elif self.path.endswith("/preupload/main"):
             files = [
@@ -196,7 +197,7 @@ class Stand(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Hub)
         self.address = f"http://127.0.0.1:{self.server_port}"
-        self.made: list[tuple[str, bool | None]] = []
+        self.made: list[tuple[str, bool]] = []
         self.kept: dict[str, bytes] = {}
 
 
