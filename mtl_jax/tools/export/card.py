@@ -1,0 +1,177 @@
+"""The card of an exported folder: its ``README.md``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from mtl_jax import __version__
+from mtl_jax.config.data import DataConfig
+from mtl_jax.config.files import flags_of
+from mtl_jax.config.train import TrainConfig
+from mtl_jax.models.exported import MODULE
+from mtl_jax.tools.export.trained_run import TaskHead, TrainedRun
+
+# An absolute path, by itself or after ``task=``.
+_ABSOLUTE = re.compile(r"(?<![^=])/.*/")
+_SPLITS = ("validation", "test")
+
+
+def card(
+    run: TrainedRun, heads: tuple[TaskHead, ...], usage: str, metadata: Mapping[str, Any], code: str
+) -> str:
+    """The text of a card, Markdown with YAML in front.
+
+    Args:
+        run: The run.
+        heads: The tasks that the folder holds; none of an encoder alone.
+        usage: Python that loads the folder.
+        metadata: Of the YAML, what only this kind of folder has.
+        code: What is to be said of code in the folder; empty without any.
+    """
+    import yaml
+
+    record = run.record
+    backbone = record["settings"]["backbone"]
+    front: dict[str, Any] = {**metadata, "tags": [*metadata.get("tags", ()), "mtl_jax"]}
+    # A folder is known to its owner alone.
+    if not PurePath(backbone).is_absolute():
+        front["base_model"] = backbone
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        f"# {', '.join(head.name for head in heads) or 'Text encoder'}",
+        _what(run, heads),
+        "## Use",
+        f"```python\n{usage}\n```",
+        *([code] if code else []),
+        "## Training",
+        _training(run),
+        "The command, with files by their names alone:",
+        f"```bash\n{command(record['settings'])}\n```",
+        "## Scores",
+        _scores(run, heads),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _what(run: TrainedRun, heads: tuple[TaskHead, ...]) -> str:
+    lines = []
+    for head in heads:
+        names = ", ".join(f"`{name}`" for name in head.classes)
+        kinds = {
+            "single_label": f"One of {names}.",
+            "multi_label": f"Any of {names}.",
+            "regression": "A number, in the unit of its labels.",
+        }
+        lines.append(f"* **{head.name}**: {kinds[head.kind]}")
+    trained = ", ".join(run.record["classes"])
+    lines.append(
+        f"{'' if not heads else chr(10)}Trained by mtl_jax {__version__} on the tasks {trained}. A "
+        f"text becomes the {_POOLINGS[run.pooling]}; longer ones are cut to {run.max_length} "
+        "tokens."
+    )
+    return "\n".join(lines)
+
+
+_POOLINGS = {
+    "mean": "mean of its tokens' vectors",
+    "cls": "vector of its first token",
+    "pooler": "vector of its first token, through the encoder's pooler",
+}
+
+
+def _training(run: TrainedRun) -> str:
+    record = run.record
+    settings = record["settings"]
+    what = "recipe" if settings.get("recipe") else "scenario"
+    rows = {
+        what: _without_folders(str(settings[what])),
+        "encoder": _without_folders(settings["backbone"]),
+        "seed": settings["seed"],
+        "data": ", ".join(_data_sets(settings["data"])),
+        "digest of the data": record["data"]["fingerprint"],
+        "digest of the weights before training": record["weights_sha256"],
+    }
+    if run.result:
+        rows |= {
+            "epochs": f"{run.result['epochs']}, the best one {run.result['best_epoch']}",
+            "trained parameters": f"{run.result['trainable_parameters']:,}",
+        }
+    cells = (f"| {name} | `{value}` |" for name, value in rows.items() if value != "")
+    return "\n".join(["| | |", "|---|---|", *cells])
+
+
+def _data_sets(data: Mapping[str, Any]) -> list[str]:
+    """The names of what was trained on, of files without their folders."""
+    origins = DataConfig(**data).origins
+    return [each.files[0][1].name if each.files else each.dataset for each in origins]
+
+
+def command(settings: Mapping[str, Any]) -> str:
+    """The command of a run, without the folders of its files.
+
+    Args:
+        settings: Of its ``config.json``.
+    """
+    flags = [_without_folders(flag) for flag in flags_of(settings, TrainConfig)]
+    words = ["python", "-m", "mtl_jax", "train", *flags, "--workdir", "DIR"]
+    return shlex.join(words)
+
+
+def _without_folders(words: str) -> str:
+    return _ABSOLUTE.sub("", words)
+
+
+def _scores(run: TrainedRun, heads: tuple[TaskHead, ...]) -> str:
+    if run.result is None:
+        return "None: the run is not finished."
+    names = [head.name for head in heads] or list(run.record["classes"])
+    lines = []
+    untrained = set(run.result.get("untrained_heads", ())) & {*names}
+    for task in untrained:
+        lines += [f"The head of {task} has not been trained: it is what chance has made it.", ""]
+    rows = [
+        (split, task, {name: v for name, v in of_split[task].items() if _is_number(v)})
+        for task in names
+        for split in _SPLITS
+        if (of_split := run.result.get(split))
+    ]
+    columns = list(dict.fromkeys(name for _, _, scores in rows for name in scores))
+    lines += [f"| task | split | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    for split, task, scores in rows:
+        cells = [f"{scores[name]:.4g}" if name in scores else "" for name in columns]
+        lines.append(f"| {task} | {split} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def classifier_usage(folder: str, *, native: bool) -> str:
+    """Python that loads a folder for transformers."""
+    trust = "" if native else ", trust_remote_code=True"
+    return (
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+        f'folder = "{folder}"\n'
+        f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})\n"
+        f"model = AutoModelForSequenceClassification.from_pretrained(folder{trust})\n"
+        'batch = tokenizer(["a text"], truncation=True, padding=True, return_tensors="pt")\n'
+        "logits = model(**batch).logits"
+    )
+
+
+CODE = (
+    f"This folder holds code, `{MODULE}.py`: transformers has no class of this encoder that pools "
+    "as the model does. It is run only where `trust_remote_code=True` is said; read it first."
+)
+"""What the card of a folder with a module file says of it."""
+
+ENCODER_USAGE = (
+    "from sentence_transformers import SentenceTransformer\n\n"
+    'vectors = SentenceTransformer("{folder}").encode(["a text"])'
+)
+"""Python that loads a folder for sentence-transformers."""
