@@ -2,8 +2,8 @@
 
     python in_torch.py JOBS.json OUTPUT.npz
 
-A job is an object: ``folder``, ``trusted``, ``texts`` and, where a step is taken, ``further``: where
-to save.
+A job is an object: ``folder``, ``trusted``, ``texts`` and, where a step is taken, ``further``,
+where to save.
 """
 
 import json
