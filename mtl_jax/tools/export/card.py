@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from mtl_jax import __version__
 from mtl_jax.config.data import DataConfig
 from mtl_jax.config.files import flags_of
 from mtl_jax.config.train import TrainConfig
@@ -82,7 +81,7 @@ def _what(run: TrainedRun, heads: tuple[TaskHead, ...]) -> str:
         lines.append(f"* **{head.name}**: {kinds[head.kind]}")
     trained = ", ".join(run.record["classes"])
     lines.append(
-        f"{'' if not heads else chr(10)}Trained by mtl_jax {__version__} on the tasks {trained}. A "
+        f"{'' if not heads else chr(10)}Trained by mtl_jax {run.record['mtl_jax']} on the tasks {trained}. A "
         f"text becomes the {_POOLINGS[run.pooling]}; longer ones are cut to {run.max_length} "
         "tokens."
     )

@@ -102,7 +102,7 @@ def export(
             for part in parts:
                 inside = draft / part.path
                 inside.mkdir(exist_ok=True)
-                loaded_by = part.repository or str(Path(folder.name) / part.path)
+                loaded_by = part.repository or str(Path(folder.absolute().name, part.path))
                 text = _write(run, part, inside, format, dtype, loaded_by, str(workdir), trust)
                 (inside / "README.md").write_text(text, encoding="utf-8")
     except OSError as error:

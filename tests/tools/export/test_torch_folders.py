@@ -20,6 +20,7 @@ from mtl_jax.models.pretrained import left_out, read_tensors, to_transformers
 from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.tools.export.torch_folders import (
     as_dtype,
+    encoder_fields,
     write_classifier,
     write_sentence_encoder,
     write_tokenizer,
@@ -192,6 +193,9 @@ def test_only_the_module_file_of_an_export_is_passed_over(opened, tmp_path):
     fields = json.loads((folder / "config.json").read_text())
     assert fields["model_type"] == "pooled_bert"
     mtl.load_encoder(folder)
+    # A run that began with the folder is exported as any other.
+    again = encoder_fields(dataclasses.replace(opened, files=folder))
+    assert again == encoder_fields(opened)
     other = fields["auto_map"] | {"AutoConfig": "other.PooledConfig"}
     (folder / "config.json").write_text(json.dumps(fields | {"auto_map": other}))
     with pytest.raises(UserError, match="auto_map names code"):
