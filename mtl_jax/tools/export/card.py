@@ -79,11 +79,12 @@ def _what(run: TrainedRun, heads: tuple[TaskHead, ...]) -> str:
             "regression": "A number, in the unit of its labels.",
         }
         lines.append(f"* **{head.name}**: {kinds[head.kind]}")
-    trained = ", ".join(run.record["classes"])
+    if heads:
+        lines.append("")
     lines.append(
-        f"{'' if not heads else chr(10)}Trained by mtl_jax {run.record['mtl_jax']} on the tasks {trained}. A "
-        f"text becomes the {_POOLINGS[run.pooling]}; longer ones are cut to {run.max_length} "
-        "tokens."
+        f"Trained by mtl_jax {run.record['mtl_jax']} on the tasks "
+        f"{', '.join(run.record['classes'])}. A text becomes the {_POOLINGS[run.pooling]}; longer "
+        f"ones are cut to {run.max_length} tokens."
     )
     return "\n".join(lines)
 
