@@ -93,7 +93,7 @@ def _check(run: TrainedRun, head: TaskHead, path: Path, where: str) -> None:
     """
     import onnxruntime  # pyright: ignore[reportMissingImports]  (optional)
 
-    length = min(run.max_length, run.config.max_position_embeddings)
+    length = run.max_length
     ids = np.random.default_rng(0).integers(0, run.config.vocab_size, (3, length), np.int64)
     lengths = np.array([length, max(length // 2, 1), min(3, length)])
     mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
