@@ -63,7 +63,8 @@ def write_onnx(run: TrainedRun, head: TaskHead, folder: Path, where: str) -> Non
         # transformers keeps a copy of each module file that it runs.
         own = {"HF_MODULES_CACHE": str(Path(scratch) / "modules"), "PYTHONIOENCODING": "utf-8"}
         done = subprocess.run(  # noqa: S603  (this interpreter, and a file of this package)
-            [sys.executable, str(program), str(source), str(folder / _MODEL)],
+            # Without the folder of the program on the path, where modules have other's names.
+            [sys.executable, "-P", str(program), str(source), str(folder / _MODEL)],
             env=os.environ | own,
             capture_output=True,
             text=True,

@@ -313,26 +313,48 @@ def test_a_tokenizer_that_transformers_makes_anew_is_written_as_it_is(
     assert found.model_max_length == 24
 
 
+@pytest.fixture(scope="module")
+def encoders(pooled_by, tmp_path_factory):
+    """The folders for sentence-transformers, by their pooling."""
+    root = tmp_path_factory.mktemp("encoders")
+    for pooling, run in pooled_by.items():
+        (root / pooling).mkdir()
+        write_sentence_encoder(run, root / pooling, "float32")
+    return {pooling: root / pooling for pooling in pooled_by}
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_sentence_transformers_has_the_encoder_and_its_pooling(pooling, pooled_by, tmp_path):
-    run, folder = pooled_by[pooling], tmp_path / "encoder"
-    folder.mkdir()
-    write_sentence_encoder(run, folder, "float32")
+def test_an_encoder_has_its_pooling_and_the_same_bits(pooling, pooled_by, encoders):
+    folder = encoders[pooling]
     encoder = mtl.load_encoder(folder)
     assert encoder.pooling == pooling
-    assert_same_bits(to_transformers(encoder.params), to_transformers(run.backbone))
+    backbone = pooled_by[pooling].backbone
+    assert_same_bits(to_transformers(encoder.params), to_transformers(backbone))
     modules = json.loads((folder / "modules.json").read_text())
     kinds = [module["type"].rpartition(".")[2] for module in modules]
     assert kinds == ["Transformer", "Pooling", *(["Dense"] if pooling == "pooler" else [])]
     assert left_out(folder, vectors=True) == []
-    if find_spec("sentence_transformers") is None or find_spec("torch") is None:
-        return
+
+
+@pytest.mark.skipif(
+    find_spec("sentence_transformers") is None, reason="sentence-transformers is not installed"
+)
+def test_sentence_transformers_gives_the_vectors_of_the_run(pooled_by, encoders, tmp_path):
     program = (
-        "import sys, numpy, sentence_transformers as st; at, to, *texts = sys.argv[1:]\n"
-        "model = st.SentenceTransformer(at, device='cpu'); assert model.max_seq_length == 24\n"
-        "numpy.save(to, model.encode(texts))"
+        "import json, sys, numpy, sentence_transformers as st\n"
+        "folders, texts = json.load(sys.stdin); vectors = {}\n"
+        "for name, folder in folders.items():\n"
+        "    model = st.SentenceTransformer(folder, device='cpu')\n"
+        "    assert model.max_seq_length == 24\n"
+        "    vectors[name] = model.encode(texts)\n"
+        "numpy.savez(sys.argv[1], **vectors)"
     )
-    vectors = tmp_path / "v.npy"
-    command = [sys.executable, "-c", program, str(folder), str(vectors), *TEXTS]
-    subprocess.run(command, check=True, capture_output=True)
-    np.testing.assert_allclose(np.load(vectors), expected_vectors(run, TEXTS), atol=1e-4)
+    asked = {pooling: str(folder) for pooling, folder in encoders.items()}, TEXTS
+    command = [sys.executable, "-c", program, str(tmp_path / "v.npz")]
+    done = subprocess.run(
+        command, input=json.dumps(asked), text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "v.npz") as vectors:
+        for pooling, run in pooled_by.items():
+            np.testing.assert_allclose(vectors[pooling], expected_vectors(run, TEXTS), atol=1e-5)
