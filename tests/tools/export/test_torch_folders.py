@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ STARS = TaskHead(
 )
 
 
-def written(run, folder, task="sentiment", dtype="float32"):
+def written(run, folder, task="sentiment", dtype: Any = "float32"):
     """The folder of a task of a run."""
     folder.mkdir(parents=True)
     (head,) = (head for head in run.heads if head.name == task)
