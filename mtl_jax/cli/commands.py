@@ -142,7 +142,7 @@ checkpoint declares"""
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a trained folder's best checkpoint for PyTorch, sentence-transformers or plain JAX."""
+    """Write a trained folder's best checkpoint for PyTorch, ONNX Runtime or plain JAX."""
 
     workdir: str
     """folder of a run"""
@@ -150,7 +150,8 @@ class Export:
     """the folder to make"""
     format: Literal["huggingface", "sentence-transformers", "stablehlo", "onnx"] = "huggingface"
     """huggingface: a folder for each task, which transformers loads; sentence-transformers: the \
-encoder with its pooling; stablehlo: a program of all tasks, which JAX loads; onnx is not written"""
+encoder with its pooling; stablehlo: a program of all tasks, which JAX loads; onnx: a folder for \
+each task, for ONNX Runtime"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """precision of the weights in the files"""
     tasks: tuple[str, ...] = ()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
-from mtl_jax import __version__
 from mtl_jax.config.data import DataConfig
 from mtl_jax.config.files import flags_of
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.models.exported import MODULE
+from mtl_jax.tools.export.stablehlo import LOADER
 from mtl_jax.tools.export.trained_run import TaskHead, TrainedRun
 
 # An absolute path, by itself or after ``task=``.
@@ -20,23 +21,34 @@ _ABSOLUTE = re.compile(r"(?<![^=])/.*/")
 _SPLITS = ("validation", "test")
 
 
-def card(
-    run: TrainedRun, heads: tuple[TaskHead, ...], usage: str, metadata: Mapping[str, Any], code: str
-) -> str:
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """How a kind of folder is used.
+
+    Attributes:
+        code: Python that loads it.
+        metadata: Of the YAML in front of its card, what only this kind has.
+        note: What is to be known before.
+    """
+
+    code: str
+    metadata: Mapping[str, Any]
+    note: str = ""
+
+
+def card(run: TrainedRun, heads: tuple[TaskHead, ...], use: Use) -> str:
     """The text of a card, Markdown with YAML in front.
 
     Args:
         run: The run.
         heads: The tasks that the folder holds; none of an encoder alone.
-        usage: Python that loads the folder.
-        metadata: Of the YAML, what only this kind of folder has.
-        code: What is to be said of code in the folder; empty without any.
+        use: How the folder is used.
     """
     import yaml
 
     record = run.record
     backbone = record["settings"]["backbone"]
-    front: dict[str, Any] = {**metadata, "tags": [*metadata.get("tags", ()), "mtl_jax"]}
+    front: dict[str, Any] = {**use.metadata, "tags": [*use.metadata.get("tags", ()), "mtl_jax"]}
     # A folder is known to its owner alone.
     if not PurePath(backbone).is_absolute():
         front["base_model"] = backbone
@@ -45,8 +57,8 @@ def card(
         f"# {', '.join(head.name for head in heads) or 'Text encoder'}",
         _what(run, heads),
         "## Use",
-        f"```python\n{usage}\n```",
-        *([code] if code else []),
+        f"```python\n{use.code}\n```",
+        *([use.note] if use.note else []),
         "## Training",
         _training(run),
         "The command, with files by their names alone:",
@@ -67,11 +79,12 @@ def _what(run: TrainedRun, heads: tuple[TaskHead, ...]) -> str:
             "regression": "A number, in the unit of its labels.",
         }
         lines.append(f"* **{head.name}**: {kinds[head.kind]}")
-    trained = ", ".join(run.record["classes"])
+    if heads:
+        lines.append("")
     lines.append(
-        f"{'' if not heads else chr(10)}Trained by mtl_jax {__version__} on the tasks {trained}. A "
-        f"text becomes the {_POOLINGS[run.pooling]}; longer ones are cut to {run.max_length} "
-        "tokens."
+        f"Trained by mtl_jax {run.record['mtl_jax']} on the tasks "
+        f"{', '.join(run.record['classes'])}. A text becomes the {_POOLINGS[run.pooling]}; longer "
+        f"ones are cut to {run.max_length} tokens."
     )
     return "\n".join(lines)
 
@@ -151,10 +164,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def classifier_usage(folder: str, *, native: bool) -> str:
-    """Python that loads a folder for transformers."""
+_CLASSIFIER = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+
+
+def classifier_use(folder: str, *, native: bool) -> Use:
+    """Of a folder for transformers: its own class (``native``), or the module file."""
     trust = "" if native else ", trust_remote_code=True"
-    return (
+    code = (
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
         f'folder = "{folder}"\n'
         f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})\n"
@@ -162,16 +178,44 @@ def classifier_usage(folder: str, *, native: bool) -> str:
         'batch = tokenizer(["a text"], truncation=True, padding=True, return_tensors="pt")\n'
         "logits = model(**batch).logits"
     )
+    note = (
+        f"This folder holds code, `{MODULE}.py`: transformers has no class of this encoder that "
+        "pools as the model does. It is run only where `trust_remote_code=True` is said; read it "
+        "first."
+    )
+    return Use(code, _CLASSIFIER, "" if native else note)
 
 
-CODE = (
-    f"This folder holds code, `{MODULE}.py`: transformers has no class of this encoder that pools "
-    "as the model does. It is run only where `trust_remote_code=True` is said; read it first."
+def encoder_use(folder: str) -> Use:
+    """Of a folder for sentence-transformers."""
+    code = (
+        "from sentence_transformers import SentenceTransformer\n\n"
+        f'vectors = SentenceTransformer("{folder}").encode(["a text"])'
+    )
+    name = "sentence-transformers"
+    metadata = {"library_name": name, "pipeline_tag": "sentence-similarity", "tags": [name]}
+    return Use(code, metadata)
+
+
+def onnx_use(folder: str) -> Use:
+    """Of a folder for ONNX Runtime."""
+    code = (
+        "import onnxruntime\nfrom transformers import AutoTokenizer\n\n"
+        f'folder = "{folder}"  # fetched from where it is\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")\n'
+        'batch = tokenizer(["a text"], truncation=True, padding=True, return_tensors="np")\n'
+        'inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}\n'
+        "(logits,) = session.run(None, inputs)"
+    )
+    return Use(code, {**_CLASSIFIER, "library_name": "onnx"})
+
+
+PROGRAM = Use(
+    f"from {Path(LOADER).stem} import logits, tasks\n\n"
+    'logits(["a text"])  # of each of tasks [texts, labels]',
+    {"library_name": "jax"},
+    f"`{LOADER}` of this folder needs jax, flatbuffers, numpy, safetensors and tokenizers, and is "
+    "imported from here.",
 )
-"""What the card of a folder with a module file says of it."""
-
-ENCODER_USAGE = (
-    "from sentence_transformers import SentenceTransformer\n\n"
-    'vectors = SentenceTransformer("{folder}").encode(["a text"])'
-)
-"""Python that loads a folder for sentence-transformers."""
+"""Of a folder for JAX."""

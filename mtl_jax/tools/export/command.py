@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,15 +13,34 @@ from mtl_jax.core.errors import UserError, cannot_read, cannot_write
 from mtl_jax.core.paths import expanded
 from mtl_jax.models.exported import is_native
 from mtl_jax.tools.export import card, hub
-from mtl_jax.tools.export.stablehlo import LOADER, require_flatbuffers, write_stablehlo
+from mtl_jax.tools.export.onnx import require_packages, write_onnx
+from mtl_jax.tools.export.stablehlo import require_flatbuffers, write_stablehlo
 from mtl_jax.tools.export.torch_folders import (
     Dtype,
     write_classifier,
     write_sentence_encoder,
 )
-from mtl_jax.tools.export.trained_run import TrainedRun
+from mtl_jax.tools.export.trained_run import TaskHead, TrainedRun
 
 Format = Literal["huggingface", "sentence-transformers", "stablehlo", "onnx"]
+
+# In these each task has a folder of its own.
+_OF_TASKS = ("huggingface", "onnx")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A folder that is loaded by itself.
+
+    Attributes:
+        path: Its path in that of ``--output``.
+        heads: The tasks whose heads it holds.
+        repository: Where it is pushed to; None for nowhere.
+    """
+
+    path: str
+    heads: tuple[TaskHead, ...]
+    repository: str | None
 
 
 def export(
@@ -43,12 +63,12 @@ def export(
         output: The new folder.
         format: ``huggingface``: in it a folder for each task, which transformers loads;
             ``sentence-transformers``: the encoder and its pooling; ``stablehlo``: a program of
-            all tasks, which JAX loads.
-        dtype: Of the weights in the files.
+            all tasks, which JAX loads; ``onnx``: a folder for each task, for ONNX Runtime.
+        dtype: Of the weights in the files; ``onnx`` has float32 alone.
         tasks: Those whose heads are written; all by default.
         trust: The modules that may be imported, where the run names a user's own code.
-        push_to_hub: The name of a repository that it is pushed to as well; of several tasks each
-            has its own, ``NAME-TASK``.
+        push_to_hub: The name of a repository that it is pushed to as well; of several tasks with
+            folders of their own each has one, ``NAME-TASK``.
         private: Whether a repository that is made now is private.
 
     Returns:
@@ -59,32 +79,49 @@ def export(
             had in that format, or the hub refuses. Then there is no folder, but for the last.
     """
     folder = _free(output)
-    if format == "onnx":
-        raise UserError(
-            "--format onnx is not written: no maintained converter takes this model from JAX with "
-            "batches and lengths of any size; use --format stablehlo, or give the folder of "
-            "--format huggingface to PyTorch's torch.onnx.export"
-        )
     if format == "stablehlo":
         require_flatbuffers()
+    if format == "onnx":
+        if dtype != "float32":
+            raise UserError(f"--format onnx is written in float32: leave --dtype {dtype} out")
+        require_packages()
     if push_to_hub is not None:
         hub.refuse_name(push_to_hub)
     run = TrainedRun.open(workdir, tasks)
-    if format == "huggingface":
+    parts = _parts(run, format, push_to_hub)
+    if format in _OF_TASKS:
         for head in run.heads:
             _ = head.dense()
+    if format == "huggingface" and not is_native(run.pooling):
+        say(
+            f"note: transformers has no class of this encoder that pools by {run.pooling}: each "
+            "folder has a module file, and is loaded with trust_remote_code=True"
+        )
     try:
         with whole_folder(folder) as draft:
-            _write(run, draft, format, dtype, folder.name, str(workdir), trust)
+            for part in parts:
+                inside = draft / part.path
+                inside.mkdir(exist_ok=True)
+                loaded_by = part.repository or str(Path(folder.absolute().name, part.path))
+                text = _write(run, part, inside, format, dtype, loaded_by, str(workdir), trust)
+                (inside / "README.md").write_text(text, encoding="utf-8")
     except OSError as error:
         raise cannot_write(folder, error) from error
-    if push_to_hub is not None:
-        names = [head.name for head in run.heads] if format == "huggingface" else []
-        several = len(names) > 1
-        for part, name in [(folder / name, name) for name in names] or [(folder, "")]:
-            repository = f"{push_to_hub}-{name}" if several else push_to_hub
-            say(f"pushed to {hub.push(part, repository, private=private)}")
+    for part in parts:
+        if part.repository is not None:
+            say(f"pushed to {hub.push(folder / part.path, part.repository, private=private)}")
     return folder
+
+
+def _parts(run: TrainedRun, format: Format, repository: str | None) -> list[_Part]:  # noqa: A002
+    if format not in _OF_TASKS:
+        heads = () if format == "sentence-transformers" else run.heads
+        return [_Part("", heads, repository)]
+    several = repository is not None and len(run.heads) > 1
+    return [
+        _Part(head.name, (head,), f"{repository}-{head.name}" if several else repository)
+        for head in run.heads
+    ]
 
 
 def _free(output: str | Path) -> Path:
@@ -93,9 +130,9 @@ def _free(output: str | Path) -> Path:
     Raises:
         UserError: It has no name, or something is there.
     """
-    folder = expanded(output)
     if not str(output):
         raise UserError("--output names no folder: give it one")
+    folder = expanded(output)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             what = "is not empty" if folder.is_dir() else "is no folder"
@@ -107,41 +144,24 @@ def _free(output: str | Path) -> Path:
 
 def _write(
     run: TrainedRun,
+    part: _Part,
     folder: Path,
-    kind: Format,
+    format: Format,  # noqa: A002
     dtype: Dtype,
-    name: str,
+    loaded_by: str,
     where: str,
     trust: Sequence[str],
-) -> None:
-    if kind == "stablehlo":
+) -> str:
+    """Writes a part, and returns its card."""
+    if format == "stablehlo":
         write_stablehlo(run, folder, dtype, where, trust)
-        loader = f"from {Path(LOADER).stem} import logits, tasks\n\n"
-        usage = f'{loader}logits(["a text"])  # per task [texts, labels of tasks]'
-        code = f"`{LOADER}` has to lie in this folder; it needs jax, flatbuffers and tokenizers."
-        metadata = {"library_name": "jax"}
-        _write_card(folder, card.card(run, run.heads, usage, metadata, code))
-    elif kind == "sentence-transformers":
+        return card.card(run, part.heads, card.PROGRAM)
+    if format == "sentence-transformers":
         write_sentence_encoder(run, folder, dtype)
-        usage = card.ENCODER_USAGE.format(folder=name)
-        metadata = {"library_name": kind, "pipeline_tag": "sentence-similarity", "tags": [kind]}
-        _write_card(folder, card.card(run, (), usage, metadata, ""))
-    else:
-        native = is_native(run.pooling)
-        if not native:
-            say(
-                f"note: transformers has no class of this encoder that pools by {run.pooling}: "
-                "each folder has a module file, and is loaded with trust_remote_code=True"
-            )
-        for head in run.heads:
-            of_task = folder / head.name
-            of_task.mkdir()
-            write_classifier(run, head, of_task, dtype)
-            usage = card.classifier_usage(f"{name}/{head.name}", native=native)
-            metadata = {"library_name": "transformers", "pipeline_tag": "text-classification"}
-            code = "" if native else card.CODE
-            _write_card(of_task, card.card(run, (head,), usage, metadata, code))
-
-
-def _write_card(folder: Path, text: str) -> None:
-    (folder / "README.md").write_text(text, encoding="utf-8")
+        return card.card(run, (), card.encoder_use(loaded_by))
+    (head,) = part.heads
+    if format == "onnx":
+        write_onnx(run, head, folder, where)
+        return card.card(run, part.heads, card.onnx_use(loaded_by))
+    write_classifier(run, head, folder, dtype)
+    return card.card(run, part.heads, card.classifier_use(loaded_by, native=is_native(run.pooling)))

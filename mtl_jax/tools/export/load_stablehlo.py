@@ -21,7 +21,8 @@ def logits(texts):
     encoded = tokenizer.encode_batch(texts)
     ids = np.array([each.ids for each in encoded], np.int32)
     mask = np.array([each.attention_mask for each in encoded], np.int32)
-    return {task: np.asarray(found) for task, found in model.call(weights, ids, mask).items()}
+    found = model.call(weights, ids, mask)
+    return {task: np.asarray(found[task]) for task in tasks}
 
 
 if __name__ == "__main__":

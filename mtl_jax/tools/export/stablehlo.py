@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import write_json
-from mtl_jax.runs.run_config import model_spec
+from mtl_jax.tools.export.forward import forward, weights_of
 from mtl_jax.tools.export.torch_folders import Dtype, as_dtype, save_tensors
 from mtl_jax.tools.export.trained_run import TrainedRun
 
@@ -44,7 +41,7 @@ def write_stablehlo(
             not fit into ``dtype``.
         OSError: It can't be written.
     """
-    weights = {path: as_dtype(path, np.asarray(leaf), dtype) for path, leaf in _flat(run).items()}
+    weights = {path: as_dtype(path, leaf, dtype) for path, leaf in weights_of(run).items()}
     program = _program(run, weights, where, trust)
     (folder / "model.stablehlo").write_bytes(program)
     save_tensors(folder / "model.safetensors", weights, dtype)
@@ -70,39 +67,14 @@ def require_flatbuffers() -> None:
         ) from error
 
 
-def _flat(run: TrainedRun) -> dict[str, Any]:
-    params = {"backbone": run.backbone, **{head.name: head.params for head in run.heads}}
-    return dict(flatten_dict(params, sep="/"))
-
-
 def _program(run: TrainedRun, weights: Any, where: str, trust: Sequence[str]) -> bytes:
     from jax import export
 
-    spec = model_spec(dict(run.record), where, trust, max_length=run.max_length)
-    asked = {head.name for head in run.heads}
-    classes = tuple(each for each in spec.classes if each[0] in asked)
-    # Fused attention is a call of one platform's own library.
-    module = dataclasses.replace(spec, classes=classes, fused_attention=False).model()
-
-    def of_text(weights: Any, ids: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-        params = {path: array.astype(jnp.float32) for path, array in weights.items()}
-        batch = {
-            "input_ids": ids[None],
-            "segment_ids": (mask > 0).astype(jnp.int32)[None],
-            "position_ids": jnp.arange(ids.shape[0])[None],
-            classes[0][0]: jnp.full((1, 1), -1),
-        }
-        logits: Any = module.apply({"params": unflatten_dict(params, sep="/")}, batch)
-        return {
-            head.name: logits[head.name][0, 0] * head.scale[0] + head.scale[1] for head in run.heads
-        }
-
-    # The model cuts its rows by their number, which a symbol is not: it sees one at a time.
-    model = jax.jit(jax.vmap(of_text, (None, 0, 0)))
     longest = f"length <= {run.config.max_length}"
     shape = export.symbolic_shape("batch, length", constraints=[longest])
     ids = jax.ShapeDtypeStruct(shape, jnp.int32)
     given = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), weights)
+    model: Any = forward(run, where, trust)
     return bytes(export.export(model, platforms=_PLATFORMS)(given, ids, ids).serialize())
 
 

@@ -177,9 +177,9 @@ def encoder_tensors(run: TrainedRun) -> dict[str, np.ndarray]:
 
 def _stem(model_type: str) -> str:
     """What transformers' names of a family's classes begin with, such as Bert of bert."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers import CONFIG_MAPPING
 
-    return CONFIG_MAPPING_NAMES[model_type].removesuffix("Config")
+    return CONFIG_MAPPING[model_type].__name__.removesuffix("Config")
 
 
 def as_dtype(name: str, array: np.ndarray, dtype: Dtype) -> np.ndarray:

@@ -2,7 +2,7 @@
 
     python in_torch.py JOBS.json OUTPUT.npz
 
-A job is an object: ``folder``, ``trusted``, ``texts`` and, where a step is taken, ``further``:
+A job is an object: ``folder``, ``trusted``, ``texts`` and, where a step is taken, ``further``,
 where to save.
 """
 

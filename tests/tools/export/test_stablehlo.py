@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from importlib.util import find_spec
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -88,7 +89,8 @@ def test_a_head_of_ones_own_is_in_the_program_of_a_trusted_module(opened, tmp_pa
     ids = run.tokenizer(TEXTS[0], return_tensors="np")["input_ids"].astype(np.int32)
     found = program.call(weights, ids, np.ones_like(ids))["sentiment"]
     vectors = expected_vectors(run, TEXTS[:1])
-    np.testing.assert_allclose(found, Own(3).apply({"params": params}, vectors), atol=1e-5)
+    expected: Any = Own(3).apply({"params": params}, vectors)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.skipif(find_spec("flatbuffers") is not None, reason="flatbuffers is installed")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from mtl_jax.models.pretrained import left_out, read_tensors, to_transformers
 from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.tools.export.torch_folders import (
     as_dtype,
+    encoder_fields,
     write_classifier,
     write_sentence_encoder,
     write_tokenizer,
@@ -49,7 +51,7 @@ STARS = TaskHead(
 )
 
 
-def written(run, folder, task="sentiment", dtype="float32"):
+def written(run, folder, task="sentiment", dtype: Any = "float32"):
     """The folder of a task of a run."""
     folder.mkdir(parents=True)
     (head,) = (head for head in run.heads if head.name == task)
@@ -152,6 +154,9 @@ def test_only_the_module_file_of_an_export_is_passed_over(opened, tmp_path):
     fields = json.loads((folder / "config.json").read_text())
     assert fields["model_type"] == "pooled_bert"
     mtl.load_encoder(folder)
+    # A run that began with the folder is exported as any other.
+    again = encoder_fields(dataclasses.replace(opened, files=folder))
+    assert again == encoder_fields(opened)
     other = fields["auto_map"] | {"AutoConfig": "other.PooledConfig"}
     (folder / "config.json").write_text(json.dumps(fields | {"auto_map": other}))
     with pytest.raises(UserError, match="auto_map names code"):
@@ -269,26 +274,48 @@ def test_a_tokenizer_that_transformers_makes_anew_is_written_as_it_is(
     assert found.model_max_length == 24
 
 
+@pytest.fixture(scope="module")
+def encoders(pooled_by, tmp_path_factory):
+    """The folders for sentence-transformers, by their pooling."""
+    root = tmp_path_factory.mktemp("encoders")
+    for pooling, run in pooled_by.items():
+        (root / pooling).mkdir()
+        write_sentence_encoder(run, root / pooling, "float32")
+    return {pooling: root / pooling for pooling in pooled_by}
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_sentence_transformers_has_the_encoder_and_its_pooling(pooling, pooled_by, tmp_path):
-    run, folder = pooled_by[pooling], tmp_path / "encoder"
-    folder.mkdir()
-    write_sentence_encoder(run, folder, "float32")
+def test_an_encoder_has_its_pooling_and_the_same_bits(pooling, pooled_by, encoders):
+    folder = encoders[pooling]
     encoder = mtl.load_encoder(folder)
     assert encoder.pooling == pooling
-    assert_same_bits(to_transformers(encoder.params), to_transformers(run.backbone))
+    backbone = pooled_by[pooling].backbone
+    assert_same_bits(to_transformers(encoder.params), to_transformers(backbone))
     modules = json.loads((folder / "modules.json").read_text())
     kinds = [module["type"].rpartition(".")[2] for module in modules]
     assert kinds == ["Transformer", "Pooling", *(["Dense"] if pooling == "pooler" else [])]
     assert left_out(folder, vectors=True) == []
-    if find_spec("sentence_transformers") is None or find_spec("torch") is None:
-        return
+
+
+@pytest.mark.skipif(
+    find_spec("sentence_transformers") is None, reason="sentence-transformers is not installed"
+)
+def test_sentence_transformers_gives_the_vectors_of_the_run(pooled_by, encoders, tmp_path):
     program = (
-        "import sys, numpy, sentence_transformers as st; at, to, *texts = sys.argv[1:]\n"
-        "model = st.SentenceTransformer(at, device='cpu'); assert model.max_seq_length == 24\n"
-        "numpy.save(to, model.encode(texts))"
+        "import json, sys, numpy, sentence_transformers as st\n"
+        "folders, texts = json.load(sys.stdin); vectors = {}\n"
+        "for name, folder in folders.items():\n"
+        "    model = st.SentenceTransformer(folder, device='cpu')\n"
+        "    assert model.max_seq_length == 24\n"
+        "    vectors[name] = model.encode(texts)\n"
+        "numpy.savez(sys.argv[1], **vectors)"
     )
-    vectors = tmp_path / "v.npy"
-    command = [sys.executable, "-c", program, str(folder), str(vectors), *TEXTS]
-    subprocess.run(command, check=True, capture_output=True)
-    np.testing.assert_allclose(np.load(vectors), expected_vectors(run, TEXTS), atol=1e-4)
+    asked = {pooling: str(folder) for pooling, folder in encoders.items()}, TEXTS
+    command = [sys.executable, "-c", program, str(tmp_path / "v.npz")]
+    done = subprocess.run(
+        command, input=json.dumps(asked), text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "v.npz") as vectors:
+        for pooling, run in pooled_by.items():
+            np.testing.assert_allclose(vectors[pooling], expected_vectors(run, TEXTS), atol=1e-5)
