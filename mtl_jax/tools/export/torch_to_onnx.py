@@ -30,12 +30,14 @@ def main(folder, target, longest):
     model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
     # Of any batch and any length but 0 and 1, which torch.export takes for constants.
     ids = torch.ones((2, 3), dtype=torch.int64)
+    # Of a mask that hides nothing transformers would make none.
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     batch = torch.export.Dim("batch")
     length = torch.export.Dim("length", max=int(longest))
     names = ["input_ids", "attention_mask"]
     torch.onnx.export(
         Logits(model).eval(),
-        (ids, ids),
+        (ids, mask),
         target,
         input_names=names,
         output_names=["logits"],
