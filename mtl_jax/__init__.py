@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from mtl_jax.models.encoder_module import EncoderModule as EncoderModule
     from mtl_jax.models.pretrained import load_backbone as load_backbone
     from mtl_jax.runs.loop import train as train
+    from mtl_jax.tools.export.command import export as export
     from mtl_jax.tools.predict import Predictor as Predictor
     from mtl_jax.training.data import Data as Data
     from mtl_jax.training.data import load_data as load_data
+    from mtl_jax.training.exported import load_exported as load_exported
     from mtl_jax.training.model import MultiTaskModel as MultiTaskModel
     from mtl_jax.training.optimizer import make_optimizer as make_optimizer
     from mtl_jax.training.train_step import TrainStep as TrainStep
@@ -56,9 +58,11 @@ _HOMES = {
     "TrainStep": "training.train_step",
     "UserError": "core.errors",
     "evaluate": "training.train_step",
+    "export": "tools.export.command",
     "load_backbone": "models.pretrained",
     "load_data": "training.data",
     "load_encoder": "models.encoder",
+    "load_exported": "training.exported",
     "make_optimizer": "training.optimizer",
     "merge_lora": "freezing.lora",
     "train": "runs.loop",
@@ -82,6 +86,8 @@ __all__ = [  # noqa: RUF022  (as a script uses them)
     "Phase",
     "RecipeContext",
     "Predictor",
+    "export",
+    "load_exported",
     "UserError",
     "EncoderModule",
     "EncoderConfig",

@@ -147,6 +147,31 @@ checkpoint declares"""
 
 
 @dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a trained folder's best checkpoint for PyTorch, ONNX Runtime or plain JAX."""
+
+    workdir: str
+    """folder of a run"""
+    output: str
+    """the folder to make"""
+    format: Literal["huggingface", "sentence-transformers", "stablehlo", "onnx"] = "huggingface"
+    """huggingface: a folder for each task, which transformers loads; sentence-transformers: the \
+encoder with its pooling; stablehlo: a program of all tasks, which JAX loads; onnx: a folder for \
+each task, for ONNX Runtime"""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """precision of the weights in the files"""
+    tasks: tuple[str, ...] = ()
+    """the tasks whose heads are written; all by default"""
+    push_to_hub: str | None = None
+    """name of a repository on the Hugging Face hub to push to as well; of several tasks each has \
+its own, NAME-TASK"""
+    private: bool = False
+    """with --push-to-hub: a repository that is made now is private"""
+    trust: tuple[str, ...] = ()
+    """modules of your own heads that the folder names, to be imported for stablehlo"""
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """Run a built-in study, or one of your own; without a name, list the built-in ones."""
 
@@ -166,6 +191,7 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
     | Annotated[Extract, subcommand("extract")]
+    | Annotated[Export, subcommand("export")]
     | Annotated[Study, subcommand("study")]
 )
 
@@ -197,6 +223,7 @@ def _main(argv: Sequence[str]) -> None:
             Evaluate: _evaluate,
             Predict: _predict,
             Extract: _extract,
+            Export: _export,
         }[type(command)](command)
 
 
@@ -395,3 +422,20 @@ def _extract(command: Extract) -> None:
         f"{rows} vectors of {encoder.width} in {command.output}; {encoder.cut} texts were cut to "
         f"{encoder.reader.max_length} tokens, {encoder.empty} empty"
     )
+
+
+def _export(command: Export) -> None:
+    from mtl_jax.core.console import say
+    from mtl_jax.tools.export.command import export
+
+    folder = export(
+        command.workdir,
+        command.output,
+        command.format,
+        dtype=command.dtype,
+        tasks=command.tasks,
+        trust=command.trust,
+        push_to_hub=command.push_to_hub,
+        private=command.private,
+    )
+    say(f"{command.format} in {folder}")

@@ -129,3 +129,19 @@ def _as_flags(name: str, value: Any, path: Path) -> list[str]:
             raise UserError(f"{path}: {name} is a list of lists: write plain values")
         return [flag, *map(str, value)]
     return [flag, str(value)]
+
+
+def flags_of(settings: Mapping[str, Any], kind: type) -> list[str]:
+    """The flags that make settings of the defaults.
+
+    Args:
+        settings: As a run's ``config.json`` has them.
+        kind: The dataclass of the settings and their defaults.
+    """
+    known, flags = dict(_fields(kind)), []
+    for name, value in _flat(settings):
+        default = known[name].default if name in known else None
+        default = list(default) if isinstance(default, tuple) else default
+        if value is not None and value != default:
+            flags += _as_flags(name, value, Path("config.json"))
+    return flags

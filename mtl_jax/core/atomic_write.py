@@ -1,10 +1,11 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,3 +68,30 @@ def whole(path: Path, suffix: str = "") -> Iterator[Path]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Makes a folder that has its name when it is whole, or is not there.
+
+    Args:
+        path: The folder; only an empty one may be there. Those above it are made.
+
+    Yields:
+        An empty folder beside it, to be filled: ``.NAME.PID``. A process that is killed leaves
+        that.
+
+    Raises:
+        OSError: It can't be written, or something else than an empty folder is there; nothing is
+            left.
+    """
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        yield draft
+        draft.rename(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -93,13 +93,27 @@ class Views(NamedTuple):
 _FARTHEST = 128
 
 
-def relative_buckets(length: int) -> np.ndarray:
+def _places(length: int) -> Any:
+    """0 ... length - 1; traced in a program that is exported for any length."""
+    return np.arange(length) if isinstance(length, int) else jnp.arange(length)
+
+
+def relative_buckets(length: int) -> Any:
     """The row of the table of relative positions for each two tokens, int32 [length, length].
 
     The distance of what comes later is told apart from that of what comes before. Short distances
     have a row each, longer ones share rows by their logarithm.
     """
-    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
+    place = _places(length)
+    distance = place[None, :] - place[:, None]
+    if isinstance(distance, np.ndarray):
+        return _bucket(distance)
+    # Whatever is farther away has the last row.
+    rows = _bucket(np.arange(-_FARTHEST, _FARTHEST + 1))
+    return jnp.asarray(rows)[distance.clip(-_FARTHEST, _FARTHEST) + _FARTHEST]
+
+
+def _bucket(distance: np.ndarray) -> np.ndarray:
     later = RELATIVE_BUCKETS // 2
     exact = later // 2
     far = np.abs(distance).astype(np.float32)
@@ -202,10 +216,10 @@ def attention_bias(
             visible = segments[:, :, None] == segments[:, None, :]
         else:
             visible = attention_mask[:, start:stop].reshape(shape)[:, None, :] != 0
-        if window is not None and window < length - 1:
+        if window is not None and not (isinstance(length, int) and length - 1 <= window):
             # A text's tokens lie side by side, wherever in a block it begins.
-            place = np.arange(length)
-            visible &= jnp.asarray(np.abs(place[:, None] - place) <= window)
+            place = _places(length)
+            visible &= jnp.asarray(abs(place[:, None] - place) <= window)
         bias.append(jnp.where(visible, 0.0, jnp.finfo(jnp.float32).min)[:, None])
         start = stop
     return tuple(bias)

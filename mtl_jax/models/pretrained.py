@@ -20,6 +20,7 @@ from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.core.json_files import OBJECT, read_json
 from mtl_jax.core.paths import expanded
 from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.exported import exported_pooling, plain_fields, with_pooler
 from mtl_jax.models.families import FAMILIES, Family
 
 _HUB_FILES = ("*.json", "*.safetensors", "vocab.txt", "merges.txt", "1_Pooling/config.json")
@@ -335,7 +336,7 @@ def load_config(folder: Path) -> EncoderConfig:
     """The ``EncoderConfig`` of a checkpoint folder."""
     path = folder / "config.json"
     fields = read_json(path, OBJECT, "use the folder of a checkpoint")
-    return EncoderConfig.from_dict(fields, origin=str(path))
+    return EncoderConfig.from_dict(plain_fields(fields), origin=str(path))
 
 
 def load_backbone(name_or_directory: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
@@ -353,14 +354,16 @@ def load_backbone(name_or_directory: str | Path) -> tuple[EncoderConfig, dict[st
     """
     folder = resolve_backbone(str(name_or_directory))
     config = load_config(folder)
-    return config, from_transformers(read_tensors(folder), config)
+    tensors = with_pooler(folder, read_tensors(folder), config.family)
+    return config, from_transformers(tensors, config)
 
 
 def default_pooling(folder: Path, config: EncoderConfig | None = None) -> Pooling:
-    """What a sentence-transformers checkpoint declares, else what its family's classifiers pool by.
+    """What a checkpoint declares its pooling to be, else what its family's classifiers pool by.
 
-    Where neither says anything it is ``mean``, which is also the better of the frozen features for
-    a plain BERT (Reimers & Gurevych 2019, arXiv:1908.10084, table 6).
+    An exported one declares it in its ``config.json``, one of sentence-transformers beside that.
+    Where nothing is said it is ``mean``, which is also the better of the frozen features for a
+    plain BERT (Reimers & Gurevych 2019, arXiv:1908.10084, table 6).
 
     Args:
         folder: The checkpoint's.
@@ -370,6 +373,8 @@ def default_pooling(folder: Path, config: EncoderConfig | None = None) -> Poolin
         UserError: It declares one that is not computed here, several at once, or one of vectors
             of another width.
     """
+    if exported := exported_pooling(folder):
+        return exported
     modules = _modules(folder)
     places = [module.get("path", "") for module in modules if _kind(module) == "Pooling"]
     path = folder / (places[0] if places else "1_Pooling") / "config.json"
@@ -414,6 +419,9 @@ def left_out(folder: Path, *, vectors: bool) -> list[str]:
             and not to heads, which are trained on them as they are.
     """
     modules = [m for m in _modules(folder) if _kind(m) not in ("Transformer", "Pooling")]
+    if exported_pooling(folder) == "pooler":
+        # Its Dense module is the pooler.
+        modules = [module for module in modules if _kind(module) != "Dense"]
     other = [reprlib.repr(_kind(module)) for module in modules if _kind(module) != "Normalize"]
     notes = []
     if other:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.core.json_files import OBJECT, read_json, read_text
 from mtl_jax.models.byte_pairs import byte_pair_tokenizer
+from mtl_jax.models.exported import plain_fields
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -278,7 +279,7 @@ def _declared(folder: Path, remedy: str) -> _Declared:
         return read_json(path, schema, remedy) if os.path.lexists(path) else {}
 
     config = folder / "tokenizer_config.json"
-    fields, model = read(config.name, _CONFIG_SCHEMA), read("config.json", OBJECT)
+    fields, model = read(config.name, _CONFIG_SCHEMA), plain_fields(read("config.json", OBJECT))
     for name, there in ((config.name, fields), ("config.json", model)):
         if own_code := there.get("auto_map"):
             raise UserError(

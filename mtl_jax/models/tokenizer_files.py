@@ -31,7 +31,7 @@ def tokenizer_digest(folder: Path) -> str:
         UserError: One of them can't be read.
     """
     hasher = hashlib.sha256()
-    for file in _files(folder):
+    for file in tokenizer_files(folder):
         try:
             content = file.read_bytes()
         except OSError as error:
@@ -61,7 +61,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     Raises:
         UserError: It can't be written.
     """
-    files = _files(source)
+    files = tokenizer_files(source)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         for left in target.parent.glob(f".{target.name}.[0-9]*"):
@@ -76,7 +76,12 @@ def copy_tokenizer(source: Path, target: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _files(folder: Path) -> list[Path]:
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a folder's tokenizer, and its ``config.json``, in the order of their names.
+
+    Raises:
+        UserError: The folder can't be read.
+    """
     try:
         names = {path.name: path for path in folder.iterdir() if path.is_file()}
     except OSError as error:

@@ -178,7 +178,7 @@ class Predictor(TextEncoder):
         record = self._record = read_record(workdir, "train one there first")
         workdir.check_tokenizer(record["tokenizer_sha256"])
         # First: all that is built from the record below is what the checkpoint was saved with.
-        params = _best(workdir, record)
+        params = best_parameters(workdir, record)
         settings = record["settings"]
         tasks = recorded_tasks(record, str(workdir.path))
         self.classes: dict[str, tuple[str, ...]] = {
@@ -294,7 +294,7 @@ def _fitting(pooling: Pooling, params: Params, folder: str) -> Pooling:
     return pooling
 
 
-def _best(workdir: Workdir, record: dict[str, Any]) -> Params:
+def best_parameters(workdir: Workdir, record: dict[str, Any]) -> Params:
     """The parameters of the best checkpoint of a run.
 
     Raises:

@@ -1,0 +1,221 @@
+"""The card of an exported folder: its ``README.md``."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from mtl_jax.config.data import DataConfig
+from mtl_jax.config.files import flags_of
+from mtl_jax.config.train import TrainConfig
+from mtl_jax.models.exported import MODULE
+from mtl_jax.tools.export.stablehlo import LOADER
+from mtl_jax.tools.export.trained_run import TaskHead, TrainedRun
+
+# An absolute path, by itself or after ``task=``.
+_ABSOLUTE = re.compile(r"(?<![^=])/.*/")
+_SPLITS = ("validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """How a kind of folder is used.
+
+    Attributes:
+        code: Python that loads it.
+        metadata: Of the YAML in front of its card, what only this kind has.
+        note: What is to be known before.
+    """
+
+    code: str
+    metadata: Mapping[str, Any]
+    note: str = ""
+
+
+def card(run: TrainedRun, heads: tuple[TaskHead, ...], use: Use) -> str:
+    """The text of a card, Markdown with YAML in front.
+
+    Args:
+        run: The run.
+        heads: The tasks that the folder holds; none of an encoder alone.
+        use: How the folder is used.
+    """
+    import yaml
+
+    record = run.record
+    backbone = record["settings"]["backbone"]
+    front: dict[str, Any] = {**use.metadata, "tags": [*use.metadata.get("tags", ()), "mtl_jax"]}
+    # A folder is known to its owner alone.
+    if not PurePath(backbone).is_absolute():
+        front["base_model"] = backbone
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        f"# {', '.join(head.name for head in heads) or 'Text encoder'}",
+        _what(run, heads),
+        "## Use",
+        f"```python\n{use.code}\n```",
+        *([use.note] if use.note else []),
+        "## Training",
+        _training(run),
+        "The command, with files by their names alone:",
+        f"```bash\n{command(record['settings'])}\n```",
+        "## Scores",
+        _scores(run, heads),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _what(run: TrainedRun, heads: tuple[TaskHead, ...]) -> str:
+    lines = []
+    for head in heads:
+        names = ", ".join(f"`{name}`" for name in head.classes)
+        kinds = {
+            "single_label": f"One of {names}.",
+            "multi_label": f"Any of {names}.",
+            "regression": "A number, in the unit of its labels.",
+        }
+        lines.append(f"* **{head.name}**: {kinds[head.kind]}")
+    if heads:
+        lines.append("")
+    lines.append(
+        f"Trained by mtl_jax {run.record['mtl_jax']} on the tasks "
+        f"{', '.join(run.record['classes'])}. A text becomes the {_POOLINGS[run.pooling]}; longer "
+        f"ones are cut to {run.max_length} tokens."
+    )
+    return "\n".join(lines)
+
+
+_POOLINGS = {
+    "mean": "mean of its tokens' vectors",
+    "cls": "vector of its first token",
+    "pooler": "vector of its first token, through the encoder's pooler",
+}
+
+
+def _training(run: TrainedRun) -> str:
+    record = run.record
+    settings = record["settings"]
+    what = "recipe" if settings.get("recipe") else "scenario"
+    rows = {
+        what: _without_folders(str(settings[what])),
+        "encoder": _without_folders(settings["backbone"]),
+        "seed": settings["seed"],
+        "data": ", ".join(_data_sets(settings["data"])),
+        "digest of the data": record["data"]["fingerprint"],
+        "digest of the weights before training": record["weights_sha256"],
+    }
+    if run.result:
+        rows |= {
+            "epochs": f"{run.result['epochs']}, the best one {run.result['best_epoch']}",
+            "trained parameters": f"{run.result['trainable_parameters']:,}",
+        }
+    cells = (f"| {name} | `{value}` |" for name, value in rows.items() if value != "")
+    return "\n".join(["| | |", "|---|---|", *cells])
+
+
+def _data_sets(data: Mapping[str, Any]) -> list[str]:
+    """The names of what was trained on, of files without their folders."""
+    origins = DataConfig(**data).origins
+    return [each.files[0][1].name if each.files else each.dataset for each in origins]
+
+
+def command(settings: Mapping[str, Any]) -> str:
+    """The command of a run, without the folders of its files.
+
+    Args:
+        settings: Of its ``config.json``.
+    """
+    flags = [_without_folders(flag) for flag in flags_of(settings, TrainConfig)]
+    words = ["python", "-m", "mtl_jax", "train", *flags, "--workdir", "DIR"]
+    return shlex.join(words)
+
+
+def _without_folders(words: str) -> str:
+    return _ABSOLUTE.sub("", words)
+
+
+def _scores(run: TrainedRun, heads: tuple[TaskHead, ...]) -> str:
+    if run.result is None:
+        return "None: the run is not finished."
+    names = [head.name for head in heads] or list(run.record["classes"])
+    lines = []
+    untrained = set(run.result.get("untrained_heads", ())) & {*names}
+    for task in untrained:
+        lines += [f"The head of {task} has not been trained: it is what chance has made it.", ""]
+    rows = [
+        (split, task, {name: v for name, v in of_split[task].items() if _is_number(v)})
+        for task in names
+        for split in _SPLITS
+        if (of_split := run.result.get(split))
+    ]
+    columns = list(dict.fromkeys(name for _, _, scores in rows for name in scores))
+    lines += [f"| task | split | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    for split, task, scores in rows:
+        cells = [f"{scores[name]:.4g}" if name in scores else "" for name in columns]
+        lines.append(f"| {task} | {split} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_CLASSIFIER = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+
+
+def classifier_use(folder: str, *, native: bool) -> Use:
+    """Of a folder for transformers: its own class (``native``), or the module file."""
+    trust = "" if native else ", trust_remote_code=True"
+    code = (
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+        f'folder = "{folder}"\n'
+        f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})\n"
+        f"model = AutoModelForSequenceClassification.from_pretrained(folder{trust})\n"
+        'batch = tokenizer(["a text"], truncation=True, padding=True, return_tensors="pt")\n'
+        "logits = model(**batch).logits"
+    )
+    note = (
+        f"This folder holds code, `{MODULE}.py`: transformers has no class of this encoder that "
+        "pools as the model does. It is run only where `trust_remote_code=True` is said; read it "
+        "first."
+    )
+    return Use(code, _CLASSIFIER, "" if native else note)
+
+
+def encoder_use(folder: str) -> Use:
+    """Of a folder for sentence-transformers."""
+    code = (
+        "from sentence_transformers import SentenceTransformer\n\n"
+        f'vectors = SentenceTransformer("{folder}").encode(["a text"])'
+    )
+    name = "sentence-transformers"
+    metadata = {"library_name": name, "pipeline_tag": "sentence-similarity", "tags": [name]}
+    return Use(code, metadata)
+
+
+def onnx_use(folder: str) -> Use:
+    """Of a folder for ONNX Runtime."""
+    code = (
+        "import onnxruntime\nfrom transformers import AutoTokenizer\n\n"
+        f'folder = "{folder}"  # fetched from where it is\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")\n'
+        'batch = tokenizer(["a text"], truncation=True, padding=True, return_tensors="np")\n'
+        'inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}\n'
+        "(logits,) = session.run(None, inputs)"
+    )
+    return Use(code, {**_CLASSIFIER, "library_name": "onnx"})
+
+
+PROGRAM = Use(
+    f"from {Path(LOADER).stem} import logits, tasks\n\n"
+    'logits(["a text"])  # of each of tasks [texts, labels]',
+    {"library_name": "jax"},
+    f"`{LOADER}` of this folder needs jax, flatbuffers, numpy, safetensors and tokenizers, and is "
+    "imported from here.",
+)
+"""Of a folder for JAX."""

@@ -1,0 +1,32 @@
+"""Loads the model beside this file: jax, flatbuffers, numpy, safetensors and tokenizers do."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from jax import export
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+folder = Path(__file__).parent
+model = export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
+weights = load_file(folder / "model.safetensors")
+tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+tasks = json.loads((folder / "tasks.json").read_text(encoding="utf-8"))
+
+
+def logits(texts):
+    """Per task float32 [texts, outputs], whose names ``tasks`` has."""
+    encoded = tokenizer.encode_batch(texts)
+    ids = np.array([each.ids for each in encoded], np.int32)
+    mask = np.array([each.attention_mask for each in encoded], np.int32)
+    found = model.call(weights, ids, mask)
+    return {task: np.asarray(found[task]) for task in tasks}
+
+
+if __name__ == "__main__":
+    for text in sys.stdin:
+        text = text.removesuffix("\n")
+        answer = {task: found[0].tolist() for task, found in logits([text]).items()}
+        print(json.dumps({"text": text} | answer, ensure_ascii=False))

@@ -1,0 +1,59 @@
+"""A model from folders that ``export`` wrote, or that PyTorch saved of them after training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import jax
+import numpy as np
+
+from mtl_jax.config.tasks import Kind, Task
+from mtl_jax.core.errors import UserError
+from mtl_jax.core.paths import expanded
+from mtl_jax.freezing.partition import Params
+from mtl_jax.models.encoder import load_encoder
+from mtl_jax.models.exported import read_head
+from mtl_jax.models.pretrained import read_tensors
+from mtl_jax.training.model import MultiTaskModel
+
+
+def load_exported(*folders: str | Path) -> tuple[MultiTaskModel, Params]:
+    """Loads encoder and heads of folders of ``export --format huggingface``, bit for bit.
+
+        model, params = mtl.load_exported("exported/topic")
+        logits = model(params, input_ids, attention_mask)["topic"]
+        state = step.init(seed=0, params=params)  # a TrainStep goes on from there
+
+    No code of the folders runs.
+
+    Args:
+        *folders: One for each task; several have the same encoder.
+
+    Returns:
+        The model, and its parameters, float32.
+
+    Raises:
+        UserError: A folder is none of these, two are of the same task, or their encoders differ.
+    """
+    if not folders:
+        raise UserError("load_exported needs a folder: name one that export wrote")
+    paths = [expanded(folder) for folder in folders]
+    encoders = [load_encoder(path) for path in paths]
+    for path, encoder in zip(paths[1:], encoders[1:], strict=True):
+        same = encoder.pooling == encoders[0].pooling
+        if not same or not _equal(encoder.params, encoders[0].params):
+            raise UserError(
+                f"the encoders in {paths[0]} and {path} differ, and a model has one: load each by "
+                "itself"
+            )
+    heads = [read_head(path, read_tensors(path)) for path in paths]
+    tasks = [Task(head.task, cast("Kind", head.kind), classes=head.classes) for head in heads]
+    params: Params = {"backbone": encoders[0].params}
+    return MultiTaskModel(encoders[0], tasks), params | {head.task: head.params for head in heads}
+
+
+def _equal(left: Params, right: Params) -> bool:
+    if jax.tree.structure(left) != jax.tree.structure(right):
+        return False
+    return all(map(np.array_equal, jax.tree.leaves(left), jax.tree.leaves(right)))
