@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from mtl_jax.config.model import Pooling
@@ -85,7 +86,7 @@ class Encoder:
         mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask)
         types = jnp.zeros_like(ids) if token_type_ids is None else jnp.asarray(token_type_ids)
         count = self.config.type_vocab_size
-        known = token_type_ids is not None and not isinstance(types, jax.core.Tracer)
+        known = token_type_ids is not None and not isinstance(types, Tracer)
         if known and (most := int(types.max(initial=0))) >= max(count, 1):
             raise UserError(
                 f"the encoder has {count} token types, and none with the number {most}: "
