@@ -23,7 +23,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mtl_jax.config.model import Parallel
 from mtl_jax.core import distributed
 from mtl_jax.core.errors import UserError
-from mtl_jax.training.step import eval_step, pooled_step, scanned_steps, states_step, train_step
+from mtl_jax.training.step import (
+    eval_step,
+    pooled_at_step,
+    pooled_step,
+    scanned_steps,
+    states_step,
+    train_step,
+)
 
 AXIS = "devices"
 
@@ -169,6 +176,7 @@ class MeshRunner(_Spread, _OneSeed):
             scanned_steps: self._everywhere,
             eval_step: (self._by_row, self._everywhere),
             pooled_step: self._by_row,
+            pooled_at_step: self._by_row,
             states_step: self._by_row,
         }
         return jax.jit(
