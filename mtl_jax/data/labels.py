@@ -36,8 +36,7 @@ def as_array(
             f"training data ({known}): correct it, or add such examples to the training data"
         )
 
-    array = kind.array(table.labels[task], classes, refuse)
-    if split == "train" and not has_label(array).any():
+    if split == "train" and all(label is None for label in table.labels[task]):
         raise UserError(
             f"{table.place(0)} and after: no row has a {task} label in {column!r}: "
             f"name another column with --label-columns, or leave {task} out of it"
@@ -47,7 +46,7 @@ def as_array(
             f"{table.place(0)} and after: every list of {task} labels in {column!r} is empty: "
             f"name another column with --label-columns, or leave {task} out of it"
         )
-    return array
+    return kind.array(table.labels[task], classes, refuse)
 
 
 def scale_of(values: np.ndarray) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from mtl_jax.core.errors import SharedError, UserError
 from mtl_jax.data.batches import HostBatch, TextSet, make_batch
 from mtl_jax.data.kinds import blank, has_label
 from mtl_jax.data.packing.plan import Layout, Placement
+from mtl_jax.data.texts import take
 from mtl_jax.freezing.partition import Params
 from mtl_jax.models.multitask import Loss, MultiTaskModule
 from mtl_jax.runs.phase_run import PhaseRun
@@ -59,7 +60,7 @@ def keep(folder: Path, run: PhaseRun, step: int, batch: HostBatch) -> str:
         for name, labels in split.texts.labels.items():
             arrays[name] = blank(labels, example.shape)
             arrays[name][example >= 0] = labels[example[example >= 0]]
-    texts = [str(split.examples.texts[i]) for i in example[example >= 0].tolist()]
+    texts = list(take(split.examples.texts, example[example >= 0]))
     arrays["texts"] = np.array(texts, np.str_)
     count = distributed.count()
     part = f"_process_{distributed.index()}_of_{count}" if count > 1 else ""
