@@ -235,6 +235,7 @@ def test_seeds_at_once_leave_what_each_leaves_alone(settings, inputs, tmp_path):
     for config, together in zip(configs, train_seeds(configs, inputs), strict=True):
         alone = dataclasses.replace(config, workdir=f"{config.workdir}_alone")
         expected = train(alone, inputs)
+        assert isinstance(together, dict)
         for task, name in (("tags", "loss"), ("stars", "loss"), ("topic", "loss")):
             assert together["train"][task][name] == pytest.approx(
                 expected["train"][task][name], rel=1e-3

@@ -145,7 +145,11 @@ def test_lists_and_values_of_parquet_of_any_type(folder):
 )
 def test_what_is_no_number_in_parquet_is_refused(folder, stars, words):
     parquet.write_table(pa.table({"text": ["a", "b"], "stars": stars}), folder / "t.parquet")
-    own = {"label_columns": ("stars=stars",), "task_kinds": ("stars=regression",)}
+    config = DataConfig(
+        train_file=str(folder / "t.parquet"),
+        label_columns=("stars=stars",),
+        task_kinds=("stars=regression",),
+    )
     with pytest.raises(UserError) as caught:
-        load_corpus(DataConfig(train_file=str(folder / "t.parquet"), **own))
+        load_corpus(config)
     assert words in str(caught.value)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtl_jax.config.tasks import Kind
 from mtl_jax.data.columns import restored
 from mtl_jax.data.kinds import KINDS
 from mtl_jax.data.pairs import Pair
@@ -32,7 +33,7 @@ def opened(texts, labels=None, places=None, block=3) -> Any:
     return lambda: Stream(rows(), "line {}".format, ["a note"])
 
 
-def table(texts, *, set_aside=False, kind="single_label", **rows):
+def table(texts, *, set_aside=False, kind: Kind = "single_label", **rows) -> Any:
     keepers = lambda: (KeepAll(), KeepAll())  # noqa: E731
     kinds = {"mood": KINDS[kind]}
     return read_table(opened(texts, **rows), kinds, keepers, set_aside=set_aside)

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -96,8 +96,7 @@ def _check(run: TrainedRun, head: TaskHead, path: Path, where: str) -> None:
     """
     import onnxruntime  # pyright: ignore[reportMissingImports]  (optional)
 
-    length = run.max_length
-    pad: Any = run.tokenizer.pad_token_id
+    length, pad = run.max_length, cast("int", run.tokenizer.pad_token_id)
     ids = np.random.default_rng(0).integers(0, run.config.vocab_size - 1, (3, length), np.int64)
     ids += ids >= pad
     lengths = np.array([length, max(length // 2, 1), min(3, length)])

@@ -3,15 +3,17 @@
 import pytest
 
 from mtl_jax.core.errors import UserError
+from mtl_jax.data.sources.base import Fields
 from mtl_jax.data.sources.elsewhere import read_elsewhere
 from mtl_jax.data.sources.files import stream_table
 from tests.data.sources.test_files import read
 
 ASKED = "text", {"sentiment": "mood"}
+FIELDS = Fields.of(*ASKED, {}, None)
 
 
 def elsewhere(path):
-    return read_elsewhere(stream_table(path, *ASKED), path, *ASKED)
+    return read_elsewhere(stream_table(path, *ASKED), path, FIELDS)
 
 
 def test_rows_places_and_notes_are_the_same(tmp_path):
