@@ -81,6 +81,7 @@ def test_every_scenario_runs_and_leaves_its_proof(scenario, settings, inputs_of,
         "checkpoints",
         "config.json",
         "metrics.jsonl",
+        *(f"predictions-{split}.parquet" for split in ("test", "train", "validation")),
         "tensorboard",
         "tokenizer",
     }

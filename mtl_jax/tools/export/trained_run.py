@@ -97,6 +97,22 @@ class TrainedRun:
     tokenizer: PreTrainedTokenizerFast
     max_length: int
 
+    def refuse_token_types(self, what: str) -> None:
+        """Refuses a run on pairs of texts that the encoder tells apart by their token types.
+
+        Args:
+            what: The format, which has no input for these.
+
+        Raises:
+            UserError: It is one.
+        """
+        pairs = DataConfig(**self.record["settings"]["data"]).pair_columns
+        if self.config.type_vocab_size > 1 and any(head.name in pairs for head in self.heads):
+            raise UserError(
+                f"--format {what} has no input for the token types of pairs of texts, which this "
+                "run was trained on: use --format huggingface"
+            )
+
     def plain_tokenizer(self) -> Tokenizer:
         """A copy of the tokenizer's inside, which neither cuts texts nor fills them up."""
         from tokenizers import Tokenizer

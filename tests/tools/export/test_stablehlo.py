@@ -62,6 +62,18 @@ def test_a_fresh_process_without_this_package_gives_the_logits(dtype, opened, tm
         np.testing.assert_allclose(found["first"][task], expected[:1], atol=tolerance)
 
 
+@pytest.mark.parametrize("what", ["stablehlo", "onnx"])
+def test_pairs_that_token_types_tell_apart_are_refused(what, opened):
+    data = {**opened.record["settings"]["data"], "text_columns": ["premise", "hypothesis"]}
+    settings = {**opened.record["settings"], "data": data}
+    run = dataclasses.replace(opened, record={**opened.record, "settings": settings})
+    with pytest.raises(UserError, match=f"--format {what} has no input for the token types"):
+        run.refuse_token_types(what)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, type_vocab_size=1))
+    run.refuse_token_types(what)
+    opened.refuse_token_types(what)
+
+
 class Own(nn.Module):
     """A head of a user's own."""
 
