@@ -240,6 +240,7 @@ def test_a_finished_run_without_its_checkpoints_stays_finished(copy, finished):
     assert sorted(path.name for path in Path(config.workdir).iterdir()) == [
         *(".checkpoints-removed", ".config.json.lock", ".lock"),
         *("certificate.json", "config.json", "metrics.jsonl"),
+        *(f"predictions-{split}.parquet" for split in ("test", "train", "validation")),
         *("tensorboard", "tokenizer"),
     ]
     with pytest.raises(UserError, match="is done and its checkpoints have been removed: run the"):
