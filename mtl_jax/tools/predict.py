@@ -351,7 +351,7 @@ def checkpoint_encoder(
         say(f"note: {note}")
     # Vectors are made without a head.
     spec = ModelSpec(
-        encoder.config, (("none", 1),), encoder.pooling, "float32", reader.max_length, "auto"
+        encoder.config, (("unused", 1),), encoder.pooling, "float32", reader.max_length, "auto"
     )
     return TextEncoder(spec, {"backbone": encoder.params}, reader, layer=layer)
 
