@@ -233,7 +233,8 @@ def test_seeds_at_once_are_measured_together(settings, tmp_path):
 
 
 def benchmark(folder, flags, *rows):
-    kept = [flag for flag in flags if not flag.startswith(("--epochs", "--parallel"))]
+    own = ("--epochs", "--parallel", "--cache-folder")
+    kept = [flag for flag in flags if not flag.startswith(own)]
     kept = [flag for flag in kept if "learning-rate" not in flag]
     return forked.run(
         [
