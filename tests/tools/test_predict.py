@@ -315,14 +315,14 @@ def test_texts_come_from_tables_and_from_lines(tmp_path):
     (tmp_path / "t.csv").write_text('id,text\n1,"a, b"\n2,c\n')
     (tmp_path / "t.jsonl").write_text('{"body": "a"}\n{"body": "b"}\n')
     (tmp_path / "t.txt").write_text("id,text\na\n")
-    assert list(read_texts(tmp_path / "t.csv", None, "text")) == ["a, b", "c"]
-    assert list(read_texts(tmp_path / "t.csv", "id", "text")) == ["1", "2"]
-    assert list(read_texts(tmp_path / "t.jsonl", "body", "text")) == ["a", "b"]
-    assert list(read_texts(tmp_path / "t.txt", None, "text")) == ["id,text", "a"]
+    assert list(read_texts(tmp_path / "t.csv", None, ("text",))) == ["a, b", "c"]
+    assert list(read_texts(tmp_path / "t.csv", ("id",), ("text",))) == ["1", "2"]
+    assert list(read_texts(tmp_path / "t.jsonl", ("body",), ("text",))) == ["a", "b"]
+    assert list(read_texts(tmp_path / "t.txt", None, ("text",))) == ["id,text", "a"]
     with pytest.raises(UserError, match="has no column 'text'"):
-        read_texts(tmp_path / "t.jsonl", None, "text")
+        read_texts(tmp_path / "t.jsonl", None, ("text",))
     with pytest.raises(UserError, match=r"gone\.txt is missing"):
-        read_texts(tmp_path / "gone.txt", None, "text")
+        read_texts(tmp_path / "gone.txt", None, ("text",))
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_predict_reads_a_file_and_warns_of_a_header(trained_folder, reviews, tmp
     folder, file = f"--workdir={trained_folder}", str(reviews / "test.csv")
     assert run(["predict", folder, f"--input={file}"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [answer["text"] for answer in answers] == list(read_texts(Path(file), "text", ""))
+    assert [answer["text"] for answer in answers] == list(read_texts(Path(file), ("text",), ()))
     assert run(["predict", folder, f"--input={file}", "--text-column=topic"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[0])["text"] in ("film", "book", "phone")
     output = tmp_path / "v.npy"

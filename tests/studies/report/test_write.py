@@ -346,4 +346,4 @@ def test_tasks_of_other_kinds_have_their_own_metrics(tmp_path):
     text = report(tmp_path, results, failures=FAILURES, context=CONTEXT)
     for words in ("stars RMSE", "stars R2", "tags micro-F1", "sentiment accuracy"):
         assert words in text.replace("\N{NO-BREAK SPACE}", " ")
-    assert "stars, a regression, has R2 wherever means and differences" in text
+    assert "<code>stars</code>, a regression, has R2 wherever means and differences" in text
