@@ -320,7 +320,7 @@ def test_a_whole_run_traces_each_step_once(kind, scenario, length, settings, tmp
         traced.append((labels.shape, type(logits)))
         return masked_cross_entropy(logits, labels)
 
-    monkeypatch.setattr("mtl_jax.training.step.masked_cross_entropy", counted)
+    monkeypatch.setattr("mtl_jax.training.kinds.single_label.masked_cross_entropy", counted)
     # A length that no other test has: nothing of this is compiled or counted already.
     data = dataclasses.replace(settings["data"], max_length=length)
     changes = {"data": data, "parallel": kind, "scenario": scenario, "workdir": str(tmp_path)}
