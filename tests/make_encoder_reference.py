@@ -1,6 +1,6 @@
 """Reference numbers of every family of encoders from its PyTorch model of transformers, in float32.
 
-``python tests/make_encoder_reference.py`` writes ``tests/data/encoder_reference.npz``: what
+``python -m tests.make_encoder_reference`` writes ``tests/data/encoder_reference.npz``: what
 ``MODELS`` compute, thinned. ``--full FILE --seed SEED`` writes everything of these and of a
 random configuration of each family. Needs PyTorch; what the tests share with it (``MODELS``,
 ``drawn``, ``weights``, ``write_model`` and ``loss_weights``) does not. BERT itself is in

@@ -28,7 +28,7 @@ from mtl_jax.tools.predict import Predictor
 from tests import make_encoder_reference as reference
 from tests.conftest import TINY, write_checkpoint
 
-SCRIPT = Path(reference.__file__)
+ROOT = Path(reference.__file__).parents[1]
 TOLERANCE = 1e-4
 # Of the largest value of each parameter's gradient.
 GRADIENT_TOLERANCE = 5e-4
@@ -115,8 +115,8 @@ def test_equals_the_stored_numbers_of_pytorch(name, tmp_path):
 def test_equals_pytorch_run_now_on_random_configurations(tmp_path):
     live, seed = tmp_path / "full.npz", 1
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--full", str(live), "--seed", str(seed)],
-        cwd=SCRIPT.parents[1],
+        [sys.executable, "-m", reference.__name__, "--full", str(live), "--seed", str(seed)],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
