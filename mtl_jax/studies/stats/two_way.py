@@ -35,6 +35,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.stats
 
+from mtl_jax.training.prediction_counts import resampled_macro_f1
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -108,18 +110,10 @@ def macro_f1(answers: Answers, weights: Floats) -> Floats:
     As scikit-learn's ``f1_score`` with ``average="macro"`` and ``sample_weight``: the mean over the
     classes that have a text or a prediction.
     """
-    there = answers.gold >= 0
-    gold, predicted, weights = answers.gold[there], answers.predicted[:, there], weights[:, there]
-    sums, met = 0.0, 0.0
-    for of_class in range(answers.classes):
-        is_gold, is_predicted = gold == of_class, predicted == of_class
-        right = weights @ (is_predicted & is_gold).T.astype(np.float64)
-        both = (weights @ is_gold.astype(np.float64))[:, None]
-        both = both + weights @ is_predicted.T.astype(np.float64)
-        occurs = is_gold.any() | is_predicted.any(axis=1)
-        sums = sums + np.where(occurs, 2 * right / np.where(both > 0, both, 1), 0)
-        met = met + occurs
-    return sums / np.maximum(met, 1)
+    there, classes = answers.gold >= 0, np.arange(answers.classes)
+    true, weights = answers.gold[there, None] == classes, weights[:, there]
+    guesses = answers.predicted[:, there, None] == classes
+    return np.stack([resampled_macro_f1(true, guess, weights) for guess in guesses], axis=1)
 
 
 def estimate(scores: Floats, rarest: int) -> Estimate | None:
