@@ -17,7 +17,7 @@ from etils import epath
 from orbax.checkpoint import future
 
 from mtl_jax.runs.checkpoints import arrays
-from mtl_jax.runs.checkpoints.manifest import Manifest, path, read, written
+from mtl_jax.runs.checkpoints.manifest import FILE, Manifest, read, written
 
 
 def file_of(part: str) -> str:
@@ -52,7 +52,7 @@ async def _write(directory: epath.Path, args: StateSave) -> None:
         arrays.write(Path(directory) / file_of(part), tree)
         digests[part] = arrays.digest(tree)
     manifest = dataclasses.replace(args.manifest, digests=digests)
-    (directory / path(Path()).name).write_text(written(manifest))
+    (directory / FILE).write_text(written(manifest))
 
 
 @ocp.args.register_with_handler(StateHandler, for_save=True)

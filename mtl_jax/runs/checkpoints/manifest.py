@@ -18,7 +18,7 @@ from mtl_jax.core.errors import UserError, cannot_read
 # The one item of a checkpoint as Orbax sees it: a folder with the manifest, and a file of each
 # part's arrays.
 ITEM = "state"
-_FILE = "manifest.json"
+FILE = "manifest.json"
 # What earlier versions have had in the place of that item.
 _ITEMS_BEFORE = ("manifest", "seal", "progress")
 
@@ -79,7 +79,7 @@ def _sha256(content: Mapping[str, Any]) -> str:
 
 def path(folder: Path) -> Path:
     """The file of the manifest of the checkpoint in ``folder``."""
-    return folder / ITEM / _FILE
+    return folder / ITEM / FILE
 
 
 def read(folder: Path) -> Manifest:
@@ -96,14 +96,14 @@ def read(folder: Path) -> Manifest:
     except FileNotFoundError as error:
         if any((folder / item).is_dir() for item in _ITEMS_BEFORE):
             raise _of_another_version(folder) from error
-        raise DamageError(folder, f"{ITEM}/{_FILE} is missing") from error
+        raise DamageError(folder, f"{ITEM}/{FILE} is missing") from error
     except OSError as error:
         refuse_access(file, error)
-        raise DamageError(folder, f"{ITEM}/{_FILE} can't be read") from error
+        raise DamageError(folder, f"{ITEM}/{FILE} can't be read") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamageError(folder, f"{ITEM}/{_FILE} can't be read") from error
+        raise DamageError(folder, f"{ITEM}/{FILE} can't be read") from error
     if sha256 != _sha256(content):
-        raise DamageError(folder, f"{ITEM}/{_FILE} has another digest than it had")
+        raise DamageError(folder, f"{ITEM}/{FILE} has another digest than it had")
     if content.keys() != {field.name for field in dataclasses.fields(Manifest)}:
         raise _of_another_version(folder)
     if folder.name != str(content["step"]):
