@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import resource
+import subprocess
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,9 +31,31 @@ def circumstances(command: str, started: float) -> dict[str, Any]:
         "seconds": time.time() - started,
         "machine": f"{processor()}, {os.cpu_count()} cores, {_devices()}",
         "memory": f"{peak:.1f} GiB at the peak",
-        "versions": {name: version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": {
+            "mtl-jax": version("mtl-jax"),
+            **commit(),
+            **{name: version(name) for name in _PACKAGES},
+            "python": platform.python_version(),
+        },
     }
+
+
+def commit() -> dict[str, str]:
+    """The commit of the checkout that this package is in, under ``commit``; none elsewhere."""
+    here = Path(__file__).parents[2]
+    if not (here / ".git").exists():
+        return {}
+    git = ["git", "-C", str(here)]
+    try:
+        head, changes = (
+            subprocess.run(  # noqa: S603  (git, in the checkout that runs)
+                [*git, *words], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": f"{head}, with changes" if changes else head}
 
 
 def processor() -> str:

@@ -13,12 +13,12 @@ from mtl_jax.studies.report.document import (
     Bullets,
     Cell,
     Document,
-    Heading,
     Paragraph,
     Row,
     Table,
 )
-from mtl_jax.studies.report.outline import UNCOUNTED, Failure, picture
+from mtl_jax.studies.report.figures import picture
+from mtl_jax.studies.report.outline import Failure, Parts, assemble
 from mtl_jax.studies.report.study_figures import cost_scatter
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.comparisons import Comparison, compared, having, values_of
@@ -31,7 +31,6 @@ from mtl_jax.studies.stats.results import (
     arms_of,
     control_heads,
     evaluation_split,
-    lookup,
     numbers,
     per_seed,
     quality,
@@ -49,7 +48,8 @@ def leave_report(
     context: Mapping[str, Any],
 ) -> Path:
     """Writes and prints the report; see ``settings.Report``."""
-    return study_sections.leave(folder, document(results, failures, context), most_columns=5)
+    found = document(results, failures, {**context, "folder": folder})
+    return study_sections.leave(folder, found, most_columns=5)
 
 
 def document(
@@ -60,37 +60,31 @@ def document(
     Args:
         results: Lines of ``results.jsonl``.
         failures: Arms without a result.
-        context: See ``report.write_report``.
+        context: See ``write.write_report``.
     """
     split = evaluation_split(results)
     names = short_names(values_of(results, SETTING))
-    findings: list[Block] = []
     skipped = skipped_backbones(failures)
+    left: list[Block] = []
     if unreached := [backbone for backbone in skipped if backbone not in names]:
         count = formatting.count_of(len(unreached), "backbone")
         text = f"{count} could not be read and {'is' if len(unreached) == 1 else 'are'} left out: "
-        findings.append(Paragraph(text + formatting.listing(unreached) + ".", "warning"))
-    findings += [
-        Paragraph(_cut_short(b, results, failures), "warning") for b in skipped if b in names
-    ]
-    findings.append(Paragraph(choice_text(results, names), "lead"))
-    tuning = tuning_gains(results, split)
-    findings += [
-        Bullets(
-            tuple(
-                study_sections.comparison_text(gain, FROZEN, names[gain.value]) for gain in tuning
-            )
-        )
-    ]
-    details: list[Block] = [Heading("Quality against cost")]
+        left.append(Paragraph(text + formatting.listing(unreached) + ".", "warning"))
+    left += [Paragraph(_cut_short(b, results, failures), "warning") for b in skipped if b in names]
     drawn = cost_scatter(results, SETTING, names, lambda r: quality(r.get(split)), split)
-    details += [picture(drawn)] if drawn else []
-    details.append(_table(results, names, split))
-    if any(lookup(result, "train_flops") is None for result in results):
-        details.append(Paragraph(UNCOUNTED))
-    return study_sections.report(
-        "What a larger backbone buys", findings, details, results, failures, context
+    gains = tuning_gains(results, split)
+    texts = [study_sections.comparison_text(each, FROZEN, names[each.value]) for each in gains]
+    parts = Parts(
+        title="What a larger backbone buys",
+        answer=[
+            *left,
+            Paragraph(choice_text(results, names), "lead"),
+            *([picture(drawn)] if drawn else []),
+        ],
+        table=[_table(results, names, split)],
+        statistics=[Bullets(tuple(texts))] if texts else [],
     )
+    return assemble(parts, results, failures, context)
 
 
 def skipped_backbones(failures: Sequence[Failure]) -> list[str]:

@@ -1,12 +1,38 @@
 """A report as data: blocks that the Markdown and the HTML renderer both read.
 
 A text may hold code spans in backticks, and no other markup; everything else in it is
-shown as it stands.
+shown as it stands. Of a ``Verbatim``, such as a text of the data, the backticks are, too.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
+
+# Control characters, and what turns the direction of a text round or is on its own no character.
+_UNSEEN = ("Cc", "Cs")
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+class Verbatim(str):
+    """A text of a user or of the data, shown as it stands, on one line.
+
+    Characters that steer a terminal, or the direction of what is written beside them, are
+    replaced by U+FFFD.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Verbatim:
+        """Takes it as it is."""
+        line = " ".join(text.split())
+        return super().__new__(
+            cls,
+            "".join(
+                "\ufffd" if unicodedata.category(each) in _UNSEEN or each in _TURNS else each
+                for each in line
+            ),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +41,8 @@ class Cell:
 
     text: str
     aside: str = ""
+    shade: float = 0.0
+    """how dark its ground is, from 0 to 1"""
 
     @property
     def plain(self) -> str:
@@ -33,7 +61,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table. The first column holds names, the others numbers unless ``textual``."""
+    """A table. The first column holds names, the others numbers unless ``textual``.
+
+    On a narrow screen the rows of a ``textual`` one stand as cards, one below the other, and any
+    other scrolls in a box of its own.
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -44,7 +76,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Heading:
-    """The start of a section."""
+    """The start of a section, which the table of contents leads to."""
 
     text: str
 

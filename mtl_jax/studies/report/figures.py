@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from mtl_jax.studies.report.axes import (
     panel_row,
     reference_lines,
 )
+from mtl_jax.studies.report.document import Picture
 from mtl_jax.studies.report.palette import INK, SOFT, looks, styled
 from mtl_jax.studies.report.tables import PUBLISHED, has_published
 from mtl_jax.studies.stats.intervals import Interval, mean_interval
@@ -62,6 +64,13 @@ def save(figure: Figure, file: IO[bytes]) -> None:
         # A box is drawn for a character that the font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(file, format="png")
+
+
+def picture(drawn: Drawn) -> Picture:
+    """A figure as a block of a document."""
+    buffer = io.BytesIO()
+    save(drawn.figure, buffer)
+    return Picture(f"{drawn.name}.png", buffer.getvalue(), drawn.caption)
 
 
 def quality_against_cost(results: Sequence[Result]) -> Drawn | None:
@@ -114,8 +123,37 @@ def _cost_unit(results: Sequence[Result]) -> tuple[float, str]:
 
 def learning_curves(results: Sequence[Result]) -> Drawn | None:
     """Validation macro-F1 of each task over training FLOPs, mean and range over seeds."""
+    caption = (
+        "Macro-F1 on the validation split as training goes on, a marker per evaluation, over the "
+        "training FLOPs so far ({unit}). Lines are means over seeds, bands run from the worst seed "
+        "to the best."
+    )
+    return _over_training(results, score, "learning_curves", "macro-F1", caption)
+
+
+def loss_curves(results: Sequence[Result]) -> Drawn | None:
+    """Validation loss of each task over training FLOPs, mean and range over seeds."""
+    caption = (
+        "The loss on the validation split, likewise over the training FLOPs so far ({unit}): where "
+        "it rises again an arm fits its training examples at the cost of others."
+    )
+
+    def loss(metrics: Any, task: str) -> float | None:
+        return lookup(metrics, task, "loss")
+
+    return _over_training(results, loss, "loss_curves", "loss", caption)
+
+
+def _over_training(
+    results: Sequence[Result],
+    number: Callable[[Any, str], float | None],
+    name: str,
+    label: str,
+    caption: str,
+) -> Drawn | None:
+    """A number of each task on validation over training FLOPs, a panel for each task."""
     unit, unit_name = _cost_unit(results)
-    curves = {task: _curves(results, task, unit) for task in tasks_of(results)}
+    curves = {task: _curves(results, task, unit, number) for task in tasks_of(results)}
     if not any(curves.values()):
         return None
     controls = control_heads(results)
@@ -138,7 +176,7 @@ def learning_curves(results: Sequence[Result]) -> Drawn | None:
                 )
             cost_axis(axes)
             axes.set(title=f"{task}, validation", xlabel=f"training FLOPs, {unit_name} (log scale)")
-        panels[0].set_ylabel("macro-F1")
+        panels[0].set_ylabel(label)
         handles = [
             Line2D(
                 [],
@@ -154,13 +192,7 @@ def learning_curves(results: Sequence[Result]) -> Drawn | None:
             if any(a in of_task for of_task in curves.values())
         ]
         name_lines(figure, handles, 4)
-    return Drawn(
-        "learning_curves",
-        figure,
-        "Macro-F1 on the validation split as training goes on, a marker per evaluation, over the "
-        f"training FLOPs so far ({unit_name}). Lines are means over seeds, bands run from the "
-        "worst seed to the best.",
-    )
+    return Drawn(name, figure, caption.format(unit=unit_name))
 
 
 def gap_bars(results: Sequence[Result]) -> Drawn | None:
@@ -245,9 +277,12 @@ def by_source(results: Sequence[Result], task: str) -> Drawn | None:
 
 
 def _curves(
-    results: Sequence[Result], task: str, unit: float
+    results: Sequence[Result],
+    task: str,
+    unit: float,
+    number: Callable[[Any, str], float | None],
 ) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Per arm: FLOPs so far, mean, lowest and highest score at each evaluation.
+    """Per arm: FLOPs so far, mean, lowest and highest number at each evaluation.
 
     FLOPs may differ from seed to seed, so evaluations are matched by epoch and drawn at
     their mean.
@@ -258,7 +293,7 @@ def _curves(
         for result in results:
             for point in (result.get("curve") or []) if result["arm"] == arm else []:
                 epoch, flops = lookup(point, "epoch"), _flops_until(result, point)
-                value = score(point.get("validation"), task)
+                value = number(point.get("validation"), task)
                 if epoch is not None and value is not None and flops:
                     at.setdefault(epoch, []).append((flops / unit, value))
         if at:

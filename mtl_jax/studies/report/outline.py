@@ -1,14 +1,18 @@
-"""What the report says, in which order: results in, a document out."""
+"""The order of a study's report: the answer first, then what it rests on, statistics last."""
 
 from __future__ import annotations
 
-import functools
-import io
+import dataclasses
 import json
+import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from mtl_jax.studies.report import figures, tables
+from mtl_jax.studies import best_run
+from mtl_jax.studies.report import figures, prediction_sections
+from mtl_jax.studies.report.arm_answers import answers_of
 from mtl_jax.studies.report.claims_section import claims_blocks
 from mtl_jax.studies.report.document import (
     Block,
@@ -16,25 +20,20 @@ from mtl_jax.studies.report.document import (
     Cell,
     Code,
     Document,
-    Facts,
     Heading,
     Paragraph,
-    Picture,
     Row,
     Table,
+    Verbatim,
 )
 from mtl_jax.studies.stats import formatting
-from mtl_jax.studies.stats.claims import judge_claims
-from mtl_jax.studies.stats.intervals import mean_interval
-from mtl_jax.studies.stats.recommendation import Recommendation, alternatives, explain, recommend
+from mtl_jax.studies.stats.claims import Judgement, judge_claims
 from mtl_jax.studies.stats.results import (
-    REFERENCE,
     Result,
     arms_of,
     evaluation_split,
     lookup,
-    numbers,
-    qualities,
+    setting_name,
     tasks_of,
     trained_arms,
     unfinished,
@@ -48,63 +47,79 @@ UNCOUNTED = (
 )
 
 
-def build(
-    results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What is a study's own in its report; ``assemble`` adds what all reports have.
+
+    Attributes:
+        title: Of the report.
+        answer: The answer in few words, and one picture.
+        table: The numbers that it rests on.
+        sources: Scores by source.
+        learning: What is to be seen of training beside the learning curves.
+        cost: What the arms cost.
+        tuning: What a smaller search would have found.
+        statistics: How sure it all is: differences, intervals, tests.
+        judgement: Of the claims, where they are tested together with the study's own questions.
+        noun: What the arms are.
+    """
+
+    title: str
+    answer: Sequence[Block]
+    table: Sequence[Block] = ()
+    sources: Sequence[Block] = ()
+    learning: Sequence[Block] = ()
+    cost: Sequence[Block] = ()
+    tuning: Sequence[Block] = ()
+    statistics: Sequence[Block] = ()
+    judgement: Judgement | None = None
+    noun: str = "arm"
+
+
+def assemble(
+    parts: Parts,
+    results: Sequence[Result],
+    failures: Sequence[Failure],
+    context: Mapping[str, Any],
 ) -> Document:
-    """The report as data.
+    """The document of a study.
 
     Args:
+        parts: What is its own.
         results: Lines of ``results.jsonl``.
         failures: Arms without a result.
-        context: See ``write_report``.
+        context: See ``write.write_report``.
     """
-    subtitle = [formatting.count_of(len(arms_of(results)), "scenario")]
-    subtitle.append(formatting.count_of(len({result["seed"] for result in results}), "seed"))
-    if context.get("started"):
-        subtitle.append(str(context["started"]))
-    blocks = [*warnings(results, failures), *_findings(results)]
-    blocks += claims_blocks(judge_claims(results, failures))
-    blocks += _details(results) if results else []
-    blocks += origin(results, failures, context)
-    return Document("What to freeze", " · ".join(subtitle), tuple(blocks))
-
-
-def _findings(results: Sequence[Result]) -> list[Block]:
-    advice = recommend(results)
-    if advice is None:
-        why = (
-            "Every scenario with validation scores is a control, with a head that never trained"
-            if any(qualities(results, arm, "validation") for arm in trained_arms(results))
-            else "No trained scenario has validation scores"
-        )
-        return [Paragraph(f"{why}: none is recommended.", "lead")]
-    blocks: list[Block] = [
-        Paragraph(" ".join(explain(advice)), "lead"),
-        Facts(tuple(_facts(advice, results))),
+    judgement = parts.judgement or judge_claims(results, failures)
+    sections: list[tuple[str, Sequence[Block]]] = [
+        ("Results", parts.table),
+        *_predicted(results, context),
+        ("Scores by source", parts.sources),
+        ("Learning curves", [*curves(results), *parts.learning]),
+        ("Cost", [*parts.cost, *_uncounted(results), *_digests(results)] if results else []),
+        ("What a smaller search would have found", parts.tuning),
+        ("Statistics", parts.statistics),
+        ("What the design claims", claims_blocks(judgement)),
+        ("Runs", _runs(results, failures, context)),
+        ("How this was made", origin(results, context)),
+        ("Use the model", _model(results, context)),
     ]
-    others = alternatives(advice, results)
-    return [*blocks, Bullets(tuple(others))] if others else blocks
+    blocks = [*warnings(results, failures), *parts.answer]
+    for title, section in sections:
+        if section:
+            blocks += [Heading(title), *section]
+    return Document(parts.title, _subtitle(parts, results, context), tuple(blocks))
 
 
-def _facts(advice: Recommendation, results: Sequence[Result]) -> list[tuple[str, Cell]]:
-    chosen = advice.chosen.arm
-    facts = [("Recommended", Cell(f"`{chosen}`"))]
-    if advice.score:
-        score = Cell(formatting.fixed(advice.score.mean), formatting.plus_minus(advice.score))
-        facts.append((f"Macro-F1, {advice.split}", score))
-    for label, key, written in (
-        ("Training FLOPs", "train_flops", formatting.flops),
-        ("Trained parameters", "trainable_parameters", lambda count: formatting.fixed(count, 0)),
-    ):
-        mine, theirs = (
-            mean_interval(numbers(results, arm, key).values()) for arm in (chosen, REFERENCE)
-        )
-        if mine:
-            text = written(mine.mean)
-            ratio = formatting.ratio(mine.mean, theirs.mean if theirs else None)
-            compared = ratio and chosen != REFERENCE
-            facts.append((label, Cell(text, f"{ratio} {REFERENCE}" if compared else "")))
-    return facts
+def _subtitle(parts: Parts, results: Sequence[Result], context: Mapping[str, Any]) -> str:
+    words = [formatting.count_of(len(arms_of(results)), parts.noun)]
+    words.append(formatting.count_of(len({result["seed"] for result in results}), "seed"))
+    if tasks := tasks_of(results):
+        words.append(f"{'task' if len(tasks) == 1 else 'tasks'} {formatting.series(list(tasks))}")
+    words += [str(context["started"])] if context.get("started") else []
+    versions = context.get("versions") or {}
+    words += [f"commit {versions['commit'][:10]}"] if versions.get("commit") else []
+    return " · ".join(words)
 
 
 def warnings(results: Sequence[Result], failures: Sequence[Failure]) -> list[Block]:
@@ -131,71 +146,117 @@ def warnings(results: Sequence[Result], failures: Sequence[Failure]) -> list[Blo
     return blocks
 
 
-def _details(results: Sequence[Result]) -> list[Block]:
-    advice = recommend(results)
-    chosen = advice.chosen.arm if advice else None
-    blocks: list[Block] = [Heading("Quality")]
-    blocks += figure(figures.quality_against_cost, results)
-    blocks.append(tables.quality_table(results, chosen))
-    blocks.append(Heading("Differences to full fine-tuning"))
-    blocks.append(tables.difference_table(results, chosen) or Paragraph(_unpaired(results)))
-    blocks += [Heading("Cost"), tables.cost_table(results, chosen)]
-    if any(lookup(result, "train_flops") is None for result in results):
-        blocks.append(Paragraph(UNCOUNTED))
-    blocks.append(Paragraph(_digests(results)))
-    blocks.append(Heading("Learning and overfitting"))
-    blocks += figure(figures.learning_curves, results)
-    blocks += figure(figures.gap_bars, results)
-    blocks.append(tables.gap_table(results, chosen))
-    for task in tasks_of(results):
-        if sources := tables.source_table(results, chosen, task):
-            drawn = figure(functools.partial(figures.by_source, task=task), results)
-            blocks += [Heading(f"{task.capitalize()} by source"), *drawn, sources]
-    return blocks
+def curves(results: Sequence[Result]) -> list[Block]:
+    """Validation score and loss over training."""
+    drawn = [figures.learning_curves(results), figures.loss_curves(results)]
+    return [figures.picture(each) for each in drawn if each is not None]
 
 
-def _unpaired(results: Sequence[Result]) -> str:
-    if REFERENCE in arms_of(results):
-        return f"No other scenario shares a seed with `{REFERENCE}`: there is nothing to pair."
-    return f"`{REFERENCE}` has no result in this study: there is nothing to compare with."
+def _predicted(
+    results: Sequence[Result], context: Mapping[str, Any]
+) -> list[tuple[str, Sequence[Block]]]:
+    """The sections on what the arm with the best run predicts; none where nothing was kept."""
+    best = best_run.best_run(results)
+    answers = best and answers_of(context, results, best["arm"], best.get("setting"))
+    if not best or not answers:
+        return []
+    # Of a study with settings every arm has many runs, and what they predict is not comparable.
+    others = [] if best.get("setting") else trained_arms(results)
+    found = [answers_of(context, results, arm) for arm in others if arm != best["arm"]]
+    arms = sorted(
+        [answers, *(each for each in found if each is not None)],
+        key=lambda each: arms_of(results).index(each.arm),
+    )
+    setting = f", {setting_name(best)}" if best.get("setting") else ""
+    which = Paragraph(f"Of `{best['arm']}`{setting}, whose model is kept: see the end.")
+    by_arm: list[Block] = [
+        prediction_sections.class_table_of_arms(arms, task)
+        for task in answers.tasks
+        if len(arms) > 1 and not answers.is_value(task)
+    ]
+    return [
+        ("Scores by class", [which, *prediction_sections.class_tables(answers), *by_arm]),
+        ("Confusion matrices", prediction_sections.confusion_tables(answers)),
+        (
+            "Calibration",
+            prediction_sections.calibration_blocks(answers, arms if len(arms) > 1 else ()),
+        ),
+        ("The most confident mistakes", prediction_sections.mistake_tables(answers)),
+    ]
 
 
-def _digests(results: Sequence[Result]) -> str:
+def _uncounted(results: Sequence[Result]) -> list[Block]:
+    lacking = any(lookup(result, "train_flops") is None for result in results)
+    return [Paragraph(UNCOUNTED)] if lacking else []
+
+
+def _digests(results: Sequence[Result]) -> list[Block]:
     kept = sum(result.get("frozen_digest_unchanged") is True for result in results)
     runs = formatting.count_of(len(results), "run")
     if kept == len(results):
-        return (
-            f"Every frozen parameter kept its bytes: in all {runs} the digest of the frozen "
-            "leaves is the same before and after."
-        )
-    return f"The digest of the frozen leaves is the same before and after in {kept} of {runs}."
+        return [
+            Paragraph(
+                f"Every frozen parameter kept its bytes: in all {runs} the digest of the frozen "
+                "leaves is the same before and after."
+            )
+        ]
+    text = f"The digest of the frozen leaves is the same before and after in {kept} of {runs}."
+    return [Paragraph(text)]
 
 
-def origin(
+def _runs(
     results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
 ) -> list[Block]:
-    """How the numbers came to be: failed runs, command, machine, data, settings, versions.
+    """How many runs each arm has, and what the missing ones failed with."""
+    done = Counter(result["arm"] for result in results)
+    skipped = Counter(failure["arm"] for failure in failures if failure.get("skipped"))
+    failed = Counter(failure["arm"] for failure in failures) - skipped
+    rows = [
+        Row((Cell(f"`{arm}`"), *(Cell(str(n[arm])) for n in (asked, done, failed, skipped))))
+        for asked in [context.get("asked") or done + failed + skipped]
+        for arm in asked
+    ]
+    if not rows:
+        return []
+    note = "Skipped runs are those whose data or backbone could not be read." if skipped else ""
+    columns = ("arm", "asked for", "finished", "failed", "skipped")
+    table = Table("", columns, tuple(rows), note)
+    alike: dict[str, list[str]] = {}
+    for failure in failures:
+        alike.setdefault(failure["error"], []).append(_run_text(failure))
+    texts = [f"{'; '.join(runs)}: {error}" for error, runs in alike.items()]
+    return [table, Bullets(tuple(texts))] if texts else [table]
+
+
+def failure_text(failure: Failure) -> str:
+    """One line on a run that has no result."""
+    return f"{_run_text(failure)}: {failure.get('error')}"
+
+
+def _run_text(failure: Failure) -> str:
+    setting = failure.get("setting") or {}
+    in_setting = "".join(f", {name} {value}" for name, value in setting.items())
+    return f"`{failure.get('arm')}` seed {failure.get('seed')}{in_setting}"
+
+
+def origin(results: Sequence[Result], context: Mapping[str, Any]) -> list[Block]:
+    """How the numbers came to be: command, machine, data, settings, versions.
 
     Args:
         results: Lines of ``results.jsonl``.
-        failures: Arms without a result.
-        context: See ``report.write_report``.
+        context: See ``write.write_report``.
     """
-    blocks: list[Block] = []
-    if failures:
-        blocks += [Heading("Failed runs"), Bullets(tuple(failure_text(item) for item in failures))]
-    blocks.append(Heading("How this was made"))
-    if context.get("command"):
-        blocks.append(Code(str(context["command"])))
+    blocks: list[Block] = [Code(str(context["command"]))] if context.get("command") else []
     facts = [(name, context.get(name)) for name in ("started", "machine", "memory", "seeds")]
     if context.get("seconds") is not None:
         facts.append(("took", formatting.duration(float(context["seconds"]))))
+    facts.append(("tasks", list(tasks_of(results))))
     for key in ("train_examples", "test_examples", "epochs", "total_parameters"):
         values = sorted({int(result[key]) for result in results if result.get(key)})
         facts.append((key.replace("_", " "), ", ".join(f"{value:,}" for value in values)))
     blocks += _pairs("", {name: value for name, value in facts if value})
     if context.get("data"):
-        blocks.append(Bullets(tuple(str(note) for note in context["data"])))
+        blocks.append(Bullets(tuple(Verbatim(str(note)) for note in context["data"])))
     blocks += _pairs("Settings", context.get("settings") or {})
     blocks += _pairs("Versions", context.get("versions") or {})
     return blocks
@@ -208,23 +269,28 @@ def _pairs(title: str, values: Mapping[str, Any]) -> list[Block]:
     for name, value in values.items():
         parts = value if isinstance(value, list | tuple) else [value]
         text = ", ".join(x if isinstance(x, str) else json.dumps(x, default=str) for x in parts)
-        rows.append(Row((Cell(str(name)), Cell(text))))
+        rows.append(Row((Cell(str(name)), Cell(Verbatim(text)))))
     return [Table(title, ("what", "value"), tuple(rows), textual=True)]
 
 
-def failure_text(failure: Failure) -> str:
-    """One line on a run that has no result."""
-    return f"`{failure.get('arm')}` seed {failure.get('seed')}: {failure.get('error')}"
-
-
-def figure(plot: figures.Plot, results: Sequence[Result]) -> list[Block]:
-    """A picture of the results; nothing where its numbers are missing."""
-    drawn = plot(results)
-    return [] if drawn is None else [picture(drawn)]
-
-
-def picture(drawn: figures.Drawn) -> Picture:
-    """A figure as a block of a document."""
-    buffer = io.BytesIO()
-    figures.save(drawn.figure, buffer)
-    return Picture(f"{drawn.name}.png", buffer.getvalue(), drawn.caption)
+def _model(results: Sequence[Result], context: Mapping[str, Any]) -> list[Block]:
+    """The command that uses the best arm's model."""
+    best, folder = best_run.best_run(results), context.get("folder")
+    if best is None or folder is None:
+        return []
+    run = best_run.run_folder(Path(folder), best)
+    setting = f", {setting_name(best)}" if best.get("setting") else ""
+    name = f"`{best['arm']}`{setting}, seed {best['seed']}, the best of its seeds on validation"
+    if not best_run.has_model(run):
+        text = (
+            f"The checkpoints of {name}, have been removed: run the study in a new folder, which "
+            "keeps those of the best arm."
+        )
+        return [Paragraph(text)]
+    place = shlex.quote(str(run))
+    commands = (
+        f"python -m mtl_jax predict --workdir {place} < texts.txt",
+        f"python -m mtl_jax evaluate --workdir {place} --split {evaluation_split(results)}",
+    )
+    text = f"The model of {name}, is kept. `texts.txt` has a text in each line."
+    return [Paragraph(text), Code("\n".join(commands))]

@@ -19,11 +19,12 @@ from mtl_jax.studies.report.document import (
     Picture,
     Row,
     Table,
+    Verbatim,
 )
 from mtl_jax.studies.report.style import STYLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
 _CODE = re.compile(r"`([^`\n]+)`")
 # What would start markup where a report could meet it. A lone underscore inside a word, a
@@ -45,7 +46,13 @@ def to_markdown(document: Document) -> str:
 
 def to_html(document: Document) -> str:
     """Renders one self-contained HTML file, with its style and pictures inside."""
-    body = "\n".join(_html_block(block) for block in document.blocks)
+    anchors, shown = _anchors(document), []
+    for place, block in enumerate(document.blocks):
+        if place == min(anchors, default=None) and len(anchors) > 2:
+            # Behind the answer, which needs no table of contents.
+            shown.append(_contents(document, anchors))
+        shown.append(_html_block(block, anchors.get(place, "")))
+    body = "\n".join(shown)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -57,7 +64,32 @@ def to_html(document: Document) -> str:
     )
 
 
+def _anchors(document: Document) -> dict[int, str]:
+    """By the place of each heading a name that no other heading has."""
+    found: dict[int, str] = {}
+    for place, block in enumerate(document.blocks):
+        if isinstance(block, Heading):
+            name = re.sub(r"[^a-z0-9]+", "-", block.text.lower()).strip("-") or "section"
+            taken = set(found.values())
+            numbered = (f"{name}-{number}" for number in range(2, len(taken) + 3))
+            found[place] = next(each for each in (name, *numbered) if each not in taken)
+    return found
+
+
+def _contents(document: Document, anchors: Mapping[int, str]) -> str:
+    """Links to the headings."""
+    links = []
+    for place, name in anchors.items():
+        heading = document.blocks[place]
+        text = _ht(heading.text) if isinstance(heading, Heading) else ""
+        links.append(f'<li><a href="#{name}">{text}</a></li>')
+    items = "\n".join(links)
+    return f'<nav class="contents" aria-label="Contents">\n<ul>\n{items}\n</ul>\n</nav>'
+
+
 def _spans(text: str, plain: Callable[[str], str], code: Callable[[str], str]) -> str:
+    if isinstance(text, Verbatim):
+        return plain(text)
     pieces = _CODE.split(" ".join(text.split()))
     return "".join(code(piece) if i % 2 else plain(piece) for i, piece in enumerate(pieces))
 
@@ -67,6 +99,9 @@ def _md(text: str) -> str:
 
 
 def _ht(text: str) -> str:
+    if isinstance(text, Verbatim):
+        # Whatever direction it is written in, its neighbours keep theirs.
+        return f"<bdi>{html.escape(text)}</bdi>"
     return _spans(text, html.escape, lambda piece: f"<code>{html.escape(piece)}</code>")
 
 
@@ -109,10 +144,10 @@ def _markdown_table(table: Table) -> str:
     return "\n".join(lines)
 
 
-def _html_block(block: Block) -> str:
+def _html_block(block: Block, anchor: str) -> str:
     match block:
         case Heading(text):
-            return f"<h2>{_ht(text)}</h2>"
+            return f'<h2 id="{anchor}"><a href="#{anchor}">{_ht(text)}</a></h2>'
         case Paragraph(text, style):
             return f'<p class="{style}">{_ht(text)}</p>' if style else f"<p>{_ht(text)}</p>"
         case Facts(items):
@@ -128,7 +163,8 @@ def _html_block(block: Block) -> str:
         case Picture(_, png, caption):
             data = base64.b64encode(png).decode("ascii")
             return (
-                f'<figure>\n<div class="scroll"><img src="data:image/png;base64,{data}" '
+                f'<figure>\n<div class="scroll" tabindex="0" role="region" aria-label="Picture">'
+                f'<img src="data:image/png;base64,{data}" '
                 f'alt="{html.escape(caption)}"></div>\n<figcaption>{_ht(caption)}</figcaption>\n'
                 "</figure>"
             )
@@ -143,7 +179,8 @@ def _html_table(table: Table) -> str:
         f'<th scope="col"{" colspan=2" if double else ""}>{_ht(column)}</th>'
         for column, double in zip(table.columns, split, strict=True)
     )
-    rows = "\n".join(_html_row(row, split) for row in table.rows)
+    named = table.columns if table.textual else ()
+    rows = "\n".join(_html_row(row, split, named) for row in table.rows)
     title = f"<h3>{_ht(table.title)}</h3>\n" if table.title else ""
     note = f'\n<p class="note">{_ht(table.note)}</p>' if table.note else ""
     kind = ' class="textual"' if table.textual else ""
@@ -155,11 +192,16 @@ def _html_table(table: Table) -> str:
     )
 
 
-def _html_row(row: Row, split: list[bool]) -> str:
+def _html_row(row: Row, split: list[bool], named: Sequence[str]) -> str:
+    """A row; where the columns are named its cells have these names, to stand alone as a card."""
     kind = f' class="{row.style}"' if row.style else ""
     cells = [f'<th scope="row">{_ht(row.cells[0].text)}</th>']
-    for cell, double in zip(row.cells[1:], split[1:], strict=True):
-        cells.append(f"<td>{_ht(cell.text)}</td>")
+    for place, (cell, double) in enumerate(zip(row.cells, split, strict=True)):
+        if place == 0:
+            continue
+        label = f' data-label="{html.escape(named[place])}"' if named else ""
+        shade = f' style="--shade: {cell.shade:.2f}" class="shaded"' if cell.shade else ""
+        cells.append(f"<td{label}{shade}>{_ht(cell.text)}</td>")
         if double:
             cells.append(f'<td class="aside">{_ht(cell.aside)}</td>')
     return f"<tr{kind}>{''.join(cells)}</tr>"

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.studies.report import study_sections
-from mtl_jax.studies.report.document import Block, Bullets, Document, Heading, Paragraph
-from mtl_jax.studies.report.outline import Failure, picture
+from mtl_jax.studies.report.document import Block, Bullets, Document, Paragraph
+from mtl_jax.studies.report.figures import picture
+from mtl_jax.studies.report.outline import Failure, Parts, assemble
 from mtl_jax.studies.report.study_figures import curves
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.claims import Judgement, judge_claims
@@ -46,7 +47,8 @@ def leave_report(
     context: Mapping[str, Any],
 ) -> Path:
     """Writes and prints the report; see ``settings.Report``."""
-    return study_sections.leave(folder, document(results, failures, context))
+    found = document(results, failures, {**context, "folder": folder})
+    return study_sections.leave(folder, found)
 
 
 def document(
@@ -57,18 +59,14 @@ def document(
     Args:
         results: Lines of ``results.jsonl``, of one scarce task.
         failures: Arms without a result.
-        context: See ``report.write_report``.
+        context: See ``write.write_report``.
     """
     (scarce,) = values_of(results, "scarce_task")
     others = [task for task in tasks_of(results) if task != scarce]
     split = evaluation_split(results)
     fractions = fraction_names(results)
     judgement = judge(results, failures, of(scarce, split))
-    findings: list[Block] = []
-    for arm in arms_of(results):
-        findings += _finding(judgement, arm, fractions, (scarce, split))
-    if not findings:
-        findings.append(Paragraph("No arm can be compared with another.", "lead"))
+    answer, comparisons = _findings(judgement, arms_of(results), fractions, (scarce, split))
     joint = [arm for arm in arms_of(results) if arm != "single_task"]
     words = (f"macro-F1 on the {split} split", f"part of the {scarce} labels")
     panels = [
@@ -76,11 +74,12 @@ def document(
         *((other, joint, of(other, split)) for other in others),
     ]
     drawn = curves("curves", results, SETTING, fractions, [p for p in panels if p[1]], words)
-    details: list[Block] = [Heading("Quality"), *([picture(drawn)] if drawn else [])]
+    table: list[Block] = []
+    gains: list[Block] = []
     for task in (scarce, *others):
         number = of(task, split)
         kept = [result for result in results if task == scarce or result["arm"] in joint]
-        details.append(
+        table.append(
             study_sections.grid(
                 f"{task} macro-F1 on the {split} split, by the part of the {scarce} labels",
                 kept,
@@ -93,17 +92,23 @@ def document(
             )
         )
         title = f"{task} macro-F1 minus that of {JOINT}"
-        details.append(study_sections.gain_grid(title, kept, SETTING, fractions, number, JOINT))
-    details += study_sections.cost_blocks(
-        results,
-        SETTING,
-        fractions,
-        "A pass is over the texts with a label of a task that counts; single_task has more passes "
-        "where its labels are few.",
-        JOINT,
+        gains.append(study_sections.gain_grid(title, kept, SETTING, fractions, number, JOINT))
+    parts = Parts(
+        title=f"What freezing the head of a scarce task, or training it last, buys: {scarce}",
+        answer=[*answer[:1], *([picture(drawn)] if drawn else []), *answer[1:]],
+        table=table,
+        cost=study_sections.cost_blocks(
+            results,
+            SETTING,
+            fractions,
+            "A pass is over the texts with a label of a task that counts; single_task has more "
+            "passes where its labels are few.",
+            JOINT,
+        ),
+        statistics=[*comparisons, *gains],
+        judgement=judgement,
     )
-    title = f"What freezing the head of a scarce task, or training it last, buys: {scarce}"
-    return study_sections.report(title, findings, details, results, failures, context, judgement)
+    return assemble(parts, results, failures, context)
 
 
 def of(task: str, split: str) -> Number:
@@ -133,13 +138,36 @@ def judge(results: Sequence[Result], failures: Sequence[Failure], number: Number
     return judge_claims(results, failures, overall, within)
 
 
-def _finding(
-    judgement: Judgement, arm: str, fractions: Mapping[float, str], words: tuple[str, str]
-) -> list[Block]:
-    """What an arm has over joint training, over all fractions and at each."""
-    gains = [gain for gain in judgement.within if gain.arm == arm]
-    if not gains:
-        return []
+def _findings(
+    judgement: Judgement,
+    arms: Sequence[str],
+    fractions: Mapping[float, str],
+    words: tuple[str, str],
+) -> tuple[list[Block], list[Block]]:
+    """What each arm has over joint training: over all fractions, and at each."""
+    answer: list[Block] = []
+    texts: list[str] = []
+    for arm in arms:
+        gains = [gain for gain in judgement.within if gain.arm == arm]
+        if gains:
+            answer.append(Paragraph(_lead(judgement, arm, gains, fractions, words), "lead"))
+        texts += [
+            study_sections.comparison_text(gain, JOINT, f"{fractions[gain.value]} of the labels")
+            for gain in gains
+        ]
+    if not answer:
+        answer.append(Paragraph("No arm can be compared with another.", "lead"))
+    return answer, [Bullets(tuple(texts))] if texts else []
+
+
+def _lead(
+    judgement: Judgement,
+    arm: str,
+    gains: Sequence[Comparison],
+    fractions: Mapping[float, str],
+    words: tuple[str, str],
+) -> str:
+    """What an arm has over joint training, over all fractions."""
     where = "; ".join(
         f"{verdict} with {', '.join(there)}"
         for verdict in VERDICTS
@@ -158,11 +186,7 @@ def _finding(
                 f"{parts} of the labels, paired by seed: {whole.verdict} (corrected p "
                 f"{formatting.p_equals(whole.p_value)}{_few(whole)}); {where}."
             )
-    texts = [
-        study_sections.comparison_text(gain, JOINT, f"{fractions[gain.value]} of the labels")
-        for gain in gains
-    ]
-    return [Paragraph(lead, "lead"), Bullets(tuple(texts))]
+    return lead
 
 
 def _few(whole: Comparison) -> str:

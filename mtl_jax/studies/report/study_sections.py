@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,21 +18,16 @@ from mtl_jax.studies.report.cells import (
     seconds_cell,
     step_cell,
 )
-from mtl_jax.studies.report.claims_section import claims_blocks
 from mtl_jax.studies.report.document import (
     Block,
-    Bullets,
     Cell,
     Document,
-    Heading,
     Paragraph,
     Row,
     Table,
 )
-from mtl_jax.studies.report.outline import UNCOUNTED, Failure, origin, warnings
 from mtl_jax.studies.report.write import show_table, write_document
 from mtl_jax.studies.stats import formatting
-from mtl_jax.studies.stats.claims import Judgement, judge_claims
 from mtl_jax.studies.stats.comparisons import Comparison, Number, having, what_few_seeds_tell
 from mtl_jax.studies.stats.intervals import LEVEL
 from mtl_jax.studies.stats.resampling import seeds_needed
@@ -42,7 +36,6 @@ from mtl_jax.studies.stats.results import (
     Result,
     arms_of,
     control_heads,
-    lookup,
     numbers,
     per_seed,
 )
@@ -58,7 +51,6 @@ __all__ = [
     "grid",
     "leave",
     "mean_cell",
-    "report",
     "seconds_cell",
     "step_cell",
 ]
@@ -146,14 +138,10 @@ def cost_blocks(
         "Measured, medians with their range over seeds in brackets. Two times whose ranges overlap "
         "are equal, and no answer of this report rests on one."
     )
-    found: list[Block] = [
-        Heading("Cost"),
+    return [
         grid("Training FLOPs of one run", results, name, values, flops, counted),
         grid("Training seconds of one run", results, name, values, seconds, measured),
     ]
-    if any(lookup(result, "train_flops") is None for result in results):
-        found.append(Paragraph(UNCOUNTED))
-    return found
 
 
 def comparison_text(comparison: Comparison, reference: str, where: str) -> str:
@@ -174,36 +162,6 @@ def comparison_text(comparison: Comparison, reference: str, where: str) -> str:
         f"{where}: `{comparison.arm}` {formatting.signed(comparison.mean)}{limits} against "
         f"`{reference}`, {comparison.verdict} ({sure})."
     )
-
-
-def report(
-    title: str,
-    findings: Sequence[Block],
-    details: Sequence[Block],
-    results: Sequence[Result],
-    failures: Sequence[Failure],
-    context: Mapping[str, Any],
-    judgement: Judgement | None = None,
-) -> Document:
-    """The document of a study: warnings, findings, claims, details, counts, and how it was made.
-
-    Args:
-        title: Of the document.
-        findings: What the study says, in the order of its weight.
-        details: Tables and figures.
-        results: Lines of ``results.jsonl``.
-        failures: Arms without a result.
-        context: See ``report.write_report``.
-        judgement: Of the claims, where the findings were tested with them.
-    """
-    seeds = formatting.count_of(len({result["seed"] for result in results}), "seed")
-    subtitle = " · ".join((formatting.count_of(len(arms_of(results)), "arm"), seeds))
-    if context.get("started"):
-        subtitle += f" · {context['started']}"
-    claims = claims_blocks(judgement or judge_claims(results, failures))
-    blocks = [*warnings(results, failures), *findings, *claims, *details]
-    blocks += [*_runs(results, failures, context), *origin(results, (), context)]
-    return Document(title, subtitle, tuple(blocks))
 
 
 def leave(folder: Path, document: Document, most_columns: int | None = None) -> Path:
@@ -233,31 +191,3 @@ def _narrow(table: Table, most: int | None) -> Table:
         Row(tuple(Cell(cell.text) for cell in row.cells[:most]), row.style) for row in table.rows
     )
     return dataclasses.replace(table, columns=table.columns[:most], rows=tuple(rows))
-
-
-def _runs(
-    results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
-) -> list[Block]:
-    """How many runs each arm has, and what the missing ones failed with."""
-    done = Counter(result["arm"] for result in results)
-    skipped = Counter(failure["arm"] for failure in failures if failure.get("skipped"))
-    failed = Counter(failure["arm"] for failure in failures) - skipped
-    rows = [
-        Row((Cell(f"`{arm}`"), *(Cell(str(n[arm])) for n in (asked, done, failed, skipped))))
-        for asked in [context.get("asked") or done + failed + skipped]
-        for arm in asked
-    ]
-    note = "Skipped runs are those whose data or backbone could not be read." if skipped else ""
-    columns = ("arm", "asked for", "finished", "failed", "skipped")
-    blocks: list[Block] = [Heading("Runs"), Table("", columns, tuple(rows), note)]
-    alike: dict[str, list[str]] = {}
-    for failure in failures:
-        setting = "".join(f", {name} {value}" for name, value in _setting(failure).items())
-        run = f"`{failure['arm']}` seed {failure['seed']}{setting}"
-        alike.setdefault(failure["error"], []).append(run)
-    texts = [f"{'; '.join(runs)}: {error}" for error, runs in alike.items()]
-    return [*blocks, Bullets(tuple(texts))] if texts else blocks
-
-
-def _setting(line: Mapping[str, Any]) -> Mapping[str, Any]:
-    return line.get("setting") or {}

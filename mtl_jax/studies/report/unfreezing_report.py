@@ -8,8 +8,9 @@ from typing import Any
 
 from mtl_jax.studies.arm_specs import is_recipe
 from mtl_jax.studies.report import study_sections
-from mtl_jax.studies.report.document import Block, Bullets, Document, Heading, Paragraph
-from mtl_jax.studies.report.outline import Failure, picture
+from mtl_jax.studies.report.document import Block, Bullets, Document, Paragraph
+from mtl_jax.studies.report.figures import picture
+from mtl_jax.studies.report.outline import Failure, Parts, assemble
 from mtl_jax.studies.report.phase_counts import best_phases
 from mtl_jax.studies.report.study_figures import curves, heat_map
 from mtl_jax.studies.report.unfreezing_findings import (
@@ -29,6 +30,7 @@ from mtl_jax.studies.report.unfreezing_findings import (
 from mtl_jax.studies.stats.claims import judge_claims
 from mtl_jax.studies.stats.comparisons import (
     Comparison,
+    Number,
     questions,
 )
 from mtl_jax.studies.stats.results import (
@@ -46,7 +48,8 @@ def leave_report(
     context: Mapping[str, Any],
 ) -> Path:
     """Writes and prints the report; see ``settings.Report``."""
-    return study_sections.leave(folder, document(results, failures, context))
+    found = document(results, failures, {**context, "folder": folder})
+    return study_sections.leave(folder, found)
 
 
 def document(
@@ -57,29 +60,49 @@ def document(
     Args:
         results: Lines of ``results.jsonl``.
         failures: Arms without a result.
-        context: See ``report.write_report``.
+        context: See ``write.write_report``.
     """
     split = evaluation_split(results)
     number = on(split)
     asked = questions(results, SETTING, GRADUAL, opponent(results), number)
     judgement = judge_claims(results, failures, *asked)
-    findings: list[Block] = [
-        Paragraph(pays_text(results, split, failures), "lead"),
-        *_of(depth_gains(results, split, failures), FROZEN),
-        Paragraph(gradual_text(results, judgement.overall, judgement.within, split), "lead"),
-        *_of(judgement.within, opponent(results)),
-    ]
     sizes = size_names([*results, *failures])
-    details: list[Block] = [Heading("Quality")]
     words = (f"macro-F1 on the {split} split", "training sentences")
     drawn = heat_map(results, SETTING, sizes, number, FROZEN, words)
-    details += [picture(drawn)] if drawn else []
     panels = [(title, arms, number) for title, arms in _panels(results) if arms]
-    drawn = curves("curves", results, SETTING, sizes, panels, words)
-    details += [picture(drawn)] if drawn else []
-    details += _tables(results, sizes, split)
-    title = "From how many sentences unfreezing pays"
-    return study_sections.report(title, findings, details, results, failures, context, judgement)
+    lines = curves("curves", results, SETTING, sizes, panels, words)
+    passes = (
+        "Arms of a column have as many passes over their sentences, but for `auto` where it ends "
+        "early."
+    )
+    parts = Parts(
+        title="From how many sentences unfreezing pays",
+        answer=[
+            Paragraph(pays_text(results, split, failures), "lead"),
+            *([picture(lines)] if lines else []),
+            Paragraph(gradual_text(results, judgement.overall, judgement.within, split), "lead"),
+        ],
+        table=[
+            *([picture(drawn)] if drawn else []),
+            study_sections.grid(
+                f"Macro-F1 on the {split} split, mean over tasks, by training sentences",
+                results,
+                SETTING,
+                sizes,
+                lambda here, arm: study_sections.mean_cell(per_seed(here, arm, number)),
+                study_sections.OVER_SEEDS,
+            ),
+        ],
+        learning=best_phases(results),
+        cost=study_sections.cost_blocks(results, SETTING, sizes, passes),
+        statistics=[
+            *_of(depth_gains(results, split, failures), FROZEN),
+            *_of(judgement.within, opponent(results)),
+            *_gains(results, sizes, number),
+        ],
+        judgement=judgement,
+    )
+    return assemble(parts, results, failures, context)
 
 
 def _of(gains: Sequence[Comparison], reference: str) -> list[Block]:
@@ -98,33 +121,14 @@ def _panels(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
     return [("fixed depths", fixed), ("recipes and single layers", [*ends, *others])]
 
 
-def _tables(results: Sequence[Result], sizes: Mapping[int, str], split: str) -> list[Block]:
-    number = on(split)
+def _gains(results: Sequence[Result], sizes: Mapping[int, str], number: Number) -> list[Block]:
+    """What arms have over the frozen backbone, and recipes over unfreezing at once."""
     ends = (AT_ONCE, CONTROL)
     of_recipes = [r for r in results if is_recipe(r["arm"]) or r["arm"] in ends]
     found: list[Block] = [
-        study_sections.grid(
-            f"Macro-F1 on the {split} split, mean over tasks, by training sentences",
-            results,
-            SETTING,
-            sizes,
-            lambda here, arm: study_sections.mean_cell(per_seed(here, arm, number)),
-            study_sections.OVER_SEEDS,
-        ),
-        Heading("Differences"),
-        study_sections.gain_grid(f"Minus {FROZEN}", results, SETTING, sizes, number, FROZEN),
+        study_sections.gain_grid(f"Minus {FROZEN}", results, SETTING, sizes, number, FROZEN)
     ]
     if any(is_recipe(result["arm"]) for result in of_recipes):
         title = f"Recipes minus {AT_ONCE}, with as many passes over the data at most"
         found.append(study_sections.gain_grid(title, of_recipes, SETTING, sizes, number, AT_ONCE))
-    return [
-        *found,
-        *best_phases(results),
-        *study_sections.cost_blocks(
-            results,
-            SETTING,
-            sizes,
-            "Arms of a column have as many passes over their sentences, but for `auto` where it "
-            "ends early.",
-        ),
-    ]
+    return found

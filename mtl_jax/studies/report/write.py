@@ -14,8 +14,9 @@ from mtl_jax.core.atomic_write import whole
 from mtl_jax.core.console import Terminal
 from mtl_jax.studies.report import tables
 from mtl_jax.studies.report.document import Cell, Document, Picture, Row, Table
-from mtl_jax.studies.report.outline import Failure, build, failure_text
+from mtl_jax.studies.report.outline import Failure, failure_text
 from mtl_jax.studies.report.render import to_html, to_markdown
+from mtl_jax.studies.report.scenarios_report import build
 from mtl_jax.studies.stats.recommendation import explain, recommend
 from mtl_jax.studies.stats.results import Result, evaluation_split, read_results, tasks_of
 
@@ -44,12 +45,13 @@ def write_report(
         results: Lines of ``results.jsonl``.
         failures: Arms without a result, each with ``arm``, ``seed`` and ``error``.
         context: How the study was made: any of ``command``, ``started``, ``seconds``,
-            ``machine``, ``versions``, ``data``, ``seeds`` and ``settings``.
+            ``machine``, ``versions``, ``data``, ``seeds``, ``settings`` and ``asked``, the runs of
+            each arm; and ``corpora``, the data that are open already, by their ``DataConfig``.
 
     Returns:
         The path of ``report.html``.
     """
-    return write_document(workdir, build(results, failures, context or {}))
+    return write_document(workdir, build(results, failures, {**(context or {}), "folder": workdir}))
 
 
 def leave_report(

@@ -8,82 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from sklearn.metrics import (
     confusion_matrix,
     multilabel_confusion_matrix,
     precision_recall_curve,
-    precision_recall_fscore_support,
 )
 
-from mtl_jax.config.tasks import Kind
 from mtl_jax.data.kinds import has_label
-from mtl_jax.training.kinds.base import Metrics
+from mtl_jax.runs.predictions import TaskPredictions
 from mtl_jax.training.kinds.registry import KINDS
 
 THRESHOLD = 0.5
 """The probability from which on a text has a class of a ``multi_label`` task."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskPredictions:
-    """What one run predicts of n texts for one task.
-
-    Attributes:
-        name: Of the task.
-        kind: Its kind.
-        classes: The names of its classes, K; none of a regression.
-        labels: Those of the texts, as ``data.kinds`` tells; a text may have none.
-        predicted: The predictions, likewise.
-        probabilities: Those of the classes, float [n, K]; None of a regression.
-    """
-
-    name: str
-    kind: Kind
-    classes: tuple[str, ...]
-    labels: np.ndarray
-    predicted: np.ndarray
-    probabilities: np.ndarray | None = None
-
-    @property
-    def labelled(self) -> np.ndarray:
-        """int [m]: the places of the texts that have a label."""
-        return np.flatnonzero(has_label(self.labels))
-
-    def only_labelled(self) -> TaskPredictions:
-        """The same of the texts that have a label."""
-        there, probabilities = self.labelled, self.probabilities
-        return dataclasses.replace(
-            self,
-            labels=self.labels[there],
-            predicted=self.predicted[there],
-            probabilities=None if probabilities is None else probabilities[there],
-        )
-
-    def metrics(self) -> Metrics:
-        """Its metrics; see ``TaskKind.metrics``."""
-        return KINDS[self.kind].metrics(self.labels, self.predicted, len(self.classes))
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassScores:
-    """How one class is told from the others; 0 where a score is not defined.
-
-    Attributes:
-        name: Of the class.
-        precision: Right predictions of it / predictions of it.
-        recall: Right predictions of it / texts that have it.
-        f1: The harmonic mean of both.
-        support: Texts that have it.
-    """
-
-    name: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,21 +44,28 @@ class Mistake:
     runs: int
 
 
-def class_scores(found: TaskPredictions) -> list[ClassScores]:
-    """Precision, recall, F1 and support of each class; none of a regression."""
-    asked = found.only_labelled()
-    if not asked.classes or not len(asked.labels):
-        return []
-    several = asked.kind == "multi_label"
-    scores: Any = precision_recall_fscore_support(
-        # Of one class alone scikit-learn would score its absence, too.
-        _columns(asked.labels) if several else asked.labels,
-        _columns(asked.predicted) if several else asked.predicted,
-        labels=range(len(asked.classes)),
-        zero_division=0.0,  # pyright: ignore[reportArgumentType]
+def labelled(found: TaskPredictions) -> np.ndarray:
+    """Returns int [m]: the places of the texts that have a label."""
+    return np.flatnonzero(has_label(found.gold))
+
+
+def only_labelled(found: TaskPredictions) -> TaskPredictions:
+    """The predictions of the texts that have a label."""
+    there, probabilities = labelled(found), found.probabilities
+    return dataclasses.replace(
+        found,
+        gold=found.gold[there],
+        predicted=found.predicted[there],
+        probabilities=None if probabilities is None else probabilities[there],
     )
-    rows = zip(asked.classes, *(each[: len(asked.classes)] for each in scores), strict=True)
-    return [ClassScores(name, float(p), float(r), float(f), int(n)) for name, p, r, f, n in rows]
+
+
+def per_class(found: TaskPredictions) -> dict[str, dict[str, float]]:
+    """Of each class ``precision``, ``recall``, ``f1`` and ``support``; see ``TaskKind``."""
+    asked = only_labelled(found)
+    if not len(asked.gold):
+        return {}
+    return KINDS[asked.kind].per_class(asked.gold, asked.predicted, asked.classes)
 
 
 def _columns(marks: np.ndarray) -> np.ndarray:
@@ -133,15 +78,13 @@ def confusion(found: TaskPredictions) -> np.ndarray:
 
     Of a ``multi_label`` task int [K, 2, 2]: of each class the same of whether a text has it.
     """
-    asked = found.only_labelled()
+    asked = only_labelled(found)
     count = len(asked.classes)
     if asked.kind == "multi_label":
-        return multilabel_confusion_matrix(_columns(asked.labels), _columns(asked.predicted))[
-            :count
-        ]
-    if not len(asked.labels):
+        return multilabel_confusion_matrix(_columns(asked.gold), _columns(asked.predicted))[:count]
+    if not len(asked.gold):
         return np.zeros((count, count), int)
-    return confusion_matrix(asked.labels, asked.predicted, labels=range(count))
+    return confusion_matrix(asked.gold, asked.predicted, labels=range(count))
 
 
 def best_thresholds(found: TaskPredictions) -> np.ndarray:
@@ -150,9 +93,9 @@ def best_thresholds(found: TaskPredictions) -> np.ndarray:
     ``THRESHOLD`` where no text has the class. To be found on validation: on the texts that it is
     then measured on it would flatter.
     """
-    asked = found.only_labelled()
+    asked = only_labelled(found)
     best = np.full(len(asked.classes), THRESHOLD)
-    for i, (labels, values) in enumerate(zip(asked.labels.T, _of_classes(asked).T, strict=True)):
+    for i, (labels, values) in enumerate(zip(asked.gold.T, _of_classes(asked).T, strict=True)):
         if labels.any():
             precision, recall, thresholds = precision_recall_curve(labels, values)
             f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
@@ -173,7 +116,7 @@ def together(runs: Sequence[TaskPredictions]) -> TaskPredictions:
         ValueError: They have other texts.
     """
     first = runs[0]
-    if any(not np.array_equal(first.labels, run.labels, equal_nan=True) for run in runs):
+    if any(not np.array_equal(first.gold, run.gold, equal_nan=True) for run in runs):
         raise ValueError("the runs have predicted other texts")
     if len(runs) == 1:
         return first
@@ -198,22 +141,22 @@ def mistakes(runs: Sequence[TaskPredictions], most: int) -> list[Mistake]:
     whole = together(runs)
     if whole.kind == "regression":
         return _largest_errors(whole, most, len(runs))
-    there, probabilities = whole.labelled, _of_classes(whole)
+    there, probabilities = labelled(whole), _of_classes(whole)
     if whole.kind == "single_label":
-        wrong = there[whole.predicted[there] != whole.labels[there]]
+        wrong = there[whole.predicted[there] != whole.gold[there]]
         sizes = probabilities[wrong, whole.predicted[wrong]]
         order = np.argsort(-sizes, kind="stable")[:most]
         return [
             Mistake(
                 int(place),
-                whole.classes[whole.labels[place]],
+                whole.classes[whole.gold[place]],
                 whole.classes[whole.predicted[place]],
                 float(probabilities[place, whole.predicted[place]]),
-                sum(int(run.predicted[place] != run.labels[place]) for run in runs),
+                sum(int(run.predicted[place] != run.gold[place]) for run in runs),
             )
             for place in wrong[order]
         ]
-    rows, columns = np.nonzero(whole.predicted[there] != whole.labels[there])
+    rows, columns = np.nonzero(whole.predicted[there] != whole.gold[there])
     rows = there[rows]
     sizes = np.where(
         whole.predicted[rows, columns] > 0,
@@ -223,7 +166,7 @@ def mistakes(runs: Sequence[TaskPredictions], most: int) -> list[Mistake]:
     found = []
     for i in np.argsort(-sizes, kind="stable")[:most]:
         row, column = int(rows[i]), int(columns[i])
-        labels = [whole.classes[k] for k in np.flatnonzero(whole.labels[row])]
+        labels = [whole.classes[k] for k in np.flatnonzero(whole.gold[row])]
         name = whole.classes[column]
         found.append(
             Mistake(
@@ -231,20 +174,20 @@ def mistakes(runs: Sequence[TaskPredictions], most: int) -> list[Mistake]:
                 ", ".join(labels) or "none",
                 name if whole.predicted[row, column] else f"not {name}",
                 float(sizes[i]),
-                sum(int(run.predicted[row, column] != run.labels[row, column]) for run in runs),
+                sum(int(run.predicted[row, column] != run.gold[row, column]) for run in runs),
             )
         )
     return found
 
 
 def _largest_errors(found: TaskPredictions, most: int, runs: int) -> list[Mistake]:
-    there = found.labelled
-    errors = found.predicted[there] - found.labels[there]
+    there = labelled(found)
+    errors = found.predicted[there] - found.gold[there]
     order = np.argsort(-np.abs(errors), kind="stable")[:most]
     return [
         Mistake(
             int(there[i]),
-            f"{found.labels[there[i]]:.4g}",
+            f"{found.gold[there[i]]:.4g}",
             f"{found.predicted[there[i]]:.4g}",
             float(errors[i]),
             runs,
@@ -258,8 +201,8 @@ def residuals(found: TaskPredictions) -> dict[str, float]:
 
     Empty where no text has a label, or a prediction is not finite.
     """
-    asked = found.only_labelled()
-    errors = np.asarray(asked.predicted, np.float64) - asked.labels
+    asked = only_labelled(found)
+    errors = np.asarray(asked.predicted, np.float64) - asked.gold
     if not len(errors) or not np.isfinite(errors).all():
         return {}
     parts = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -269,5 +212,5 @@ def residuals(found: TaskPredictions) -> dict[str, float]:
 
 def _of_classes(found: TaskPredictions) -> np.ndarray:
     if found.probabilities is None:
-        raise ValueError(f"{found.name}, a {found.kind}, has no probabilities")
+        raise ValueError(f"a {found.kind} has no probabilities")
     return found.probabilities

@@ -11,10 +11,10 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
-from mtl_jax.training.diagnosis import TaskPredictions
-
-BINS = 15
-"""of equal width between 0 and 1, as in the source"""
+from mtl_jax.runs.diagnosis import only_labelled
+from mtl_jax.runs.predictions import TaskPredictions
+from mtl_jax.training.kinds.registry import KINDS
+from mtl_jax.training.prediction_counts import BINS
 
 # Probabilities are float32: what it rounds to 0 has no logarithm.
 _LEAST = 1e-30
@@ -24,7 +24,7 @@ _COLDEST, _HOTTEST = 0.05, 20.0
 
 @dataclasses.dataclass(frozen=True)
 class Bin:
-    """The predictions whose confidence is in one bin.
+    """The predictions whose confidence is in one of ``BINS`` bins of equal width.
 
     Attributes:
         low: Where the bin begins, itself left out but for 0.
@@ -45,30 +45,32 @@ def confidences(found: TaskPredictions) -> tuple[np.ndarray, np.ndarray]:
     """How sure each prediction is, float [m], and whether it is right, bool [m].
 
     Of a ``single_label`` task the probability of the predicted class of each labelled text; of a
-    ``multi_label`` one those of all classes of all labelled texts, and whether each is there.
+    ``multi_label`` one, for all classes of all labelled texts, that of what is predicted: that the
+    text has the class, or that it has not.
     """
-    asked = found.only_labelled()
+    asked = only_labelled(found)
     if asked.probabilities is None:
-        raise ValueError(f"{found.name}, a {found.kind}, has no probabilities")
+        raise ValueError(f"a {found.kind} has no probabilities")
     probabilities = np.asarray(asked.probabilities, np.float64)
     if asked.kind == "multi_label":
-        return probabilities.ravel(), asked.labels.ravel() > 0
+        marked = asked.predicted > 0
+        sure = np.where(marked, probabilities, 1 - probabilities)
+        return sure.ravel(), (marked == (asked.gold > 0)).ravel()
     chosen = np.take_along_axis(probabilities, asked.predicted[:, None].astype(np.intp), axis=1)
-    return chosen[:, 0], asked.predicted == asked.labels
+    return chosen[:, 0], asked.predicted == asked.gold
 
 
-def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> list[Bin]:
+def reliability(confidence: np.ndarray, right: np.ndarray) -> list[Bin]:
     """What is right of the predictions of like confidence; bins without any are left out.
 
     Args:
         confidence: Of m predictions, in [0, 1].
         right: Whether each is right, bool [m].
-        bins: How many, of equal width.
     """
-    edges = np.linspace(0.0, 1.0, bins + 1)
-    numbers = np.clip(np.digitize(confidence, edges, right=True) - 1, 0, bins - 1)
+    edges = np.linspace(0.0, 1.0, BINS + 1)
+    numbers = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
     found = []
-    for number in range(bins):
+    for number in range(BINS):
         there = numbers == number
         if there.any():
             ends = float(edges[number]), float(edges[number + 1])
@@ -77,20 +79,12 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> 
     return found
 
 
-def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> float | None:
-    """The expected calibration error (ECE): the mean distance of confidence and accuracy.
-
-    It is taken over ``reliability``, each bin with the weight of its predictions.
-
-    Returns:
-        It, in [0, 1]; None without predictions.
-    """
-    if not len(confidence):
+def calibration_error(found: TaskPredictions) -> float | None:
+    """The expected calibration error (ECE) in [0, 1]; see ``TaskKind.calibration_error``."""
+    asked = only_labelled(found)
+    if not len(asked.gold) or asked.probabilities is None:
         return None
-    distances = (each.count * abs(each.accuracy - each.confidence) for each in reliability(
-        confidence, right, bins
-    ))
-    return float(sum(distances) / len(confidence))
+    return KINDS[asked.kind].calibration_error(asked.gold, asked.probabilities)
 
 
 def log_loss(found: TaskPredictions) -> float | None:
@@ -98,8 +92,8 @@ def log_loss(found: TaskPredictions) -> float | None:
 
     Of a ``multi_label`` task the mean over the classes, too.
     """
-    asked = found.only_labelled()
-    if not len(asked.labels) or asked.probabilities is None:
+    asked = only_labelled(found)
+    if not len(asked.gold) or asked.probabilities is None:
         return None
     return float(_negative_log(asked, 1.0))
 
@@ -113,8 +107,8 @@ def fitted_temperature(validation: TaskPredictions) -> float | None:
     Returns:
         What logits are to be divided by; None where no text has a label.
     """
-    asked = validation.only_labelled()
-    if not len(asked.labels) or asked.probabilities is None:
+    asked = only_labelled(validation)
+    if not len(asked.gold) or asked.probabilities is None:
         return None
     limits = np.log(_COLDEST), np.log(_HOTTEST)
     found = scipy.optimize.minimize_scalar(
@@ -136,7 +130,7 @@ def at_temperature(found: TaskPredictions, temperature: float) -> TaskPrediction
 def _logits(found: TaskPredictions) -> np.ndarray:
     """Logits that give the probabilities: of a softmax all that differ by a constant do."""
     if found.probabilities is None:
-        raise ValueError(f"{found.name}, a {found.kind}, has no probabilities")
+        raise ValueError(f"a {found.kind} has no probabilities")
     probabilities = np.asarray(found.probabilities, np.float64)
     logs = np.log(np.maximum(probabilities, _LEAST))
     if found.kind == "multi_label":
@@ -148,6 +142,6 @@ def _logits(found: TaskPredictions) -> np.ndarray:
 def _negative_log(asked: TaskPredictions, temperature: float) -> float:
     logits = _logits(asked) / temperature
     if asked.kind == "multi_label":
-        return float(-np.mean(scipy.special.log_expit(np.where(asked.labels > 0, logits, -logits))))
+        return float(-np.mean(scipy.special.log_expit(np.where(asked.gold > 0, logits, -logits))))
     logs = scipy.special.log_softmax(logits, axis=-1)
-    return float(-np.mean(np.take_along_axis(logs, asked.labels[:, None].astype(np.intp), axis=1)))
+    return float(-np.mean(np.take_along_axis(logs, asked.gold[:, None].astype(np.intp), axis=1)))

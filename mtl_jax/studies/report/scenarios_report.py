@@ -1,0 +1,161 @@
+"""The report of a study whose arms have no settings: which of them to use, and what it costs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtl_jax.studies.report import figures, tables
+from mtl_jax.studies.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Document,
+    Facts,
+    Paragraph,
+)
+from mtl_jax.studies.report.figures import picture
+from mtl_jax.studies.report.outline import Failure, Parts, assemble
+from mtl_jax.studies.stats import formatting
+from mtl_jax.studies.stats.intervals import mean_interval
+from mtl_jax.studies.stats.recommendation import Recommendation, alternatives, explain, recommend
+from mtl_jax.studies.stats.results import (
+    REFERENCE,
+    Result,
+    arms_of,
+    numbers,
+    qualities,
+    tasks_of,
+    trained_arms,
+)
+
+
+def build(
+    results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
+) -> Document:
+    """The report as data.
+
+    Args:
+        results: Lines of ``results.jsonl``.
+        failures: Arms without a result.
+        context: See ``write.write_report``.
+    """
+    advice = recommend(results)
+    chosen = advice.chosen.arm if advice else None
+    parts = Parts(title="What to freeze", answer=_answer(advice, results), noun="scenario")
+    if results:
+        parts = Parts(
+            title=parts.title,
+            answer=parts.answer,
+            table=[tables.quality_table(results, chosen)],
+            sources=_by_source(results, chosen),
+            learning=[*_drawn(figures.gap_bars, results), tables.gap_table(results, chosen)],
+            cost=[tables.cost_table(results, chosen)],
+            statistics=_statistics(advice, results),
+            noun=parts.noun,
+        )
+    return assemble(parts, results, failures, context)
+
+
+def _answer(advice: Recommendation | None, results: Sequence[Result]) -> list[Block]:
+    if advice is None:
+        why = (
+            "Every scenario with validation scores is a control, with a head that never trained"
+            if any(qualities(results, arm, "validation") for arm in trained_arms(results))
+            else "No trained scenario has validation scores"
+        )
+        return [Paragraph(f"{why}: none is recommended.", "lead")]
+    return [
+        Paragraph(f"{_use(advice, results)} {_why(advice)}", "lead"),
+        *_drawn(figures.quality_against_cost, results),
+        Facts(tuple(_facts(advice, results))),
+    ]
+
+
+def _use(advice: Recommendation, results: Sequence[Result]) -> str:
+    """What to use, and what it reaches for which tasks."""
+    name = advice.name(advice.chosen.arm)
+    if advice.score is None:
+        return f"Use {name}."
+    tasks = formatting.series(list(tasks_of(results)))
+    score = f"{formatting.fixed(advice.score.mean)} {formatting.plus_minus(advice.score)}".rstrip()
+    words = f"Use {name}: it reaches {score} macro-F1 on the {advice.split} split ({tasks}"
+    words += ", their mean)" if len(tasks_of(results)) > 1 else ")"
+    flops, reference = (
+        mean_interval(numbers(results, arm, "train_flops").values())
+        for arm in (advice.chosen.arm, REFERENCE)
+    )
+    if flops is None or not advice.counted:
+        return f"{words}."
+    ratio = formatting.ratio(flops.mean, reference.mean if reference else None)
+    compared = f", {ratio} those of `{REFERENCE}`" if ratio and name != f"`{REFERENCE}`" else ""
+    return f"{words} for {formatting.flops(flops.mean)} training FLOPs{compared}."
+
+
+def _why(advice: Recommendation) -> str:
+    """Why that arm and no other, in one sentence."""
+    if len(advice.candidates) == 1:
+        return f"It is the only {advice.noun} that is ranked, so there was no choice to make."
+    second = advice.runner_up
+    behind = ""
+    if second is not None:
+        lost = advice.chosen.validation - second.validation
+        behind = f"; the runner-up is {advice.name(second.arm)}, {formatting.signed(-lost)} there"
+    if len(advice.level) == 1:
+        return f"On validation it is the best of {len(advice.candidates)} {advice.noun}s{behind}."
+    others = [advice.name(each.arm) for each in advice.level if each != advice.chosen]
+    cheapest = ", and it is the cheapest of these" if advice.counted else ""
+    return f"On validation nothing separates it from {formatting.series(others)}{cheapest}{behind}."
+
+
+def _facts(advice: Recommendation, results: Sequence[Result]) -> list[tuple[str, Cell]]:
+    chosen = advice.chosen.arm
+    facts = [("Recommended", Cell(f"`{chosen}`"))]
+    if advice.score:
+        score = Cell(formatting.fixed(advice.score.mean), formatting.plus_minus(advice.score))
+        facts.append((f"Macro-F1, {advice.split}", score))
+    for label, key, written in (
+        ("Training FLOPs", "train_flops", formatting.flops),
+        ("Trained parameters", "trainable_parameters", lambda count: formatting.fixed(count, 0)),
+    ):
+        mine, theirs = (
+            mean_interval(numbers(results, arm, key).values()) for arm in (chosen, REFERENCE)
+        )
+        if mine:
+            text = written(mine.mean)
+            ratio = formatting.ratio(mine.mean, theirs.mean if theirs else None)
+            compared = ratio and chosen != REFERENCE
+            facts.append((label, Cell(text, f"{ratio} {REFERENCE}" if compared else "")))
+    return facts
+
+
+def _by_source(results: Sequence[Result], chosen: str | None) -> list[Block]:
+    found: list[Block] = []
+    for task in tasks_of(results):
+        if sources := tables.source_table(results, chosen, task):
+            found += [*_drawn(functools.partial(figures.by_source, task=task), results), sources]
+    return found
+
+
+def _statistics(advice: Recommendation | None, results: Sequence[Result]) -> list[Block]:
+    found: list[Block] = []
+    if advice is not None:
+        found.append(Paragraph(" ".join(explain(advice))))
+        others = alternatives(advice, results)
+        found += [Bullets(tuple(others))] if others else []
+    chosen = advice.chosen.arm if advice else None
+    differences = tables.difference_table(results, chosen)
+    return [*found, differences or Paragraph(_unpaired(results))]
+
+
+def _unpaired(results: Sequence[Result]) -> str:
+    if REFERENCE in arms_of(results):
+        return f"No other scenario shares a seed with `{REFERENCE}`: there is nothing to pair."
+    return f"`{REFERENCE}` has no result in this study: there is nothing to compare with."
+
+
+def _drawn(plot: figures.Plot, results: Sequence[Result]) -> list[Block]:
+    """A picture of the results; nothing where its numbers are missing."""
+    drawn = plot(results)
+    return [] if drawn is None else [picture(drawn)]
