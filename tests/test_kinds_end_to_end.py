@@ -92,7 +92,7 @@ def trained(settings, tmp_path_factory):
 def test_every_kind_is_learned_and_measured_by_its_own_metrics(trained):
     _, result = trained
     found = {task: set(result["test"][task]) for task in TASKS}
-    classes = {"macro_f1", "examples", "loss", "weighted_f1_by_source"}
+    classes = {"macro_f1", "examples", "loss", "weighted_f1_by_source", "per_class", "ece"}
     assert found["topic"] == classes | {"accuracy"}
     assert found["tags"] == classes | {"subset_accuracy", "micro_f1", "hamming_loss"}
     assert found["stars"] == {"r2", "rmse", "mae", "pearson", "spearman", "examples", "loss"}
@@ -150,6 +150,12 @@ def test_every_number_can_be_computed_from_the_predictions(trained, folder, spli
     gold, predicted = ([row[f"stars_{n}"] for row in there] for n in ("gold", "predicted"))
     assert own["stars"]["r2"] == sk.r2_score(gold, predicted)
     assert own["stars"]["mae"] == sk.mean_absolute_error(gold, predicted)
+    read = mtl.studies.read_predictions(f"{config.workdir}/predictions-{split}.parquet")
+    assert [*map(int, read.examples)] == [row["example"] for row in rows]
+    assert read.metrics() == {
+        task: {name: value for name, value in of_task.items() if name != "loss"}
+        for task, of_task in own.items()
+    }
 
 
 def test_a_folder_opens_again(trained, folder):
@@ -212,6 +218,9 @@ def test_a_library_loop_has_the_scores_of_a_run(settings, small, folder, tmp_pat
     for task, expected in result["validation"].items():
         # Another layout of the batches rounds otherwise, and a regression shows it.
         for name, value in expected.items():
+            if name == "per_class":
+                assert list(scores[task][name]) == list(value)
+                continue
             assert scores[task][name] == (value if value == {} else pytest.approx(value, rel=1e-4))
 
 

@@ -2,21 +2,186 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from mtl_jax.config.tasks import Task
+from mtl_jax.config.tasks import Kind, Task
 from mtl_jax.core.atomic_write import whole
-from mtl_jax.core.errors import UserError
+from mtl_jax.core.errors import UserError, cannot_read, first_line
+from mtl_jax.core.json_files import check_json
 from mtl_jax.data.corpus import Examples
+from mtl_jax.data.kinds import KINDS as LABEL_KINDS
+from mtl_jax.training.kinds.base import Metrics
 from mtl_jax.training.kinds.registry import KINDS
+from mtl_jax.training.metrics import split_metrics
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_ABOUT = {
+    "type": "object",
+    "required": ["tasks"],
+    "properties": {
+        "tasks": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "required": ["kind", "classes"],
+                "properties": {
+                    "kind": {"enum": list(KINDS)},
+                    "classes": {"type": "array", "items": {"type": "string"}},
+                },
+            },
+        }
+    },
+}
+_REMEDY = "name a predictions-<split>.parquet that a run has left"
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskPredictions:
+    """What one task has of n examples.
+
+    Attributes:
+        kind: Of the task.
+        classes: The names of its classes; none of a regression.
+        gold: The labels, as ``data.kinds`` tells: int32 [n], numbers of classes and -1 where there
+            is none; int8 [n, classes]; or float64 [n].
+        predicted: The predictions, likewise.
+        probabilities: Of the classes, float32 [n, classes]; None of a regression.
+    """
+
+    kind: Kind
+    classes: tuple[str, ...]
+    gold: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What a run has predicted of the n examples of a split.
+
+    Attributes:
+        examples: int64 [n]: the row of each in its split as the data were read.
+        data_sets: str [n]: the data set of each; None where there is one.
+        groups: str [n]: the source of each, that metrics are given by; None where there is none.
+        tasks: Of each task what it has, in their order.
+    """
+
+    examples: np.ndarray
+    data_sets: np.ndarray | None
+    groups: np.ndarray | None
+    tasks: dict[str, TaskPredictions]
+
+    def metrics(self) -> Metrics:
+        """Every metric of the split but the loss, equal to the last digit to those of the run.
+
+        Returns:
+            Per task what a line of ``results.jsonl`` has of the split: ``accuracy``, ``macro_f1``,
+            ``per_class``, ``ece``, ``weighted_f1_by_source``, ``examples``, and what the other
+            kinds have. Not among them are the loss, which may weigh classes, and metrics of one's
+            own.
+        """
+        probabilities = {
+            name: task.probabilities
+            for name, task in self.tasks.items()
+            if task.probabilities is not None
+        }
+        return split_metrics(
+            {name: task.gold for name, task in self.tasks.items()},
+            {name: task.predicted for name, task in self.tasks.items()},
+            {name: task.classes for name, task in self.tasks.items()},
+            self.groups,
+            probabilities,
+        )
+
+
+def read_predictions(path: str | Path) -> Predictions:
+    """Reads the ``predictions-<split>.parquet`` of a run.
+
+        predictions = mtl.studies.read_predictions("runs/first/predictions-test.parquet")
+        predictions.tasks["sentiment"].probabilities       # float32 [n, classes]
+        predictions.metrics()["sentiment"]["macro_f1"]     # as in the run's result
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: It is missing, or is no such file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    try:
+        # As bytes: a message of pyarrow's own would not say which file it is.
+        table = pq.read_table(pa.BufferReader(path.read_bytes()))
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    except pa.ArrowException as error:
+        raise UserError(f"{path} is no Parquet file ({first_line(error)}): {_REMEDY}") from error
+    try:
+        about = json.loads((table.schema.metadata or {})[b"mtl_jax"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} does not say what its tasks are: {_REMEDY}") from error
+    check_json(about, _ABOUT, str(path), _REMEDY)
+    try:
+        tasks = {
+            name: _read_task(table, name, each["kind"], tuple(each["classes"]))
+            for name, each in about["tasks"].items()
+        }
+        return Predictions(
+            table["example"].to_numpy(), _words(table, "data_set"), _words(table, "group"), tasks
+        )
+    except KeyError as error:
+        raise UserError(f"{path} lacks a column ({first_line(error)}): {_REMEDY}") from error
+
+
+def _words(table: pa.Table, name: str) -> np.ndarray | None:
+    if name not in table.column_names:
+        return None
+    names, numbers = _numbered(table[name])
+    return np.array(names)[numbers]
+
+
+def _numbered(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """The words of a column and int64 [n], which of them each row has; -1 where it has none."""
+    import pyarrow as pa
+
+    # Words that few rows have, or none, as a filter may have left them, are in a dictionary still.
+    words = column.combine_chunks()
+    if not pa.types.is_dictionary(words.type):
+        words = words.dictionary_encode()
+    return words.dictionary.to_pylist(), words.indices.fill_null(-1).to_numpy().astype(np.int64)
+
+
+def _read_task(
+    table: pa.Table, name: str, kind: Kind, classes: tuple[str, ...]
+) -> TaskPredictions:
+    def read(column: str) -> np.ndarray:
+        values = table[f"{name}_{column}"]
+        if kind != "single_label":
+            return LABEL_KINDS[kind].array(values.to_pylist(), classes, _unknown)
+        names, numbers = _numbered(values)
+        known = LABEL_KINDS[kind].array([*names, None], classes, _unknown)
+        return known[numbers]
+
+    gold, predicted = read("gold"), read("predicted")
+    probabilities = None
+    if classes:
+        flat = table[f"{name}_probabilities"].combine_chunks().flatten()
+        probabilities = flat.to_numpy().reshape(-1, len(classes))
+    return TaskPredictions(kind, classes, gold, predicted, probabilities)
+
+
+def _unknown(place: int, name: str) -> NoReturn:
+    raise UserError(f"row {place} has the class {name!r}, which is none of its task: {_REMEDY}")
 
 
 def write_predictions(

@@ -89,7 +89,11 @@ def epoch_record(
         "scenario": phase.scenario,
         "seconds": meter.train_seconds,
         "train_loss": meter.mean_losses(),
-        "validation": validation,
+        # Of many classes they would be most of the file.
+        "validation": {
+            task: {name: value for name, value in of_task.items() if name != "per_class"}
+            for task, of_task in validation.items()
+        },
     }
 
 
@@ -185,14 +189,13 @@ def untrained_heads(run: PhaseRun, steps: Sequence[int], step: int) -> list[str]
 
 
 def measurements(
-    run: PhaseRun, params: Params, validation: Mapping[str, Any], folder: Path, *, probe: bool
+    run: PhaseRun, params: Params, folder: Path, *, probe: bool
 ) -> tuple[dict[str, Any], int, float]:
     """The part of a result that is measured at its end; leaves ``predictions-<split>.parquet``.
 
     Args:
         run: In the phase of the parameters.
         params: All of them.
-        validation: Their metrics on validation, which have been measured.
         folder: Where the predictions of every split are left.
         probe: Whether nothing was trained, so that the heads tell nothing: then the nearest
             neighbours and the commonest class stand beside them.
@@ -216,12 +219,11 @@ def measurements(
     training = run.split("train")
     result = {
         "test": test and measured("test", test),
-        "validation": validation,
+        "validation": measured("validation", run.split("validation")),
         "train": measured("train", training),
         "train_examples": len(training.texts),
         "test_examples": len(test.texts) if test else 0,
     }
-    _ = measured("validation", run.split("validation"))
     if not probe:
         return result, 0, 0.0
     asked = test or run.split("validation")

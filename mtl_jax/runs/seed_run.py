@@ -334,7 +334,7 @@ class SeedRun:
         chosen = next(record for record in epochs if record["step"] == best)
         trains = any(plan.partition.groups for plan in run.plans)
         measured, probe_flops, probe_seconds = results.measurements(
-            run, params, chosen["validation"], self._workdir.path, probe=not trains
+            run, params, self._workdir.path, probe=not trains
         )
         compiling = (run.evaluation_compile_seconds - self._compiled_before) * self._share
         steps = results.steps_of_phases(records)

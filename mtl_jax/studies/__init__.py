@@ -6,15 +6,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mtl_jax.runs.predictions import Predictions as Predictions
+    from mtl_jax.runs.predictions import read_predictions as read_predictions
     from mtl_jax.studies.own import study as study
+    from mtl_jax.studies.recompute import recompute as recompute
     from mtl_jax.studies.settings import StudySettings as StudySettings
     from mtl_jax.studies.stats.results import read_results as read_results
 
-_HOMES = {"StudySettings": "settings", "read_results": "stats.results", "study": "own"}
-__all__ = ["StudySettings", "read_results", "study"]
+# Where each name is defined.
+_HOMES = {
+    "Predictions": "runs.predictions",
+    "StudySettings": "studies.settings",
+    "read_predictions": "runs.predictions",
+    "read_results": "studies.stats.results",
+    "recompute": "studies.recompute",
+    "study": "studies.own",
+}
+__all__ = [
+    "Predictions",
+    "StudySettings",
+    "read_predictions",
+    "read_results",
+    "recompute",
+    "study",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"mtl_jax.{_HOMES[name]}"), name)

@@ -228,7 +228,10 @@ class Evaluator:
             task: kinds[task].predicted(values, *self._scales.get(task, ()))
             for task, values in logits.items()
         }
-        result = split_metrics(split.examples.labels, predicted, classes, split.examples.groups)
+        probabilities = probabilities_of(split.examples.labels, logits)
+        result = split_metrics(
+            split.examples.labels, predicted, classes, split.examples.groups, probabilities
+        )
         for task, loss in losses.items():
             result[task]["loss"] = loss
             labels = split.examples.labels[task]
@@ -240,6 +243,14 @@ class Evaluator:
                 # JSON has no NaN, which scikit-learn gives where a metric is not defined.
                 result[task][name] = found if math.isfinite(found) else None
         return result, logits
+
+
+def probabilities_of(
+    labels: Mapping[str, np.ndarray], logits: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Those of the classes, float32 [n, classes], of each task that has any."""
+    found = {task: kind_of(labels[task]).probabilities(values) for task, values in logits.items()}
+    return {task: values for task, values in found.items() if values is not None}
 
 
 def of_tasks(tasks: Iterable[Task]) -> dict[str, Any]:

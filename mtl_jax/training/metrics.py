@@ -17,16 +17,19 @@ def split_metrics(
     predicted: Mapping[str, np.ndarray],
     classes: Mapping[str, Sequence[str]],
     groups: np.ndarray | None,
+    probabilities: Mapping[str, np.ndarray] | None = None,
 ) -> Metrics:
     """Metrics of each task, and where it has classes its weighted F1 within each group.
 
-    A task that the group decides has none of these: each has one class of it.
+    A task that the group decides has none of these: each has one class of it. With probabilities a
+    task that has classes has ``per_class`` and ``ece``, too.
 
     Args:
         labels: Per task those of n texts; the array tells the kind, see ``data.kinds``.
         predicted: Per task the predictions.
         classes: Per task the names of its classes.
         groups: str [n], the source of each example, or None.
+        probabilities: Of each task that has classes, float32 [n, classes].
     """
     result = {}
     for task, names in classes.items():
@@ -35,6 +38,13 @@ def split_metrics(
         if kind.name != "regression":
             of_task = _by_group(kind, labels[task], predicted[task], groups)
             result[task]["weighted_f1_by_source"] = of_task
+        if probabilities is not None and task in probabilities:
+            there = has_label(labels[task])
+            true, guess, sure = (
+                each[there] for each in (labels[task], predicted[task], probabilities[task])
+            )
+            result[task]["per_class"] = kind.per_class(true, guess, names) if len(true) else {}
+            result[task]["ece"] = kind.calibration_error(true, sure) if len(true) else None
     return result
 
 

@@ -1,6 +1,8 @@
-"""Macro-F1 of many runs at once, from counts made on the device."""
+"""Scores from counts of predictions: of many runs at once, of each class, of calibration."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -60,3 +62,44 @@ def resampled_macro_f1(true: np.ndarray, guess: np.ndarray, weights: np.ndarray)
     hits, both = weights @ (true & guess), weights @ true + weights @ guess
     scores = np.divide(2 * hits, both, out=np.zeros_like(hits), where=both > 0)
     return scores.sum(-1) / np.maximum((both > 0).sum(-1), 1)
+
+
+def by_class(classes: Sequence[str], found: Sequence[np.ndarray]) -> dict[str, dict[str, float]]:
+    """What scikit-learn's ``precision_recall_fscore_support`` gives, under the classes' names."""
+    precision, recall, f1, support = (np.asarray(each).tolist() for each in found)
+    return {
+        name: {
+            "precision": precision[k],
+            "recall": recall[k],
+            "f1": f1[k],
+            "support": int(support[k]),
+        }
+        for k, name in enumerate(classes)
+    }
+
+
+BINS = 15
+"""of confidence, of equal width, that the calibration error is measured in"""
+
+
+def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> float | None:
+    """How far confidence is from accuracy, ``Σ_b |B_b| / n · |accuracy(B_b) - confidence(B_b)|``.
+
+    The bins are ``(b / BINS, (b + 1) / BINS]``.
+
+    Source: Guo, Pleiss, Sun & Weinberger, "On Calibration of Modern Neural Networks", ICML 2017,
+    section 2.
+
+    Args:
+        confidence: The probability of each prediction, float [n], n at least 1.
+        right: Whether it is right, bool [n].
+
+    Returns:
+        None where a probability is not finite.
+    """
+    if not np.isfinite(confidence).all():
+        return None
+    confidence = confidence.astype(np.float64)
+    places = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    apart = np.bincount(places, right - confidence, BINS)
+    return float(np.abs(apart).sum() / len(confidence))

@@ -27,7 +27,7 @@ from mtl_jax.core.imported import import_function
 _FLUSH_EVERY = 10.0
 
 # Counts of texts, which are no curve.
-_LEFT_OUT = ("examples",)
+_LEFT_OUT = ("examples", "per_class")
 
 
 class MetricWriter(Protocol):

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]
 
+SPLITS = ("train", "validation", "test")
+"""Of a study's data; a line may have metrics on each."""
+_MEASURED = (*SPLITS, "probe")
 _METRICS = {"type": ["object", "null"], "additionalProperties": {"type": "object"}}
 RESULT = {
     "type": "object",
@@ -26,12 +29,11 @@ RESULT = {
         "seed": {"type": "integer"},
         "setting": {"type": "object"},
         "curve": {"type": "array", "items": {"type": "object"}},
-        **dict.fromkeys(("train", "validation", "test"), _METRICS),
+        **dict.fromkeys(SPLITS, _METRICS),
     },
 }
 """The schema of a line of ``results.jsonl``."""
 
-_SPLITS = ("train", "validation", "test", "probe")
 _CLASSES: Kind = "single_label"
 BASELINE = "all_frozen"
 REFERENCE = "none_frozen"
@@ -84,7 +86,7 @@ def tasks_of(results: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """The tasks that have metrics on some split, in the order of the file."""
     found: dict[str, None] = {}
     for result in results:
-        for split in _SPLITS:
+        for split in _MEASURED:
             metrics = result.get(split)
             found |= dict.fromkeys(metrics if isinstance(metrics, dict) else ())
     return tuple(found)
@@ -153,7 +155,7 @@ def score(metrics: Any, task: str) -> float | None:
 
 def is_regression(results: Iterable[Mapping[str, Any]], task: str) -> bool:
     """Whether the metrics of a task, on whichever split it has some, are those of a regression."""
-    return any(_is_value(result.get(split), task) for result in results for split in _SPLITS)
+    return any(_is_value(result.get(split), task) for result in results for split in _MEASURED)
 
 
 def _is_value(metrics: Any, task: str) -> bool:
@@ -171,7 +173,7 @@ def measures(results: Sequence[Mapping[str, Any]], task: str) -> tuple[tuple[str
     if is_regression(results, task):
         return (("rmse", "RMSE"), ("r2", "R2"))
     if any(
-        "micro_f1" in _of_task(result.get(split), task) for result in results for split in _SPLITS
+        "micro_f1" in _of_task(result.get(split), task) for result in results for split in _MEASURED
     ):
         return (("micro_f1", "micro-F1"), ("macro_f1", "macro-F1"))
     return (("accuracy", "accuracy"), ("macro_f1", "macro-F1"))

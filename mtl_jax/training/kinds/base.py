@@ -112,6 +112,28 @@ class TaskKind(abc.ABC):
         """Weighted F1 of labelled texts, for scores by source; None of a kind without classes."""
         del labels, predicted
 
+    def per_class(
+        self, labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
+    ) -> dict[str, dict[str, float]]:
+        """Of each class ``precision``, ``recall``, ``f1`` and ``support``, the texts that have it.
+
+        Args:
+            labels: Of labelled texts.
+            predicted: Their predictions.
+            classes: The names of the classes; a kind without any gives nothing.
+        """
+        del labels, predicted, classes
+        return {}
+
+    def calibration_error(self, labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+        """The expected calibration error of labelled texts; None of a kind without classes.
+
+        Args:
+            labels: Of labelled texts.
+            probabilities: Of the classes, float32 [n, classes].
+        """
+        del labels, probabilities
+
     def in_words(self, metrics: Mapping[str, Any]) -> str:
         """The metrics of a task for a reader."""
         return ", ".join(

@@ -11,7 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.special
-from sklearn.metrics import accuracy_score, f1_score, hamming_loss
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    hamming_loss,
+    precision_recall_fscore_support,
+)
 
 from mtl_jax.config.tasks import Task
 from mtl_jax.data.kinds import has_label
@@ -19,6 +24,8 @@ from mtl_jax.models.multitask import Loss
 from mtl_jax.training.kinds.base import Metrics, TaskKind
 from mtl_jax.training.kinds.single_label import UNDEFINED
 from mtl_jax.training.prediction_counts import (
+    by_class,
+    expected_calibration_error,
     macro_f1_of_counts,
     marked_counts,
     resampled_macro_f1,
@@ -151,6 +158,25 @@ class MultiLabel(TaskKind):
         if labels.shape[1] == 1:
             return float(f1_score(labels[:, 0], predicted[:, 0], zero_division=UNDEFINED))
         return float(f1_score(labels, predicted, average="weighted", zero_division=UNDEFINED))
+
+    def per_class(
+        self, labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
+    ) -> dict[str, dict[str, float]]:
+        """See ``TaskKind``."""
+        # Of one class scikit-learn would take the marks for those of two.
+        each = [
+            precision_recall_fscore_support(
+                labels[:, k], predicted[:, k], labels=[1], zero_division=UNDEFINED
+            )
+            for k in range(len(classes))
+        ]
+        return by_class(classes, np.array(each)[..., 0].T)
+
+    def calibration_error(self, labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+        """See ``TaskKind``: over all marks, of the probability of that which is predicted."""
+        marked = probabilities >= 0.5
+        sure = np.where(marked, probabilities, 1 - probabilities)
+        return expected_calibration_error(sure.ravel(), (marked == (labels > 0)).ravel())
 
     def counts(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """See ``TaskKind``."""

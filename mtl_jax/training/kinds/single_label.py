@@ -10,13 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
 from mtl_jax.config.tasks import Task
 from mtl_jax.models.multitask import Loss
 from mtl_jax.training.kinds.base import Metrics, TaskKind
 from mtl_jax.training.losses import distillation, masked_cross_entropy
-from mtl_jax.training.prediction_counts import class_counts, macro_f1_of_counts, resampled_macro_f1
+from mtl_jax.training.prediction_counts import (
+    by_class,
+    class_counts,
+    expected_calibration_error,
+    macro_f1_of_counts,
+    resampled_macro_f1,
+)
 
 # The precision of a class that is never predicted; scikit-learn's annotations know only "warn".
 UNDEFINED: Any = 0
@@ -121,6 +127,21 @@ class SingleLabel(TaskKind):
     def weighted_f1(self, labels: np.ndarray, predicted: np.ndarray) -> float | None:
         """See ``TaskKind``."""
         return float(f1_score(labels, predicted, average="weighted", zero_division=UNDEFINED))
+
+    def per_class(
+        self, labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
+    ) -> dict[str, dict[str, float]]:
+        """See ``TaskKind``."""
+        numbers = np.arange(len(classes))
+        found: Any = precision_recall_fscore_support(
+            labels, predicted, labels=numbers, zero_division=UNDEFINED
+        )
+        return by_class(classes, found)
+
+    def calibration_error(self, labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+        """See ``TaskKind``: of the probability of the class that is predicted."""
+        right = probabilities.argmax(-1) == labels
+        return expected_calibration_error(probabilities.max(-1), right)
 
     def counts(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """See ``TaskKind``."""

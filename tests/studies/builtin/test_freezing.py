@@ -9,6 +9,7 @@ import pytest
 from mtl_jax.core.command_line import parse
 from mtl_jax.core.errors import UserError
 from mtl_jax.studies.builtin.freezing import Freezing, run
+from mtl_jax.studies.recompute import recompute
 from tests import forked
 from tests.conftest import write_record
 from tests.faults.runs import without_times
@@ -52,6 +53,8 @@ def test_two_seeds_then_a_third(folder, small_flags):
         assert (folder / name).stat().st_size > 1000
     assert not list(folder.glob("arms/*/checkpoints"))
 
+    assert_computed_again(folder, results)
+
     again = study(folder, small_flags, ["0", "1"])
     assert again.returncode == 0
     assert lines(folder) == results
@@ -77,6 +80,31 @@ def test_two_seeds_then_a_third(folder, small_flags):
     repeated = next(r for r in after if (r["arm"], r["seed"]) == arms[-1])
     assert without_times(repeated) == without_times(results[-1])
     assert "another configuration" in (folder / "report.md").read_text()
+
+
+def assert_computed_again(folder, results):
+    """Every score of the study, from what alone is kept of it elsewhere."""
+    kept = folder.parent / "kept"
+    for path in folder.glob("arms/*/predictions-*.parquet"):
+        copy = kept / path.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    spoilt = json.loads(json.dumps(results))
+    for result in spoilt:
+        for split in ("train", "validation", "test"):
+            for of_task in result[split].values():
+                of_task |= {"accuracy": 0.0, "macro_f1": 0.0, "per_class": {}, "ece": 0.0}
+                of_task["weighted_f1_by_source"] = {"none": 0.0}
+    (kept / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in spoilt))
+    assert recompute(kept) == results
+    # Of a split whose predictions were not kept the line has what it had.
+    next(kept.glob("arms/none_frozen-seed1/predictions-train.parquet")).unlink()
+    again = recompute(kept)
+    assert again[-1] == {**results[-1], "train": spoilt[-1]["train"]}
+    damaged = next(kept.glob("arms/none_frozen-seed0/predictions-test.parquet"))
+    damaged.write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"predictions-test.parquet is no Parquet file"):
+        recompute(kept)
 
 
 def test_seeds_at_once_leave_what_one_by_one_does(settings, tmp_path, capsys):

@@ -1,0 +1,65 @@
+"""Computes the scores of a study's results again from what its runs have predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtl_jax.core.paths import expanded
+from mtl_jax.studies.settings import arm_folder
+from mtl_jax.studies.stats.results import SPLITS, Result, read_results
+
+if TYPE_CHECKING:
+    from mtl_jax.runs.predictions import Predictions
+
+
+def recompute(folder: str | Path) -> list[Result]:
+    """The lines of a study's ``results.jsonl``, with every score computed again.
+
+        lines = mtl.studies.recompute("runs/freezing")
+        assert lines == mtl.studies.read_results("runs/freezing/results.jsonl")
+
+    What an arm has predicted of a split stands in ``arms/<arm>/predictions-<split>.parquet``;
+    where there is such a file, each metric of the split is computed from it, and equal to the last
+    digit to what the line says. The loss and metrics of one's own are left as they are, and so is
+    all of a split without predictions.
+
+    Args:
+        folder: Of the study, or what has been kept of one: ``results.jsonl`` and ``arms/``.
+
+    Raises:
+        UserError: Something in it can't be read.
+    """
+    folder = expanded(folder)
+    return [_recomputed(folder, line) for line in read_results(folder / "results.jsonl")]
+
+
+def _recomputed(folder: Path, line: Result) -> Result:
+    found = dict(line)
+    for split in SPLITS:
+        metrics = line.get(split)
+        if metrics and (predictions := predictions_of(folder, line, split)):
+            own = predictions.metrics()
+            found[split] = {
+                task: {**metrics.get(task, {}), **of_task} for task, of_task in own.items()
+            }
+    return found
+
+
+def predictions_of(folder: Path, line: Mapping[str, Any], split: str) -> Predictions | None:
+    """What the arm of a line has predicted of a split; None where that was not kept.
+
+    Args:
+        folder: Of the study.
+        line: A line of its ``results.jsonl``.
+        split: ``train``, ``validation`` or ``test``.
+
+    Raises:
+        UserError: The file can't be read.
+    """
+    from mtl_jax.runs.predictions import read_predictions
+
+    arm = arm_folder(str(folder), line["arm"], line["seed"], line.get("setting") or {})
+    path = Path(arm) / f"predictions-{split}.parquet"
+    return read_predictions(path) if path.exists() else None
