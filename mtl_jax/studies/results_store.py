@@ -17,6 +17,7 @@ from mtl_jax.core.errors import UserError, cannot_write
 from mtl_jax.core.file_lock import exclusive
 from mtl_jax.core.json_files import append_line, read_json, read_lines, rewrite_lines, write_json
 from mtl_jax.runs.workdir import SHARED, Workdir
+from mtl_jax.studies import best_run
 from mtl_jax.studies.settings import DONE, Arm, Key, Plan
 from mtl_jax.studies.stats.results import RESULT
 
@@ -114,11 +115,12 @@ class ResultsStore:
 
     def _clear(self, arm: Arm) -> None:
         if not self._keep_checkpoints:
-            Workdir(arm.config.workdir).remove_checkpoints()
+            best_run.keep_better(arm, self.arms)
 
     def remove_shared(self) -> None:
-        """Frees the disk of the encoder that arms have shared, where they have no checkpoints."""
+        """Frees the disk of what only arms that are not the best one need."""
         if not self._keep_checkpoints and distributed.is_main():
+            best_run.keep_only_best(self.arms, self.results(), self.folder)
             shutil.rmtree(self.folder / SHARED, ignore_errors=True)
 
     def _failure_file(self, arm: Arm) -> Path:

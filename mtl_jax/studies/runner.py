@@ -157,6 +157,7 @@ class _Reporter:
         context: dict[str, Any] = {
             **circumstances(self.command, self.started),
             "data": self.pool.notes(),
+            "corpora": self.pool.corpora(),
             "seeds": list(dict.fromkeys(arm.config.seed for arm in ledger.arms)),
             "settings": dict(plan.settings),
             "asked": dict(Counter(arm.name for arm in ledger.arms)),

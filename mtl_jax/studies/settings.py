@@ -43,7 +43,7 @@ class StudySettings(Settings):
     seeds: tuple[int, ...] = tuple(range(6))
     """the seeds to train each with"""
     keep_checkpoints: bool = False
-    """keep the checkpoints of finished arms"""
+    """keep the checkpoints of all finished arms, not only of the best one"""
     seeds_at_once: int | None = None
     """seeds of an arm that are trained in one program, each on one device; by default all of \
 them on an accelerator, which a batch of short sentences leaves idle, and 1 on a CPU"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtl_jax.studies.report.document import Block, Cell, Heading, Paragraph, Row, Table
+from mtl_jax.studies.report.document import Block, Cell, Paragraph, Row, Table
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.claims import Judgement
 from mtl_jax.studies.stats.decision_rules import Finding, Verdict
@@ -11,7 +11,7 @@ from mtl_jax.studies.stats.resampling import seeds_needed, smallest_p
 
 
 def claims_blocks(judgement: Judgement) -> list[Block]:
-    """Heading, table and rule; nothing where the study asks for none of the claims.
+    """Table and rule; nothing where the study asks for none of the claims.
 
     Any study may put them in its report whose results have the arms' names and, if it has
     several settings, a ``setting`` in each line.
@@ -29,7 +29,7 @@ def claims_blocks(judgement: Judgement) -> list[Block]:
     left = [c.sentence for c in judgement.claims if c.finding.verdict is Verdict.NOT_ASKED]
     columns = ("claim", "verdict", "number", "of")
     table = Table("", columns, tuple(rows), _rule(judgement), textual=True)
-    blocks: list[Block] = [Heading("What the design claims"), table]
+    blocks: list[Block] = [table]
     return [*blocks, Paragraph(f"Not asked by this study: {' '.join(left)}")] if left else blocks
 
 
