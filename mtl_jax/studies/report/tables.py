@@ -37,6 +37,7 @@ from mtl_jax.studies.stats.results import (
     tasks_of,
     trained_arms,
 )
+from mtl_jax.training.metrics import of_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,6 +91,7 @@ def quality_table(results: Sequence[Result], chosen: str | None) -> Table:
             f" {formatting.listing(values)}, a regression, has R2 wherever means and differences "
             "of macro-F1 are given."
         )
+    note += _bag_of_words(results)
     if trained := [arm for arm in control_heads(results) if arm != BASELINE]:
         note += (
             f" A head of {formatting.listing(trained)} never trained: a control, not recommended."
@@ -279,6 +281,19 @@ def _baseline_rows(results: Sequence[Result]) -> list[Row]:
             mean = Cell(formatting.fixed(quality(metrics)))
             rows.append(Row((Cell(name), Cell(""), mean, *cells, Cell("")), "reference"))
     return rows
+
+
+def _bag_of_words(results: Sequence[Result]) -> str:
+    """What a model without an encoder reaches on validation; every run has measured the same."""
+    known = [result["text_baseline"] for result in results if result.get("text_baseline")]
+    if not known:
+        return ""
+    words = [
+        f"{task} {of_metrics(found).in_words(found)}"
+        for task, found in known[-1].items()
+        if found.get("examples")
+    ]
+    return f" Without an encoder, on validation: TF-IDF with a linear model, {'; '.join(words)}."
 
 
 def _flops(results: Sequence[Result], arm: str) -> float | None:

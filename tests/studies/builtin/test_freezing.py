@@ -8,8 +8,10 @@ import pytest
 
 from mtl_jax.core.command_line import parse
 from mtl_jax.core.errors import UserError
+from mtl_jax.studies.best_run import best_run, run_folder
 from mtl_jax.studies.builtin.freezing import Freezing, run
 from mtl_jax.studies.recompute import recompute
+from mtl_jax.tools.predict import Predictor
 from tests import forked
 from tests.conftest import write_record
 from tests.faults.runs import without_times
@@ -51,7 +53,16 @@ def test_two_seeds_then_a_third(folder, small_flags):
         assert_schema(result)
     for name in ("report.md", "report.html", "quality_against_cost.png"):
         assert (folder / name).stat().st_size > 1000
-    assert not list(folder.glob("arms/*/checkpoints"))
+    # The model of the best arm is kept, and the report ends with the command that uses it.
+    (kept,) = folder.glob("arms/*/checkpoints")
+    best = best_run(results)
+    assert best is not None
+    assert kept.parent == run_folder(folder, best)
+    assert (folder / "report.md").read_text().rstrip().splitlines()[-2:] == [
+        f"    python -m mtl_jax predict --workdir {kept.parent} < texts.txt",
+        f"    python -m mtl_jax evaluate --workdir {kept.parent} --split test",
+    ]
+    assert len(Predictor(kept.parent).predict(["the film was good"])) == 1
 
     assert_computed_again(folder, results)
 
