@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.studies import best_run
-from mtl_jax.studies.report import figures, prediction_sections
+from mtl_jax.studies.report import figures, prediction_sections, tables
 from mtl_jax.studies.report.arm_answers import answers_of
 from mtl_jax.studies.report.claims_section import claims_blocks
 from mtl_jax.studies.report.document import (
@@ -96,7 +96,7 @@ def assemble(
         *_predicted(results, context),
         ("Scores by source", parts.sources),
         ("Learning curves", [*curves(results), *parts.learning]),
-        ("Cost", [*parts.cost, *_uncounted(results), *_digests(results)] if results else []),
+        ("Cost", _cost(parts, results) if results else []),
         ("What a smaller search would have found", parts.tuning),
         ("Statistics", parts.statistics),
         ("What the design claims", claims_blocks(judgement)),
@@ -185,6 +185,12 @@ def _predicted(
         ),
         ("The most confident mistakes", prediction_sections.mistake_tables(answers)),
     ]
+
+
+def _cost(parts: Parts, results: Sequence[Result]) -> list[Block]:
+    wall = tables.wall_table(results)
+    walls = [] if wall is None else [wall]
+    return [*parts.cost, *walls, *_uncounted(results), *_digests(results)]
 
 
 def _uncounted(results: Sequence[Result]) -> list[Block]:

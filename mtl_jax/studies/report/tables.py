@@ -42,6 +42,14 @@ from mtl_jax.training.metrics import of_metrics
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+_PARTS = {
+    "compile_seconds": "compiling",
+    "frozen_pass_seconds": "frozen pass",
+    "step_seconds": "steps",
+    "measurement_seconds": "measuring",
+    "saving_seconds": "saving",
+    "total_seconds": "in all",
+}
 # Hutto & Gilbert, "VADER", ICWSM 2014: weighted F1 over three classes. The
 # learner is the best of theirs that was trained and tested on the same source.
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
@@ -179,6 +187,27 @@ def cost_table(results: Sequence[Result], chosen: str | None) -> Table:
         *("trained parameters", "optimizer state"),
     )
     return Table("Cost of one run", ("scenario", "seeds", *columns), tuple(rows), note)
+
+
+def wall_table(results: Sequence[Result]) -> Table | None:
+    """Where the wall time of a run goes, an arm to a row; None where it was not measured."""
+    arms = [arm for arm in arms_of(results) if numbers(results, arm, "wall_time", "total_seconds")]
+    if not arms:
+        return None
+    rows = [
+        Row(
+            (
+                arm_cell(arm, control_heads(results)),
+                *(seconds_cell(numbers(results, arm, "wall_time", part)) for part in _PARTS),
+            )
+        )
+        for arm in arms
+    ]
+    note = (
+        "Seconds, measured: medians with their range over runs in brackets. Seeds that are trained "
+        "at once have equal shares."
+    )
+    return Table("Wall time of one run by its parts", ("arm", *_PARTS.values()), tuple(rows), note)
 
 
 def difference_table(results: Sequence[Result], chosen: str | None) -> Table | None:
