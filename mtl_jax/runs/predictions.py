@@ -161,9 +161,7 @@ def _numbered(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
     return words.dictionary.to_pylist(), words.indices.fill_null(-1).to_numpy().astype(np.int64)
 
 
-def _read_task(
-    table: pa.Table, name: str, kind: Kind, classes: tuple[str, ...]
-) -> TaskPredictions:
+def _read_task(table: pa.Table, name: str, kind: Kind, classes: tuple[str, ...]) -> TaskPredictions:
     def read(column: str) -> np.ndarray:
         values = table[f"{name}_{column}"]
         if kind != "single_label":

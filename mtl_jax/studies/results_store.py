@@ -19,6 +19,7 @@ from mtl_jax.core.json_files import append_line, read_json, read_lines, rewrite_
 from mtl_jax.runs.workdir import SHARED, Workdir
 from mtl_jax.studies.settings import DONE, Arm, Key, Plan
 from mtl_jax.studies.stats.results import RESULT
+from mtl_jax.studies.text_errors import with_text_errors
 
 # What the identity of an arm says in a run's place.
 _SAID = ("event", "scenario", "recipe", "seed")
@@ -67,8 +68,9 @@ class ResultsStore:
         rewrite_lines(self._results, self._lines())
 
     def results(self) -> list[dict[str, Any]]:
-        """The lines of ``results.jsonl`` that are of arms of this study."""
-        return [line for line in self._lines() if _key(line) in self._asked]
+        """The lines of ``results.jsonl`` that are of arms of this study; see ``text_errors``."""
+        lines = [line for line in self._lines() if _key(line) in self._asked]
+        return with_text_errors(self.folder, lines)
 
     def waiting(self, groups: Sequence[Sequence[Arm]]) -> list[list[Arm]]:
         """What of these groups has no line there yet."""

@@ -27,6 +27,7 @@ from mtl_jax.core.console import say
 from mtl_jax.core.errors import Preempted, UserError
 from mtl_jax.studies.environment import circumstances
 from mtl_jax.studies.inputs_pool import InputsPool
+from mtl_jax.studies.judge import note_circumstances
 from mtl_jax.studies.results_store import WEIGHTS, ResultsStore, listed, opened
 from mtl_jax.studies.settings import Arm, Plan, StudySettings
 
@@ -164,6 +165,7 @@ class _Reporter:
         if ledger.devices:
             # Other processes trained them, perhaps beside each other: times say less then.
             context["machine"] += f"; arms trained in parts, each on {' or '.join(ledger.devices)}"
+        note_circumstances(ledger.folder, ledger.failures, context)
         return plan.report(ledger.folder, ledger.results(), ledger.failures, context)
 
     def so_far(self) -> None:
