@@ -14,7 +14,7 @@ from tyro.conf import Positional, subcommand
 
 from mtl_jax import __version__
 from mtl_jax.cli.study import run_study
-from mtl_jax.cli.summary import show_metrics, show_result, shows_tables
+from mtl_jax.cli.summary import show_evaluation, show_result, shows_tables
 from mtl_jax.config.data import LongTexts
 from mtl_jax.config.files import with_file
 from mtl_jax.config.model import DEFAULT_BACKBONE, Pooling
@@ -79,12 +79,17 @@ top_2, each task's head frozen, and none_frozen"""
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Print the metrics of a trained folder's best checkpoint: a table, or JSON where piped."""
+    """Print how a trained folder's best checkpoint does: by class, how sure it is, where it errs.
+
+    Tables in a terminal, JSON where it is piped, and with --output files.
+    """
 
     workdir: str
     """folder of a run"""
     split: Literal["train", "validation", "test"] = "test"
     """which part of its data"""
+    output: str | None = None
+    """a folder to leave it in as well: report.html, CSV and JSON files, and the predictions"""
     json: bool = False
     """print JSON in a terminal, too"""
     long_texts: LongTexts | None = None
@@ -288,14 +293,21 @@ def _plan(command: Plan) -> None:
 
 
 def _evaluate(command: Evaluate) -> None:
+    from mtl_jax.core.console import say
+    from mtl_jax.tools.evaluate import check_output, evaluate
     from mtl_jax.tools.predict import Predictor
 
+    output = None if command.output is None else expanded(command.output)
+    if output is not None:
+        check_output(output)
     model = Predictor(command.workdir, command.long_texts, trust=command.trust)
-    metrics = model.evaluate(command.split)
+    found = evaluate(model, command.split, output)
+    if output is not None:
+        say(f"the report is {found.write(output)}")
     if shows_tables(json=command.json):
-        show_metrics(command.split, metrics)
+        show_evaluation(found)
     else:
-        print(json.dumps(metrics))
+        _print_json([found.record()])
 
 
 def _texts(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from mtl_jax.config.tasks import SCORES, Kind
 from mtl_jax.core.console import Terminal
+
+if TYPE_CHECKING:
+    from mtl_jax.studies.report.document import Table as ReportTable
+    from mtl_jax.tools.evaluate import Evaluation
 
 _COLUMNS: Mapping[Kind, Mapping[str, str]] = {
     "single_label": {"accuracy": "accuracy", "macro_f1": "macro-F1"},
@@ -30,7 +34,7 @@ _COLUMNS: Mapping[Kind, Mapping[str, str]] = {
     },
 }
 """The metrics of a kind by their names for a reader."""
-_OTHERS = ("examples", "loss", "weighted_f1_by_source")
+_OTHERS = ("examples", "loss", "weighted_f1_by_source", "per_class", "ece")
 
 
 def shows_tables(*, json: bool) -> bool:
@@ -102,15 +106,34 @@ def show_result(workdir: str, result: Mapping[str, Any]) -> None:
     )
 
 
-def show_metrics(split: str, metrics: Mapping[str, Any]) -> None:
-    """Prints the metrics of a split, and each task's weighted F1 by source where there is one."""
-    terminal = Terminal()
-    terminal.print(*metrics_tables(split, metrics), sep="\n")
-    for task, found in metrics.items():
-        if by_source := found.get("weighted_f1_by_source"):
-            table = Table(title=f"{task}: weighted F1 by source", title_justify="left")
-            table.add_column("source", overflow="fold")
-            table.add_column("weighted F1", justify="right")
-            for source, value in by_source.items():
-                table.add_row(Text(source), f"{value:.3f}")
-            terminal.print(table)
+def show_evaluation(found: Evaluation, terminal: Terminal | None = None) -> None:
+    """Prints the metrics of a split, and what is behind them, as tables that fit the terminal.
+
+    Args:
+        found: What a run does on the split.
+        terminal: Where to print; standard output by default.
+    """
+    from mtl_jax.studies.report.document import Paragraph
+    from mtl_jax.studies.report.document import Table as ReportTable
+
+    terminal = terminal or Terminal()
+    terminal.print(*metrics_tables(found.split, found.metrics), sep="\n")
+    for _, blocks in found.sections(terminal.width):
+        for block in blocks:
+            if isinstance(block, ReportTable):
+                terminal.print(report_table(block))
+                if block.note:
+                    terminal.print(Text(block.note, style="dim"), "")
+            elif isinstance(block, Paragraph):
+                terminal.print(Text(block.text), "")
+
+
+def report_table(table: ReportTable) -> Table:
+    """A table of a report for a terminal: names are folded, and never dropped."""
+    drawn = Table(title=Text(table.title), title_justify="left", title_style="bold")
+    for index, column in enumerate(table.columns):
+        left = index == 0 or table.textual
+        drawn.add_column(Text(column), justify="left" if left else "right", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*(Text(cell.shown) for cell in row.cells))
+    return drawn

@@ -105,14 +105,14 @@ def hold(lock: Path, *, shared: bool) -> IO[bytes] | None:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_opened(lock))
         held = _taken(file, kind, 0.0, "")
-        if not held and _holder(file) != _machine():
+        if not held and _holder(file) != machine():
             who = f"a process that works in {lock.parent}, on a machine that may be gone,"
             held = _taken(file, kind, LEASE_SECONDS, who)
         if not held:
             return None
         # With others that share it all of them have to be of one machine for it to be named.
-        alone = not shared or _holder(file) in (b"", _machine())
-        _name_holder(file, _machine() if alone else b"several machines")
+        alone = not shared or _holder(file) in (b"", machine())
+        _name_holder(file, machine() if alone else b"several machines")
         stack.pop_all()
         return file
 
@@ -152,7 +152,7 @@ def _taken(file: IO[bytes], kind: int, patience: float, who: str) -> bool:
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _machine() -> bytes:
+def machine() -> bytes:
     """What tells this machine, since it was started last, from others."""
     with contextlib.suppress(OSError):
         return _BOOT_ID.read_bytes().strip()

@@ -6,10 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtl_jax.config.files import with_file
 from mtl_jax.core.command_line import parse
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError
-from mtl_jax.studies.registry import find_study
+from mtl_jax.core.paths import expanded
+from mtl_jax.studies.command import StudyCommand
+from mtl_jax.studies.registry import FoundStudy, find_study
+from mtl_jax.studies.settings import ANY_DEPTH, StudySettings
+from mtl_jax.studies.work_queue import FOLDER
 
 _WORKDIR = "--workdir"
 
@@ -22,7 +27,7 @@ class Work:
         name: What it is called in names of jobs and folders.
         words: Those behind ``python -m mtl_jax``.
         workdir: The folder that they name.
-        study: Whether it has arms, which can be trained in parts.
+        study: Whether it has arms, which several workers can share.
         file: That of a study that a path names.
     """
 
@@ -41,6 +46,20 @@ class Work:
     def shared(self) -> bool:
         """Whether several processes can share it."""
         return self.trains or self.study
+
+    def refuse_workers(self, workers: int, tasks: int) -> None:
+        """Refuses several workers where there are no arms for them.
+
+        Raises:
+            UserError: It is no study of arms, or each worker would be several processes.
+        """
+        if workers > 1 and not self.study:
+            raise UserError(f"--workers {workers}: {self.name} has no arms to share: leave it out")
+        if workers > 1 and tasks > 1:
+            raise UserError(
+                f"--workers {workers} and --tasks {tasks} exclude each other here: use --workers "
+                "for arms at once, or --tasks for each arm on several devices"
+            )
 
     def refuse_tasks(self, tasks: int) -> None:
         """Refuses several processes where they can't share the work.
@@ -66,6 +85,15 @@ class Work:
             return self
         return dataclasses.replace(self, words=(*self.words, f"{flag}={value}" if value else flag))
 
+    @property
+    def claims(self) -> Path:
+        """The folder of the workers' claims of the arms of a study."""
+        return expanded(self.workdir) / FOLDER
+
+    def worker(self) -> Work:
+        """What each of the workers of a study runs."""
+        return self.flagged("--worker")
+
     def distributed(self) -> Work:
         """What each of several processes runs, who train it, or each of its arms, together."""
         return self.flagged("--distributed") if self.shared else self
@@ -84,6 +112,7 @@ def read_work(words: Sequence[str], run_id: str, runs: str | None) -> Work:
         UserError: There is no such thing, its flags are wrong, or it needs a ``--workdir``.
     """
     kind, *flags = words or [""]
+    study = None
     if kind == "train":
         work = Work("train", ("train",), "")
     elif kind == "experiment":
@@ -108,6 +137,8 @@ def read_work(words: Sequence[str], run_id: str, runs: str | None) -> Work:
     work = dataclasses.replace(work, words=(*work.words, *flags), workdir=workdir or "")
     if work.trains:
         _check_training(work.words)
+    elif study is not None:
+        _check_study(study, flags)
     return work
 
 
@@ -126,3 +157,23 @@ def _check_training(words: Sequence[str]) -> None:
     from mtl_jax.cli.commands import Command
 
     parse(Command, words, "python -m mtl_jax", "")
+
+
+def _check_study(study: FoundStudy, flags: Sequence[str]) -> None:
+    """The same of a study and its arms, as far as no text and no weights are needed for it."""
+    main = study.main
+    if not isinstance(main, StudyCommand) or "--help" in flags:
+        return
+    settings = parse(main.kind, with_file(flags, main.kind), f"mtl-jax study {study.word}", "")
+    if isinstance(settings, StudySettings):
+        settings.check(_depth(settings.backbone))
+
+
+def _depth(backbone: str) -> int:
+    """How many layers a backbone has, where its folder is here; else more than any has."""
+    folder = expanded(backbone)
+    if not folder.is_dir():
+        return ANY_DEPTH
+    from mtl_jax.models.pretrained import load_config
+
+    return load_config(folder).num_hidden_layers

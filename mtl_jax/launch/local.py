@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError
@@ -22,9 +23,8 @@ from mtl_jax.launch.options import (
     quoted,
 )
 from mtl_jax.launch.subprocesses import Ended, run_together
+from mtl_jax.studies.work_queue import forgive
 
-# The statuses of a part of a study that has come to its end: 1 where an arm of it has failed.
-_PART_ENDED = (0, 1)
 # More processes, or devices of one, are a slip of the keyboard.
 _MOST = 1024
 # How often several processes are begun again by default.
@@ -35,16 +35,20 @@ _TRIES = 2
 class Local(Options):
     """Run processes on this machine.
 
-    Several share the batches of a training run, and the arms of a study. When one fails, the
-    others are ended, and its status is that of all; what crashed is begun again, a few times.
+    Those of --tasks share the batches of a training run, or of each arm of a study; when one
+    fails, the others are ended, and its status is that of all. Those of --workers share the arms
+    of a study, each by itself. What crashed is begun again, a few times.
     """
 
     tasks: int = 1
-    """processes"""
+    """processes that share each batch"""
+    workers: int = 1
+    """processes that share the arms of a study, and a last one that writes the report"""
     devices_per_task: int | None = None
     """CPU devices of each; by default as many as XLA_FLAGS says, else 1"""
     gpus_per_task: int | None = None
-    """GPUs of each, in turn from CUDA_VISIBLE_DEVICES or from 0; by default each sees all"""
+    """GPUs of each, in turn from CUDA_VISIBLE_DEVICES or from 0; by default several processes \
+share out all that are here"""
     pin: bool = True
     """give each of several processes cores of its own, where there is taskset and one for each; \
 else all compete for all of them"""
@@ -56,9 +60,13 @@ processes, and 0 for one"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._refuse_outside(1, _MOST, "tasks", "devices_per_task", "gpus_per_task")
+        self._refuse_outside(1, _MOST, "tasks", "workers", "devices_per_task", "gpus_per_task")
         self._refuse_outside(0, 86_400, "grace")
         self._refuse_outside(0, 65_535, "retries")
+
+    @property
+    def _processes(self) -> int:
+        return max(self.tasks, self.workers)
 
     def launch(self, work: Work, _run_id: str) -> int:
         """Runs it; returns the exit status, unless this process becomes the only one.
@@ -67,24 +75,27 @@ processes, and 0 for one"""
             UserError: It can't be run so.
         """
         work.refuse_tasks(self.tasks)
-        commands, changes = self._commands(work), self._environments(work)
+        work.refuse_workers(self.workers, self.tasks)
+        commands, changes = self._commands(work), self._environments()
         gather = work.command(python(), "--gather")
         if self.dry_run:
             for command, change in zip(commands, changes, strict=True):
                 print(quoted([f"{name}={value}" for name, value in change.items()] + command))
-            if self.tasks > 1 and work.study:
+            if self.workers > 1:
                 print(quoted(gather))
             return 0
         environments = [{**os.environ, **change} for change in changes]
-        tries = (0 if self.tasks == 1 else _TRIES) if self.retries is None else self.retries
-        if self.tasks == 1 and tries == 0:
+        tries = (0 if self._processes == 1 else _TRIES) if self.retries is None else self.retries
+        if self._processes == 1 and tries == 0:
             sys.stdout.flush()
             os.execve(commands[0][0], commands[0], environments[0])  # noqa: S606
-        ended = self._run(commands, environments, work, tries)
-        if self.tasks == 1 or work.trains:
+        if self.workers > 1:
+            # Whoever asks again has mended what arms have failed of.
+            forgive(work.claims)
+        ended = self._run(commands, environments, tries)
+        if self.workers == 1:
             return ended.status
-        stopped = [status for status in ended.statuses if status not in _PART_ENDED]
-        if len(stopped) == self.tasks or (stopped and ended.told):
+        if all(ended.of_each) or (ended.status and ended.told):
             return ended.status
         return run_together([gather], [os.environ], self.grace).status
 
@@ -92,16 +103,15 @@ processes, and 0 for one"""
         self,
         commands: Sequence[Sequence[str]],
         environments: Sequence[Mapping[str, str]],
-        work: Work,
         tries: int,
     ) -> Ended:
         """Runs the processes, and again those that crashed; how each has ended at last."""
-        # Of a study each goes on by itself; those of a run are begun again together.
-        alone = work.study and self.tasks > 1
+        # Each worker goes on by itself; those of a run are begun again together.
+        alone = self.workers > 1
         ended = run_together(commands, environments, self.grace, alone=alone)
         for done in range(1, tries + 1):
             of_each = ended.of_each if alone else (ended.status,) * len(commands)
-            again = [n for n, status in enumerate(of_each) if self._crashed(status, alone)]
+            again = [n for n, status in enumerate(of_each) if self._crashed(status)]
             if ended.told or not again:
                 break
             say(f"it crashed (status {of_each[again[0]]}): begun again, {done} of {tries} times")
@@ -119,18 +129,14 @@ processes, and 0 for one"""
             ended = Ended((*kept, *later.statuses), tuple(merged.values()), later.told)
         return ended
 
-    def _crashed(self, status: int, part: bool) -> bool:
-        ends = (0, MISTAKE, *GONE_ON_WITH, 128 + signal.SIGINT)
-        return status not in ends and not (part and status in _PART_ENDED)
+    def _crashed(self, status: int) -> bool:
+        return status not in (0, MISTAKE, *GONE_ON_WITH, 128 + signal.SIGINT)
 
     def _commands(self, work: Work) -> list[list[str]]:
-        if self.tasks == 1:
+        if self._processes == 1:
             return [work.command(python())]
-        if work.study:
-            parts = (f"--part={part}/{self.tasks}" for part in range(self.tasks))
-            commands = [work.command(python(), part) for part in parts]
-        else:
-            commands = [work.distributed().command(python())] * self.tasks
+        own = (work.worker() if self.workers > 1 else work.distributed()).command(python())
+        commands = [own] * self._processes
         return [
             [*_on_cores(own), *command]
             for own, command in zip(self._cores(), commands, strict=True)
@@ -139,13 +145,13 @@ processes, and 0 for one"""
     def _cores(self) -> list[list[int]]:
         """The cores of each process; none where they are not shared out."""
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        each = len(cores) // self.tasks if self.pin and shutil.which("taskset") else 0
-        return [cores[i * each : (i + 1) * each] for i in range(self.tasks)]
+        each = len(cores) // self._processes if self.pin and shutil.which("taskset") else 0
+        return [cores[i * each : (i + 1) * each] for i in range(self._processes)]
 
-    def _environments(self, work: Work) -> list[dict[str, str]]:
+    def _environments(self) -> list[dict[str, str]]:
         """What each process has in its environment beside what this one has."""
-        changes: list[dict[str, str]] = [{} for _ in range(self.tasks)]
-        if self.tasks > 1 and work.trains:
+        changes: list[dict[str, str]] = [{} for _ in range(self._processes)]
+        if self.tasks > 1:
             address = f"127.0.0.1:{_free_port()}"
             for index, change in enumerate(changes):
                 change["JAX_COORDINATOR_ADDRESS"] = address
@@ -156,11 +162,32 @@ processes, and 0 for one"""
             flags = f"{os.environ.get('XLA_FLAGS', '')} {device_flags(self.devices_per_task)}"
             for change in changes:
                 change["XLA_FLAGS"] = flags.strip()
-        if self.gpus_per_task:
-            gpus = _split(self.tasks, self.gpus_per_task, os.environ)
+        by_itself = self._processes > 1 and _may_be_gpus(os.environ) and _gpus(os.environ)
+        if self.gpus_per_task or by_itself:
+            gpus = self._split(os.environ)
             for change, own in zip(changes, gpus, strict=True):
                 change["CUDA_VISIBLE_DEVICES"] = ",".join(own)
         return changes
+
+    def _split(self, environment: Mapping[str, str]) -> list[list[str]]:
+        """Which GPUs each process has.
+
+        Raises:
+            UserError: There are not enough.
+        """
+        count, gpus = self._processes, _gpus(environment)
+        each = self.gpus_per_task or len(gpus) // count
+        if self.gpus_per_task and not gpus and "CUDA_VISIBLE_DEVICES" not in environment:
+            # They may be there all the same: they are counted as they are asked for.
+            gpus = [str(number) for number in range(count * each)]
+        if each == 0 or len(gpus) < count * each:
+            named = environment.get("CUDA_VISIBLE_DEVICES")
+            where = "here" if named is None else f"in CUDA_VISIBLE_DEVICES={named}"
+            raise UserError(
+                f"{count} processes need {count * max(each, 1)} GPUs, and there are {len(gpus)} "
+                f"{where}: use fewer, or set JAX_PLATFORMS=cpu"
+            )
+        return [gpus[start : start + each] for start in range(0, count * each, each)]
 
 
 def _on_cores(cores: Sequence[int]) -> list[str]:
@@ -173,18 +200,13 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _split(tasks: int, each: int, environment: Mapping[str, str]) -> list[Sequence[str]]:
-    """Which GPUs each of so many processes has.
+def _may_be_gpus(environment: Mapping[str, str]) -> bool:
+    return bool({"", "cuda", "gpu"} & {*environment.get("JAX_PLATFORMS", "").split(",")})
 
-    Raises:
-        UserError: There are not enough.
-    """
-    asked = tasks * each
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    gpus = list(map(str, range(asked))) if visible is None else [*filter(None, visible.split(","))]
-    if len(gpus) < asked:
-        raise UserError(
-            f"--tasks {tasks} with --gpus-per-task {each} need {asked} GPUs, and "
-            f"CUDA_VISIBLE_DEVICES={visible} has {len(gpus)}: use fewer"
-        )
-    return [gpus[start : start + each] for start in range(0, asked, each)]
+
+def _gpus(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that a process here sees."""
+    if (visible := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [gpu for gpu in visible.split(",") if gpu]
+    there = [path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdecimal()]
+    return [str(number) for number in range(len(there))]

@@ -41,6 +41,45 @@ class Bin:
     accuracy: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """How calibrated a task's predictions are, and would be with a temperature.
+
+    Attributes:
+        ece: The expected calibration error, in [0, 1].
+        log_loss: The mean negative log-likelihood of the labels, in nats.
+        temperature: Fitted on validation; None without labels there, as are those below.
+        ece_with_temperature: With logits divided by it.
+        log_loss_with_temperature: Likewise.
+    """
+
+    ece: float | None
+    log_loss: float | None
+    temperature: float | None = None
+    ece_with_temperature: float | None = None
+    log_loss_with_temperature: float | None = None
+
+
+def calibrated(found: TaskPredictions, validation: TaskPredictions | None) -> Calibration:
+    """The calibration of predictions, and the temperature that mends it.
+
+    Args:
+        found: The predictions.
+        validation: The same run's of validation, on which the temperature is fitted.
+    """
+    plain = Calibration(calibration_error(found), log_loss(found))
+    temperature = None if validation is None else fitted_temperature(validation)
+    if temperature is None:
+        return plain
+    mended = at_temperature(found, temperature)
+    return dataclasses.replace(
+        plain,
+        temperature=temperature,
+        ece_with_temperature=calibration_error(mended),
+        log_loss_with_temperature=log_loss(mended),
+    )
+
+
 def confidences(found: TaskPredictions) -> tuple[np.ndarray, np.ndarray]:
     """How sure each prediction is, float [m], and whether it is right, bool [m].
 

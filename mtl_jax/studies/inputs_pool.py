@@ -10,6 +10,8 @@ from mtl_jax.core.command_line import one_line
 from mtl_jax.core.errors import UserError
 
 if TYPE_CHECKING:
+    from mtl_jax.config.data import DataConfig
+    from mtl_jax.data.corpus import Corpus
     from mtl_jax.training.inputs import Inputs
 
 # What an ``Inputs`` is made from.
@@ -59,6 +61,11 @@ class InputsPool:
         keys = {_inputs_key(settings) for settings in needed}
         for key in self._open.keys() - keys:
             self._notes |= dict.fromkeys(self._open.pop(key).notes())
+
+    def corpora(self) -> dict[DataConfig, Corpus]:
+        """The data that are open, by their settings."""
+        place = _OF_INPUTS.index("data")
+        return {key[place]: inputs.corpus for key, inputs in self._open.items()}
 
     def notes(self) -> list[str]:
         """What a user should see of all the data that has been read, each once."""

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core import distributed
+from mtl_jax.core.atomic_write import whole
 from mtl_jax.core.command_line import one_line
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_write
 from mtl_jax.core.file_lock import exclusive
 from mtl_jax.core.json_files import append_line, read_json, read_lines, rewrite_lines, write_json
 from mtl_jax.runs.workdir import SHARED, Workdir
+from mtl_jax.studies import best_run
+from mtl_jax.studies.leases import Standing, standings
 from mtl_jax.studies.settings import DONE, Arm, Key, Plan
 from mtl_jax.studies.stats.results import RESULT
 from mtl_jax.studies.text_errors import with_text_errors
+from mtl_jax.studies.work_queue import ARMS, FOLDER, Unit, undo, why_lacking
 
 # What the identity of an arm says in a run's place.
 _SAID = ("event", "scenario", "recipe", "seed")
 WEIGHTS = "weights_sha256"
-_FAILURE = {
+# What a worker leaves in the folder of an arm, beside what the run leaves there.
+_LEFT = "result.json"
+_OF_WORKER = {
     "type": "object",
-    "required": ["error"],
-    "properties": {"error": {"type": "string"}},
+    "required": ["devices", "line"],
+    "properties": {
+        "devices": {"type": "array", "items": {"type": "string"}},
+        "line": {**RESULT, "required": [*RESULT["required"], WEIGHTS]},
+    },
 }
 
 
@@ -40,7 +51,8 @@ class ResultsStore:
         failures: The identity of each that failed, with ``error``, and ``skipped`` where
             nothing of it could be read.
         weights: Per backbone the digest of the weights that there are results of.
-        devices: On what the arms whose results ``left`` has found were trained, each kind once.
+        inputs: A run for each of the inputs that the arms have, by the number of these.
+        devices: On what the arms that workers have left were trained, each kind once.
     """
 
     def __init__(self, plan: Plan, folder: Path):
@@ -52,6 +64,11 @@ class ResultsStore:
         self._results = folder / "results.jsonl"
         self._asked = {arm.key for arm in self.arms}
         self._numbers = {arm.key: number for number, arm in enumerate(self.arms, start=1)}
+        self.inputs: list[TrainConfig] = []
+        self._inputs: dict[tuple[Any, ...], int] = {}
+        for first, *_ in plan.groups:
+            if self._inputs.setdefault(_reads(first.config), len(self.inputs)) == len(self.inputs):
+                self.inputs.append(first.config)
         self._keep_checkpoints = plan.keep_checkpoints
         lines = distributed.call_on_main(self._lines)
         done = {_key(line): line.get(WEIGHTS) for line in lines}
@@ -83,7 +100,10 @@ class ResultsStore:
 
     def add(self, arm: Arm, outcome: Mapping[str, Any]) -> None:
         """Keeps an arm's result as a line of ``results.jsonl``, or notes that it failed."""
-        if self._failed(arm, outcome) or not distributed.is_main():
+        if "error" in outcome:
+            self.failed(arm, outcome)
+            return
+        if not distributed.is_main():
             return
         line = _line(arm, outcome)
         # First: an arm with a line is not opened again, and what a kill had left would stay. Not
@@ -92,68 +112,99 @@ class ResultsStore:
         append_line(self._results, line)
 
     def leave(self, arm: Arm, outcome: Mapping[str, Any]) -> None:
-        """Leaves an arm's result in its own folder, and why it failed in ``failures/``."""
-        file = self._failure_file(arm)
-        failed = self._failed(arm, outcome)
+        """Leaves an arm's result in its own folder, for ``collect``, or notes that it failed."""
+        if "error" in outcome:
+            self.failed(arm, outcome)
+            return
         if not distributed.is_main():
             return
-        if failed:
-            try:
-                file.parent.mkdir(exist_ok=True)
-            except OSError as error:
-                raise cannot_write(file.parent, error) from error
-            write_json(file, dict(outcome))
-            return
-        with contextlib.suppress(OSError):
-            file.unlink()
+        workdir = Workdir(arm.config.workdir)
+        kinds = Counter(workdir.config()["environment"]["devices"])
+        devices = [f"{count} x {kind}" for kind, count in kinds.items()]
+        line = _line(arm, outcome)
+        # First, as in ``add``.
         self._clear(arm)
+        write_json(workdir.path / _LEFT, {"devices": devices, "line": line})
 
-    def _failed(self, arm: Arm, outcome: Mapping[str, Any]) -> bool:
-        if failed := "error" in outcome:
-            self.failures.append({**arm.identity, **outcome})
-            say(f"arm {self._numbers[arm.key]} failed: {outcome['error']}")
-        return failed
+    def prepare(self) -> None:
+        """Drops a line that a kill left unfinished, and collects what workers have left."""
+        self.mend()
+        self.collect()
+
+    def collect(self) -> list[tuple[int, dict[str, Any]]]:
+        """Makes lines of ``results.jsonl``, in the order of the arms, of what workers have left.
+
+        Returns:
+            Of each arm that has no result its place among all, and its failure.
+        """
+        kept, failures = self._lines(), []
+        known = standings(self.folder / FOLDER)
+        for place, arm in enumerate(self.arms):
+            if arm.key not in self._done:
+                found = self._left(arm, known.get(arm.claim, Standing()))
+                if "error" in found:
+                    failures.append((place, found))
+                else:
+                    kept.append(found)
+        if len(kept) > len(self._done):
+            self._done |= {_key(line) for line in kept}
+            kept.sort(key=lambda line: self._numbers.get(_key(line), math.inf))
+            rewrite_lines(self._results, kept)
+        return failures
+
+    def _left(self, arm: Arm, known: Standing) -> dict[str, Any]:
+        """The line that a worker has left of an arm, or why there is none."""
+        file, folder = Path(arm.config.workdir) / _LEFT, self.folder / FOLDER
+        try:
+            if not file.exists():
+                undo(folder, arm.claim, known)
+                return why_lacking(folder, arm.claim, known)
+            left = read_json(file, _OF_WORKER, f"remove {file.parent} and {folder}/{arm.claim}.*")
+        except UserError as error:  # one arm must not take the others with it
+            return {"error": one_line(error)}
+        self.devices |= dict.fromkeys(left["devices"])
+        return self.other_weights(arm, left["line"][WEIGHTS]) or left["line"]
+
+    def failed(self, arm: Arm, failure: Mapping[str, Any]) -> None:
+        """Notes that an arm failed, and says so."""
+        self.failures.append({**arm.identity, **failure})
+        say(f"arm {self._numbers[arm.key]} failed: {failure['error']}")
 
     def _clear(self, arm: Arm) -> None:
         if not self._keep_checkpoints:
-            Workdir(arm.config.workdir).remove_checkpoints()
+            best_run.keep_better(arm, self.arms)
 
     def remove_shared(self) -> None:
-        """Frees the disk of the encoder that arms have shared, where they have no checkpoints."""
+        """Frees the disk of what only arms that are not the best one need."""
         if not self._keep_checkpoints and distributed.is_main():
+            best_run.keep_only_best(self.arms, self.results(), self.folder)
             shutil.rmtree(self.folder / SHARED, ignore_errors=True)
 
-    def _failure_file(self, arm: Arm) -> Path:
-        return self.folder / "failures" / f"{Path(arm.config.workdir).name}.json"
+    def units(self, groups: Sequence[Sequence[Arm]]) -> list[Unit]:
+        """What of these groups has no line there yet, as the queue of work has it."""
+        found = []
+        for place, group in enumerate(self.waiting(groups)):
+            inputs = self._inputs[_reads(group[0].config)]
+            names = [arm.claim for arm in group]
+            found.append(Unit(place, names, inputs, (inputs, group[0].name)))
+        return found
 
-    def left(self, arm: Arm) -> dict[str, Any]:
-        """The outcome that ``leave``, or the arm's training itself, has left of an arm."""
+    def name_arms(self, worker: str) -> None:
+        """Leaves the names of all arms for who looks how far the workers are; see ``status``."""
+        text = json.dumps([{**arm.identity, "claim": arm.claim} for arm in self.arms])
+        path = self.folder / FOLDER / ARMS
         try:
-            return self._left(arm)
-        except Exception as error:  # noqa: BLE001  (one arm must not take the others with it)
-            return {"error": one_line(error)}
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                with whole(path, f".{worker}") as draft:
+                    draft.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
-    def done(self, arm: Arm) -> bool:
-        """Whether there is a result of an arm, in ``results.jsonl`` or in its own folder."""
-        return arm.key in self._done or "error" not in self.left(arm)
-
-    def _left(self, arm: Arm) -> dict[str, Any]:
-        workdir = Workdir(arm.config.workdir)
-        if not workdir.exists or (result := workdir.result()) is None:
-            if (file := self._failure_file(arm)).exists():
-                return read_json(file, _FAILURE, "remove it and run the study again")
-            begun = "is not finished" if workdir.exists else "was not begun"
-            return {"error": f"it {begun}: run its part of the study again"}
-        record = workdir.config()
-        own = dataclasses.asdict(arm.config.absolute())
-        settings = {name: own.get(name, value) for name, value in record["settings"].items()}
-        if changed := workdir.differences({**record, "settings": settings}):
-            error = f"{workdir.path} was made with another configuration ({'; '.join(changed)})"
-            return {"error": error}
-        kinds = Counter(record["environment"]["devices"])
-        self.devices |= dict.fromkeys(f"{count} x {kind}" for kind, count in kinds.items())
-        digest = record[WEIGHTS]
-        return self.other_weights(arm, digest) or {**result, WEIGHTS: digest}
+    def finished(self) -> set[Key]:
+        """Of which arms there is a result, in ``results.jsonl`` or as a worker has told."""
+        known = standings(self.folder / FOLDER)
+        told = {arm.key for arm in self.arms if known.get(arm.claim, Standing()).done}
+        return self._done | told
 
     def other_weights(self, arm: Arm, digest: str) -> dict[str, Any] | None:
         """The failure of an arm whose backbone has not the weights that the others have had."""
@@ -195,8 +246,9 @@ def listed(plan: Plan) -> Iterator[str]:
     if folder.exists:
         folder.refuse_another(dict(plan.record))
     ledger = ResultsStore(plan, folder.path)
+    finished = ledger.finished()
     for group in plan.groups:
-        done = folder.exists and all(map(ledger.done, group))
+        done = all(arm.key in finished for arm in group)
         yield "; ".join(map(str, group)) + (DONE if done else "")
 
 
@@ -214,6 +266,11 @@ def _leave_files(plan: Plan, folder: Path) -> None:
                     f"{file} is not what the study began with: use another --workdir, or a file "
                     "of another name for another arm"
                 )
+
+
+def _reads(config: TrainConfig) -> tuple[Any, ...]:
+    """What is equal for runs that read the same data and backbone."""
+    return (config.backbone, config.data, config.pooling, config.attention_dropout)
 
 
 def _key(line: Mapping[str, Any]) -> Key:

@@ -4,8 +4,9 @@ An arm that fails takes no other with it; it is counted, and tried again at the 
 report on what is done so far is written again and again, and once more when the study is
 interrupted; a call on a folder in which all is done writes it anew.
 
-A study can be trained in parts, by several processes at once: each trains some of the groups,
-and when all have ended one call gathers what their arms have left into the report.
+A study can be trained by several workers at once, on any machines that share its folder: see
+``work_queue``. Each takes one arm after the other that no other has, and one more call gathers
+what they have left into the report.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import functools
 import io
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,14 @@ from mtl_jax.core import distributed, preemption
 from mtl_jax.core.command_line import one_line
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import Preempted, UserError
+from mtl_jax.core.file_lock import LEASE_SECONDS
 from mtl_jax.studies.environment import circumstances
 from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.judge import note_circumstances
+from mtl_jax.studies.leases import Claims
 from mtl_jax.studies.results_store import WEIGHTS, ResultsStore, listed, opened
 from mtl_jax.studies.settings import Arm, Plan, StudySettings
+from mtl_jax.studies.work_queue import FOLDER, WorkQueue
 
 if TYPE_CHECKING:
     from mtl_jax.training.inputs import Inputs
@@ -46,7 +50,7 @@ def carry_out(
         command: How it was called, for the report.
 
     Returns:
-        How many arms failed, or were skipped.
+        How many arms failed, or were skipped; of a worker 0, for others may have arms of it yet.
 
     Raises:
         UserError: The settings are wrong, the folder holds a study with others, or no arm could
@@ -58,8 +62,9 @@ def carry_out(
         for line in listed(plan):
             print(line)
         return 0
-    if study.chosen_part is not None:
-        return train_part(plan, pool, *study.chosen_part)
+    if study.worker:
+        work(plan, pool, study.tries, study.lease_seconds)
+        return 0
     return (gather if study.gather else conduct)(plan, pool, command, started)
 
 
@@ -79,43 +84,45 @@ def conduct(plan: Plan, pool: InputsPool, command: str, started: float) -> int:
         UserError: The folder holds another study, or no arm could be trained.
     """
     with opened(plan) as ledger:
-        ledger.mend()
+        distributed.call_on_main(ledger.prepare)
         reporter = _Reporter(plan, ledger, pool, command, started)
         _say_all(plan.notes)
-        try:
-            _train_arms(ledger.waiting(plan.groups), pool, ledger, ledger.add, reporter)
-        except (KeyboardInterrupt, Preempted):
-            reporter.so_far()
-            raise
+        with _queue(ledger, plan, tries=1, alone=True) as queue:
+            try:
+                _train_arms(queue, pool, ledger, ledger.add, reporter)
+            except (KeyboardInterrupt, Preempted):
+                reporter.so_far()
+                raise
         return reporter.end()
 
 
-def train_part(plan: Plan, pool: InputsPool, part: int, parts: int) -> int:
-    """Trains the groups ``part``, ``part + parts``, ... that are not done, each in its own folder.
+def work(plan: Plan, pool: InputsPool, tries: int = 2, lease_seconds: float = LEASE_SECONDS) -> int:
+    """Trains arms that no other worker has, until none is left, each in its own folder.
 
-    Other processes may train the other parts meanwhile. There is no report: see ``gather``.
+    Arms that other workers have are left to them; of one that has died, whoever comes next to
+    look takes its arms. There is no report: see ``gather``.
 
     Args:
         plan: The study.
         pool: What has been read for it so far.
-        part: Which part, from 0.
-        parts: How many there are.
+        tries: How often an arm that fails is trained, by all workers together.
+        lease_seconds: How long this worker may give no sign of life before others take its arms.
 
     Returns:
-        How many arms failed.
+        How many trainings failed.
 
     Raises:
-        UserError: The folder holds another study, or a process that is no part works in it.
+        UserError: The folder holds another study, or a process that is no worker is in it.
     """
     with opened(plan, shared=True) as ledger:
         _say_all(plan.notes)
-        waiting = ledger.waiting(plan.groups[part::parts])
-        _train_arms(waiting, pool, ledger, ledger.leave)
+        with _queue(ledger, plan, tries, lease_seconds) as queue:
+            _train_arms(queue, pool, ledger, ledger.leave)
         return len(ledger.failures)
 
 
 def gather(plan: Plan, pool: InputsPool, command: str, started: float) -> int:
-    """Writes the report on what the arms' folders hold, and trains nothing.
+    """Writes the report on what workers have left so far, and trains nothing.
 
     Args:
         plan: The study.
@@ -127,14 +134,13 @@ def gather(plan: Plan, pool: InputsPool, command: str, started: float) -> int:
         How many arms have no result.
 
     Raises:
-        UserError: The folder holds another study, parts of it are being trained, or none of its
-            arms has a result.
+        UserError: The folder holds another study, a process that is no worker is in it, or none
+            of its arms has a result.
     """
-    with opened(plan) as ledger:
-        ledger.mend()
-        for group in ledger.waiting(plan.groups):
-            for arm in group:
-                ledger.add(arm, ledger.left(arm))
+    with opened(plan, shared=True) as ledger:
+        lacking = distributed.call_on_main(ledger.collect)
+        for arm, failure in lacking:
+            ledger.failed(ledger.arms[arm], failure)
         return _Reporter(plan, ledger, pool, command, started).end()
 
 
@@ -158,13 +164,16 @@ class _Reporter:
         context: dict[str, Any] = {
             **circumstances(self.command, self.started),
             "data": self.pool.notes(),
+            "corpora": self.pool.corpora(),
             "seeds": list(dict.fromkeys(arm.config.seed for arm in ledger.arms)),
             "settings": dict(plan.settings),
             "asked": dict(Counter(arm.name for arm in ledger.arms)),
         }
         if ledger.devices:
             # Other processes trained them, perhaps beside each other: times say less then.
-            context["machine"] += f"; arms trained in parts, each on {' or '.join(ledger.devices)}"
+            context["machine"] += (
+                f"; arms trained by workers, each on {' or '.join(ledger.devices)}"
+            )
         note_circumstances(ledger.folder, ledger.failures, context)
         return plan.report(ledger.folder, ledger.results(), ledger.failures, context)
 
@@ -195,27 +204,84 @@ class _Reporter:
         return len(self.ledger.failures)
 
 
+class _Queue:
+    """The groups of a study that are to be trained here, one after the other.
+
+    Of several processes that train each arm together the first one claims them.
+    """
+
+    def __init__(self, ledger: ResultsStore, plan: Plan, queue: WorkQueue | None):
+        self.waiting = ledger.waiting(plan.groups)
+        self._queue = queue
+        self._arms = {arm.claim: arm for group in self.waiting for arm in group}
+        self._inputs = ledger.inputs
+
+    def groups(self) -> Iterator[tuple[list[Arm], list[TrainConfig]]]:
+        """Claims one group after the other.
+
+        Yields:
+            The group, and a run for each of the inputs that it and later ones need here.
+        """
+        while (taken := distributed.call_on_main(self._take))[0]:
+            group = [self._arms[name] for name in taken[0]]
+            yield group, [group[0].config, *(self._inputs[number] for number in taken[1])]
+
+    def _take(self) -> tuple[list[str], list[int]]:
+        return (self._queue.take(), self._queue.kept_inputs) if self._queue else ([], [])
+
+    def end(self, arm: Arm, outcome: Mapping[str, Any], seconds: float) -> None:
+        """Says how the training of an arm has ended, after so many seconds."""
+        if self._queue is None:
+            return
+        if "error" in outcome:
+            self._queue.end(arm.claim, "failed", outcome)
+        else:
+            self._queue.end(arm.claim, "done", {"seconds": round(seconds, 3)})
+
+
+@contextlib.contextmanager
+def _queue(
+    ledger: ResultsStore,
+    plan: Plan,
+    tries: int,
+    lease_seconds: float = LEASE_SECONDS,
+    *,
+    alone: bool = False,
+) -> Iterator[_Queue]:
+    with contextlib.ExitStack() as stack:
+        queue = None
+        if distributed.is_main():
+            folder = ledger.folder / FOLDER
+            claims = stack.enter_context(
+                contextlib.closing(Claims(folder, lease_seconds, alone=alone))
+            )
+            queue = WorkQueue(claims, ledger.units(plan.groups), tries, alone=alone)
+            ledger.name_arms(claims.name)
+        yield _Queue(ledger, plan, queue)
+
+
 def _train_arms(
-    waiting: Sequence[Sequence[Arm]],
+    queue: _Queue,
     pool: InputsPool,
     ledger: ResultsStore,
     keep: Callable[[Arm, Mapping[str, Any]], None],
     reporter: _Reporter | None = None,
 ) -> None:
-    """Trains these groups; ``keep`` takes the outcome of each arm."""
-    distributed.call_on_all(functools.partial(_refuse_impossible, waiting, pool))
+    """Trains what the queue gives; ``keep`` takes the outcome of each arm."""
+    distributed.call_on_all(functools.partial(_refuse_impossible, queue.waiting, pool))
     reported = time.monotonic()
-    for place, todo in enumerate(waiting):
-        preemption.leave_if_due(anew=True)
-        pool.keep_only([group[0].config for group in waiting[place:]])
-        for arm in todo:
-            say(f"{ledger.place(arm)}: {arm}")
-        for arm, outcome in zip(todo, _train_group(todo, pool, ledger), strict=True):
-            keep(arm, outcome)
-        last = place + 1 == len(waiting)
-        if reporter and not last and time.monotonic() - reported >= reporter.plan.report_every:
+    for group, needed in queue.groups():
+        began = time.monotonic()
+        if reporter and began - reported >= reporter.plan.report_every:
             reporter.so_far()
             reported = time.monotonic()
+        preemption.leave_if_due(anew=True)
+        pool.keep_only(needed)
+        for arm in group:
+            say(f"{ledger.place(arm)}: {arm}")
+        for arm, outcome in zip(group, _train_group(group, pool, ledger), strict=True):
+            keep(arm, outcome)
+            queue.end(arm, outcome, (time.monotonic() - began) / len(group))
 
 
 def _refuse_impossible(waiting: Sequence[Sequence[Arm]], pool: InputsPool) -> None:

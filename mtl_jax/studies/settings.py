@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 from mtl_jax.config.train import LIMITS, Settings, TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.errors import UserError
+from mtl_jax.core.file_lock import LEASE_SECONDS
 from mtl_jax.core.paths import expanded
+from mtl_jax.studies.work_queue import claim_name
 
 Made = TypeVar("Made")
 Key = tuple[str, int, tuple[tuple[str, Any], ...]]
@@ -23,11 +25,17 @@ Report = Callable[[Path, list[dict[str, Any]], list[dict[str, Any]], dict[str, A
 # Of a run with many passes over few texts; each costs as much as training on the validation texts.
 _MEASUREMENTS = 8
 
+ANY_DEPTH = 200
+"""More layers than any encoder has, where a backbone has not been read."""
+
 DONE = " (done)"
 """What --list-arms has behind a line whose arms are done."""
 
 # What is to be done, in the place of all.
-_WHAT = ("list_arms", "part", "gather")
+_WHAT = ("list_arms", "worker", "gather")
+# Of the work of several workers, which no result depends on.
+_OF_WORKERS = ("tries", "lease_seconds")
+_LONGEST_LEASE = 86_400
 _OF_A_RUN = tuple(field.name for field in dataclasses.fields(Settings))
 
 
@@ -43,7 +51,7 @@ class StudySettings(Settings):
     seeds: tuple[int, ...] = tuple(range(6))
     """the seeds to train each with"""
     keep_checkpoints: bool = False
-    """keep the checkpoints of finished arms"""
+    """keep the checkpoints of all finished arms, not only of the best one"""
     seeds_at_once: int | None = None
     """seeds of an arm that are trained in one program, each on one device; by default all of \
 them on an accelerator, which a batch of short sentences leaves idle, and 1 on a CPU"""
@@ -52,11 +60,16 @@ them on an accelerator, which a batch of short sentences leaves idle, and 1 on a
     list_arms: bool = False
     """print the arms, those that are trained at once on one line with "(done)" behind where they \
 are, and train nothing"""
-    part: str | None = None
-    """K/N with K from 0 to N - 1: train the lines K, K + N, ... of --list-arms only, each arm in \
-its own folder, and write no report; several processes may train a part each at once"""
+    worker: bool = False
+    """be one of any number of workers, on any machines that share the folder: train one arm after \
+the other that no other worker has, until none is left, and write no report"""
+    tries: int = 2
+    """how often workers train an arm that fails before they give it up"""
+    lease_seconds: float = LEASE_SECONDS
+    """how long a worker of another machine may give no sign of life before its arms are taken \
+over; longer than the 60 s that NFS may be behind"""
     gather: bool = False
-    """train nothing; write the report on what the parts have left, when all have ended"""
+    """train nothing; write the report on what workers have left so far"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,19 +78,23 @@ its own folder, and write no report; several processes may train a part each at 
             raise UserError(f"--seeds {strange[0]} must be between 0 and {2**32 - 1}")
         if self.seeds_at_once is not None and self.seeds_at_once < 1:
             raise UserError(f"--seeds-at-once {self.seeds_at_once} must be at least 1")
-        if self.part is not None and self.chosen_part is None:
-            raise UserError(f"--part {self.part} must be K/N with K from 0 to N - 1, as 0/4")
+        if self.tries < 1:
+            raise UserError(f"--tries {self.tries} must be at least 1")
+        # Written so that nan is refused, too.
+        if not 1.0 <= self.lease_seconds <= _LONGEST_LEASE:
+            raise UserError(
+                f"--lease-seconds {self.lease_seconds:g} must be between 1 and {_LONGEST_LEASE}"
+            )
         chosen = [f"--{name.replace('_', '-')}" for name in _WHAT if getattr(self, name)]
         if len(chosen) > 1:
             raise UserError(f"{' and '.join(chosen)} exclude each other: leave one of them out")
 
-    @property
-    def chosen_part(self) -> tuple[int, int] | None:
-        """Which part is to be trained, from 0, and of how many; None for the whole."""
-        if not (found := re.fullmatch(r"(\d{1,9})/(\d{1,9})", self.part or "")):
-            return None
-        part, parts = map(int, found.groups())
-        return (part, parts) if part < parts else None
+    def check(self, layers: int) -> None:
+        """Refuses arms that there are not for a backbone of so many layers, before data is read.
+
+        Raises:
+            UserError: There is one.
+        """
 
     def _refuse_empty(self, *names: str) -> None:
         """Drops what a list names twice, and refuses one that names nothing."""
@@ -113,7 +130,7 @@ its own folder, and write no report; several processes may train a part each at 
     def described(self, *left_out: str) -> dict[str, Any]:
         """The settings as a report lists them, but for those that it shows elsewhere."""
         kept_apart = ("data", "watch", "workdir", "seeds", "keep_checkpoints", "distributed")
-        gone = (*kept_apart, *_WHAT, *left_out)
+        gone = (*kept_apart, *_WHAT, *_OF_WORKERS, *left_out)
         settings = dataclasses.asdict(self) | {"seeds_at_once": self.at_once()}
         kept = {name: value for name, value in settings.items() if name not in gone}
         return kept | dataclasses.asdict(self.data)
@@ -143,6 +160,11 @@ class Arm:
         """The same as the first fields of a line of ``results.jsonl``."""
         setting = {"setting": dict(self.setting)} if self.setting else {}
         return {"arm": self.name, "seed": self.config.seed, **setting}
+
+    @property
+    def claim(self) -> str:
+        """What the claims of workers that train it are called."""
+        return claim_name(self.config.workdir)
 
     def __str__(self) -> str:
         setting = "".join(f", {name} {value}" for name, value in self.setting.items())

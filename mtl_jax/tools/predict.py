@@ -20,7 +20,7 @@ from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_read, shortened
 from mtl_jax.core.prefetch import ahead
 from mtl_jax.data.batches import HostBatch, TextSet
-from mtl_jax.data.corpus import load_corpus
+from mtl_jax.data.corpus import Examples, load_corpus
 from mtl_jax.data.kinds import KINDS as LABELS
 from mtl_jax.data.packing.plan import Layout
 from mtl_jax.data.pairs import Pair
@@ -144,6 +144,7 @@ class Predictor(TextEncoder):
     A model of pairs is given pairs: ``predict([("a premise", "a hypothesis")])``.
 
     Attributes:
+        folder: The run's.
         classes: Per task the names of its classes; none of a regression.
         text_columns: The column of the texts that it was trained on, or the two of pairs; None
             where the tasks' differ.
@@ -175,6 +176,7 @@ class Predictor(TextEncoder):
                 is not trusted.
         """
         workdir = Workdir(folder)
+        self.folder = workdir.path
         record = self._record = read_record(workdir, "train one there first")
         workdir.check_tokenizer(record["tokenizer_sha256"])
         # First: all that is built from the record below is what the checkpoint was saved with.
@@ -216,6 +218,20 @@ class Predictor(TextEncoder):
         Raises:
             UserError: The data are gone, have other classes now, or a text that is too long.
         """
+        return self.measure(split)[0]
+
+    def measure(
+        self, split: str
+    ) -> tuple[Metrics, Examples, dict[str, np.ndarray], tuple[str, ...]]:
+        """As ``evaluate``, with what the metrics come from.
+
+        Returns:
+            The metrics; the examples; per task their logits, float32 [n, outputs]; and the names
+            of the data sets.
+
+        Raises:
+            UserError: As of ``evaluate``.
+        """
         corpus = load_corpus(self._data)
         kinds = {name: task.kind for name, task in self.tasks.items()}
         if dict(corpus.classes) != self.classes or corpus.kinds != kinds:
@@ -229,7 +245,10 @@ class Predictor(TextEncoder):
         texts = self.reader(examples.texts, standardised(examples.labels, self.tasks), split)
         for note in self.reader.cut(texts, split):
             say(note)
-        return self._evaluator.metrics(self._params, Split(examples, texts), self.classes)
+        metrics, logits = self._evaluator.measure(
+            self._params, Split(examples, texts), self.classes
+        )
+        return metrics, examples, logits, corpus.sources
 
     def predict(self, texts: Iterable[str | Sequence[str]]) -> list[dict[str, Any]]:
         """Returns for each text ``{"text", task: answer ...}``.

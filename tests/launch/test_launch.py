@@ -206,6 +206,13 @@ def test_values_that_the_places_take(capsys):
             ["local", "--tasks=2", "--", "experiment", "heads"],
             ["--tasks 2", "heads runs in one process"],
         ),
+        (["local", "--workers=2", "--", "train"], ["--workers 2", "train has no arms to share"]),
+        (
+            ["local", "--workers=2", "--tasks=2", "--", "experiment", "freezing"],
+            ["--workers 2 and --tasks 2 exclude each other"],
+        ),
+        (["slurm", "--", "experiment", "freezing", "--arms", "top9"], ["unknown arm 'top9'"]),
+        (["slurm", "--", "experiment", "freezing", "--epochs=0"], ["--epochs 0"]),
         (["local", "--run-id=a/b", "--", "train"], ["--run-id a/b"]),
         (["slurm", "--tasks=1", "--nodes=2", "--", "train"], ["--tasks 1", "--nodes 2"]),
         (["slurm", "--tasks=2", "--", "experiment", "heads"], ["--tasks 2", "use --tasks 1"]),
@@ -309,18 +316,33 @@ def test_gpus_are_shared_out(capsys, monkeypatch):
         "CUDA_VISIBLE_DEVICES=GPU-6,7",
     ]
     assert guarded(main, [*words[:2], "--tasks=3", *words[2:]]) == 2
-    assert "need 6 GPUs" in capsys.readouterr().err
+    assert "need 6 GPUs, and there are 5 in CUDA_VISIBLE_DEVICES=" in capsys.readouterr().err
+    # Without a word on it several processes share out what there is; one sees all.
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    assert "CUDA_VISIBLE_DEVICES=4,5 " in shown(capsys, "local", "--tasks=2", *words[2:])
+    study = ["--workers=5", "--dry-run", "--", "experiment", "freezing", "--workdir=x"]
+    assert "CUDA_VISIBLE_DEVICES=GPU-6 " in shown(capsys, "local", *study)
+    assert "CUDA" not in shown(capsys, "local", *words[2:])
+    assert guarded(main, ["local", "--tasks=6", *words[2:]]) == 2
+    assert "6 processes need 6 GPUs, and there are 5" in capsys.readouterr().err
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert "CUDA" not in shown(capsys, "local", "--tasks=2", *words[2:])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     last = as_lines(shown(capsys, *words[:2], "--tasks=3", *words[2:]))[-1]
     assert "CUDA_VISIBLE_DEVICES=4,5" in shlex.split(last)
 
 
-def test_a_study_is_shared_out_in_parts(capsys):
-    words = ["local", "--tasks=2", "--dry-run", "--", "experiment", "freezing", "--workdir=x"]
-    words.insert(1, "--no-pin")
-    lines = [shlex.split(line) for line in as_lines(shown(capsys, *words))]
+def test_the_arms_of_a_study_are_shared_by_workers(capsys):
+    words = ["local", "--no-pin", "--workers=2", "--dry-run"]
+    asked = ["--", "experiment", "freezing", "--workdir=x"]
+    lines = [shlex.split(line) for line in as_lines(shown(capsys, *words, *asked))]
     command = [sys.executable, "-m", "mtl_jax", "study", "freezing", "--workdir=x"]
-    assert lines == [[*command, word] for word in ("--part=0/2", "--part=1/2", "--gather")]
+    assert lines == [[*command, word] for word in ("--worker", "--worker", "--gather")]
+    # Each arm on several processes.
+    words[2] = "--tasks=2"
+    lines = [shlex.split(line) for line in as_lines(shown(capsys, *words, *asked))]
+    assert [line[-1] for line in lines] == ["--distributed"] * 2
+    assert lines[1][3] == "JAX_PROCESS_ID=1"
 
 
 # Stands in for the interpreter: ends each call with the next status of a file for its words.
@@ -357,21 +379,28 @@ def ending(tmp_path, monkeypatch):
     return launch
 
 
-STUDY = ["--tasks=2", "--", "experiment", "freezing", "--workdir=x"]
+STUDY = ["--workers=2", "--", "experiment", "freezing", "--workdir=x"]
 RUN = ["--tasks=2", "--", "train", "--workdir=x"]
 
 
-def test_parts_that_crashed_are_begun_again_a_few_times(ending, capsys):
-    # Of the second one an arm has failed, which it has kept; the first is killed once.
-    status, calls, _ = ending({"part=0": "-9 0", "part=1": "1"}, *STUDY)
+def test_workers_that_crashed_are_begun_again_a_few_times(ending, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # The first is killed once, then both go on to their ends.
+    status, calls, _ = ending({"worker": "-9 0 0"}, *STUDY)
     assert status == 0
-    assert sorted(calls) == ["--gather", "--part=0/2", "--part=0/2", "--part=1/2"]
+    assert sorted(calls) == ["--gather", *["--worker"] * 3]
     assert "it crashed (status 137): begun again, 1 of 2 times" in capsys.readouterr().err
-    # Three times in all, and the others are gathered.
-    _, calls, _ = ending({"part=0": "3 3 3 3", "part=1": "0"}, *STUDY)
-    assert sorted(calls) == ["--gather", *["--part=0/2"] * 3, "--part=1/2"]
-    _, calls, _ = ending({"part=0": "3 3 3 3", "part=1": "0"}, "--retries=0", *STUDY)
-    assert sorted(calls) == ["--gather", "--part=0/2", "--part=1/2"]
+    # Three times in all, and what the others have left is gathered.
+    _, calls, _ = ending({"worker": "0 3 3 3 3"}, *STUDY)
+    assert sorted(calls) == ["--gather", *["--worker"] * 4]
+    status, calls, _ = ending({"worker": "3 3 3 3 3"}, "--retries=0", *STUDY)
+    assert (status, calls) == (3, ["--worker"] * 2)
+    # A new launch lets arms be tried again that have failed.
+    failed = tmp_path / "x" / "queue" / "arm-seed0.1.failed"
+    failed.parent.mkdir(parents=True)
+    failed.write_text('{"error": "it was wrong"}')
+    assert ending({"worker": "0 0", "gather": "1"}, *STUDY)[0] == 1
+    assert [path.name for path in failed.parent.iterdir()] == ["arm-seed0.1.left"]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 
 from mtl_jax.studies.report import backbones_report, heads_report, scarce_report, unfreezing_report
 from mtl_jax.studies.report.document import Document, Heading, Picture, Table
-from mtl_jax.studies.report.outline import build
 from mtl_jax.studies.report.render import to_markdown
+from mtl_jax.studies.report.scenarios_report import build
 from tests.synthetic_study import line, study
 
 ARMS = {

@@ -7,7 +7,8 @@ import pytest
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.studies.report.document import Bullets, Paragraph, Table
-from mtl_jax.studies.report.study_sections import comparison_text, report
+from mtl_jax.studies.report.outline import Parts, assemble
+from mtl_jax.studies.report.study_sections import comparison_text
 from mtl_jax.studies.settings import StudySettings, arm_folder, by_seeds
 from mtl_jax.studies.stats.comparisons import (
     Comparison,
@@ -148,7 +149,7 @@ def test_without_a_test_split_the_report_warns():
     alone = [{**result, "test": None} for result in RESULTS]
 
     def warned(results):
-        blocks = report("Title", (), (), results, (), {}).blocks
+        blocks = assemble(Parts("Title", ()), results, (), {}).blocks
         texts = [b.text for b in blocks if isinstance(b, Paragraph) and b.style == "warning"]
         return [text for text in texts if text.startswith("The data has no test split.")]
 
@@ -163,7 +164,7 @@ def test_every_run_that_was_asked_for_is_counted():
         {"arm": "top_2", "seed": 0, "setting": {"size": 8}, "error": "no file", "skipped": True},
     ]
     context = {"asked": {"top_1": 9, "top_2": 1, "none_frozen": 6}}
-    document = report("Title", (), (), RESULTS, failures, context)
+    document = assemble(Parts("Title", ()), RESULTS, failures, context)
     (table,) = [
         block
         for block in document.blocks

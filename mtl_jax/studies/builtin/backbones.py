@@ -17,15 +17,13 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.paths import expanded
 from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_nothing_held
 from mtl_jax.studies.command import StudyCommand, planned
-from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds
+from mtl_jax.studies.settings import ANY_DEPTH, Arm, Plan, StudySettings, arm_folder, by_seeds
 
 if TYPE_CHECKING:
     from mtl_jax.studies.inputs_pool import InputsPool
 
 
 SETTING = "backbone"
-# More layers than any BERT has: how many these have is known when they are read.
-_ANY_DEPTH = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +49,10 @@ class Backbones(StudySettings):
         known = (folder if Path(folder).is_dir() else name for name, folder in names)
         object.__setattr__(self, "backbones", tuple(dict.fromkeys(known)))
 
+    def check(self, layers: int) -> None:
+        """See ``StudySettings``; the depths of the backbones are known when they are read."""
+        check_arms(self.arms, max(layers, ANY_DEPTH), self.data.tasks)
+
     def groups(self) -> Iterator[list[Arm]]:
         """The arms that are trained at once: one backbone after the other, as each is large."""
         for backbone in self.backbones:
@@ -75,7 +77,7 @@ def plan_of(study: Backbones, _pool: InputsPool) -> Plan:
     from mtl_jax.data.corpus import load_corpus
     from mtl_jax.studies.report.backbones_report import leave_report
 
-    check_arms(study.arms, _ANY_DEPTH, study.data.tasks)
+    study.check(ANY_DEPTH)
     corpus = load_corpus(study.data)
     findings = corpus.check()
     settings = {name: value for name, value in study.record().items() if name != "backbone"}

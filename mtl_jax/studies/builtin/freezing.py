@@ -76,6 +76,10 @@ few, and else as of train"""
         """What is compared."""
         return self.arms or ()
 
+    def check(self, layers: int) -> None:
+        """See ``StudySettings``."""
+        check_arms(self.named_arms, layers, self.data.tasks)
+
     def groups(self, at_once: int) -> Iterator[list[Arm]]:
         """The arms that are trained at once, so many seeds at a time."""
 
@@ -96,7 +100,7 @@ def plan_of(study: Freezing, pool: InputsPool) -> Plan:
     from mtl_jax.studies.report.write import leave_report
 
     inputs = pool.get(study)
-    check_arms(study.named_arms, inputs.bert.num_hidden_layers, study.data.tasks)
+    study.check(inputs.bert.num_hidden_layers)
     texts = {name: len(inputs.split(name).texts) for name in ("train", "validation")}
     inputs.refuse_long()
     count = len(study.named_arms) * len(study.seeds)

@@ -103,6 +103,10 @@ top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer a
         check_arms(others, layers, self.data.tasks, (AT_ONCE, "only_layer_i"))
         return arms
 
+    def check(self, layers: int) -> None:
+        """See ``StudySettings``."""
+        self.named_arms(layers)
+
     def limits(self, texts: int) -> dict[int, int | None]:
         """Per number of training sentences, of ``texts`` there are, the limit that keeps them."""
         found = {texts if size is None else min(size, texts): size for size in self.sizes}

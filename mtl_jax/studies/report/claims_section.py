@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtl_jax.studies.report.document import Block, Bullets, Cell, Heading, Paragraph, Row, Table
+from mtl_jax.studies.report.document import Block, Bullets, Cell, Paragraph, Row, Table
 from mtl_jax.studies.stats import formatting, wording
 from mtl_jax.studies.stats.claims import Judgement
 from mtl_jax.studies.stats.decision_rules import Finding, Verdict
@@ -10,7 +10,7 @@ from mtl_jax.studies.stats.intervals import FEWEST_FOR_T, LEVEL, MARGIN
 
 
 def claims_blocks(judgement: Judgement) -> list[Block]:
-    """Heading, table and rule; nothing where the study asks for none of the claims.
+    """Table and rule; nothing where the study asks for none of the claims.
 
     Any study may put them in its report whose results have the arms' names and, if it has
     several settings, a ``setting`` in each line.
@@ -23,12 +23,16 @@ def claims_blocks(judgement: Judgement) -> list[Block]:
         if claim.finding.verdict is not Verdict.NOT_ASKED:
             rows.append(_row(claim.sentence, claim.finding))
             rows += [_row(f"at {each.what}", each, in_setting=True) for each in claim.details]
+    stated: list[Block] = []
+    if judgement.stated:
+        lines = tuple(f"{sentence} {number}." for sentence, number in judgement.stated)
+        stated = [Paragraph("These hold by construction, and are not tested:"), Bullets(lines)]
     if not rows:
-        return []
+        return stated
     left = [c.sentence for c in judgement.claims if c.finding.verdict is Verdict.NOT_ASKED]
     columns = ("claim", "verdict", "number", "of")
     table = Table("", columns, tuple(rows), _rule(judgement), textual=True)
-    blocks: list[Block] = [Heading("What the design claims"), table]
+    blocks: list[Block] = [table, *stated]
     return [*blocks, Paragraph(f"Not asked by this study: {' '.join(left)}")] if left else blocks
 
 

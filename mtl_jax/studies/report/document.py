@@ -49,6 +49,11 @@ class Cell:
         """The cell on one line."""
         return f"{self.text} {self.aside}".rstrip()
 
+    @property
+    def shown(self) -> str:
+        """The cell on one line, for a terminal: without the backticks of code spans."""
+        return self.plain if isinstance(self.text, Verbatim) else self.plain.replace("`", "")
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:

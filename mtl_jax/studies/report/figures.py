@@ -43,6 +43,7 @@ from mtl_jax.studies.stats.results import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -123,76 +124,95 @@ def _cost_unit(results: Sequence[Result]) -> tuple[float, str]:
 
 def learning_curves(results: Sequence[Result]) -> Drawn | None:
     """Validation macro-F1 of each task over training FLOPs, mean and range over seeds."""
-    caption = (
+    unit, unit_name = _cost_unit(results)
+
+    def flops(result: Result, point: Mapping[str, Any]) -> float | None:
+        done = _flops_until(result, point)
+        return done / unit if done else None
+
+    curves = {task: _curves(results, task, flops, score) for task in tasks_of(results)}
+    if not any(curves.values()):
+        return None
+    with styled():
+        figure, panels = _draw_curves(results, curves)
+        for axes in panels:
+            cost_axis(axes)
+            axes.set_xlabel(f"training FLOPs, {unit_name} (log scale)")
+        panels[0].set_ylabel("macro-F1")
+    return Drawn(
+        "learning_curves",
+        figure,
         "Macro-F1 on the validation split as training goes on, a marker per evaluation, over the "
-        "training FLOPs so far ({unit}). Lines are means over seeds, bands run from the worst seed "
-        "to the best."
+        f"training FLOPs so far ({unit_name}). Lines are means over seeds, bands run from the "
+        "worst seed to the best.",
     )
-    return _over_training(results, score, "learning_curves", "macro-F1", caption)
 
 
 def loss_curves(results: Sequence[Result]) -> Drawn | None:
-    """Validation loss of each task over training FLOPs, mean and range over seeds."""
-    caption = (
-        "The loss on the validation split, likewise over the training FLOPs so far ({unit}): where "
-        "it rises again an arm fits its training examples at the cost of others."
-    )
+    """Validation loss of each task over the part of the updates, mean and range over seeds."""
+
+    def part(result: Result, point: Mapping[str, Any]) -> float | None:
+        steps = [lookup(each, "step") or 0.0 for each in result["curve"]]
+        return (lookup(point, "step") or 0.0) / max(steps) if max(steps) > 0 else None
 
     def loss(metrics: Any, task: str) -> float | None:
         return lookup(metrics, task, "loss")
 
-    return _over_training(results, loss, "loss_curves", "loss", caption)
-
-
-def _over_training(
-    results: Sequence[Result],
-    number: Callable[[Any, str], float | None],
-    name: str,
-    label: str,
-    caption: str,
-) -> Drawn | None:
-    """A number of each task on validation over training FLOPs, a panel for each task."""
-    unit, unit_name = _cost_unit(results)
-    curves = {task: _curves(results, task, unit, number) for task in tasks_of(results)}
+    curves = {task: _curves(results, task, part, loss) for task in tasks_of(results)}
     if not any(curves.values()):
         return None
+    with styled():
+        figure, panels = _draw_curves(results, curves)
+        for axes in panels:
+            axes.set_xlabel("part of the run's updates")
+        panels[0].set_ylabel("loss")
+    return Drawn(
+        "loss_curves",
+        figure,
+        "The loss on the validation split over the part of each run's updates that was done: "
+        "where it rises again an arm fits its training examples at the cost of others.",
+    )
+
+
+_Curves = Mapping[str, Mapping[str, Sequence[tuple[float, float, float, float]]]]
+
+
+def _draw_curves(results: Sequence[Result], curves: _Curves) -> tuple[Figure, list[Axes]]:
+    """A panel for each task, with its arms' curves; as ``_curves`` gives them."""
     controls = control_heads(results)
     look = looks(arms_of(results), controls)
-    with styled():
-        figure, panels = panel_row(len(curves), 4.2, sharey=False)
-        for axes, (task, of_task) in zip(panels, curves.items(), strict=True):
-            for arm, points in of_task.items():
-                costs, means, lows, highs = zip(*points, strict=True)
-                style = look[arm]
-                axes.fill_between(costs, lows, highs, color=style.colour, alpha=0.15, lw=0)
-                axes.plot(
-                    costs,
-                    means,
-                    color=style.colour,
-                    marker=style.marker,
-                    mfc="white" if style.hollow else style.colour,
-                    ms=4.5,
-                    lw=1.6,
-                )
-            cost_axis(axes)
-            axes.set(title=f"{task}, validation", xlabel=f"training FLOPs, {unit_name} (log scale)")
-        panels[0].set_ylabel(label)
-        handles = [
-            Line2D(
-                [],
-                [],
-                color=look[a].colour,
-                marker=look[a].marker,
-                mfc="white" if look[a].hollow else look[a].colour,
-                ms=5,
+    figure, panels = panel_row(len(curves), 4.2, sharey=False)
+    for axes, (task, of_task) in zip(panels, curves.items(), strict=True):
+        for arm, points in of_task.items():
+            places, means, lows, highs = zip(*points, strict=True)
+            style = look[arm]
+            axes.fill_between(places, lows, highs, color=style.colour, alpha=0.15, lw=0)
+            axes.plot(
+                places,
+                means,
+                color=style.colour,
+                marker=style.marker,
+                mfc="white" if style.hollow else style.colour,
+                ms=4.5,
                 lw=1.6,
-                label=arm_label(a, controls),
             )
-            for a in trained_arms(results)
-            if any(a in of_task for of_task in curves.values())
-        ]
-        name_lines(figure, handles, 4)
-    return Drawn(name, figure, caption.format(unit=unit_name))
+        axes.set_title(f"{task}, validation")
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=look[a].colour,
+            marker=look[a].marker,
+            mfc="white" if look[a].hollow else look[a].colour,
+            ms=5,
+            lw=1.6,
+            label=arm_label(a, controls),
+        )
+        for a in trained_arms(results)
+        if any(a in of_task for of_task in curves.values())
+    ]
+    name_lines(figure, handles, 4)
+    return figure, panels
 
 
 def gap_bars(results: Sequence[Result]) -> Drawn | None:
@@ -279,23 +299,23 @@ def by_source(results: Sequence[Result], task: str) -> Drawn | None:
 def _curves(
     results: Sequence[Result],
     task: str,
-    unit: float,
+    place: Callable[[Result, Mapping[str, Any]], float | None],
     number: Callable[[Any, str], float | None],
 ) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Per arm: FLOPs so far, mean, lowest and highest number at each evaluation.
+    """Per arm: where each evaluation is drawn, and the mean, lowest and highest number there.
 
-    FLOPs may differ from seed to seed, so evaluations are matched by epoch and drawn at
-    their mean.
+    Places may differ from seed to seed, so evaluations are matched by epoch and drawn at their
+    mean.
     """
     curves = {}
     for arm in trained_arms(results):
         at: dict[float, list[tuple[float, float]]] = {}
         for result in results:
             for point in (result.get("curve") or []) if result["arm"] == arm else []:
-                epoch, flops = lookup(point, "epoch"), _flops_until(result, point)
+                epoch, where = lookup(point, "epoch"), place(result, point)
                 value = number(point.get("validation"), task)
-                if epoch is not None and value is not None and flops:
-                    at.setdefault(epoch, []).append((flops / unit, value))
+                if epoch is not None and value is not None and where is not None:
+                    at.setdefault(epoch, []).append((where, value))
         if at:
             curves[arm] = [_summary(at[epoch]) for epoch in sorted(at)]
     return curves
@@ -314,5 +334,5 @@ def _flops_until(result: Result, point: Mapping[str, Any]) -> float | None:
 
 
 def _summary(points: Sequence[tuple[float, float]]) -> tuple[float, float, float, float]:
-    costs, scores = zip(*points, strict=True)
-    return sum(costs) / len(points), sum(scores) / len(points), min(scores), max(scores)
+    places, scores = zip(*points, strict=True)
+    return sum(places) / len(points), sum(scores) / len(points), min(scores), max(scores)

@@ -157,8 +157,10 @@ def _predicted(
 ) -> list[tuple[str, Sequence[Block]]]:
     """The sections on what the arm with the best run predicts; none where nothing was kept."""
     best = best_run.best_run(results)
-    answers = best and answers_of(context, results, best["arm"], best.get("setting"))
-    if not best or not answers:
+    if best is None:
+        return []
+    answers = answers_of(context, results, best["arm"], best.get("setting"))
+    if answers is None:
         return []
     # Of a study with settings every arm has many runs, and what they predict is not comparable.
     others = [] if best.get("setting") else trained_arms(results)

@@ -28,6 +28,13 @@ _LONGEST_TEXT = 300
 # Above it a matrix is no longer read: the pairs that are confused most stand in its place.
 MOST_CLASSES = 25
 _PAIRS = 20
+_CALIBRATION = {
+    "ece": "ECE",
+    "temperature": "temperature",
+    "ece_with_temperature": "ECE with it",
+    "log_loss": "log-loss",
+    "log_loss_with_temperature": "log-loss with it",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,17 +196,18 @@ def class_table_of_arms(arms: Sequence[Answers], task: str) -> Table:
 # Confusion.
 
 
-def confusion_tables(answers: Answers) -> list[Block]:
-    """Whom the runs confuse, by task; nothing of regressions."""
-    return [
-        table
-        for task in answers.tasks
-        if not answers.is_value(task)
-        for table in [_confusion_table(answers, task)]
-    ]
+def confusion_tables(answers: Answers, width: int | None = None) -> list[Block]:
+    """What the runs take for what, by task; nothing of regressions.
+
+    Args:
+        answers: The predictions.
+        width: Characters that a matrix may be wide; by default any number.
+    """
+    tasks = [task for task in answers.tasks if not answers.is_value(task)]
+    return [_confusion_table(answers, task, width) for task in tasks]
 
 
-def _confusion_table(answers: Answers, task: str) -> Table:
+def _confusion_table(answers: Answers, task: str, width: int | None) -> Table:
     runs = answers.of(task)
     counts = np.mean([diagnosis.confusion(run) for run in runs.values()], axis=0)
     names = [Verbatim(name) for name in next(iter(runs.values())).classes]
@@ -219,7 +227,8 @@ def _confusion_table(answers: Answers, task: str) -> Table:
             "neither",
         )
         return Table(title, columns, tuple(rows), f"Texts{of}.")
-    if len(names) > MOST_CLASSES:
+    taken = 20 + sum(max(len(name), 5) + 3 for name in names)
+    if len(names) > MOST_CLASSES or (width is not None and taken > width):
         return _confused_pairs(title, names, counts, of)
     totals = np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
     rows = [
@@ -238,7 +247,7 @@ def _confusion_table(answers: Answers, task: str) -> Table:
     return Table(title, ("label \N{RIGHTWARDS ARROW} prediction", *names), tuple(rows), note)
 
 
-def _confused_pairs(title: str, names: Sequence[str], counts: np.ndarray, of: str) -> Table:
+def _confused_pairs(title: str, names: Sequence[Verbatim], counts: np.ndarray, of: str) -> Table:
     """The pairs that are confused most, of more classes than a matrix is read with."""
     wrong = counts * (1 - np.eye(len(counts)))
     rows = []
@@ -246,7 +255,8 @@ def _confused_pairs(title: str, names: Sequence[str], counts: np.ndarray, of: st
         label, taken = np.unravel_index(place, wrong.shape)
         if (count := wrong[label, taken]) > 0:
             part = f"{100 * count / counts[label].sum():.0f} %"
-            cells = (names[label], names[taken], formatting.fixed(float(count), 1), part)
+            texts = formatting.fixed(float(count), 1)
+            cells = (names[int(label)], names[int(taken)], texts, part)
             rows.append(Row(tuple(map(Cell, cells))))
     columns = ("label", "taken for", "texts", "of those with the label")
     note = f"The {len(rows)} pairs of {len(names)} classes that are confused most often{of}."
@@ -279,8 +289,9 @@ def calibration_blocks(answers: Answers, others: Sequence[Answers] = ()) -> list
         for task in tasks
         for each in arms
     ]
-    columns = ("ECE", "temperature", "ECE with it", "log-loss", "log-loss with it")
-    columns = ("arm", "task", *columns) if others else ("task", *columns)
+    columns = (
+        ("arm", "task", *_CALIBRATION.values()) if others else ("task", *_CALIBRATION.values())
+    )
     note = (
         f"{answers.over}ECE, the expected calibration error: how far the confidence of a "
         f"prediction is from the part that is right, in {calibration.BINS} bins of equal width "
@@ -302,23 +313,14 @@ def calibration_blocks(answers: Answers, others: Sequence[Answers] = ()) -> list
 
 
 def _calibration_cells(answers: Answers, task: str) -> list[Cell]:
-    numbers: dict[str, dict[int, float]] = {}
-
-    def add(name: str, seed: int, value: float | None) -> None:
-        if value is not None:
-            numbers.setdefault(name, {})[seed] = value
-
+    numbers: dict[str, dict[int, float]] = {name: {} for name in _CALIBRATION}
     validation = answers.held_out(task)
     for seed, run in answers.of(task).items():
-        add("ece", seed, calibration.calibration_error(run))
-        add("loss", seed, calibration.log_loss(run))
-        if seed in validation and (t := calibration.fitted_temperature(validation[seed])):
-            mended = calibration.at_temperature(run, t)
-            add("t", seed, t)
-            add("mended", seed, calibration.calibration_error(mended))
-            add("less", seed, calibration.log_loss(mended))
-    order = ("ece", "t", "mended", "loss", "less")
-    return [mean_cell(numbers.get(name, {})) for name in order]
+        found = calibration.calibrated(run, validation.get(seed))
+        for name in _CALIBRATION:
+            if (value := getattr(found, name)) is not None:
+                numbers[name][seed] = value
+    return [mean_cell(of_name) for of_name in numbers.values()]
 
 
 def _reliability_table(answers: Answers, task: str) -> Table:

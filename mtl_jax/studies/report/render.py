@@ -33,6 +33,7 @@ _MARKDOWN = re.compile(
     r"[\\*`~$]|(?<!\w)_|_(?!\w)|<(?=[a-zA-Z/!?])|&(?=#?\w+;)|\](?=[(\[])"
     r"|^[\[>#]|^[-+](?=\s)|(?<=^\d)[.)](?=\s)"
 )
+_LONG_WORD = 20
 _ESCAPED = r"\\\g<0>"
 _BRACKET = re.compile(r"(?<!\\)[\[\]]")
 
@@ -195,7 +196,10 @@ def _html_table(table: Table) -> str:
 def _html_row(row: Row, split: list[bool], named: Sequence[str]) -> str:
     """A row; where the columns are named its cells have these names, to stand alone as a card."""
     kind = f' class="{row.style}"' if row.style else ""
-    cells = [f'<th scope="row">{_ht(row.cells[0].text)}</th>']
+    name = row.cells[0].text
+    # A word that would take the whole of a narrow screen may break anywhere.
+    long = ' class="long"' if max(map(len, name.split()), default=0) > _LONG_WORD else ""
+    cells = [f'<th scope="row"{long}>{_ht(name)}</th>']
     for place, (cell, double) in enumerate(zip(row.cells, split, strict=True)):
         if place == 0:
             continue

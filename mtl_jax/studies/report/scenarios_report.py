@@ -101,7 +101,9 @@ def _why(advice: Recommendation) -> str:
     behind = ""
     if second is not None:
         lost = advice.chosen.validation - second.validation
-        behind = f"; the runner-up is {advice.name(second.arm)}, {formatting.signed(-lost)} there"
+        side = "below" if lost >= 0 else "above"
+        apart = f"{formatting.fixed(abs(lost))} {side} it"
+        behind = f"; the runner-up is {advice.name(second.arm)}, {apart}"
     if len(advice.level) == 1:
         return f"On validation it is the best of {len(advice.candidates)} {advice.noun}s{behind}."
     others = [advice.name(each.arm) for each in advice.level if each != advice.chosen]

@@ -44,10 +44,11 @@ h3 { font-size: .95rem; margin: 2rem 0 .5rem; }
 .contents a:hover { text-decoration: underline; }
 code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 code { font-size: .88em; overflow-wrap: anywhere; }
+th code { overflow-wrap: inherit; }
 pre { background: var(--tint); border-radius: 6px; padding: .8rem 1rem; }
 pre code { white-space: pre-wrap; }
 .facts {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr));
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr));
   gap: 1.25rem 2rem; margin: 2rem 0;
 }
 .facts dt { color: var(--soft); font-size: .82rem; }
@@ -58,7 +59,7 @@ table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tab
 th, td { padding: .38rem 0 .38rem 1.3rem; text-align: right; white-space: nowrap; }
 thead th { white-space: normal; }
 td.aside { padding-left: .4rem; text-align: left; color: var(--soft); font-size: .8rem; }
-td.shaded { background: rgba(var(--accent-rgb), calc(.45 * var(--shade))); }
+td.shaded { padding-right: .4rem; background: rgba(var(--accent-rgb), calc(.45 * var(--shade))); }
 th:first-child { text-align: left; padding-left: 0; font-weight: 400; }
 td:last-child, th:last-child { padding-right: .4rem; }
 thead th, thead th:first-child {
@@ -90,7 +91,9 @@ figcaption { margin-top: .5rem; }
   h1 { font-size: 1.6rem; }
   h2 { margin-top: 2.5rem; }
   /* A name may take a good part of the width, and breaks its lines beyond. */
-  tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 6.5rem; max-width: 42vw; }
+  tbody th { white-space: normal; overflow-wrap: break-word; max-width: 42vw; }
+  tbody th.long, tbody th.long code { overflow-wrap: anywhere; }
+  tbody th.long { min-width: 9rem; }
   th, td { padding-left: .9rem; }
   /* What is read, and not compared down a column: a card for each row. */
   table.textual, .textual tbody, .textual tr, .textual tbody th, .textual td {

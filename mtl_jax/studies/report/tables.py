@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mtl_jax.studies.report.cells import (
     arm_cell,
     difference_cell,
+    flops_cell,
     mean_cell,
     seconds_cell,
     step_cell,
@@ -74,11 +75,15 @@ def quality_table(results: Sequence[Result], chosen: str | None) -> Table:
                 mean_cell(numbers(results, arm, split, task, metric))
                 for metric, _ in measures(results, task)
             ]
+        cells.append(flops_cell(numbers(results, arm, "train_flops"), _flops(results, arm)))
         rows.append(_arm_row(results, arm, chosen, cells))
         rows += _baseline_rows(results) if arm == BASELINE else []
     columns = ["scenario", "seeds", "mean macro-F1"]
     columns += [f"{task} {name}" for task in tasks for _, name in measures(results, task)]
+    columns.append("training FLOPs")
     note = wording.mean_note(results, split)
+    if REFERENCE in arms_of(results):
+        note += f" FLOPs are counted; in brackets the ratio to `{REFERENCE}`."
     if values := [task for task in tasks if is_regression(results, task)]:
         note += (
             f" {formatting.listing(values)}, a regression, has R2 wherever means and differences "
@@ -249,8 +254,13 @@ def _baseline_rows(results: Sequence[Result]) -> list[Row]:
                 for metric, _ in measures(results, task)
             ]
             mean = Cell(formatting.fixed(quality(metrics)))
-            rows.append(Row((Cell(name), Cell(""), mean, *cells), "reference"))
+            rows.append(Row((Cell(name), Cell(""), mean, *cells, Cell("")), "reference"))
     return rows
+
+
+def _flops(results: Sequence[Result], arm: str) -> float | None:
+    """The mean training FLOPs that those of an arm are compared with."""
+    return None if arm == REFERENCE else _mean(numbers(results, REFERENCE, "train_flops"))
 
 
 def _arm_row(

@@ -143,7 +143,7 @@ def _rich_table(table: Table) -> RichTable:
         drawn.add_column(Text(column), justify="right" if index else "left", no_wrap=True)
     styles = {"chosen": "bold", "reference": "dim italic"}
     for row in table.rows:
-        cells = [Text(cell.plain.replace("`", "")) for cell in row.cells]
+        cells = [Text(cell.shown) for cell in row.cells]
         drawn.add_row(*cells, style=styles.get(row.style))
     return drawn
 

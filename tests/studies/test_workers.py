@@ -1,9 +1,8 @@
-"""A study in parts: several processes at once, then one that gathers what they have left."""
+"""A study of several workers at once, and one more call that gathers what they have left."""
 
 import dataclasses
 import itertools
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -14,8 +13,9 @@ import pytest
 from mtl_jax.core.errors import UserError
 from mtl_jax.studies.builtin.freezing import Freezing, plan_of, run
 from mtl_jax.studies.inputs_pool import InputsPool
+from mtl_jax.studies.leases import standings
 from mtl_jax.studies.results_store import listed, opened
-from mtl_jax.studies.runner import conduct, gather, train_part
+from mtl_jax.studies.runner import conduct, gather, work
 from mtl_jax.studies.settings import StudySettings
 from tests import forked
 from tests.conftest import write_record
@@ -66,33 +66,29 @@ def scores(folder):
     return text[text.index("**Quality on the test split**") : text.index("## Cost")]
 
 
-def test_parts_at_once_and_gathered_leave_what_one_call_does(whole, small_flags, tmp_path):
+def test_workers_at_once_and_gathered_leave_what_one_call_does(whole, small_flags, tmp_path):
     folder = tmp_path / "study"
-    launch = ["local", "--tasks=2", "--", "experiment", "freezing", *words(folder, small_flags)]
+    launch = ["local", "--workers=2", "--", "experiment", "freezing", *words(folder, small_flags)]
     # Ended by a scheduler when both are at it, and started again.
     with started("mtl_jax.launch", *launch) as process:
         assert process.stderr is not None
-        awaited = {"arm 1 of 3: all_frozen, seed 0", "[1] arm 2 of 3: backbone_frozen, seed 0"}
-        while awaited:
-            awaited.discard(process.stderr.readline().rstrip("\n"))
+        at_it = set()
+        while len(at_it) < 2:
+            line = process.stderr.readline()
+            if " of 3: " in line:
+                at_it.add(line.startswith("[1] "))
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate()
     assert process.returncode == 75, err
     # Of one that has done its short arm meanwhile there is nothing to end.
     assert err.count("ended by SIGTERM") in (1, 2)
     assert not list(folder.glob("report.*"))
+    assert not [each for each in standings(folder / "queue").values() if each.claimed]
 
     status, out, err = end(started("mtl_jax.launch", *launch))
     assert status == 0, err
     said = err.splitlines()
     # The second process's lines are numbered; the report is of the third, when both had ended.
-    assert [
-        line for line in said if "arm " in line and " of 3: " in line and "[1]" not in line
-    ] == [
-        "arm 1 of 3: all_frozen, seed 0",
-        "arm 3 of 3: top_1, seed 0",
-    ]
-    assert "[1] arm 2 of 3: backbone_frozen, seed 0" in said
     assert err.count("the report is") == 1
     assert said[-1].endswith(f"the report is {folder}/report.html")
     assert "top_1" in out
@@ -101,7 +97,7 @@ def test_parts_at_once_and_gathered_leave_what_one_call_does(whole, small_flags,
         without_times(line) for line in lines(whole)
     ]
     assert scores(folder) == scores(whole)
-    assert "arms trained in parts, each on 4 x cpu" in (folder / "report.md").read_text()
+    assert "arms trained by workers, each on 4 x cpu" in (folder / "report.md").read_text()
 
 
 def test_arms_are_listed_by_what_is_trained_at_once(settings, tmp_path, capsys):
@@ -116,13 +112,19 @@ def test_arms_are_listed_by_what_is_trained_at_once(settings, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+def only(plan, *names):
+    """The plan with some of its arms."""
+    groups = [group for group in plan.groups if group[0].name in names]
+    return dataclasses.replace(plan, groups=groups)
+
+
 def test_arms_that_are_done_are_listed_as_such(plan, tmp_path):
     plan, _ = plan
     first, second, third = (f"{name}, seed 0" for name in SCENARIOS)
     assert list(listed(plan)) == [first, second, third]
     assert not (tmp_path / "study").exists()
-    assert train_part(plan, InputsPool(), 1, 3) == 0
-    # Of what a part has left in the arm's folder, and of what is gathered.
+    assert work(only(plan, SCENARIOS[1]), InputsPool()) == 0
+    # Of what a worker has left in the arm's folder, and of what is gathered.
     assert list(listed(plan)) == [first, f"{second} (done)", third]
     assert gather(plan, InputsPool(), "", 0.0) == 2
     shutil.rmtree(tmp_path / "study" / "arms")
@@ -132,31 +134,35 @@ def test_arms_that_are_done_are_listed_as_such(plan, tmp_path):
         plan, groups=[[a, b] for (a,), (b,) in itertools.pairwise(plan.groups)]
     )
     assert list(listed(pairs)) == [f"{first}; {second}", f"{second}; {third}"]
-    assert train_part(plan, InputsPool(), 2, 3) == 0
+    assert work(only(plan, SCENARIOS[2]), InputsPool()) == 0
     assert list(listed(pairs)) == [f"{first}; {second}", f"{second}; {third} (done)"]
     other = dataclasses.replace(plan, record={**plan.record, "study": "another"})
     with pytest.raises(UserError, match="was made with another configuration"):
         list(listed(other))
 
 
-def test_a_part_that_was_killed_goes_on(whole, small_flags, tmp_path):
+def test_a_study_under_kills_leaves_what_an_undisturbed_one_does(whole, small_flags, tmp_path):
+    """Four workers, of which one after the other is killed in the midst of an arm."""
     folder = tmp_path / "study"
-    process = start(folder, small_flags, "--part=0/1")
-    assert process.stderr is not None
-    assert any(line.startswith("arm 3 of 3") for line in process.stderr)
-    process.send_signal(signal.SIGKILL)
-    assert end(process)[0] == -signal.SIGKILL
-    done = {file: file.read_bytes() for file in folder.glob("arms/*-seed0/metrics.jsonl")}
-    again = end(start(folder, small_flags, "--part=0/1"))
-    assert again[0] == 0, again[2]
-    assert again[2].count(" is done: ") == 2
-    for file, before in done.items():
-        if "top_1" not in str(file):
-            assert file.read_bytes() == before
+    asked = [*words(folder, small_flags), "--worker"]
+    workers = [started("experiments.freezing", *asked) for _ in range(2)]
+    for _ in range(3):
+        process = workers.pop(0)
+        assert process.stderr is not None
+        if any(" of 3: " in line for line in process.stderr):
+            process.send_signal(signal.SIGKILL)
+        end(process)
+        workers.append(started("experiments.freezing", *asked))
+    for process in workers:
+        status, _, err = end(process)
+        assert status == 0, err
     assert end(start(folder, small_flags, "--gather"))[0] == 0
     assert [without_times(line) for line in lines(folder)] == [
         without_times(line) for line in lines(whole)
     ]
+    known = standings(folder / "queue")
+    assert all(standing.done for standing in known.values())
+    assert sum(standing.deaths for standing in known.values()) >= 2
 
 
 _KILLED = """
@@ -217,70 +223,76 @@ def test_an_arm_without_a_result_is_counted_as_failed(plan, tmp_path, capsys):
     plan, seen = plan
     with pytest.raises(UserError, match=r"no arm .* the first failed with: it was not begun"):
         gather(plan, InputsPool(), "", 0.0)
-    assert train_part(plan, InputsPool(), 0, 3) == 0
+    assert work(only(plan, SCENARIOS[0]), InputsPool()) == 0
     # One that failed says why when it is gathered, until it has been trained after all.
     taken = tmp_path / "study" / "arms" / "backbone_frozen-seed0"
     taken.mkdir()
     write_record(taken, {})
-    assert train_part(plan, InputsPool(), 1, 3) == 1
-    assert "arm 2 failed: " in capsys.readouterr().err
+    assert work(only(plan, SCENARIOS[1]), InputsPool(), tries=2) == 2
+    assert capsys.readouterr().err.count("arm 1 failed: ") == 2
     assert gather(plan, InputsPool(), "", 0.0) == 2
     assert seen["results"] == ["all_frozen"]
     first, second = seen["failures"]
     assert (first["arm"], second["arm"]) == SCENARIOS[1:]
     assert "another configuration" in first["error"]
-    assert second["error"] == "it was not begun: run its part of the study again"
+    assert second["error"] == "it was not begun: let workers go on with the study"
 
     shutil.rmtree(taken)
-    assert train_part(plan, InputsPool(), 1, 3) == 0
-    assert train_part(plan, InputsPool(), 2, 7) == 0
-    assert train_part(plan, InputsPool(), 6, 7) == 0
+    assert work(plan, InputsPool(), tries=3) == 0
     assert gather(plan, InputsPool(), "", 0.0) == 0
     assert seen["results"] == list(SCENARIOS)
 
 
-def test_what_is_gathered_is_of_the_study_and_of_one_backbone(plan, tmp_path):
+def test_one_call_goes_on_with_what_workers_have_left_and_workers_with_that(plan, tmp_path):
     plan, seen = plan
-    assert train_part(plan, InputsPool(), 0, 1) == 0
-    for arm, change in (
-        ("backbone_frozen", ("settings", "epochs")),
-        ("top_1", ("weights_sha256",)),
-    ):
-        file = tmp_path / "study" / "arms" / f"{arm}-seed0" / "config.json"
-        record = json.loads(file.read_text())
-        *path, last = change
-        inner = record[path[0]] if path else record
-        inner[last] = 7 if last == "epochs" else "0" * 64
-        write_record(file.parent, record)
+    assert work(only(plan, *SCENARIOS[1:]), InputsPool()) == 0
+    # A result that is gone is made again; one that was trained on other weights is none.
+    shutil.rmtree(tmp_path / "study" / "arms" / "top_1-seed0")
+    assert gather(plan, InputsPool(), "", 0.0) == 2
+    left = tmp_path / "study" / "arms" / "backbone_frozen-seed0" / "result.json"
+    assert json.loads(left.read_text())["line"]["arm"] == "backbone_frozen"
+    assert work(only(plan, "top_1"), InputsPool()) == 0
+    assert conduct(plan, InputsPool(), "", 0.0) == 0
+    assert seen["results"] == ["backbone_frozen", "top_1", "all_frozen"]
+    assert work(plan, InputsPool()) == 0
+    assert {
+        name: each.ends.count("done") for name, each in standings(left.parents[2] / "queue").items()
+    } == {f"{name}-seed0": 1 for name in SCENARIOS}
+
+
+def test_what_is_gathered_is_of_one_backbone_and_whole(plan, tmp_path):
+    plan, seen = plan
+    assert work(plan, InputsPool()) == 0
+    arms = tmp_path / "study" / "arms"
+    other = arms / "top_1-seed0" / "result.json"
+    changed = json.loads(other.read_text())
+    changed["line"]["weights_sha256"] = "0" * 64
+    other.write_text(json.dumps(changed))
+    (arms / "backbone_frozen-seed0" / "result.json").write_text("{")
     assert gather(plan, InputsPool(), "", 0.0) == 2
     first, second = (failure["error"] for failure in seen["failures"])
-    assert "another configuration (settings.epochs was 7, now 2)" in first
+    assert "backbone_frozen-seed0/result.json is no valid JSON" in first
     assert "has other weights than the runs of it that are done" in second
 
 
-def test_parts_share_the_folder_with_nobody_else(plan):
+def test_workers_share_the_folder_with_nobody_else(plan):
     plan, _ = plan
     with opened(plan, shared=True), opened(plan, shared=True):
-        for alone in (conduct, gather):
-            with pytest.raises(UserError, match="another process is working in"):
-                alone(plan, InputsPool(), "", 0.0)
+        with pytest.raises(UserError, match="another process is working in"):
+            conduct(plan, InputsPool(), "", 0.0)
     with opened(plan), pytest.raises(UserError, match="another process is working in"):
-        train_part(plan, InputsPool(), 0, 2)
+        work(plan, InputsPool())
 
 
-def test_settings_of_parts(tmp_path):
+def test_settings_of_workers(tmp_path):
     def study(**changes):
         return StudySettings(workdir=str(tmp_path), **changes)
 
-    assert study().chosen_part is None
-    assert study(part="0/1").chosen_part == (0, 1)
-    assert study(part="11/12").chosen_part == (11, 12)
-    for wrong in ("3/3", "-1/3", "1", "1/0", "a/b", "0/3x", ""):
-        with pytest.raises(
-            UserError, match=re.escape(f"--part {wrong} must be".replace("  ", " "))
-        ):
-            study(part=wrong)
-    with pytest.raises(UserError, match="--part and --gather exclude each other"):
-        study(part="0/2", gather=True)
-    assert not study().described().keys() & {"part", "gather", "list_arms"}
-    assert study(gather=True).record() == study().record()
+    for wrong in ({"tries": 0}, {"lease_seconds": 0.5}, {"lease_seconds": float("nan")}):
+        with pytest.raises(UserError, match=f"--{next(iter(wrong)).replace('_', '-')} "):
+            study(**wrong)
+    with pytest.raises(UserError, match="--worker and --gather exclude each other"):
+        study(worker=True, gather=True)
+    own = {"worker", "gather", "list_arms", "tries", "lease_seconds"}
+    assert not study().described().keys() & own
+    assert study(worker=True, tries=3).record() == study().record()
