@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mtl_jax.core.errors import UserError
+from mtl_jax.studies.judge import judge_study
 from mtl_jax.studies.registry import built_in, find_study, questions
+
+JUDGE = "judge"
+"""What stands in the place of a study's name where one is judged again."""
 
 _USAGE = "mtl-jax study NAME|module|FILE.py [flags]"
 
@@ -30,6 +34,8 @@ def run_study(argv: Sequence[str]) -> int:
             f"{argv[0]} stands where the study's name should: write {_USAGE}, with "
             f"{', '.join(built_in())} for NAME, or a study of your own"
         )
+    if argv[0] == JUDGE:
+        return judge_study(argv[1:])
     return find_study(argv[0]).run(argv[1:])
 
 
@@ -45,5 +51,7 @@ def _listing() -> str:
             "",
             "Each has flags of its own: mtl-jax study NAME --help. A study of your own is a module",
             "or file with main(argv), such as mtl_jax.studies.study makes; see docs/studies.md.",
+            "",
+            f"mtl-jax study {JUDGE} DIR writes the report of a study again, and trains nothing.",
         ]
     )

@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import grain
 
@@ -38,6 +38,22 @@ from mtl_jax.training.metrics import mean_score
 from mtl_jax.training.step import TrainState
 
 _LOG_EVERY = 10
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _timed(part: str) -> Callable[[_Method], _Method]:
+    """Has the meter of a ``SeedRun`` take the time of a method; see ``Meter.timed``."""
+
+    def decorated(method: _Method) -> _Method:
+        @functools.wraps(method)
+        def call(self: SeedRun, *args: Any, **kwargs: Any) -> Any:
+            with self.meter.timed(part):
+                return method(self, *args, **kwargs)
+
+        return cast("_Method", call)
+
+    return decorated
 
 
 class SeedRun:
@@ -224,6 +240,7 @@ class SeedRun:
         if self.done == 0 and run.feature_seconds:
             new = self.progress.book_features(run.features, run.feature_seconds)
             self.meter.book(new / seed_runs)
+            self.meter.beside["frozen_pass"] += new / seed_runs
 
     def book(self, steps: int, seconds: float, compile_seconds: float, seed_runs: int) -> None:
         """Takes its share of what steps of so many took, and of compiling them.
@@ -252,6 +269,7 @@ class SeedRun:
             count = self.progress.schedule_start + done - 1
             self._workdir.log(results.step_record(self.run, count, self.meter))
 
+    @_timed("measurement")
     def evaluate(self, state: TrainState, frozen: Params, done: int) -> float | None:
         """Measures the phase on validation, and finds whether it is over.
 
@@ -298,6 +316,7 @@ class SeedRun:
         if self.run.config.recipe:
             say(f"{self._name()}{words}")
 
+    @_timed("saving")
     def save(self, state: TrainState, frozen: Params, score: float | None = None) -> None:
         """Leaves a checkpoint; see ``CheckpointManager.save``."""
         progress, plan = self.progress, self.run.plans[self.run.index]
@@ -322,8 +341,9 @@ class SeedRun:
 
     def finish(self) -> None:
         """Leaves ``certificate.json`` and measures the best checkpoint, which makes the result."""
-        self.checkpoints.wait()
         config, meter = self.run.config, self.meter
+        with meter.timed("saving"):
+            self.checkpoints.wait()
         certificate = results.run_certificate(self.progress.certificates)
         write_json(self._workdir.path / "certificate.json", certificate)
         best = self.checkpoints.best_step or 0
@@ -333,9 +353,10 @@ class SeedRun:
         epochs = [record for record in records if record["event"] == "epoch"]
         chosen = next(record for record in epochs if record["step"] == best)
         trains = any(plan.partition.groups for plan in run.plans)
-        measured, probe_flops, probe_seconds = results.measurements(
-            run, params, self._workdir.path, probe=not trains
-        )
+        with meter.timed("measurement"):
+            measured, probe_flops, probe_seconds = results.measurements(
+                run, params, self._workdir.path, probe=not trains
+            )
         compiling = (run.evaluation_compile_seconds - self._compiled_before) * self._share
         steps = results.steps_of_phases(records)
         result = {
@@ -349,6 +370,7 @@ class SeedRun:
             "train_seconds": meter.train_seconds + probe_seconds,
             **meter.step_times.summary(),
             "compile_seconds": meter.compile_seconds + compiling,
+            "wall_time": meter.wall_time(compiling),
             "examples_per_second": meter.rate,
         }
         self._workdir.log(result)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtl_jax.core.paths import expanded
 from mtl_jax.studies.settings import arm_folder
-from mtl_jax.studies.stats.results import SPLITS, Result, read_results
+from mtl_jax.studies.stats.results import SPLITS, Result, read_results, results_file
 
 if TYPE_CHECKING:
     from mtl_jax.runs.predictions import Predictions
@@ -26,13 +26,13 @@ def recompute(folder: str | Path) -> list[Result]:
     all of a split without predictions.
 
     Args:
-        folder: Of the study, or what has been kept of one: ``results.jsonl`` and ``arms/``.
+        folder: Of the study, or what ``judge.keep`` has left of one.
 
     Raises:
         UserError: Something in it can't be read.
     """
     folder = expanded(folder)
-    return [_recomputed(folder, line) for line in read_results(folder / "results.jsonl")]
+    return [_recomputed(folder, line) for line in read_results(results_file(folder))]
 
 
 def _recomputed(folder: Path, line: Result) -> Result:
@@ -60,6 +60,11 @@ def predictions_of(folder: Path, line: Mapping[str, Any], split: str) -> Predict
     """
     from mtl_jax.runs.predictions import read_predictions
 
-    arm = arm_folder(str(folder), line["arm"], line["seed"], line.get("setting") or {})
-    path = Path(arm) / f"predictions-{split}.parquet"
+    path = predictions_path(folder, line, split)
     return read_predictions(path) if path.exists() else None
+
+
+def predictions_path(folder: Path, line: Mapping[str, Any], split: str) -> Path:
+    """Where they are, if they were kept; the arguments are those of ``predictions_of``."""
+    arm = arm_folder(str(folder), line["arm"], line["seed"], line.get("setting") or {})
+    return Path(arm) / f"predictions-{split}.parquet"

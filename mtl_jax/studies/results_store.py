@@ -24,6 +24,7 @@ from mtl_jax.studies import best_run
 from mtl_jax.studies.leases import Standing, standings
 from mtl_jax.studies.settings import DONE, Arm, Key, Plan
 from mtl_jax.studies.stats.results import RESULT
+from mtl_jax.studies.text_errors import with_text_errors
 from mtl_jax.studies.work_queue import ARMS, FOLDER, Unit, undo, why_lacking
 
 # What the identity of an arm says in a run's place.
@@ -84,8 +85,9 @@ class ResultsStore:
         rewrite_lines(self._results, self._lines())
 
     def results(self) -> list[dict[str, Any]]:
-        """The lines of ``results.jsonl`` that are of arms of this study."""
-        return [line for line in self._lines() if _key(line) in self._asked]
+        """The lines of ``results.jsonl`` that are of arms of this study; see ``text_errors``."""
+        lines = [line for line in self._lines() if _key(line) in self._asked]
+        return with_text_errors(self.folder, lines)
 
     def waiting(self, groups: Sequence[Sequence[Arm]]) -> list[list[Arm]]:
         """What of these groups has no line there yet."""

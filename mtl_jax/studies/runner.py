@@ -29,6 +29,7 @@ from mtl_jax.core.errors import Preempted, UserError
 from mtl_jax.core.file_lock import LEASE_SECONDS
 from mtl_jax.studies.environment import circumstances
 from mtl_jax.studies.inputs_pool import InputsPool
+from mtl_jax.studies.judge import note_circumstances
 from mtl_jax.studies.leases import Claims
 from mtl_jax.studies.results_store import WEIGHTS, ResultsStore, listed, opened
 from mtl_jax.studies.settings import Arm, Plan, StudySettings
@@ -173,6 +174,7 @@ class _Reporter:
             context["machine"] += (
                 f"; arms trained by workers, each on {' or '.join(ledger.devices)}"
             )
+        note_circumstances(ledger.folder, ledger.failures, context)
         return plan.report(ledger.folder, ledger.results(), ledger.failures, context)
 
     def so_far(self) -> None:

@@ -64,8 +64,31 @@ def resampled_macro_f1(true: np.ndarray, guess: np.ndarray, weights: np.ndarray)
     return scores.sum(-1) / np.maximum((both > 0).sum(-1), 1)
 
 
-def by_class(classes: Sequence[str], found: Sequence[np.ndarray]) -> dict[str, dict[str, float]]:
-    """What scikit-learn's ``precision_recall_fscore_support`` gives, under the classes' names."""
+def f1_of(hits: np.ndarray, both: np.ndarray) -> np.ndarray:
+    """F1, ``2 hits / both``, 0 where there is nothing; float64 of the arguments' shape.
+
+    Args:
+        hits: Texts that have a class and are given it.
+        both: Texts that have it, and those that are given it.
+    """
+    return np.divide(2 * hits, both, out=np.zeros(both.shape), where=both > 0)
+
+
+def without_each(values: np.ndarray) -> np.ndarray:
+    """The mean of n values with each of them left out, float64 [n]."""
+    return (values.sum() - values.astype(np.float64)) / (len(values) - 1)
+
+
+def by_class(
+    classes: Sequence[str], found: Sequence[np.ndarray], predicted: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """What scikit-learn's ``precision_recall_fscore_support`` gives, under the classes' names.
+
+    Args:
+        classes: K names.
+        found: What it gives, four arrays [K].
+        predicted: How many texts are given each class, int [K].
+    """
     precision, recall, f1, support = (np.asarray(each).tolist() for each in found)
     return {
         name: {
@@ -73,6 +96,7 @@ def by_class(classes: Sequence[str], found: Sequence[np.ndarray]) -> dict[str, d
             "recall": recall[k],
             "f1": f1[k],
             "support": int(support[k]),
+            "predicted": int(predicted[k]),
         }
         for k, name in enumerate(classes)
     }

@@ -13,6 +13,10 @@ import numpy as np
 from mtl_jax.core.errors import SharedError
 from mtl_jax.data.batches import HostBatch
 
+PARTS = ("frozen_pass", "measurement", "saving")
+"""What a run spends time on beside its steps and compilation: the pass that computes what frozen
+layers make of the training texts, evaluation, and checkpoints."""
+
 # Steps whose seconds are kept for their median.
 _MOST_TIMES = 256
 
@@ -135,6 +139,7 @@ class Meter:
         compile_seconds: Seconds spent compiling the training step, shared likewise.
         examples: Examples trained on.
         step_times: Seconds of single steps, shared likewise.
+        beside: Seconds of the ``PARTS`` of a run beside its steps.
     """
 
     def __init__(self, tasks: Sequence[str], keep: Keep, saved: Mapping[str, Any] | None = None):
@@ -144,6 +149,7 @@ class Meter:
         self.compile_seconds: float = saved.get("compile_seconds", 0.0)
         self.examples: int = saved.get("examples", 0)
         self.step_times = StepTimes(saved.get("step_seconds"))
+        self.beside: dict[str, float] = dict.fromkeys(PARTS, 0.0) | saved.get("beside_seconds", {})
         self._sums: dict[str, list[float]] = saved.get("sums") or self._zero()
         self._pending: tuple[int, Callable[[], Mapping[str, Any]], HostBatch] | None = None
         self._last: dict[str, Any] = {}
@@ -158,6 +164,7 @@ class Meter:
             "compile_seconds": self.compile_seconds,
             "examples": self.examples,
             "step_seconds": self.step_times.state(),
+            "beside_seconds": dict(self.beside),
             # A copy: it is written in the background while the sums go on.
             "sums": {task: list(sums) for task, sums in self._sums.items()},
         }
@@ -171,6 +178,29 @@ class Meter:
         """Adds seconds of training steps, and of compiling them."""
         self.train_seconds += seconds
         self.compile_seconds += compile_seconds
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Adds the seconds of what is done within to one of ``PARTS``."""
+        before = time.perf_counter()
+        yield
+        self.beside[part] += time.perf_counter() - before
+
+    def wall_time(self, evaluation_compile_seconds: float) -> dict[str, float]:
+        """The seconds of a run by what they were spent on, and their sum, ``total_seconds``.
+
+        Args:
+            evaluation_compile_seconds: Of the compilation that was measured with ``timed``.
+        """
+        passed, measured, saved = (self.beside[part] for part in PARTS)
+        parts = {
+            "compile_seconds": self.compile_seconds + evaluation_compile_seconds,
+            "frozen_pass_seconds": passed,
+            "step_seconds": self.train_seconds - passed,
+            "measurement_seconds": max(measured - evaluation_compile_seconds, 0.0),
+            "saving_seconds": saved,
+        }
+        return {**parts, "total_seconds": sum(parts.values())}
 
     def add(self, step: int, metrics: Callable[[], Mapping[str, Any]], batch: HostBatch) -> None:
         """Takes what gives the metrics of a step that may still be running; reads those before."""

@@ -20,7 +20,7 @@ from mtl_jax.studies.report.document import (
 from mtl_jax.studies.report.figures import picture
 from mtl_jax.studies.report.outline import Failure, Parts, assemble
 from mtl_jax.studies.report.study_figures import cost_scatter
-from mtl_jax.studies.stats import formatting
+from mtl_jax.studies.stats import formatting, wording
 from mtl_jax.studies.stats.comparisons import Comparison, compared, having, values_of
 from mtl_jax.studies.stats.intervals import mean_interval
 from mtl_jax.studies.stats.recommendation import Recommendation, explain, recommend
@@ -189,7 +189,7 @@ def _table(results: Sequence[Result], names: Mapping[str, str], split: str) -> T
         "parameters",
     )
     note = (
-        f"{study_sections.OVER_SEEDS} Differences are of the same arm and seed. FLOPs are "
+        f"{wording.mean_note(results, split)} Differences are of the same arm and seed. FLOPs are "
         "counted; times "
         "are measured, medians with their range, and no answer rests on one."
     )

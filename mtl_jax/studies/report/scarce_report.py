@@ -11,7 +11,7 @@ from mtl_jax.studies.report.document import Block, Bullets, Document, Paragraph
 from mtl_jax.studies.report.figures import picture
 from mtl_jax.studies.report.outline import Failure, Parts, assemble
 from mtl_jax.studies.report.study_figures import curves
-from mtl_jax.studies.stats import formatting
+from mtl_jax.studies.stats import formatting, wording
 from mtl_jax.studies.stats.claims import Judgement, judge_claims
 from mtl_jax.studies.stats.comparisons import (
     VERDICTS,
@@ -19,7 +19,6 @@ from mtl_jax.studies.stats.comparisons import (
     Number,
     questions,
     values_of,
-    what_few_seeds_tell,
 )
 from mtl_jax.studies.stats.results import (
     Result,
@@ -88,7 +87,7 @@ def document(
                 lambda here, arm, number=number: study_sections.mean_cell(
                     per_seed(here, arm, number)
                 ),
-                study_sections.OVER_SEEDS,
+                wording.mean_note(kept, split),
             )
         )
         title = f"{task} macro-F1 minus that of {JOINT}"
@@ -176,19 +175,14 @@ def _lead(
     what = _SAY.get(arm, f"`{arm}`")
     lead = f"{what} cannot be averaged, as no seed has every part of the labels: {where}."
     for whole in judgement.overall:
-        if whole.arm == arm and whole.p_value is not None:
+        if whole.arm == arm:
             interval = whole.difference.interval
             limits = f" {formatting.limits(interval)}" if interval.low is not None else ""
             parts = formatting.series([fractions[value] for value in whole.value])
             lead = (
                 f"{what} changes the {words[0]} macro-F1 on the {words[1]} split by "
                 f"{formatting.signed(whole.mean)}{limits} against joint training, the mean over "
-                f"{parts} of the labels, paired by seed: {whole.verdict} (corrected p "
-                f"{formatting.p_equals(whole.p_value)}{_few(whole)}); {where}."
+                f"{parts} of the labels, paired by seed: {whole.verdict} "
+                f"({wording.corrected_p(whole.p_value, interval.n)}); {where}."
             )
     return lead
-
-
-def _few(whole: Comparison) -> str:
-    few = what_few_seeds_tell(whole.difference.interval.n, whole.t_value)
-    return f"; {few}" if few else ""

@@ -27,10 +27,8 @@ from mtl_jax.studies.report.document import (
     Table,
 )
 from mtl_jax.studies.report.write import show_table, write_document
-from mtl_jax.studies.stats import formatting
-from mtl_jax.studies.stats.comparisons import Comparison, Number, having, what_few_seeds_tell
-from mtl_jax.studies.stats.intervals import LEVEL
-from mtl_jax.studies.stats.resampling import seeds_needed
+from mtl_jax.studies.stats import formatting, wording
+from mtl_jax.studies.stats.comparisons import Comparison, Number, having
 from mtl_jax.studies.stats.results import (
     REFERENCE,
     Result,
@@ -42,7 +40,6 @@ from mtl_jax.studies.stats.results import (
 
 # Beside what is defined here, the cells that ``grid`` is given.
 __all__ = [
-    "OVER_SEEDS",
     "comparison_text",
     "cost_blocks",
     "difference_cell",
@@ -54,11 +51,6 @@ __all__ = [
     "seconds_cell",
     "step_cell",
 ]
-
-OVER_SEEDS = (
-    "Mean over seeds ± half of the 95 % Student-t interval, which covers other seeds (heads, "
-    "order of the data, dropout), not other test examples."
-)
 
 
 def grid(
@@ -101,11 +93,7 @@ def gain_grid(
             return Cell(formatting.MISSING)
         return difference_cell(per_seed(here, arm, number), per_seed(here, reference, number))
 
-    note = (
-        f"Paired by seed; in brackets, of {seeds_needed(LEVEL)} seeds or more, the 95 % bootstrap "
-        "interval, not corrected."
-    )
-    return grid(title, results, name, values, cell, note)
+    return grid(title, results, name, values, cell, wording.difference_note())
 
 
 def cost_blocks(
@@ -148,16 +136,7 @@ def comparison_text(comparison: Comparison, reference: str, where: str) -> str:
     """One sentence on a comparison: how large, how sure."""
     interval = comparison.difference.interval
     limits = f" {formatting.limits(interval)}" if interval.low is not None else ""
-    sure = (
-        "not tested, as one that comes before it was not made"
-        if comparison.p_value is None
-        else f"corrected p {formatting.p_equals(comparison.p_value)}"
-    )
-    # A comparison whose arm was chosen has no t-test of its own.
-    if comparison.t_value is not None and (
-        few := what_few_seeds_tell(interval.n, comparison.t_value)
-    ):
-        sure += f"; {few}"
+    sure = wording.corrected_p(comparison.p_value, interval.n)
     return (
         f"{where}: `{comparison.arm}` {formatting.signed(comparison.mean)}{limits} against "
         f"`{reference}`, {comparison.verdict} ({sure})."

@@ -13,10 +13,9 @@ from mtl_jax.studies.report.cells import (
     step_cell,
 )
 from mtl_jax.studies.report.document import Cell, Row, Table
-from mtl_jax.studies.stats import formatting
+from mtl_jax.studies.stats import formatting, wording
 from mtl_jax.studies.stats.comparisons import against
-from mtl_jax.studies.stats.intervals import FEWEST_FOR_T, LEVEL, mean_interval
-from mtl_jax.studies.stats.resampling import seeds_needed, smallest_p
+from mtl_jax.studies.stats.intervals import mean_interval
 from mtl_jax.studies.stats.results import (
     BASELINE,
     REFERENCE,
@@ -91,7 +90,7 @@ def quality_table(results: Sequence[Result], chosen: str | None) -> Table:
     columns = ["scenario", "seeds", "mean macro-F1"]
     columns += [f"{task} {name}" for task in tasks for _, name in measures(results, task)]
     columns.append("training FLOPs")
-    note = _over_seeds(results)
+    note = wording.mean_note(results, split)
     if REFERENCE in arms_of(results):
         note += f" FLOPs are counted; in brackets the ratio to `{REFERENCE}`."
     if values := [task for task in tasks if is_regression(results, task)]:
@@ -217,8 +216,6 @@ def difference_table(results: Sequence[Result], chosen: str | None) -> Table | N
     found = against(results, REFERENCE, split)
     if not found:
         return None
-    most = max(each.difference.interval.n for each in found)
-    few = most < seeds_needed(LEVEL)
     rows = []
     for each in found:
         cells = [difference_cell(qualities(results, each.arm, split), reference)]
@@ -228,27 +225,16 @@ def difference_table(results: Sequence[Result], chosen: str | None) -> Table | N
                 for arm in (each.arm, REFERENCE)
             )
             cells.append(difference_cell(mine, theirs))
-        p_values = [each.difference.p_value, each.p_value, *([each.t_value] if few else [])]
-        cells += [Cell(formatting.p_text(p)) for p in p_values]
+        cells += [Cell(formatting.p_text(p)) for p in (each.difference.p_value, each.p_value)]
         rows.append(_arm_row(results, each.arm, chosen, cells, seeds=each.difference.interval.n))
-    beside = (
-        " As that can't reach "
-        f"{LEVEL:g}, beside it stands the p of the paired t-test with Holm's correction, of "
-        f"{FEWEST_FOR_T} seeds or more; it takes the differences for normally distributed."
-    )
-    columns = ("p", "corrected\N{NO-BREAK SPACE}p", *(["t-test\N{NO-BREAK SPACE}p"] if few else []))
     return Table(
         f"Macro-F1 on the {split} split, minus that of {REFERENCE} with the same seed",
-        ("scenario", "shared seeds", "mean of tasks", *tasks, *columns),
+        ("scenario", "shared seeds", "mean of tasks", *tasks, "p", "corrected\N{NO-BREAK SPACE}p"),
         tuple(rows),
-        f"In brackets, where {seeds_needed(LEVEL)} seeds or more are shared, the 95 % bootstrap "
-        "interval of their mean (percentile, expanded for few seeds), not corrected. p is of the "
-        "paired permutation test (sign flips), two-sided, and belongs to the mean of tasks; "
-        f"corrected, it is that of the {formatting.count_of(len(found), 'comparison')} of that "
-        "column, tested together (Westfall & Young 1993, maxT over joint flips of the seeds' "
-        f"signs). The smallest p that {formatting.count_of(most, 'seed')} can give by it, "
-        "in either "
-        f"column, is {smallest_p(most):.3g}.{beside if few else ''}",
+        f"{wording.difference_note()} p is two-sided, and belongs to the mean of tasks; corrected, "
+        "it is that of the comparisons of that column. "
+        f"{wording.test_note([each.difference for each in found])} "
+        f"{wording.what_intervals_cover(results, split)}",
     )
 
 
@@ -268,7 +254,7 @@ def source_table(results: Sequence[Result], chosen: str | None, task: str) -> Ta
         )
         for arm in trained_arms(results)
     ]
-    note = _over_seeds(results)
+    note = wording.mean_note(results, split)
     if has_published(sources):
         for name, scores in PUBLISHED.items():
             cells = [Cell(formatting.fixed(scores[source], 2)) for source in sources]
@@ -282,15 +268,6 @@ def source_table(results: Sequence[Result], chosen: str | None, task: str) -> Ta
         ("scenario", "seeds", *sources),
         tuple(rows),
         note,
-    )
-
-
-def _over_seeds(results: Sequence[Result]) -> str:
-    if len({result["seed"] for result in results}) == 1:
-        return "One seed: there is no interval."
-    return (
-        "Mean over seeds ± half of the 95 % Student-t interval. The interval covers other seeds "
-        "(heads, order of the data, dropout), not other test examples."
     )
 
 

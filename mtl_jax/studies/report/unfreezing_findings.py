@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.studies.report.outline import Failure
-from mtl_jax.studies.stats import formatting
+from mtl_jax.studies.stats import formatting, wording
 from mtl_jax.studies.stats.comparisons import (
     ALIKE,
     BETTER,
@@ -21,7 +21,6 @@ from mtl_jax.studies.stats.comparisons import (
     having,
     in_sequence,
     values_of,
-    what_few_seeds_tell,
 )
 from mtl_jax.studies.stats.intervals import LEVEL, mean_interval, of_differences
 from mtl_jax.studies.stats.resampling import best_of_others, chosen_p, seeds_needed, smallest_p
@@ -89,8 +88,10 @@ def depth_gains(
 ) -> list[Comparison]:
     """Per size the depth chosen on validation, minus the frozen backbone on ``split``.
 
-    The largest size comes first, as the most likely to show a gain; a smaller one counts only
-    where every larger one of the study was compared and has told the two apart.
+    A gain is told from none where both the flips of ``chosen_p``, which know of the choice, and the
+    t-test over seeds and texts do. The largest size comes first, as the most likely to show a gain;
+    a smaller one counts only where every larger one of the study was compared and has told the two
+    apart.
     """
     sizes = sorted(size_names([*results, *failures]), reverse=True)
     arms, found, alone = [], [], []
@@ -107,8 +108,11 @@ def depth_gains(
         # Seeds may have chosen differently: the depth of most of them is named first.
         names = Counter(chosen[seed] for seed in gains).most_common()
         arms.append(" / ".join(arm for arm, _ in names))
-        found.append(of_differences(gains))
-        alone.append(_chosen_p(here, _ranked(here, missing), list(gains), split))
+        difference = of_differences(gains)
+        chosen = _chosen_p(here, _ranked(here, missing), list(gains), split)
+        both = [] if difference is None else [difference.t_p, chosen]
+        found.append(difference)
+        alone.append(max((p for p in both if p is not None), default=None))
     p_values = in_sequence(alone)
     return [
         Comparison(size, arm, difference, p_value)
@@ -224,13 +228,13 @@ def gradual_text(
     counts = ", ".join(
         f"{verdict} at {sum(gain.verdict == verdict for gain in within)}" for verdict in VERDICTS
     )
-    p_text = formatting.p_equals(whole.p_value) if whole.p_value is not None else formatting.MISSING
     return (
         f"With as many passes over the data, gradual unfreezing {answer}: "
         f"{formatting.signed(whole.mean)}{limits} of {split} macro-F1, paired by seed, the "
         "mean over "
-        f"{formatting.series([f'{size:,}' for size in whole.value])} sentences (corrected p "
-        f"{p_text}{_few(whole)}); size by size {counts} of {len(within)}. "
+        f"{formatting.series([f'{size:,}' for size in whole.value])} sentences "
+        f"({wording.corrected_p(whole.p_value, interval.n)}); size by size {counts} of "
+        f"{len(within)}. "
         f"{_alike(control)}{_cost(results)}FinBERT and ULMFiT found gradual unfreezing better, "
         "T5 slightly worse."
     )
@@ -244,12 +248,6 @@ def _alike(control: str) -> str:
         f"Its learning rates and schedule differ from those of `{AT_ONCE}`, too, so that the "
         f"phases need not be the cause; the arm `{CONTROL}` has the same ones. "
     )
-
-
-def _few(comparison: Comparison) -> str:
-    """What the tests can tell, where the seeds are few."""
-    few = what_few_seeds_tell(comparison.difference.interval.n, comparison.t_value)
-    return f"; {few}" if few else ""
 
 
 def _cost(results: Sequence[Result]) -> str:

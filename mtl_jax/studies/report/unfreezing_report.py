@@ -27,6 +27,7 @@ from mtl_jax.studies.report.unfreezing_findings import (
     pays_text,
     size_names,
 )
+from mtl_jax.studies.stats import wording
 from mtl_jax.studies.stats.claims import judge_claims
 from mtl_jax.studies.stats.comparisons import (
     Comparison,
@@ -90,7 +91,7 @@ def document(
                 SETTING,
                 sizes,
                 lambda here, arm: study_sections.mean_cell(per_seed(here, arm, number)),
-                study_sections.OVER_SEEDS,
+                wording.mean_note(results, split),
             ),
         ],
         learning=best_phases(results),

@@ -1,19 +1,30 @@
-"""What the design claims, as data: each claim, the arms it is about, and how to ask the results."""
+"""What the design claims, as data: each claim, the arms it is about, and how to ask the results.
+
+What holds by construction is stated, with its numbers, and not tested.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from mtl_jax.studies.stats import formatting
-from mtl_jax.studies.stats.decision_rules import Contrast, Finding, Verdict, all_of, below, contrast
+from mtl_jax.studies.stats.decision_rules import (
+    Contrast,
+    Finding,
+    Verdict,
+    contrast,
+    of_seeds,
+    within_arm,
+)
 from mtl_jax.studies.stats.results import (
     BASELINE,
     REFERENCE,
     Result,
     evaluation_split,
-    gap,
+    lookup,
+    numbers,
+    per_seed,
     qualities,
     quality,
     score,
@@ -26,6 +37,8 @@ Answer = tuple[Contrast | Finding | None, Sequence[Contrast]]
 
 _FROZEN = "backbone_frozen"
 _AT_ONCE = "at_once"
+# Parts of their mean by which the numbers of updates of two arms may differ and are equal.
+_SAME_UPDATES = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,84 +63,149 @@ def _gradual_and_at_once(arms: Collection[str]) -> Arms | None:
     return _named("gradual_unfreezing", control)(arms)
 
 
-def _baseline_beside_another(arms: Collection[str]) -> Arms | None:
-    return (BASELINE,) if BASELINE in arms and len(arms) > 1 else None
+def _trained(arms: Collection[str]) -> Arms | None:
+    """An arm that trains every layer, of which each can be rolled back."""
+    return _named(REFERENCE)(arms)
 
 
-def _outermost_layers(arms: Collection[str]) -> Arms | None:
-    """``only_layer_i`` with the highest and the lowest i."""
-    found = sorted(int(arm[11:]) for arm in arms if re.fullmatch(r"only_layer_\d+", arm))
-    return (f"only_layer_{found[-1]}", f"only_layer_{found[0]}") if len(found) > 1 else None
+def _heads_frozen(arms: Collection[str]) -> Arms | None:
+    """The reference, and the arms that freeze a head from its random start on."""
+    others = ("all_frozen", _FROZEN, REFERENCE)
+    found = sorted(a for a in arms if a.endswith("_frozen") and a not in others and "head" not in a)
+    return (REFERENCE, *found) if found and REFERENCE in arms else None
 
 
-def _lightest(results: Sequence[Result], pair: Arms) -> Answer:
-    others = sorted({result["arm"] for result in results} - {BASELINE})
-    parts = {
-        key: below(results, pair[0], others, key)
-        for key in ("train_flops", "trainable_parameters", "optimizer_state_bytes")
-    }
+def _loss_past_its_minimum(results: Sequence[Result], pair: Arms) -> Answer:
+    def risen(line: Result) -> float | None:
+        rises = [
+            losses[-1] - min(losses)
+            for task in tasks_of([line])
+            if len(losses := _losses(line, task)) > 1
+        ]
+        return sum(rises) / len(rises) if rises else None
 
-    def written(flops: float | None, parameters: float | None, state: float | None) -> str:
-        return (
-            f"{formatting.flops(flops)} training FLOPs, {formatting.fixed(parameters, 0)} "
-            "parameters, "
-            f"{formatting.byte_size(state)} of optimizer state"
-        )
-
-    verdict = all_of({part[0] for part in parts.values()})
-    reasons = {
-        Verdict.SUPPORTED: "it trains nothing, so its heads stay untrained",
-        Verdict.NOT_SUPPORTED: "it is not below the others in "
-        + " and ".join(_COUNTS[k] for k, part in parts.items() if part[0] is verdict),
-        Verdict.UNDECIDED: _uncounted(*parts["train_flops"]) or _unmeasured(verdict),
-    }
-    mine = written(*(part[1] for part in parts.values()))
-    least = written(*(part[2] for part in parts.values()))
-    number = f"{mine}; of the others at least {least}"
-    what = "cost of a run, its pass and its probe, against every other scenario"
-    return Finding(what, verdict, number, reasons[verdict]), ()
+    what = "validation loss at the end, above its minimum, in nats"
+    return contrast(results, pair, risen, what, claimed=-1)
 
 
-_COUNTS = {
-    "train_flops": "training FLOPs",
-    "trainable_parameters": "parameters",
-    "optimizer_state_bytes": "optimizer state",
-}
+def _losses(line: Result, task: str) -> list[float]:
+    found = (lookup(each, "validation", task, "loss") for each in line.get("curve") or ())
+    return [loss for loss in found if loss is not None]
 
 
-def _uncounted(verdict: Verdict, *means: float | None) -> str:
-    """Why FLOPs decide nothing; empty where they do."""
-    if verdict is not Verdict.UNDECIDED:
-        return ""
-    if None in means:
-        return "the training FLOPs of these runs were not counted"
-    return "some runs take fewer training FLOPs, and others do not"
+def _still_falling(results: Sequence[Result], pair: Arms) -> str:
+    """How many runs had not reached the minimum of their loss, so that nothing could rise."""
+    said = []
+    for arm in pair:
+        runs = [line for line in results if line["arm"] == arm and line.get("curve")]
+        ends = [[_losses(line, task) for task in tasks_of([line])] for line in runs]
+        falling = sum(any(each and each[-1] == min(each) for each in run) for run in ends)
+        said.append(f"`{arm}` in {falling} of {formatting.count_of(len(runs), 'run')}")
+    return f"a loss was at its minimum when it ended: {', '.join(said)}"
 
 
-def _fewer_flops(results: Sequence[Result], pair: Arms) -> Answer:
-    found = below(results, pair[0], pair[1:], "train_flops")
-    verdict, mine, theirs = found
-    number = f"{formatting.flops(mine)} against {formatting.flops(theirs)} a run"
-    ratio = formatting.ratio(mine, theirs) or formatting.MISSING
-    what = _what("training FLOPs", pair)
-    return Finding(what, verdict, f"{number} ({ratio})", _uncounted(*found)), ()
-
-
-def _fewer_parameters(results: Sequence[Result], pair: Arms) -> Answer:
-    verdict, mine, theirs = below(results, pair[0], pair[1:], "trainable_parameters")
-    number = f"{formatting.fixed(mine, 0)} against {formatting.fixed(theirs, 0)}"
-    return Finding(_what("trained parameters", pair), verdict, number, _unmeasured(verdict)), ()
-
-
-def _less_overfitting(results: Sequence[Result], pair: Arms) -> Answer:
+def _calibrated(results: Sequence[Result], pair: Arms) -> Answer:
     split = evaluation_split(results)
 
-    def overfitting(result: Result) -> float | None:
-        gaps = [gap(result, task, split) for task in tasks_of([result])]
-        known = [each for each in gaps if each is not None]
+    def error(line: Result) -> float | None:
+        errors = [lookup(line, split, task, "ece") for task in tasks_of([line])]
+        known = [each for each in errors if each is not None]
         return sum(known) / len(known) if known else None
 
-    return contrast(results, pair, overfitting, f"macro-F1, train minus {split}", claimed=-1)
+    return contrast(results, pair, error, f"calibration error on {split}", claimed=-1)
+
+
+def _rolled_back(results: Sequence[Result], pair: Arms) -> Answer:
+    """What the lowest layer's reset leaves, above what the highest's does, on validation."""
+
+    def number(line: Result) -> float | None:
+        layers = (line.get("layers") or {}).get("rolled_back") or {}
+        scores = {int(name.removeprefix("layer_")): quality(each) for name, each in layers.items()}
+        known = {layer: value for layer, value in scores.items() if value is not None}
+        return known[min(known)] - known[max(known)] if len(known) > 1 else None
+
+    what = f"validation macro-F1 of `{pair[0]}` with the lowest layer reset minus the highest reset"
+    return within_arm(results, pair[0], number, what)
+
+
+def _probed(results: Sequence[Result], pair: Arms) -> Answer:
+    """What a probe of the top layer gains by training, above what one of the first does."""
+
+    def number(line: Result) -> float | None:
+        layers = line.get("layers") or {}
+        gains = {}
+        for name, after in (layers.get("probe") or {}).items():
+            before = (layers.get("probe_before") or {}).get(name)
+            known = quality(after), quality(before)
+            if None not in known:
+                gains[int(name.removeprefix("layer_"))] = known[0] - known[1]
+        return gains[max(gains)] - gains[min(gains)] if len(gains) > 1 else None
+
+    what = f"gain of a probe by training, the highest layer of `{pair[0]}` minus the lowest"
+    return within_arm(results, pair[0], number, what)
+
+
+def _layer_by_layer(results: Sequence[Result], pair: Arms) -> str:
+    """The mean score with each layer reset, beside that with none."""
+    lines = [line for line in results if line["arm"] == pair[0]]
+    names = dict.fromkeys(
+        name for line in lines for name in (line.get("layers") or {}).get("rolled_back") or {}
+    )
+
+    def mean(number: Callable[[Result], float | None]) -> str:
+        values = list(per_seed(lines, pair[0], number).values())
+        return formatting.fixed(sum(values) / len(values) if values else None)
+
+    each = [f"{name} {mean(lambda line, n=name: quality(_reset(line).get(n)))}" for name in names]
+    return f"{', '.join(each)}; none reset {mean(lambda line: quality(line.get('validation')))}"
+
+
+def _reset(line: Result) -> Mapping[str, object]:
+    return (line.get("layers") or {}).get("rolled_back") or {}
+
+
+def _head_is_control(results: Sequence[Result], pair: Arms) -> Answer:
+    """The score of the tasks whose heads never trained, against full fine-tuning's of the same."""
+    split, reference = evaluation_split(results), pair[0]
+    frozen = {arm: arm.removesuffix("_frozen") for arm in pair[1:]}
+    tasks = {arm: task for arm, task in frozen.items() if task in tasks_of(results)}
+    differences: dict[int, list[float]] = {}
+    for arm, task in tasks.items():
+        mine, theirs = (
+            per_seed(results, each, lambda line, t=task: score(line.get(split), t))
+            for each in (arm, reference)
+        )
+        for seed in mine.keys() & theirs.keys():
+            differences.setdefault(seed, []).append(mine[seed] - theirs[seed])
+    means = {s: sum(d) / len(d) for s, d in differences.items() if len(d) == len(tasks)}
+    what = (
+        f"macro-F1 of the task whose head is frozen, {formatting.listing(sorted(tasks))} minus "
+        f"`{reference}`"
+        if tasks
+        else ""
+    )
+    return of_seeds(means, what, claimed=-1)
+
+
+def _forgotten(results: Sequence[Result], pair: Arms) -> Answer:
+    """What tasks lose on validation from the end of their own phase to that of the others'."""
+
+    def lost(line: Result) -> float | None:
+        phases, losses = line.get("by_phase") or (), []
+        for task in tasks_of([line]):
+            own = [i for i, phase in enumerate(phases) if task in phase["tasks"]]
+            # The phases of others behind its own, up to the next that trains it again.
+            gone = [i for i in range(len(phases)) if own and i > own[0] and i not in own]
+            end = max(
+                (i for i in gone if all(j not in range(own[0] + 1, i) for j in own)), default=None
+            )
+            if end is not None:
+                before, after = (lookup(phases[i], "validation", task) for i in (own[0], end))
+                losses += [before - after] if before is not None and after is not None else []
+        return sum(losses) / len(losses) if losses else None
+
+    what = f"validation score of a task after its own phase of `{pair[0]}`, minus after the others'"
+    return within_arm(results, pair[0], lost, what)
 
 
 def _better(results: Sequence[Result], pair: Arms) -> Answer:
@@ -136,13 +214,40 @@ def _better(results: Sequence[Result], pair: Arms) -> Answer:
 
 
 def _scarce_task_gains(results: Sequence[Result], pair: Arms) -> Answer:
-    """On the task that a line's setting names as ``scarce_task``."""
+    """On the task that a line's setting names as ``scarce_task``, with equal updates for it."""
     split = evaluation_split(results)
+    if words := _unlike_updates(results, pair):
+        return Finding("macro-F1 of the scarce task", Verdict.UNDECIDED, "", words), ()
 
     def scarce(result: Result) -> float | None:
         return score(result.get(split), result["setting"]["scarce_task"])
 
     return contrast(results, pair, scarce, "macro-F1 of the scarce task")
+
+
+def _unlike_updates(results: Sequence[Result], pair: Arms) -> str:
+    """Why the two can't be compared, where one makes more updates for the scarce task."""
+    means = []
+    for arm in pair:
+        counts = [updates(line) for line in results if line["arm"] == arm]
+        known = [count for count in counts if count is not None]
+        means.append(sum(known) / len(known) if known else None)
+    mine, theirs = means
+    if mine is None or theirs is None or abs(mine - theirs) <= _SAME_UPDATES * max(mine, theirs):
+        return ""
+    return (
+        f"the arms make unlike numbers of updates for the task, {mine:,.0f} and {theirs:,.0f} in "
+        "the mean: what training longer buys is in the difference"
+    )
+
+
+def updates(line: Result) -> int | None:
+    """How many updates of a run counted the labels of its scarce task; None where not recorded."""
+    task = (line.get("setting") or {}).get("scarce_task")
+    phases = line.get("by_phase")
+    if phases is None:
+        return None
+    return sum(phase["steps"] for phase in phases if task in phase["tasks"])
 
 
 def _by_size(results: Sequence[Result]) -> dict[int, list[Result]]:
@@ -187,36 +292,114 @@ def _wins_from(sizes: Mapping[int, Sequence[Result]], arm: str) -> str:
     return "at no size" if first is None else f"from {first:,} sentences on"
 
 
-def _what(quantity: str, pair: Arms) -> str:
-    return f"{quantity}, `{pair[0]}` against `{pair[1]}`"
-
-
-def _unmeasured(verdict: Verdict) -> str:
-    return "some runs lack the number" if verdict is Verdict.UNDECIDED else ""
-
-
 _FROZEN_OR_NOT = _named(_FROZEN, REFERENCE)
 
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+    """What holds by construction, and the numbers that it comes to."""
+
+    sentence: str
+    arms: Callable[[Collection[str]], Arms | None]
+    """as of ``Claim``"""
+    numbers: Callable[[Sequence[Result], Arms], str]
+
+
+def _against(
+    count: Callable[[Result], float | None], written: Callable[[float | None], str]
+) -> Callable[[Sequence[Result], Arms], str]:
+    """The means of a count over the runs of two arms, and their ratio."""
+
+    def said(results: Sequence[Result], pair: Arms) -> str:
+        means = [_mean(results, arm, count) for arm in pair]
+        ratio = formatting.ratio(*means) or formatting.MISSING
+        return f"{written(means[0])} against {written(means[1])} ({ratio})"
+
+    return said
+
+
+def _mean(
+    results: Sequence[Result], arm: str, count: Callable[[Result], float | None]
+) -> float | None:
+    found = [count(line) for line in results if line["arm"] == arm]
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _of_an_update(line: Result) -> float | None:
+    phases = line.get("flops_of_phases") or ()
+    steps = sum(phase["steps"] for phase in phases)
+    return sum(phase["steps"] * phase["step"] for phase in phases) / steps if steps else None
+
+
+def _baseline_trains_nothing(results: Sequence[Result], pair: Arms) -> str:
+    flops = _mean(results, pair[0], lambda line: lookup(line, "train_flops"))
+    trained = sum(numbers(results, pair[0], "trainable_parameters").values())
+    return f"{formatting.flops(flops)} FLOPs for its pass and its probe, {trained:,.0f} parameters"
+
+
+STATEMENTS = (
+    Statement(
+        "All frozen trains nothing: it makes no update, and its heads stay what chance made them.",
+        _named(BASELINE),
+        _baseline_trains_nothing,
+    ),
+    Statement(
+        "An update with a frozen backbone takes fewer FLOPs.",
+        _FROZEN_OR_NOT,
+        _against(_of_an_update, formatting.flops),
+    ),
+    Statement(
+        "A frozen backbone trains fewer parameters.",
+        _FROZEN_OR_NOT,
+        _against(
+            lambda line: lookup(line, "trainable_parameters"),
+            lambda count: formatting.fixed(count, 0),
+        ),
+    ),
+)
+"""What no study has to test."""
+
 CLAIMS = (
-    Claim("All frozen is cheapest and lightest.", _baseline_beside_another, _lightest),
-    Claim("A frozen backbone takes fewer training FLOPs.", _FROZEN_OR_NOT, _fewer_flops),
-    Claim("A frozen backbone trains fewer parameters.", _FROZEN_OR_NOT, _fewer_parameters),
-    Claim("A frozen backbone overfits less.", _FROZEN_OR_NOT, _less_overfitting),
     Claim(
-        "Freezing the head of the scarce task at first helps it.",
+        "A frozen backbone overfits less: its validation loss rises less past its minimum.",
+        _FROZEN_OR_NOT,
+        _loss_past_its_minimum,
+        _still_falling,
+    ),
+    Claim("A frozen backbone is better calibrated.", _FROZEN_OR_NOT, _calibrated),
+    Claim(
+        "A head frozen at its random start is only a control: its task does worse.",
+        _heads_frozen,
+        _head_is_control,
+    ),
+    Claim(
+        "Freezing the head of the scarce task at first helps it, with as many updates.",
         _named("scarce_head_frozen", "joint"),
         _scarce_task_gains,
     ),
     Claim(
-        "Training the head of the scarce task last, its loss off before, helps it.",
+        "Training the head of the scarce task last helps it, with as many updates for it.",
         _named("scarce_head_last", "joint"),
         _scarce_task_gains,
     ),
     Claim(
-        "Higher layers are the task-specific ones, judged by a proxy: the highest layer, trained "
-        "alone, does better than the lowest.",
-        _outermost_layers,
-        _better,
+        "Training one task after the other forgets the first.",
+        _named("sequential_heads"),
+        _forgotten,
+    ),
+    Claim(
+        "Higher layers are the task-specific ones: to reset the highest layer to its pre-trained "
+        "weights costs more than to reset the lowest.",
+        _trained,
+        _rolled_back,
+        _layer_by_layer,
+    ),
+    Claim(
+        "Higher layers are the task-specific ones: by training, a probe of the highest layer gains "
+        "more than one of the lowest.",
+        _trained,
+        _probed,
     ),
     Claim(
         "Gradual unfreezing needs less data.",

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.studies.stats import formatting
-from mtl_jax.studies.stats.claim_specs import CLAIMS, Answer, Claim
-from mtl_jax.studies.stats.comparisons import Comparison, family_tests
+from mtl_jax.studies.stats.claim_specs import CLAIMS, STATEMENTS, Answer, Claim
+from mtl_jax.studies.stats.comparisons import Comparison
 from mtl_jax.studies.stats.decision_rules import Contrast, Finding, Verdict, judge
+from mtl_jax.studies.stats.intervals import PairedDifference, family_tests
 from mtl_jax.studies.stats.results import Result
 
 _Key = tuple[tuple[int, float], ...]
@@ -32,11 +33,13 @@ class Judged:
 class Judgement:
     """Every claim, judged, and what was tested together with them."""
 
+    stated: tuple[tuple[str, str], ...]
+    """what holds by construction, each with its numbers"""
     claims: tuple[Judged, ...]
-    family: int
-    """comparisons over several settings, or of a study without any"""
-    details: int
-    """comparisons within one setting, which are a family of their own"""
+    family: tuple[PairedDifference, ...]
+    """what was compared over several settings, or in a study without any"""
+    details: tuple[PairedDifference, ...]
+    """what was compared within one setting, which is a family of its own"""
     seeds: int
     """that the study asks for"""
     overall: tuple[Comparison, ...]
@@ -73,7 +76,7 @@ def judge_claims(
 
     def judged(contrasts: Sequence[Contrast]) -> Iterator[Finding]:
         found = [tests[_key(each)] for each in contrasts]
-        return iter(judge(contrasts, [p for p, _ in found], [t for _, t in found], seeds))
+        return iter(judge(contrasts, found, seeds))
 
     decided, shown = judged(heads), judged(details)
     claims = []
@@ -82,13 +85,17 @@ def judge_claims(
         finding = finding or Finding("", Verdict.NOT_ASKED)
         claims.append(Judged(claim.sentence, finding, tuple(next(shown) for _ in found)))
     overall, within = (
-        tuple(
-            dataclasses.replace(each, p_value=tests[_key(each)][0], t_value=tests[_key(each)][1])
-            for each in found
-        )
+        tuple(dataclasses.replace(each, p_value=tests[_key(each)]) for each in found)
         for found in (overall, within)
     )
-    return Judgement(tuple(claims), len(outer), len(inner), seeds, overall, within)
+    family, apart = (tuple(e.difference for e in each.values()) for each in (outer, inner))
+    present = {line["arm"] for line in results}
+    stated = tuple(
+        (each.sentence, each.numbers(results, pair))
+        for each in STATEMENTS
+        if (pair := each.arms(present)) is not None
+    )
+    return Judgement(stated, tuple(claims), family, apart, seeds, overall, within)
 
 
 def _key(compared: Contrast | Comparison) -> _Key:
@@ -96,12 +103,10 @@ def _key(compared: Contrast | Comparison) -> _Key:
     return tuple(sorted(compared.difference.by_seed.items()))
 
 
-def _tested(
-    family: Mapping[_Key, Contrast | Comparison],
-) -> dict[_Key, tuple[float | None, float | None]]:
-    """The p-value of the sign-flip test and that of the t-test, both corrected."""
-    found = family_tests([each.difference for each in family.values()])
-    return dict(zip(family, zip(*found, strict=True), strict=True))
+def _tested(family: Mapping[_Key, Contrast | Comparison]) -> dict[_Key, float | None]:
+    """The corrected p-value of each."""
+    p_values = family_tests([each.difference for each in family.values()])
+    return dict(zip(family, p_values, strict=True))
 
 
 def _answer(

@@ -1,4 +1,4 @@
-"""Compares arms, paired by seed: setting by setting, over all settings, and with one reference.
+"""Compares arms, paired by seed and text: setting by setting, over all, and with one reference.
 
 ``corrected`` tests the comparisons of a family together. A comparison that a report shows in
 two places is tested once, in one family, so that it has one p-value and one verdict.
@@ -10,17 +10,14 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.intervals import (
-    FEWEST_FOR_T,
     LEVEL,
     MARGIN,
     PairedDifference,
-    holm,
+    family_tests,
     of_differences,
     paired_difference,
 )
-from mtl_jax.studies.stats.resampling import family_p, seeds_needed, smallest_p
 from mtl_jax.studies.stats.results import Result, by_setting, per_seed, qualities, trained_arms
 
 Number = Callable[[Result], float | None]
@@ -42,16 +39,14 @@ class Comparison:
         arm: The arm.
         difference: Over shared seeds.
         p_value: Of the difference, corrected for the family that it was tested with. None
-            where it was not tested, as one that comes before it in order was not made.
-        t_value: The same of the paired t-test with Holm's correction; None of fewer than three
-            seeds, and where only ``p_value`` takes into account how the arm was chosen.
+            of fewer than three seeds, and where it was not tested, as one that comes before it in
+            order was not made.
     """
 
     value: Any
     arm: str
     difference: PairedDifference
     p_value: float | None
-    t_value: float | None = None
 
     @property
     def mean(self) -> float:
@@ -99,44 +94,12 @@ def values_of(results: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
 
 
 def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons of a family, tested together: by ``family_p``, and by t with ``holm``."""
-    differences = [each.difference for each in comparisons]
-    p_values, t_values = family_tests(differences)
+    """The comparisons of a family, tested together; see ``family_tests``."""
+    p_values = family_tests([each.difference for each in comparisons])
     return [
-        dataclasses.replace(comparison, p_value=p_value, t_value=t_value)
-        for comparison, p_value, t_value in zip(comparisons, p_values, t_values, strict=True)
+        dataclasses.replace(comparison, p_value=p_value)
+        for comparison, p_value in zip(comparisons, p_values, strict=True)
     ]
-
-
-def family_tests(
-    differences: Sequence[PairedDifference],
-) -> tuple[list[float | None], list[float | None]]:
-    """The corrected p-values of a family: of the sign-flip test, and of the paired t-test."""
-    flips = family_p([each.by_seed for each in differences])
-    return flips, holm([each.t_p for each in differences])
-
-
-def what_few_seeds_tell(seeds: int, t_value: float | None) -> str:
-    """What the tests can tell of so few seeds that the sign-flip test can't reach the level.
-
-    Args:
-        seeds: Of the comparison.
-        t_value: Of the paired t-test with Holm's correction.
-
-    Returns:
-        A clause; empty where the sign-flip test can reach the level.
-    """
-    if seeds >= (needed := seeds_needed(LEVEL)):
-        return ""
-    beside = (
-        f"the paired t-test takes {FEWEST_FOR_T} seeds"
-        if t_value is None
-        else f"the paired t-test with Holm's correction gives p {formatting.p_equals(t_value)}"
-    )
-    return (
-        f"the sign-flip test of {formatting.count_of(seeds, 'seed')} can give no p below "
-        f"{formatting.p_text(smallest_p(seeds))} ({needed} seeds could), and {beside}"
-    )
 
 
 def in_sequence(p_values: Sequence[float | None]) -> list[float | None]:

@@ -1,27 +1,24 @@
-"""Intervals and paired comparisons over seeds.
+"""Intervals and paired comparisons over seeds and test texts.
 
-The unit is the seed: it draws the heads, the order of the data and dropout. An interval
-here says how far the mean would move with other seeds. It says nothing of other test
-examples or other data.
+The seed draws the heads, the order of the data, dropout and, where a study has fewer training texts
+than there are, these. Where the predictions of all arms are known, an interval here says how far a
+mean would move with other seeds and other test texts; else with other seeds alone. ``two_way`` has
+the error, and the t interval that is made of it, from two seeds on for the mean of an arm and from
+three on for a difference.
 
-The mean of one arm has Student's t interval, which reads as "± so much" and does not need
-many seeds. What is claimed rests on differences of arms, paired by seed; these have
-bootstrap intervals and sign-flip tests, which need no normal distribution of the seeds.
-Where several are made, ``mtl_jax.studies.stats.resampling.family_p`` tests them together.
-
-Those need six seeds. From three on there is the paired t-test, which takes the differences
-for normally distributed; ``holm`` corrects it for several.
+What is claimed rests on differences of arms, paired by seed and by text. Where several are made
+they are tested together, by ``family_tests``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import scipy.stats
-
-from mtl_jax.studies.stats.resampling import bootstrap_limits, family_p
+from mtl_jax.studies.stats.measured import Measured
+from mtl_jax.studies.stats.resampling import family_p, seeds_needed
+from mtl_jax.studies.stats.two_way import estimate
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -30,7 +27,7 @@ LEVEL = 0.05
 """the p-value, after correction, from which on a difference is taken for real"""
 
 FEWEST_FOR_T = 3
-"""seeds from which on there is a paired t-test"""
+"""seeds from which on a difference has an interval and a test"""
 
 MARGIN = 0.01
 """macro-F1, in [0, 1], below which an effect is too small to matter"""
@@ -38,12 +35,16 @@ MARGIN = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean over ``n`` seeds and its confidence limits; None where they are too few."""
+    """A mean over ``n`` seeds and its confidence limits; None where they are too few.
+
+    With ``over_texts`` the limits hold for other texts, too.
+    """
 
     mean: float
     low: float | None
     high: float | None
     n: int
+    over_texts: bool = False
 
     @property
     def half_width(self) -> float | None:
@@ -68,49 +69,46 @@ class PairedDifference:
     """Arm minus reference over the seeds that both have."""
 
     interval: Interval
-    p_value: float
-    """two-sided, of the hypothesis that the mean difference is 0; of this comparison alone"""
+    p_value: float | None
+    """two-sided, of the hypothesis that the mean difference is 0; of this comparison alone. None
+    of fewer than three seeds"""
     by_seed: Mapping[int, float]
     """what the mean is taken over"""
 
     @property
     def t_p(self) -> float | None:
-        """The same of the paired t-test; see ``paired_t_p``."""
-        return paired_t_p(self.by_seed.values())
+        """The same by Student's t; see ``t_p``."""
+        return t_p(self.by_seed.values())
 
 
-def t_factor(n: int, confidence: float = 0.95) -> float:
-    """Standard errors between a mean of ``n`` values and its confidence limit."""
-    return float(scipy.stats.t.ppf((1 + confidence) / 2, n - 1))
+def mean_interval(
+    values: Collection[float], confidence: float = 0.95, fewest: int = 2
+) -> Interval | None:
+    """Mean and t interval, over seeds and, of ``Measured`` values, over texts; see ``two_way``.
 
-
-def mean_interval(values: Collection[float], confidence: float = 0.95) -> Interval | None:
-    """Mean and Student-t confidence interval, ``mean ± t_{n-1} s / sqrt(n)``.
+    Of plain numbers it is ``mean ± t_{n-1} s / sqrt(n)``.
 
     Source: Student, "The Probable Error of a Mean", Biometrika 6(1), 1908.
 
     Args:
         values: One value per seed.
         confidence: Coverage of the interval, in (0, 1).
+        fewest: Values from which on there are limits, 2 at least.
 
     Returns:
-        None without values; an interval without limits for one value.
+        None without values; an interval without limits of too few.
     """
     n = len(values)
     if n == 0:
         return None
-    mean = math.fsum(values) / n
-    if n == 1:
-        return Interval(mean, None, None, 1)
-    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    half = t_factor(n, confidence) * error
-    return Interval(mean, mean - half, mean + half, n)
+    found = estimate(values) if n >= fewest else None
+    if found is None:
+        return Interval(math.fsum(values) / n, None, None, n)
+    return Interval(found.mean, *found.limits(confidence), n, found.over_texts is not None)
 
 
-def paired_t_p(differences: Collection[float]) -> float | None:
-    """Two-sided p-value of the paired t-test, ``t_{n-1} = sqrt(n) mean / s``.
-
-    Source: Student, "The Probable Error of a Mean", Biometrika 6(1), 1908.
+def t_p(differences: Collection[float]) -> float | None:
+    """Two-sided p-value that a mean is 0 by Student's t, over seeds and texts; see ``two_way``.
 
     Args:
         differences: One per seed, taken to be normally distributed.
@@ -118,13 +116,13 @@ def paired_t_p(differences: Collection[float]) -> float | None:
     Returns:
         None of fewer than three; without any spread 0, or 1 where they are 0.
     """
-    if len(differences) < FEWEST_FOR_T:
-        return None
-    # Rounding alone is no spread, and no difference.
-    if max(differences) - min(differences) < 1e-12:
-        return 0.0 if abs(max(differences)) > 1e-12 else 1.0
-    found: Any = scipy.stats.ttest_1samp(list(differences), 0.0)
-    return float(found.pvalue)
+    found = estimate(differences) if len(differences) >= FEWEST_FOR_T else None
+    return found.p_value if found else None
+
+
+def covers_texts(values: Collection[float]) -> bool:
+    """Whether an interval of these values would hold for other texts, too."""
+    return len(values) > 0 and all(isinstance(value, Measured) for value in values)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -146,14 +144,36 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return found
 
 
+def family_tests(differences: Sequence[PairedDifference]) -> list[float | None]:
+    """The p-values of a family of comparisons, corrected for their number.
+
+    By flips of signs with step-down maxT, which assume no shape of the seeds' distribution, where
+    each comparison has the seeds to reach ``LEVEL`` by them; else by t with Holm's correction.
+    Both are over seeds and texts; see ``family_p`` and ``two_way``.
+
+    Args:
+        differences: Those of the family.
+
+    Returns:
+        One per comparison; None of one of fewer than three seeds.
+    """
+    if flips_suffice(differences):
+        return family_p([each.by_seed for each in differences])
+    return holm([each.t_p for each in differences])
+
+
+def flips_suffice(differences: Sequence[PairedDifference]) -> bool:
+    """Whether each comparison has seeds enough for ``family_p`` to reach ``LEVEL``."""
+    return all(each.interval.n >= seeds_needed(LEVEL) for each in differences)
+
+
 def paired_difference(
     arm: Mapping[int, float], reference: Mapping[int, float], confidence: float = 0.95
 ) -> PairedDifference | None:
-    """Mean difference over shared seeds, its bootstrap limits and its permutation p-value.
+    """Mean difference over shared seeds and texts, its t limits and its p-value.
 
-    Pairing by seed removes what the seed does to both arms alike: they start from the
-    same heads and read the data in the same order. ``mtl_jax.studies.stats.resampling`` has the
-    sources of both.
+    Pairing removes what the seed does to both arms alike, as they start from the same heads and
+    read the same data in the same order, and what is hard in a text for both.
 
     Args:
         arm: Value per seed.
@@ -171,9 +191,9 @@ def of_differences(
     by_seed: Mapping[int, float], confidence: float = 0.95
 ) -> PairedDifference | None:
     """The same from the differences themselves; None without any."""
-    (p_value,) = family_p([by_seed])
-    if p_value is None:
+    interval = mean_interval(by_seed.values(), confidence, FEWEST_FOR_T)
+    if interval is None:
         return None
-    mean = math.fsum(by_seed.values()) / len(by_seed)
-    low, high = bootstrap_limits(by_seed.values(), confidence) or (None, None)
-    return PairedDifference(Interval(mean, low, high, len(by_seed)), p_value, by_seed)
+    alone = PairedDifference(interval, None, by_seed)
+    (p_value,) = family_tests([alone])
+    return dataclasses.replace(alone, p_value=p_value)

@@ -11,7 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from mtl_jax.studies.stats import formatting
-from mtl_jax.studies.stats.comparisons import against, what_few_seeds_tell
+from mtl_jax.studies.stats.comparisons import against
 from mtl_jax.studies.stats.intervals import (
     FEWEST_FOR_T,
     LEVEL,
@@ -31,6 +31,7 @@ from mtl_jax.studies.stats.results import (
     qualities,
     trained_arms,
 )
+from mtl_jax.studies.stats.wording import too_few_seeds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,8 +83,6 @@ class Recommendation:
     """chosen minus runner-up on ``split``, over shared seeds"""
     p_value: float | None
     """of that difference, as one of the family of scenarios against one reference"""
-    t_value: float | None
-    """the same of the paired t-test with Holm's correction"""
     family: int
     """comparisons of that family"""
     noun: str
@@ -110,9 +109,9 @@ def recommend(
     """Chooses, of the arms that nothing separates from the best on validation, the cheapest.
 
     Nothing separates an arm from the best one where its mean is within ``tolerance``; or where
-    the paired t-test, with Holm's correction over the ranked arms, does not tell the two apart,
-    and it is at most ``MOST_LOSS`` below. There is a test from three seeds on. The cheapest has
-    the fewest training FLOPs; where these were not counted, the best is chosen.
+    the t-test over seeds and texts, with Holm's correction over the ranked arms, does not tell the
+    two apart, and it is at most ``MOST_LOSS`` below. There is a test from three seeds on. The
+    cheapest has the fewest training FLOPs; where these were not counted, the best is chosen.
 
     Ranked are the arms all of whose heads were trained, on the seeds that all of them have; an
     arm that shares no seed with most of them is left out. The test split has no part in the
@@ -167,7 +166,6 @@ def recommend(
         runner_up=runner_up,
         difference=difference,
         p_value=compared.p_value if compared else None,
-        t_value=compared.t_value if compared else None,
         family=family,
         noun=noun,
         names=names or {},
@@ -322,7 +320,7 @@ def _separated(advice: Recommendation) -> str:
     if len(advice.seeds) < FEWEST_FOR_T:
         return f"{below}."
     return (
-        f"{below}, and either told apart from it by the paired t-test with Holm's correction, or "
+        f"{below}, and either told apart from it by the t-test with Holm's correction, or "
         f"more than {MOST_LOSS:g} below."
     )
 
@@ -333,7 +331,7 @@ def _alike(advice: Recommendation) -> str:
     if all(_within(each, advice.best, advice.tolerance) for each in advice.level):
         return near
     return (
-        f"{near}, or not told apart from it by the paired t-test with Holm's correction and at "
+        f"{near}, or not told apart from it by the t-test with Holm's correction and at "
         f"most {MOST_LOSS:g} below"
     )
 
@@ -410,18 +408,17 @@ def _certainty(advice: Recommendation, difference: PairedDifference) -> list[str
     gap, family = difference.interval, formatting.count_of(advice.family, "comparison")
     if gap.n == 1:
         return []
-    if few := what_few_seeds_tell(gap.n, advice.t_value):
-        t = mean_interval(difference.by_seed.values()) if gap.n >= FEWEST_FOR_T else None
-        limits = f"; the 95 % t interval of the difference is {formatting.limits(t)}" if t else ""
-        return [f"Corrected over {family}, {few}{limits}."]
+    if few := too_few_seeds(gap.n):
+        return [f"{few.capitalize()}."]
     if gap.low is None or advice.p_value is None:
         return []
-    verb = "tell" if advice.p_value <= LEVEL else "do not tell"
+    verb = "tells" if advice.p_value <= LEVEL else "does not tell"
     losses = "no loss" if gap.low >= -advice.tolerance else "losses"
+    over = "over seeds and texts" if gap.over_texts else "over seeds alone"
     return [
-        f"The 95 % bootstrap interval of that difference is {formatting.limits(gap)}, which holds "
-        f"{losses} of more than {advice.tolerance:g}; these seeds {verb} the two apart "
-        f"(sign-flip test, p {formatting.p_equals(advice.p_value)}, corrected over {family})."
+        f"The 95 % interval of that difference, {over}, is {formatting.limits(gap)}, which holds "
+        f"{losses} of more than {advice.tolerance:g}; the test {verb} the two apart "
+        f"(p {formatting.p_equals(advice.p_value)}, corrected over {family})."
     ]
 
 

@@ -1,4 +1,4 @@
-"""Intervals and tests by resampling the seeds, which assume no shape of their distribution.
+"""Tests by flipping the signs of seeds, which assume no shape of their distribution.
 
 Every draw is seeded, so that a report that is made again says the same.
 """
@@ -6,15 +6,20 @@ Every draw is seeded, so that a report that is made again says the same.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.stats
+
+from mtl_jax.studies.stats.two_way import estimate, text_covariance
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
+
+    from mtl_jax.studies.stats.two_way import Estimate
+
+    Floats = npt.NDArray[np.float64]
 
 # Sign flips are enumerated while there are no more of them, which holds up to 13 seeds.
 _RESAMPLES = 9_999
@@ -25,94 +30,102 @@ _ROUNDING = 1e-12
 _TIE = 1e-9
 
 
-def bootstrap_limits(
-    values: Collection[float], confidence: float = 0.95
-) -> tuple[float, float] | None:
-    """Limits of the mean by the expanded percentile bootstrap.
-
-    The percentile method takes quantiles of the means of resamples. With ``n`` values it is
-    too narrow by about ``sqrt((n - 1) / n)``, and by the normal quantile it stands for in
-    the place of Student's; so the quantiles are taken farther out, at
-    ``Φ(-sqrt(n / (n - 1)) t_{n-1})`` to each side, which for values that are symmetric
-    about their mean gives nearly the t interval.
-
-    No resample lies outside the range of the values, and that of ``n`` values covers the
-    median in ``1 - 2/2^n`` of all samples: 75, 87.5 and 94 % for 3, 4 and 5. So there are no
-    limits of fewer values than the coverage takes, six for 95 %.
-
-    BCa corrects bias and skewness as well, but estimates both from the ``n`` values
-    themselves; with the few seeds of a study that adds more noise than it removes, and it
-    covers the mean too seldom (Owen, "Better bootstrap t confidence intervals for the
-    mean", 2025, arXiv:2508.10083, section 1).
-
-    Source: Hesterberg, "What Teachers Should Know about the Bootstrap", 2014,
-    arXiv:1411.5279, the expanded percentile interval.
-
-    Args:
-        values: One value per seed.
-        confidence: Coverage of the interval, in (0, 1).
-
-    Returns:
-        None for fewer than ``seeds_needed(1 - confidence)`` values.
-    """
-    n = len(values)
-    if n < seeds_needed(1 - confidence):
-        return None
-    if min(values) == max(values):
-        return min(values), max(values)
-    t = scipy.stats.t.isf((1 - confidence) / 2, n - 1)
-    tail = float(scipy.stats.norm.sf(math.sqrt(n / (n - 1)) * t))
-    found = scipy.stats.bootstrap(
-        (np.fromiter(values, float),),
-        np.mean,
-        n_resamples=_RESAMPLES,
-        confidence_level=1 - 2 * tail,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
-
-
 def family_p(differences: Sequence[Mapping[int, float] | None]) -> list[float | None]:
     """Two-sided p-values of a family of paired comparisons, corrected for their number.
 
     If the arms of a comparison did not differ, each seed's difference could as well have had
-    the other sign. The statistic of comparison j is ``T_j(s) = |Σ_i s_i d_ij| / sqrt(Σ_i d_ij²)``,
-    with ``d_ij`` its difference at seed i and ``s_i`` that seed's sign; flips do not change the
-    denominator, which puts comparisons of unlike size on one scale. A seed flips in all
-    comparisons at once, as it has drawn the heads and the order of the data for all of them.
-    The p-value is the share of sign patterns whose largest statistic of the family is at least
-    the one that was found, ``p_j = |{s : max_k T_k(s) >= T_j(1)}| / |{s}|``: exact up to 13
-    seeds, from 9,999 random patterns and the one found beyond.
+    the other sign, and the draw of the texts that the seeds share would have moved its mean by
+    a normal error of the variance and covariance that ``two_way`` estimates. So the mean m of
+    the n differences d_i of a comparison is held against ``m(s) + τ``, with signs s and errors τ
+    that are drawn for all comparisons at once, as their arms share seeds and texts. The statistic
+    is ``t = m / SE`` with the error of ``two_way``, worked out again for each draw, and bounded:
+    ``T = t / sqrt(1 + t² / (n - 1)) sqrt(n / (n - 1))``, which orders draws as t does. Where no
+    texts are known that is ``|Σ_i d_i| / sqrt(Σ_i d_i²)``, and the test is Fisher's, exact up to 13
+    seeds; of more, signs are drawn.
 
-    So the chance of any false claim in the family is bounded. The smallest p-value is 2/2^n
-    with n seeds, however many comparisons there are; a correction of the p-values one by one,
-    such as Holm's, would multiply it by their number. Of a family of one it is Fisher's test.
+    The correction is the step-down maxT procedure: with the comparisons in descending order of
+    what was found, ``p_j = max_{i<=j} P(max_{k>=i} T_k(s, τ) >= T_i)``. So the chance of any
+    false claim in the family is bounded, and the smallest p-value is about 2/2^n with n seeds,
+    however many comparisons there are; Holm's correction would multiply it by their number.
 
-    Source: Westfall & Young, "Resampling-Based Multiple Testing", 1993, the single-step maxT
-    procedure; the flips: Fisher, "The Design of Experiments", 1935, section 21.
+    Source: Westfall & Young, "Resampling-Based Multiple Testing", 1993, algorithm 4.1; the flips:
+    Fisher, "The Design of Experiments", 1935, section 21.
 
     Args:
-        differences: Per comparison the arm minus its reference, by seed. A seed that one
-            lacks adds nothing to it. None, or no seed, is a comparison that was not made.
+        differences: Per comparison the arm minus its reference, by seed, of two seeds at least. A
+            seed that one lacks adds nothing to it. None, or no seed, is one that was not made.
 
     Returns:
         One per comparison; None where it was not made. 1 where all differences are 0.
     """
     made = [each for each in differences if each]
+    if not made:
+        return [None] * len(differences)
+    found, drawn = _statistics(made)
+    order = np.argsort(-found, kind="stable")
+    # Column by column from the least: the largest of those that come no earlier in the order.
+    largest = np.maximum.accumulate(drawn[:, order[::-1]], axis=1)[:, ::-1]
+    stepped = np.mean(largest >= found[order] - _TIE, axis=0)
+    p_values = np.empty(len(made))
+    p_values[order] = np.maximum.accumulate(stepped)
+    each_of = iter(p_values.tolist())
+    return [next(each_of) if each else None for each in differences]
+
+
+def _statistics(
+    made: Sequence[Mapping[int, float]],
+) -> tuple[Floats, Floats]:
+    """What was found, float64 [family], and draws of it where nothing differs, [draws, family]."""
     seeds = sorted({seed for each in made for seed in each})
     table = np.array([[each.get(seed, 0.0) for seed in seeds] for each in made], np.float64)
-    table = table.reshape(len(made), len(seeds))
     table[np.abs(table) < _ROUNDING] = 0
-    length = np.linalg.norm(table, axis=1, keepdims=True)
-    table /= np.where(length > 0, length, 1)
-    largest = np.abs(_signs(len(seeds)) @ table.T).max(axis=1, initial=0)
-    found = np.abs(table.sum(axis=1))
-    p_values = iter(np.mean(largest[:, None] >= found - _TIE, axis=0).tolist())
-    return [next(p_values) if each else None for each in differences]
+    count = np.array([len(each) for each in made], np.float64)
+    squares, signs = (table**2).sum(axis=1), _signs(len(seeds))
+    known = [found for each in made if (found := estimate(each.values())) is not None]
+    texts = len(known) == len(made) and any(each.shared for each in known)
+    shared = np.array([each.shared**2 for each in known]) if texts else np.zeros(len(made))
+    if texts:
+        # As many draws of texts for each pattern as make up what a p-value is told by.
+        signs = np.tile(signs, (-(-_RESAMPLES // len(signs)), 1))
+
+    def bounded(means: Floats, errors: Any) -> Floats:
+        between = np.maximum(squares - count * means**2, 0) / (count * np.maximum(count - 1, 1))
+        return _bounded(means + errors, between + shared, count)
+
+    means = signs @ table.T / count
+    found = bounded(means[:1], 0.0)
+    drawn = bounded(means, _text_errors(known, len(signs)) if texts else 0.0)
+    # What was found is as likely as any draw; where nothing is drawn it is among the patterns.
+    return found[0], np.vstack((found, drawn)) if texts else drawn
 
 
-def best_of_others(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+def _bounded(
+    means: Floats,
+    variance: Floats,
+    count: Floats,
+) -> Floats:
+    """``t / sqrt(1 + t² / (n - 1)) sqrt(n / (n - 1))`` of ``t = |mean| / sqrt(variance)``."""
+    rest = np.maximum(count - 1, 1)
+    length = np.sqrt((variance + means**2 / rest) * rest / count)
+    return np.divide(np.abs(means), length, out=np.zeros_like(means), where=length > _ROUNDING)
+
+
+def _text_errors(known: Sequence[Estimate], draws: int) -> Floats:
+    """What other texts would do to the means of comparisons: [draws, comparisons].
+
+    Normal, with the covariance of ``two_way``; and as this is estimated, too, t-distributed.
+    """
+    values, vectors = np.linalg.eigh(text_covariance(known))
+    root = vectors * np.sqrt(np.maximum(values, 0))
+    draw = np.random.default_rng(0)
+    normal = draw.standard_normal((draws, len(known))) @ root.T
+    freedom = min(each.text_freedom for each in known)
+    if math.isinf(freedom):
+        return normal
+    return normal * np.sqrt(freedom / draw.chisquare(freedom, (draws, 1)))
+
+
+def best_of_others(scores: Floats) -> npt.NDArray[np.intp]:
     """Per seed the arm with the best mean over the other seeds, so that its own luck has no part.
 
     Args:
@@ -130,7 +143,7 @@ def best_of_others(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
     return np.where((counts > 0).any(-2), best, -1)
 
 
-def chosen_p(choosing: npt.NDArray[np.float64], compared: npt.NDArray[np.float64]) -> float:
+def chosen_p(choosing: Floats, compared: Floats) -> float:
     """Two-sided p-value of a mean whose arm is chosen, for each seed, by ``best_of_others``.
 
     A seed helps to choose the arm of all others, so that what was chosen depends on each other
@@ -153,7 +166,7 @@ def chosen_p(choosing: npt.NDArray[np.float64], compared: npt.NDArray[np.float64
     return float(np.mean(sums >= sums[0] - _ROUNDING))
 
 
-def _signs(seeds: int) -> npt.NDArray[np.float64]:
+def _signs(seeds: int) -> Floats:
     """Sign patterns of so many seeds, float64 [patterns, seeds]; the first has no flip."""
     if 2**seeds <= _RESAMPLES:
         return 1.0 - 2.0 * (np.arange(2**seeds)[:, None] >> np.arange(seeds) & 1)
@@ -180,7 +193,7 @@ def seeds_needed(level: float) -> int:
     return math.ceil(1 - math.log2(level))
 
 
-def expected_best(scores: Sequence[float]) -> npt.NDArray[np.float64]:
+def expected_best(scores: Sequence[float]) -> Floats:
     """Expected validation performance of the best of n = 1 … N random trials.
 
     With the scores in ascending order, ``E[V*_n] = Σ_i v_(i) ((i/N)^n - ((i-1)/N)^n)``: the

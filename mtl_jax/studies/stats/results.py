@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import math
 import re
+import zlib
 from typing import TYPE_CHECKING, Any
 
 from mtl_jax.config.tasks import SCORES, Kind
-from mtl_jax.core.errors import cannot_read
+from mtl_jax.core.errors import UserError, cannot_read, first_line
 from mtl_jax.core.json_files import parse_json
 
 if TYPE_CHECKING:
@@ -39,14 +41,24 @@ BASELINE = "all_frozen"
 REFERENCE = "none_frozen"
 
 
+def results_file(folder: Path) -> Path:
+    """Where the results of a study are: ``results.jsonl``, or the same compressed."""
+    path = folder / "results.jsonl"
+    packed = folder / "results.jsonl.gz"
+    return packed if packed.exists() and not path.exists() else path
+
+
 def read_results(path: Path) -> list[Result]:
-    """Reads a ``results.jsonl``, passing over empty lines.
+    """Reads a ``results.jsonl``, or one that gzip has compressed, passing over empty lines.
 
     Raises:
         UserError: It can't be read, or a line is no result.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        content = path.read_bytes()
+        lines = (gzip.decompress(content) if path.suffix == ".gz" else content).split(b"\n")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}): put it there again") from error
     except OSError as error:
         raise cannot_read(path, error) from error
     return [
@@ -140,7 +152,9 @@ def lookup(result: Any, *path: str) -> float | None:
         result = result.get(key)
     if isinstance(result, bool) or not isinstance(result, int | float):
         return None
-    return float(result) if math.isfinite(result) else None
+    if not math.isfinite(result):
+        return None
+    return float(result) if isinstance(result, int) else result
 
 
 def score(metrics: Any, task: str) -> float | None:

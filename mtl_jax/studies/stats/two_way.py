@@ -1,4 +1,4 @@
-"""Intervals over seeds and test texts together.
+"""Errors over seeds and test texts together, and the tests that rest on them.
 
 All seeds of a study are measured on the same test texts. What their scores have in common by the
 draw of these texts is in no difference between seeds, so that an interval over seeds alone is too
@@ -12,18 +12,20 @@ from the mean. So
 
     SE² = s² / S + v - w / S
 
-with ``s² / S`` known from S - 1 degrees of freedom, the rest from n - 1, and those of the sum after
-Satterthwaite; n are the texts of the rarest class, on which macro-F1 leans. Texts are drawn by the
-Bayesian bootstrap, which leaves no class out, and whose variance is that of a sample of n times
-``(n - 1) / (n + 1)``. A bootstrap of
-seeds, too, would be too narrow by ``sqrt((S - 1) / S)`` and by the normal quantile it stands for,
-at the 4 to 10 seeds of a study; a mixed model of the texts' answers would need one for each metric,
-where this takes any that weights of texts can be given to.
+with ``s² / S`` known from S - 1 degrees of freedom, the rest from as many as the texts that matter
+make: ``2 / (Σ u⁴ / (Σ u²)² - 1 / N)`` of contributions u, which is 2N / (kurtosis - 1), few
+where the score leans on few texts, as macro-F1 on those of a rare class. The degrees of the
+sum are Satterthwaite's. ``measured`` has v and w, by the jackknife. Where a seed draws its training
+texts, too, that draw is in s².
+
+A two-way bootstrap of seeds and texts would be too narrow by ``sqrt((S - 1) / S)`` and by the
+normal quantile it stands for at the 3 to 10 seeds of a study; a mixed model of the texts' answers
+would need a distribution of its own for each metric, where this takes any that can be computed with
+a text left out, and whatever is the mean or the difference of such.
 
 Sources: Satterthwaite, "An Approximate Distribution of Estimates of Variance Components",
-Biometrics Bulletin 2(6), 1946; Rubin, "The Bayesian Bootstrap", Annals of Statistics 9(1), 1981;
-the crossed design of raters and cases: Gallas, Bandos, Samuelson & Wagner, "A Framework for
-Random-Effects ROC Analysis", Communications in Statistics 38(15), 2009.
+Biometrics Bulletin 2(6), 1946; the crossed design of raters and cases: Gallas, Bandos, Samuelson &
+Wagner, "A Framework for Random-Effects ROC Analysis", Communications in Statistics 38(15), 2009.
 """
 
 from __future__ import annotations
@@ -35,32 +37,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.stats
 
-from mtl_jax.training.prediction_counts import resampled_macro_f1
+from mtl_jax.studies.stats.measured import Measured
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
 
-DRAWS = 1000
-"""of test texts; the standard error of v is then about 4.5 % of it"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Answers:
-    """What the seeds of one arm have predicted for one task of the same texts.
-
-    Attributes:
-        gold: int [texts], -1 where a text has no label.
-        predicted: int [seeds, texts].
-        classes: How many classes there are.
-    """
-
-    gold: npt.NDArray[np.int64]
-    predicted: npt.NDArray[np.int64]
-    classes: int
+# Rounding alone is no spread, and no difference.
+_ROUNDING = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,17 +56,25 @@ class Estimate:
 
     Attributes:
         mean: The mean.
-        error: Its standard error over seeds and texts.
+        error: Its standard error over seeds and, where the scores are ``Measured``, over texts.
         freedom: Degrees of freedom of that.
+        seeds: How many there are.
         over_seeds: The standard error that other seeds alone would leave, ``s / sqrt(S)``.
-        over_texts: The one that other texts alone would, ``sqrt(v)``.
+        over_texts: The one that other texts alone would, ``sqrt(v)``; None where it is not known.
+        shared: The part of v that is not in s², ``sqrt(v - w / S)``.
+        text_freedom: Degrees of freedom of that; infinite without it.
+        parts: What each text contributes to the mean, per set of texts.
     """
 
     mean: float
     error: float
     freedom: float
+    seeds: int
     over_seeds: float
-    over_texts: float
+    over_texts: float | None
+    shared: float
+    text_freedom: float
+    parts: Mapping[str, Floats]
 
     def limits(self, confidence: float = 0.95) -> tuple[float, float]:
         """Of the t interval."""
@@ -88,65 +83,79 @@ class Estimate:
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of the hypothesis that the mean is 0."""
-        if self.error == 0:
-            return float(self.mean == 0)
+        """Two-sided, of the hypothesis that the mean is 0, by Student's t."""
+        if self.error < _ROUNDING:
+            return float(abs(self.mean) < _ROUNDING)
         return float(2 * scipy.stats.t.sf(abs(self.mean) / self.error, self.freedom))
 
 
-def text_weights(texts: int, draws: int = DRAWS, seed: int = 0) -> Floats:
-    """Weights of texts, float64 [1 + draws, texts], of mean 1; the first row is that of no draw.
-
-    Draws for the arms of a study are the same ones, so that differences are paired by text.
-    """
-    drawn = np.random.default_rng(seed).exponential(size=(draws, texts))
-    drawn *= texts / drawn.sum(axis=1, keepdims=True)
-    return np.vstack((np.ones(texts), drawn))
-
-
-def macro_f1(answers: Answers, weights: Floats) -> Floats:
-    """Macro-F1 of each seed under each row of weights: [rows, seeds].
-
-    As scikit-learn's ``f1_score`` with ``average="macro"`` and ``sample_weight``: the mean over the
-    classes that have a text or a prediction.
-    """
-    there, classes = answers.gold >= 0, np.arange(answers.classes)
-    true, weights = answers.gold[there, None] == classes, weights[:, there]
-    guesses = answers.predicted[:, there, None] == classes
-    return np.stack([resampled_macro_f1(true, guess, weights) for guess in guesses], axis=1)
-
-
-def estimate(scores: Floats, rarest: int) -> Estimate | None:
+def estimate(scores: Collection[float]) -> Estimate | None:
     """The mean over seeds with its standard error over seeds and texts.
 
     Args:
-        scores: Of each seed, or paired differences of scores, under each row of ``text_weights``,
-            of the texts as found first: [1 + draws, seeds].
-        rarest: Texts of the rarest class, 2 at least.
+        scores: One per seed, or one difference. With plain numbers it is Student's interval, over
+            seeds alone; with ``Measured`` ones over seeds and texts.
 
     Returns:
         None of fewer than two seeds.
     """
-    seeds = scores.shape[1]
+    seeds = len(scores)
     if seeds < 2:
         return None
-    found, drawn = scores[0], scores[1:]
-    between = float(found.var(ddof=1)) / seeds
-    means, factor = drawn.mean(axis=1), (rarest + 1) / (rarest - 1)
-    over_texts = factor * float(means.var(ddof=1))
-    apart = factor * (drawn - means[:, None]).var(axis=0, ddof=1).sum() / (seeds - 1)
-    shared = max(over_texts - float(apart) / seeds, 0.0)
+    mean = math.fsum(scores) / seeds
+    between = math.fsum((float(score) - mean) ** 2 for score in scores) / (seeds - 1) / seeds
+    known = all(isinstance(score, Measured) for score in scores)
+    parts, own = _mean_parts(scores) if known else ({}, 0.0)
+    of_mean = sum(float(each @ each) for each in parts.values())
+    apart = (own - seeds * of_mean) / (seeds - 1)
+    shared = max(of_mean - apart / seeds, 0.0)
+    text_freedom = _freedom(parts) if shared > 0 else math.inf
     variance = between + shared
-    parts = between**2 / (seeds - 1) + shared**2 / (rarest - 1)
+    degrees = between**2 / (seeds - 1) + shared**2 / text_freedom
     return Estimate(
-        mean=float(found.mean()),
+        mean=mean,
         error=math.sqrt(variance),
-        freedom=variance**2 / parts if parts else seeds - 1.0,
+        freedom=variance**2 / degrees if degrees else seeds - 1.0,
+        seeds=seeds,
         over_seeds=math.sqrt(between),
-        over_texts=math.sqrt(over_texts),
+        over_texts=math.sqrt(of_mean) if known else None,
+        shared=math.sqrt(shared),
+        text_freedom=text_freedom,
+        parts=parts,
     )
 
 
-def mean_macro_f1(tasks: Sequence[Answers], weights: Floats) -> Floats:
-    """The mean over tasks of ``macro_f1``."""
-    return np.mean([macro_f1(answers, weights) for answers in tasks], axis=0)
+def _mean_parts(scores: Collection[float]) -> tuple[dict[str, Floats], float]:
+    """What each text contributes to the mean of scores, and the sum of squares over all scores."""
+    found: dict[str, Floats] = {}
+    own = 0.0
+    for score in scores:
+        for key, each in score.parts.items() if isinstance(score, Measured) else ():
+            own += float(each @ each)
+            found[key] = found[key] + each if key in found else each
+    return {key: each / len(scores) for key, each in found.items()}, own
+
+
+def _freedom(parts: Mapping[str, Floats]) -> float:
+    """Degrees of freedom of the sum of squares of contributions."""
+    squares = np.concatenate([each**2 for each in parts.values()])
+    uneven = float(squares @ squares) / float(squares.sum()) ** 2 - 1 / len(squares)
+    return max(2 / uneven, 1.0) if uneven > 0 else math.inf
+
+
+def text_covariance(estimates: Sequence[Estimate]) -> Floats:
+    """That of means over the texts they share, float64 [means, means]; its diagonal is ``shared²``.
+
+    Args:
+        estimates: Of the comparisons of a family.
+    """
+    keys = sorted({key for each in estimates for key in each.parts})
+    found = np.zeros((len(estimates), len(estimates)))
+    for key in keys:
+        texts = next(len(each.parts[key]) for each in estimates if key in each.parts)
+        rows = np.stack([each.parts.get(key, np.zeros(texts)) for each in estimates])
+        found += rows @ rows.T
+    scale = np.array(
+        [each.shared / each.over_texts if each.over_texts else 0.0 for each in estimates]
+    )
+    return scale[:, None] * found * scale

@@ -115,7 +115,9 @@ class TaskKind(abc.ABC):
     def per_class(
         self, labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
     ) -> dict[str, dict[str, float]]:
-        """Of each class ``precision``, ``recall``, ``f1`` and ``support``, the texts that have it.
+        """Of each class ``precision``, ``recall``, ``f1``, ``support`` and ``predicted``.
+
+        ``support`` are the texts that have it, ``predicted`` those that are given it.
 
         Args:
             labels: Of labelled texts.
@@ -170,6 +172,21 @@ class TaskKind(abc.ABC):
             labels: Those of n texts.
             predicted: Their predictions.
             weights: float32 [r, n], how often each text counts.
+        """
+
+    @abc.abstractmethod
+    def left_out(
+        self, metric: str, labels: np.ndarray, predicted: np.ndarray, classes: int
+    ) -> np.ndarray | None:
+        """A metric with each text left out, float64 [n]; None of one that this is not known of.
+
+        A class that this leaves without a text or a prediction counts as before.
+
+        Args:
+            metric: One of ``metrics``, or ``weighted_f1``.
+            labels: Those of n labelled texts, two at least.
+            predicted: Their predictions.
+            classes: Number of classes.
         """
 
     # How far predictions drift, and the term of the loss that holds them.

@@ -26,9 +26,11 @@ from mtl_jax.training.kinds.single_label import UNDEFINED
 from mtl_jax.training.prediction_counts import (
     by_class,
     expected_calibration_error,
+    f1_of,
     macro_f1_of_counts,
     marked_counts,
     resampled_macro_f1,
+    without_each,
 )
 
 
@@ -170,7 +172,7 @@ class MultiLabel(TaskKind):
             )
             for k in range(len(classes))
         ]
-        return by_class(classes, np.array(each)[..., 0].T)
+        return by_class(classes, list(np.array(each)[..., 0].T), (predicted > 0).sum(0))
 
     def calibration_error(self, labels: np.ndarray, probabilities: np.ndarray) -> float | None:
         """See ``TaskKind``: over all marks, of the probability of that which is predicted."""
@@ -192,6 +194,30 @@ class MultiLabel(TaskKind):
     ) -> np.ndarray:
         """See ``TaskKind``."""
         return resampled_macro_f1(labels > 0, predicted > 0, weights)
+
+    def left_out(
+        self, metric: str, labels: np.ndarray, predicted: np.ndarray, classes: int
+    ) -> np.ndarray | None:
+        """See ``TaskKind``: of all metrics."""
+        del classes
+        true, guess = labels > 0, predicted > 0
+        if metric == "subset_accuracy":
+            return without_each((true == guess).all(-1))
+        if metric == "hamming_loss":
+            return without_each((true != guess).mean(-1))
+        of_text = (true & guess).astype(np.float64), true.astype(np.float64) + guess
+        if metric == "micro_f1":
+            of_text = tuple(each.sum(-1, keepdims=True) for each in of_text)
+        hits, both = (each.sum(0) - each for each in of_text)
+        scores = f1_of(hits, both)
+        if metric == "micro_f1":
+            return scores[:, 0]
+        if metric == "macro_f1":
+            return scores.sum(-1) / max(np.count_nonzero(of_text[1].sum(0)), 1)
+        if metric == "weighted_f1":
+            there = true.sum(0) - true
+            return (there * scores).sum(-1) / np.maximum(there.sum(-1), 1)
+        return None
 
     def divergence(self, before: np.ndarray, now: np.ndarray) -> float:
         """See ``TaskKind``: KL(before || now) of each class, averaged over the classes."""

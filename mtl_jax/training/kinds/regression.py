@@ -16,6 +16,7 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.data.kinds import has_label
 from mtl_jax.models.multitask import Loss
 from mtl_jax.training.kinds.base import Metrics, TaskKind
+from mtl_jax.training.prediction_counts import without_each
 
 _NAMES = ("r2", "rmse", "mae", "pearson", "spearman")
 
@@ -109,6 +110,25 @@ class Regression(TaskKind):
         there = variation > 1e-12 * np.maximum(weights @ values**2, 1e-300)
         part = np.divide(weights @ errors**2, variation, out=np.ones(len(weights)), where=there)
         return 1 - part
+
+    def left_out(
+        self, metric: str, labels: np.ndarray, predicted: np.ndarray, classes: int
+    ) -> np.ndarray | None:
+        """See ``TaskKind``: of all but the correlations."""
+        del classes
+        n, errors = len(labels), labels - predicted
+        squares = (errors**2).sum() - errors**2
+        if metric == "mae":
+            return without_each(np.abs(errors))
+        if metric == "rmse":
+            return np.sqrt(np.maximum(squares, 0) / (n - 1))
+        if metric != "r2":
+            return None
+        around = (labels - labels.mean()) ** 2
+        # What is left varies about a mean of its own.
+        variation = around.sum() - around * n / (n - 1)
+        there = variation > 1e-12 * max(around.sum(), 1e-300)
+        return 1 - np.divide(squares, variation, out=np.ones(n), where=there)
 
     def divergence(self, before: np.ndarray, now: np.ndarray) -> float:
         """See ``TaskKind``: half the squared difference of standardised predictions.

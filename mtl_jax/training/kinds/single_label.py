@@ -20,8 +20,10 @@ from mtl_jax.training.prediction_counts import (
     by_class,
     class_counts,
     expected_calibration_error,
+    f1_of,
     macro_f1_of_counts,
     resampled_macro_f1,
+    without_each,
 )
 
 # The precision of a class that is never predicted; scikit-learn's annotations know only "warn".
@@ -136,7 +138,7 @@ class SingleLabel(TaskKind):
         found: Any = precision_recall_fscore_support(
             labels, predicted, labels=numbers, zero_division=UNDEFINED
         )
-        return by_class(classes, found)
+        return by_class(classes, found, np.bincount(predicted, minlength=len(classes)))
 
     def calibration_error(self, labels: np.ndarray, probabilities: np.ndarray) -> float | None:
         """See ``TaskKind``: of the probability of the class that is predicted."""
@@ -158,6 +160,29 @@ class SingleLabel(TaskKind):
         classes = np.arange(max(labels.max(), predicted.max()) + 1)
         true, guess = (each[:, None] == classes for each in (labels, predicted))
         return resampled_macro_f1(true, guess, weights)
+
+    def left_out(
+        self, metric: str, labels: np.ndarray, predicted: np.ndarray, classes: int
+    ) -> np.ndarray | None:
+        """See ``TaskKind``: of the accuracy and the F1 scores."""
+        right = labels == predicted
+        if metric == "accuracy":
+            return without_each(right)
+        if metric not in ("macro_f1", "weighted_f1"):
+            return None
+        hits = np.bincount(labels[right], minlength=classes).astype(np.float64)
+        true, guess = (np.bincount(x, minlength=classes) for x in (labels, predicted))
+        both = (true + guess).astype(np.float64)
+        before = f1_of(hits, both)
+        # A text counts for the class that it has and for that which it is given.
+        of_label = f1_of(hits[labels] - right, both[labels] - 1 - right)
+        of_guess = np.where(right, before[predicted], f1_of(hits[predicted], both[predicted] - 1))
+        if metric == "macro_f1":
+            change = of_label - before[labels] + of_guess - before[predicted]
+            return (before.sum() + change) / np.count_nonzero(both)
+        change = (true[labels] - 1) * of_label - true[labels] * before[labels]
+        change += true[predicted] * (of_guess - before[predicted])
+        return (true @ before + change) / (len(labels) - 1)
 
     def divergence(self, before: np.ndarray, now: np.ndarray) -> float:
         """See ``TaskKind``: KL(before || now)."""

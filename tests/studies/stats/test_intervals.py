@@ -9,8 +9,7 @@ from mtl_jax.studies.stats.intervals import (
     mean_interval,
     of_differences,
     paired_difference,
-    paired_t_p,
-    t_factor,
+    t_p,
 )
 
 
@@ -55,19 +54,17 @@ def test_within():
     assert Interval(0.0, None, None, 1).within(0.01) is None
 
 
-def test_t_factor_of_two_degrees_of_freedom():
-    assert t_factor(3) == pytest.approx(4.302653, abs=1e-6)
-
-
 def test_paired_difference_by_hand():
     arm = {0: 0.70, 1: 0.73, 2: 0.69, 3: 0.75}
     reference = {0: 0.74, 1: 0.75, 2: 0.74, 3: 0.76}
     found = paired_difference(arm, reference)
     assert found is not None
-    # -0.04, -0.02, -0.05, -0.01: all of one sign, and four are too few for limits.
-    assert found.p_value == 2 / 2**4
+    # -0.04, -0.02, -0.05, -0.01: four are too few for flips of signs, and t decides.
+    # t = -0.03 / (0.018257 / 2) = -3.2863 of 3 degrees of freedom.
+    assert found.p_value == found.t_p == pytest.approx(0.046205, abs=1e-6)
     assert found.by_seed == pytest.approx({0: -0.04, 1: -0.02, 2: -0.05, 3: -0.01})
-    assert (found.interval.low, found.interval.high) == (None, None)
+    limits = (found.interval.low, found.interval.high)
+    assert limits == pytest.approx((-0.03 - 0.029052, -0.03 + 0.029052), abs=1e-6)
     assert found.interval.mean == pytest.approx(-0.03)
 
 
@@ -82,7 +79,7 @@ def test_only_shared_seeds_are_paired():
 def test_one_shared_seed_shows_nothing():
     found = paired_difference({0: 0.5, 1: 0.7}, {1: 0.6})
     assert found is not None
-    assert found.p_value == 1.0
+    assert found.p_value is None
     assert found.interval.low is None
 
 
@@ -99,7 +96,7 @@ def test_differences_that_are_there_already():
     found = of_differences({3: 0.2, 5: 0.4})
     assert found is not None
     assert found.interval.mean == pytest.approx(0.3)
-    assert found.p_value == 0.5
+    assert (found.p_value, found.interval.low) == (None, None)
     assert of_differences({}) is None
 
 
@@ -107,14 +104,14 @@ def test_the_paired_t_test_is_scipys_from_three_seeds_on():
     one, other = [0.70, 0.73, 0.69, 0.75], [0.74, 0.75, 0.74, 0.76]
     differences = [a - b for a, b in zip(one, other, strict=True)]
     expected: Any = scipy.stats.ttest_rel(one, other)
-    found = paired_t_p(differences)
+    found = t_p(differences)
     assert found == pytest.approx(expected.pvalue)
     # With four seeds the sign-flip test can give no p below 0.125.
     assert found is not None
     assert found < 0.05
-    assert paired_t_p(differences[:2]) is None
-    assert paired_t_p([0.2, 0.2, 0.1 + 0.1]) == 0.0
-    assert paired_t_p([0.0, 0.0, 1e-17]) == 1.0
+    assert t_p(differences[:2]) is None
+    assert t_p([0.2, 0.2, 0.1 + 0.1]) == 0.0
+    assert t_p([0.0, 0.0, 1e-17]) == 1.0
 
 
 def test_holm_by_hand():

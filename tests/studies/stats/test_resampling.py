@@ -3,11 +3,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-import scipy.stats
 
 from mtl_jax.studies.stats.resampling import (
     best_of_others,
-    bootstrap_limits,
     chosen_p,
     expected_best,
     family_p,
@@ -18,33 +16,6 @@ from mtl_jax.studies.stats.resampling import (
 
 def by_seed(differences: Sequence[float]) -> dict[int, float]:
     return dict(enumerate(differences))
-
-
-def test_few_values_have_no_limits():
-    # The range of 3, 4 and 5 covers 1 - 2/2^n: 75, 87.5 and 93.75 %, each short of 95 %.
-    for values in ([], [0.7, 0.9], [0.7, 0.9, 0.8], [0.7, 0.9, 0.8, 0.1], [0, 1, 2, 3, 4]):
-        assert bootstrap_limits(values) is None
-    assert bootstrap_limits([0, 1, 2, 3, 4], confidence=0.9) is not None
-    assert bootstrap_limits([0, 1, 2, 3], confidence=0.875) is not None
-    assert bootstrap_limits([0, 1, 2], confidence=0.875) is None
-
-
-def test_bootstrap_of_six_by_hand():
-    # t_5 = 2.571, times sqrt(6/5) = 2.816, whose normal tail is 0.0024: of the 6^6 = 46,656
-    # resamples 113. The sums 0 to 3 have 1 + 6 + 21 + 56 = 84 of them, that of 4 has 126 more.
-    assert bootstrap_limits([0, 1, 2, 3, 4, 5]) == pytest.approx((4 / 6, 5 - 4 / 6))
-
-
-def test_bootstrap_of_many_nears_the_t_interval():
-    values = scipy.stats.norm.ppf((np.arange(30) + 0.5) / 30)
-    expected = scipy.stats.t.interval(0.9, 29, values.mean(), scipy.stats.sem(values))
-    found = bootstrap_limits(values.tolist(), 0.9)
-    assert found == pytest.approx(expected, abs=0.01)
-    assert bootstrap_limits(values.tolist(), 0.9) == found
-
-
-def test_bootstrap_without_spread():
-    assert bootstrap_limits([0.1] * 6) == (0.1, 0.1)
 
 
 @pytest.mark.parametrize(

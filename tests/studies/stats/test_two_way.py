@@ -1,135 +1,190 @@
-"""Intervals over seeds and texts together: what they are of, and how often they are right."""
+"""Errors over seeds and texts together: what they are made of, and how often they are right."""
 
+import copy
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
-from sklearn.metrics import f1_score
 
-from mtl_jax.studies.stats.intervals import holm
-from mtl_jax.studies.stats.two_way import (
-    Answers,
-    estimate,
-    macro_f1,
-    mean_macro_f1,
-    text_weights,
+from mtl_jax.studies.stats.intervals import covers_texts, mean_interval, paired_difference
+from mtl_jax.studies.stats.measured import Measured, contributions
+from mtl_jax.studies.stats.resampling import family_p
+from mtl_jax.studies.stats.two_way import estimate, text_covariance
+from mtl_jax.training.kinds.registry import KINDS
+from tests.studies.stats.simulated import (
+    REFERENCE,
+    coverage,
+    false_claims,
+    power,
+    qualities,
+    study,
 )
 
-TEXTS, CLASSES, STUDIES = 160, 3, 600
-WEIGHTS = text_weights(TEXTS, 200)
+LEFT_OUT = {
+    "single_label": ("accuracy", "macro_f1", "weighted_f1"),
+    "multi_label": ("subset_accuracy", "hamming_loss", "micro_f1", "macro_f1", "weighted_f1"),
+    "regression": ("r2", "rmse", "mae"),
+}
 
 
-def answered(draw, seeds, arms=1, *, shared=0.0, own=0.0, effect=0.0):
-    """What arms answer to the same texts: an answer is right where a latent number is above 0.
-
-    Args:
-        draw: A random generator.
-        seeds: Of each arm, with an effect each.
-        arms: How many.
-        shared: Standard deviation of how hard a text is for all.
-        own: The same for one arm.
-        effect: What each arm but the first has more.
-    """
-    gold = draw.choice(CLASSES, TEXTS, p=(0.45, 0.35, 0.2))
-    hard = draw.normal(0, shared, TEXTS)
-    found = []
-    for arm in range(arms):
-        level = 0.6 + (effect if arm else 0) + draw.normal(0, 0.1, (seeds, 1))
-        own_part = draw.normal(0, own, TEXTS)
-        right = level + hard + own_part + draw.normal(0, 1, (seeds, TEXTS)) > 0
-        wrong = (gold + draw.integers(1, CLASSES, (seeds, TEXTS))) % CLASSES
-        found.append(Answers(gold, np.where(right, gold, wrong), CLASSES))
-    return found
-
-
-def estimated(answers, reference=None):
-    scores = macro_f1(answers, WEIGHTS)
-    if reference is not None:
-        scores = scores - macro_f1(reference, WEIGHTS)
-    found = estimate(scores, int(np.bincount(answers.gold).min()))
-    assert found is not None
-    return found
-
-
-def test_scores_are_those_of_scikit_learn():
+def answered(kind: str) -> tuple[np.ndarray, np.ndarray]:
     draw = np.random.default_rng(0)
-    gold = draw.integers(-1, 4, 50)
-    predicted = draw.integers(0, 4, (3, 50))
-    # A class that neither has; one that is only predicted, by one seed.
-    gold[gold == 3] = 2
-    predicted[1:][predicted[1:] == 3] = 0
-    answers, weights = Answers(gold, predicted, 5), text_weights(50, 7)
-    scores = macro_f1(answers, weights)
-    there = gold >= 0
-    for row, of_texts in enumerate(weights):
-        for seed in range(3):
-            expected = f1_score(
-                gold[there],
-                predicted[seed, there],
-                average="macro",
-                sample_weight=of_texts[there],
-                zero_division=0,  # pyright: ignore[reportArgumentType]
-            )
-            assert scores[row, seed] == pytest.approx(expected, abs=1e-12)
-    both = mean_macro_f1([answers, answers], weights)
-    np.testing.assert_allclose(both, scores, rtol=0, atol=1e-12)
+    if kind == "regression":
+        labels = draw.normal(size=30)
+        return labels, labels + draw.normal(size=30)
+    shape = (30, 3) if kind == "multi_label" else 30
+    labels, other = draw.integers(0, 2 if kind == "multi_label" else 4, (2, *np.ravel(shape)))
+    kept = draw.random(shape) < 0.6
+    dtype = np.int8 if kind == "multi_label" else np.int32
+    return labels.astype(dtype), np.where(kept, labels, other).astype(dtype)
 
 
-def test_without_an_effect_of_texts_it_is_the_t_interval():
-    """Where all texts weigh alike in each draw."""
-    scores = np.tile([0.1, 0.3, 0.2, 0.5], (11, 1))
-    found = estimate(scores, 40)
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_a_metric_without_a_text_is_that_of_the_others(name: Any):
+    kind, (labels, predicted) = KINDS[name], answered(name)
+    for metric in LEFT_OUT[name]:
+        found = kind.left_out(metric, labels, predicted, 5)
+        for text in range(len(labels)):
+            rest = np.arange(len(labels)) != text
+            if metric == "weighted_f1":
+                expected = kind.weighted_f1(labels[rest], predicted[rest])
+            else:
+                expected = kind.metrics(labels[rest], predicted[rest], 5)[metric]
+            assert found is not None
+            assert found[text] == pytest.approx(expected, abs=1e-12)
+    assert kind.left_out("spearman", labels, predicted, 5) is None
+
+
+def test_contributions_give_the_variance_of_a_mean():
+    values = np.array([1.0, 2.0, 4.0, 9.0])
+    left_out = (values.sum() - values) / 3
+    # s² / n of the values: 12.667 / 4.
+    assert (contributions(left_out) ** 2).sum() == pytest.approx(values.var(ddof=1) / 4)
+
+
+def measured(value: float, **parts: list[float]) -> Measured:
+    return Measured(value, lambda: {key: np.array(each) for key, each in parts.items()})
+
+
+def test_sums_and_differences_know_their_texts_and_the_rest_is_plain():
+    one, other = measured(0.5, test=[1, 2]), measured(0.3, test=[1, 0], train=[4])
+    found: Any = (one - other + 1) / 2
+    assert (float(found), type(one * other), type(abs(one))) == (0.6, float, float)
+    assert {key: each.tolist() for key, each in found.parts.items()} == {
+        "test": [0, 1],
+        "train": [-2],
+    }
+    mean: Any = sum([one, other]) / 2
+    assert mean.parts["test"].tolist() == [1, 1]
+    negative: Any = 1 - one
+    assert (float(negative), negative.parts["test"].tolist()) == (0.5, [-1, -2])
+    assert copy.deepcopy({"a": one})["a"].parts["test"].tolist() == [1, 2]
+    assert (covers_texts([one, other]), covers_texts([one, 0.2]), covers_texts([])) == (
+        *(True, False),
+        False,
+    )
+
+
+def test_an_estimate_by_hand():
+    """Two seeds of scores 0.4 and 0.6; each text contributes as much to both, or to one."""
+    found = estimate([measured(0.4, test=[3, 4, 0]), measured(0.6, test=[3, 4, 2])])
     assert found is not None
-    expected: Any = scipy.stats.ttest_1samp(scores[0], 0.0)
-    assert found.p_value == pytest.approx(expected.pvalue)
-    interval = expected.confidence_interval()
+    # s² / S = 0.02 / 2; v is of the mean [3, 4, 1]; w is (0 + 1 + 1) / 1 of the distances from it.
+    assert found.over_seeds**2 == pytest.approx(0.01)
+    assert found.over_texts == pytest.approx(math.sqrt(26))
+    assert found.shared**2 == pytest.approx(26 - 2 / 2)
+    assert found.error**2 == pytest.approx(0.01 + 25)
+    # Σu⁴ / (Σu²)² - 1/N = 338 / 676 - 1/3 = 1/6.
+    assert found.text_freedom == pytest.approx(12)
+    assert text_covariance([found, found]) == pytest.approx(np.full((2, 2), 25))
+
+
+def test_texts_of_each_seed_alone_are_in_its_scatter_already():
+    """As of training texts that each seed draws."""
+    found = estimate([measured(0.4, a=[3, 4]), measured(0.6, b=[5, 12])])
+    assert found is not None
+    assert found.shared == pytest.approx(0)
+    assert found.error == pytest.approx(found.over_seeds)
+
+
+def test_without_texts_it_is_the_t_interval():
+    scores = [0.1, 0.3, 0.2, 0.5]
+    found, expected = estimate(scores), scipy.stats.ttest_1samp(scores, 0.0)
+    assert found is not None
+    known: Any = expected
+    interval = known.confidence_interval()
+    assert found.p_value == pytest.approx(known.pvalue)
     assert found.limits() == pytest.approx((interval.low, interval.high))
-    assert (found.freedom, found.over_texts) == (pytest.approx(3), 0)
-    assert estimate(scores[:, :1], 40) is None
+    assert (found.freedom, found.over_texts) == (pytest.approx(3), None)
+    mixed = estimate([measured(0.1, test=[9.0, 9.0]), *scores[1:]])
+    assert mixed is not None
+    assert (mixed.error, mixed.over_texts) == (pytest.approx(found.error), None)
+    assert estimate(scores[:1]) is None
 
 
-@pytest.mark.parametrize("shared", [0.0, 1.0])
+def test_flips_are_wider_by_the_errors_of_shared_texts():
+    """Eight seeds of like signs, which flips alone tell from nothing with 2 / 2^8."""
+    seeds = {seed: 0.1 + 0.001 * seed for seed in range(8)}
+
+    def with_texts(size: float) -> dict[int, float]:
+        each = [size / 10, -size / 10] * 50
+        return {seed: measured(value, test=each) for seed, value in seeds.items()}
+
+    assert family_p([seeds]) == [2 / 2**8]
+    (small,), (large,) = family_p([with_texts(0.01)]), family_p([with_texts(0.1)])
+    assert small is not None
+    assert large is not None
+    assert small < 0.02
+    # The mean, 0.1035, is about one standard error of texts.
+    assert large == pytest.approx(2 * scipy.stats.norm.sf(1.035), abs=0.03)
+    assert family_p([with_texts(0.1)]) == [large]
+
+
+def test_a_step_down_family_leaves_the_largest_effect_no_less_than_alone():
+    draw = np.random.default_rng(3)
+    clear = dict(enumerate(0.5 + 0.1 * draw.random(8)))
+    weak = dict(enumerate(0.1 + 0.1 * draw.normal(size=8)))
+    (alone,), (first, second) = family_p([weak]), family_p([clear, weak])
+    assert first == 2 / 2**8
+    # What comes last in order is tested as if alone.
+    assert second == alone
+
+
+@pytest.mark.parametrize("hard", [0.0, 1.0])
 @pytest.mark.parametrize("seeds", [4, 7, 10])
-def test_95_percent_are_95_percent(seeds, shared):
-    draw = np.random.default_rng(seeds)
-    found = [estimated(*answered(draw, seeds, shared=shared)) for _ in range(STUDIES)]
-    truth = np.mean([each.mean for each in found])
-    low, high = np.transpose([each.limits() for each in found])
-    assert 0.93 <= np.mean((low <= truth) & (truth <= high)) <= 0.97
+def test_95_percent_are_95_percent(seeds: int, hard: float):
+    assert 0.93 <= coverage(1000, seeds, hard=hard) <= 0.97
 
 
-@pytest.mark.parametrize("own", [0.0, 0.7])
-def test_where_nothing_differs_few_studies_say_that_something_does(own):
+@pytest.mark.parametrize(("seeds", "arms", "own"), [(8, 4, 0.0), (8, 4, 0.7), (4, 4, 0.7)])
+def test_where_nothing_differs_few_studies_say_that_something_does(
+    seeds: int, arms: int, own: float
+):
     """Also where each arm has texts of its own that are hard for it."""
-    draw = np.random.default_rng(85)
-    claims, of_seeds_alone = 0, 0
-    for _ in range(STUDIES):
-        arm, other = answered(draw, 8, 2, shared=0.7, own=own)
-        found = estimated(arm, other)
-        claims += found.p_value <= 0.05
-        of_seeds_alone += abs(found.mean) > scipy.stats.t.ppf(0.975, 7) * found.over_seeds
-    assert claims / STUDIES <= 0.06
-    assert own == 0 or of_seeds_alone / STUDIES > 0.12
+    assert false_claims(300, seeds, arms, hard=0.7, own=own) <= 0.06
+
+
+def test_an_interval_over_seeds_alone_claims_too_much():
+    """What the errors of texts are there for: texts that are hard for one arm."""
+    draw, claims = np.random.default_rng(8), 0
+
+    for _ in range(100):
+        lines = study(draw, 8, 2, hard=0.7, own=0.7)
+        one, other = (qualities(lines, arm, "test") for arm in ("arm_1", REFERENCE))
+        plain = [{seed: float(value) for seed, value in each.items()} for each in (one, other)]
+        found = paired_difference(*plain)
+        claims += found is not None and found.p_value is not None and found.p_value <= 0.05
+    assert claims > 20
 
 
 def test_an_effect_of_two_standard_deviations_is_found_among_twelve_comparisons():
-    """Of a seed's difference, texts included; the other eleven arms do not differ."""
-    draw = np.random.default_rng(2)
-    spread = np.std(
-        [
-            macro_f1(arm, WEIGHTS[:1])[0, 0] - macro_f1(other, WEIGHTS[:1])[0, 0]
-            for arm, other in (answered(draw, 1, 2, shared=0.7) for _ in range(400))
-        ]
-    )
-    # Per unit of the latent number.
-    better = answered(draw, 400, 2, shared=0.7, effect=0.4)
-    slope = (macro_f1(better[1], WEIGHTS[:1]) - macro_f1(better[0], WEIGHTS[:1])).mean() / 0.4
-    effect, seen = 2 * spread / slope, 0
-    for _ in range(100):
-        base, *alike = answered(draw, 8, 12, shared=0.7)
-        others = [estimated(each, base).p_value for each in alike]
-        base, arm = answered(draw, 8, 2, shared=0.7, effect=effect)
-        corrected, *_ = holm([estimated(arm, base).p_value, *others])
-        seen += corrected is not None and corrected <= 0.05
-    assert seen / 100 >= 0.85
+    assert power(60, hard=0.7) >= 0.85
+
+
+def test_a_mean_says_whether_it_covers_texts():
+    plain, known = mean_interval([0.1, 0.2]), mean_interval([measured(0.1, t=[1.0, 0.0])] * 2)
+    assert plain is not None
+    assert known is not None
+    assert (plain.over_texts, known.over_texts) == (False, True)

@@ -1,0 +1,165 @@
+"""Judges a study again from what it has left: its results and its predictions, without training."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.core.command_line import parse
+from mtl_jax.core.console import say
+from mtl_jax.core.errors import UserError, cannot_write
+from mtl_jax.core.json_files import read_json, write_json
+from mtl_jax.core.paths import expanded
+from mtl_jax.studies.recompute import predictions_path, recompute
+from mtl_jax.studies.settings import Report
+from mtl_jax.studies.stats.results import SPLITS, Result, read_results, results_file
+from mtl_jax.studies.text_errors import with_text_errors
+
+_RECORD = "study.json"
+_SCHEMA = {
+    "type": "object",
+    "required": ["context", "failures"],
+    "properties": {
+        "context": {"type": "object"},
+        "failures": {"type": "array", "items": {"type": "object", "required": ["arm", "seed"]}},
+    },
+}
+# What a process knows only for as long as it lives.
+_OF_THE_PROCESS = ("folder", "corpora")
+_KEPT_SPLITS = tuple(split for split in SPLITS if split != "train")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Write the report of a study again, from its results and predictions alone."""
+
+    study: str
+    """folder of the study, or what --keep has left of one"""
+    output: str | None = None
+    """folder for the report; by default that of the study"""
+    keep: str | None = None
+    """leave in this folder what a study is judged from: its results, compressed, and the \
+predictions on validation and test"""
+
+
+def judge_study(argv: Sequence[str]) -> int:
+    """Runs ``mtl-jax study judge DIR [flags]``; returns the exit status.
+
+    Raises:
+        UserError: The folder holds no study that can be judged, or the flags are wrong.
+    """
+    called = "mtl-jax study judge"
+    first = argv[:1] if argv and not argv[0].startswith("-") else []
+    words = [*(f"--study={word}" for word in first), *argv[len(first) :]]
+    asked = parse(Judge, words, called, Judge.__doc__ or "")
+    folder = expanded(asked.study)
+    path = judge(folder, expanded(asked.output) if asked.output else None)
+    say(f"the report is {path}")
+    if asked.keep:
+        keep(folder, expanded(asked.keep))
+    return 0
+
+
+def judge(folder: Path, output: Path | None = None) -> Path:
+    """Writes the report of a study, as the study itself did, and trains nothing.
+
+    Every score is computed again from the predictions; where that is another number than the one in
+    ``results.jsonl``, this is said and the computed one counts.
+
+    Args:
+        folder: Of the study, or what ``keep`` has left of one.
+        output: Where to write it; by default into ``folder``.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        UserError: Something in it can't be read, or it has no results.
+    """
+    noted = read_results(results_file(folder))
+    if not noted:
+        raise UserError(f"{folder} has no results yet: judge it when an arm is done")
+    results = recompute(folder)
+    for before, now in zip(noted, results, strict=True):
+        if before != now:
+            splits = [split for split in SPLITS if before.get(split) != now.get(split)]
+            say(
+                f"warning: {before['arm']}, seed {before['seed']}: what is computed from its "
+                f"predictions on {' and '.join(splits)} is not what its results say"
+            )
+    known: dict[str, Any] = {"context": {}, "failures": []}
+    if (record := folder / _RECORD).exists():
+        known = read_json(record, _SCHEMA, "remove it, and the report will lack what it says")
+    report, context = report_of(results), {**known["context"], "folder": folder}
+    lines = with_text_errors(folder, results)
+    return report(output or folder, lines, known["failures"], context)
+
+
+def report_of(results: Sequence[Result]) -> Report:
+    """What writes the report of a study, by the settings of its lines.
+
+    Raises:
+        UserError: There is no report of such results.
+    """
+    from mtl_jax.studies.report import backbones_report, scarce_report, unfreezing_report, write
+
+    names = {name for line in results for name in line.get("setting") or {}}
+    for report in (unfreezing_report, scarce_report, backbones_report):
+        if report.SETTING in names:
+            return report.leave_report
+    if names:
+        raise UserError(
+            f"results with the settings {', '.join(sorted(names))} are of a study that has no "
+            "report of many runs: name the folder of another one"
+        )
+    return write.leave_report
+
+
+def note_circumstances(
+    folder: Path, failures: Sequence[Mapping[str, Any]], context: Mapping[str, Any]
+) -> None:
+    """Leaves ``study.json``: what a report says beside the results.
+
+    Args:
+        folder: Of the study.
+        failures: Arms without a result.
+        context: See ``settings.Report``.
+    """
+    said = {name: value for name, value in context.items() if name not in _OF_THE_PROCESS}
+    write_json(folder / _RECORD, {"context": said, "failures": list(failures)})
+
+
+def keep(folder: Path, place: Path) -> None:
+    """Leaves what a study is judged from in another folder, to be kept or given to others.
+
+    Args:
+        folder: Of the study.
+        place: Where ``results.jsonl.gz``, ``study.json`` and the predictions on validation and test
+            are left; what is there already of an arm is replaced.
+
+    Raises:
+        UserError: Something can't be read or written.
+    """
+    results = results_file(folder)
+    lines = read_results(results)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        content = results.read_bytes()
+        # Without a time, so that what is the same stays the same file.
+        packed = content if results.suffix == ".gz" else gzip.compress(content, mtime=0)
+        (place / "results.jsonl.gz").write_bytes(packed)
+        if (record := folder / _RECORD).exists():
+            shutil.copyfile(record, place / _RECORD)
+        for line in lines:
+            for split in _KEPT_SPLITS:
+                path = predictions_path(folder, line, split)
+                if path.exists():
+                    copy = predictions_path(place, line, split)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, copy)
+    except OSError as error:
+        raise cannot_write(place, error) from error

@@ -1,0 +1,165 @@
+"""What in a study's results would cost its reader a week: each doubt in a sentence."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtl_jax.studies.stats import formatting
+from mtl_jax.studies.stats.results import (
+    Result,
+    by_setting,
+    control_heads,
+    evaluation_split,
+    qualities,
+    quality,
+    tasks_of,
+    trained_arms,
+    untrained_heads,
+)
+from mtl_jax.studies.stats.two_way import estimate
+
+# Macro-F1 that an arm has to gain between its last two measurements to be called improving.
+_GAIN = 0.002
+
+
+def doubts(results: Sequence[Result]) -> list[str]:
+    """All of them; none where nothing is doubtful.
+
+    Args:
+        results: Lines of ``results.jsonl``, of ``text_errors.with_text_errors`` where the
+            predictions are there.
+    """
+    found = []
+    for setting, lines in by_setting(results).items():
+        where = f"{setting}: " if setting else ""
+        each = [*small_validation(lines), *never_predicted(lines), *still_improving(lines)]
+        found += [where + words for words in each]
+    return [*found, *rates_at_the_edge(results)]
+
+
+def small_validation(results: Sequence[Result]) -> list[str]:
+    """Whether validation is too small to choose an arm on.
+
+    It is where the standard error that its texts leave in a difference from the best arm, twice, is
+    above half of the differences that were found.
+
+    Args:
+        results: Lines of one setting.
+    """
+    controls = control_heads(results)
+    scores = {
+        arm: found
+        for arm in trained_arms(results)
+        if arm not in controls and len(found := qualities(results, arm, "validation")) > 1
+    }
+    if len(scores) < 2:
+        return []
+    best = max(scores, key=lambda arm: statistics.fmean(scores[arm].values()))
+    gaps, errors = [], []
+    for arm, mine in scores.items():
+        shared = sorted(mine.keys() & scores[best].keys())
+        found = estimate([scores[best][seed] - mine[seed] for seed in shared])
+        if arm != best and found is not None and found.over_texts is not None:
+            gaps.append(abs(found.mean))
+            errors.append(found.over_texts)
+    if not gaps or 2 * statistics.median(errors) <= statistics.median(gaps):
+        return []
+    return [
+        "validation is too small to choose an arm on: its texts leave a standard error of "
+        f"{formatting.fixed(statistics.median(errors))} in a difference from the best, and half of "
+        f"the differences are below {formatting.fixed(statistics.median(gaps))}; validate on more "
+        "texts, or take the choice for one of cost"
+    ]
+
+
+def never_predicted(results: Sequence[Result]) -> list[str]:
+    """The classes that arms with trained heads never predict, though texts have them.
+
+    Args:
+        results: Lines of one setting.
+    """
+    split, found = evaluation_split(results), []
+    for arm in trained_arms(results):
+        lines = [line for line in results if line["arm"] == arm]
+        for task in tasks_of(lines):
+            runs = [
+                of_task["per_class"]
+                for line in lines
+                if task not in untrained_heads(line)
+                and (of_task := (line.get(split) or {}).get(task) or {}).get("per_class")
+            ]
+            for name in runs[0] if runs else ():
+                missed = sum(_is_missed(each.get(name)) for each in runs)
+                if missed:
+                    often = "any of its seeds" if missed == len(runs) else f"{missed} of its seeds"
+                    found.append(
+                        f"`{arm}` never predicts the {task} class {name!r} with {often}, though "
+                        f"{runs[0][name]['support']:,} {split} texts have it: train longer, or "
+                        "give the class a weight (--class-weights)"
+                    )
+    return found
+
+
+def _is_missed(of_class: Mapping[str, Any] | None) -> bool:
+    return bool(of_class and of_class["support"] and of_class.get("predicted") == 0)
+
+
+def still_improving(results: Sequence[Result]) -> list[str]:
+    """The arms whose score on validation was still rising when they ended.
+
+    So is one of whose seeds two thirds have their best measurement last, and which gains 0.002 in
+    the mean from the last but one to the last.
+
+    Args:
+        results: Lines of one setting.
+    """
+    found = []
+    for arm in trained_arms(results):
+        ends = [
+            [*scores[-2:], max(scores)]
+            for line in results
+            if line["arm"] == arm and len(scores := _curve(line)) > 1
+        ]
+        if not ends:
+            continue
+        last = sum(end == best for _, end, best in ends)
+        gain = statistics.fmean(end - before for before, end, _ in ends)
+        if 3 * last >= 2 * len(ends) and gain >= _GAIN:
+            found.append(
+                f"`{arm}` was still improving when it ended: its last measurement is the best of "
+                f"{last} of {formatting.count_of(len(ends), 'run')}, by "
+                f"{formatting.fixed(gain)} over the one before in the mean; train longer (--epochs)"
+            )
+    return found
+
+
+def _curve(line: Result) -> list[float]:
+    scores = (quality(record.get("validation")) for record in line.get("curve") or ())
+    return [score for score in scores if score is not None]
+
+
+def rates_at_the_edge(results: Sequence[Result]) -> list[str]:
+    """The arms whose chosen learning rate is the lowest or the highest of those that were tried.
+
+    Args:
+        results: Lines of ``results.jsonl``; one that was tuned has ``tuning``, with ``chosen`` and
+            ``tried``, each a setting's value, and its values, by name.
+    """
+    found: dict[str, None] = {}
+    for line in results:
+        tuning = line.get("tuning") or {}
+        for name, value in (tuning.get("chosen") or {}).items():
+            tried = [each for each in (tuning.get("tried") or {}).get(name, ()) if each is not None]
+            if (
+                "learning_rate" in name
+                and len(set(tried)) > 1
+                and value in (min(tried), max(tried))
+            ):
+                side = "highest" if value == max(tried) else "lowest"
+                found[
+                    f"`{line['arm']}` was tuned to the {side} {name} that was tried, {value:g}: a "
+                    f"{'higher' if side == 'highest' else 'lower'} one may be better"
+                ] = None
+    return list(found)

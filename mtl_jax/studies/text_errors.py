@@ -1,0 +1,108 @@
+"""Gives the scores of a study's results what each text contributes to them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtl_jax.studies.recompute import predictions_of, predictions_path
+from mtl_jax.studies.stats.measured import Measured, contributions
+from mtl_jax.studies.stats.results import SPLITS, Result
+
+if TYPE_CHECKING:
+    from mtl_jax.runs.predictions import Predictions
+    from mtl_jax.studies.stats.measured import Parts
+
+_BY_SOURCE = "weighted_f1_by_source"
+
+
+def with_text_errors(folder: Path, results: Sequence[Result]) -> list[Result]:
+    """The same lines, whose scores are ``Measured`` where the predictions of all arms are there.
+
+    So each interval and test that is made of them is over seeds and texts. On a split of which one
+    arm has left no predictions the scores stay plain, and what is made of them is over seeds alone:
+    the error of a difference can't be told from the texts of one side.
+
+    Args:
+        folder: Of the study, with ``arms/<arm>/predictions-<split>.parquet``.
+        results: Lines of its ``results.jsonl``. No file is read before a score's error is asked
+            for.
+    """
+    found = [dict(line) for line in results]
+    for split in SPLITS:
+        lines = [line for line in found if line.get(split)]
+        if all(predictions_path(folder, line, split).exists() for line in lines):
+            for line in lines:
+                line[split] = _measured(line[split], _Texts(folder, line, split))
+    return found
+
+
+def _measured(metrics: Mapping[str, Any], texts: _Texts) -> dict[str, Any]:
+    """The metrics of a split, with numbers that know their texts."""
+    found: dict[str, Any] = {}
+    for task, of_task in metrics.items():
+        found[task] = {
+            name: Measured(value, functools.partial(texts.parts, task, name))
+            if isinstance(value, float) and name in _KNOWN
+            else value
+            for name, value in of_task.items()
+        }
+        if by_source := of_task.get(_BY_SOURCE):
+            found[task][_BY_SOURCE] = {
+                source: Measured(value, functools.partial(texts.parts, task, "weighted_f1", source))
+                for source, value in by_source.items()
+            }
+    return found
+
+
+# Of all kinds of tasks; the error of another one, as of a correlation, is over seeds alone.
+_KNOWN = frozenset(
+    ("accuracy", "macro_f1", "micro_f1", "subset_accuracy", "hamming_loss", "r2", "rmse", "mae")
+)
+
+
+class _Texts:
+    """What an arm has predicted of a split, read when it is asked for."""
+
+    def __init__(self, folder: Path, line: Result, split: str):
+        self._folder, self._split = folder, split
+        self._line = {name: line[name] for name in ("arm", "seed", "setting") if name in line}
+
+    @functools.cached_property
+    def _read(self) -> Predictions:
+        found = predictions_of(self._folder, self._line, self._split)
+        if found is None:
+            raise ValueError("there was a file")
+        return found
+
+    @functools.cached_property
+    def _key(self) -> str:
+        """What tells these texts from others: arms with the same ones are paired by text."""
+        read, digest = self._read, hashlib.sha256(self._split.encode())
+        digest.update(read.examples.tobytes())
+        for each in (read.data_sets, *(task.gold for task in read.tasks.values())):
+            digest.update(b"" if each is None else np.ascontiguousarray(each).tobytes())
+        return digest.hexdigest()
+
+    def parts(self, task: str, metric: str, source: str | None = None) -> Parts:
+        """What each text contributes to a metric; see ``Measured``."""
+        from mtl_jax.data.kinds import has_label
+        from mtl_jax.training.kinds.registry import KINDS
+
+        of_task = self._read.tasks[task]
+        there = has_label(of_task.gold)
+        if source is not None and self._read.groups is not None:
+            there = there & (self._read.groups == source)
+        found = np.zeros(len(there))
+        if there.sum() > 1:
+            left_out = KINDS[of_task.kind].left_out(
+                metric, of_task.gold[there], of_task.predicted[there], len(of_task.classes)
+            )
+            if left_out is not None:
+                found[there] = contributions(left_out)
+        return {self._key: found}
