@@ -26,11 +26,13 @@ from mtl_jax.studies.report.document import (
     Table,
     Verbatim,
 )
-from mtl_jax.studies.stats import formatting
+from mtl_jax.studies.stats import formatting, power
 from mtl_jax.studies.stats.claims import Judgement, judge_claims
+from mtl_jax.studies.stats.doubts import doubts
 from mtl_jax.studies.stats.results import (
     Result,
     arms_of,
+    by_setting,
     evaluation_split,
     lookup,
     setting_name,
@@ -98,13 +100,14 @@ def assemble(
         ("Learning curves", [*curves(results), *parts.learning]),
         ("Cost", _cost(parts, results) if results else []),
         ("What a smaller search would have found", parts.tuning),
-        ("Statistics", parts.statistics),
+        ("Statistics", [*parts.statistics, *_told(results)] if parts.statistics else []),
         ("What the design claims", claims_blocks(judgement)),
         ("Runs", _runs(results, failures, context)),
         ("How this was made", origin(results, context)),
         ("Use the model", _model(results, context)),
     ]
     blocks = [*warnings(results, failures), *parts.answer]
+    blocks += [Paragraph(words, "warning") for words in doubts(results)]
     for title, section in sections:
         if section:
             blocks += [Heading(title), *section]
@@ -185,6 +188,12 @@ def _predicted(
         ),
         ("The most confident mistakes", prediction_sections.mistake_tables(answers)),
     ]
+
+
+def _told(results: Sequence[Result]) -> list[Block]:
+    """What difference the study can tell, where it has one setting."""
+    words = power.after_text(results) if len(by_setting(results)) == 1 else ""
+    return [Paragraph(words)] if words else []
 
 
 def _cost(parts: Parts, results: Sequence[Result]) -> list[Block]:
