@@ -244,7 +244,7 @@ def test_the_arms_of_a_backbone(tmp_path):
         ("only_layer_2", "off the backbone's 2 layers"),
         ("top_3", "is off"),
         ("top_down_9", "recipe top_down_9: phase 2: scenario 'top_9' is off"),
-        ("at_onec", "did you mean at_once.*only_layer_i, a scenario .*a recipe "),
+        ("at_onec", "did you mean at_once.*only_layer_i, layer_decay, at_once, .*a recipe "),
     ):
         with pytest.raises(UserError, match=words):
             dataclasses.replace(study, arms=(wrong,)).named_arms(2)
