@@ -97,7 +97,7 @@ case "$task" in
             *" --workdir"*) ;;
             *) set -- --workdir runs/freezing "$@" ;;
         esac
-        say "running the freezing study: seven scenarios, four seeds, some minutes on two cores"
+        say "running the freezing study: five scenarios, six seeds, some minutes on two cores"
         exec .venv/bin/python -m experiments.freezing "$@"
         ;;
 esac

@@ -152,6 +152,14 @@ def write_checkpoint(folder, config=TINY, seed=0):
     return folder
 
 
+def metrics_of(evaluated, metrics):
+    """What ``evaluate`` has printed, but for what it adds to the metrics of a run's result."""
+    return {
+        task: {name: value for name, value in found.items() if name in metrics[task]}
+        for task, found in json.loads(evaluated).items()
+    }
+
+
 def write_record(folder, record):
     """The ``config.json`` of a run's folder, with the digest that belongs to it."""
     content = {name: value for name, value in record.items() if name != "sha256"}

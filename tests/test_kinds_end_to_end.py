@@ -13,17 +13,20 @@ from sklearn import metrics as sk
 
 import mtl_jax as mtl
 from mtl_jax.cli import commands
+from mtl_jax.cli.summary import show_evaluation
 from mtl_jax.config.train import DataConfig, TrainConfig
+from mtl_jax.core.console import Terminal
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.data.kinds import has_label
 from mtl_jax.data.pairs import Pair
 from mtl_jax.runs.head_sweep import Grid, sweep
 from mtl_jax.runs.loop import train, train_seeds
+from mtl_jax.tools.evaluate import evaluate
 from mtl_jax.tools.predict import read_pairs
 from mtl_jax.training.inputs import Inputs, TextReader
 from mtl_jax.training.metrics import mean_score
-from tests.conftest import WORDS
+from tests.conftest import WORDS, metrics_of
 
 TASKS = ("topic", "tags", "stars")
 KINDS = ("tags=multi_label", "stars=regression")
@@ -156,6 +159,55 @@ def test_every_number_can_be_computed_from_the_predictions(trained, folder, spli
         task: {name: value for name, value in of_task.items() if name != "loss"}
         for task, of_task in own.items()
     }
+
+
+def test_evaluate_looks_closely_at_every_kind(trained, folder, tmp_path, capsys):
+    config, result = trained
+    commands.run(["evaluate", f"--workdir={config.workdir}", f"--output={tmp_path}"])
+    printed = capsys.readouterr().out
+    found = json.loads(printed)
+    assert metrics_of(printed, result["test"]) == result["test"]
+    added = {task: set(found[task]) - set(result["test"][task]) for task in TASKS}
+    assert added["topic"] == {"confusion", "calibration", "mistakes"}
+    assert added["tags"] == {"confusion", "calibration", "mistakes", "thresholds"}
+    assert added["stars"] == {"residuals", "mistakes"}
+    assert np.sum(found["topic"]["confusion"]["counts"]) == found["topic"]["examples"]
+    assert found["topic"]["calibration"]["ece"] == found["topic"]["ece"]
+    # The largest error is that of the predictions, and its text that of the file.
+    (largest,) = found["stars"]["mistakes"][:1]
+    rows = pq.read_table(f"{config.workdir}/predictions-test.parquet").to_pylist()
+    errors = {
+        row["example"]: row["stars_predicted"] - row["stars_gold"]
+        for row in rows
+        if row["stars_gold"] is not None
+    }
+    assert largest["example"] == max(errors, key=lambda example: abs(errors[example]))
+    assert largest["error"] == errors[largest["example"]]
+    source = (folder / "test.jsonl").read_text().splitlines()
+    assert largest["text"] == json.loads(source[largest["example"]])["text"]
+    # The files say the same.
+    assert json.loads((tmp_path / "metrics.json").read_text()) == found
+    kept = pq.read_table(tmp_path / "predictions-test.parquet").to_pylist()
+    assert [row["topic_predicted"] for row in kept] == [row["topic_predicted"] for row in rows]
+    pairs = (tmp_path / "confusion.csv").read_text().splitlines()
+    assert len(pairs) == 1 + 3 * 3 + 2 * 4
+    assert largest["text"] in (tmp_path / "report.html").read_text()
+    for name in ("classes.csv", "reliability.csv", "mistakes.csv", "report.md", "values.png"):
+        assert (tmp_path / name).stat().st_size > 20
+
+
+def test_evaluate_fits_a_terminal(trained):
+    config, _ = trained
+    terminal = Terminal(width=80, color_system=None)
+    with terminal.capture() as captured:
+        show_evaluation(evaluate(mtl.Predictor(config.workdir), "validation"), terminal)
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in (*TASKS, *NOUNS, "praise", "long", "Spearman", "temperature", "the largest errors"):
+        assert any(name in line for line in lines)
+    assert not any("…" in line for line in lines)
+    # It says that what it is fitted on is what it is judged on.
+    assert "flattered" in captured.get()
 
 
 def test_a_folder_opens_again(trained, folder):

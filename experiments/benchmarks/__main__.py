@@ -41,7 +41,8 @@ _WARM_UP = 64
 # Runnable threads, averaged over the last minute, before anything is measured.
 _BUSY = 0.5
 
-_DATA = DataConfig(max_evaluation_examples=1024)
+_LIMITS = ("max_train_examples", "max_validation_examples", "max_test_examples")
+_DATA = DataConfig(max_validation_examples=1024, max_test_examples=1024)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,7 @@ class Session:
         if job.fresh or job.measurement == "peak":
             return
         config = self._settings.config(dataclasses.replace(job, epochs=1))
-        limits = {"max_train_examples": _WARM_UP, "max_evaluation_examples": _WARM_UP}
+        limits = dict.fromkeys(_LIMITS, _WARM_UP)
         data = dataclasses.replace(config.data, **limits)
         self._call(job, dataclasses.replace(config, data=data))
 

@@ -181,7 +181,8 @@ def _spread(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
         place = [f"--tasks={job.processes}", f"--devices-per-task={job.devices}"]
         limits = {
             "max-train-examples": config.data.max_train_examples,
-            "max-evaluation-examples": config.data.max_evaluation_examples,
+            "max-validation-examples": config.data.max_validation_examples,
+            "max-test-examples": config.data.max_test_examples,
         }
         flags = {
             **limits,

@@ -121,11 +121,11 @@ def show_evaluation(found: Evaluation, terminal: Terminal | None = None) -> None
     for _, blocks in found.sections(terminal.width):
         for block in blocks:
             if isinstance(block, ReportTable):
-                terminal.print(report_table(block))
+                terminal.print("", report_table(block), sep="\n")
                 if block.note:
-                    terminal.print(Text(block.note, style="dim"), "")
+                    terminal.print(Text(block.note, style="dim"))
             elif isinstance(block, Paragraph):
-                terminal.print(Text(block.text), "")
+                terminal.print("", Text(block.text), sep="\n")
 
 
 def report_table(table: ReportTable) -> Table:

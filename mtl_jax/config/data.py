@@ -17,6 +17,7 @@ PerTask = str | tuple[str, ...]
 """One value for all tasks, or ``task=value`` for each."""
 
 _FILES = ("train_file", "validation_file", "test_file")
+_LIMITS = ("max_train_examples", "max_validation_examples", "max_test_examples")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +85,15 @@ or -1 is a missing one; of a regression only an empty one is"""
     """what becomes of longer ones; those that are cut are counted"""
     max_train_examples: int | None = None
     """train on this many examples only"""
-    max_evaluation_examples: int | None = None
-    """evaluate on this many examples of each split only"""
+    train_subset: int | None = None
+    """which draw of --max-train-examples examples, and of the labels of --label-fraction: 0, 1, \
+...; by default one by the texts' hashes. A study draws anew for each seed"""
+    drop_duplicates: bool = False
+    """leave out training texts that are in validation or test, too; they are counted in any case"""
+    max_validation_examples: int | None = None
+    """validate on this many examples only"""
+    max_test_examples: int | None = None
+    """test on this many examples only"""
 
     def __post_init__(self) -> None:
         # A record has lists for tuples.
@@ -98,10 +106,12 @@ or -1 is a missing one; of a regression only an empty one is"""
             object.__setattr__(self, name, _normal(value, self.columns))
         object.__setattr__(self, "text_columns", tuple(self.text_columns))
         refuse_blank("text_columns", self.text_columns, self.columns)
-        for name in ("max_train_examples", "max_evaluation_examples", "mixing_cap"):
+        for name in (*_LIMITS, "mixing_cap"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 raise UserError(f"{_flag(name)} {limit} must be at least 1")
+        if self.train_subset is not None and self.train_subset < 0:
+            raise UserError(f"--train-subset {self.train_subset} must not be negative")
         if not self.mixing_temperature >= 1:
             raise UserError(f"--mixing-temperature {self.mixing_temperature} must be at least 1")
         origins = self.origins
@@ -124,6 +134,12 @@ or -1 is a missing one; of a regression only an empty one is"""
     def absolute(self) -> DataConfig:
         """The same, with file names that hold from any folder."""
         return dataclasses.replace(self, **{n: _absolute(getattr(self, n)) for n in _FILES})
+
+    def whole(self) -> DataConfig:
+        """The same with all training texts and all their labels."""
+        return dataclasses.replace(
+            self, max_train_examples=None, train_subset=None, label_fraction=()
+        )
 
     def of_task(self, task: str) -> DataConfig:
         """The same with that task alone: its labels, and its own data set."""

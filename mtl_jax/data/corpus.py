@@ -27,6 +27,7 @@ from mtl_jax.data.texts import (
     KeepSample,
     SomeTexts,
     choose,
+    drawn,
     joined,
     take,
 )
@@ -117,6 +118,8 @@ class Keeping:
     """texts of a split; None where all are needed"""
     limits: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
     """per split; a larger one than ``_LARGEST_CHOICE`` chooses from the indexed copy"""
+    subset: int | None = None
+    """as of ``DataConfig.train_subset``"""
 
     def keeper(self, split: str, size: int) -> Callable[[], Keeper] | None:
         """What keeps the texts of a split of about so many bytes; None for the indexed copy."""
@@ -124,7 +127,9 @@ class Keeping:
         if size <= self.in_memory:
             return KeepAll
         if limit is not None:
-            chosen = functools.partial(KeepChosen, limit, labelled_only=split == "train")
+            train = split == "train"
+            subset = self.subset if train else None
+            chosen = functools.partial(KeepChosen, limit, labelled_only=train, subset=subset)
             return chosen if limit <= _LARGEST_CHOICE else None
         return None if self.sample is None else functools.partial(KeepSample, self.sample)
 
@@ -291,7 +296,9 @@ class Corpus:
     _data_sets: tuple[_DataSet, ...] = dataclasses.field(repr=False)
     _limits: dict[str, int | None] = dataclasses.field(repr=False)
     _fractions: dict[str, float] = dataclasses.field(repr=False)
-    _read: dict[str, tuple[Examples, list[str]]] = dataclasses.field(
+    _subset: int | None = dataclasses.field(default=None, repr=False)
+    _drops_duplicates: bool = dataclasses.field(default=False, repr=False)
+    _read: dict[str, tuple[Examples, list[str], np.ndarray]] = dataclasses.field(
         default_factory=dict, repr=False
     )
 
@@ -302,15 +309,34 @@ class Corpus:
         their order in the source: the same ones whatever the seed. Of the training split
         only examples with a label are kept; of a task whose labels are thinned, those with
         the smallest SHA-256 of position, task and text: those of a smaller part are among
-        those of a larger one.
+        those of a larger one. Where a subset is named, it stands in the place of the text.
 
         Raises:
             UserError: There is no such split, or something is wrong with its contents.
         """
         return self._kept(split)[0]
 
-    def _kept(self, split: str) -> tuple[Examples, list[str]]:
-        """What is kept of a split, and in words what is not."""
+    def places(self, split: str) -> np.ndarray:
+        """int64 [n]: which of all examples of a split the kept ones are, ascending."""
+        return self._kept(split)[2]
+
+    def limited(self, config: DataConfig) -> Corpus:
+        """The same data with the limits of other settings; no file is read again.
+
+        Args:
+            config: Differs from the settings of this corpus, which has no limit of the training
+                texts, in these limits alone.
+        """
+        return dataclasses.replace(
+            self,
+            _limits=_limits(config),
+            _fractions=config.label_fractions,
+            _subset=config.train_subset,
+            _read={split: kept for split, kept in self._read.items() if split != "train"},
+        )
+
+    def _kept(self, split: str) -> tuple[Examples, list[str], np.ndarray]:
+        """What is kept of a split, in words what is not, and where the former is in the whole."""
         if split not in self.splits:
             raise UserError(
                 f"{self.name} has no {split} split: use one of {', '.join(self.splits)}"
@@ -320,28 +346,50 @@ class Corpus:
         self._read[split] = self._chosen(split)
         return self._read[split]
 
-    def _chosen(self, split: str) -> tuple[Examples, list[str]]:
+    def _chosen(self, split: str) -> tuple[Examples, list[str], np.ndarray]:
         examples = self._whole(split)
         training, limit, texts = split == "train", self._limits[split], examples.texts
         kept = np.flatnonzero(examples.labelled()) if training else np.arange(len(examples))
         notes = _left_out(len(examples), len(kept), "label")
+        if training and self._drops_duplicates:
+            twice = self._duplicated(examples.text_hashes[kept])
+            notes.append(
+                f"train: {twice.sum()} of {len(kept)} texts are in validation or test, too, and "
+                "are left out (--drop-duplicates)"
+            )
+            kept = kept[~twice]
+        subset = self._subset if training else None
         if limit is not None and limit < len(kept):
-            known = texts.known if isinstance(texts, SomeTexts) else None
-            kept = choose(texts, kept, limit, lambda i: f"{i}\n") if known is None else known
+            if isinstance(texts, SomeTexts):
+                kept = texts.known
+            elif subset is None:
+                kept = choose(texts, kept, limit, lambda i: f"{i}\n")
+            else:
+                kept = drawn(kept, limit, subset)
         if not training or not self._fractions:
-            return (examples.take(kept) if len(kept) < len(examples) else examples), notes
+            whole = len(kept) == len(examples)
+            return (examples if whole else examples.take(kept)), notes, kept
         labels = dict(examples.labels)
         for task, fraction in self._fractions.items():
             there = kept[has_label(labels[task][kept])]
             count = min(max(round(fraction * len(there)), 1), len(there))
-            chosen = choose(texts, there, count, lambda i, task=task: f"{i}\n{task}\n")
+            if subset is None:
+                chosen = choose(texts, there, count, lambda i, task=task: f"{i}\n{task}\n")
+            else:
+                chosen = drawn(there, count, subset, task)
             thinned = blank(labels[task], (len(examples),))
             thinned[chosen] = labels[task][chosen]
             labels[task] = thinned
             notes.append(f"train: {count} of {len(there)} {task} labels remain (--label-fraction)")
         thinned = dataclasses.replace(examples, labels=labels).take(kept)
         still = np.flatnonzero(thinned.labelled())
-        return thinned.take(still), notes + _left_out(len(kept), len(still), "label that remains")
+        notes += _left_out(len(kept), len(still), "label that remains")
+        return thinned.take(still), notes, kept[still]
+
+    def _duplicated(self, hashes: np.ndarray) -> np.ndarray:
+        """Bool [n]: which of these texts are in all of validation or test, too; not empty ones."""
+        others = [self._whole(split).text_hashes for split in self.splits if split != "train"]
+        return np.isin(hashes, np.concatenate(others)) & (hashes != EMPTY)
 
     def _whole(self, split: str) -> Examples:
         """The examples of all data sets, one after the other."""
@@ -463,16 +511,14 @@ def load_corpus(config: DataConfig, keeping: Keeping | None = None) -> Corpus:
     Raises:
         UserError: The data cannot be found or fetched, or something is wrong with them.
     """
-    limits = {
-        "train": config.max_train_examples,
-        "validation": config.max_evaluation_examples,
-        "test": config.max_evaluation_examples,
-    }
+    limits = _limits(config)
     keeping = keeping or Keeping()
     opened = open_sources(config)
     if len(opened) == 1:
-        # Which texts of several data sets a limit chooses is known when all of them are.
-        keeping = dataclasses.replace(keeping, limits=limits)
+        # Which texts of several data sets a limit chooses is known when all of them are, and
+        # which training texts stand elsewhere when the other splits are.
+        first = {"train": None} if config.drop_duplicates else {}
+        keeping = dataclasses.replace(keeping, limits=limits | first, subset=config.train_subset)
     if len(opened) > 1 or config.label_fractions:
         keeping = dataclasses.replace(keeping, sample=None)
     kinds = kinds_of(config.tasks, config.kinds)
@@ -490,7 +536,18 @@ def load_corpus(config: DataConfig, keeping: Keeping | None = None) -> Corpus:
         _data_sets=data_sets,
         _limits=limits,
         _fractions=config.label_fractions,
+        _subset=config.train_subset,
+        _drops_duplicates=config.drop_duplicates,
     )
+
+
+def _limits(config: DataConfig) -> dict[str, int | None]:
+    """How many examples of each split are kept at most."""
+    return {
+        "train": config.max_train_examples,
+        "validation": config.max_validation_examples,
+        "test": config.max_test_examples,
+    }
 
 
 def _fingerprint(data_sets: Sequence[_DataSet]) -> str:

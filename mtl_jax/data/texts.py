@@ -241,19 +241,20 @@ class _KeepLowest:
 
 
 class KeepChosen(_KeepLowest):
-    """Keeps those that a limit chooses: see ``choose``."""
+    """Keeps those that a limit chooses: see ``choose``; of a ``subset``, see ``drawn``."""
 
-    def __init__(self, most: int, *, labelled_only: bool = False):
+    def __init__(self, most: int, *, labelled_only: bool = False, subset: int | None = None):
         super().__init__(most)
-        self._labelled_only = labelled_only
+        self._labelled_only, self._subset = labelled_only, subset
 
     def add(self, texts: list[str], labelled: np.ndarray) -> None:
         """See ``Keeper``."""
         start, bound = self._count, self._bound
         self._count += len(texts)
         there = labelled.tolist() if self._labelled_only else itertools.repeat(True)
+        drawn = self._subset
         keyed = (
-            (choice_key(f"{row}\n{text}"), row, text)
+            (choice_key(f"{row}\n{text}" if drawn is None else f"{drawn}\n{row}\n"), row, text)
             for row, text, is_there in zip(itertools.count(start), texts, there, strict=False)
             if is_there
         )
@@ -333,5 +334,24 @@ def choose(
     """
     chosen = take(texts, indices)
     keys = [choice_key(words(i) + text) for i, text in zip(indices.tolist(), chosen, strict=True)]
+    return _lowest(indices, keys, count)
+
+
+def drawn(indices: np.ndarray, count: int, subset: int, what: str = "") -> np.ndarray:
+    """A random draw of ``count`` of the indices, ascending: those with the smallest SHA-256.
+
+    Those of a smaller draw are among those of a larger one of the same ``subset``.
+
+    Args:
+        indices: int64 [m], ascending.
+        count: How many.
+        subset: Which draw.
+        what: Tells draws of one subset apart.
+    """
+    keys = [choice_key(f"{subset}\n{i}\n{what}") for i in indices.tolist()]
+    return _lowest(indices, keys, count)
+
+
+def _lowest(indices: np.ndarray, keys: Sequence[bytes], count: int) -> np.ndarray:
     order = sorted(range(len(keys)), key=keys.__getitem__)[:count]
     return np.sort(indices[np.array(order, np.int64)])

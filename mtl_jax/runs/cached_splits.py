@@ -7,6 +7,7 @@ import functools
 from collections.abc import Sequence
 
 from mtl_jax.core import distributed
+from mtl_jax.data.batches import TextSet
 from mtl_jax.runs.phase_plan import PhasePlan, on_the_way
 from mtl_jax.training.cache.array_file import file_bytes
 from mtl_jax.training.frozen_activations import SHALLOWEST, FrozenActivations
@@ -69,15 +70,22 @@ class CachedSplits:
         return self._inputs.split(name)
 
     def _with_kept(self, split: Split, name: str) -> Split:
+        source = _kept_of(split)
         for depth in self._worth_keeping(split, name):
-            self._prefix.states(split.texts, depth)
+            self._prefix.states(source, depth)
         if self._pooled:
-            texts, seconds = self._prefix.pooled(split.texts)
+            texts, seconds = self._prefix.pooled(source)
         else:
-            texts, seconds = self._prefix.states(split.texts, self._depth)
+            texts, seconds = self._prefix.states(source, self._depth)
+        if split.places is not None:
+            seconds *= len(split.texts.tokens.ids) / len(source.tokens.ids)
+            texts = dataclasses.replace(texts.take(split.places), tokens=split.texts.tokens)
         if name in ("train", "training"):
             self.training_seconds = seconds
-        return dataclasses.replace(split, texts=texts)
+        # A draw may have fewer labels than those that it was drawn from.
+        return dataclasses.replace(
+            split, texts=dataclasses.replace(texts, labels=split.texts.labels)
+        )
 
     def _worth_keeping(self, split: Split, name: str) -> list[int]:
         """Depths on the way to this one that later phases start from, where there is room.
@@ -94,8 +102,8 @@ class CachedSplits:
         }
         depths = sorted(depth for depth in alike if SHALLOWEST <= depth < self._depth)
         own = self._prefix.pooled_form if self._pooled else self._prefix.states_form
-        forms = [self._prefix.states_form(split.texts)] * len(depths)
-        forms += [own(each.texts) for each in self._to_come()]
+        forms = [self._prefix.states_form(_kept_of(split))] * len(depths)
+        forms += [own(_kept_of(each)) for each in self._to_come()]
         files = sum(file_bytes(*form) for form in forms)
         return [] if self._inputs.store.refusals(files) else depths
 
@@ -107,3 +115,8 @@ class CachedSplits:
         names = ("training", "train", "validation")
         splits = [self._texts(name) for name in names if name not in self._splits]
         return list({id(split): split for split in splits}.values())
+
+
+def _kept_of(split: Split) -> TextSet:
+    """The texts of which it is kept what frozen layers make of them."""
+    return split.texts if split.drawn_from is None else split.drawn_from

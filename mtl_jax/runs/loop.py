@@ -23,7 +23,7 @@ from mtl_jax.runs.notes import learned_too_little, told_once
 from mtl_jax.runs.phase_plan import parted
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.seed_run import SeedRun
-from mtl_jax.training.inputs import Inputs
+from mtl_jax.training.inputs import Inputs, open_inputs
 from mtl_jax.training.step import TrainState
 
 # What may differ between runs that are trained at once.
@@ -35,7 +35,7 @@ def train(config: TrainConfig, inputs: Inputs | None = None) -> dict[str, Any]:
 
     Args:
         config: The settings.
-        inputs: What ``Inputs(config)`` gives, to share it between runs.
+        inputs: What ``open_inputs(config)`` gives, to share it between runs.
 
     Returns:
         The result, which is also the last line of ``metrics.jsonl``.
@@ -84,7 +84,7 @@ def train_seeds(
     configs = [config.absolute() for config in configs]
     _refuse_unlike(configs)
     with distributed.collective_errors():
-        inputs = shared or Inputs(configs[0])
+        inputs = shared or open_inputs(configs[0])
         runs = [PhaseRun(config, inputs, together=together) for config in configs]
         inputs.refuse_long()
     # A caller who shares inputs between runs tells of them once for all.

@@ -80,7 +80,7 @@ class PhaseRun:
             heads=own.heads,
             losses=own.losses,
             metrics=own.metrics,
-            like=inputs.plan(config.batch_size, devices).layout,
+            like=inputs.layout_to_evaluate(config.batch_size, devices),
         )
         heads = self._model.model().init_heads(stream(config.seed, "heads"))
         # On the host: a copy on a device is given away with the state that it begins.

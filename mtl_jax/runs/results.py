@@ -127,6 +127,7 @@ def run_result(
         "scenario": config.scenario,
         "recipe": config.recipe,
         "seed": config.seed,
+        **({} if (subset := config.data.train_subset) is None else {"train_subset": subset}),
         "epochs": _whole(passes),
         "best_epoch": chosen["epoch"],
     }

@@ -1,4 +1,4 @@
-"""What the name of a study's arm stands for: a scenario, or a recipe, built in or in a file."""
+"""What the name of a study's arm stands for: a scenario, a recipe, or settings with a name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtl_jax.config.scenario import is_inline
 from mtl_jax.core.errors import UserError, no_trained_head
 from mtl_jax.core.json_files import read_json
 from mtl_jax.core.paths import expanded
-from mtl_jax.freezing.recipes import RECIPES, RecipeContext, recipe_named
+from mtl_jax.freezing.recipes import HOWARD_RUDER, RECIPES, RecipeContext, recipe_named
 from mtl_jax.freezing.scenarios import (
     close_names,
     is_scenario_name,
@@ -22,6 +22,13 @@ from mtl_jax.freezing.scenarios import (
 
 # Of a run that has no head to hold, where --hold-frozen-heads is meant for other arms of its study.
 NOTHING_HELD = {"hold_frozen_heads": 0.0}
+# Controls of what freezing lower layers does: full fine-tuning in which they move less. The decay
+# is that of ELECTRA (Clark et al. 2020, arXiv:2003.10555, appendix B); ``at_once`` has gradual
+# unfreezing's rates and schedule, and differs from it in nothing but its phases.
+CONTROLS: Mapping[str, Mapping[str, Any]] = {
+    "layer_decay": {"scenario": "none_frozen", "layer_decay": 0.8},
+    "at_once": {"scenario": "none_frozen", **HOWARD_RUDER},
+}
 
 
 def is_recipe(name: str) -> bool:
@@ -38,6 +45,8 @@ def protocol(name: str, workdir: str) -> dict[str, Any]:
         name: Of the arm; of a ``.json`` file, the copy in the study's folder is meant.
         workdir: Of the study.
     """
+    if name in CONTROLS:
+        return {**CONTROLS[name], **NOTHING_HELD}
     kept = in_study(workdir, kept_as(name)) if _is_file(name) else name
     what = {"scenario": None, "recipe": kept} if is_recipe(name) else {"scenario": kept}
     return what if freezes_trained_head(name) else what | NOTHING_HELD
@@ -97,6 +106,8 @@ def check_arms(
             raise UserError(
                 f"arms {copies[kept_as(name)]} and {name} are files of the same name: rename one"
             )
+        if name in CONTROLS:
+            continue
         if is_recipe(name):
             _check_recipe(name, layers, tasks)
         elif _is_scenario(name, tasks):
@@ -124,10 +135,10 @@ def _check_recipe(name: str, layers: int, tasks: Sequence[str]) -> None:
 
 
 def _unknown(name: str, layers: int, tasks: Sequence[str], own: Sequence[str]) -> UserError:
-    names = [*own, *close_names(tasks), *RECIPES, "top_down_1"]
+    names = [*own, *CONTROLS, *close_names(tasks), *RECIPES, "top_down_1"]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    others = "".join(f"{each}, " for each in own)
+    others = "".join(f"{each}, " for each in (*own, *CONTROLS))
     return UserError(
         f"unknown arm {name!r}: {hint}use {others}a scenario ({names_in_words(tasks, layers)}), "
         f"a recipe ({', '.join(RECIPES)}, or top_down_k), or a .json file of rules or phases"

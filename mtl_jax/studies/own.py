@@ -66,13 +66,13 @@ def _refuse_unknown(arms: Arms) -> None:
 def _plan(settings: StudySettings, pool: InputsPool, arms: Arms) -> Plan:
     from mtl_jax.studies.report.write import leave_report
 
-    inputs = pool.get(settings)
+    inputs = pool.whole(settings)
     inputs.refuse_long()
 
     def groups() -> Iterator[list[Arm]]:
         def arm(name: str, seed: int) -> Arm:
             workdir = arm_folder(settings.workdir, name, seed, {})
-            fields = {**settings.of_a_run(), **arms[name]}
+            fields = {**settings.of_a_run(), "data": settings.drawn(seed), **arms[name]}
             return Arm(name, TrainConfig(**fields, workdir=workdir, seed=seed))
 
         return by_seeds(tuple(arms), settings.seeds, settings.at_once(), arm)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mtl_jax.config.data import DataConfig
 from mtl_jax.config.train import LIMITS, Settings, TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.errors import UserError
@@ -54,7 +55,8 @@ class StudySettings(Settings):
     """keep the checkpoints of all finished arms, not only of the best one"""
     seeds_at_once: int | None = None
     """seeds of an arm that are trained in one program, each on one device; by default all of \
-them on an accelerator, which a batch of short sentences leaves idle, and 1 on a CPU"""
+them on an accelerator, which a batch of short sentences leaves idle, and 1 on a CPU; 1 where each \
+has a training subset of its own"""
     distributed: bool = False
     """as of train: be one of several processes that train each arm together"""
     list_arms: bool = False
@@ -114,11 +116,28 @@ over; longer than the 60 s that NFS may be behind"""
         settled = {"min_steps": 0, "head_min_steps": 0}
         return {"epochs": epochs, "measure_every": between, **settled}
 
-    def at_once(self) -> int:
-        """How many seeds of an arm are trained in one program on this machine."""
+    def drawn(self, seed: int, **limits: Any) -> DataConfig:
+        """The data of a seed: where they are a part of the training texts, a draw of its own.
+
+        Args:
+            seed: The seed.
+            **limits: Of ``DataConfig``, in the place of those of ``data``.
+        """
+        data = dataclasses.replace(self.data, **limits)
+        if data == data.whole() or data.train_subset is not None:
+            return data
+        return dataclasses.replace(data, train_subset=seed)
+
+    def at_once(self, **limits: Any) -> int:
+        """How many seeds of an arm are trained in one program on this machine.
+
+        Args:
+            **limits: As of ``drawn``.
+        """
         import jax
 
-        if distributed.count() > 1:
+        apart = self.drawn(0, **limits) != self.drawn(1, **limits)
+        if apart or distributed.count() > 1:
             return 1
         return self.seeds_at_once or (1 if jax.default_backend() == "cpu" else len(self.seeds))
 
@@ -133,7 +152,9 @@ over; longer than the 60 s that NFS may be behind"""
         gone = (*kept_apart, *_WHAT, *_OF_WORKERS, *left_out)
         settings = dataclasses.asdict(self) | {"seeds_at_once": self.at_once()}
         kept = {name: value for name, value in settings.items() if name not in gone}
-        return kept | dataclasses.asdict(self.data)
+        subset = self.data.train_subset
+        of_seeds = "one for each seed" if subset is None else subset
+        return kept | dataclasses.asdict(self.data) | {"train_subset": of_seeds}
 
 
 @dataclasses.dataclass(frozen=True)

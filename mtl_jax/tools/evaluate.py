@@ -77,7 +77,7 @@ class Evaluation:
     def record(self) -> dict[str, Any]:
         """The metrics of each task, with what is behind them, as JSON."""
         return {
-            task: {**of_task, **self._details(task)} if of_task["examples"] else dict(of_task)
+            task: {**self._details(task), **of_task} if of_task["examples"] else dict(of_task)
             for task, of_task in self.metrics.items()
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import sys
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtl_jax.config.data import LongTexts
+from mtl_jax.config.data import DataConfig, LongTexts
 from mtl_jax.config.model import Pooling
 from mtl_jax.config.tasks import Task
 from mtl_jax.config.train import Settings
@@ -20,6 +21,7 @@ from mtl_jax.core.paths import expanded
 from mtl_jax.data.batches import TextSet
 from mtl_jax.data.corpus import Corpus, Examples, load_corpus
 from mtl_jax.data.labels import scale_of
+from mtl_jax.data.packing.draws import room_of_draws
 from mtl_jax.data.packing.mixing import Mixture, apportion, rates
 from mtl_jax.data.packing.plan import Layout, PackingPlan
 from mtl_jax.data.tokens import special_tokens, tokenize
@@ -34,6 +36,12 @@ from mtl_jax.training.text_baseline import text_baseline
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Of more training texts not all are tokenised for draws of some: each draw is for itself.
+_MOST_SHARED = 200_000
+# What frozen layers make of the whole is computed once for all draws where that costs less than
+# for each of so many, and where as much memory has room for a draw.
+_MOST_DRAWS, _MOST_BYTES = 8, 2 * GIB
 
 
 class TextReader:
@@ -116,17 +124,25 @@ class Split:
         texts: Their token ids, or what frozen layers made of them.
         max_length: Tokens that a text may have; 0 where only those that there are count.
         like: The shape of training batches, whose texts these are taken to resemble.
+        drawn_from: The texts that these are a draw from, where what frozen layers make of the
+            former is kept, for all draws, and not of each draw.
+        places: int64 [n], which of these they are.
     """
 
     examples: Examples
     texts: TextSet
     max_length: int = 0
     like: Layout | None = None
+    drawn_from: TextSet | None = None
+    places: np.ndarray | None = None
 
     def take(self, indices: np.ndarray) -> Split:
         """Picks examples, int [m]; the result has them in this order."""
         texts = self.texts.take(indices)
-        return dataclasses.replace(self, examples=self.examples.take(indices), texts=texts)
+        places = None if self.places is None else self.places[indices]
+        return dataclasses.replace(
+            self, examples=self.examples.take(indices), texts=texts, places=places
+        )
 
 
 class Inputs:
@@ -181,9 +197,29 @@ class Inputs:
         )
         self.head_rates: dict[Any, float] = {}
         self._data, self._test_told = data, False
+        self._whole: Inputs | None = None
         self._splits: dict[str, Split] = {}
         self._training: dict[tuple[str, ...], Split] = {}
         self._plans: dict[tuple[int, int, tuple[str, ...]], PackingPlan] = {}
+
+    def limited(self, data: DataConfig) -> Inputs:
+        """The same with some of the training texts, or of their labels; nothing is read again.
+
+        Draws of as many texts have batches of one layout, and so share their programs, and the
+        batches to evaluate have that of the whole, so that they share these, too, and what is
+        kept of validation and test.
+
+        Args:
+            data: Differs from the settings of these inputs, which have all training texts, in
+                ``max_train_examples``, ``train_subset`` and ``label_fraction`` alone.
+        """
+        other = copy.copy(self)
+        for name in ("tasks", "text_baseline"):
+            vars(other).pop(name, None)
+        other.corpus, other._data, other._whole = self.corpus.limited(data), data, self
+        other._findings = other.corpus.check()
+        other._splits, other._training, other._plans = {}, {}, {}
+        return other
 
     @property
     def classes(self) -> Mapping[str, tuple[str, ...]]:
@@ -216,9 +252,31 @@ class Inputs:
         """A split, read and tokenised once."""
         if name not in self._splits:
             examples = self.corpus.read(name)
-            texts = self.reader(examples.texts, standardised(examples.labels, self.tasks), name)
-            self._splits[name] = Split(examples, texts)
+            labels = standardised(examples.labels, self.tasks)
+            if (whole := self._whole) is None or (name == "train" and not whole._shares_ids):
+                texts = self.reader(examples.texts, labels, name)
+                self._splits[name] = Split(examples, texts)
+            elif name == "train":
+                self._splits[name] = self._drawn(examples, labels, whole)
+            else:
+                texts = TextSet(whole.split(name).texts.tokens, labels)
+                self._splits[name] = Split(examples, texts)
         return self._splits[name]
+
+    @property
+    def _shares_ids(self) -> bool:
+        """Whether all training texts are tokenised for draws of some."""
+        return len(self.corpus.places("train")) <= _MOST_SHARED
+
+    def _drawn(self, examples: Examples, labels: Mapping[str, np.ndarray], whole: Inputs) -> Split:
+        """Some of the training texts of the whole, with its ids."""
+        every, own = (inputs.corpus.places("train") for inputs in (whole, self))
+        places, texts = np.searchsorted(every, own), whole.split("train").texts
+        split = Split(examples, TextSet(texts.tokens.take(places)[0], labels))
+        size = len(texts.tokens.ids) * self.bert.hidden_size * np.dtype(np.float32).itemsize
+        if len(texts) > _MOST_DRAWS * len(places) or size > _MOST_BYTES:
+            return split
+        return dataclasses.replace(split, drawn_from=texts, places=places)
 
     def training(self, tasks: Sequence[str] | None = None) -> Split:
         """The training texts with a label for at least one of ``tasks`` (all), picked once.
@@ -257,9 +315,21 @@ class Inputs:
             lengths, mixture = split.texts.tokens.lengths, None
             if (sources := split.examples.sources) is not None:
                 mixture = Mixture(lengths, sources, self._places(sources))
+            room = None
+            whole = self._whole
+            if whole is not None and whole._shares_ids and mixture is None:
+                room = room_of_draws(whole.training(tasks).texts.tokens.lengths, len(lengths))
+                room = room if PackingPlan.has_room(lengths, room) else None
             hidden_size = self.bert.hidden_size
-            self._plans[key] = PackingPlan(lengths, batch_size, devices, hidden_size, mixture)
+            plan = PackingPlan(lengths, batch_size, devices, hidden_size, mixture, room)
+            self._plans[key] = plan
         return self._plans[key]
+
+    def layout_to_evaluate(self, batch_size: int, devices: int) -> Layout:
+        """The shape of training batches that those to evaluate take after; see ``ModelSpec``."""
+        whole = self._whole
+        like = whole if whole is not None and whole._shares_ids else self
+        return like.plan(batch_size, devices).layout
 
     def _places(self, sources: np.ndarray) -> dict[int, int]:
         """The texts of each data set in an epoch, from that of each text; as many in all."""
@@ -305,6 +375,8 @@ class Inputs:
 
     def of_test(self) -> list[str]:
         """The same of the test split alone, which is read; nothing when asked for again."""
+        if self._whole is not None:
+            return self._whole.of_test()
         told, self._test_told = self._test_told, True
         return [] if told else self._of_test()
 
@@ -316,6 +388,18 @@ class Inputs:
     def _cut(self, name: str) -> list[str]:
         """How many texts of a split were cut, in words; nothing where none was."""
         return self.reader.cut(self.split(name).texts, name)
+
+
+def open_inputs(settings: Settings) -> Inputs:
+    """What ``Inputs`` loads; of a ``train_subset`` from the whole, as a study does.
+
+    Raises:
+        UserError: See there.
+    """
+    if settings.data.train_subset is None:
+        return Inputs(settings)
+    whole = Inputs(dataclasses.replace(settings, data=settings.data.whole()))
+    return whole.limited(settings.data)
 
 
 def standardised(

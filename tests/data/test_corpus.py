@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from mtl_jax.config.train import DataConfig
 from mtl_jax.core.errors import UserError
-from mtl_jax.data.corpus import Examples, load_corpus
-from mtl_jax.data.kinds import MISSING
+from mtl_jax.data.corpus import Examples, Keeping, load_corpus
+from mtl_jax.data.kinds import MISSING, has_label
 
 
 def write(path, rows):
@@ -165,7 +165,8 @@ def test_a_limit_keeps_the_same_examples_in_their_order(tmp_path):
     file = write(tmp_path / "t.jsonl", rows(100, mood=["up", "down"]))
     files = {"validation_file": file, "test_file": file}
     whole = load_corpus(config(file, **files)).read("train")
-    limited = load_corpus(config(file, **files, max_train_examples=7, max_evaluation_examples=5))
+    limits = {"max_train_examples": 7, "max_validation_examples": 5, "max_test_examples": 4}
+    limited = load_corpus(config(file, **files, **limits))
     train = limited.read("train")
     positions = [whole.texts.index(text) for text in train.texts]
     assert positions == sorted(positions)
@@ -175,8 +176,59 @@ def test_a_limit_keeps_the_same_examples_in_their_order(tmp_path):
     ]
     assert {digests[i] for i in positions} == set(sorted(digests)[:7])
     np.testing.assert_array_equal(train.labels["sentiment"], whole.labels["sentiment"][positions])
-    assert [len(limited.read(split)) for split in ("validation", "test")] == [5, 5]
+    assert [len(limited.read(split)) for split in ("validation", "test")] == [5, 4]
     assert set(limited.read("test").texts) < set(train.texts)
+
+
+def test_each_subset_is_a_draw_of_its_own(tmp_path):
+    file = write(tmp_path / "t.jsonl", rows(200, mood=["up", "down"], topic=["x", None]))
+    pairs, held_out = ("sentiment=mood", "classifier=topic"), {"validation_file": file}
+    whole = load_corpus(config(file, *pairs, **held_out))
+
+    def drawn(subset, **limits):
+        data = config(file, *pairs, **held_out, train_subset=subset, **limits)
+        corpus = load_corpus(data)
+        places, labels = corpus.places("train"), corpus.read("train").labels
+        # From the whole, and from the file by a reader that keeps no other text.
+        for other in (whole.limited(data), load_corpus(data, Keeping(in_memory=0))):
+            np.testing.assert_array_equal(other.places("train"), places)
+            assert list(other.read("train").texts) == [f"text {i}" for i in places]
+            for task, of_task in other.read("train").labels.items():
+                np.testing.assert_array_equal(of_task, labels[task])
+        return places.tolist(), {task: np.flatnonzero(has_label(of)) for task, of in labels.items()}
+
+    sets = [set(drawn(subset, max_train_examples=50)[0]) for subset in range(8)]
+    assert {len(each) for each in sets} == {50}
+    # Two draws of a quarter have a sixteenth of 200 in common, about.
+    common = [len(a & b) for a, b in itertools.combinations(sets, 2)]
+    assert 8 < np.mean(common) < 17
+    assert set(drawn(3, max_train_examples=9)[0]) < sets[3]
+    keys = {i: hashlib.sha256(f"3\n{i}\n".encode()).digest() for i in range(200)}
+    assert sets[3] == set(sorted(keys, key=keys.__getitem__)[:50])
+    # The labels that --label-fraction keeps are drawn anew, too.
+    (_, some), (_, others) = (drawn(i, label_fraction=("classifier=0.1",)) for i in (0, 1))
+    assert len(some["classifier"]) == len(others["classifier"]) == 10
+    assert set(some["classifier"]) != set(others["classifier"])
+    with pytest.raises(UserError, match="--train-subset -1 must not be negative"):
+        DataConfig(train_subset=-1)
+
+
+def test_training_texts_that_stand_elsewhere_are_left_out_where_that_is_asked_for(tmp_path):
+    data = rows(60, mood=["up", "down"])
+    empty = [{"text": "", "mood": "up"}]
+    file = write(tmp_path / "t.jsonl", data + empty)
+    files = {
+        "validation_file": write(tmp_path / "v.jsonl", data[:3] + empty),
+        "test_file": write(tmp_path / "u.jsonl", data[2:7] + rows(70, mood=["up"])[60:]),
+    }
+    whole = load_corpus(config(file, **files))
+    assert len(whole.read("train")) == 61
+    limits = {"max_test_examples": 2, "max_train_examples": 30}
+    for keeping in (None, Keeping(in_memory=0)):
+        corpus = load_corpus(config(file, **files, **limits, drop_duplicates=True), keeping)
+        assert not set(corpus.read("train").texts) & {row["text"] for row in data[:7]}
+        assert len(corpus.read("train")) == 30
+        assert "7 of 61 texts are in validation or test, too, and are left out" in corpus.notes[-1]
 
 
 def test_the_test_split_is_not_parsed_before_it_is_asked_for(tmp_path):
@@ -227,7 +279,7 @@ def test_all_splits_are_checked_without_a_text_of_the_test_split(tmp_path):
     )
     assert any(f"sentiment: {absent}" in each for each in found)
     # Which texts a limit keeps depends on the texts: it is told when they are read.
-    limited, found = check(*one, max_evaluation_examples=2)
+    limited, found = check(*one, max_test_examples=2)
     assert found[0].startswith("sentiment: 2 classes, texts in train / validation: ")
     assert not any(absent in each for each in found)
     said = [str(finding) for finding in limited.check_test(limited.read("test"))]

@@ -43,8 +43,8 @@ def all_of(corpus):
     [
         {},
         {"max_train_examples": 50},
-        {"max_train_examples": 50, "max_evaluation_examples": 20},
-        {"max_train_examples": 10_000, "max_evaluation_examples": 10_000},
+        {"max_train_examples": 50, "max_validation_examples": 20, "train_subset": 1},
+        {"max_train_examples": 10_000, "max_validation_examples": 10_000},
         {"label_fraction": ("mood=0.1",)},
         {"label_fraction": ("mood=0.1", "topic=0.05"), "max_train_examples": 200},
     ],
@@ -71,7 +71,7 @@ def test_several_data_sets_are_kept_alike(files):
 
 
 def test_a_limit_needs_no_copy_and_the_copy_is_made_once(files, capsys):
-    validation = {"validation_file": str(files / "v.csv"), "max_evaluation_examples": 20}
+    validation = {"validation_file": str(files / "v.csv"), "max_validation_examples": 20}
     limited = load_corpus(config(files, max_train_examples=30, **validation), Keeping(in_memory=0))
     assert isinstance(limited.read("train").texts, list)
     assert not (files / "cache").exists()

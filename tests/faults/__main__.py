@@ -36,7 +36,8 @@ DEFAULT_RUN = (
     "--epochs=4",
     "--batch-size=16",
     "--max-train-examples=192",
-    "--max-evaluation-examples=64",
+    "--max-validation-examples=64",
+    "--max-test-examples=64",
     "--checkpoint-every=5",
 )
 

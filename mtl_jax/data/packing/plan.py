@@ -82,6 +82,7 @@ class PackingPlan:
         devices: int,
         hidden_size: int,
         mixture: Mixture | None = None,
+        room: np.ndarray | None = None,
     ):
         """Plans batches of ``batch_size`` texts.
 
@@ -92,12 +93,14 @@ class PackingPlan:
             hidden_size: Of the backbone, to weigh attention's cost, quadratic in the length
                 of a block, against the padding of short blocks.
             mixture: The places of an epoch, where it does not hold every text once.
+            room: int [n], descending, tokens that the k-th longest text may have at most: the
+                layout depends on these alone, so that sets of texts with equal ``room`` share one.
         """
         self.mixture, self._devices = mixture, devices
         lengths = lengths if mixture is None else mixture.lengths
         self.places = count = len(lengths)
         ranks = np.argsort(-lengths, kind="stable")
-        descending = lengths[ranks]
+        descending = lengths[ranks] if room is None else room
         descending = descending[np.arange(count) // _EXCHANGED * _EXCHANGED]
         self._class = np.empty(count, np.int64)
         self._class[ranks] = descending
@@ -110,6 +113,11 @@ class PackingPlan:
         self._rows, self._starts = (_cut(each, self._members) for each in rows_and_starts)
         slots = max(int(np.bincount(of_batch).max()) for of_batch in self._rows)
         self.layout = Layout(rows, blocks, slots)
+
+    @staticmethod
+    def has_room(lengths: np.ndarray, room: np.ndarray) -> bool:
+        """Whether texts of these lengths, int [n], fit into ``room``, int [n], descending."""
+        return len(lengths) == len(room) and bool((np.sort(lengths)[::-1] <= room).all())
 
     def epoch(
         self, order: np.ndarray, batches: np.ndarray, chosen: np.ndarray | None = None

@@ -62,6 +62,7 @@ class Backbones(StudySettings):
                 setting = {SETTING: shared["backbone"]}
                 workdir = arm_folder(self.workdir, name, seed, setting)
                 own = {"workdir": workdir, "seed": seed, **protocol(name, self.workdir)}
+                own["data"] = self.drawn(seed)
                 config = TrainConfig(**{**shared, **own})
                 return Arm(name, config, setting)
 

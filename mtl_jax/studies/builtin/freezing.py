@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from mtl_jax.config.train import DataConfig, TrainConfig
 from mtl_jax.freezing.scenarios import usual_scenarios
 from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_nothing_held
 from mtl_jax.studies.command import StudyCommand, planned
+from mtl_jax.studies.inputs_pool import InputsPool, sizes
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds
-
-if TYPE_CHECKING:
-    from mtl_jax.studies.inputs_pool import InputsPool
 
 
 class _Default(int):
@@ -28,8 +25,15 @@ class _DefaultRate(float):
     """As ``_Default``, of a rate."""
 
 
-# Few enough sentences for four seeds of seven scenarios in some minutes on two cores.
-_QUICK = DataConfig(max_train_examples=_Default(416), max_evaluation_examples=_Default(320))
+# Few enough sentences for six seeds of five scenarios in some minutes on two cores.
+_QUICK = DataConfig(
+    max_train_examples=_Default(320),
+    max_validation_examples=_Default(320),
+    max_test_examples=_Default(1500),
+)
+
+
+_QUICK_ARMS = ("all_frozen", "backbone_frozen", "top_1", "top_2", "none_frozen")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,10 +41,9 @@ class Freezing(StudySettings):
     """Train every scenario with every seed, and report what freezing costs and buys."""
 
     arms: tuple[str, ...] | None = None
-    """the scenarios and recipes to compare, or .json files of either; by default all_frozen, \
-backbone_frozen, top_1, top_2, each task's head frozen, and none_frozen"""
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
-    """the seeds to train each with"""
+    """the scenarios and recipes to compare, or .json files of either; layer_decay is none_frozen \
+with lower rates for lower layers; by default all_frozen, backbone_frozen, top_1, top_2 and \
+none_frozen, and on one's own data bias_only, lora_8, layer_decay and every task's head, too"""
     data: DataConfig = _QUICK
     batch_size: int = 16
     """examples per step, over all devices"""
@@ -49,20 +52,21 @@ backbone_frozen, top_1, top_2, each task's head frozen, and none_frozen"""
 few, and else as of train"""
     epochs: int | None = None
     """as of train"""
-    min_steps: int | None = _Default(0)
-    """as of train; by default 0 in the quick study, whose passes over the backbone are few"""
+    min_steps: int | None = _Default(80)
+    """as of train; by default 80 in the quick study, whose passes over the backbone are few"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        own = self.data.train_file or self.data.dataset != _QUICK.dataset
         if self.arms is None:
-            object.__setattr__(self, "arms", usual_scenarios(self.data.tasks))
+            every = (*usual_scenarios(self.data.tasks, adapters=True), "layer_decay")
+            object.__setattr__(self, "arms", every if own else _QUICK_ARMS)
         self._refuse_empty("arms")
         refuse_nothing_held(self.hold_frozen_heads, self.named_arms)
-        own = self.data.train_file or self.data.dataset != _QUICK.dataset
         settled = {
             # The quick study's limits are meant for the default corpus alone.
             name: None if own else int(limit)
-            for name in ("max_train_examples", "max_evaluation_examples")
+            for name in ("max_train_examples", "max_validation_examples", "max_test_examples")
             if isinstance(limit := getattr(self.data, name), _Default)
         }
         object.__setattr__(self, "data", dataclasses.replace(self.data, **settled))
@@ -85,7 +89,7 @@ few, and else as of train"""
 
         def arm(name: str, seed: int) -> Arm:
             workdir = arm_folder(self.workdir, name, seed, {})
-            shared = {**self.of_a_run(), **protocol(name, self.workdir)}
+            shared = {**self.of_a_run(), **protocol(name, self.workdir), "data": self.drawn(seed)}
             return Arm(name, TrainConfig(**shared, workdir=workdir, seed=seed))
 
         return by_seeds(self.named_arms, self.seeds, at_once, arm)
@@ -99,9 +103,8 @@ def plan_of(study: Freezing, pool: InputsPool) -> Plan:
     """
     from mtl_jax.studies.report.write import leave_report
 
-    inputs = pool.get(study)
+    inputs = pool.whole(study)
     study.check(inputs.bert.num_hidden_layers)
-    texts = {name: len(inputs.split(name).texts) for name in ("train", "validation")}
     inputs.refuse_long()
     count = len(study.named_arms) * len(study.seeds)
     return Plan(
@@ -112,8 +115,8 @@ def plan_of(study: Freezing, pool: InputsPool) -> Plan:
         settings=study.described("arms"),
         notes=[
             *inputs.notes(),
-            f"{count} arms on {texts['train']:,} texts, {texts['validation']:,} to validate; "
-            "--max-train-examples and --max-evaluation-examples set the limits, None lifts them",
+            f"{count} arms on {sizes(study, pool)}; --max-train-examples, "
+            "--max-validation-examples and --max-test-examples set the limits, None lifts them",
         ],
         files=files_of(study.named_arms),
         keep_checkpoints=study.keep_checkpoints,

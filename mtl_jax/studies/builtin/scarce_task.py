@@ -102,7 +102,7 @@ class ScarceTask(StudySettings):
         """The run of an arm, where the scarce task has so many labels before it is thinned."""
         # All labels are a fraction, too: of tasks with as many labels it names the scarce.
         thinned = (*self.data.label_fraction, f"{self.scarce_task}={fraction:g}")
-        data = dataclasses.replace(self.data, label_fraction=thinned)
+        data = self.drawn(seed, label_fraction=thinned)
         changes: dict[str, Any] = {"min_steps": 0, "head_min_steps": 0}
         if name == "single_task":
             data = data.of_task(self.scarce_task)
@@ -178,7 +178,9 @@ class ScarceTask(StudySettings):
             def arm(name: str, seed: int, fraction: float = fraction) -> Arm:
                 return Arm(name, self.config(name, seed, fraction, labels), self._setting(fraction))
 
-            yield from by_seeds(self.arms, self.seeds, self.at_once(), arm)
+            thinned = (f"{self.scarce_task}={fraction:g}",)
+            at_once = self.at_once(label_fraction=thinned)
+            yield from by_seeds(self.arms, self.seeds, at_once, arm)
 
 
 def plan_of(study: ScarceTask, pool: InputsPool) -> Plan:
@@ -189,9 +191,10 @@ def plan_of(study: ScarceTask, pool: InputsPool) -> Plan:
     """
     from mtl_jax.studies.report.scarce_report import leave_report
 
-    inputs = pool.get(study)
+    inputs = pool.whole(study)
     study.check(inputs.bert.num_hidden_layers)
-    examples = inputs.split("train").examples
+    drawn = dataclasses.replace(study, data=study.drawn(study.seeds[0]))
+    examples = pool.get(drawn).corpus.read("train")
     labels = {task: int(has_label(of_task).sum()) for task, of_task in examples.labels.items()}
     for task, count in labels.items():
         if not count:

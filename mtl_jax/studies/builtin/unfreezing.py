@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any
 
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
-from mtl_jax.freezing.recipes import HOWARD_RUDER
 from mtl_jax.studies.arm_specs import (
     NOTHING_HELD,
     check_arms,
@@ -99,8 +98,8 @@ top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer a
                     f"arm {arm!r} is off the backbone's {layers} layers: use only_layer_0 to "
                     f"only_layer_{layers - 1}"
                 )
-        others = [arm for arm in arms if arm != AT_ONCE and not _ONLY_LAYER.fullmatch(arm)]
-        check_arms(others, layers, self.data.tasks, (AT_ONCE, "only_layer_i"))
+        others = [arm for arm in arms if not _ONLY_LAYER.fullmatch(arm)]
+        check_arms(others, layers, self.data.tasks, ("only_layer_i",))
         return arms
 
     def check(self, layers: int) -> None:
@@ -123,23 +122,28 @@ top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer a
     def groups(self, layers: int, texts: int) -> Iterator[list[Arm]]:
         """The arms that are trained at once: size by size, so that each size is read once."""
         for sentences, limit in self.limits(texts).items():
-            data = dataclasses.replace(self.data, max_train_examples=limit)
-            of_size = {**self.of_a_run(), "data": data, **self.passes(self.epochs_of(sentences))}
+            limits = {"max_train_examples": limit}
+            of_size = {**self.of_a_run(), **self.passes(self.epochs_of(sentences))}
             setting = {SETTING: sentences}
 
-            def arm(name: str, seed: int, of_size: Any = of_size, setting: Any = setting) -> Arm:
+            def arm(
+                name: str,
+                seed: int,
+                limits: Any = limits,
+                of_size: Any = of_size,
+                setting: Any = setting,
+            ) -> Arm:
                 workdir = arm_folder(self.workdir, name, seed, setting)
-                own = {"workdir": workdir, "seed": seed, **self._protocol(name)}
+                data = self.drawn(seed, **limits)
+                own = {"workdir": workdir, "seed": seed, "data": data, **self._protocol(name)}
                 config = TrainConfig(**{**of_size, **own})
                 return Arm(name, config, setting)
 
-            yield from by_seeds(self.named_arms(layers), self.seeds, self.at_once(), arm)
+            yield from by_seeds(self.named_arms(layers), self.seeds, self.at_once(**limits), arm)
 
     def _protocol(self, arm: str) -> dict[str, Any]:
         if _ONLY_LAYER.fullmatch(arm):
             return {"scenario": in_study(self.workdir, rules_file(arm)), **NOTHING_HELD}
-        if arm == AT_ONCE:
-            return {"scenario": "none_frozen", **HOWARD_RUDER, **NOTHING_HELD}
         return protocol(arm, self.workdir)
 
 
@@ -166,8 +170,9 @@ def plan_of(study: Unfreezing, pool: InputsPool) -> Plan:
     """
     from mtl_jax.studies.report.unfreezing_report import leave_report
 
-    inputs = pool.get(study)
-    layers, texts = inputs.bert.num_hidden_layers, len(inputs.split("train").texts)
+    inputs = pool.whole(study)
+    drawn = dataclasses.replace(study, data=study.drawn(study.seeds[0]))
+    layers, texts = inputs.bert.num_hidden_layers, len(pool.get(drawn).corpus.places("train"))
     arms = study.named_arms(layers)
     inputs.refuse_long()
     passes = {count: study.epochs_of(count) for count in study.limits(texts)}

@@ -26,7 +26,7 @@ def answers_of(
 
     Args:
         context: See ``write.write_report``; ``folder`` is that of the study, and ``corpora`` the
-            data that are open already, by their ``DataConfig``.
+            data that are open already, by the whole of their ``DataConfig``.
         results: Lines of ``results.jsonl``.
         arm: The arm.
         setting: In which setting; None of a study without.
@@ -69,7 +69,7 @@ def _texts(
     try:
         record = Workdir(run).config()
         data = DataConfig(**record["settings"]["data"])
-        corpus = corpora.get(data) or load_corpus(data)
+        corpus = corpora.get(data.whole()) or load_corpus(data)
         if corpus.fingerprint != record["data"]["fingerprint"]:
             return {}
         return texts_of(corpus, split, found, places)

@@ -41,8 +41,8 @@ class Cell:
 
     text: str
     aside: str = ""
-    shade: float = 0.0
-    """how dark its ground is, from 0 to 1"""
+    shade: float | None = None
+    """how dark its ground is, from 0 to 1, of a table whose cells are shaded"""
 
     @property
     def plain(self) -> str:

@@ -148,19 +148,21 @@ def document(lines: Sequence[Line], context: Mapping[str, Any]) -> Document:
     diverged = sum(line["validation"] is None for line in lines)
     if diverged:
         facts.append(("diverged", Cell(str(diverged))))
+    test = _test(chosen, facts)
     blocks: list[Block] = [
         Paragraph(f"Chosen on validation: {setting}.", "lead"),
-        *_test(chosen, facts),
-        Heading("Settings"),
         Picture(
             "heads.png",
             score_plot(lines),
             "Mean macro-F1 on validation of the epoch that is kept: the mean over seeds, from the "
             "smallest to the largest.",
         ),
+        Facts(tuple(facts)),
+        Heading("Results"),
+        *test,
         setting_table(lines),
         *search_blocks(trial_scores(lines)),
-        Heading("How it was made"),
+        Heading("How this was made"),
         Code(context["command"]),
         Paragraph(
             f"{context['started']}, {context['seconds']:.0f} s on {context['machine']}, "
@@ -175,7 +177,10 @@ def document(lines: Sequence[Line], context: Mapping[str, Any]) -> Document:
 
 
 def _test(chosen: Sequence[Line], facts: list[tuple[str, Cell]]) -> list[Block]:
+    """What the chosen setting reaches on test; adds that to the facts."""
     tested = [line for line in chosen if line["test"]]
+    if not tested:
+        return []
     scores = [quality(line["test"]) for line in tested]
     facts.append(
         ("mean macro-F1 on test", _cell(mean_interval([s for s in scores if s is not None])))
@@ -188,8 +193,6 @@ def _test(chosen: Sequence[Line], facts: list[tuple[str, Cell]]) -> list[Block]:
             for values in [[lookup(line["test"], task, name) for line in tested]]
         ]
         rows.append(Row((Cell(task), *cells)))
-    if not tested:
-        return [Facts(tuple(facts[:-1]))]
     named = [[name for _, name in measures(tested, task)] for task in tasks_of(tested)]
     columns = ("task", *(" / ".join(dict.fromkeys(names)) for names in zip(*named, strict=True)))
-    return [Facts(tuple(facts)), Table("The chosen setting on test", columns, tuple(rows))]
+    return [Table("The chosen setting on test", columns, tuple(rows))]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.studies import best_run
-from mtl_jax.studies.report import figures, prediction_sections
+from mtl_jax.studies.report import figures, prediction_sections, tables
 from mtl_jax.studies.report.arm_answers import answers_of
 from mtl_jax.studies.report.claims_section import claims_blocks
 from mtl_jax.studies.report.document import (
@@ -26,11 +26,13 @@ from mtl_jax.studies.report.document import (
     Table,
     Verbatim,
 )
-from mtl_jax.studies.stats import formatting
+from mtl_jax.studies.stats import formatting, power
 from mtl_jax.studies.stats.claims import Judgement, judge_claims
+from mtl_jax.studies.stats.doubts import doubts
 from mtl_jax.studies.stats.results import (
     Result,
     arms_of,
+    by_setting,
     evaluation_split,
     lookup,
     setting_name,
@@ -96,15 +98,16 @@ def assemble(
         *_predicted(results, context),
         ("Scores by source", parts.sources),
         ("Learning curves", [*curves(results), *parts.learning]),
-        ("Cost", [*parts.cost, *_uncounted(results), *_digests(results)] if results else []),
+        ("Cost", _cost(parts, results) if results else []),
         ("What a smaller search would have found", parts.tuning),
-        ("Statistics", parts.statistics),
+        ("Statistics", [*parts.statistics, *_told(results)] if parts.statistics else []),
         ("What the design claims", claims_blocks(judgement)),
         ("Runs", _runs(results, failures, context)),
         ("How this was made", origin(results, context)),
         ("Use the model", _model(results, context)),
     ]
     blocks = [*warnings(results, failures), *parts.answer]
+    blocks += [Paragraph(words, "warning") for words in doubts(results)]
     for title, section in sections:
         if section:
             blocks += [Heading(title), *section]
@@ -185,6 +188,18 @@ def _predicted(
         ),
         ("The most confident mistakes", prediction_sections.mistake_tables(answers)),
     ]
+
+
+def _told(results: Sequence[Result]) -> list[Block]:
+    """What difference the study can tell, where it has one setting."""
+    words = power.after_text(results) if len(by_setting(results)) == 1 else ""
+    return [Paragraph(words)] if words else []
+
+
+def _cost(parts: Parts, results: Sequence[Result]) -> list[Block]:
+    wall = tables.wall_table(results)
+    walls = [] if wall is None else [wall]
+    return [*parts.cost, *walls, *_uncounted(results), *_digests(results)]
 
 
 def _uncounted(results: Sequence[Result]) -> list[Block]:

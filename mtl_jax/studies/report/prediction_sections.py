@@ -84,7 +84,7 @@ class Answers:
         """What numbers are means of, for a note; empty of one run."""
         if len(self.runs) == 1:
             return ""
-        return f"Means over {len(self.runs)} seeds ± half of the 95 % Student-t interval. "
+        return f"Means over {len(self.runs)} seeds ± half of the 95 % t interval over seeds alone. "
 
 
 # Scores by class.

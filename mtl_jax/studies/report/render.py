@@ -204,7 +204,9 @@ def _html_row(row: Row, split: list[bool], named: Sequence[str]) -> str:
         if place == 0:
             continue
         label = f' data-label="{html.escape(named[place])}"' if named else ""
-        shade = f' style="--shade: {cell.shade:.2f}" class="shaded"' if cell.shade else ""
+        shade = (
+            f' style="--shade: {cell.shade:.2f}" class="shaded"' if cell.shade is not None else ""
+        )
         cells.append(f"<td{label}{shade}>{_ht(cell.text)}</td>")
         if double:
             cells.append(f'<td class="aside">{_ht(cell.aside)}</td>')

@@ -36,10 +36,19 @@ from mtl_jax.studies.stats.results import (
     tasks_of,
     trained_arms,
 )
+from mtl_jax.training.metrics import of_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+_PARTS = {
+    "compile_seconds": "compiling",
+    "frozen_pass_seconds": "frozen pass",
+    "step_seconds": "steps",
+    "measurement_seconds": "measuring",
+    "saving_seconds": "saving",
+    "total_seconds": "in all",
+}
 # Hutto & Gilbert, "VADER", ICWSM 2014: weighted F1 over three classes. The
 # learner is the best of theirs that was trained and tested on the same source.
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
@@ -89,6 +98,7 @@ def quality_table(results: Sequence[Result], chosen: str | None) -> Table:
             f" {formatting.listing(values)}, a regression, has R2 wherever means and differences "
             "of macro-F1 are given."
         )
+    note += _bag_of_words(results)
     if trained := [arm for arm in control_heads(results) if arm != BASELINE]:
         note += (
             f" A head of {formatting.listing(trained)} never trained: a control, not recommended."
@@ -178,6 +188,27 @@ def cost_table(results: Sequence[Result], chosen: str | None) -> Table:
     return Table("Cost of one run", ("scenario", "seeds", *columns), tuple(rows), note)
 
 
+def wall_table(results: Sequence[Result]) -> Table | None:
+    """Where the wall time of a run goes, an arm to a row; None where it was not measured."""
+    arms = [arm for arm in arms_of(results) if numbers(results, arm, "wall_time", "total_seconds")]
+    if not arms:
+        return None
+    rows = [
+        Row(
+            (
+                arm_cell(arm, control_heads(results)),
+                *(seconds_cell(numbers(results, arm, "wall_time", part)) for part in _PARTS),
+            )
+        )
+        for arm in arms
+    ]
+    note = (
+        "Seconds, measured: medians with their range over runs in brackets. Seeds that are trained "
+        "at once have equal shares."
+    )
+    return Table("Wall time of one run by its parts", ("arm", *_PARTS.values()), tuple(rows), note)
+
+
 def difference_table(results: Sequence[Result], chosen: str | None) -> Table | None:
     """Paired differences to full fine-tuning; None where there is nothing to pair."""
     split, tasks = evaluation_split(results), tasks_of(results)
@@ -256,6 +287,19 @@ def _baseline_rows(results: Sequence[Result]) -> list[Row]:
             mean = Cell(formatting.fixed(quality(metrics)))
             rows.append(Row((Cell(name), Cell(""), mean, *cells, Cell("")), "reference"))
     return rows
+
+
+def _bag_of_words(results: Sequence[Result]) -> str:
+    """What a model without an encoder reaches on validation; every run has measured the same."""
+    known = [result["text_baseline"] for result in results if result.get("text_baseline")]
+    if not known:
+        return ""
+    words = [
+        f"{task} {of_metrics(found).in_words(found)}"
+        for task, found in known[-1].items()
+        if found.get("examples")
+    ]
+    return f" Without an encoder, on validation: TF-IDF with a linear model, {'; '.join(words)}."
 
 
 def _flops(results: Sequence[Result], arm: str) -> float | None:

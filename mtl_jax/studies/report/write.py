@@ -17,6 +17,7 @@ from mtl_jax.studies.report.document import Cell, Document, Picture, Row, Table
 from mtl_jax.studies.report.outline import Failure, failure_text
 from mtl_jax.studies.report.render import to_html, to_markdown
 from mtl_jax.studies.report.scenarios_report import build
+from mtl_jax.studies.stats.doubts import doubts
 from mtl_jax.studies.stats.recommendation import explain, recommend
 from mtl_jax.studies.stats.results import Result, evaluation_split, read_results, tasks_of
 
@@ -105,6 +106,8 @@ def print_table(
         show_table(console, _summary(results, advice.chosen.arm if advice else None))
         if advice:
             console.print(Text("\n" + " ".join(explain(advice)).replace("`", "")))
+        for words in doubts(results):
+            console.print(Text(f"warning: {words}".replace("`", ""), style="yellow"))
     for failure in failures:
         console.print(Text(failure_text(failure).replace("`", ""), style="red"))
 

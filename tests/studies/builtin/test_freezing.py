@@ -8,8 +8,10 @@ import pytest
 
 from mtl_jax.core.command_line import parse
 from mtl_jax.core.errors import UserError
+from mtl_jax.studies.best_run import best_run, run_folder
 from mtl_jax.studies.builtin.freezing import Freezing, run
 from mtl_jax.studies.recompute import recompute
+from mtl_jax.tools.predict import Predictor
 from tests import forked
 from tests.conftest import write_record
 from tests.faults.runs import without_times
@@ -51,7 +53,16 @@ def test_two_seeds_then_a_third(folder, small_flags):
         assert_schema(result)
     for name in ("report.md", "report.html", "quality_against_cost.png"):
         assert (folder / name).stat().st_size > 1000
-    assert not list(folder.glob("arms/*/checkpoints"))
+    # The model of the best arm is kept, and the report ends with the command that uses it.
+    (kept,) = folder.glob("arms/*/checkpoints")
+    best = best_run(results)
+    assert best is not None
+    assert kept.parent == run_folder(folder, best)
+    assert (folder / "report.md").read_text().rstrip().splitlines()[-2:] == [
+        f"    python -m mtl_jax predict --workdir {kept.parent} < texts.txt",
+        f"    python -m mtl_jax evaluate --workdir {kept.parent} --split test",
+    ]
+    assert len(Predictor(kept.parent).predict(["the film was good"])) == 1
 
     assert_computed_again(folder, results)
 
@@ -179,7 +190,7 @@ def test_mistakes_are_told_before_anything_is_trained(flags, tmp_path):
 
 def test_a_study_of_ones_own_data_takes_all_of_it(settings, tmp_path):
     quick = Freezing(workdir=str(tmp_path), seeds=(0, 1, 0))
-    assert (quick.data.max_train_examples, quick.data.max_evaluation_examples) == (416, 320)
+    assert limits_of(quick.data) == (320, 320, 1500)
     assert quick.seeds == (0, 1)
     with pytest.raises(UserError, match="--arms is empty"):
         Freezing(workdir=str(tmp_path), arms=())
@@ -187,7 +198,7 @@ def test_a_study_of_ones_own_data_takes_all_of_it(settings, tmp_path):
         Freezing(workdir=str(tmp_path), seeds_at_once=0)
     own = Freezing(workdir=str(tmp_path), data=settings["data"])
     assert own.data == settings["data"]
-    assert [(s.head_learning_rate, s.min_steps) for s in (quick, own)] == [(0.01, 0), (None, None)]
+    assert [(s.head_learning_rate, s.min_steps) for s in (quick, own)] == [(0.01, 80), (None, None)]
     asked = Freezing(workdir=str(tmp_path), data=settings["data"], head_learning_rate=0.01)
     assert asked.head_learning_rate == 0.01
 
@@ -195,23 +206,25 @@ def test_a_study_of_ones_own_data_takes_all_of_it(settings, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "limits"),
     [
-        ([], (416, 320)),
-        (["--max-train-examples", "2000"], (2000, 320)),
-        (["--max-train-examples", "None"], (None, 320)),
-        (["--train-file", "a.csv"], (None, None)),
-        (["--train-file", "a.csv", "--max-train-examples", "2000"], (2000, None)),
-        (["--dataset", "imdb", "--max-evaluation-examples", "9"], (None, 9)),
-        (
-            ["--train-file=a.csv", "--max-train-examples=416", "--max-evaluation-examples=320"],
-            (416, 320),
-        ),
+        ([], (320, 320, 1500)),
+        (["--max-train-examples", "2000"], (2000, 320, 1500)),
+        (["--max-train-examples", "None"], (None, 320, 1500)),
+        (["--max-test-examples", "None"], (320, 320, None)),
+        (["--train-file", "a.csv"], (None, None, None)),
+        (["--train-file", "a.csv", "--max-train-examples", "2000"], (2000, None, None)),
+        (["--dataset", "imdb", "--max-validation-examples", "9"], (None, 9, None)),
+        (["--train-file=a.csv", "--max-train-examples=320"], (320, None, None)),
     ],
 )
 def test_only_limits_that_are_not_asked_for_are_those_of_the_quick_study(asked, limits):
     data = parse(Freezing, ["--workdir", "x", *asked], "freezing", "").data
-    assert (data.max_train_examples, data.max_evaluation_examples) == limits
+    assert limits_of(data) == limits
     # As a record has them.
-    assert {type(data.max_train_examples), type(data.max_evaluation_examples)} <= {int, type(None)}
+    assert {type(limit) for limit in limits_of(data)} <= {int, type(None)}
+
+
+def limits_of(data):
+    return data.max_train_examples, data.max_validation_examples, data.max_test_examples
 
 
 def test_arms_come_by_whole_seeds():

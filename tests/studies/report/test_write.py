@@ -39,10 +39,12 @@ class Page(HTMLParser):
         self.tables: list[list[list[str]]] = []
         self.addresses: list[str] = []
         self.tags: list[str] = []
+        self.anchors: list[str] = []
         self._open = False
 
     def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self.anchors += [value or "" for name, value in attrs if (tag, name) == ("h2", "id")]
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
         if tag == "table":
             self.tables.append([])
@@ -118,23 +120,31 @@ def test_sections(full: Path):
     markdown = (full / "report.md").read_text(encoding="utf-8")
     sections = [text[3:] for text in markdown.splitlines() if text.startswith("## ")]
     assert sections == [
-        "What the design claims",
-        "Quality",
-        "Differences to full fine-tuning",
+        "Results",
+        "Scores by source",
+        "Learning curves",
         "Cost",
-        "Learning and overfitting",
-        "Sentiment by source",
-        "Failed runs",
+        "Statistics",
+        "What the design claims",
+        "Runs",
         "How this was made",
+        "Use the model",
     ]
-    assert markdown.index("Use `top_2`") < markdown.index("## Quality")
+    answer = (
+        "Use `top_2`: it reaches 0.795 ± 0.002 macro-F1 on the test split (classifier and "
+        "sentiment, their mean) for 40 G training FLOPs, 0.40× those of `none_frozen`. On "
+        "validation nothing separates it from `gradual` and `none_frozen`, and it is the cheapest "
+        "of these; the runner-up is `gradual`, 0.005 below it."
+    )
+    picture = markdown.index("](quality_against_cost.png)")
+    assert markdown.index(answer) < picture < markdown.index("## Results")
     assert "Every frozen parameter kept its bytes: in all 15 runs" in markdown
     for name in FIGURES:
         assert f"]({name})" in markdown
 
 
 def test_numbers(full: Path):
-    quality, differences, cost, gaps, sources = read_html(full / "report.html").tables[1:6]
+    quality, sources, gaps, cost, differences = read_html(full / "report.html").tables[:5]
     rows = {row[0]: row for row in quality}
     assert list(rows)[1:4] == ["all_frozen", "20-NN probe", "majority class"]
     assert rows["20-NN probe"][2] == "0.610"
@@ -156,7 +166,7 @@ def test_numbers(full: Path):
 
 
 def test_claims(full: Path):
-    claims = read_html(full / "report.html").tables[0]
+    claims = read_html(full / "report.html").tables[5]
     assert claims[0] == ["claim", "verdict", "number", "of"]
     assert [row[0] for row in claims[1:]] == [
         "All frozen is cheapest and lightest.",
@@ -185,7 +195,7 @@ def test_an_arm_with_failed_seeds_is_a_warning_and_counted(tmp_path: Path):
     warning = "unlike seeds are no fair match: <code>top_2</code> 2 of 3 seeds."
     assert text.index(warning) < text.index("Use <code>top_2</code>")
     assert "They are ranked on seeds 0 and 1, as not all of them have the others." in text
-    quality = read_html(tmp_path / "report.html").tables[1]
+    quality = read_html(tmp_path / "report.html").tables[0]
     assert {row[0]: row[1] for row in quality}["top_2"] == "2 of 3"
     assert {row[0]: row[1] for row in quality}["gradual"] == "3"
 
@@ -200,7 +210,11 @@ def test_self_contained_and_escaped(full: Path):
     page = read_html(full / "report.html")
     text = (full / "report.html").read_text(encoding="utf-8")
     assert page.addresses
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+    anchors = [address[1:] for address in page.addresses if address.startswith("#")]
+    # Each heading is led to twice, from the table of contents and from itself.
+    assert sorted(anchors) == sorted(2 * page.anchors)
+    assert len(set(page.anchors)) == len(page.anchors) == 9
     assert not re.search(r"@import|url\(|<script|<link", text)
     assert "b" not in page.tags
     assert "&lt;b&gt;ValueError&lt;/b&gt;" in text
@@ -237,7 +251,7 @@ def test_without_full_fine_tuning(tmp_path: Path):
 
 def test_other_sources_have_no_published_figures(tmp_path: Path):
     text = report(tmp_path, [line("top_1", 0, 0.7, 10, sources=("mail", "chat"))])
-    assert "Sentiment by source" in text
+    assert "Weighted F1 of sentiment on the test split, by source" in text
     assert "VADER" not in text
 
 
@@ -256,7 +270,7 @@ def test_nothing_but_scores(tmp_path: Path):
 def test_only_failures(tmp_path: Path):
     text = report(tmp_path, [], failures=FAILURES)
     assert "1 run failed" in text
-    assert "Failed runs" in text
+    assert "<code>top_4</code> seed 1" in text
 
 
 def test_a_changed_digest_is_a_warning(tmp_path: Path):
