@@ -277,9 +277,12 @@ def test_what_is_gathered_is_of_one_backbone_and_whole(plan, tmp_path):
 
 def test_workers_share_the_folder_with_nobody_else(plan):
     plan, _ = plan
-    with opened(plan, shared=True), opened(plan, shared=True):
-        with pytest.raises(UserError, match="another process is working in"):
-            conduct(plan, InputsPool(), "", 0.0)
+    with (
+        opened(plan, shared=True),
+        opened(plan, shared=True),
+        pytest.raises(UserError, match="another process is working in"),
+    ):
+        conduct(plan, InputsPool(), "", 0.0)
     with opened(plan), pytest.raises(UserError, match="another process is working in"):
         work(plan, InputsPool())
 
