@@ -15,6 +15,7 @@ from mtl_jax.core.command_line import guarded
 from mtl_jax.launch.__main__ import main
 from mtl_jax.launch.command import read_work
 from tests.launching import AWKWARD, recorded, recorder, shellcheck, shown
+from tests.test_docs import commands
 
 ROOT = Path(__file__).parents[2]
 OWN_STUDY = ROOT / "experiments" / "examples" / "own_study.py"
@@ -548,3 +549,13 @@ def test_each_process_of_a_machine_sees_all_of_its_gpus(capsys):
     for wrong in (["--tasks=3"], ["--gpus-per-task=1"]):
         assert guarded(main, ["slurm", *wrong, *options]) == 2
         assert f"{wrong[0].partition('=')[0]} " in capsys.readouterr().err
+
+
+def test_the_commands_of_the_page_on_clusters_run(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    places = []
+    for words in commands(ROOT / "docs" / "clusters.md"):
+        if words[0] == "./launch.sh" and words[1] != "status":
+            assert shown(capsys, words[1], "--dry-run", *words[2:])
+            places.append(words[1])
+    assert {*places} == {"local", "slurm", "kubernetes", "sky"}

@@ -20,6 +20,7 @@ from mtl_jax.studies.settings import StudySettings
 from tests import forked
 from tests.conftest import write_record
 from tests.faults.runs import without_times
+from tests.faults.workers import Kills, disturbed, results
 
 SCENARIOS = ("all_frozen", "backbone_frozen", "top_1")
 
@@ -142,27 +143,16 @@ def test_arms_that_are_done_are_listed_as_such(plan, tmp_path):
 
 
 def test_a_study_under_kills_leaves_what_an_undisturbed_one_does(whole, small_flags, tmp_path):
-    """Four workers, of which one after the other is killed in the midst of an arm."""
+    """As ``python -m tests.faults.workers``, which has more workers, arms and kills."""
     folder = tmp_path / "study"
-    asked = [*words(folder, small_flags), "--worker"]
-    workers = [started("experiments.freezing", *asked) for _ in range(2)]
-    for _ in range(3):
-        process = workers.pop(0)
-        assert process.stderr is not None
-        if any(" of 3: " in line for line in process.stderr):
-            process.send_signal(signal.SIGKILL)
-        end(process)
-        workers.append(started("experiments.freezing", *asked))
-    for process in workers:
-        status, _, err = end(process)
-        assert status == 0, err
+    asked = Kills(workdir=str(folder), workers=2, kills=3)
+    command = [sys.executable, "-m", "experiments.freezing", *words(folder, small_flags)]
+    killed = disturbed(folder, [*command, "--worker"], asked, forked.Popen)
     assert end(start(folder, small_flags, "--gather"))[0] == 0
-    assert [without_times(line) for line in lines(folder)] == [
-        without_times(line) for line in lines(whole)
-    ]
+    assert results(folder) == results(whole)
     known = standings(folder / "queue")
     assert all(standing.done for standing in known.values())
-    assert sum(standing.deaths for standing in known.values()) >= 2
+    assert 1 <= sum(standing.deaths for standing in known.values()) <= killed
 
 
 _KILLED = """
