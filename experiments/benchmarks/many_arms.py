@@ -126,7 +126,7 @@ def _timed_claims() -> list[float]:
 
 def main() -> None:
     """Prints one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--arms", type=int, default=2000)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

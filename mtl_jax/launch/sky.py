@@ -18,6 +18,7 @@ from mtl_jax.launch.command import Work
 from mtl_jax.launch.options import (
     GONE_ON_WITH,
     Options,
+    commented,
     device_flags,
     quoted,
     refuse_other_folders,
@@ -27,7 +28,8 @@ _ROOT = Path(__file__).parents[2]
 _PORT = 55527
 # How the machines of a task find each other; the first address is of the first machine.
 _TOGETHER = [
-    f'export JAX_COORDINATOR_ADDRESS="$(head -n 1 <<<"$SKYPILOT_NODE_IPS"):{_PORT}"',
+    f'JAX_COORDINATOR_ADDRESS="$(head -n 1 <<<"$SKYPILOT_NODE_IPS"):{_PORT}"',
+    "export JAX_COORDINATOR_ADDRESS",
     'export JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES"',
     'export JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"',
 ]
@@ -164,7 +166,7 @@ a folder there. A bucket will not do: claims and checkpoints need links and rena
         name = (self.accelerators or "").lower()
         extras = "tpu" if name.startswith("tpu") else "cuda" if name else ""
         launch = quoted(["./launch.sh", "local", "--", *work.launched])
-        return f"EXTRAS={extras} exec {launch}"
+        return commented(f"EXTRAS={extras} exec {launch}")
 
 
 def _as_copied(work: Work) -> Work:

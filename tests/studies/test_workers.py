@@ -7,13 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from mtl_jax.core.errors import UserError
+from mtl_jax.core.file_lock import hold
+from mtl_jax.runs.workdir import Workdir
+from mtl_jax.studies import leases
 from mtl_jax.studies.builtin.freezing import Freezing, plan_of, run
 from mtl_jax.studies.inputs_pool import InputsPool
-from mtl_jax.studies.leases import standings
+from mtl_jax.studies.leases import Claims, standings
 from mtl_jax.studies.results_store import listed, opened
 from mtl_jax.studies.runner import conduct, gather, work
 from mtl_jax.studies.settings import StudySettings
@@ -214,6 +218,7 @@ def test_an_arm_without_a_result_is_counted_as_failed(plan, tmp_path, capsys):
     with pytest.raises(UserError, match=r"no arm .* the first failed with: it was not begun"):
         gather(plan, InputsPool(), "", 0.0)
     assert work(only(plan, SCENARIOS[0]), InputsPool()) == 0
+    capsys.readouterr()
     # One that failed says why when it is gathered, until it has been trained after all.
     taken = tmp_path / "study" / "arms" / "backbone_frozen-seed0"
     taken.mkdir()
@@ -263,6 +268,23 @@ def test_what_is_gathered_is_of_one_backbone_and_whole(plan, tmp_path):
     first, second = (failure["error"] for failure in seen["failures"])
     assert "backbone_frozen-seed0/result.json is no valid JSON" in first
     assert "has other weights than the runs of it that are done" in second
+
+
+def test_an_arm_of_a_dead_machine_is_taken_over_though_its_lock_is_kept(plan, monkeypatch):
+    """As a file server may do for ever; the claim is of a worker that is known to be dead."""
+    plan, _ = plan
+    plan = only(plan, SCENARIOS[0])
+    ((arm,),) = plan.groups
+    folder = Workdir(arm.config.workdir)
+    folder.path.mkdir(parents=True)
+    lock = hold(folder.path / ".lock", shared=False)
+    assert lock is not None
+    claims = Claims(Path(plan.workdir) / "queue")
+    assert claims.claim(arm.claim, 1)
+    monkeypatch.setattr(leases, "is_here", lambda _holder: False)
+    assert work(plan, InputsPool()) == 0
+    assert gather(plan, InputsPool(), "", 0.0) == 0
+    lock.close()
 
 
 def test_workers_share_the_folder_with_nobody_else(plan):
