@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
+from unittest.mock import patch
 
 from mtl_jax.config.train import DataConfig, TrainConfig
+from mtl_jax.core.json_files import read_lines
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.studies import runner
-from mtl_jax.studies.results_store import opened
+from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.settings import Arm, Plan, arm_folder
 from mtl_jax.studies.status import status_of
+from mtl_jax.studies.work_queue import WorkQueue
 
 _SEEDS = 10
 _METRICS = {
@@ -85,43 +90,44 @@ def leave_results(configs: list[TrainConfig], _inputs: Any) -> list[dict[str, An
 
 
 def measured(arms: int, folder: Path) -> dict[str, Any]:
-    """Seconds, and milliseconds for an arm, of each part of the work."""
-    plan, pool = plan_of(folder, arms), _NoInputs()
-    runner.train_group = leave_results  # pyright: ignore[reportAttributeAccessIssue]
+    """Seconds of each part of the work, and milliseconds of a choice and claim of an arm."""
+    plan, pool = plan_of(folder, arms), cast("InputsPool", _NoInputs())
+    claims: list[float] = []
+    take = WorkQueue.take
 
-    def seconds(action: Any) -> float:
+    def timed(queue: WorkQueue) -> list[str]:
+        began = time.perf_counter()
+        taken = take(queue)
+        claims.append(1000 * (time.perf_counter() - began))
+        return taken
+
+    def seconds(action: Callable[[], Any]) -> float:
         began = time.perf_counter()
         action()
         return time.perf_counter() - began
 
-    claims = _timed_claims()
-    found = {"arms": arms, "worker": seconds(lambda: runner.work(plan, pool))}  # pyright: ignore[reportArgumentType]
-    found["claim_ms"] = 1000 * sum(claims) / len(claims)
-    found["claim_ms_of_last_tenth"] = 1000 * sum(claims[-arms // 10 :]) / (arms // 10)
-    found["status"] = seconds(lambda: status_of(str(folder)))
-    for name in ("gather", "gather_again"):
-        found[name] = seconds(lambda: runner.gather(plan, pool, "", time.time()))  # pyright: ignore[reportArgumentType]
-    with opened(plan, shared=True) as ledger:
-        lines = ledger.results()
+    def gather() -> None:
+        runner.gather(plan, pool, "", time.time())
+
+    with patch.object(runner, "train_group", leave_results), patch.object(WorkQueue, "take", timed):
+        work = seconds(lambda: runner.work(plan, pool))
+    tenth = -(-arms // 10)
+    found = {
+        "arms": arms,
+        "worker": work,
+        "claim_ms": statistics.fmean(claims),
+        "claim_ms_of_first_tenth": statistics.fmean(claims[:tenth]),
+        "claim_ms_of_last_tenth": statistics.fmean(claims[-tenth:]),
+        "status": seconds(lambda: status_of(str(folder))),
+        "gather": seconds(gather),
+        "gather_again": seconds(gather),
+    }
+    lines = read_lines(folder / "results.jsonl")
     if [(line["arm"], line["seed"]) for line in lines] != [
         (group[0].name, group[0].config.seed) for group in plan.groups
     ]:
         sys.exit("an arm was lost, doubled, or is out of its order")
     return {name: round(value, 3) for name, value in found.items()}
-
-
-def _timed_claims() -> list[float]:
-    """Notes how long each choice and claim of an arm takes."""
-    take, found = runner.WorkQueue.take, []
-
-    def timed(self: Any) -> list[str]:
-        began = time.perf_counter()
-        taken = take(self)
-        found.append(time.perf_counter() - began)
-        return taken
-
-    runner.WorkQueue.take = timed  # pyright: ignore[reportAttributeAccessIssue]
-    return found
 
 
 def main() -> None:
