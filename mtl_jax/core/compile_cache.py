@@ -44,7 +44,8 @@ def _or_removed(get: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any,
         except Exception:  # noqa: BLE001  (of zlib, of XLA: whatever the damage leads to)
             import jax
 
-            entry = Path(str(jax.config.jax_compilation_cache_dir)) / f"{cache_key}{_SUFFIX}"
+            folder: str = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+            entry = Path(folder) / f"{cache_key}{_SUFFIX}"
             with contextlib.suppress(OSError):
                 entry.unlink()
                 print(f"note: {entry} was damaged: it is compiled again", file=sys.stderr)

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.special
-from sklearn.metrics import accuracy_score, f1_score, hamming_loss
+import scipy
 
 from mtl_jax.config.tasks import Task
 from mtl_jax.data.kinds import has_label
@@ -92,7 +91,7 @@ class MultiLabel(TaskKind):
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray | None:
         """See ``TaskKind``."""
-        return np.asarray(jax.nn.sigmoid(logits))
+        return scipy.special.expit(logits)
 
     def answers(self, logits: np.ndarray, task: Task) -> list[dict[str, Any]]:
         """See ``TaskKind``: the labels, and the probability of every class."""
@@ -119,6 +118,8 @@ class MultiLabel(TaskKind):
         part of all marks that are wrong. Macro-F1 is the mean over the classes that occur or are
         predicted; where none does either, nothing could be missed and the F1 scores are 1.
         """
+        from sklearn.metrics import accuracy_score, f1_score, hamming_loss
+
         present = has_label(labels)
         names = ("subset_accuracy", "micro_f1", "macro_f1", "hamming_loss")
         if not present.any():
@@ -148,6 +149,8 @@ class MultiLabel(TaskKind):
 
     def weighted_f1(self, labels: np.ndarray, predicted: np.ndarray) -> float | None:
         """See ``TaskKind``."""
+        from sklearn.metrics import f1_score
+
         if labels.shape[1] == 1:
             return float(f1_score(labels[:, 0], predicted[:, 0], zero_division=UNDEFINED))
         return float(f1_score(labels, predicted, average="weighted", zero_division=UNDEFINED))
