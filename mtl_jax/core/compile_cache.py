@@ -33,7 +33,7 @@ def mend() -> None:
         if not hasattr(compilation_cache.get_executable_and_time, "__wrapped__"):
             found = compilation_cache.get_executable_and_time
             compilation_cache.get_executable_and_time = _or_removed(found)
-            LRUCache.put = _in_one_move(LRUCache.put)
+            LRUCache.put = _in_one_move(LRUCache.put)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _or_removed(get: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
