@@ -17,6 +17,7 @@ from mtl_jax.data.findings import Finding
 from mtl_jax.data.indexed_copy import indexed_table
 from mtl_jax.data.kinds import KINDS, blank, has_label, kinds_of
 from mtl_jax.data.labels import as_array
+from mtl_jax.data.parsed_copy import parsed_table
 from mtl_jax.data.sources.registry import open_sources
 from mtl_jax.data.table import EMPTY, Table, hashes_of, read_table
 from mtl_jax.data.texts import (
@@ -184,12 +185,17 @@ class _DataSet:
                 table = indexed_table(self.source, split, self.kinds, set_aside=carved)
             else:
                 makers = [keeper for keeper in keepers if keeper is not None]
-                table = read_table(
+                read = functools.partial(
+                    read_table,
                     lambda: self.source.stream(split),
                     self.kinds,
                     lambda: (makers[0](), makers[-1]()),
                     set_aside=carved,
                 )
+                if all(maker is KeepAll for maker in makers):
+                    table = parsed_table(self.source, split, self.kinds, read, set_aside=carved)
+                else:
+                    table = read()
             self._tables[split], self._notes[split] = table, table.notes
         return self._tables[split]
 
@@ -228,8 +234,9 @@ class _DataSet:
         }
 
     def judged(self, split: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-        """Per task the labels of a split, and what to know of how it was read; no text is kept.
+        """Per task the labels of a split, and what to know of how it was read.
 
+        Texts are kept where ``read`` would hold them in memory, so that a split is read once.
         Nothing is read where the source declares all classes: no label can be another then.
 
         Raises:
@@ -237,9 +244,12 @@ class _DataSet:
         """
         if self.columns.keys() <= self.source.classes.keys():
             return {}, ()
-        table = read_table(
-            lambda: self.source.stream(split), self.kinds, lambda: (KeepNone(), KeepNone())
-        )
+        if self._keeping.keeper(split, self.source.size(split)) is KeepAll:
+            table = self._table(split)
+        else:
+            table = read_table(
+                lambda: self.source.stream(split), self.kinds, lambda: (KeepNone(), KeepNone())
+            )
         return self._arrays(table, split), table.notes
 
     def notes(self) -> list[str]:

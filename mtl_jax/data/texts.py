@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import json
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -76,6 +77,7 @@ class StoredTexts(_Texts):
     Attributes:
         path: The file.
         pairs: Whether each is a ``Pair``.
+        indices: int64 [m], which of its records these are; None where they are all.
     """
 
     def __init__(
@@ -90,10 +92,10 @@ class StoredTexts(_Texts):
             indices: int64 [m], which of them, in this order; all by default.
         """
         self.path, self.pairs = path, pairs
-        self._records, self._indices = count, indices
+        self._records, self.indices = count, indices
 
     def __len__(self) -> int:
-        return self._records if self._indices is None else len(self._indices)
+        return self._records if self.indices is None else len(self.indices)
 
     @functools.cached_property
     def _reader(self) -> Any:
@@ -102,7 +104,7 @@ class StoredTexts(_Texts):
         return ArrayRecordReader(str(self.path), "readahead_buffer_size:0")
 
     def _read(self, start: int, stop: int) -> list[str]:
-        where = (start, stop) if self._indices is None else (self._indices[start:stop].tolist(),)
+        where = (start, stop) if self.indices is None else (self.indices[start:stop].tolist(),)
         try:
             decoded = _pair if self.pairs else bytes.decode
             found = list(map(decoded, self._reader.read(*where)))
@@ -124,7 +126,7 @@ class StoredTexts(_Texts):
 
     def take(self, indices: np.ndarray) -> Sequence[str]:
         """Those at int64 [m], still in the file."""
-        chosen = indices if self._indices is None else self._indices[indices]
+        chosen = indices if self.indices is None else self.indices[indices]
         return StoredTexts(self.path, self._records, pairs=self.pairs, indices=chosen)
 
 
@@ -153,10 +155,14 @@ def take(texts: Sequence[str], indices: np.ndarray) -> Sequence[str]:
 
 
 class JoinedTexts(_Texts):
-    """Texts of several places, one after the other."""
+    """Texts of several places, one after the other.
+
+    Attributes:
+        parts: Those of each place.
+    """
 
     def __init__(self, parts: Sequence[Sequence[str]]):
-        self._parts = parts
+        self.parts = parts
         self._starts = np.cumsum([0, *map(len, parts)])
 
     def __len__(self) -> int:
@@ -164,10 +170,10 @@ class JoinedTexts(_Texts):
 
     def _at(self, index: int) -> str:
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._parts[part][index - int(self._starts[part])]
+        return self.parts[part][index - int(self._starts[part])]
 
     def __iter__(self) -> Iterator[str]:
-        return itertools.chain.from_iterable(self._parts)
+        return itertools.chain.from_iterable(self.parts)
 
     def take(self, indices: np.ndarray) -> Sequence[str]:
         """Those at int64 [m]; the ascending ones of each part are left where they are."""
@@ -175,7 +181,7 @@ class JoinedTexts(_Texts):
         if (np.diff(of_part) < 0).any():
             return [self._at(i) for i in indices.tolist()]
         return joined(
-            [take(p, indices[of_part == i] - self._starts[i]) for i, p in enumerate(self._parts)]
+            [take(p, indices[of_part == i] - self._starts[i]) for i, p in enumerate(self.parts)]
         )
 
 
@@ -184,6 +190,22 @@ def joined(parts: Sequence[Sequence[str]]) -> Sequence[str]:
     if all(isinstance(part, list) for part in parts):
         return list(itertools.chain.from_iterable(parts))
     return JoinedTexts(parts)
+
+
+def content_digest(texts: Sequence[str]) -> str:
+    """SHA-256 of what the texts are; of stored ones their file stands for them."""
+    hasher = hashlib.sha256()
+    if isinstance(texts, StoredTexts):
+        hasher.update(f"{texts.path.parent.name}/{texts.path.name} {len(texts)}\n".encode())
+        if texts.indices is not None:
+            hasher.update(np.ascontiguousarray(texts.indices).view(np.uint8).data)
+    elif isinstance(texts, JoinedTexts):
+        hasher.update(json.dumps([content_digest(part) for part in texts.parts]).encode())
+    else:
+        ends = [[len(text), len(text.first) if isinstance(text, Pair) else -1] for text in texts]
+        hasher.update(json.dumps(ends).encode())
+        hasher.update("".join(texts).encode())
+    return hasher.hexdigest()
 
 
 class Keeper(Protocol):

@@ -31,6 +31,7 @@ from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.pretrained import left_out
 from mtl_jax.models.tokenizer_files import tokenizer_digest
 from mtl_jax.training.cache.array_store import GIB, ArrayStore
+from mtl_jax.training.cache.token_store import TokenStore
 from mtl_jax.training.kinds.base import Metrics
 from mtl_jax.training.text_baseline import text_baseline
 
@@ -62,10 +63,12 @@ class TextReader:
         remedy: str = "shorten them, raise --max-length",
         *,
         pairs: bool = False,
+        kept: TokenStore | None = None,
     ):
         """Checks that tokenizer and backbone fit.
 
-        ``pairs`` says that there are pairs of texts to come.
+        ``pairs`` says that there are pairs of texts to come; ``kept`` has the ids of texts that
+        have been tokenised before, and keeps those of others.
 
         Raises:
             UserError: ``max_length`` leaves no room beside the special tokens, or there are ids
@@ -81,7 +84,7 @@ class TextReader:
                 f"{bert.vocab_size}: use the tokenizer of the same checkpoint"
             )
         self.refuses, self._remedy = long_texts == "refuse", remedy
-        self._types = bert.type_vocab_size > 1
+        self._types, self._kept = bert.type_vocab_size > 1, kept
 
     def __call__(
         self, texts: Sequence[str], labels: Mapping[str, np.ndarray], origin: str = "the input"
@@ -99,7 +102,9 @@ class TextReader:
             UserError: There are longer ones and they are refused.
         """
         folder = None if isinstance(texts, list) else cache_dir() / "tokens"
-        tokens = tokenize(self.tokenizer, texts, self.max_length, folder, types=self._types)
+        how = {"max_length": self.max_length, "types": self._types}
+        make = functools.partial(tokenize, self.tokenizer, texts, folder=folder, **how)
+        tokens = make() if self._kept is None else self._kept.get(texts, make=make, **how)
         if tokens.truncated and self.refuses:
             raise UserError(
                 f"{origin}: {tokens.truncated} of {len(texts)} texts are longer than "
@@ -158,7 +163,8 @@ class Inputs:
         pooling: How a text's token vectors become one.
         weights_digest: SHA-256 of the backbone's parameters.
         stages: The same parameters with the SHA-256 of each stage.
-        store: What the frozen bottom of the backbone made of the texts, from run to run.
+        store: The token ids, and what the frozen bottom of the backbone made of them, from run to
+            run.
         head_rates: Learning rates that sweeps have chosen, by what they were chosen for.
     """
 
@@ -181,20 +187,21 @@ class Inputs:
         self.stages = Stages(self.backbone)
         self.checkpoint = encoder.folder
         self.tokenizer_digest = tokenizer_digest(encoder.folder)
+        self.store = ArrayStore(
+            _bytes(settings.cache_size),
+            expanded(settings.cache_folder or cache_dir() / "activations"),
+        )
         self.reader = TextReader(
             encoder.tokenizer,
             self.bert,
             data.max_length,
             data.long_texts,
             pairs=bool(data.pair_columns),
+            kept=TokenStore(self.store, self.tokenizer_digest),
         )
         self._doubts = [*encoder.notes, *left_out(encoder.folder, vectors=False)]
         self.corpus: Corpus = load_corpus(data)
         self._findings = self.corpus.check()
-        self.store = ArrayStore(
-            _bytes(settings.cache_size),
-            expanded(settings.cache_folder or cache_dir() / "activations"),
-        )
         self.head_rates: dict[Any, float] = {}
         self._data, self._test_told = data, False
         self._whole: Inputs | None = None

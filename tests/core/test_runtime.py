@@ -89,8 +89,25 @@ def test_jax_settings_come_first(tmp_path):
     assert not cache.exists()
 
 
-def test_what_compiles_in_no_time_is_not_kept(tmp_path):
-    assert compiled(MTL_JAX_CACHE=str(tmp_path))[:2] == (tmp_path / "xla", 0.2)
+def test_what_compiles_in_no_time_is_kept_too(tmp_path):
+    assert compiled(MTL_JAX_CACHE=str(tmp_path)) == (tmp_path / "xla", 0.0, "0 1")
+    assert compiled(MTL_JAX_CACHE=str(tmp_path)) == (tmp_path / "xla", 0.0, "1 0")
+
+
+def test_a_damaged_entry_is_compiled_again_and_replaced(tmp_path):
+    variables = {"MTL_JAX_CACHE": str(tmp_path), "PYTHONWARNINGS": "error"}
+    compiled(**variables)
+    (entry,) = (tmp_path / "xla").glob("*-cache")
+    whole = entry.read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    for damaged in (whole[: len(whole) // 2], bytes(changed), b""):
+        entry.write_bytes(damaged)
+        done = run(COMPILE, **variables)
+        assert done.stdout.splitlines()[-2:] == ["22.0", "0 1"]
+        assert done.stderr == f"note: {entry} was damaged: it is compiled again\n"
+        assert list((tmp_path / "xla").iterdir()) == [entry]
+    assert compiled(**variables)[2] == "1 0"
 
 
 def test_a_cache_that_cannot_be_written_costs_no_more_than_the_compilation(tmp_path):

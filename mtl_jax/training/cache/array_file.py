@@ -84,15 +84,18 @@ def write_array(
 
 
 def read_array(
-    path: Path, shape: tuple[int, ...], dtype: DTypeLike
+    path: Path, shape: tuple[int, ...] | None, dtype: DTypeLike
 ) -> tuple[np.ndarray, float] | None:
     """The array in a file, mapped, and the seconds that it cost.
 
-    None where the file is not intact, or can't be read at all.
+    Without a shape it is a vector, as long as the file has it. None where the file is not intact, or can't be read at all.
     To open it counts as use: it sets the time of the last access.
     """
     try:
         with path.open("rb") as file:
+            if shape is None:
+                beside = file_bytes((0,), dtype)
+                shape = ((_identity(file)[2] - beside) // np.dtype(dtype).itemsize,)
             size = array_bytes(shape, dtype)
             if not _intact(file, size + _SECONDS.size):
                 return None

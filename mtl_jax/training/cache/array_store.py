@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 from mtl_jax.core.console import in_bytes, say
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.file_lock import exclusive
-from mtl_jax.training.cache.array_file import Fill, file_bytes, read_array, write_array
+from mtl_jax.training.cache.array_file import Fill, Write, file_bytes, read_array, write_array
 
 GIB = 2**30
 _SUFFIX = ".states"
@@ -73,6 +73,40 @@ class ArrayStore:
             self._make_room(file_bytes(shape, dtype))
             array, self.seconds[key] = write_array(path, shape, dtype, fill)
             return array
+
+    def vector(
+        self, key: str, dtype: DTypeLike, produce: Callable[[], np.ndarray]
+    ) -> np.ndarray:
+        """A vector whose length is known when it is made, here or by another process.
+
+        It is not worth an error: where there is no room for it, or nothing can be written, what
+        ``produce`` gives is given, and not kept.
+        """
+        path, made = self._path(key), None
+        try:
+            with self._alone(path), self._trouble_told():
+                if (found := read_array(path, None, dtype)) is not None:
+                    return found[0]
+                if path.exists():
+                    say(f"{path} is damaged: computing it again")
+                    path.unlink()
+                made = produce()
+                size = file_bytes(made.shape, dtype)
+                if self.refusals(size):
+                    return made
+                self._clear_leftovers(path)
+                self._make_room(size)
+
+                def fill(write: Write) -> float:
+                    write(0, made)
+                    return 0.0
+
+                return write_array(path, made.shape, dtype, fill)[0]
+        except UserError:
+            # What making it raises is no matter of the store.
+            if made is None:
+                made = produce()
+            return made
 
     def use(self, key: str, user: object) -> None:
         """Keeps a file from making room for others, until ``release`` or the end of ``user``."""

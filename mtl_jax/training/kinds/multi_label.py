@@ -10,13 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.special
-from sklearn.metrics import (
-    accuracy_score,
-    f1_score,
-    hamming_loss,
-    precision_recall_fscore_support,
-)
+import scipy
 
 from mtl_jax.config.tasks import Task
 from mtl_jax.data.kinds import has_label
@@ -101,7 +95,7 @@ class MultiLabel(TaskKind):
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray | None:
         """See ``TaskKind``."""
-        return np.asarray(jax.nn.sigmoid(logits))
+        return scipy.special.expit(logits)
 
     def answers(self, logits: np.ndarray, task: Task) -> list[dict[str, Any]]:
         """See ``TaskKind``: the labels, and the probability of every class."""
@@ -128,6 +122,8 @@ class MultiLabel(TaskKind):
         part of all marks that are wrong. Macro-F1 is the mean over the classes that occur or are
         predicted; where none does either, nothing could be missed and the F1 scores are 1.
         """
+        from sklearn.metrics import accuracy_score, f1_score, hamming_loss
+
         present = has_label(labels)
         names = ("subset_accuracy", "micro_f1", "macro_f1", "hamming_loss")
         if not present.any():
@@ -157,6 +153,8 @@ class MultiLabel(TaskKind):
 
     def weighted_f1(self, labels: np.ndarray, predicted: np.ndarray) -> float | None:
         """See ``TaskKind``."""
+        from sklearn.metrics import f1_score
+
         if labels.shape[1] == 1:
             return float(f1_score(labels[:, 0], predicted[:, 0], zero_division=UNDEFINED))
         return float(f1_score(labels, predicted, average="weighted", zero_division=UNDEFINED))
@@ -165,6 +163,8 @@ class MultiLabel(TaskKind):
         self, labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
     ) -> dict[str, dict[str, float]]:
         """See ``TaskKind``."""
+        from sklearn.metrics import precision_recall_fscore_support
+
         # Of one class scikit-learn would take the marks for those of two.
         each = [
             precision_recall_fscore_support(

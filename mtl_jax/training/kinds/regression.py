@@ -8,8 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
-from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+import scipy
 
 from mtl_jax.config.tasks import Task
 from mtl_jax.core.errors import UserError
@@ -66,6 +65,8 @@ class Regression(TaskKind):
         R2 is not defined where labels do not vary, a correlation where labels or predictions do
         not, and nothing where a prediction is not finite.
         """
+        from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+
         del classes
         present = has_label(labels)
         result: Metrics = {**dict.fromkeys(_NAMES), "examples": int(present.sum())}

@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
-from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+import scipy
 
 from mtl_jax.config.tasks import Task
 from mtl_jax.models.multitask import Loss
@@ -91,12 +90,13 @@ class SingleLabel(TaskKind):
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray | None:
         """See ``TaskKind``."""
-        return np.asarray(jax.nn.softmax(logits))
+        # On the host: a program for each number of texts would have to be compiled.
+        return scipy.special.softmax(logits, axis=-1)
 
     def answers(self, logits: np.ndarray, task: Task) -> list[dict[str, Any]]:
         """See ``TaskKind``: the label with its probability."""
         found = []
-        for of_text in np.asarray(jax.nn.softmax(logits)):
+        for of_text in scipy.special.softmax(logits, axis=-1):
             label = int(of_text.argmax())
             probability = round(float(of_text[label]), 6)
             found.append({"label": task.classes[label], "probability": probability})
@@ -115,6 +115,8 @@ class SingleLabel(TaskKind):
         present = labels >= 0
         if not present.any():
             return {"accuracy": None, "macro_f1": None, "examples": 0}
+        from sklearn.metrics import accuracy_score, f1_score
+
         true, guess = labels[present], predicted[present]
         counts = np.bincount(true, minlength=classes) + np.bincount(guess, minlength=classes)
         there = np.flatnonzero(counts)
@@ -128,6 +130,8 @@ class SingleLabel(TaskKind):
 
     def weighted_f1(self, labels: np.ndarray, predicted: np.ndarray) -> float | None:
         """See ``TaskKind``."""
+        from sklearn.metrics import f1_score
+
         return float(f1_score(labels, predicted, average="weighted", zero_division=UNDEFINED))
 
     def per_class(
@@ -135,6 +139,8 @@ class SingleLabel(TaskKind):
     ) -> dict[str, dict[str, float]]:
         """See ``TaskKind``."""
         numbers = np.arange(len(classes))
+        from sklearn.metrics import precision_recall_fscore_support
+
         found: Any = precision_recall_fscore_support(
             labels, predicted, labels=numbers, zero_division=UNDEFINED
         )
