@@ -27,9 +27,9 @@ from mtl_jax.training.step import (
     eval_step,
     pooled_at_step,
     pooled_step,
-    scanned_steps,
+    scanned_steps_with,
     states_step,
-    train_step,
+    train_step_with,
 )
 
 AXIS = "devices"
@@ -172,8 +172,8 @@ class MeshRunner(_Spread, _OneSeed):
     def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
         """See ``Runner``."""
         shardings = {
-            train_step: self._everywhere,
-            scanned_steps: self._everywhere,
+            train_step_with: self._everywhere,
+            scanned_steps_with: self._everywhere,
             eval_step: (self._by_row, self._everywhere),
             pooled_step: self._by_row,
             pooled_at_step: self._by_row,
@@ -273,12 +273,14 @@ class Compiled:
     device there may be as many in one run and fewer in the next.
 
     Attributes:
+        runner: What it runs on.
         seconds: What compiling took, so far.
     """
 
     def __init__(
         self, runner: Runner, step: Callable[..., Any], static: Any, *, donate: bool = False
     ):
+        self.runner = runner
         self._wrapped = runner.jit(step, static, donate)
         self._executables: dict[Any, Callable[..., Any]] = {}
         self._lowered: dict[Any, Any] = {}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mtl_jax.data.kinds import blank_value, has_label
@@ -17,6 +18,7 @@ from mtl_jax.freezing.partition import Params, Partition
 from mtl_jax.models.multitask import Batch, MultiTaskModule, looked_up
 from mtl_jax.training.collectives import summed
 from mtl_jax.training.kinds.registry import kind_of
+from mtl_jax.training.optimizer import AdamW, AdamWNumbers
 from mtl_jax.training.weighting.base import State, Weighting
 from mtl_jax.training.weighting.fixed import FIXED, Fixed
 from mtl_jax.training.weighting.gradient import weighted_gradient
@@ -48,9 +50,61 @@ def stream(seed: int, use: Literal["heads", "dropout", "lora"]) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), ("heads", "dropout", "lora").index(use))
 
 
+class Numbers(NamedTuple):
+    """The numbers of a run that a compiled step is given, and not made for.
+
+    Attributes:
+        task_weights: As of ``Program``, float32 [T].
+        hold_weight: As of ``Program``, float32.
+        optimizer: What ``AdamW`` is given; None for another optimizer.
+    """
+
+    task_weights: Any
+    hold_weight: Any
+    optimizer: AdamWNumbers | None
+
+    @classmethod
+    def of(
+        cls, task_weights: Sequence[float], hold_weight: float, optimizer: AdamWNumbers | None
+    ) -> Numbers:
+        """These numbers, on the host."""
+        return cls(np.asarray(task_weights, np.float32), np.float32(hold_weight), optimizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """What the steps are compiled for: a program but for its numbers. Hashable.
+
+    Attributes:
+        model: The model.
+        optimizer: Over the trainable partition.
+        frozen_depth: Where the frozen bottom of the backbone ends.
+        weighting: What else weighs the losses against each other.
+    """
+
+    model: MultiTaskModule
+    optimizer: AdamW | optax.GradientTransformation
+    frozen_depth: int
+    weighting: Weighting = FIXED
+
+    def program(self, numbers: Numbers) -> Program:
+        """The program with these numbers, which may be traced."""
+        optimizer = self.optimizer
+        if isinstance(optimizer, AdamW):
+            optimizer = optimizer.with_numbers(numbers.optimizer)
+        return Program(
+            self.model,
+            optimizer,
+            self.frozen_depth,
+            tuple(numbers.task_weights),
+            self.weighting,
+            numbers.hold_weight,
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the steps are compiled for.
+    """What a step does.
 
     Attributes:
         model: The model.
@@ -65,9 +119,9 @@ class Program:
     model: MultiTaskModule
     optimizer: optax.GradientTransformation
     frozen_depth: int
-    task_weights: tuple[float, ...]
+    task_weights: tuple[Any, ...]
     weighting: Weighting = FIXED
-    hold_weight: float = 0.0
+    hold_weight: Any = 0.0
 
     def init(self, trainable: Params, seed: int) -> TrainState:
         """The state before the first step."""
@@ -245,6 +299,34 @@ def scanned_steps(
         return jax.lax.cond(there, update, skip, state, example)
 
     return jax.lax.scan(step, state, examples)
+
+
+def train_step_with(
+    template: Template,
+    state: TrainState,
+    frozen: Params,
+    numbers: Numbers,
+    batch: Batch,
+    *,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """``train_step`` of the program of a template and numbers."""
+    return train_step(template.program(numbers), state, frozen, batch, axis_name=axis_name)
+
+
+def scanned_steps_with(
+    template: Template,
+    state: TrainState,
+    frozen: Params,
+    numbers: Numbers,
+    vectors: Mapping[str, jax.Array],
+    batches: Mapping[str, jax.Array],
+    *,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """``scanned_steps`` of the program of a template and numbers."""
+    program = template.program(numbers)
+    return scanned_steps(program, state, frozen, vectors, batches, axis_name=axis_name)
 
 
 def take(vectors: Mapping[str, jax.Array], example: jax.Array) -> Batch:
