@@ -2,9 +2,9 @@
 
 XLA counts them in the programs of one CPU, before it optimizes them: what these programs compute,
 so padding, dropout's random numbers and the optimizer's update are in them, and with ``remat``
-what is computed twice. A run on several devices, with other seeds at once, with its layers in a
-loop or with fused attention makes the same updates, and has the same count. Evaluation is no
-training, and is not counted.
+what is computed twice. A run on several devices, with other seeds at once, in micro-batches, with
+its layers in a loop or with fused attention makes the same updates, and has the same count.
+Evaluation is no training, and is not counted.
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ def step_flops(run: PhaseRun) -> int:
             model=dataclasses.replace(spec.model, parallel="jit", fused_attention=False),
             layout=layout,
             scan_layers=False,
+            accumulate=1,
             seeds=None,
         )
     )

@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtl_jax.config.model import Parallel
+from mtl_jax.config.model import Placement
 from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.packing.plan import Layout
 from mtl_jax.freezing.partition import Params, Partition
 from mtl_jax.training.evaluator import ModelSpec
+from mtl_jax.training.micro_batches import MicroBatches
 from mtl_jax.training.optimizer import AdamW, OptimizerConfig
-from mtl_jax.training.runners import Compiled, Runner, make_runner
+from mtl_jax.training.runners import Compiled, Runner, compiler_shards, gathered, make_runner
 from mtl_jax.training.seed_runner import SHARED, SeedRunner
 from mtl_jax.training.step import (
     Numbers,
@@ -40,7 +41,8 @@ class TrainSpec:
     share what is compiled.
 
     ``seeds`` is how many are trained at once; None for a run by itself, whose batches
-    ``ModelSpec.parallel`` spreads over the devices. ``hold_weight`` is as of ``Program``.
+    ``ModelSpec.parallel`` spreads over the devices. ``hold_weight`` is as of ``Program``;
+    ``accumulate`` is how many micro-batches a batch is computed in.
     """
 
     model: ModelSpec
@@ -56,6 +58,7 @@ class TrainSpec:
     scan_layers: bool
     seeds: int | None
     hold_weight: float = 0.0
+    accumulate: int = 1
 
 
 class CompiledTrainStep:
@@ -77,7 +80,7 @@ class CompiledTrainStep:
         numbers: Numbers,
         layout: Layout,
         *,
-        parallel: Parallel,
+        parallel: Placement,
         seeds: int | None = None,
         on_pooled: bool = False,
         most: int = 1,
@@ -174,7 +177,7 @@ def _of_step(metrics: Sequence[Any], step: int, seed: int) -> Mapping[str, Any]:
 # A study holds as many scenarios as this at a time.
 @functools.lru_cache(maxsize=16)
 def shared_step(
-    template: Template, parallel: Parallel, seeds: int | None, on_pooled: bool
+    template: Template, parallel: Placement, seeds: int | None, on_pooled: bool
 ) -> Compiled:
     """The step of a template; a process compiles it once for arguments of each shape."""
     runner: Runner = (
@@ -220,4 +223,12 @@ def step_template(spec: TrainSpec) -> Template:
         AdamW.of(spec.partition, spec.optimizer),
         spec.partition.depth(spec.model.bert.num_hidden_layers),
         spec.weighting,
+        _micro_batches(spec),
+        gathered(spec.model.parallel) if spec.seeds is None else None,
     )
+
+
+def _micro_batches(spec: TrainSpec) -> MicroBatches:
+    if spec.accumulate == 1 or spec.seeds is not None:
+        return MicroBatches(spec.accumulate)
+    return MicroBatches(spec.accumulate, compiler_shards(spec.model.parallel))

@@ -272,8 +272,13 @@ def scale_by_adam(
     """
 
     def init(params: Any) -> Moments:
-        steps = jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params)
-        return Moments(steps, *(jax.tree.map(jnp.zeros_like, params) for _ in range(2)))
+        # Of parameters on the host on the host: a device may not have the room for all moments.
+        def zeros(leaf: Any, shape: Any = None, dtype: Any = None) -> Any:
+            numpy: Any = jnp if isinstance(leaf, jax.Array) else np
+            return numpy.zeros_like(leaf, dtype, shape=shape)
+
+        steps = jax.tree.map(lambda leaf: zeros(leaf, (), np.int32), params)
+        return Moments(steps, *(jax.tree.map(zeros, params) for _ in range(2)))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Moments]:
         del params
