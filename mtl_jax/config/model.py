@@ -14,6 +14,8 @@ DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
 Pooling = Literal["mean", "cls", "pooler"]
 Parallel = Literal["auto", "jit", "pmap", "mesh"]
+Placement = Literal["auto", "jit", "pmap", "mesh", "fsdp"]
+"""How one training is spread over devices: ``parallel``, or with ``shard`` its parameters too."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,9 @@ GELU then; for all tasks, or task=units pairs"""
 compute them in TF32 and TPUs in bfloat16, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set"""
     parallel: Parallel = "auto"
     """jit on one device, a jit mesh or pmap over all; auto: jit on one device, mesh on several"""
+    shard: Literal["fsdp"] | None = None
+    """fsdp: over a jit mesh each device keeps its part of every parameter and of its moments, for \
+encoders that do not fit one device"""
     attention_dropout: float | None = None
     """dropout of the attention weights; by default the checkpoint's; 0 lets training use cuDNN's \
 fused attention"""
@@ -60,8 +65,17 @@ limit"""
         object.__setattr__(self, "mlp_heads", as_pairs(self.mlp_heads))
         refuse_blank("mlp_heads", self.mlp_heads)
         at_least_0(self, "cache_size")
+        if self.shard and self.parallel not in ("auto", "mesh"):
+            raise UserError(
+                f"--shard {self.shard} spreads over a mesh: leave --parallel {self.parallel} out"
+            )
         if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
             raise UserError(
                 f"{flag('attention_dropout')} {self.attention_dropout} must be at least 0 and "
                 "below 1"
             )
+
+    @property
+    def placement(self) -> Placement:
+        """How a run by itself is spread over the devices."""
+        return self.shard or self.parallel

@@ -40,6 +40,10 @@ than --epochs; by default 150, or 0 where --epochs is given"""
 millisecond; by default 5000, or 0 where --epochs is given"""
     batch_size: int = 32
     """examples per step at most, over all devices; they are spread evenly over the steps"""
+    accumulate: int = 1
+    """micro-batches that each batch is computed in, one after the other, to add up their \
+gradients: as many times fewer activations in memory, and the same updates but for rounding and \
+dropout's masks"""
     head_learning_rate: float | None = None
     """peak learning rate of the heads; by default 0.003, but where heads alone are trained \
 first, the rate that does best on validation in a quick sweep, if it does clearly better"""
@@ -79,7 +83,7 @@ the backbone trains, in nats, before a warning says so"""
     """weight of a term of the loss that holds such predictions where they were; 0: none"""
 
     def __post_init__(self) -> None:
-        at_least_1(self, "epochs", "batch_size")
+        at_least_1(self, "epochs", "batch_size", "accumulate")
         for name in ("epochs", "min_steps", "head_min_steps"):
             value = getattr(self, name)
             if value is not None and value > MOST_STEPS:

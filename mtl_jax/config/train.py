@@ -28,8 +28,10 @@ DEFAULT_SCENARIO = "backbone_frozen"
 _UNITS = re.compile(r"[1-9]\d{0,5}(,[1-9]\d{0,5}){0,7}")
 
 # A run may go on with others of these: what is kept and what is shown changes no number, and over
-# how many devices a batch is spread changes their rounding only.
+# how many devices and micro-batches a batch is spread changes their rounding only, and in
+# micro-batches dropout's masks.
 LIMITS = (
+    "accumulate",
     "callbacks",
     "cache_size",
     "cache_folder",
@@ -37,6 +39,7 @@ LIMITS = (
     "keep_latest",
     "keep_every",
     "parallel",
+    "shard",
     "watch",
 )
 

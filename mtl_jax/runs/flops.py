@@ -2,9 +2,9 @@
 
 XLA counts them in the programs of one CPU, before it optimizes them: what these programs compute,
 so padding, dropout's random numbers and the optimizer's update are in them, and with ``remat``
-what is computed twice. A run on several devices, with other seeds at once, with its layers in a
-loop or with fused attention makes the same updates, and has the same count. Evaluation is no
-training, and is not counted.
+what is computed twice. A run on several devices, with other seeds at once, in micro-batches, with
+its layers in a loop or with fused attention makes the same updates, and has the same count.
+Evaluation is no training, and is not counted.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from mtl_jax.data.batches import HostBatch, TextSet, make_batch
 from mtl_jax.data.packing.plan import Layout, Placement, evaluation_layout, evaluation_plan
 from mtl_jax.freezing.scenarios import FROZEN
 from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.training.compiled_step import step_numbers, step_template
 from mtl_jax.training.evaluator import CPU_TOKENS
 from mtl_jax.training.kinds.registry import KINDS
 from mtl_jax.training.runners import Compiled, JitRunner
-from mtl_jax.training.step import pooled_step, states_step, train_step
+from mtl_jax.training.step import pooled_step, states_step, train_step_with
 
 # A batch of one text: its shape is that of every other.
 _ONE = Placement(*(np.zeros(1, np.int64) for _ in range(3)))
@@ -117,33 +118,32 @@ def step_flops(run: PhaseRun) -> int:
         return 0
     plan, compiled_step, spec = run.plans[run.index], run.compiled_step(), run.train_spec()
     layout = _one_device_layout(run)
-    spec = dataclasses.replace(
-        spec,
-        model=dataclasses.replace(spec.model, parallel="jit", fused_attention=False, like=layout),
-        layout=layout,
-        steps_at_once=1,
-        scan_layers=False,
-        seeds=None,
-    )
-    key = spec, plan.held
-    if key not in _known:
-        model = compiled_step.program.model.clone(
-            scan_layers=False, fused=None, blocks=layout.blocks
+    template = step_template(
+        dataclasses.replace(
+            spec,
+            model=dataclasses.replace(spec.model, parallel="jit", fused_attention=False),
+            layout=layout,
+            scan_layers=False,
+            accumulate=1,
+            seeds=None,
         )
-        program = dataclasses.replace(compiled_step.program, model=model)
+    )
+    key = template, layout, plan.held
+    if key not in _known:
         trainable, frozen = run.partition.split(_shapes(run.params))
-        state = jax.eval_shape(functools.partial(program.init, seed=0), trainable)
+        init = template.program(step_numbers(spec)).init
+        state = jax.eval_shape(functools.partial(init, seed=0), trainable)
         texts = as_kept(run, run.inputs.training(run.phase.tasks).texts)
         targets = {
             task: np.broadcast_to(np.float32(0), (len(texts), _target_width(run, task)))
             for task in plan.held
         }
         batch = _batch(dataclasses.replace(texts, targets=targets), layout)
-        step = functools.partial(train_step, program)
-        same = model == compiled_step.program.model and layout == compiled_step.layout
+        step = functools.partial(train_step_with, template)
+        same = template == compiled_step.template and layout == compiled_step.layout
         if same and not spec.on_pooled and isinstance(compiled_step.runner, JitRunner):
             step = compiled_step.step
-        _known[key] = counted(step, state, frozen, batch)
+        _known[key] = counted(step, state, frozen, step_numbers(spec), batch)
     return _known[key]
 
 

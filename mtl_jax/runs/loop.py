@@ -65,7 +65,7 @@ def train_seeds(
     Folders that are at the same step of the same phase go on together, the others in groups
     of their own. Where a phase freezes what an earlier one has trained, the seeds have no
     frozen part in common, and are trained one after the other; so they are in a run of several
-    processes.
+    processes, and where the devices share the parameters.
 
     Args:
         configs: The settings, which differ in ``seed`` and ``workdir`` only.
@@ -99,9 +99,10 @@ def train_seeds(
             # Of several processes each finds one; a rounding may tell them apart.
             rate = distributed.broadcast(rate)
         runs = [run.with_head_learning_rate(rate) for run in runs]
-    if together and (parted(runs[0].plans) or distributed.count() > 1):
+    sharded = configs[0].shard is not None
+    if together and (parted(runs[0].plans) or distributed.count() > 1 or sharded):
         # A frozen part that differs between the seeds can't be one copy for all of them, and
-        # seeds are spread over the devices of one process only.
+        # seeds are spread over the devices of one process only, each whole on one.
         tell()
         return [outcome for config in configs for outcome in train_seeds([config], inputs)]
 

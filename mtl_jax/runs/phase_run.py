@@ -44,7 +44,7 @@ class PhaseRun:
         config: The settings.
         inputs: The data and the backbone.
         together: Whether it is trained at once with other seeds, and so with each batch
-            whole on one device; else ``config.parallel`` spreads it.
+            whole on one device; else ``config.placement`` spreads it.
 
     Attributes:
         params: The parameters at the start of the phase, or those that it has been given.
@@ -59,8 +59,9 @@ class PhaseRun:
     def __init__(self, config: TrainConfig, inputs: Inputs, *, together: bool = False):
         self.config, self.inputs = config, inputs
         self._together = together
-        self._runner = None if together else make_runner(config.parallel)
-        devices = self._runner.devices if self._runner else 1
+        self._runner = None if together else make_runner(config.placement)
+        # Each device has equally many rows of every micro-batch.
+        devices = (self._runner.devices if self._runner else 1) * config.accumulate
         own = load_extensions(
             config.heads, config.loss, config.metrics, inputs.tasks, inputs.bert.hidden_size
         )
@@ -75,7 +76,7 @@ class PhaseRun:
             pooling=inputs.pooling,
             dtype=config.dtype,
             max_length=inputs.reader.max_length,
-            parallel=config.parallel,
+            parallel=config.placement,
             fused_attention=config.fused_attention,
             heads=own.heads,
             losses=own.losses,
@@ -279,6 +280,7 @@ class PhaseRun:
             scan_layers=config.scan_layers,
             seeds=seeds if self._together else None,
             hold_weight=(plan.phase.hold_frozen_heads or 0.0) if plan.held else 0.0,
+            accumulate=config.accumulate,
         )
 
     def record(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mtl_jax.data.packing.plan import Placement, evaluation_plan
 from mtl_jax.runs.flops import as_kept, counted
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.inputs import Inputs
+from mtl_jax.training.micro_batches import WHOLE
 from mtl_jax.training.step import Program, pooled_step, states_step, train_step
 
 # The median of more calls would differ little.
@@ -123,7 +124,8 @@ def _flops(run: PhaseRun, program: Program, batches: EvaluationBatches) -> dict[
     batch = make_batch(as_kept(run, texts), run.plan.layout, placement)
     del batch["example"]
     # XLA counts one round of a loop, and nothing of what cuDNN computes.
-    program = dataclasses.replace(program, model=program.model.clone(scan_layers=False, fused=None))
+    model = program.model.clone(scan_layers=False, fused=None)
+    program = dataclasses.replace(program, model=model, parts=WHOLE, gathered=None)
 
     def forward(params: Any, batch: Any) -> Any:
         return program.model.apply(

@@ -10,14 +10,23 @@ from typing import Any
 import jax
 import numpy as np
 
+from mtl_jax.config.model import Placement
 from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.packing.plan import Layout
 from mtl_jax.freezing.partition import Params, Partition
 from mtl_jax.training.evaluator import ModelSpec
-from mtl_jax.training.optimizer import OptimizerConfig, build_optimizer
-from mtl_jax.training.runners import Compiled, Runner, make_runner
+from mtl_jax.training.micro_batches import MicroBatches
+from mtl_jax.training.optimizer import AdamW, OptimizerConfig
+from mtl_jax.training.runners import Compiled, Runner, compiler_shards, gathered, make_runner
 from mtl_jax.training.seed_runner import SHARED, SeedRunner
-from mtl_jax.training.step import Program, TrainState, scanned_steps, train_step
+from mtl_jax.training.step import (
+    Numbers,
+    Program,
+    Template,
+    TrainState,
+    scanned_steps_with,
+    train_step_with,
+)
 from mtl_jax.training.weighting.base import Weighting
 
 StepMetrics = Callable[[int], Mapping[str, Any]]
@@ -26,10 +35,14 @@ StepMetrics = Callable[[int], Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class TrainSpec:
-    """What a training step is compiled from; equal specs share the compiled step.
+    """What the training steps of a run follow from.
+
+    Those that differ in numbers alone, as rates, the length of a schedule or the weights of tasks,
+    share what is compiled.
 
     ``seeds`` is how many are trained at once; None for a run by itself, whose batches
-    ``ModelSpec.parallel`` spreads over the devices. ``hold_weight`` is as of ``Program``.
+    ``ModelSpec.parallel`` spreads over the devices. ``hold_weight`` is as of ``Program``;
+    ``accumulate`` is how many micro-batches a batch is computed in.
     """
 
     model: ModelSpec
@@ -45,33 +58,46 @@ class TrainSpec:
     scan_layers: bool
     seeds: int | None
     hold_weight: float = 0.0
+    accumulate: int = 1
 
 
 class CompiledTrainStep:
     """Runs training steps: one at a time, or many at once where only heads are trained.
 
     Attributes:
-        program: What the steps are compiled for.
+        template: What the steps are compiled for.
+        numbers: What they are given beside.
         layout: The shape of the batches.
         on_pooled: Whether the batches are of vectors that stay on the device.
         most: Steps at a time, at most.
-        step: The compiled step.
+        step: The compiled step, shared with all that have the same template.
         runner: What it runs on.
     """
 
     def __init__(
         self,
-        program: Program,
+        template: Template,
+        numbers: Numbers,
         layout: Layout,
-        runner: Runner,
         *,
+        parallel: Placement,
+        seeds: int | None = None,
         on_pooled: bool = False,
         most: int = 1,
     ):
-        self.program, self.layout, self.runner = program, layout, runner
+        self.template, self.numbers, self.layout = template, numbers, layout
         self.on_pooled, self.most = on_pooled, most
-        step = scanned_steps if on_pooled else train_step
-        self.step = Compiled(runner, step, program, donate=True)
+        self.step = shared_step(template, parallel, seeds, on_pooled)
+        self.runner = self.step.runner
+
+    @property
+    def program(self) -> Program:
+        """What the steps do."""
+        return self.template.program(self.numbers)
+
+    @functools.cached_property
+    def _placed(self) -> Any:
+        return self.runner.replicate(self.numbers)
 
     def vectors(self, texts: TextSet) -> Any:
         """What ``__call__`` needs of texts with ``pooled`` vectors, on every device."""
@@ -119,11 +145,13 @@ class CompiledTrainStep:
         """
         if vectors is None:
             inputs = [{k: a for k, a in batch.items() if k != "example"} for (batch,) in batches]
-            state, metrics = self.step(state, frozen, self.runner.shard(*inputs))
+            state, metrics = self.step(state, frozen, self._placed, self.runner.shard(*inputs))
             return state, [_when_asked(self.runner, metrics)]
         own = self.runner.own(self.layout.rows)
         examples = [{"example": self._examples(of_seed)[own]} for of_seed in batches]
-        state, metrics = self.step(state, frozen, vectors, self.runner.shard(*examples))
+        state, metrics = self.step(
+            state, frozen, self._placed, vectors, self.runner.shard(*examples)
+        )
         found = jax.tree.map(np.asarray, self.runner.unplace(metrics))
         return state, [functools.partial(_of_step, found, i) for i in range(len(batches[0]))]
 
@@ -134,12 +162,6 @@ class CompiledTrainStep:
         for i, batch in enumerate(batches):
             examples[:, i] = batch["example"]
         return examples
-
-
-def _runner(spec: TrainSpec) -> Runner:
-    if spec.seeds is None:
-        return make_runner(spec.model.parallel)
-    return SeedRunner(spec.seeds, spread=spec.model.parallel != "jit")
 
 
 def _when_asked(runner: Runner, metrics: Any) -> StepMetrics:
@@ -154,18 +176,40 @@ def _of_step(metrics: Sequence[Any], step: int, seed: int) -> Mapping[str, Any]:
 
 # A study holds as many scenarios as this at a time.
 @functools.lru_cache(maxsize=16)
+def shared_step(
+    template: Template, parallel: Placement, seeds: int | None, on_pooled: bool
+) -> Compiled:
+    """The step of a template; a process compiles it once for arguments of each shape."""
+    runner: Runner = (
+        make_runner(parallel) if seeds is None else SeedRunner(seeds, spread=parallel != "jit")
+    )
+    step = scanned_steps_with if on_pooled else train_step_with
+    return Compiled(runner, step, template, donate=True)
+
+
 def compiled_step(spec: TrainSpec) -> CompiledTrainStep:
-    """The compiled step of ``spec``; a process compiles it once."""
-    program = step_program(spec)
+    """The compiled step of ``spec``."""
     return CompiledTrainStep(
-        program, spec.layout, _runner(spec), on_pooled=spec.on_pooled, most=spec.steps_at_once
+        step_template(spec),
+        step_numbers(spec),
+        spec.layout,
+        parallel=spec.model.parallel,
+        seeds=spec.seeds,
+        on_pooled=spec.on_pooled,
+        most=spec.steps_at_once,
     )
 
 
-def step_program(spec: TrainSpec) -> Program:
+def step_numbers(spec: TrainSpec) -> Numbers:
+    """What the steps of ``spec`` are given at each call."""
+    numbers = spec.optimizer.numbers(spec.partition.groups)
+    return Numbers.of(spec.task_weights, spec.hold_weight, numbers)
+
+
+def step_template(spec: TrainSpec) -> Template:
     """What the steps of ``spec`` are compiled for."""
     model = spec.model.model()
-    return Program(
+    return Template(
         model.clone(
             states_depth=spec.states_depth,
             blocks=spec.layout.blocks,
@@ -176,9 +220,15 @@ def step_program(spec: TrainSpec) -> Program:
             # for each would be as large as the scores that the kernel is there to avoid.
             fused=model.fused if spec.seeds is None else None,
         ),
-        build_optimizer(spec.partition, spec.optimizer),
+        AdamW.of(spec.partition, spec.optimizer),
         spec.partition.depth(spec.model.bert.num_hidden_layers),
-        spec.task_weights,
         spec.weighting,
-        spec.hold_weight,
+        _micro_batches(spec),
+        gathered(spec.model.parallel) if spec.seeds is None else None,
     )
+
+
+def _micro_batches(spec: TrainSpec) -> MicroBatches:
+    if spec.accumulate == 1 or spec.seeds is not None:
+        return MicroBatches(spec.accumulate)
+    return MicroBatches(spec.accumulate, compiler_shards(spec.model.parallel))

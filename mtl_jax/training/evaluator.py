@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.config.model import Parallel, Pooling
+from mtl_jax.config.model import Placement, Pooling
 from mtl_jax.config.tasks import Task
 from mtl_jax.data.batches import HostBatch, TextSet, evaluation_batches
 from mtl_jax.data.kinds import has_label
@@ -51,7 +51,7 @@ class ModelSpec:
     pooling: Pooling
     dtype: str
     max_length: int
-    parallel: Parallel = "auto"
+    parallel: Placement = "auto"
     fused_attention: bool = True
     heads: tuple[tuple[str, Head], ...] = ()
     losses: tuple[tuple[str, Loss], ...] = ()

@@ -28,6 +28,55 @@ MakeSchedule = Callable[[float, int, int], optax.Schedule]
 """Peak rate, warm-up steps and total steps to a schedule."""
 
 
+class Ramps(NamedTuple):
+    """Learning rates that go in a straight line to the peak, and in another one to the end.
+
+    All are numbers that a compiled step is given, and not made for. G is the number of groups.
+
+    Attributes:
+        rise: The first rate less the peak, float32 [G].
+        peak: The peak rate, float32 [G].
+        fall: The peak rate less the last, float32 [G].
+        last: The rate after the last step, float32 [G].
+        warmup_steps: Steps of the first line, int32.
+        left_steps: Steps of the second, int32.
+        rise_part: One divided by the former, float32; 0 where that is 0.
+        fall_part: One divided by the latter, float32; 0 where that is 0.
+    """
+
+    rise: Any
+    peak: Any
+    fall: Any
+    last: Any
+    warmup_steps: Any
+    left_steps: Any
+    rise_part: Any
+    fall_part: Any
+
+    def rate(self, group: int, count: Any) -> Any:
+        """The rate of a group after ``count`` steps, an int32 array of either JAX or numpy.
+
+        Multiplied by a part of one, as XLA makes of a division by a constant.
+        """
+        numpy: Any = jnp if isinstance(count, jax.Array) else np
+        rises = count < self.warmup_steps
+        up = numpy.clip(count, 0, self.warmup_steps).astype(np.float32) * self.rise_part
+        down = numpy.clip(count - self.warmup_steps, 0, self.left_steps).astype(np.float32)
+        return numpy.where(
+            rises,
+            self.rise[group] * (1 - up) + self.peak[group],
+            self.fall[group] * (1 - down * self.fall_part) + self.last[group],
+        )
+
+
+class AdamWNumbers(NamedTuple):
+    """The numbers of ``AdamW``: scalars, float32, beside the learning rates."""
+
+    ramps: Ramps
+    weight_decay: Any
+    clip_norm: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """What the update depends on, beside the gradient.
@@ -56,58 +105,83 @@ class OptimizerConfig:
 
     def rates(self, groups: Sequence[str], count: int) -> dict[str, float]:
         """The learning rate that each of ``groups`` has after ``count`` steps of the schedule."""
-        block, place = divmod(count, _BLOCK)
-        factor = _factors(self.schedule, self.warmup_steps, self.total_steps, block)[place]
+        if isinstance(self.schedule, str):
+            of_one = _ramps(self.schedule, [1.0], self.warmup_steps, self.total_steps)
+            factor = of_one.rate(0, np.int32(count))
+        else:
+            block, place = divmod(count, _BLOCK)
+            factor = _factors(self.schedule, self.warmup_steps, self.total_steps, block)[place]
         return {group: float(np.float32(self.rate(group)) * factor) for group in groups}
 
+    def numbers(self, groups: Sequence[str]) -> AdamWNumbers | None:
+        """What ``AdamW`` is given for these settings; None for a schedule of the user's own.
 
-def warmup_linear(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Rises linearly to ``peak`` in ``warmup_steps``, then falls linearly to 0 at the end.
+        Raises:
+            UserError: A group has no rate.
+        """
+        if not isinstance(self.schedule, str):
+            return None
+        peaks = [self.rate(group) for group in groups]
+        ramps = _ramps(self.schedule, peaks, self.warmup_steps, self.total_steps)
+        return AdamWNumbers(ramps, _float32(self.weight_decay), _float32(self.clip_norm))
 
-    The first step already has a rate above 0, so that no step is spent on nothing; without
-    warm-up, and where it is the only one, it has ``peak``.
+
+def _linear(peak: Any, warmup_steps: int) -> tuple[Any, Any]:
+    """Rises linearly to ``peak``, then falls linearly to 0 at the end.
+
+    The first step already has a rate above 0, so that no step is spent on nothing.
     """
-    return _joined(peak / (warmup_steps + 1), peak, 0.0, warmup_steps, total_steps)
+    return peak / (warmup_steps + 1), 0.0 * peak
 
 
-def slanted_triangular(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Rises from a 32nd of ``peak`` in ``warmup_steps``, falls back to it at the end.
-
-    Without warm-up, and in a run of one step, the first step has ``peak``.
+def _slanted_triangular(peak: Any, warmup_steps: int) -> tuple[Any, Any]:
+    """Rises from a 32nd of ``peak``, and falls back to it at the end.
 
     Source: Howard & Ruder 2018 (arXiv:1801.06146), equation 3, with ratio 32; but that the cut,
     which is the floor of T x cut_frac there, is rounded in a run, as every warm-up is.
     """
-    return _joined(peak / _RATIO, peak, peak / _RATIO, warmup_steps, total_steps)
+    del warmup_steps
+    return peak / _RATIO, peak / _RATIO
 
 
-def warmup_constant(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Rises linearly to ``peak`` in ``warmup_steps``, and stays there."""
-    return _joined(peak / (warmup_steps + 1), peak, peak, warmup_steps, total_steps)
+def _constant(peak: Any, warmup_steps: int) -> tuple[Any, Any]:
+    """Rises linearly to ``peak``, and stays there."""
+    return peak / (warmup_steps + 1), peak
 
 
-def _joined(
-    first: float, peak: float, last: float, warmup_steps: int, total_steps: int
-) -> optax.Schedule:
-    """From ``first`` to ``peak`` in ``warmup_steps``, and on to ``last`` at the end."""
-    # A single step is the one with the peak rate.
-    if warmup_steps == 0 or total_steps == 1:
-        return optax.linear_schedule(peak, last, total_steps)
-    rise = optax.linear_schedule(first, peak, warmup_steps)
-    left = total_steps - warmup_steps
-    fall = optax.linear_schedule(peak, last, left) if left > 0 else optax.constant_schedule(last)
-    return optax.join_schedules([rise, fall], [warmup_steps])
-
-
+# From a peak rate and the steps of the warm-up to the first rate and the one after the last step.
 _SCHEDULES = {
-    "linear": warmup_linear,
-    "slanted_triangular": slanted_triangular,
-    "constant": warmup_constant,
+    "linear": _linear,
+    "slanted_triangular": _slanted_triangular,
+    "constant": _constant,
 }
 
 
-def _schedule(schedule: Schedule | MakeSchedule) -> MakeSchedule:
-    return _SCHEDULES[schedule] if isinstance(schedule, str) else schedule
+def _ramps(schedule: Schedule, peaks: Sequence[Any], warmup_steps: int, total_steps: int) -> Ramps:
+    """A schedule with these peak rates; without warm-up its first step has the peak rate."""
+    ends = [_SCHEDULES[schedule](peak, warmup_steps) for peak in peaks]
+    # A single step is the one with the peak rate.
+    warmup_steps = 0 if total_steps == 1 else warmup_steps
+    left_steps = max(total_steps - warmup_steps, 0)
+    each = list(zip(ends, peaks, strict=True))
+    return Ramps(
+        _float32([first - peak for (first, _), peak in each]),
+        _float32(peaks),
+        _float32([peak - last if left_steps else 0.0 * peak for (_, last), peak in each]),
+        _float32([last for (_, last), _ in each]),
+        *(np.int32(steps) for steps in (warmup_steps, left_steps)),
+        *(_part(steps) for steps in (warmup_steps, left_steps)),
+    )
+
+
+def _part(steps: int) -> np.float32:
+    return np.float32(1) / np.float32(steps) if steps else np.float32(0)
+
+
+def _float32(numbers: Any) -> Any:
+    """float32 of a number or a list of them, of the host or, in a sweep, of the device."""
+    on_device = any(isinstance(number, jax.Array) for number in jax.tree.leaves(numbers))
+    return jnp.asarray(numbers, np.float32) if on_device else np.asarray(numbers, np.float32)
 
 
 def refuse_no_schedule(make: MakeSchedule, what: str) -> None:
@@ -132,17 +206,14 @@ def refuse_no_schedule(make: MakeSchedule, what: str) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def _factors(
-    schedule: Schedule | MakeSchedule, warmup_steps: int, total_steps: int, block: int
-) -> np.ndarray:
+def _factors(schedule: MakeSchedule, warmup_steps: int, total_steps: int, block: int) -> np.ndarray:
     """What the peak is multiplied by in each step of a block of them, float32 [_BLOCK].
 
     Many at once: a single number would wait for the steps that the device has still to take.
     Not all: a run may be of billions of steps.
     """
-    made = _schedule(schedule)(1.0, warmup_steps, total_steps)
     # One of optax's takes a step at a time.
-    make = made if isinstance(schedule, str) else jax.vmap(made)
+    make = jax.vmap(schedule(1.0, warmup_steps, total_steps))
     steps = np.arange(block * _BLOCK, (block + 1) * _BLOCK)
     factors = make(np.minimum(steps, total_steps).astype(np.int32))
     return np.broadcast_to(np.asarray(factors, np.float32), _BLOCK)
@@ -201,8 +272,13 @@ def scale_by_adam(
     """
 
     def init(params: Any) -> Moments:
-        steps = jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params)
-        return Moments(steps, *(jax.tree.map(jnp.zeros_like, params) for _ in range(2)))
+        # Of parameters on the host on the host: a device may not have the room for all moments.
+        def zeros(leaf: Any, shape: Any = None, dtype: Any = None) -> Any:
+            numpy: Any = jnp if isinstance(leaf, jax.Array) else np
+            return numpy.zeros_like(leaf, dtype, shape=shape)
+
+        steps = jax.tree.map(lambda leaf: zeros(leaf, (), np.int32), params)
+        return Moments(steps, *(jax.tree.map(zeros, params) for _ in range(2)))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Moments]:
         del params
@@ -259,24 +335,89 @@ def make_optimizer(
     return build_optimizer(partition, config)
 
 
-def build_optimizer(partition: Partition, config: OptimizerConfig) -> optax.GradientTransformation:
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+    """AdamW over what a partition trains; its numbers come with each update.
+
+    So a step that is compiled for it serves any learning rates, steps, decay and clipping.
+    Hashable, for steps are kept by it. Its state is a dict: ``moments`` outlast a phase, the
+    ``rates`` are the schedules' places.
+
+    Source: Loshchilov & Hutter 2019 (arXiv:1711.05101).
+
+    Attributes:
+        partition: What trains.
+        own: The settings with a schedule that is the user's function, which may do with its
+            numbers what can't be traced: they are constants of what is compiled.
+    """
+
+    partition: Partition
+    own: OptimizerConfig | None = None
+
+    @classmethod
+    def of(cls, partition: Partition, config: OptimizerConfig) -> AdamW:
+        """That of some settings, whose ``numbers`` it then is to be given."""
+        return cls(partition, None if isinstance(config.schedule, str) else config)
+
+    def init(self, params: Params) -> optax.OptState:
+        """The state before the first update."""
+        return self._chain(lambda _: optax.constant_schedule(0.0), 0.0, 1.0).init(params)
+
+    def with_numbers(self, numbers: AdamWNumbers | None) -> optax.GradientTransformation:
+        """The transformation with the numbers of ``OptimizerConfig.numbers``, maybe traced."""
+        own, groups = self.own, self.partition.groups
+        if own and not isinstance(own.schedule, str):
+            make = own.schedule
+            steps = own.warmup_steps, own.total_steps
+            return self._chain(
+                lambda group: make(own.rate(group), *steps), own.weight_decay, own.clip_norm
+            )
+        if numbers is None:
+            raise ValueError("it has no schedule of its own: give it numbers")
+        return self._chain(
+            lambda group: functools.partial(numbers.ramps.rate, groups.index(group)),
+            numbers.weight_decay,
+            numbers.clip_norm,
+        )
+
+    def _chain(
+        self, schedule: Callable[[str], optax.Schedule], weight_decay: Any, clip_norm: Any
+    ) -> optax.GradientTransformation:
+        # The norm that is clipped is taken over the tree that the optimizer is given, and that
+        # tree holds no frozen leaf.
+        rates = {
+            group: optax.scale_by_learning_rate(schedule(group)) for group in self.partition.groups
+        }
+        return optax.named_chain(
+            ("clip", optax.clip_by_global_norm(clip_norm)),
+            ("moments", scale_by_adam()),
+            ("decay", optax.add_decayed_weights(weight_decay, decayed)),
+            ("rates", self.partition.multi_transform(rates)),
+        )
+
+
+class Optimizer(optax.GradientTransformation):
+    """An ``AdamW`` with its numbers, as any other of optax's.
+
+    Attributes:
+        adamw: Without them.
+        numbers: See ``OptimizerConfig.numbers``.
+    """
+
+    adamw: AdamW
+    numbers: AdamWNumbers | None
+
+
+def build_optimizer(partition: Partition, config: OptimizerConfig) -> Optimizer:
     """The optimizer over the trainable partition of ``partition``.
 
-    AdamW: Loshchilov & Hutter 2019 (arXiv:1711.05101). The norm that is clipped is taken
-    over the tree that the optimizer is given, and that tree holds no frozen leaf. Its state
-    is a dict: ``moments`` outlast a phase, the ``rates`` are the schedules' places.
+    Raises:
+        UserError: A label of the partition has no rate.
     """
-    make = _schedule(config.schedule)
-    rates = {
-        group: optax.scale_by_learning_rate(make(peak, config.warmup_steps, config.total_steps))
-        for group, peak in config.learning_rates
-    }
-    return optax.named_chain(
-        ("clip", optax.clip_by_global_norm(config.clip_norm)),
-        ("moments", scale_by_adam()),
-        ("decay", optax.add_decayed_weights(config.weight_decay, decayed)),
-        ("rates", partition.multi_transform(rates)),
-    )
+    adamw, numbers = AdamW.of(partition, config), config.numbers(partition.groups)
+    made = Optimizer(*adamw.with_numbers(numbers))
+    made.adamw, made.numbers = adamw, numbers
+    return made
 
 
 def carried(fresh: Any, before: Any, schedule_steps: int = 0, anew: Collection[str] = ()) -> Any:

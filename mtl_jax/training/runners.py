@@ -1,8 +1,8 @@
 """Ways to run the pure steps: jit on one device, jit over a mesh of several, or pmap.
 
-``jax.pmap`` is in maintenance; it is kept for the code and clusters that expect it. A test
-holds the three equal. All three run one
-training; ``seed_runner.SeedRunner`` runs those of several seeds at once.
+``jax.pmap`` is in maintenance; it is kept for the code and clusters that expect it. Over a mesh
+the parameters may be spread, too. Tests hold all of them equal. They run one training;
+``seed_runner.SeedRunner`` runs those of several seeds at once.
 
 In a run of several processes the mesh and ``pmap`` are over the devices of all: each process
 gives its rows of a batch, and gets what is the same for all, or the rows of all.
@@ -20,19 +20,19 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mtl_jax.config.model import Parallel
+from mtl_jax.config.model import Placement
 from mtl_jax.core import distributed
 from mtl_jax.core.errors import UserError
 from mtl_jax.training.step import (
     eval_step,
     pooled_at_step,
     pooled_step,
-    scanned_steps,
     states_step,
-    train_step,
 )
 
 AXIS = "devices"
+# The steps whose results have a row for each of the batch's.
+_GIVES_ROWS = (eval_step, pooled_step, pooled_at_step, states_step)
 
 
 class Runner(Protocol):
@@ -136,7 +136,7 @@ class _Spread:
         self.alone = alone or distributed.count() == 1
         self.devices = len(self._all)
         self._by_row = by_device(self._all)
-        self._everywhere = NamedSharding(self._by_row.mesh, PartitionSpec())
+        self.everywhere = NamedSharding(self._by_row.mesh, PartitionSpec())
 
     def own(self, rows: int) -> slice:
         """See ``Runner``."""
@@ -154,7 +154,7 @@ class MeshRunner(_Spread, _OneSeed):
 
     def replicate(self, tree: Any) -> Any:
         """See ``Runner``."""
-        return _put(tree, self._everywhere)
+        return _put(tree, self.everywhere)
 
     def fetch(self, tree: Any) -> Any:
         """See ``Runner``."""
@@ -171,19 +171,67 @@ class MeshRunner(_Spread, _OneSeed):
 
     def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
         """See ``Runner``."""
-        shardings = {
-            train_step: self._everywhere,
-            scanned_steps: self._everywhere,
-            eval_step: (self._by_row, self._everywhere),
-            pooled_step: self._by_row,
-            pooled_at_step: self._by_row,
-            states_step: self._by_row,
-        }
+        rows, everywhere = self._by_row, self.everywhere
+        results = rows if step in _GIVES_ROWS else everywhere
         return jax.jit(
             functools.partial(step, static),
             donate_argnums=0 if donate else (),
-            out_shardings=shardings[step],
+            out_shardings=(rows, everywhere) if step is eval_step else results,
         )
+
+
+class ShardedRunner(MeshRunner):
+    """A mesh whose devices each keep a part of the parameters and moments: fully sharded data.
+
+    Each computes with its rows of the batch, and has of the others what a layer needs, for as
+    long as it needs it; see ``train_step``. Vectors, such as biases, are everywhere.
+
+    Source: Rajbhandari et al. 2020, "ZeRO" (arXiv:1910.02054), stage 3; Zhao et al. 2023, "PyTorch
+    FSDP" (arXiv:2304.11277).
+    """
+
+    def _sharding(self, shape: Sequence[int]) -> NamedSharding:
+        """Along the longest axis that the devices divide; everywhere where there is none."""
+        axes = [axis for axis, size in enumerate(shape) if size and size % self.devices == 0]
+        if len(shape) < 2 or not axes:
+            return self.everywhere
+        longest = max(axes, key=lambda axis: shape[axis])
+        return NamedSharding(
+            self._by_row.mesh,
+            PartitionSpec(*(AXIS if i == longest else None for i in range(longest + 1))),
+        )
+
+    def replicate(self, tree: Any) -> Any:
+        """See ``Runner``: of every array each device has what it keeps."""
+
+        def put(leaf: Any) -> jax.Array:
+            sharding = self._sharding(np.shape(leaf))
+            if self.alone:
+                return jax.device_put(leaf, sharding)
+            whole = np.asarray(leaf)
+            return jax.make_array_from_callback(whole.shape, sharding, lambda at: whole[at])
+
+        return jax.tree.map(put, tree)
+
+    def fetch(self, tree: Any) -> Any:
+        """See ``Runner``."""
+        return tree if self.alone else multihost_utils.process_allgather(tree, tiled=True)
+
+    def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
+        """See ``Runner``."""
+        if step in _GIVES_ROWS:
+            return super().jit(step, static, donate)
+
+        def kept(*args: Any) -> Any:
+            state, metrics = step(static, *args)
+            # As it came, so that the next step is the same program, and may have its memory.
+            state = jax.tree.map(
+                lambda leaf: jax.lax.with_sharding_constraint(leaf, self._sharding(leaf.shape)),
+                state,
+            )
+            return state, jax.lax.with_sharding_constraint(metrics, self.everywhere)
+
+        return jax.jit(kept, donate_argnums=0 if donate else ())
 
 
 def by_device(devices: Sequence[Any]) -> NamedSharding:
@@ -242,7 +290,7 @@ class PmapRunner(_Spread, _OneSeed):
         )
 
 
-def make_runner(kind: Parallel, *, alone: bool = False) -> Runner:
+def make_runner(kind: Placement, *, alone: bool = False) -> Runner:
     """The runner of that name; ``auto`` is jit on one device and a mesh over several.
 
     Args:
@@ -263,7 +311,20 @@ def make_runner(kind: Parallel, *, alone: bool = False) -> Runner:
         kind = "jit" if devices == 1 else "mesh"
     if kind == "jit":
         return JitRunner()
-    return {"pmap": PmapRunner, "mesh": MeshRunner}[kind](alone=alone)
+    kinds = {"pmap": PmapRunner, "mesh": MeshRunner, "fsdp": ShardedRunner}
+    return kinds[kind](alone=alone)
+
+
+def compiler_shards(kind: Placement) -> int:
+    """Over how many devices the compiler spreads a batch that a step sees as a whole."""
+    runner = make_runner(kind)
+    return runner.devices if isinstance(runner, MeshRunner) else 1
+
+
+def gathered(kind: Placement) -> NamedSharding | None:
+    """Where a step has parameters of which each device keeps a part; None where all keep all."""
+    runner = make_runner(kind)
+    return runner.everywhere if isinstance(runner, ShardedRunner) else None
 
 
 class Compiled:
@@ -273,12 +334,14 @@ class Compiled:
     device there may be as many in one run and fewer in the next.
 
     Attributes:
+        runner: What it runs on.
         seconds: What compiling took, so far.
     """
 
     def __init__(
         self, runner: Runner, step: Callable[..., Any], static: Any, *, donate: bool = False
     ):
+        self.runner = runner
         self._wrapped = runner.jit(step, static, donate)
         self._executables: dict[Any, Callable[..., Any]] = {}
         self._lowered: dict[Any, Any] = {}

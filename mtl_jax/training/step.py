@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding
 
 from mtl_jax.data.kinds import blank_value, has_label
 from mtl_jax.freezing.partition import Params, Partition
 from mtl_jax.models.multitask import Batch, MultiTaskModule, looked_up
 from mtl_jax.training.collectives import summed
 from mtl_jax.training.kinds.registry import kind_of
+from mtl_jax.training.micro_batches import WHOLE, MicroBatches
+from mtl_jax.training.optimizer import AdamW, AdamWNumbers
 from mtl_jax.training.weighting.base import State, Weighting
 from mtl_jax.training.weighting.fixed import FIXED, Fixed
 from mtl_jax.training.weighting.gradient import weighted_gradient
 
 # Beyond any device's index: what is folded into the key of a step for its weighting.
 _WEIGHTING = 2**32 - 1
+_GATHERED = "gathered"
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -48,9 +54,67 @@ def stream(seed: int, use: Literal["heads", "dropout", "lora"]) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), ("heads", "dropout", "lora").index(use))
 
 
+class Numbers(NamedTuple):
+    """The numbers of a run that a compiled step is given, and not made for.
+
+    Attributes:
+        task_weights: As of ``Program``, float32 [T].
+        hold_weight: As of ``Program``, float32.
+        optimizer: What ``AdamW`` is given; None for another optimizer.
+    """
+
+    task_weights: Any
+    hold_weight: Any
+    optimizer: AdamWNumbers | None
+
+    @classmethod
+    def of(
+        cls, task_weights: Sequence[float], hold_weight: float, optimizer: AdamWNumbers | None
+    ) -> Numbers:
+        """These numbers, on the host."""
+        return cls(np.asarray(task_weights, np.float32), np.float32(hold_weight), optimizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """What the steps are compiled for: a program but for its numbers. Hashable.
+
+    Attributes:
+        model: The model.
+        optimizer: Over the trainable partition.
+        frozen_depth: Where the frozen bottom of the backbone ends.
+        weighting: What else weighs the losses against each other.
+        parts: As of ``Program``.
+        gathered: As of ``Program``.
+    """
+
+    model: MultiTaskModule
+    optimizer: AdamW | optax.GradientTransformation
+    frozen_depth: int
+    weighting: Weighting = FIXED
+    parts: MicroBatches = WHOLE
+    gathered: NamedSharding | None = None
+
+    def program(self, numbers: Numbers) -> Program:
+        """The program with these numbers, which may be traced."""
+        optimizer = self.optimizer
+        if isinstance(optimizer, AdamW):
+            optimizer = optimizer.with_numbers(numbers.optimizer)
+        return Program(
+            self.model,
+            optimizer,
+            self.frozen_depth,
+            tuple(numbers.task_weights),
+            self.weighting,
+            numbers.hold_weight,
+            self.parts,
+            self.gathered,
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the steps are compiled for.
+    """What a step does.
 
     Attributes:
         model: The model.
@@ -60,14 +124,19 @@ class Program:
         weighting: What else weighs the losses against each other.
         hold_weight: Of the term that holds the predictions of frozen heads that batches have
             a ``target_`` of; 0 where they have none.
+        parts: The micro-batches that a batch is computed in.
+        gathered: Where parameters are to be when they are used, if each device keeps a part of
+            them only.
     """
 
     model: MultiTaskModule
     optimizer: optax.GradientTransformation
     frozen_depth: int
-    task_weights: tuple[float, ...]
+    task_weights: tuple[Any, ...]
     weighting: Weighting = FIXED
-    hold_weight: float = 0.0
+    hold_weight: Any = 0.0
+    parts: MicroBatches = WHOLE
+    gathered: NamedSharding | None = None
 
     def init(self, trainable: Params, seed: int) -> TrainState:
         """The state before the first step."""
@@ -92,6 +161,22 @@ def _losses(
 
 def _identity(tree: Any) -> Any:
     return tree
+
+
+def _gathering(function: Callable[..., Any], sharding: NamedSharding | None) -> Callable[..., Any]:
+    """A function whose first argument each device gets whole, from the parts that all keep.
+
+    The backward pass gets it again, so that no device has all of it from one pass to the other.
+    """
+    if sharding is None:
+        return function
+
+    def gathered(params: Params, *rest: Any) -> Any:
+        whole = jax.lax.with_sharding_constraint(params, sharding)
+        return function(checkpoint_name(whole, _GATHERED), *rest)
+
+    again = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
+    return jax.checkpoint(gathered, policy=again)
 
 
 def train_step(
@@ -137,36 +222,51 @@ def train_step(
         {task: kinds[task].are_there(of).sum().astype(jnp.float32) for task, of in targets.items()}
     )
 
-    def logits_of(trainable: Params) -> dict[str, jax.Array]:
+    @functools.partial(_gathering, sharding=program.gathered)
+    def logits_of(params: Params, part: Batch, key: jax.Array) -> dict[str, jax.Array]:
         logits = program.model.apply(
-            {"params": Partition.merge(trainable, frozen)},
-            batch,
+            {"params": params},
+            part,
             train=True,
             frozen_depth=program.frozen_depth,
-            rngs={"dropout": rng},
+            rngs={"dropout": key},
         )
         return cast("dict[str, jax.Array]", logits)
 
-    def holding(logits: Mapping[str, jax.Array]) -> Any:
+    def holding(logits: Mapping[str, jax.Array], part: Batch) -> Any:
         """The term that holds frozen heads' predictions, a mean over texts."""
         terms = (
-            kinds[task].hold(logits[task], target) / jnp.maximum(held[task], 1.0)
-            for task, target in targets.items()
+            kinds[task].hold(logits[task], part[f"target_{task}"]) / jnp.maximum(held[task], 1.0)
+            for task in targets
         )
         return program.hold_weight * sum(terms)
 
-    def loss_fn(trainable: Params) -> tuple[jax.Array, dict[str, Any]]:
-        logits = logits_of(trainable)
-        losses = _losses(program.model, logits, batch)
+    def loss_fn(trainable: Params, part: Batch, key: jax.Array) -> tuple[Any, dict[str, Any]]:
+        logits = logits_of(Partition.merge(trainable, frozen), part, key)
+        losses = _losses(program.model, logits, part)
         total = sum(
             weight * losses[task][0] / jnp.maximum(counts[task], 1.0)
             for task, weight in zip(tasks, program.task_weights, strict=True)
         )
-        return jnp.asarray(total + holding(logits) if targets else total), losses
+        return jnp.asarray(total + holding(logits, part) if targets else total), losses
+
+    # What is differentiated as a whole would else keep the activations of every micro-batch.
+    again = jax.checkpoint if program.parts.count > 1 else _identity
 
     def loss_sums(trainable: Params) -> jax.Array:
-        losses = _losses(program.model, logits_of(trainable), batch)
-        return jnp.stack([losses[task][0] for task in tasks])
+        @again
+        def of_part(part: Batch, key: jax.Array) -> jax.Array:
+            losses = _losses(
+                program.model, logits_of(Partition.merge(trainable, frozen), part, key), part
+            )
+            return jnp.stack([losses[task][0] for task in tasks])
+
+        return program.parts.summed(of_part, batch, rng)
+
+    def gradient_of(loss: Callable[..., Any], *, has_aux: bool = False) -> Any:
+        """That of a sum over texts, which is complete when the devices' are added up."""
+        of_part = functools.partial(jax.grad(loss, has_aux=has_aux), state.trainable)
+        return reduce(program.parts.summed(of_part, batch, rng))
 
     def updated(gradient: Params) -> TrainState:
         updates, opt_state = program.optimizer.update(gradient, state.opt_state, state.trainable)
@@ -175,7 +275,7 @@ def train_step(
 
     method = program.weighting
     if isinstance(method, Fixed):
-        gradient, losses = reduce(jax.grad(loss_fn, has_aux=True)(state.trainable))
+        gradient, losses = gradient_of(loss_fn, has_aux=True)
         return updated(gradient), {"loss": losses, "grad_norm": optax.tree.norm(gradient)}
     gradient, seen, weights = weighted_gradient(
         method,
@@ -188,8 +288,10 @@ def train_step(
         reduce=reduce,
     )
     if targets:
-        hold = jax.grad(lambda trainable: holding(logits_of(trainable)))(state.trainable)
-        gradient = optax.tree.add(gradient, reduce(hold))
+        hold = gradient_of(
+            lambda p, part, key: holding(logits_of(Partition.merge(p, frozen), part, key), part)
+        )
+        gradient = optax.tree.add(gradient, hold)
     after = updated(gradient)
     sums = reduce(loss_sums(after.trainable)) if method.looks_again else seen.sums
     after = after.replace(weighting=method.update(state.weighting, seen, sums))
@@ -245,6 +347,34 @@ def scanned_steps(
         return jax.lax.cond(there, update, skip, state, example)
 
     return jax.lax.scan(step, state, examples)
+
+
+def train_step_with(
+    template: Template,
+    state: TrainState,
+    frozen: Params,
+    numbers: Numbers,
+    batch: Batch,
+    *,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """``train_step`` of the program of a template and numbers."""
+    return train_step(template.program(numbers), state, frozen, batch, axis_name=axis_name)
+
+
+def scanned_steps_with(
+    template: Template,
+    state: TrainState,
+    frozen: Params,
+    numbers: Numbers,
+    vectors: Mapping[str, jax.Array],
+    batches: Mapping[str, jax.Array],
+    *,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """``scanned_steps`` of the program of a template and numbers."""
+    program = template.program(numbers)
+    return scanned_steps(program, state, frozen, vectors, batches, axis_name=axis_name)
 
 
 def take(vectors: Mapping[str, jax.Array], example: jax.Array) -> Batch:

@@ -26,8 +26,9 @@ from mtl_jax.training.frozen_activations import SHALLOWEST, FrozenActivations
 from mtl_jax.training.inputs import Split
 from mtl_jax.training.metrics import Metrics
 from mtl_jax.training.model import MultiTaskModel
+from mtl_jax.training.optimizer import Optimizer
 from mtl_jax.training.runners import make_runner
-from mtl_jax.training.step import Program, TrainState, stream
+from mtl_jax.training.step import Numbers, Template, TrainState, stream
 from mtl_jax.training.weighting.base import Weighting
 from mtl_jax.training.weighting.registry import make_weighting
 
@@ -117,6 +118,9 @@ class TrainStep:
     ):
         """Prepares the step; it is compiled at its first call.
 
+        A process compiles steps that differ in the numbers of ``make_optimizer`` or in the weights
+        of tasks once.
+
         Args:
             model: The model.
             partition: Of ``model.params``; at least one parameter must train.
@@ -142,7 +146,8 @@ class TrainStep:
         self.frozen_depth = partition.depth(model.encoder.config.num_hidden_layers)
         self._losses = tuple(losses.items())
         given = {task.name: task.weight for task in model.tasks} | dict(task_weights or {})
-        self._weights = tuple(float(given[name]) for name in names)
+        of_optimizer = optimizer.numbers if isinstance(optimizer, Optimizer) else None
+        self._numbers = Numbers.of([given[name] for name in names], 0.0, of_optimizer)
         self._optimizer, self._weighting = optimizer, weighting
         self._parallel: Parallel = parallel
         self._runner = make_runner(parallel)
@@ -166,7 +171,9 @@ class TrainStep:
         known = params["backbone"] is self._pretrained.params
         params = self.partition.with_factors(params, stream(seed, "lora"))
         trainable, frozen = self.partition.split(params)
-        state = self._program(self._spec(None), None, 1).init(trainable, seed)
+        state = (
+            self._template(self._spec(None), None, 1).program(self._numbers).init(trainable, seed)
+        )
         backbone = self._pretrained if known else Stages(params["backbone"])
         return LoopState(self._runner.place([state]), self._runner.replicate(frozen), backbone)
 
@@ -203,14 +210,13 @@ class TrainStep:
             like=like,
         )
 
-    def _program(self, spec: ModelSpec, blocks: Any, steps_per_epoch: int) -> Program:
+    def _template(self, spec: ModelSpec, blocks: Any, steps_per_epoch: int) -> Template:
         depth = self.frozen_depth
-        method = self._weighting
-        return Program(
+        method, optimizer = self._weighting, self._optimizer
+        return Template(
             spec.model().clone(states_depth=depth if self._cache else 0, blocks=blocks),
-            self._optimizer,
+            optimizer.adamw if isinstance(optimizer, Optimizer) else optimizer,
             depth,
-            self._weights,
             make_weighting(method, steps_per_epoch) if isinstance(method, str) else method,
         )
 
@@ -219,8 +225,13 @@ class TrainStep:
         plan = batch.plan
         if id(plan) not in self._compiled_steps:
             spec = self._spec(batch.data, plan.layout)
-            program = self._program(spec, plan.layout.blocks, plan.steps)
-            made = CompiledTrainStep(program, plan.layout, self._runner, on_pooled=self._pooled)
+            made = CompiledTrainStep(
+                self._template(spec, plan.layout.blocks, plan.steps),
+                self._numbers,
+                plan.layout,
+                parallel=self._parallel,
+                on_pooled=self._pooled,
+            )
             self._compiled_steps[id(plan)] = made, plan
         return self._compiled_steps[id(plan)][0]
 

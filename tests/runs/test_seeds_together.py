@@ -23,7 +23,7 @@ from mtl_jax.runs.run_config import identity
 from mtl_jax.runs.seed_run import SeedRun
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.predict import Predictor
-from mtl_jax.training.compiled_step import compiled_step
+from mtl_jax.training.compiled_step import shared_step
 from mtl_jax.training.inputs import Inputs
 from tests.conftest import TASKS, TINY, write_checkpoint, write_record
 from tests.faults.runs import without_times
@@ -318,7 +318,7 @@ def test_only_who_has_begun_shares_the_time(of_scenario, trained, inputs_of, tmp
     before = saved.progress(6)["meter"]["compile_seconds"]
     inputs = inputs_of(configs[0])
     of_other_optimizer(configs[1], inputs)
-    compiled_step.cache_clear()
+    shared_step.cache_clear()
 
     result, failed = train_seeds(configs, inputs)
     assert isinstance(result, dict)

@@ -10,7 +10,7 @@ import pytest
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.runs.loop import train, train_seeds
 from mtl_jax.runs.phase_run import PhaseRun
-from mtl_jax.training.compiled_step import compiled_step
+from mtl_jax.training.compiled_step import shared_step
 from mtl_jax.training.evaluator import ModelSpec, evaluator
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.runners import Compiled, JitRunner
@@ -56,7 +56,7 @@ def test_a_run_on_other_texts_in_one_process_is_trained(parallel, settings, tmp_
         end = train(TrainConfig(**own, workdir=str(tmp_path / f"{texts}")))
         assert end["train_examples"] == texts
     if parallel == "jit":
-        compiled_step.cache_clear()
+        shared_step.cache_clear()
         evaluator.cache_clear()
         alone = train(TrainConfig(**own, workdir=str(tmp_path / "alone")))
         for split in ("train", "validation", "test"):

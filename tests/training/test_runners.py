@@ -13,13 +13,22 @@ from mtl_jax.freezing.scenarios import scenario_rules
 from mtl_jax.models.multitask import MultiTaskModule
 from mtl_jax.runs.loop import train as run_training
 from mtl_jax.training.losses import masked_cross_entropy
-from mtl_jax.training.runners import Compiled, JitRunner, MeshRunner, PmapRunner, make_runner
-from mtl_jax.training.step import eval_step, pooled_step, train_step
+from mtl_jax.training.optimizer import build_optimizer
+from mtl_jax.training.runners import (
+    Compiled,
+    JitRunner,
+    MeshRunner,
+    PmapRunner,
+    gathered,
+    make_runner,
+)
+from mtl_jax.training.step import Program, eval_step, pooled_step, train_step
 from tests.conftest import TASKS, head_sizes
 from tests.training.test_step import (
     CLASSES,
     CONFIG,
     NO_DROPOUT,
+    OPTIMIZER,
     flat,
     make_program,
     random_batch,
@@ -28,6 +37,7 @@ from tests.training.test_step import (
 
 KINDS = ("jit", "pmap", "mesh")
 ROWS, SLOTS = 8, 3
+RATES = (("head", 1e-2), ("backbone", 1e-3), ("lora", 1e-3))
 # What another order of summation in float32 may make of a loss, of a gradient's norm, and of
 # a parameter after Adam has divided by the root of the second moment.
 LOSS_TOLERANCE, NORM_TOLERANCE, PARAMETER_TOLERANCE = 1e-5, 1e-5, 5e-5
@@ -55,8 +65,16 @@ def pooled_batch(seed, width=CONFIG.hidden_size) -> dict[str, Any]:
 def train(kind, scenario, batches, config=NO_DROPOUT):
     """Parameters and metrics after the compiled, donating step has run on every batch."""
     params = random_params(config)
-    rules = scenario_rules(scenario, CONFIG.num_hidden_layers, TASKS)
-    partition, program = make_program(params, rules, config)
+    partition = Partition(params, scenario)
+    params = partition.with_factors(params, jax.random.key(1))
+    optimizer = dataclasses.replace(OPTIMIZER, learning_rates=RATES)
+    program = Program(
+        MultiTaskModule(config, head_sizes(*CLASSES)),
+        build_optimizer(partition, optimizer),
+        partition.depth(config.num_hidden_layers),
+        (1.0, 1.0),
+        gathered=gathered(kind),
+    )
     trainable, frozen = partition.split(params)
     runner = make_runner(kind)
     step = Compiled(runner, train_step, program, donate=True)
@@ -113,6 +131,33 @@ def test_three_steps_are_those_of_one_device(trained, kind):
         np.testing.assert_allclose(leaf, expected[path], rtol=0, atol=PARAMETER_TOLERANCE)
         # The tolerance is small beside what the steps change.
         assert np.abs(leaf - start[path]).max() > 20 * PARAMETER_TOLERANCE
+
+
+@pytest.mark.parametrize("scenario", ["lora_2", "bias_only", "layer_norm_only"])
+def test_what_trains_little_of_every_layer_is_that_of_one_device(scenario):
+    """Low-rank factors, biases, and scales of layer norms, on unevenly labelled batches."""
+    config = dataclasses.replace(NO_DROPOUT, num_hidden_layers=1)
+    batches = [uneven_batch(i) for i in range(2)]
+    expected, [_, expected_logged] = train("jit", scenario, batches, config)
+    start, moved = flat(random_params(config)), set()
+    for kind in ("pmap", "mesh", "fsdp"):
+        params, [_, logged] = train(kind, scenario, batches, config)
+        np.testing.assert_allclose(
+            logged["grad_norm"], expected_logged["grad_norm"], rtol=NORM_TOLERANCE
+        )
+        for path, leaf in params.items():
+            if not path.endswith("key/bias"):
+                np.testing.assert_allclose(leaf, expected[path], rtol=0, atol=PARAMETER_TOLERANCE)
+            if path.startswith("backbone/") and not np.array_equal(leaf, start.get(path)):
+                moved.add(path.rpartition("/")[2])
+    assert (
+        moved
+        == {
+            "lora_2": {"lora_a", "lora_b"},
+            "bias_only": {"bias"},
+            "layer_norm_only": {"bias", "scale"},
+        }[scenario]
+    )
 
 
 def of_other_kinds(seed):
@@ -309,10 +354,10 @@ def test_replicate_and_fetch_are_inverse(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "scenario", "length"),
+    ("kind", "scenario", "size"),
     [("jit", "top_1", 19), ("pmap", "backbone_frozen", 18), ("mesh", "backbone_frozen", 17)],
 )
-def test_a_whole_run_traces_each_step_once(kind, scenario, length, settings, tmp_path, monkeypatch):
+def test_a_whole_run_traces_each_step_once(kind, scenario, size, settings, tmp_path, monkeypatch):
     """Two epochs, then three splits: a trace to train, one to test, one to count the FLOPs."""
     traced = []
 
@@ -321,22 +366,36 @@ def test_a_whole_run_traces_each_step_once(kind, scenario, length, settings, tmp
         return masked_cross_entropy(logits, labels)
 
     monkeypatch.setattr("mtl_jax.training.kinds.single_label.masked_cross_entropy", counted)
-    # A length that no other test has: nothing of this is compiled or counted already.
-    data = dataclasses.replace(settings["data"], max_length=length)
-    changes = {"data": data, "parallel": kind, "scenario": scenario, "workdir": str(tmp_path)}
-    result = run_training(TrainConfig(**{**settings, **changes}))
-    assert result["step"] == 2 * 96 // 16
+    # Sizes that no other test has: nothing of this is compiled or counted already.
+    data = dataclasses.replace(settings["data"], max_length=size)
+    changes = {"data": data, "parallel": kind, "scenario": scenario, "batch_size": size}
+    result = run_training(TrainConfig(**settings | changes, workdir=str(tmp_path / "run")))
+    assert result["step"] == 2 * 6
     assert result["frozen_digest_unchanged"]
     assert result["test_examples"] == 32
     # Each trace computes the loss of both tasks. Where one device trains, what is compiled for it
     # is what is counted.
     traces = (2 if (kind, scenario) == ("jit", "top_1") else 3) * len(TASKS)
     assert len(traced) == traces
-    # Another seed is no other program.
-    changes |= {"workdir": str(tmp_path / "other"), "seed": 1}
-    other = run_training(TrainConfig(**{**settings, **changes}))
-    assert other["train"]["classifier"]["loss"] != result["train"]["classifier"]["loss"]
-    assert len(traced) == traces
+    # Another seed is no other program, and neither are other rates, lengths and weights.
+    for name, others in {
+        "seed": {"seed": 1},
+        "numbers": {
+            "epochs": 1,
+            "head_learning_rate": 3e-3,
+            "layer_decay": 1.0,
+            "weight_decay": 0.2,
+            "clip_norm": 0.5,
+            "warmup_fraction": 0.5,
+            "schedule": "slanted_triangular",
+            "task_weights": ("classifier=0.5",),
+        },
+    }.items():
+        config = TrainConfig(**settings | changes | others, workdir=str(tmp_path / name))
+        other = run_training(config)
+        assert other["train"]["classifier"]["loss"] != result["train"]["classifier"]["loss"]
+        assert other["compile_seconds"] == 0
+        assert len(traced) == traces
 
 
 @pytest.mark.parametrize("kind", KINDS)
