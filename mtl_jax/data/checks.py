@@ -119,13 +119,22 @@ def seen_before(split: str, hashes: np.ndarray, known: Mapping[str, np.ndarray])
     findings = []
     for other, of_other in known.items():
         count = sum(
-            int(np.isin(hashes[mine], of_other[theirs]).sum())
+            _among(hashes[mine], np.sort(of_other[theirs]))
             for mine, theirs in _at_a_time(hashes, of_other)
         )
         if count:
             words = f"{split}: {count:,} of {len(hashes):,} texts are among those of"
             findings.append(by_share(count, len(hashes), f"{words} {_named(other)}"))
     return findings
+
+
+def _among(some: np.ndarray, known: np.ndarray) -> int:
+    """How many of some numbers are among known ones, which ascend."""
+    if not len(known):
+        return 0
+    some = np.sort(some)  # neighbours are looked up soonest one after the other
+    places = np.minimum(np.searchsorted(known, some), len(known) - 1)
+    return int((known[places] == some).sum())
 
 
 def repeated(split: str, hashes: np.ndarray) -> list[Finding]:
