@@ -8,10 +8,12 @@ read once to find that out, and again for its rows.
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
 import io
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TextIO
 
@@ -19,7 +21,8 @@ MARK = '"'
 Opened = Callable[[], TextIO]
 """Opens the file at its beginning; line ends are left as they are."""
 
-_ROWS, _CHARACTERS = 4096, 2**19
+_ROWS, _CHARACTERS = 4096, 2**20
+_LINE_END = re.compile("\r\n|\n|\r")
 
 
 class MalformedError(Exception):
@@ -218,59 +221,38 @@ def _plain(opened: Opened) -> Iterator[Block]:
 
 
 class _Lines:
-    """The lines of a file, of which those without a mark are taken many at a time.
-
-    Attributes:
-        given: How many ``some`` has given.
-    """
+    """The lines of a file, of which those that may still be asked for are kept."""
 
     def __init__(self, file: TextIO):
         self._file = file
-        self._chunk, self._at, self._apart = "", 0, False
-        self.given = 0
+        self._kept: collections.deque[tuple[int, list[str]]] = collections.deque()
 
-    @property
-    def ended(self) -> bool:
-        """Whether all that has been read has been taken."""
-        return self._at == len(self._chunk)
+    def __iter__(self) -> Iterator[str]:
+        return itertools.chain.from_iterable(self._read())
 
-    def read(self) -> bool:
-        """Reads on, up to the end of a line; whether there is more."""
-        chunk = self._file.read(_CHARACTERS)
-        chunk += self._file.readline()
-        self._chunk, self._at = chunk, 0
-        # Where many have marks there is little between them, and where some end in a carriage
-        # return alone, each is looked at.
-        many = 4 * chunk.count(MARK) > chunk.count("\n")
-        self._apart = many or chunk.count("\r") != chunk.count("\r\n")
-        return bool(chunk)
-
-    def plain(self) -> list[str]:
-        """The lines up to one with a mark, without their ends; none where each is looked at."""
-        mark = -1 if self._apart else self._chunk.find(MARK, self._at)
-        end = len(self._chunk) if mark < 0 else self._chunk.rfind("\n", self._at, mark) + 1
-        if self._apart or end <= self._at:
-            return []
-        text = self._chunk[self._at : end].replace("\r\n", "\n")
-        self._at = end
-        return text.removesuffix("\n").split("\n")
-
-    def some(self) -> Iterator[list[str]]:
-        """One after the other, or, where each is looked at, all that have been read."""
-        while not self.ended or self.read():
-            if self._apart:
-                lines = io.StringIO(self._chunk[self._at :], newline="").readlines()
-                self._at = len(self._chunk)
-            else:
-                end = self._chunk.find("\n", self._at) + 1 or len(self._chunk)
-                lines = [self._chunk[self._at : end]]
-                self._at = end
-            self.given += len(lines)
+    def _read(self) -> Iterator[list[str]]:
+        number = 1
+        while lines := self._file.readlines(_CHARACTERS):
+            self._kept.append((number, lines))
+            number += len(lines)
             yield lines
+
+    def between(self, first: int, count: int) -> list[str]:
+        """So many lines from a number on, without their ends."""
+        found = []
+        for start, lines in self._kept:
+            begin, end = max(first - start, 0), max(first + count - start, 0)
+            found += [line.rstrip("\r\n") for line in lines[begin:end]]
+        return found
+
+    def forget(self, before: int) -> None:
+        """Lets go of the lines before a number."""
+        while self._kept and self._kept[0][0] + len(self._kept[0][1]) <= before:
+            self._kept.popleft()
 
 
 def _quoted(opened: Opened, delimiter: str, *, every_line: bool = False) -> Iterator[Block]:
-    """As ``csv.reader`` reads it, which is asked for the rows with marks alone.
+    """As ``csv.reader`` reads it.
 
     Args:
         opened: Opens the file.
@@ -278,64 +260,61 @@ def _quoted(opened: Opened, delimiter: str, *, every_line: bool = False) -> Iter
         every_line: Whether the lines of all rows are given, not only of those over several.
     """
     csv.field_size_limit(2**31 - 1)  # 128 KiB by default, less than some texts
-    columns, number = None, 1
+    columns = None
     with opened() as file:
         lines = _Lines(file)
-        passed: list[str] = []
-
-        def pass_on() -> Iterator[str]:
-            for some in lines.some():
-                passed.extend(some)
-                yield from some
-
         # Strict, since a stray mark would else swallow the lines that follow it in silence.
-        reader = csv.reader(pass_on(), delimiter=delimiter, strict=True)
-        done = kept = 0
-        while done < lines.given or not lines.ended or lines.read():
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        while True:
             rows: list[list[str]] = []
-            firsts: list[int] = []
-            of_rows: dict[int, list[str]] = {}
-            problem = None
-            while (done < lines.given or not lines.ended) and len(rows) < _ROWS and not problem:
-                if done == lines.given and not every_line and (plain := lines.plain()):
-                    rows += [line.split(delimiter) for line in plain if line]
-                    there = range(number, number + len(plain))
-                    firsts += there if all(plain) else itertools.compress(there, plain)
-                    number += len(plain)
-                    continue
-                del passed[: done - kept]
-                kept = done
-                try:
-                    for row in reader:
-                        now = reader.line_num
-                        if row:
-                            if every_line or now - done > 1:
-                                own = passed[done - kept : now - kept]
-                                of_rows[len(rows)] = [line.rstrip("\r\n") for line in own]
-                            rows.append(row)
-                            firsts.append(number)
-                        number += now - done
-                        done = now
-                        if done == lines.given or len(rows) >= _ROWS:
-                            break
-                except csv.Error as error:
-                    problem = error
-            block = Block(rows, _as_range(firsts), of_rows)
+            before, problem = reader.line_num, None
+            try:
+                # What was read before an error stays in the list.
+                rows.extend(itertools.islice(reader, _ROWS))
+            except csv.Error as error:
+                problem = error
+            if not rows and not problem:
+                return
+            if not problem and reader.line_num - before == len(rows):
+                firsts, spans = range(before + 1, before + 1 + len(rows)), None
+            else:
+                spans = [1 + sum(map(_line_ends, fields)) for fields in rows]
+                firsts = [*itertools.accumulate(spans, initial=before + 1)]
+            block = _block(rows, firsts, spans, lines, every_line)
             columns = _checked(block, columns)
             if problem:
                 raise MalformedError(
-                    number,
+                    firsts[-1],
                     f'malformed ({problem}): quote fields with " and double a " inside them',
                 ) from problem
-            if rows:
+            lines.forget(reader.line_num + 1)
+            if block.rows:
                 yield block
 
 
-def _as_range(numbers: list[int]) -> Sequence[int]:
-    """The same, in little room where none is left out."""
-    if numbers and numbers[-1] - numbers[0] == len(numbers) - 1:
-        return range(numbers[0], numbers[-1] + 1)
-    return numbers
+def _block(
+    rows: list[list[str]],
+    firsts: Sequence[int],
+    spans: list[int] | None,
+    lines: _Lines,
+    every_line: bool,
+) -> Block:
+    """The rows that are no blank lines; ``spans`` has the lines of each where some have several."""
+    there = [index for index, fields in enumerate(rows) if fields]
+    of_rows: dict[int, list[str]] = {}
+    if spans or every_line:
+        of_rows = {
+            new: lines.between(firsts[old], spans[old] if spans else 1)
+            for new, old in enumerate(there)
+            if every_line or (spans and spans[old] > 1)
+        }
+    if len(there) < len(rows):
+        return Block([rows[i] for i in there], [firsts[i] for i in there], of_rows)
+    return Block(rows, firsts[: len(rows)], of_rows)
+
+
+def _line_ends(field: str) -> int:
+    return len(_LINE_END.findall(field)) if "\n" in field or "\r" in field else 0
 
 
 def _checked(block: Block, columns: int | None) -> int | None:
