@@ -183,26 +183,31 @@ def check(config: DataConfig, backbone: str, *, needs_backbone: bool = False) ->
     if "test" in splits:
         of_test = corpus.check_test(splits["test"])
         findings += [finding for finding in of_test if finding not in findings]
-    share = _COMPARED // len(splits)
-    near = near_duplicates({split: of.sample(share).texts for split, of in splits.items()})
-    lengths, unmeasured = _lengths(splits, config.max_length, backbone, needed=needs_backbone)
+    sizes = {split: len(examples) for split, examples in splits.items()}
+    counts = _class_counts(corpus, splits)
+    values = {
+        task: {split: summary(examples.labels[task]) for split, examples in splits.items()}
+        for task, kind in corpus.kinds.items()
+        if not KINDS[kind].has_classes
+    }
+    samples = {split: examples.sample() for split, examples in splits.items()}
+    name, classes = corpus.name, corpus.classes
+    # What follows needs memory of its own, and of many rows no more than the samples.
+    del corpus, splits
+    share = _COMPARED // len(samples)
+    near = near_duplicates({split: of.sample(share).texts for split, of in samples.items()})
+    lengths, unmeasured = _lengths(samples, config.max_length, backbone, needed=needs_backbone)
     return Checked(
-        name=corpus.name,
+        name=name,
         max_length=config.max_length,
-        sizes={split: len(examples) for split, examples in splits.items()},
-        classes=_class_counts(corpus, splits),
-        values={
-            task: {split: summary(examples.labels[task]) for split, examples in splits.items()}
-            for task, kind in corpus.kinds.items()
-            if not KINDS[kind].has_classes
-        },
+        sizes=sizes,
+        classes=counts,
+        values=values,
         findings=[*findings, *_near_findings(near)],
         lengths=lengths,
         unmeasured=unmeasured,
         near=near,
-        baseline=text_baseline(
-            splits["train"].sample(), splits["validation"].sample(), corpus.classes
-        ),
+        baseline=text_baseline(samples["train"], samples["validation"], classes),
     )
 
 
