@@ -345,7 +345,9 @@ class Corpus:
             thinned = blank(labels[task], (len(examples),))
             thinned[chosen] = labels[task][chosen]
             labels[task] = thinned
-            notes.append(f"train: {count} of {len(of_task)} {task} labels remain (--label-fraction)")
+            notes.append(
+                f"train: {count} of {len(of_task)} {task} labels remain (--label-fraction)"
+            )
         thinned = dataclasses.replace(examples, labels=labels).take(kept)
         still = np.flatnonzero(thinned.labelled())
         return thinned.take(still), notes + _left_out(len(kept), len(still), "label that remains")

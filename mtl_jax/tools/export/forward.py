@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -52,8 +52,9 @@ def forward(run: TrainedRun, where: str, trust: Sequence[str]) -> Forward:
             "segment_ids": (mask > 0).astype(jnp.int32)[None],
             "position_ids": jnp.arange(ids.shape[0])[None],
             classes[0][0]: jnp.full((1, 1), -1),
-            **{"token_type_ids": each[None] for each in types},
         }
+        if types:
+            batch["token_type_ids"] = types[0][None]
         logits: Any = module.apply({"params": unflatten_dict(params, sep="/")}, batch)
         return {
             head.name: logits[head.name][0, 0] * head.scale[0] + head.scale[1] for head in run.heads

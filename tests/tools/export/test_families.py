@@ -304,3 +304,9 @@ def test_what_lora_has_trained_is_in_the_kernels(kind, small_settings, tmp_path)
     expected = model({**params, "backbone": trained}, ids, mask)["sentiment"]
     found = model(params, ids, mask)["sentiment"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    # What predicts has the factors beside the kernels.
+    answers = [answer["sentiment"] for answer in mtl.Predictor(folder).predict(TEXTS)]
+    probabilities = np.asarray(jax.nn.softmax(found))
+    np.testing.assert_allclose(
+        [answer["probability"] for answer in answers], probabilities.max(1), rtol=0, atol=1e-5
+    )
