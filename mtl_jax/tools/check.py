@@ -62,6 +62,7 @@ class Checked:
         unmeasured: Why not.
         near: Nearly the same texts.
         baseline: What a bag of words reaches on validation.
+        judged: Validation texts that this is measured on.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Checked:
     unmeasured: str
     near: NearDuplicates
     baseline: Metrics
+    judged: int
 
     def lines(self) -> list[str]:
         """The same, a line for each."""
@@ -103,6 +105,7 @@ class Checked:
             "lengths": lengths,
             "near_duplicates": near,
             "baseline": self.baseline,
+            "baseline_texts": self.judged,
         }
 
     def document(self) -> Document:
@@ -158,7 +161,8 @@ class Checked:
         ]
 
     def _words(self) -> str:
-        return in_words(self.baseline)
+        words, texts = in_words(self.baseline), self.sizes["validation"]
+        return words if self.judged == texts else f"{words}, {_portion(self.judged, texts)}"
 
 
 def check(config: DataConfig, backbone: str, *, needs_backbone: bool = False) -> Checked:
@@ -208,6 +212,7 @@ def check(config: DataConfig, backbone: str, *, needs_backbone: bool = False) ->
         unmeasured=unmeasured,
         near=near,
         baseline=text_baseline(samples["train"], samples["validation"], classes),
+        judged=len(samples["validation"]),
     )
 
 
