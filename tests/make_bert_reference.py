@@ -222,25 +222,36 @@ def reference(folder, ids, mask, types):
     return arrays
 
 
-def main():
+def store(parser, stored, made):
+    """The command that writes a file of arrays.
+
+    Args:
+        parser: Of its arguments, ``--full`` apart.
+        stored: Where the file is by default, compressed.
+        made: From a folder to write in and the arguments to the arrays, by name.
+    """
     import tempfile
 
-    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", type=Path, help="write everything to this file")
-    full = parser.parse_args().full
-    arrays = {}
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        for name in MODELS:
-            found = reference(write_model(name, Path(temporary) / name), *inputs(name))
-            arrays |= {f"{name}/{part}": array for part, array in found.items()}
-    found = reference(downloads.minilm(), *real_inputs())
-    found = found if full else thinned(found)
-    arrays |= {f"{REAL}/{part}": array for part, array in found.items()}
-    target = full or STORED
+        arrays = made(Path(temporary), args)
+    target = args.full or stored
     target.parent.mkdir(parents=True, exist_ok=True)
-    (np.savez if full else np.savez_compressed)(target, **arrays)
+    (np.savez if args.full else np.savez_compressed)(target, **arrays)
     print(f"{target}: {len(arrays)} arrays, {target.stat().st_size:,} bytes")
 
 
+def references(temporary, args):
+    """Those of every model, and of the default checkpoint."""
+    arrays = {}
+    for name in MODELS:
+        found = reference(write_model(name, temporary / name), *inputs(name))
+        arrays |= {f"{name}/{part}": array for part, array in found.items()}
+    found = reference(downloads.minilm(), *real_inputs())
+    found = found if args.full else thinned(found)
+    return arrays | {f"{REAL}/{part}": array for part, array in found.items()}
+
+
 if __name__ == "__main__":
-    main()
+    store(argparse.ArgumentParser(description=__doc__), STORED, references)

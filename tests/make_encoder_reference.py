@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from tests.make_bert_reference import loss_weights
+from tests.make_bert_reference import loss_weights, store
 
 STORED = Path(__file__).parent / "data" / "encoder_reference.npz"
 BATCH = 4
@@ -233,24 +233,21 @@ def reference(fields, folder):
     return arrays
 
 
-def main():
-    import tempfile
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", type=Path, help="write everything to this file")
-    parser.add_argument("--seed", type=int, default=0, help="of the random configurations")
-    args = parser.parse_args()
+def references(temporary, args):
+    """Those of every model, with ``--full`` of random ones, too."""
     models = {**MODELS, **drawn(args.seed)} if args.full else MODELS
     arrays = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        for name, fields in models.items():
-            found = reference(fields, Path(temporary) / name)
-            found = found if args.full else thinned(found)
-            arrays |= {f"{name}/{part}": array for part, array in found.items()}
-    target = args.full or STORED
-    target.parent.mkdir(parents=True, exist_ok=True)
-    (np.savez if args.full else np.savez_compressed)(target, **arrays)
-    print(f"{target}: {len(arrays)} arrays, {target.stat().st_size:,} bytes")
+    for name, fields in models.items():
+        found = reference(fields, temporary / name)
+        found = found if args.full else thinned(found)
+        arrays |= {f"{name}/{part}": array for part, array in found.items()}
+    return arrays
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="of the random configurations")
+    store(parser, STORED, references)
 
 
 if __name__ == "__main__":

@@ -75,12 +75,45 @@ def _taken(argv: Sequence[str], flag: str) -> tuple[list[str] | None, list[str]]
     return values, rest
 
 
+class _Switch(str):
+    """A word that is a switch where a flag is one, and else a name as it is written."""
+
+    @property
+    def on(self) -> bool:
+        return self.lower() in ("yes", "true", "on")
+
+
+def _from_yaml(text: str) -> Any:
+    """What YAML holds, but that a name stays the text that is written: ``on``, ``no``, ``007``."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def switch(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Switch:
+        return _Switch(loader.construct_scalar(node))
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Iterator[dict[str, Any]]:
+        found: dict[str, Any] = {}
+        yield found
+        loader.flatten_mapping(node)
+        for key, value in node.value:
+            # A list or an object as a key is refused with what it is.
+            plain = isinstance(key, yaml.ScalarNode)
+            name = key.value if plain else str(loader.construct_object(key, deep=True))
+            found[name] = loader.construct_object(value, deep=True)
+
+    Loader.add_constructor("tag:yaml.org,2002:bool", switch)
+    Loader.add_constructor("tag:yaml.org,2002:map", mapping)
+    return yaml.load(text, Loader)  # noqa: S506  (it makes no object but these)
+
+
 def _settings(path: Path) -> dict[str, Any]:
     import yaml
 
     text = read_text(path, _REMEDY)
     try:
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        found = json.loads(text) if path.suffix == ".json" else _from_yaml(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is no YAML or JSON ({reason}): {_REMEDY}") from error
@@ -114,6 +147,8 @@ def _fields(kind: type) -> Iterator[tuple[str, Any]]:
 
 def _as_flags(name: str, value: Any, path: Path) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, _Switch):
+        value = value.on
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag.removeprefix('--')}"]
     if isinstance(value, Mapping):

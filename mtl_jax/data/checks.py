@@ -5,11 +5,15 @@ Pure functions from what has been read to a list of findings; nothing here reads
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import decimal
+import os
+import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +24,7 @@ from mtl_jax.data.kinds import KINDS, SEPARATOR, has_label, kind_of
 from mtl_jax.data.names import listed, shown
 from mtl_jax.data.table import EMPTY
 
+T = TypeVar("T")
 _MOST_CLASSES = 12
 _MOST_WARNINGS = 5
 
@@ -118,14 +123,24 @@ def seen_before(split: str, hashes: np.ndarray, known: Mapping[str, np.ndarray])
     """
     findings = []
     for other, of_other in known.items():
-        count = sum(
-            int(np.isin(hashes[mine], of_other[theirs]).sum())
-            for mine, theirs in _at_a_time(hashes, of_other)
-        )
+
+        def among(mine: np.ndarray, theirs: np.ndarray, of_other: np.ndarray = of_other) -> int:
+            return _among(hashes[mine], np.sort(of_other[theirs]))
+
+        count = sum(_part_by_part(among, hashes, of_other))
         if count:
             words = f"{split}: {count:,} of {len(hashes):,} texts are among those of"
             findings.append(by_share(count, len(hashes), f"{words} {_named(other)}"))
     return findings
+
+
+def _among(some: np.ndarray, known: np.ndarray) -> int:
+    """How many of some numbers are among known ones, which ascend."""
+    if not len(known):
+        return 0
+    some = np.sort(some)  # neighbours are looked up soonest one after the other
+    places = np.minimum(np.searchsorted(known, some), len(known) - 1)
+    return int((known[places] == some).sum())
 
 
 def repeated(split: str, hashes: np.ndarray) -> list[Finding]:
@@ -135,28 +150,43 @@ def repeated(split: str, hashes: np.ndarray) -> list[Finding]:
         split: The split.
         hashes: ``hashes_of`` its texts, uint64 [n].
     """
-    count = 0
-    for (there,) in _at_a_time(hashes):
+
+    def repeats(there: np.ndarray) -> int:
         alike = np.sort(hashes[there])
-        count += int((alike[1:] == alike[:-1]).sum())
+        return int((alike[1:] == alike[:-1]).sum())
+
+    count = sum(_part_by_part(repeats, hashes))
     if not count:
         return []
     return [Finding("note", f"{split}: {count:,} of {len(hashes):,} texts repeat another one")]
 
 
-def _at_a_time(*hashes: np.ndarray) -> Iterator[list[np.ndarray]]:
-    """Which of the texts that are not empty are next, bool [n] for each uint64 [n].
+def _part_by_part(find: Callable[..., T], *hashes: np.ndarray) -> list[T]:
+    """What is found in some texts at a time, on every core.
 
     Equal ones are so at the same time, and not many at once: what is worked out of them needs
     little memory.
+
+    Args:
+        find: Is given which of the texts, of those that are not empty, bool [n] for each of the
+            ``hashes``.
+        hashes: uint64 [n] each.
     """
-    bits = (max(map(len, hashes)) >> _AT_A_TIME).bit_length()
-    for first in range(2**bits):
+    bits = min((max(map(len, hashes)) >> _AT_A_TIME).bit_length(), 16)
+    high = 3 if sys.byteorder == "little" else 0
+
+    def of_part(part: int) -> T:
         there = [of != EMPTY for of in hashes]
         if bits:
             for mask, of in zip(there, hashes, strict=True):
-                mask &= of >> np.uint64(64 - bits) == first
-        yield there
+                mask &= of.view(np.uint16)[high::4] >> (16 - bits) == part
+        return find(*there)
+
+    if not bits:
+        return [of_part(0)]
+    # Sorting lets other threads run.
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(of_part, range(2**bits)))
 
 
 def _of_classes(
@@ -366,19 +396,26 @@ def _contradictions(train: View, tasks: Sequence[str]) -> Iterator[Finding]:
     """Texts that occur with one label and with another."""
     if train.hashes is None:
         return
+    known = train.hashes
     for task in tasks:
-        torn = distinct = 0
-        if not KINDS[kind_of(train.labels[task])].has_classes:
+        labelled, of_task = has_label(train.labels[task]), train.labels[task]
+        if not KINDS[kind_of(of_task)].has_classes:
             continue
-        for (there,) in _at_a_time(train.hashes):
-            there &= has_label(train.labels[task])
-            hashes, labels = train.hashes[there], train.labels[task][there]
-            order = np.argsort(hashes)
+
+        def count(
+            there: np.ndarray, labelled: np.ndarray = labelled, of_task: np.ndarray = of_task
+        ) -> tuple[int, int]:
+            there &= labelled
+            order = np.argsort(hashes := known[there])
             starts = np.flatnonzero(np.diff(hashes[order], prepend=EMPTY))
-            if len(starts):
-                of_text = [f.reduceat(labels[order], starts) for f in (np.minimum, np.maximum)]
-                torn += int((of_text[0] != of_text[1]).reshape(len(starts), -1).any(1).sum())
-                distinct += len(starts)
+            if not len(starts):
+                return 0, 0
+            ordered = of_task[there][order]
+            of_text = [f.reduceat(ordered, starts) for f in (np.minimum, np.maximum)]
+            torn = (of_text[0] != of_text[1]).reshape(len(starts), -1).any(1).sum()
+            return int(torn), len(starts)
+
+        torn, distinct = map(sum, zip(*_part_by_part(count, known), strict=True))
         if torn:
             words = f"train: {torn:,} of {distinct:,} distinct texts occur with different "
             yield by_share(torn, distinct, f"{words}{task} labels")

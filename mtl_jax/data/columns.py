@@ -44,6 +44,11 @@ class Column(Sequence[Label]):
         for start in range(0, len(self), _CHUNK):
             yield from map(self.names.__getitem__, self.codes[start : start + _CHUNK].tolist())
 
+    def occurring(self) -> list[Label]:
+        """The distinct labels that a row has."""
+        there = np.flatnonzero(np.bincount(self.codes, minlength=len(self.names)))
+        return [self.names[code] for code in there.tolist()]
+
     def stored(self) -> tuple[np.ndarray, list[Label] | None]:
         """An array, and the distinct labels for JSON, of which ``restored`` makes it again."""
         return self.codes, list(self.names)
@@ -137,3 +142,12 @@ class GatherNumbers:
     def column(self) -> Numbers:
         """See ``Gathering``."""
         return Numbers(np.frombuffer(self._found, np.float64))
+
+
+def gathered(labels: Sequence[Any]) -> Column:
+    """The labels as a ``Column``, which they may be already."""
+    if isinstance(labels, Column):
+        return labels
+    gathering = GatherNames()
+    gathering.add(labels)
+    return gathering.column()

@@ -60,7 +60,7 @@ class Examples:
     hashes: np.ndarray | None = None
     """uint64 [n]: ``hashes_of`` the texts, where they have been worked out"""
     rows: np.ndarray | None = None
-    """int64 [n]: which row of its data set's split each example is, as they were read; of a
+    """integers [n]: which row of its data set's split each example is, as they were read; of a
     validation split that was set aside, of the training split. None if unknown"""
 
     def __len__(self) -> int:
@@ -210,22 +210,25 @@ class _DataSet:
             )
         # As many numbers again, which nobody needs any more.
         table.labels.clear()
+        del self._tables[split]
         groups = None
         if table.groups is not None:
             groups = np.asarray(table.groups.names[1:], np.str_)[table.groups.codes - 1]
-        rows = np.arange(len(table), dtype=np.int64)
-        whole = Examples([], labels, groups, hashes=table.hashes, rows=rows)
         if not carved:
-            self._examples[split] = dataclasses.replace(whole, texts=table.texts[0])
+            rows = np.arange(len(table), dtype=_index_type(len(table)))
+            self._examples[split] = Examples(
+                table.texts[0], labels, groups, hashes=table.hashes, rows=rows
+            )
             self._odd[split], self._halved[split] = len(table.odd), len(table.halved)
-        else:
-            for part, texts, there in zip(
-                ("train", "validation"), table.texts, (~table.aside, table.aside), strict=True
-            ):
-                self._examples[part] = whole.part(there, texts)
-                self._odd[part] = int(there[table.odd].sum())
-                self._halved[part] = int(there[table.halved].sum())
-        del self._tables[split]
+            return
+        whole = Examples([], labels, groups, hashes=table.hashes)
+        for part, texts, there in zip(
+            ("train", "validation"), table.texts, (~table.aside, table.aside), strict=True
+        ):
+            rows = np.flatnonzero(there).astype(_index_type(len(table)))
+            self._examples[part] = dataclasses.replace(whole.part(there, texts), rows=rows)
+            self._odd[part] = int(there[table.odd].sum())
+            self._halved[part] = int(there[table.halved].sum())
 
     def _arrays(self, table: Table, split: str) -> dict[str, np.ndarray]:
         return {
@@ -359,7 +362,12 @@ class Corpus:
     def _chosen(self, split: str) -> tuple[Examples, list[str], np.ndarray]:
         examples = self._whole(split)
         training, limit, texts = split == "train", self._limits[split], examples.texts
-        kept = np.flatnonzero(examples.labelled()) if training else np.arange(len(examples))
+        there = examples.labelled() if training else np.ones(len(examples), bool)
+        unlimited = limit is None or limit >= len(examples)
+        some_go = training and (self._fractions or self._drops_duplicates)
+        if unlimited and there.all() and not some_go:
+            return examples, [], np.arange(len(examples), dtype=_index_type(len(examples)))
+        kept = np.flatnonzero(there)
         notes = _left_out(len(examples), len(kept), "label")
         if training and self._drops_duplicates:
             twice = self._duplicated(examples.text_hashes[kept])
@@ -381,16 +389,18 @@ class Corpus:
             return (examples if whole else examples.take(kept)), notes, kept
         labels = dict(examples.labels)
         for task, fraction in self._fractions.items():
-            there = kept[has_label(labels[task][kept])]
-            count = min(max(round(fraction * len(there)), 1), len(there))
+            of_task = kept[has_label(labels[task][kept])]
+            count = min(max(round(fraction * len(of_task)), 1), len(of_task))
             if subset is None:
-                chosen = choose(texts, there, count, lambda i, task=task: f"{i}\n{task}\n")
+                chosen = choose(texts, of_task, count, lambda i, task=task: f"{i}\n{task}\n")
             else:
-                chosen = drawn(there, count, subset, task)
+                chosen = drawn(of_task, count, subset, task)
             thinned = blank(labels[task], (len(examples),))
             thinned[chosen] = labels[task][chosen]
             labels[task] = thinned
-            notes.append(f"train: {count} of {len(there)} {task} labels remain (--label-fraction)")
+            notes.append(
+                f"train: {count} of {len(of_task)} {task} labels remain (--label-fraction)"
+            )
         thinned = dataclasses.replace(examples, labels=labels).take(kept)
         still = np.flatnonzero(thinned.labelled())
         notes += _left_out(len(kept), len(still), "label that remains")
@@ -558,6 +568,10 @@ def _limits(config: DataConfig) -> dict[str, int | None]:
         "validation": config.max_validation_examples,
         "test": config.max_test_examples,
     }
+
+
+def _index_type(rows: int) -> type[np.signedinteger]:
+    return np.int32 if rows < 2**31 else np.int64
 
 
 def _fingerprint(data_sets: Sequence[_DataSet]) -> str:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 
 from mtl_jax.config.tasks import Kind
-from mtl_jax.data.columns import GatherNames, GatherNumbers, Label
+from mtl_jax.data.columns import Column, GatherNames, GatherNumbers, Label, gathered
 from mtl_jax.data.names import quoted
 
 MISSING = -1
@@ -112,7 +112,7 @@ class SingleLabel:
 
     def classes(self, labels: Sequence[Any]) -> tuple[str, ...]:
         """The distinct classes, numbers first and by value, then the others by spelling."""
-        return _sorted(label for label in labels if label is not None)
+        return _sorted(label for label in gathered(labels).occurring() if label is not None)
 
     def blank(self, texts: int, classes: int) -> np.ndarray:
         """The array of so many texts, none with a label."""
@@ -129,12 +129,14 @@ class SingleLabel:
             classes: The names of the classes.
             refuse: Called with the place and the name of a class that is not among them.
         """
-        numbered = self.blank(len(labels), len(classes))
+        column = gathered(labels)
+        _refuse_others(column, classes, refuse)
+        of_names = self.blank(len(column.names), len(classes))
         numbers = {name: index for index, name in enumerate(classes)}
-        for i, label in enumerate(labels):
-            if label is not None:
-                numbered[i] = numbers[label] if label in numbers else refuse(i, label)
-        return numbered
+        for i, name in enumerate(column.names):
+            if name is not None:
+                of_names[i] = numbers.get(name, MISSING)
+        return of_names[column.codes]
 
 
 class MultiLabel:
@@ -181,7 +183,7 @@ class MultiLabel:
 
     def classes(self, labels: Sequence[Any]) -> tuple[str, ...]:
         """See ``SingleLabel``."""
-        return _sorted(name for label in labels for name in label or ())
+        return _sorted(name for label in gathered(labels).occurring() for name in label or ())
 
     def blank(self, texts: int, classes: int) -> np.ndarray:
         """See ``SingleLabel``."""
@@ -191,14 +193,15 @@ class MultiLabel:
         self, labels: Sequence[Any], classes: Sequence[str], refuse: Callable[[int, str], NoReturn]
     ) -> np.ndarray:
         """See ``SingleLabel``: 1 where a text has the class, 0 where it has not."""
-        marked = self.blank(len(labels), len(classes))
+        column = gathered(labels)
+        _refuse_others(column, classes, refuse)
+        of_names = self.blank(len(column.names), len(classes))
         numbers = {name: index for index, name in enumerate(classes)}
-        for i, label in enumerate(labels):
+        for i, label in enumerate(column.names):
             if label is not None:
-                marked[i] = 0
-                for name in label:
-                    marked[i, numbers[name] if name in numbers else refuse(i, name)] = 1
-        return marked
+                of_names[i] = 0
+                of_names[i, [numbers[name] for name in label if name in numbers]] = 1
+        return of_names[column.codes]
 
 
 class Regression:
@@ -296,6 +299,22 @@ def _class_of(value: object, where: str = "") -> str | None:
     if whole := _WHOLE.fullmatch(label):
         label = str(int(whole[1]))
     return None if label in ("", str(MISSING)) else label
+
+
+def _refuse_others(
+    column: Column, classes: Sequence[str], refuse: Callable[[int, str], NoReturn]
+) -> None:
+    """Calls ``refuse`` for the first label with a class that is not among them, if there is one."""
+    known = {*classes}
+    others: dict[int, str] = {}
+    for code, label in enumerate(column.names):
+        names = label if isinstance(label, tuple) else () if label is None else (str(label),)
+        if other := [name for name in names if name not in known]:
+            others[code] = other[0]
+    if others:
+        places = np.flatnonzero(np.isin(column.codes, list(others)))
+        for place in places[:1].tolist():
+            refuse(place, others[int(column.codes[place])])
 
 
 def _sorted(names: Any) -> tuple[str, ...]:

@@ -62,6 +62,7 @@ class Checked:
         unmeasured: Why not.
         near: Nearly the same texts.
         baseline: What a bag of words reaches on validation.
+        judged: Validation texts that this is measured on.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Checked:
     unmeasured: str
     near: NearDuplicates
     baseline: Metrics
+    judged: int
 
     def lines(self) -> list[str]:
         """The same, a line for each."""
@@ -103,6 +105,7 @@ class Checked:
             "lengths": lengths,
             "near_duplicates": near,
             "baseline": self.baseline,
+            "baseline_texts": self.judged,
         }
 
     def document(self) -> Document:
@@ -158,7 +161,8 @@ class Checked:
         ]
 
     def _words(self) -> str:
-        return in_words(self.baseline)
+        words, texts = in_words(self.baseline), self.sizes["validation"]
+        return words if self.judged == texts else f"{words}, {_portion(self.judged, texts)}"
 
 
 def check(config: DataConfig, backbone: str, *, needs_backbone: bool = False) -> Checked:
@@ -183,26 +187,32 @@ def check(config: DataConfig, backbone: str, *, needs_backbone: bool = False) ->
     if "test" in splits:
         of_test = corpus.check_test(splits["test"])
         findings += [finding for finding in of_test if finding not in findings]
-    share = _COMPARED // len(splits)
-    near = near_duplicates({split: of.sample(share).texts for split, of in splits.items()})
-    lengths, unmeasured = _lengths(splits, config.max_length, backbone, needed=needs_backbone)
+    sizes = {split: len(examples) for split, examples in splits.items()}
+    counts = _class_counts(corpus, splits)
+    values = {
+        task: {split: summary(examples.labels[task]) for split, examples in splits.items()}
+        for task, kind in corpus.kinds.items()
+        if not KINDS[kind].has_classes
+    }
+    samples = {split: examples.sample() for split, examples in splits.items()}
+    name, classes = corpus.name, corpus.classes
+    # What follows needs memory of its own, and of many rows no more than the samples.
+    del corpus, splits
+    share = _COMPARED // len(samples)
+    near = near_duplicates({split: of.sample(share).texts for split, of in samples.items()})
+    lengths, unmeasured = _lengths(samples, config.max_length, backbone, needed=needs_backbone)
     return Checked(
-        name=corpus.name,
+        name=name,
         max_length=config.max_length,
-        sizes={split: len(examples) for split, examples in splits.items()},
-        classes=_class_counts(corpus, splits),
-        values={
-            task: {split: summary(examples.labels[task]) for split, examples in splits.items()}
-            for task, kind in corpus.kinds.items()
-            if not KINDS[kind].has_classes
-        },
+        sizes=sizes,
+        classes=counts,
+        values=values,
         findings=[*findings, *_near_findings(near)],
         lengths=lengths,
         unmeasured=unmeasured,
         near=near,
-        baseline=text_baseline(
-            splits["train"].sample(), splits["validation"].sample(), corpus.classes
-        ),
+        baseline=text_baseline(samples["train"], samples["validation"], classes),
+        judged=len(samples["validation"]),
     )
 
 

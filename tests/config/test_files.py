@@ -43,6 +43,19 @@ def test_a_file_has_the_names_of_the_flags(file):
     assert config.data.train_file == "a: file.csv"
 
 
+def test_words_that_yaml_takes_for_switches_or_numbers_are_names_where_names_stand(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        "label_columns: {on: yes, no: off, other: true}\ntask_weights: {no: 2, other: 0.5}\n"
+        "class_weights: {on: {007: 2.5, yes: 3}}\nprefix_cache: no\n"
+    )
+    config = read("--config", str(path))
+    assert config.data.columns == {"on": "yes", "no": "off", "other": "true"}
+    assert config.weights == {"on": 1.0, "no": 2.0, "other": 0.5}
+    assert config.class_weights == ('on={"007": 2.5, "yes": 3}',)
+    assert config.prefix_cache is False
+
+
 def test_flags_override_the_file_wherever_they_stand(file):
     for argv in (("--epochs=5", f"--config={file}"), (f"--config={file}", "--epochs", "5")):
         assert read(*argv).epochs == 5
@@ -67,7 +80,7 @@ def test_a_runs_record_is_a_file_of_settings(tmp_path):
         ("- epochs", "holds no settings by name"),
         ("epochs: [", "is no YAML or JSON"),
         ("epochs: [[1]]", "epochs is a list of lists"),
-        ("3: 4", "holds no settings by name"),
+        ("3: 4", "there is no setting '3'"),
         ("heads: {topic: my_module:Head}", "--trust my_module"),
         ("schedule: my_module:rises", "--trust my_module"),
     ],

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtl_jax.data.checks import View, check, seen_before
+from mtl_jax.data.checks import View, check, repeated, seen_before
 from mtl_jax.data.table import hashes_of
 
 
@@ -220,3 +220,20 @@ def test_one_text_with_several_labels():
         "warning: train: 1 of 3 distinct texts occur with different topic labels"
     ]
     assert told(("x", "y"), [0, 0, 1, 1, 0, 0, 0, 1], texts=texts) == []
+
+
+def test_of_many_texts_none_is_missed_that_is_there_twice():
+    count = 2**20
+    # All of these are different.
+    hashes = np.random.default_rng(0).integers(0, 2**64, count, np.uint64)
+    hashes[1::4] = hashes[::4]
+    labels = np.zeros(count, np.int32)
+    labels[1::8] = 1
+    (note,) = repeated("train", hashes)
+    assert f"{count // 4:,} of {count:,} texts repeat" in note.text
+    (found,) = seen_before("test", hashes[:1001], {"train": hashes[1:]})
+    assert "1,001 of 1,001 texts" in found.text
+    train = View({"a": labels}, hashes)
+    said = [finding.text for finding in check({"a": ("x", "y")}, train, {})]
+    distinct = count - count // 4
+    assert f"train: {count // 8:,} of {distinct:,} distinct texts occur" in " ".join(said)

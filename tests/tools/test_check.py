@@ -1,10 +1,13 @@
 """What ``check`` says of data."""
 
+import dataclasses
 import json
 
 import pytest
 
 from mtl_jax.cli.commands import run
+from mtl_jax.config.data import DataConfig
+from mtl_jax.tools.check import check
 
 TEXT = "the plot is thin but the cast makes up for it with charm and good timing throughout"
 
@@ -56,9 +59,19 @@ def test_json_and_a_page(flags, tmp_path, capsys):
     assert sum(near.values()) == 1
     assert found["lengths"]["train"]["texts"] == 66
     assert found["lengths"]["train"]["cut"] <= 66
+    assert found["baseline_texts"] == 10
     contents = page.read_text()
     for words in ("<title>Data: ", "Nearly the same", f"{TEXT}!", "Tokens of a text"):
         assert words in contents
+
+
+def test_what_is_of_a_sample_says_so(flags):
+    words = dict(flag.removeprefix("--").split("=", 1) for flag in flags if "=" in flag[2:])
+    files = {f"{split}_file": words[f"{split}-file"] for split in ("train", "validation")}
+    checked = check(DataConfig(**files, label_columns=("mood=mood",)), words["backbone"])
+    assert checked.lines()[-1].endswith(" on validation")
+    some = dataclasses.replace(checked, judged=4)
+    assert some.lines()[-1].endswith(" on validation, 4 of 10 texts")
 
 
 def test_a_page_that_can_not_be_written_and_a_backbone_that_is_not_there(flags, tmp_path, capsys):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Self
 
 from mtl_jax.config.tasks import Kind
+from mtl_jax.core.errors import UserError
 from mtl_jax.data.columns import Label
 from mtl_jax.data.kinds import LabelKind, kinds_of
+from mtl_jax.data.names import listed, quoted
 from mtl_jax.data.pairs import Pair
 
 ALL_SINGLE_LABEL: Mapping[str, Kind] = {}
@@ -50,6 +53,29 @@ class Fields:
     def text_flag(self) -> str:
         """The flag that names the columns of the texts."""
         return "--text-column" if len(self.texts) == 1 else "--text-columns"
+
+    def check(self, where: object, there: Sequence[str]) -> None:
+        """Refuses a table that lacks a column, or has one twice.
+
+        Args:
+            where: What to call it in an error.
+            there: The columns that it has.
+
+        Raises:
+            UserError: It does.
+        """
+        counts = collections.Counter(there)
+        for column in self.columns:
+            if counts[column] == 0:
+                raise UserError(
+                    f"{where} has no column {column!r}; it has "
+                    f"{listed(list(map(quoted, there)), 20)}: "
+                    f"name the columns with {self.text_flag} and --label-columns"
+                )
+            if counts[column] > 1:
+                raise UserError(
+                    f"{where} has {counts[column]} columns {column!r}: rename all but one"
+                )
 
     def joined(self, texts: Sequence[list[str]]) -> list[str]:
         """The texts of k rows, ``Pair`` where there are two columns, from k of each column."""

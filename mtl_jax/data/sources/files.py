@@ -17,7 +17,7 @@ from mtl_jax.core.atomic_write import other_kind
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.columns import Label
 from mtl_jax.data.kinds import LabelKind, type_in_words
-from mtl_jax.data.names import listed, quoted
+from mtl_jax.data.names import quoted
 from mtl_jax.data.sources.base import ALL_SINGLE_LABEL, Fields, Rows, Source, Stream
 from mtl_jax.data.sources.delimited import Block, MalformedError, read_csv, read_tsv
 from mtl_jax.data.sources.elsewhere import is_of_use, read_elsewhere
@@ -119,7 +119,7 @@ def stream_fields(path: Path, fields: Fields) -> Stream:
         from mtl_jax.data.sources import parquet
 
         with _open(path):
-            rows = parquet.read_rows(path, fields, table.check_columns)
+            rows = parquet.read_rows(path, fields)
         return Stream(_some(path, rows), lambda row: f"{path}, row {row}")
     notes: list[str] = []
     rows = table.json_rows() if _ending(path) in _JSON else table.delimited_rows(notes)
@@ -142,21 +142,6 @@ class _Table:
 
     path: Path
     fields: Fields
-
-    def check_columns(self, there: list[str]) -> None:
-        """Refuses a file that lacks a column, or has one twice."""
-        counts = collections.Counter(there)
-        for column in self.fields.columns:
-            if counts[column] == 0:
-                known = listed(list(map(quoted, there)), 20)
-                raise UserError(
-                    f"{self.path} has no column {column!r}; it has {known}: "
-                    f"name the columns with {self.fields.text_flag} and --label-columns"
-                )
-            if counts[column] > 1:
-                raise UserError(
-                    f"{self.path} has {counts[column]} columns {column!r}: rename all but one"
-                )
 
     def decoded(self, rows: Iterator[Rows]) -> Iterator[Rows]:
         """The same; says where a file can't be read."""
@@ -181,7 +166,7 @@ class _Table:
         notes += [f"{self.path}: {note}" for note in sheet.notes]
         if sheet.header is None:
             return
-        self.check_columns(sheet.header)
+        self.fields.check(self.path, sheet.header)
         columns, kinds = self.fields.labels, self.fields.kinds
         of_texts = [sheet.header.index(column) for column in self.fields.texts]
         places = {task: sheet.header.index(column) for task, column in columns.items()}
@@ -226,7 +211,7 @@ class _Table:
                 yield Rows(fields.joined(texts), labels, places)
                 texts, labels, places = self._none()
         if seen:
-            self.check_columns(sorted(seen))
+            self.fields.check(self.path, sorted(seen))
         if places:
             yield Rows(fields.joined(texts), labels, places)
 
@@ -239,7 +224,7 @@ class _Table:
         for line, row in self._objects():
             if line > after:
                 seen.update(dict.fromkeys(row))
-        self.check_columns(sorted(seen))
+        self.fields.check(self.path, sorted(seen))
 
     def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
         wanted = self.fields.columns

@@ -12,7 +12,6 @@ from mtl_jax.config.tasks import Kind
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.data.columns import Label
 from mtl_jax.data.kinds import LabelKind
-from mtl_jax.data.names import listed, quoted
 from mtl_jax.data.sources.base import ALL_SINGLE_LABEL, Fields, Rows, Source, Stream
 from mtl_jax.data.sources.values import UnusableError, label_of, text_of
 
@@ -43,13 +42,7 @@ def open_dataset(
     """
     splits = _load(name)
     fields = Fields.of(text_column, columns, kinds, pair_column)
-    for column in fields.columns:
-        there = splits["train"].column_names
-        if column not in there:
-            raise UserError(
-                f"{name} has no column {column!r}; it has {listed(list(map(quoted, there)), 20)}: "
-                f"name the columns with {fields.text_flag} and --label-columns"
-            )
+    fields.check(name, splits["train"].column_names)
     names = {
         task: _class_names(splits["train"], column, fields.kinds[task])
         for task, column in fields.labels.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +19,17 @@ _ROWS, _BYTES = 4096, 2**20
 _REMEDY = "write the file again, with pandas' to_parquet for example"
 
 
-def read_rows(
-    path: Path, fields: Fields, check_columns: Callable[[list[str]], None]
-) -> Iterator[Rows]:
+def read_rows(path: Path, fields: Fields) -> Iterator[Rows]:
     """Reads the text and label columns; ``Rows.places`` are row numbers, from 1.
 
     Args:
         path: The file.
         fields: The columns of the texts, which hold strings, and of the labels, which hold what
             the kind of their task can read; nulls are missing labels.
-        check_columns: Is given the names of the columns, and refuses the file where one is not
-            there, or is there twice.
 
     Raises:
-        UserError: The file is damaged or no Parquet file, or a column is of another type.
+        UserError: The file is damaged or no Parquet file, or a column is not there, there twice,
+            or of another type.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -45,7 +42,7 @@ def read_rows(
         ) from error
     schema = file.schema_arrow
     try:
-        check_columns(schema.names)
+        fields.check(path, schema.names)
         for column in fields.texts:
             if not _is_text(kind := schema.field(column).type):
                 raise UserError(

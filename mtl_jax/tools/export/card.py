@@ -205,7 +205,7 @@ def onnx_use(folder: str) -> Use:
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")\n'
         'batch = tokenizer(["a text"], truncation=True, padding=True, return_tensors="np")\n'
-        'inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}\n'
+        "inputs = {each.name: batch[each.name] for each in session.get_inputs()}\n"
         "(logits,) = session.run(None, inputs)"
     )
     return Use(code, {**_CLASSIFIER, "library_name": "onnx"})

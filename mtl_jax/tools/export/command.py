@@ -88,8 +88,6 @@ def export(
     if push_to_hub is not None:
         hub.refuse_name(push_to_hub)
     run = TrainedRun.open(workdir, tasks)
-    if format in ("stablehlo", "onnx"):
-        run.refuse_token_types(format)
     parts = _parts(run, format, push_to_hub)
     if format in _OF_TASKS:
         for head in run.heads:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +14,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mtl_jax.runs.run_config import model_spec
 from mtl_jax.tools.export.trained_run import TrainedRun
 
-Forward = Callable[[Mapping[str, Any], Any, Any], dict[str, jax.Array]]
-"""Weights by their paths, ``input_ids`` and ``attention_mask``, int32 [batch, length], to float32
-[batch, outputs] for each task: its logits, of a regression its value."""
+Forward = Callable[..., dict[str, jax.Array]]
+"""Weights by their paths, ``input_ids``, ``attention_mask`` and, where a run tells pairs apart by
+them, ``token_type_ids``, int32 [batch, length], to float32 [batch, outputs] for each task: its
+logits, of a regression its value."""
 
 
 def weights_of(run: TrainedRun) -> dict[str, np.ndarray]:
@@ -42,7 +43,9 @@ def forward(run: TrainedRun, where: str, trust: Sequence[str]) -> Forward:
     # Fused attention is a call of one platform's own library.
     module = dataclasses.replace(spec, classes=classes, fused_attention=False).model()
 
-    def of_text(weights: Any, ids: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    def of_text(
+        weights: Any, ids: jax.Array, mask: jax.Array, *types: jax.Array
+    ) -> dict[str, jax.Array]:
         params = {path: array.astype(jnp.float32) for path, array in weights.items()}
         batch = {
             "input_ids": ids[None],
@@ -50,10 +53,12 @@ def forward(run: TrainedRun, where: str, trust: Sequence[str]) -> Forward:
             "position_ids": jnp.arange(ids.shape[0])[None],
             classes[0][0]: jnp.full((1, 1), -1),
         }
+        if types:
+            batch["token_type_ids"] = types[0][None]
         logits: Any = module.apply({"params": unflatten_dict(params, sep="/")}, batch)
         return {
             head.name: logits[head.name][0, 0] * head.scale[0] + head.scale[1] for head in run.heads
         }
 
     # The model cuts its rows by their number, which a symbol is not: it sees one at a time.
-    return jax.jit(jax.vmap(of_text, (None, 0, 0)))
+    return jax.jit(jax.vmap(of_text, (None, 0, 0, *([0] if run.token_types else []))))

@@ -17,16 +17,18 @@ tasks = json.loads((folder / "tasks.json").read_text(encoding="utf-8"))
 
 
 def logits(texts):
-    """Per task float32 [texts, outputs], whose names ``tasks`` has."""
+    """Per task float32 [texts, outputs], whose names ``tasks`` has; a pair of texts is a tuple."""
     encoded = tokenizer.encode_batch(texts)
-    ids = np.array([each.ids for each in encoded], np.int32)
-    mask = np.array([each.attention_mask for each in encoded], np.int32)
-    found = model.call(weights, ids, mask)
+    names = ("ids", "attention_mask", "type_ids")[: len(model.in_avals) - len(weights)]
+    arrays = (np.array([getattr(each, name) for each in encoded], np.int32) for name in names)
+    found = model.call(weights, *arrays)
     return {task: np.asarray(found[task]) for task in tasks}
 
 
 if __name__ == "__main__":
-    for text in sys.stdin:
-        text = text.removesuffix("\n")
+    pairs = any(task["pairs"] for task in tasks.values())
+    for line in sys.stdin:
+        # A pair is a line of JSON, ["a", "b"].
+        text = tuple(json.loads(line)) if pairs else line.removesuffix("\n")
         answer = {task: found[0].tolist() for task, found in logits([text]).items()}
         print(json.dumps({"text": text} | answer, ensure_ascii=False))

@@ -43,8 +43,9 @@ def require_packages() -> None:
 def write_onnx(run: TrainedRun, head: TaskHead, folder: Path, where: str) -> None:
     """Writes ``model.onnx`` of a task, with its settings and tokenizer.
 
-    The model takes ``input_ids`` and ``attention_mask``, int64 [batch, length], and gives
-    ``logits``, float32 [batch, outputs].
+    The model takes ``input_ids``, ``attention_mask`` and, of pairs of texts that the encoder tells
+    apart by them, ``token_type_ids``, int64 [batch, length], and gives ``logits``, float32 [batch,
+    outputs].
 
     Args:
         run: The run.
@@ -61,12 +62,12 @@ def write_onnx(run: TrainedRun, head: TaskHead, folder: Path, where: str) -> Non
         source.mkdir()
         write_classifier(run, head, source, "float32")
         program = Path(__file__).with_name("torch_to_onnx.py")
-        longest = str(run.config.max_length)
+        words = [str(source), str(folder / _MODEL), str(run.config.max_length), *_inputs(run)]
         # transformers keeps a copy of each module file that it runs.
         own = {"HF_MODULES_CACHE": str(Path(scratch) / "modules"), "PYTHONIOENCODING": "utf-8"}
         done = subprocess.run(  # noqa: S603  (this interpreter, and a file of this package)
             # Without the folder of the program on the path, where modules have other's names.
-            [sys.executable, "-P", str(program), str(source), str(folder / _MODEL), longest],
+            [sys.executable, "-P", str(program), *words],
             env=os.environ | own,
             capture_output=True,
             text=True,
@@ -88,6 +89,11 @@ def write_onnx(run: TrainedRun, head: TaskHead, folder: Path, where: str) -> Non
     _check(run, head, folder / _MODEL, where)
 
 
+def _inputs(run: TrainedRun) -> list[str]:
+    types = ["token_type_ids"] if run.token_types else []
+    return ["input_ids", "attention_mask", *types]
+
+
 def _check(run: TrainedRun, head: TaskHead, path: Path, where: str) -> None:
     """Holds the logits of ONNX Runtime against the model's own, on texts of several lengths.
 
@@ -103,15 +109,19 @@ def _check(run: TrainedRun, head: TaskHead, path: Path, where: str) -> None:
     mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
     # Some families count positions by what is not padding's id.
     ids = np.where(mask, ids, pad)
+    # The second text of a pair is the second half.
+    types = mask * (2 * np.arange(length) >= lengths[:, None])
+    given = dict(zip(_inputs(run), (ids, mask, types), strict=False))
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {"input_ids": ids, "attention_mask": mask})
+        (found,) = session.run(None, given)
     except Exception as error:
         raise UserError(
             f"ONNX Runtime can't run {head.name} ({first_line(error)}): use another release"
         ) from error
     model = forward(run, where, ())
-    expected = model(weights_of(run), ids.astype(np.int32), mask.astype(np.int32))[head.name]
+    arrays = (array.astype(np.int32) for array in given.values())
+    expected = model(weights_of(run), *arrays)[head.name]
     if not (apart := float(np.abs(found - np.asarray(expected)).max())) <= TOLERANCE:
         raise UserError(
             f"ONNX Runtime gives logits of {head.name} that are {apart:.2g} away from the model's "

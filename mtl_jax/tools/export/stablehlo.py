@@ -25,9 +25,10 @@ def write_stablehlo(
 ) -> None:
     """Writes the model of all tasks, heads of the user's own included.
 
-    The program takes weights by their paths, ``input_ids`` and ``attention_mask``, int32 [batch,
-    length] of any batch and of any length that the encoder has positions for, and gives float32
-    [batch, outputs] for each task.
+    The program takes weights by their paths, ``input_ids``, ``attention_mask`` and, of pairs of
+    texts that the encoder tells apart by them, ``token_type_ids``, int32 [batch, length] of any
+    batch and of any length that the encoder has positions for, and gives float32 [batch, outputs]
+    for each task.
 
     Args:
         run: The run.
@@ -47,7 +48,10 @@ def write_stablehlo(
     save_tensors(folder / "model.safetensors", weights, dtype)
     write_json(
         folder / "tasks.json",
-        {head.name: {"kind": head.kind, "labels": list(head.labels)} for head in run.heads},
+        {
+            head.name: {"kind": head.kind, "labels": list(head.labels), "pairs": run.pairs}
+            for head in run.heads
+        },
     )
     _write_tokenizer(run, folder / "tokenizer.json")
     shutil.copyfile(Path(__file__).with_name(LOADER), folder / LOADER)
@@ -72,10 +76,10 @@ def _program(run: TrainedRun, weights: Any, where: str, trust: Sequence[str]) ->
 
     longest = f"length <= {run.config.max_length}"
     shape = export.symbolic_shape("batch, length", constraints=[longest])
-    ids = jax.ShapeDtypeStruct(shape, jnp.int32)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.int32)] * (3 if run.token_types else 2)
     given = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), weights)
     model: Any = forward(run, where, trust)
-    return bytes(export.export(model, platforms=_PLATFORMS)(given, ids, ids).serialize())
+    return bytes(export.export(model, platforms=_PLATFORMS)(given, *arrays).serialize())
 
 
 def _write_tokenizer(run: TrainedRun, path: Path) -> None:

@@ -1,8 +1,9 @@
 """Writes the ONNX model of a folder that transformers loads, with PyTorch's own exporter.
 
-    python torch_to_onnx.py FOLDER MODEL.onnx LENGTH
+    python torch_to_onnx.py FOLDER MODEL.onnx LENGTH INPUT...
 
-LENGTH is that of the longest texts.
+LENGTH is that of the longest texts, and the inputs are ``input_ids``, ``attention_mask`` and maybe
+``token_type_ids``.
 
 A process of its own runs this: the one that exports has loaded transformers without PyTorch.
 """
@@ -14,18 +15,19 @@ from transformers import AutoModelForSequenceClassification
 
 
 class Logits(torch.nn.Module):
-    """A classifier as a function of two arrays, int64 [batch, length]."""
+    """A classifier as a function of its inputs, int64 [batch, length]."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids, attention_mask):
+    def forward(self, input_ids, attention_mask, token_type_ids=None):
         """Returns float32 [batch, outputs]."""
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
 
 
-def main(folder, target, longest):
+def main(folder, target, longest, *names):
     """Writes the file."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
     # Of any batch and any length but 0 and 1, which torch.export takes for constants.
@@ -34,12 +36,11 @@ def main(folder, target, longest):
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     batch = torch.export.Dim("batch")
     length = torch.export.Dim("length", max=int(longest))
-    names = ["input_ids", "attention_mask"]
     torch.onnx.export(
         Logits(model).eval(),
-        (ids, mask),
+        (ids, mask, torch.zeros_like(ids))[: len(names)],
         target,
-        input_names=names,
+        input_names=list(names),
         output_names=["logits"],
         dynamic_shapes={name: {0: batch, 1: length} for name in names},
         dynamo=True,

@@ -97,21 +97,16 @@ class TrainedRun:
     tokenizer: PreTrainedTokenizerFast
     max_length: int
 
-    def refuse_token_types(self, what: str) -> None:
-        """Refuses a run on pairs of texts that the encoder tells apart by their token types.
+    @property
+    def pairs(self) -> bool:
+        """Whether a task to be exported is one of pairs of texts."""
+        columns = DataConfig(**self.record["settings"]["data"]).pair_columns
+        return any(head.name in columns for head in self.heads)
 
-        Args:
-            what: The format, which has no input for these.
-
-        Raises:
-            UserError: It is one.
-        """
-        pairs = DataConfig(**self.record["settings"]["data"]).pair_columns
-        if self.config.type_vocab_size > 1 and any(head.name in pairs for head in self.heads):
-            raise UserError(
-                f"--format {what} has no input for the token types of pairs of texts, which this "
-                "run was trained on: use --format huggingface"
-            )
+    @property
+    def token_types(self) -> bool:
+        """Whether the encoder tells the texts of a pair apart by their token types."""
+        return self.pairs and self.config.type_vocab_size > 1
 
     def plain_tokenizer(self) -> Tokenizer:
         """A copy of the tokenizer's inside, which neither cuts texts nor fills them up."""

@@ -14,6 +14,7 @@ from mtl_jax.config.train import DataConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.corpus import load_corpus
 from mtl_jax.data.kinds import MISSING
+from mtl_jax.data.pairs import Pair
 from mtl_jax.data.sources import tfds as tfds_source
 
 DIE = "TOY_REVIEWS_DIE"
@@ -36,6 +37,8 @@ class ToyReviews(tfds.core.GeneratorBasedBuilder):
                     "kind": tfds.features.Text(),
                     "score": np.float32,
                     "liked": np.bool_,
+                    "words": tfds.features.Sequence(tfds.features.Text()),
+                    "numbers": tfds.features.Sequence(np.int64),
                 }
             ),
         )
@@ -61,6 +64,8 @@ class ToyReviews(tfds.core.GeneratorBasedBuilder):
                     "kind": ("", "short", "long")[i % 3],
                     "score": 0.5,
                     "liked": i % 3 == 0,
+                    "words": (["é", "a"], [], ["a"])[i % 3],
+                    "numbers": ([10], [9, 10], [])[i % 3],
                 },
             )
 
@@ -111,6 +116,24 @@ def test_booleans_are_labels_as_those_of_json_are(root, tmp_path):
     test = corpus.read("test")
     found = dict(zip(test.texts, test.labels["sentiment"].tolist(), strict=True))
     assert found == {f"test é {i}": int(i % 3 == 0) for i in range(6)}
+
+
+def test_sequences_are_lists_of_classes_and_two_texts_a_pair(root):
+    data = DataConfig(
+        dataset="toy_reviews",
+        text_columns=("text", "kind"),
+        label_columns=("words=words", "numbers=numbers"),
+        task_kinds=("words=multi_label", "numbers=multi_label"),
+    )
+    corpus = load_corpus(data)
+    assert corpus.classes == {"words": ("a", "é"), "numbers": ("9", "10")}
+    test = corpus.read("test")
+    for i, text in enumerate(test.texts):
+        assert isinstance(text, Pair)
+        row = int(text.first.split()[-1])
+        assert text.second == ("", "short", "long")[row % 3]
+        assert test.labels["words"][i].tolist() == [[1, 1], [0, 0], [1, 0]][row % 3]
+        assert test.labels["numbers"][i].tolist() == [[0, 1], [1, 1], [0, 0]][row % 3]
 
 
 LEGACY = {"type": "own_features.Own", "content": {}}

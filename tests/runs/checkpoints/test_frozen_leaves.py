@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +11,15 @@ from flax.traverse_util import flatten_dict
 
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
-from mtl_jax.runs.checkpoints import arrays
+from mtl_jax.runs.checkpoints import arrays, frozen_leaves
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.loop import train
+from mtl_jax.runs.workdir import SHARED
 from mtl_jax.studies import study
 from mtl_jax.tools.predict import Predictor
 from mtl_jax.training.inputs import Inputs
+
+MEMORY = Path("/dev/shm")  # noqa: S108  (another file system, where there is one)
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +132,23 @@ def test_the_arms_of_a_study_share_its_bytes(shared_settings, flags, tmp_path):
     assert len({file.stat().st_ino for file in files}) == 1
     assert main([*words, f"--workdir={tmp_path / 'not'}"]) == 0
     assert list((tmp_path / "not").rglob("*.safetensors")) == []
+
+
+@pytest.mark.skipif(
+    not MEMORY.is_dir() or MEMORY.stat().st_dev == Path(tempfile.gettempdir()).stat().st_dev,
+    reason="needs two file systems, between which there is no hard link",
+)
+def test_where_there_is_no_hard_link_to_the_studys_file_a_run_has_a_copy(tmp_path):
+    shared, arm = tmp_path / SHARED, tmp_path / "arms" / "heads"
+    shared.mkdir()
+    arm.mkdir(parents=True)
+    params = {"layer_0": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
+    digest = arrays.digest(flatten_dict(params, sep="/"))
+    with tempfile.TemporaryDirectory(dir=MEMORY) as elsewhere:
+        (arm / "frozen").symlink_to(elsewhere)
+        frozen_leaves.keep(arm / "frozen", params, digest)
+        (source,), (copy,) = (sorted(place.iterdir()) for place in (shared, arm / "frozen"))
+        assert copy.stat().st_dev != source.stat().st_dev
+        assert copy.read_bytes() == source.read_bytes()
+        found = frozen_leaves.read(arm / "frozen", digest)
+    np.testing.assert_array_equal(found["layer_0/kernel"], params["layer_0"]["kernel"])

@@ -21,6 +21,7 @@ from mtl_jax.tools.export.trained_run import TrainedRun
 from mtl_jax.training.evaluator import ModelSpec
 
 TEXTS = ["the film was good !", "", "a book", "we liked the phone very much . " * 5]
+PAIRS = list(zip(TEXTS, TEXTS[1:] + TEXTS[:1], strict=True))
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +50,13 @@ def pooled_by(opened, small):
     }
 
 
+def of_pairs(run):
+    """The run as it would be on pairs of texts."""
+    data = {**run.record["settings"]["data"], "text_columns": ["premise", "hypothesis"]}
+    settings = {**run.record["settings"], "data": data}
+    return dataclasses.replace(run, record={**run.record, "settings": settings})
+
+
 def expected_logits(run, texts=TEXTS):
     """What the model itself makes of texts: per task float32 [texts, outputs]."""
     vectors = expected_vectors(run, texts)
@@ -56,17 +64,23 @@ def expected_logits(run, texts=TEXTS):
 
 
 def expected_vectors(run, texts):
-    """The pooled vectors of texts, each by itself: float32 [texts, hidden]."""
+    """The pooled vectors of texts or pairs, each by itself: float32 [texts, hidden]."""
     spec = ModelSpec(run.config, (("x", 1),), run.pooling, "float32", run.max_length)
     module, found = spec.model(), []
     for text in texts:
-        ids = run.tokenizer(text, truncation=True, max_length=run.max_length)["input_ids"]
+        # A list of one: beside a text by itself an empty second one counts as none.
+        words = [[each] for each in ([text] if isinstance(text, str) else text)]
+        how = {"max_length": run.max_length, "return_token_type_ids": True}
+        encoded = run.tokenizer(*words, truncation="longest_first", **how)
+        ids = encoded["input_ids"][0]
         batch = {
             "input_ids": jnp.array([ids]),
             "segment_ids": jnp.ones((1, len(ids)), jnp.int32),
             "position_ids": jnp.arange(len(ids))[None],
             "x": jnp.full((1, 1), -1),
         }
+        if run.token_types:
+            batch["token_type_ids"] = jnp.array(encoded["token_type_ids"])
         params = {"params": {"backbone": run.backbone}}
         found.append(np.asarray(module.apply(params, batch, method="pooled"))[0, 0])
     return np.stack(found)

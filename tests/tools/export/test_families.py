@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.run_config import read_record
 from mtl_jax.runs.workdir import Workdir
+from mtl_jax.tools.export.onnx import write_onnx
 from mtl_jax.tools.export.stablehlo import write_stablehlo
 from mtl_jax.tools.export.torch_folders import write_classifier, write_sentence_encoder
 from mtl_jax.tools.export.trained_run import TrainedRun
@@ -217,6 +219,22 @@ def test_each_family_has_its_logits_in_transformers_and_its_bits_back(
 SEVERAL = [("roberta", "pooler"), ("mpnet", "mean"), ("modernbert", "cls")]
 
 
+@pytest.mark.skipif(
+    "MTL_JAX_TEST_ONNX" not in os.environ, reason="MTL_JAX_TEST_ONNX=1 takes some minutes"
+)
+@pytest.mark.parametrize(("family", "pooling"), CASES)
+def test_onnx_runtime_gives_the_logits_of_each_family(family, pooling, runs, vectors, tmp_path):
+    import onnxruntime  # pyright: ignore[reportMissingImports]  (optional)
+
+    run = runs[family, pooling]
+    write_onnx(run, run.heads[1], tmp_path, "run")
+    ids, mask = (array.astype(np.int64) for array in batch_of(run))
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    outputs: Any = session.run(None, {"input_ids": ids, "attention_mask": mask})
+    expected = logits_of(run.heads[1], vectors[family, pooling])
+    np.testing.assert_allclose(outputs[0], expected, atol=1e-4)
+
+
 @needs_flatbuffers
 @pytest.mark.parametrize(("family", "pooling"), SEVERAL)
 def test_one_program_takes_texts_of_any_length(family, pooling, runs, vectors, tmp_path):
@@ -286,3 +304,9 @@ def test_what_lora_has_trained_is_in_the_kernels(kind, small_settings, tmp_path)
     expected = model({**params, "backbone": trained}, ids, mask)["sentiment"]
     found = model(params, ids, mask)["sentiment"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    # What predicts has the factors beside the kernels.
+    answers = [answer["sentiment"] for answer in mtl.Predictor(folder).predict(TEXTS)]
+    probabilities = np.asarray(jax.nn.softmax(found))
+    np.testing.assert_allclose(
+        [answer["probability"] for answer in answers], probabilities.max(1), rtol=0, atol=1e-5
+    )

@@ -9,7 +9,8 @@ import pytest
 from mtl_jax.core.errors import UserError
 from mtl_jax.models.exported import exported_pooling
 from mtl_jax.tools.export.command import export
-from tests.tools.export.conftest import TEXTS, expected_logits
+from mtl_jax.tools.export.onnx import write_onnx
+from tests.tools.export.conftest import PAIRS, TEXTS, expected_logits, of_pairs
 
 MISSING = [name for name in ("torch", "onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
 
@@ -31,6 +32,25 @@ def test_onnx_runtime_gives_the_logits_of_any_batch_and_length(trained, opened, 
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         outputs: Any = session.run(None, inputs)
         np.testing.assert_allclose(outputs[0], expected[texts], atol=1e-4)
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}")
+def test_the_texts_of_a_pair_are_told_apart_by_token_types(opened, tmp_path):
+    import onnxruntime  # pyright: ignore[reportMissingImports]  (optional)
+    from transformers import AutoTokenizer
+
+    run = of_pairs(opened)
+    write_onnx(run, run.heads[1], tmp_path, "run")
+    batch = AutoTokenizer.from_pretrained(tmp_path)(
+        *map(list, zip(*PAIRS, strict=True)), truncation=True, padding=True, return_tensors="np"
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    names = [each.name for each in session.get_inputs()]
+    assert names == ["input_ids", "attention_mask", "token_type_ids"]
+    outputs: Any = session.run(None, {name: batch[name] for name in names})
+    expected = expected_logits(run, PAIRS)["sentiment"]
+    np.testing.assert_allclose(outputs[0], expected, atol=1e-4)
+    assert np.abs(outputs[0] - expected_logits(opened, PAIRS)["sentiment"]).max() > 1e-3
 
 
 @pytest.mark.skipif(not MISSING, reason="all is installed")

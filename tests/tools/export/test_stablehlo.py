@@ -17,7 +17,13 @@ from jax import export as export_of_jax
 from mtl_jax.core.errors import UserError
 from mtl_jax.tools.export.command import export
 from mtl_jax.tools.export.stablehlo import write_stablehlo
-from tests.tools.export.conftest import TEXTS, expected_logits, expected_vectors
+from tests.tools.export.conftest import (
+    PAIRS,
+    TEXTS,
+    expected_logits,
+    expected_vectors,
+    of_pairs,
+)
 
 needs_flatbuffers = pytest.mark.skipif(
     find_spec("flatbuffers") is None, reason="flatbuffers is not installed"
@@ -29,23 +35,26 @@ sys.modules.update(mtl_jax=None, flax=None, transformers=None)
 sys.path.insert(0, sys.argv[1])
 import json
 import load_stablehlo as here
-texts = json.load(sys.stdin)
+texts = [tuple(text) if isinstance(text, list) else text for text in json.load(sys.stdin)]
 of = lambda texts: {task: found.tolist() for task, found in here.logits(texts).items()}
 print(json.dumps({"whole": of(texts), "first": of(texts[:1]), "tasks": here.tasks}))
 try:
-    here.model.call(here.weights, *[here.np.ones((1, 99), "int32")] * 2)
+    arrays = [here.np.ones((1, 99), "int32")] * (len(here.model.in_avals) - len(here.weights))
+    here.model.call(here.weights, *arrays)
 except ValueError:
     print("too long")
 """
 
 
 @needs_flatbuffers
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_fresh_process_without_this_package_gives_the_logits(dtype, opened, tmp_path):
-    write_stablehlo(opened, tmp_path, dtype, "run", ())
+@pytest.mark.parametrize(("dtype", "texts"), [("float32", PAIRS), ("bfloat16", TEXTS)])
+def test_a_fresh_process_without_this_package_gives_the_logits(dtype, texts, opened, tmp_path):
+    run = of_pairs(opened) if texts is PAIRS else opened
+    assert run.token_types is (texts is PAIRS)
+    write_stablehlo(run, tmp_path, dtype, "run", ())
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)],
-        input=json.dumps(TEXTS),
+        input=json.dumps(texts),
         capture_output=True,
         text=True,
         check=True,
@@ -57,21 +66,9 @@ def test_a_fresh_process_without_this_package_gives_the_logits(dtype, opened, tm
         head.name: list(head.classes) for head in opened.heads
     }
     tolerance = 1e-5 if dtype == "float32" else 0.1
-    for task, expected in expected_logits(opened).items():
+    for task, expected in expected_logits(run, texts).items():
         np.testing.assert_allclose(found["whole"][task], expected, atol=tolerance)
         np.testing.assert_allclose(found["first"][task], expected[:1], atol=tolerance)
-
-
-@pytest.mark.parametrize("what", ["stablehlo", "onnx"])
-def test_pairs_that_token_types_tell_apart_are_refused(what, opened):
-    data = {**opened.record["settings"]["data"], "text_columns": ["premise", "hypothesis"]}
-    settings = {**opened.record["settings"], "data": data}
-    run = dataclasses.replace(opened, record={**opened.record, "settings": settings})
-    with pytest.raises(UserError, match=f"--format {what} has no input for the token types"):
-        run.refuse_token_types(what)
-    run = dataclasses.replace(run, config=dataclasses.replace(run.config, type_vocab_size=1))
-    run.refuse_token_types(what)
-    opened.refuse_token_types(what)
 
 
 class Own(nn.Module):
