@@ -293,6 +293,11 @@ def collective_errors() -> Iterator[None]:
             raise _shared(words) from error
 
 
+def of_any(condition: bool) -> bool:
+    """Whether a condition holds in any of the processes, all of which ask together."""
+    return condition if count() == 1 else any(_of_each("x" if condition else ""))
+
+
 def _of_each(text: str) -> list[str]:
     """The texts that the processes have given, in their order."""
     import numpy as np

@@ -61,7 +61,7 @@ def test_a_batch_is_kept_by_all_before_any_ends(met):
 
 
 def test_all_leave_before_the_next_part_when_one_is_told_to(met):
-    # A run of no steps, which is done before any step would be waited for.
+    # A run of no steps, which is done before JAX has spread the notice.
     words = f"ended by SIGTERM; what was saved before is there: {preemption.AGAIN}"
     assert [each["left"] for each in met[1]] == [words, words]
 
