@@ -74,6 +74,8 @@ class PackingPlan:
         layout: The shape that every batch of every epoch has, whatever the seed.
         steps: Batches in an epoch.
         places: Texts in an epoch.
+        devices: Over which each batch is spread.
+        padding: Which part of the tokens of an epoch's batches is padding.
         mixture: Which text has which place; None where an epoch holds every text once.
     """
 
@@ -95,7 +97,7 @@ class PackingPlan:
                 of a block, against the padding of short blocks.
             mixture: The places of an epoch, where it does not hold every text once.
         """
-        self.mixture, self._devices = mixture, devices
+        self.mixture, self.devices = mixture, devices
         lengths = lengths if mixture is None else mixture.lengths
         self.places = count = len(lengths)
         ranks = np.argsort(-lengths, kind="stable")
@@ -114,6 +116,7 @@ class PackingPlan:
         self._starts = starts.astype(_small(row_length(blocks)))
         slots = int(self._dealt.texts_of_groups(self._rows, rows).max())
         self.layout = Layout(rows, blocks, slots)
+        self.padding = 1 - int(lengths.sum()) / (self.steps * rows * self.layout.length)
 
     def epoch(
         self, order: np.ndarray, batches: np.ndarray, chosen: np.ndarray | None = None
@@ -130,9 +133,9 @@ class PackingPlan:
         texts = texts if chosen is None else chosen[texts]
         texts = texts.astype(_small(int(texts.max()) + 1))
         devices = None
-        if self._devices > 1:
-            each = self.layout.rows // self._devices
-            parts = self._dealt.texts_of_groups(self._rows // each, self._devices)
+        if self.devices > 1:
+            each = self.layout.rows // self.devices
+            parts = self._dealt.texts_of_groups(self._rows // each, self.devices)
             devices = _dealt_to_devices(parts[batches])
         return _Epoch(self, texts, batches, devices)
 
