@@ -13,6 +13,7 @@ import numpy as np
 from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.packing.plan import Layout
 from mtl_jax.freezing.partition import Params, Partition
+from mtl_jax.models.fused_attention import of_seeds
 from mtl_jax.training.evaluator import ModelSpec
 from mtl_jax.training.optimizer import OptimizerConfig, build_optimizer
 from mtl_jax.training.runners import Compiled, Runner, make_runner
@@ -171,10 +172,7 @@ def step_program(spec: TrainSpec) -> Program:
             blocks=spec.layout.blocks,
             remat=spec.remat,
             scan_layers=spec.scan_layers,
-            # Under vmap JAX reshapes the mask of cuDNN's attention to one for each head
-            # (``_dot_product_attention_fwd_batcher``), and fails where heads share it. One
-            # for each would be as large as the scores that the kernel is there to avoid.
-            fused=model.fused if spec.seeds is None else None,
+            fused=model.fused if spec.seeds is None else of_seeds(model.fused),
         ),
         build_optimizer(spec.partition, spec.optimizer),
         spec.partition.depth(spec.model.bert.num_hidden_layers),
