@@ -20,7 +20,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import cast
 
@@ -69,20 +69,25 @@ _notice = _Notice()
 class _Watch:
     """Heeds SIGTERM in one of several processes, and what the others say of theirs.
 
-    A thread does: the main one may be compiling, or waiting for the others, for minutes.
+    A thread does: the main one may be compiling, or waiting for the others, for minutes. It begins
+    when they have met, before JAX waits for all of them.
     """
 
     def __init__(self, peers: Peers):
         self._peers, self._noted = peers, False
         self._serves = distributed.is_main()
-        # The handler that JAX has put in the place of the one here.
-        self._of_jax = _exchanged(None)
+        self._of_jax: ctypes.Array[ctypes.c_char] | None = None
         signal.signal(signal.SIGTERM, _note)
         self._signals, self._woken = socket.socketpair()
         self._woken.setblocking(False)
         self._before = signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def joined(self) -> None:
+        """Takes the signal back from JAX, which has put its own handler in the place of this."""
+        self._of_jax = _exchanged(None)
+        signal.signal(signal.SIGTERM, _note)
 
     def stop(self) -> None:
         """Ends the thread; to be called where it was made."""
@@ -179,11 +184,16 @@ def heeded() -> Iterator[None]:
 
     watches: list[_Watch] = []
     sys.unraisablehook = hook
-    distributed.when_joined = lambda peers: watches.append(_Watch(peers))
+
+    def watch(peers: Peers) -> Callable[[], None]:
+        watches.append(_Watch(peers))
+        return watches[-1].joined
+
+    distributed.when_met = watch
     try:
         yield
     finally:
-        distributed.when_joined = None
+        distributed.when_met = None
         for watch in watches:
             watch.stop()
         _notice.given = _notice.told = _notice.broadcast = False
