@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-import operator
 import importlib.util
+import operator
 import subprocess
 import sys
 from pathlib import Path
