@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from mtl_jax.config.train import DataConfig, TrainConfig
-from mtl_jax.core import distributed
+from mtl_jax.core import distributed, preemption
 from mtl_jax.core.errors import Preempted, SharedError, UserError
 from mtl_jax.runs.checkpoints.manager import CheckpointManager
 from mtl_jax.runs.loop import train
@@ -26,6 +26,9 @@ def told(action):
 
 def left(config):
     """What a run says as it leaves, of whose processes the second one is told to."""
+    # As after a first step: before it each would leave at once.
+    with preemption.deferred():
+        preemption.due()
     if distributed.index() == 1:
         os.kill(os.getpid(), signal.SIGTERM)
     try:
@@ -73,4 +76,5 @@ def replace_by_a_folder(file):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()))
+    with preemption.heeded():
+        main(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()))

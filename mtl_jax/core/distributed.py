@@ -40,8 +40,9 @@ _DETECTION_SECONDS = 300
 
 _joined = False
 _peers: Peers | None = None
-# Called with the connections to the others, once this process is one of several.
-when_joined: Callable[[Peers], None] | None = None
+# Called with the connections to the others, once all have met; what it gives is called when this
+# process has joined them.
+when_met: Callable[[Peers], Callable[[], None]] | None = None
 
 
 class RelayedError(SharedError):
@@ -72,6 +73,7 @@ def join() -> None:
     bind_host = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", "").rpartition(":")[0].strip("[]")
     meeting = Meeting(place.address, bind_host or None, place.count, place.index, place.run)
     with _leaving_with_others(), meeting.met() as (peers, address, bind_address):
+        joined = when_met(peers) if when_met is not None else None
         try:
             jax.distributed.initialize(
                 address,
@@ -87,9 +89,14 @@ def join() -> None:
                 f"process {place.index} of {place.count} can't use the coordinator at {address} "
                 f"({first_line(error)}): look at what the others said"
             ) from error
+        except BaseException as error:
+            # SIGTERM and the like come as what is no Exception.
+            if not isinstance(error, Exception):
+                peers.tell_left()
+            raise
+        if joined is not None:
+            joined()
     _joined, _peers = True, peers
-    if when_joined is not None:
-        when_joined(peers)
     _divert_notes()
     devices = Counter(device.process_index for device in jax.devices())
     if len(set(devices.values())) > 1:
@@ -291,6 +298,11 @@ def collective_errors() -> Iterator[None]:
     for words in _of_each(str(error or "")):
         if words:
             raise _shared(words) from error
+
+
+def of_any(condition: bool) -> bool:
+    """Whether a condition holds in any of the processes, all of which ask together."""
+    return condition if count() == 1 else any(_of_each("x" if condition else ""))
 
 
 def _of_each(text: str) -> list[str]:

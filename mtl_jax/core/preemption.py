@@ -5,7 +5,8 @@ moment nothing would be lost, and it leaves at once. A second one ends the proce
 
 In a run of several processes all have to leave together. Before the first step each of them leaves
 at once, and tells the others, who do so, too. From then on JAX settles on a step after which all
-save and leave: at any other moment the run goes on until all of them ask next.
+save and leave. Between two parts of the work each says whether it was told: JAX, whose notice
+takes a second to spread, would have none where nobody asks again after that.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import cast
 
@@ -39,13 +40,14 @@ class _Notice:
 
     Attributes:
         waits: Whether the end of a step is waited for.
-        given: Whether the signal has come.
+        given: Whether the signal has come, to a process by itself.
+        told: Whether it has come to this one of several.
         broadcast: Whether several processes have begun to ask for a step to leave after together.
         questions: How often ``due`` has been asked.
     """
 
     def __init__(self) -> None:
-        self.waits = self.given = self.broadcast = False
+        self.waits = self.given = self.told = self.broadcast = False
         self.questions = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -67,20 +69,25 @@ _notice = _Notice()
 class _Watch:
     """Heeds SIGTERM in one of several processes, and what the others say of theirs.
 
-    A thread does: the main one may be compiling, or waiting for the others, for minutes.
+    A thread does: the main one may be compiling, or waiting for the others, for minutes. It begins
+    when they have met, before JAX waits for all of them.
     """
 
     def __init__(self, peers: Peers):
         self._peers, self._noted = peers, False
         self._serves = distributed.is_main()
-        # The handler that JAX has put in the place of the one here.
-        self._of_jax = _exchanged(None)
-        signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+        self._of_jax: ctypes.Array[ctypes.c_char] | None = None
+        signal.signal(signal.SIGTERM, _note)
         self._signals, self._woken = socket.socketpair()
         self._woken.setblocking(False)
         self._before = signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def joined(self) -> None:
+        """Takes the signal back from JAX, which has put its own handler in the place of this."""
+        self._of_jax = _exchanged(None)
+        signal.signal(signal.SIGTERM, _note)
 
     def stop(self) -> None:
         """Ends the thread; to be called where it was made."""
@@ -129,6 +136,11 @@ class _Watch:
         os._exit(SAVED)
 
 
+def _note(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    _notice.told = True
+
+
 def _received(source: socket.socket) -> bytes:
     try:
         return source.recv(4096)
@@ -172,14 +184,19 @@ def heeded() -> Iterator[None]:
 
     watches: list[_Watch] = []
     sys.unraisablehook = hook
-    distributed.when_joined = lambda peers: watches.append(_Watch(peers))
+
+    def watch(peers: Peers) -> Callable[[], None]:
+        watches.append(_Watch(peers))
+        return watches[-1].joined
+
+    distributed.when_met = watch
     try:
         yield
     finally:
-        distributed.when_joined = None
+        distributed.when_met = None
         for watch in watches:
             watch.stop()
-        _notice.given = _notice.broadcast = False
+        _notice.given = _notice.told = _notice.broadcast = False
         sys.unraisablehook = told
         signal.signal(signal.SIGTERM, before)
 
@@ -221,16 +238,18 @@ def due() -> bool:
 def leave_if_due(*, anew: bool = False) -> None:
     """Leaves between two parts of the work, where all that is done has been saved.
 
-    To be called by every process at the same places.
+    To be called by every process at the same places, where they wait for each other.
 
     Args:
         anew: Whether nothing is being saved in the background either: until the next step
             several processes can leave at once, too.
 
     Raises:
-        Preempted: The signal has come.
+        Preempted: The signal has come, to any of the processes.
     """
-    if due():
+    # Both are asked, for all of them have to ask JAX equally often.
+    settled, told = due(), distributed.of_any(_notice.told)
+    if settled or told:
         raise Preempted(_AT_ONCE)
     if anew:
         _notice.broadcast = False

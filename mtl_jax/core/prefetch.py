@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
+from concurrent import futures
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -14,6 +15,25 @@ T = TypeVar("T")
 @dataclasses.dataclass(frozen=True)
 class _Raised:
     error: BaseException
+
+
+def begun(action: Callable[[], T]) -> Callable[[], T]:
+    """Calls ``action`` in a thread, from now on.
+
+    Returns:
+        What waits for its result, and raises what it has raised. Where nobody asks for it, the
+        process may end in the midst of it.
+    """
+    result: futures.Future[T] = futures.Future()
+
+    def work() -> None:
+        try:
+            result.set_result(action())
+        except BaseException as error:  # noqa: BLE001  (raised where the result is asked for)
+            result.set_exception(error)
+
+    threading.Thread(target=work, name="begun", daemon=True).start()
+    return result.result
 
 
 def ahead(items: Iterable[T]) -> Generator[T, None, None]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import grain
 import numpy as np
 
+from mtl_jax.core.prefetch import begun
 from mtl_jax.data.kinds import blank
 from mtl_jax.data.packing.plan import Layout, PackingPlan, Placement, evaluation_plan
+from mtl_jax.data.packing.shuffle import Shuffle
 from mtl_jax.data.tokens import Tokens
 
 HostBatch = dict[str, np.ndarray]
@@ -17,6 +20,9 @@ HostBatch = dict[str, np.ndarray]
 which text it is, or -1, of the whole batch in any case."""
 
 WHOLE = slice(None)
+
+# Texts of an epoch from which on it is planned in a thread: below, that takes some milliseconds.
+_PLANNED_AHEAD = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,28 +132,43 @@ def _rank_in_group(groups: np.ndarray) -> np.ndarray:
 
 
 class EpochOrder:
-    """The endless order of a run's data, shuffled by Grain; it depends on the seed alone."""
+    """The endless order of a run's data, shuffled as Grain does; it depends on the seed alone.
+
+    Of many texts an epoch is planned in a thread before it is asked for: one that is under way,
+    beside the one in use, is all that is kept.
+    """
 
     def __init__(self, plan: PackingPlan, seed: int):
         seeds = np.random.SeedSequence(seed).generate_state(2).tolist()
         self._plan, self._seed = plan, seed
-        self._shuffled = [
-            (size, grain.MapDataset.range(size).seed(own_seed).shuffle().repeat())
+        self._texts, self._batches = (
+            Shuffle(size, own_seed)
             for own_seed, size in zip(seeds, (plan.places, plan.steps), strict=True)
-        ]
-        self._last: tuple[int, list[Placement]] | None = None
+        )
+        self._last: tuple[int, Sequence[Placement]] | None = None
+        self._next: tuple[int, Callable[[], Sequence[Placement]]] | None = None
 
-    def placements(self, epoch: int) -> list[Placement]:
+    def placements(self, epoch: int) -> Sequence[Placement]:
         """Where every text of an epoch goes, batch by batch."""
         if self._last is None or self._last[0] != epoch:
-            order, batches = (
-                np.array([shuffled[epoch * size + i] for i in range(size)], np.int64)
-                for size, shuffled in self._shuffled
-            )
-            mixture = self._plan.mixture
-            chosen = mixture.texts(self._seed, epoch) if mixture else None
-            self._last = epoch, self._plan.epoch(order, batches, chosen)
+            if self._next is not None and self._next[0] == epoch:
+                planned = self._next[1]()
+                self._next = None
+            else:
+                planned = self._planned(epoch)
+            self._last = epoch, planned
         return self._last[1]
+
+    def prepare(self, epoch: int) -> None:
+        """Has an epoch planned that is asked for before long, where that takes its time."""
+        there = {each[0] for each in (self._last, self._next) if each is not None}
+        if self._plan.places >= _PLANNED_AHEAD and epoch not in there:
+            self._next = epoch, begun(partial(self._planned, epoch))
+
+    def _planned(self, epoch: int) -> Sequence[Placement]:
+        mixture = self._plan.mixture
+        chosen = mixture.texts(self._seed, epoch) if mixture else None
+        return self._plan.epoch(self._texts.of(epoch), self._batches.of(epoch), chosen)
 
 
 def train_batches(
@@ -168,10 +189,14 @@ def train_batches(
         own: As of ``make_batch``.
     """
     order = EpochOrder(plan, seed)
+    if steps:
+        order.prepare(start // plan.steps)
 
     def batch(index: int) -> HostBatch:
         epoch, step = divmod(index, plan.steps)
         placement = order.placements(epoch)[step]
+        if (epoch + 1) * plan.steps < start + steps:
+            order.prepare(epoch + 1)
         if texts.pooled is not None:
             return index_batch(plan.layout, placement)
         return make_batch(texts, plan.layout, placement, own)

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.fused_attention import Fused
 from mtl_jax.models.layers import (
     Blocks,
     Embeddings,
-    Fused,
     Layer,
     View,
     Views,
@@ -39,8 +39,8 @@ class EncoderModule(nn.Module):
         remat: Whether the backward pass computes each layer's activations again.
         scan_layers: Whether layers that run one after the other are one ``lax.scan``, which
             compiles once for all of them, and copies their parameters in every step.
-        fused: The implementation of ``jax.nn.dot_product_attention`` that layers use where the
-            attention weights have no dropout; None for the plain products, always.
+        fused: The implementation of ``fused_attention`` that layers use where the attention
+            weights have no dropout; None for the plain products, always.
     """
 
     config: EncoderConfig

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from mtl_jax.models.dense_product import Dense, product
 from mtl_jax.models.dropout import Dropout
 from mtl_jax.models.encoder_config import RELATIVE_BUCKETS, EncoderConfig
+from mtl_jax.models.fused_attention import Fused, attention
 from mtl_jax.models.layer_norm import LayerNorm
 
 
@@ -43,12 +44,6 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "swish": nn.silu,
     "tanh": jnp.tanh,
 }
-
-Fused = Literal["xla", "cudnn"]
-
-# What cuDNN's attention takes on every card that has it.
-_CUDNN_CAPABILITY = 8.0
-_CUDNN_HEAD_MULTIPLE, _CUDNN_HEAD_MOST = 8, 128
 
 Blocks = tuple[tuple[int, int], ...]
 """How a row of tokens is cut for attention, from its start: ``(count, length)`` of blocks."""
@@ -140,28 +135,6 @@ def _turned(x: jax.Array, by: Rotation) -> jax.Array:
     cos, sin = by
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def cudnn_can(config: EncoderConfig, dtype: DTypeLike, device: Any = None) -> bool:
-    """Whether cuDNN's attention can compute that of an encoder.
-
-    Args:
-        config: The encoder's.
-        dtype: Precision of the computation; cuDNN has no float32.
-        device: A JAX device; by default the first of this process.
-    """
-    device = jax.local_devices()[0] if device is None else device
-    head = config.hidden_size // config.num_attention_heads
-    return (
-        jnp.dtype(dtype) == jnp.bfloat16
-        # It adds to the scores only what has no gradient of its own.
-        and not config.relative_attention_num_buckets
-        and head % _CUDNN_HEAD_MULTIPLE == 0
-        and head <= _CUDNN_HEAD_MOST
-        # The cards of ROCm are a "gpu", too.
-        and "cuda" in device.client.platform_version
-        and float(device.compute_capability) >= _CUDNN_CAPABILITY
-    )
 
 
 def dense(
@@ -350,14 +323,12 @@ class Attention(nn.Module):
         deterministic: bool,
     ) -> jax.Array:
         """[blocks, length, heads, head size] x 3 -> the same, mixed by attention."""
-        # jax.nn's attention has no dropout of its weights.
+        # It has no dropout of the weights that differs from step to step.
         no_dropout = deterministic or self.config.attention_probs_dropout_prob == 0
         if self.fused and no_dropout and relative is None:
             # cuDNN takes no mask that is the same for all queries and left to be broadcast.
             mask = jnp.broadcast_to(bias == 0, (*bias.shape[:2], query.shape[1], key.shape[1]))
-            return jax.nn.dot_product_attention(
-                query, key, value, mask=mask, implementation=self.fused
-            )
+            return attention(query, key, value, mask, self.fused)
         scale = query.shape[-1] ** -0.5
         if self.dtype == jnp.float32:
             scores = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key)

@@ -16,7 +16,8 @@ from mtl_jax.config.model import Pooling
 from mtl_jax.models.dropout import Dropout
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
-from mtl_jax.models.layers import Blocks, Fused, exact_dense
+from mtl_jax.models.fused_attention import Fused
+from mtl_jax.models.layers import Blocks, exact_dense
 
 Batch = Mapping[str, jax.Array]
 """Rows of packed texts: int32 [rows, length] ``input_ids``, ``position_ids`` (from 0 in each

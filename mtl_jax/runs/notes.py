@@ -9,6 +9,7 @@ from typing import Any
 from mtl_jax.config.optimizer import EPOCHS
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.console import say
+from mtl_jax.data.packing.waste import MOST_PADDING, mending_batch_size
 from mtl_jax.freezing.phase import untaken
 from mtl_jax.runs.phase_plan import PhasePlan, trains_heads_alone
 from mtl_jax.runs.phase_run import PhaseRun
@@ -27,6 +28,7 @@ def told_once(run: PhaseRun) -> None:
         *without_effect(*settings),
         *lengths(*settings),
         *short_phases(*settings),
+        *mostly_padding(run),
         in_words(run.inputs.text_baseline),
     ):
         say(note)
@@ -67,6 +69,26 @@ def short_phases(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
         f"warning: {', '.join(told)}: fewer than {FEWEST_STEPS} steps hardly train anything; "
         f"{remedy}"
     ]
+
+
+def mostly_padding(run: PhaseRun) -> list[str]:
+    """A warning where a batch is too small for its devices, with the size that mends it."""
+    for plan in run.plans:
+        batches = plan.batches
+        # Heads alone are trained on a vector of each text.
+        if batches.padding <= MOST_PADDING or not plan.steps or trains_heads_alone(plan.partition):
+            continue
+        of_texts = run.inputs.training(plan.phase.tasks).texts.tokens.lengths
+        asked = run.config.batch_size, batches.devices, run.inputs.bert.hidden_size
+        size = mending_batch_size(of_texts, *asked)
+        if size is not None:
+            return [
+                f"warning: {batches.padding:.0%} of what is computed is padding: each of "
+                f"{batches.devices} devices has a row as long as the longest text, which its part "
+                f"of {run.config.batch_size} texts does not fill: --batch-size {size} mends it, or "
+                "fewer devices do"
+            ]
+    return []
 
 
 def without_effect(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:

@@ -14,6 +14,7 @@ from mtl_jax.config.model import Placement
 from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.packing.plan import Layout
 from mtl_jax.freezing.partition import Params, Partition
+from mtl_jax.models.fused_attention import of_seeds
 from mtl_jax.training.evaluator import ModelSpec
 from mtl_jax.training.micro_batches import MicroBatches
 from mtl_jax.training.optimizer import AdamW, OptimizerConfig
@@ -215,10 +216,7 @@ def step_template(spec: TrainSpec) -> Template:
             blocks=spec.layout.blocks,
             remat=spec.remat,
             scan_layers=spec.scan_layers,
-            # Under vmap JAX reshapes the mask of cuDNN's attention to one for each head
-            # (``_dot_product_attention_fwd_batcher``), and fails where heads share it. One
-            # for each would be as large as the scores that the kernel is there to avoid.
-            fused=model.fused if spec.seeds is None else None,
+            fused=model.fused if spec.seeds is None else of_seeds(model.fused),
         ),
         AdamW.of(spec.partition, spec.optimizer),
         spec.partition.depth(spec.model.bert.num_hidden_layers),

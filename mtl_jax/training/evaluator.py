@@ -18,7 +18,7 @@ from mtl_jax.data.batches import HostBatch, TextSet, evaluation_batches
 from mtl_jax.data.kinds import has_label
 from mtl_jax.data.packing.plan import Layout, evaluation_layout
 from mtl_jax.models.encoder_config import EncoderConfig
-from mtl_jax.models.layers import cudnn_can
+from mtl_jax.models.fused_attention import cudnn_can
 from mtl_jax.models.multitask import Head, Loss, MultiTaskModule
 from mtl_jax.training.cache.array_file import Write
 from mtl_jax.training.extensions import Metric

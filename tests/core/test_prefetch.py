@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from mtl_jax.core.prefetch import ahead
+from mtl_jax.core.prefetch import ahead, begun
 
 # Nothing here takes this long, unless it would wait for ever.
 PATIENCE = 60
@@ -80,3 +80,12 @@ def test_whoever_leaves_does_not_wait_for_what_never_comes():
     let_go.set()
     threads[0].join(PATIENCE)
     assert not threads[0].is_alive()
+
+
+def test_what_is_begun_is_under_way_before_it_is_asked_for():
+    there = threading.Event()
+    result = begun(lambda: there.set() or 3)
+    assert there.wait(PATIENCE)
+    assert (result(), result()) == (3, 3)
+    with pytest.raises(ZeroDivisionError):
+        begun(lambda: 1 // 0)()

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl_jax.core.distributed import part
+from mtl_jax.data import batches as batches_module
 from mtl_jax.data.batches import EpochOrder, TextSet, evaluation_batches, make_batch, train_batches
 from mtl_jax.data.packing.plan import Layout, PackingPlan, Placement
 from mtl_jax.data.tokens import Tokens
@@ -167,6 +168,20 @@ def test_small_data_are_mixed_anew_too(count):
     sets = [frozenset(np.ravel(batch["example"]).tolist()) - {-1} for batch in batches]
     epochs = {frozenset(sets[i : i + plan.steps]) for i in range(0, len(sets), plan.steps)}
     assert len(epochs) > 2
+
+
+def test_epochs_that_are_planned_ahead_are_those_planned_when_asked_for(monkeypatch):
+    expected = orders(3)
+    monkeypatch.setattr(batches_module, "_PLANNED_AHEAD", 1)
+    plan = PackingPlan(LENGTHS, 8, 1, 16)
+    order = EpochOrder(plan, 3)
+    order.prepare(1)
+    # Another one is asked for first.
+    for epoch in (0, 1, 2):
+        got = [placement.texts for placement in order.placements(epoch)]
+        found = [[text for text in np.ravel(batch) if text >= 0] for batch in expected[epoch]]
+        assert [sorted(each) for each in got] == [sorted(each) for each in found]
+    assert orders(3) == expected
 
 
 @pytest.mark.parametrize("done", [0, 1, 5, 8, 13, 20, 24])

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import operator
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,9 @@ from mtl_jax.core import downloads
 from mtl_jax.models.dropout import Dropout
 from mtl_jax.models.encoder_config import ACTIVATIONS, EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
-from mtl_jax.models.layers import attention_bias, cudnn_can
+from mtl_jax.models.fused_attention import attention as fused_attention
+from mtl_jax.models.fused_attention import cudnn_can, of_seeds
+from mtl_jax.models.layers import attention_bias
 from mtl_jax.models.pretrained import to_transformers
 from tests import make_bert_reference as reference
 
@@ -625,6 +628,50 @@ def test_fused_attention_computes_the_plain_one_where_weights_have_no_dropout(tr
     fused = value_and_gradient("xla")
     for path, expected in value_and_gradient(None).items():
         np.testing.assert_allclose(fused[path], expected, rtol=2e-5, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_fused_attention_of_seeds_at_once_is_that_of_each_by_itself(remat):
+    config = dataclasses.replace(SMALL, attention_probs_dropout_prob=0.0)
+    ids = jax.random.randint(jax.random.key(5), (3, 2, 8), 0, 12)
+    segments = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 2]])
+    # The last one has other texts in its rows.
+    segments = jnp.stack([segments, segments, segments[::-1]])
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = jax.vmap(lambda key: EncoderModule(config).init(key, ids[0])["params"])(keys)
+
+    def gradient(fused):
+        def loss(params, ids, segments):
+            module = EncoderModule(config, fused=fused, remat=remat)
+            rngs = {"dropout": jax.random.key(3)}
+            states = run(module, params, ids, segment_ids=segments, train=True, rngs=rngs)
+            return (jnp.where(segments[..., None] > 0, states, 0) ** 2).mean()
+
+        return jax.value_and_grad(loss)
+
+    together = jax.jit(jax.vmap(gradient(of_seeds("xla"))))(params, ids, segments)
+    for seed in range(3):
+        own = jax.tree.map(operator.itemgetter(seed), (params, ids, segments))
+        alone = jax.tree.leaves_with_path(gradient("xla")(*own))
+        for (path, expected), found in zip(alone, jax.tree.leaves(together), strict=True):
+            np.testing.assert_allclose(found[seed], expected, 2e-5, 1e-5, err_msg=str(path))
+
+
+def test_seeds_at_once_come_to_the_kernel_as_one_batch(monkeypatch):
+    """Of masks that all of its heads share, which cuDNN's own mapping refuses."""
+    shapes, kernel = [], jax.nn.dot_product_attention
+
+    def noted(query, *args, mask, **flags):
+        shapes.append((query.shape, mask.shape))
+        return kernel(query, *args, mask=mask, **flags)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", noted)
+    query = jnp.ones((5, 2, 8, 4, 8))
+    mask = jnp.ones((2, 1, 8, 8), bool)
+    fused = functools.partial(fused_attention, fused="xla_of_seeds")
+    mixed = jax.vmap(fused, (0, 0, 0, None))(query, query, query, mask)
+    assert mixed.shape == query.shape
+    assert shapes[-1] == ((10, 8, 4, 8), (10, 1, 8, 8))
 
 
 def test_fused_attention_is_given_a_mask_of_every_query(monkeypatch):

@@ -1,17 +1,20 @@
 """Where two real processes do not see the same folder, or one of them alone meets an error."""
 
+import contextlib
 import dataclasses
 import fcntl
 import json
 import os
 import signal
 import socket
+import sys
 import time
 
 import pytest
 
 from mtl_jax.core import distributed, preemption
-from tests.several import started, together
+from tests import forked
+from tests.several import REPOSITORY, free_port, started, together
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def test_a_batch_is_kept_by_all_before_any_ends(met):
 
 
 def test_all_leave_before_the_next_part_when_one_is_told_to(met):
-    # A run of no steps, which is done before any step would be waited for.
+    # A run of no steps, which is done before JAX has spread the notice.
     words = f"ended by SIGTERM; what was saved before is there: {preemption.AGAIN}"
     assert [each["left"] for each in met[1]] == [words, words]
 
@@ -121,6 +124,57 @@ def test_before_the_first_step_sigterm_to_one_ends_all_though_the_port_is_taken(
     words = f"ended by SIGTERM; what was saved before is there: {preemption.AGAIN}"
     assert [lines.splitlines()[-1] for lines in said] == [words, words]
     assert not (run / "config.json").exists()
+
+
+def test_while_jax_waits_for_the_others_sigterm_ends_all(small_flags, tmp_path):
+    """The second one has come, and says nothing to JAX's service."""
+    port, argv = free_port(), ["-m", "mtl_jax", "train", "--distributed", *small_flags]
+    environment = {
+        **os.environ,
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": "0",
+    }
+    command = [sys.executable, *argv, f"--workdir={tmp_path}/run"]
+    with forked.Popen(
+        command, env=environment, cwd=REPOSITORY, stderr=forked.PIPE, text=True
+    ) as process:
+        try:
+            with second_of_two(process, port) as lines:
+                # Where JAX's service is to be; from then on the first one waits in it.
+                service = int(lines.readline())
+                while not listens(service):
+                    assert process.poll() is None
+                told = time.monotonic()
+                process.send_signal(signal.SIGTERM)
+                assert lines.readline() == "left\n"
+                said = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+    assert time.monotonic() - told < 5
+    assert process.returncode == 75
+    assert said.splitlines()[-1].startswith("ended by SIGTERM; what was saved before is there")
+
+
+@contextlib.contextmanager
+def second_of_two(process, port):
+    """Meets the first process as the second one would; gives what that says from then on."""
+    while True:
+        assert process.poll() is None
+        with contextlib.suppress(ConnectionRefusedError):
+            caller = socket.create_connection(("127.0.0.1", port))
+            break
+        os.sched_yield()
+    with caller, caller.makefile("r") as lines:
+        assert lines.readline().startswith("mtl_jax ")
+        caller.sendall(b"1\n")
+        yield lines
+
+
+def listens(port):
+    with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
 
 
 def begun(process, file):

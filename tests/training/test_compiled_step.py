@@ -23,8 +23,8 @@ class OnACard(ModelSpec):
         return super().model().clone(fused="cudnn")
 
 
-@pytest.mark.parametrize(("together", "fused"), [(False, "cudnn"), (True, None)])
-def test_seeds_trained_at_once_have_no_fused_attention(together, fused, settings):
+@pytest.mark.parametrize(("together", "fused"), [(False, "cudnn"), (True, "cudnn_of_seeds")])
+def test_seeds_trained_at_once_have_the_fused_attention_of_seeds(together, fused, settings):
     config = TrainConfig(**settings, workdir="unused")
     run = PhaseRun(config, Inputs(config), together=together)
     fields = dataclasses.fields(run._model)

@@ -7,6 +7,8 @@ number of tokens; within a batch, texts are packed into the blocks of its rows.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 
@@ -72,6 +74,8 @@ class PackingPlan:
         layout: The shape that every batch of every epoch has, whatever the seed.
         steps: Batches in an epoch.
         places: Texts in an epoch.
+        devices: Over which each batch is spread.
+        padding: Which part of the tokens of an epoch's batches is padding.
         mixture: Which text has which place; None where an epoch holds every text once.
     """
 
@@ -96,23 +100,26 @@ class PackingPlan:
             room: int [n], descending, tokens that the k-th longest text may have at most: the
                 layout depends on these alone, so that sets of texts with equal ``room`` share one.
         """
-        self.mixture, self._devices = mixture, devices
+        self.mixture, self.devices = mixture, devices
         lengths = lengths if mixture is None else mixture.lengths
         self.places = count = len(lengths)
         ranks = np.argsort(-lengths, kind="stable")
         descending = lengths[ranks] if room is None else room
         descending = descending[np.arange(count) // _EXCHANGED * _EXCHANGED]
-        self._class = np.empty(count, np.int64)
-        self._class[ranks] = descending
+        # Which of the different lengths a text has, the longest first.
+        self._class = np.empty(count, _small(np.unique(descending).size))
+        self._class[ranks] = np.cumsum(np.diff(descending, prepend=descending[:1]) != 0)
         self.steps = _round_up(count, batch_size) // batch_size
-        self._members, padded = _dealt(descending, self.steps)
+        self._dealt, padded = _dealt(descending, self.steps)
         rows = devices * max(round(padded.shape[1] / (devices * _ROW_TEXTS)), 1)
         blocks = cheapest_blocks(padded, rows, hidden_size)
         bins, before = best_fit(padded, block_lengths(blocks, rows))
-        rows_and_starts = _in_rows(bins, before, blocks)
-        self._rows, self._starts = (_cut(each, self._members) for each in rows_and_starts)
-        slots = max(int(np.bincount(of_batch).max()) for of_batch in self._rows)
+        its_rows, starts = _in_rows(bins, before, blocks)
+        self._rows = its_rows.astype(_small(rows))
+        self._starts = starts.astype(_small(row_length(blocks)))
+        slots = int(self._dealt.texts_of_groups(self._rows, rows).max())
         self.layout = Layout(rows, blocks, slots)
+        self.padding = 1 - int(lengths.sum()) / (self.steps * rows * self.layout.length)
 
     @staticmethod
     def has_room(lengths: np.ndarray, room: np.ndarray) -> bool:
@@ -121,7 +128,7 @@ class PackingPlan:
 
     def epoch(
         self, order: np.ndarray, batches: np.ndarray, chosen: np.ndarray | None = None
-    ) -> list[Placement]:
+    ) -> Sequence[Placement]:
         """Places the texts of one epoch.
 
         Args:
@@ -130,16 +137,70 @@ class PackingPlan:
             batches: A random permutation of the batches, int [steps].
             chosen: With a ``mixture``, the text of each place, int [places].
         """
-        texts = order[np.argsort(-self._class[order], kind="stable")]
+        texts = order[np.argsort(self._class[order], kind="stable")]
         texts = texts if chosen is None else chosen[texts]
-        rows = _dealt_to_devices([self._rows[i] for i in batches], self.layout.rows, self._devices)
-        return [
-            Placement(texts[self._members[i]], its_rows, self._starts[i])
-            for i, its_rows in zip(batches, rows, strict=True)
-        ]
+        texts = texts.astype(_small(int(texts.max()) + 1))
+        devices = None
+        if self.devices > 1:
+            each = self.layout.rows // self.devices
+            parts = self._dealt.texts_of_groups(self._rows // each, self.devices)
+            devices = _dealt_to_devices(parts[batches])
+        return _Epoch(self, texts, batches, devices)
+
+    def placement(
+        self, texts: np.ndarray, batch: int, devices: np.ndarray | None = None
+    ) -> Placement:
+        """Places the texts of one batch.
+
+        Args:
+            texts: The text of each rank, int [places].
+            batch: Which one.
+            devices: Which device has each part of it, int [devices]; by default in their order.
+        """
+        members = self._dealt.members_of(batch)
+        rows, starts = (
+            values[batch, : len(members)].astype(np.int64) for values in (self._rows, self._starts)
+        )
+        if devices is not None:
+            each = self.layout.rows // len(devices)
+            part, row = np.divmod(rows, each)
+            rows = devices[part] * each + row
+        return Placement(texts[members].astype(np.int64), rows, starts)
 
 
-def _dealt_to_devices(batches: list[np.ndarray], rows: int, devices: int) -> list[np.ndarray]:
+class _Epoch(Sequence[Placement]):
+    """The batches of an epoch, each of which is made when it is asked for.
+
+    Ten million texts as so many small arrays would take gigabytes and half a minute.
+    """
+
+    def __init__(
+        self,
+        plan: PackingPlan,
+        texts: np.ndarray,
+        batches: np.ndarray,
+        devices: np.ndarray | None,
+    ):
+        self._plan, self._texts, self._batches = plan, texts, batches
+        self._devices = devices
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @overload
+    def __getitem__(self, index: int) -> Placement: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Placement]: ...
+
+    def __getitem__(self, index: int | slice) -> Placement | list[Placement]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        devices = None if self._devices is None else self._devices[index]
+        return self._plan.placement(self._texts, int(self._batches[index]), devices)
+
+
+def _dealt_to_devices(texts: np.ndarray) -> np.ndarray:
     """Which device has which part of a batch, so that all meet about as many texts in an epoch.
 
     Long texts are packed first, so that without this some devices would have few texts of
@@ -147,37 +208,68 @@ def _dealt_to_devices(batches: list[np.ndarray], rows: int, devices: int) -> lis
     two differ by more than the texts of such a part.
 
     Args:
-        batches: Per batch, in their order, int [k], the row of each text.
-        rows: Rows of a batch.
-        devices: Each has equally many of them.
+        texts: int [steps, devices], of each batch, in their order, the texts of each part.
+
+    Returns:
+        The device of each part, int [steps, devices].
     """
-    if devices == 1:
-        return batches
-    each, dealt = rows // devices, []
-    met = np.zeros(devices, np.int64)
-    for batch in batches:
-        part, row = np.divmod(batch, each)
-        texts = np.bincount(part, minlength=devices)
-        device = np.empty(devices, np.int64)
-        device[np.argsort(-texts, kind="stable")] = np.argsort(met, kind="stable")
-        met[device] += texts
-        dealt.append(device[part] * each + row)
-    return dealt
+    largest_first = np.argsort(-texts, axis=1, kind="stable")
+    device = np.empty(texts.shape, _small(texts.shape[1]))
+    met = np.zeros(texts.shape[1], np.int64)
+    for of_batch, order, its_texts in zip(device, largest_first, texts, strict=True):
+        of_batch[order] = met.argsort(kind="stable")
+        met[of_batch] += its_texts
+    return device
 
 
-def _dealt(descending: np.ndarray, batches: int) -> tuple[list[np.ndarray], np.ndarray]:
+@dataclasses.dataclass(frozen=True)
+class _Dealt:
+    """Which texts, by their rank in order of length, each batch has.
+
+    Attributes:
+        members: int [batches, most], from the longest on; what is beyond is 0.
+        sizes: int [batches], how many each has.
+    """
+
+    members: np.ndarray
+    sizes: np.ndarray
+
+    def members_of(self, batch: int) -> np.ndarray:
+        """Those of one batch."""
+        return self.members[batch, : self.sizes[batch]]
+
+    def texts_of_groups(self, groups: np.ndarray, count: int) -> np.ndarray:
+        """Of each batch, how many of its texts are in each group, int [batches, count].
+
+        Args:
+            groups: The group of each member, int [batches, most].
+            count: How many groups there are.
+        """
+        batches, most = groups.shape
+        found = np.zeros((batches, count), np.int64)
+        for place in range(most):
+            there = np.flatnonzero(self.sizes > place)
+            found[there, groups[there, place]] += 1
+        return found
+
+
+def _dealt(descending: np.ndarray, batches: int) -> tuple[_Dealt, np.ndarray]:
     """Texts by length -> those of each batch, and their lengths, [batches, most], 0 beyond."""
-    batch = balance(descending, batches)
-    ends = np.cumsum(np.bincount(batch, minlength=batches))
-    members = np.split(np.argsort(batch, kind="stable"), ends[:-1])
-    padded = np.zeros((batches, max(map(len, members))), np.int64)
-    for row, here in zip(padded, members, strict=True):
-        row[: len(here)] = descending[here]
-    return members, padded
+    batch, place = balance(descending, batches)
+    sizes = np.bincount(batch, minlength=batches)
+    members = np.zeros((batches, int(sizes.max())), _small(len(descending)))
+    members[batch, place] = np.arange(len(descending))
+    padded = np.zeros(members.shape, _small(int(descending[0]) + 1))
+    padded[batch, place] = descending
+    return _Dealt(members, sizes), padded
 
 
-def _cut(values: np.ndarray, members: list[np.ndarray]) -> list[np.ndarray]:
-    return [row[: len(here)] for row, here in zip(values, members, strict=True)]
+def _small(values: int) -> type[np.signedinteger]:
+    """The narrowest kind of signed numbers that has all from 0 to before ``values``.
+
+    Of sixteen bits numpy sorts by counting, several times as fast as by comparing.
+    """
+    return next(k for k in (np.int16, np.int32, np.int64) if values - 1 <= np.iinfo(k).max)
 
 
 def _in_rows(bins: np.ndarray, before: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
@@ -227,13 +319,15 @@ def evaluation_plan(lengths: np.ndarray, layout: Layout) -> list[Placement]:
         -(-int((lengths > half).sum()) // int((capacities > half).sum())),
     )
     while True:
-        members, padded = _dealt(descending, batches)
+        dealt, padded = _dealt(descending, batches)
         bins, before = best_fit(padded, capacities)
         if (bins >= 0).all():
-            rows, starts = (_cut(each, members) for each in _in_rows(bins, before, layout.blocks))
-            if max(np.bincount(of_batch).max() for of_batch in rows) <= layout.slots:
-                places = zip(members, rows, starts, strict=True)
-                return [Placement(ranks[here], *rest) for here, *rest in places]
+            rows, starts = _in_rows(bins, before, layout.blocks)
+            if dealt.texts_of_groups(rows, layout.rows).max() <= layout.slots:
+                return [
+                    Placement(ranks[its], rows[i, : len(its)], starts[i, : len(its)])
+                    for i, its in enumerate(map(dealt.members_of, range(batches)))
+                ]
         batches += -(-batches // 50)
 
 

@@ -196,16 +196,24 @@ def test_nothing_to_evaluate():
 
 
 @examples
-@given(lengths_of, st.integers(1, 12))
-def test_balance_is_bounded(lengths, bins):
+@given(lengths_of, st.integers(1, 50))
+def test_each_item_is_balanced_into_the_emptiest_bin_that_may_have_it(lengths, bins):
     descending = np.sort(lengths)[::-1]
-    chosen = balance(descending, bins)
-    counts = np.bincount(chosen, minlength=bins)
-    assert counts.max() - counts.min() <= 1
+    chosen, before = balance(descending, bins)
+    fewest, larger = divmod(len(lengths), bins)
+    totals, counts = [0] * bins, [0] * bins
+    for length, own, count in zip(descending.tolist(), chosen, before, strict=True):
+        may = [i for i in range(bins) if counts[i] < fewest + (larger > 0)]
+        assert own == min(may, key=lambda i: (totals[i], counts[i], i))
+        assert count == counts[own]
+        larger -= counts[own] == fewest
+        totals[own] += length
+        counts[own] += 1
+    assert max(counts) - min(counts) <= 1
 
 
 def test_balance_by_hand():
     # 7 to bin 0; 5 to 1; 4 to 1 (9); 3 to 0 (10); 2 to 1 (11); 1 to 0 (11).
-    assert balance(np.array([7, 5, 4, 3, 2, 1]), 2).tolist() == [0, 1, 1, 0, 1, 0]
+    assert balance(np.array([7, 5, 4, 3, 2, 1]), 2)[0].tolist() == [0, 1, 1, 0, 1, 0]
     # With two of the four, bin 1 is full.
-    assert balance(np.array([7, 1, 1, 1]), 2).tolist() == [0, 1, 1, 0]
+    assert balance(np.array([7, 1, 1, 1]), 2)[0].tolist() == [0, 1, 1, 0]
