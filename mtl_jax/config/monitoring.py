@@ -23,6 +23,10 @@ the folder profile in --workdir"""
     wandb: str | None = None
     """project of Weights & Biases that the metrics are sent to; pip install 'mtl-jax[wandb]'"""
 
+    measure_layers: bool = False
+    """at the end of a run that has trained layers, measure each: the score on validation with the \
+layer reset to its pre-trained weights, and that of the nearest neighbours among its vectors"""
+
     def __post_init__(self) -> None:
         if not 0 <= self.heartbeat < math.inf:
             raise UserError(

@@ -454,6 +454,27 @@ class Corpus:
         kept = limit is None or all(len(of_task) <= limit for of_task in labels.values())
         return (labels if kept else {}), notes
 
+    def test_counts(self) -> dict[str, list[int]]:
+        """About how many test texts have each class, by task; of a task without classes nothing.
+
+        No test text is read. Where a limit leaves out some, the shares of the classes are taken for
+        those of the validation split, and without a test split the counts are that split's.
+        """
+        labels = self._judged_test()[0] if "test" in self.splits else {}
+        limit = self._limits["test"] if "test" in self.splits else None
+        known = {
+            task: checks.class_counts(of_task, len(self.classes[task]))
+            for task, of_task in labels.items()
+        }
+        if not known:
+            validation = self.read("validation")
+            scale = 1.0 if limit is None else limit / max(len(validation), 1)
+            known = {
+                task: np.round(scale * checks.class_counts(of_task, len(self.classes[task])))
+                for task, of_task in validation.labels.items()
+            }
+        return {task: [int(n) for n in counts] for task, counts in known.items() if len(counts)}
+
     def check_test(self, test: Examples) -> list[Finding]:
         """What looks wrong with the test split, once that has been read."""
         known = {split: self.read(split).text_hashes for split in ("train", "validation")}

@@ -19,7 +19,7 @@ from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.predictions import write_predictions
 from mtl_jax.training.evaluator import majority_baseline, neighbour_probe, probe_flops
 from mtl_jax.training.inputs import Split
-from mtl_jax.training.metrics import of_metrics
+from mtl_jax.training.metrics import of_metrics, score
 
 
 def run_certificate(phases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -167,6 +167,34 @@ def steps_of_phases(records: Sequence[Mapping[str, Any]]) -> list[int]:
     """
     ends = [record["step"] for record in records if record["event"] == "phase"]
     return [end - start for start, end in itertools.pairwise([0, *ends])]
+
+
+def by_phase(
+    run: PhaseRun, steps: Sequence[int], epochs: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """What each phase that was begun has done, and what it has left of every task.
+
+    Args:
+        run: The run, in any phase.
+        steps: See ``steps_of_phases``.
+        epochs: The measurements, as ``metrics.jsonl`` has them.
+
+    Returns:
+        Per phase its ``steps``, the ``tasks`` whose losses counted, and under ``validation`` the
+        score of each task at its end, None where it was not measured.
+    """
+    found = []
+    for index, count in enumerate(steps):
+        measured = [record for record in epochs if record["phase"] == index + 1]
+        scores = measured[-1]["validation"] if measured else {}
+        found.append(
+            {
+                "steps": count,
+                "tasks": list(run.plans[index].phase.tasks),
+                "validation": {task: score(of_task) for task, of_task in scores.items()},
+            }
+        )
+    return found
 
 
 def untrained_heads(run: PhaseRun, steps: Sequence[int], step: int) -> list[str]:

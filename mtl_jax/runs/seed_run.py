@@ -25,6 +25,7 @@ from mtl_jax.runs.checkpoints.manager import CheckpointManager
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.flops import flops_record
 from mtl_jax.runs.head_drift import Reference, drift_warning, reference
+from mtl_jax.runs.layer_roles import layer_roles
 from mtl_jax.runs.monitoring.metric_writers import open_metric_writers
 from mtl_jax.runs.monitoring.train_metrics import Meter
 from mtl_jax.runs.nonfinite import keep, validate
@@ -357,6 +358,8 @@ class SeedRun:
             measured, probe_flops, probe_seconds = results.measurements(
                 run, params, self._workdir.path, probe=not trains
             )
+            if config.watch.measure_layers:
+                measured["layers"] = layer_roles(run, params)
         compiling = (run.evaluation_compile_seconds - self._compiled_before) * self._share
         steps = results.steps_of_phases(records)
         result = {
@@ -364,6 +367,7 @@ class SeedRun:
                 config, run.epochs, epochs, chosen, certificate, self.progress.stopped
             ),
             "untrained_heads": results.untrained_heads(self._first, steps, best),
+            "by_phase": results.by_phase(run, steps, epochs),
             **measured,
             "text_baseline": run.inputs.text_baseline,
             **flops_record(self._first, steps, probe_flops),

@@ -31,6 +31,7 @@ from mtl_jax.studies.environment import circumstances
 from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.judge import note_circumstances
 from mtl_jax.studies.leases import Claims
+from mtl_jax.studies.planning import power_note
 from mtl_jax.studies.results_store import WEIGHTS, ResultsStore, listed, opened
 from mtl_jax.studies.settings import Arm, Plan, StudySettings
 from mtl_jax.studies.work_queue import FOLDER, WorkQueue
@@ -86,7 +87,7 @@ def conduct(plan: Plan, pool: InputsPool, command: str, started: float) -> int:
     with opened(plan) as ledger:
         distributed.call_on_main(ledger.prepare)
         reporter = _Reporter(plan, ledger, pool, command, started)
-        _say_all(plan.notes)
+        _say_all([*plan.notes, *power_note(plan, pool, ledger.results())])
         with _queue(ledger, plan, tries=1, alone=True) as queue:
             try:
                 _train_arms(queue, pool, ledger, ledger.add, reporter)

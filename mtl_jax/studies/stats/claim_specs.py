@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.decision_rules import (
@@ -136,9 +137,9 @@ def _probed(results: Sequence[Result], pair: Arms) -> Answer:
         gains = {}
         for name, after in (layers.get("probe") or {}).items():
             before = (layers.get("probe_before") or {}).get(name)
-            known = quality(after), quality(before)
-            if None not in known:
-                gains[int(name.removeprefix("layer_"))] = known[0] - known[1]
+            gained, had = quality(after), quality(before)
+            if gained is not None and had is not None:
+                gains[int(name.removeprefix("layer_"))] = gained - had
         return gains[max(gains)] - gains[min(gains)] if len(gains) > 1 else None
 
     what = f"gain of a probe by training, the highest layer of `{pair[0]}` minus the lowest"
@@ -193,19 +194,28 @@ def _forgotten(results: Sequence[Result], pair: Arms) -> Answer:
     def lost(line: Result) -> float | None:
         phases, losses = line.get("by_phase") or (), []
         for task in tasks_of([line]):
-            own = [i for i, phase in enumerate(phases) if task in phase["tasks"]]
-            # The phases of others behind its own, up to the next that trains it again.
-            gone = [i for i in range(len(phases)) if own and i > own[0] and i not in own]
-            end = max(
-                (i for i in gone if all(j not in range(own[0] + 1, i) for j in own)), default=None
-            )
-            if end is not None:
-                before, after = (lookup(phases[i], "validation", task) for i in (own[0], end))
+            ends = _own_and_others(phases, task)
+            if ends is not None:
+                before, after = (lookup(phases[i], "validation", task) for i in ends)
                 losses += [before - after] if before is not None and after is not None else []
         return sum(losses) / len(losses) if losses else None
 
     what = f"validation score of a task after its own phase of `{pair[0]}`, minus after the others'"
     return within_arm(results, pair[0], lost, what)
+
+
+def _own_and_others(phases: Sequence[Mapping[str, Any]], task: str) -> tuple[int, int] | None:
+    """The last phase of a task's first row of phases, and the last of the row behind without it."""
+    trained = [task in phase["tasks"] for phase in phases]
+    if True not in trained:
+        return None
+    own = trained.index(True)
+    while own + 1 < len(trained) and trained[own + 1]:
+        own += 1
+    others = own
+    while others + 1 < len(trained) and not trained[others + 1]:
+        others += 1
+    return (own, others) if others > own else None
 
 
 def _better(results: Sequence[Result], pair: Arms) -> Answer:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 class Measured(float):
     """A score, or what sums and differences of scores make, with what each text contributes.
 
-    Whatever else is computed with it is a plain number.
+    Whatever else is computed with it is a plain number, also a sum with a plain score: what texts
+    contribute to that is not known. Whole numbers are constants.
 
     Attributes:
         parts: Per set of texts the contribution of each, float64 [n]; worked out when asked for.
@@ -82,10 +83,10 @@ class Measured(float):
         return Measured(value, lambda: {key: each / factor for key, each in self.parts.items()})
 
 
-def _sum(one: Measured, other: float, sign: int) -> Measured:
+def _sum(one: Measured, other: float, sign: int) -> float:
     value = float(one) + sign * float(other)
     if not isinstance(other, Measured):
-        return Measured(value, one._parts)
+        return Measured(value, one._parts) if isinstance(other, int) else value
 
     def parts() -> Parts:
         found = dict(one.parts)

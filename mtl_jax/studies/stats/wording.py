@@ -52,14 +52,15 @@ def difference_note() -> str:
 def test_note(differences: Sequence[PairedDifference]) -> str:
     """How a family of comparisons was tested, in a sentence."""
     count = formatting.count_of(len(differences), "comparison")
+    family = f"In a family of {count}"
     if flips_suffice(differences):
         return (
-            f"The {count} of the family are tested together, by joint flips of the seeds' signs "
-            "with the errors that other texts would make (step-down maxT, Westfall & Young 1993)."
+            f"{family}, tested together by joint flips of the seeds' signs with the errors that "
+            "other texts would make (step-down maxT, Westfall & Young 1993)."
         )
     return (
-        f"The {count} of the family are tested by Student's t with Holm's correction, which takes "
-        f"{FEWEST_FOR_T} seeds; from {seeds_needed(LEVEL)} on signs are flipped in its place."
+        f"{family}, tested by Student's t with Holm's correction, which takes {FEWEST_FOR_T} "
+        f"seeds; from {seeds_needed(LEVEL)} on signs are flipped in its place."
     )
 
 

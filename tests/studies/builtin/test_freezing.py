@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
+from mtl_jax.cli.study import run_study
 from mtl_jax.core.command_line import parse
 from mtl_jax.core.errors import UserError
 from mtl_jax.studies.best_run import best_run, run_folder
 from mtl_jax.studies.builtin.freezing import Freezing, run
+from mtl_jax.studies.judge import judge, keep
 from mtl_jax.studies.recompute import recompute
 from mtl_jax.tools.predict import Predictor
 from tests import forked
@@ -65,6 +67,7 @@ def test_two_seeds_then_a_third(folder, small_flags):
     assert len(Predictor(kept.parent).predict(["the film was good"])) == 1
 
     assert_computed_again(folder, results)
+    assert_judged_again(folder, results)
 
     again = study(folder, small_flags, ["0", "1"])
     assert again.returncode == 0
@@ -118,6 +121,38 @@ def assert_computed_again(folder, results):
         recompute(kept)
 
 
+def assert_judged_again(folder, results):
+    """From what is kept of it elsewhere: no training, and the same decisions."""
+    kept = folder.parent / "given away"
+    keep(folder, kept)
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "arms",
+        "results.jsonl.gz",
+        "study.json",
+    ]
+    assert recompute(kept) == results
+    written = folder.parent / "judged"
+    assert run_study(["judge", str(kept), f"--output={written}"]) == 0
+    assert statistics(written) == statistics(folder)
+    assert "Intervals cover other seeds" in statistics(written)
+    assert "other test texts together" in statistics(written)
+    # Without what runs predict they are over seeds alone, and the report says so.
+    next(kept.glob("arms/none_frozen-seed0/predictions-test.parquet")).unlink()
+    judge(kept, written)
+    assert "not other test texts" in statistics(written)
+    again = folder.parent / "again"
+    keep(kept, again)
+    packed = "results.jsonl.gz"
+    assert (again / packed).read_bytes() == (kept / packed).read_bytes()
+    with pytest.raises(UserError, match=r"results\.jsonl is missing"):
+        run_study(["judge", str(folder / "arms")])
+
+
+def statistics(folder):
+    text = (folder / "report.md").read_text()
+    return text[text.index("## Statistics") : text.index("## Runs")]
+
+
 def test_seeds_at_once_leave_what_one_by_one_does(settings, tmp_path, capsys):
     scenarios = ("all_frozen", "backbone_frozen", "top_1")
 
@@ -169,6 +204,12 @@ def assert_schema(result):
             assert isinstance(result[split][task]["accuracy"], float)
             assert isinstance(result[split][task]["macro_f1"], float)
         assert isinstance(result[split]["sentiment"]["weighted_f1_by_source"], dict)
+    wall = dict(result["wall_time"])
+    assert wall.pop("total_seconds") == pytest.approx(sum(wall.values()))
+    assert min(wall.values()) >= 0
+    assert wall["measurement_seconds"] > 0
+    assert wall["step_seconds"] + wall["frozen_pass_seconds"] <= result["train_seconds"] + 1e-9
+    assert result["by_phase"][-1]["tasks"] == TASKS
     for number in ("train_seconds", "compile_seconds", "examples_per_second"):
         assert result[number] >= 0
     assert isinstance(result["train_flops"], int)

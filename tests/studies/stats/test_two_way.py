@@ -1,6 +1,7 @@
 """Errors over seeds and texts together: what they are made of, and how often they are right."""
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -72,6 +73,7 @@ def test_sums_and_differences_know_their_texts_and_the_rest_is_plain():
     one, other = measured(0.5, test=[1, 2]), measured(0.3, test=[1, 0], train=[4])
     found: Any = (one - other + 1) / 2
     assert (float(found), type(one * other), type(abs(one))) == (0.6, float, float)
+    assert (type(one - 0.1), type(0.1 - one), type(0 - one)) == (float, float, Measured)
     assert {key: each.tolist() for key, each in found.parts.items()} == {
         "test": [0, 1],
         "train": [-2],
@@ -98,6 +100,11 @@ def test_an_estimate_by_hand():
     assert found.error**2 == pytest.approx(0.01 + 25)
     # Σu⁴ / (Σu²)² - 1/N = 338 / 676 - 1/3 = 1/6.
     assert found.text_freedom == pytest.approx(12)
+    # Of t with 1 and with 12 degrees of freedom, by their parts of the variance.
+    t = [float(scipy.stats.t.isf(0.025, freedom)) for freedom in (1, 12)]
+    assert found.quantile(0.05) == pytest.approx((0.01 * t[0] + 25 * t[1]) / 25.01)
+    found = dataclasses.replace(found, mean=3 * found.error)
+    assert found.quantile(found.p_value) == pytest.approx(3)
     assert text_covariance([found, found]) == pytest.approx(np.full((2, 2), 25))
 
 
@@ -117,7 +124,7 @@ def test_without_texts_it_is_the_t_interval():
     interval = known.confidence_interval()
     assert found.p_value == pytest.approx(known.pvalue)
     assert found.limits() == pytest.approx((interval.low, interval.high))
-    assert (found.freedom, found.over_texts) == (pytest.approx(3), None)
+    assert found.over_texts is None
     mixed = estimate([measured(0.1, test=[9.0, 9.0]), *scores[1:]])
     assert mixed is not None
     assert (mixed.error, mixed.over_texts) == (pytest.approx(found.error), None)

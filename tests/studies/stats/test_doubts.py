@@ -1,0 +1,90 @@
+"""Warnings that a reader of a report needs before any number."""
+
+from typing import Any
+
+import numpy as np
+
+from mtl_jax.studies.stats.doubts import doubts
+from mtl_jax.studies.stats.measured import Measured
+from tests.synthetic_study import line
+
+
+def lines(**more: Any) -> list[dict[str, Any]]:
+    return [
+        line(arm, seed, score, 10) | {"curve": [], **more}
+        for arm, score in (("top_1", 0.7), ("none_frozen", 0.71))
+        for seed in range(3)
+    ]
+
+
+def test_of_what_is_clear_nothing_is_said():
+    assert doubts(lines()) == []
+    assert doubts([]) == []
+
+
+def with_texts(results: list[dict[str, Any]], each: float) -> list[dict[str, Any]]:
+    """The same, where each of 100 validation texts contributes so much to the scores of top_1."""
+    for result in results:
+        size = each if result["arm"] == "top_1" else 0.0
+        for of_task in result["validation"].values():
+            part = np.tile([size, -size], 50)
+            of_task["macro_f1"] = Measured(of_task["macro_f1"], lambda part=part: {"v": part})
+    return results
+
+
+def test_a_validation_split_whose_errors_are_above_the_differences_is_too_small():
+    # Twice the error, 2 * 0.0008 * sqrt(100), is above the difference of 0.01.
+    (found,) = doubts(with_texts(lines(), 0.0008))
+    assert found == (
+        "validation is too small to choose an arm on: its texts leave a standard error of 0.008 in "
+        "a difference from the best, and half of the differences are below 0.010; validate on more "
+        "texts, or take the choice for one of cost"
+    )
+    assert doubts(with_texts(lines(), 0.0004)) == []
+
+
+def test_classes_that_are_never_predicted():
+    results = lines(untrained_heads=[])
+    for result in results:
+        of_class = {"support": 25, "predicted": 3}
+        result["test"]["sentiment"]["per_class"] = {"neutral": of_class, "none": {"support": 0}}
+    assert doubts(results) == []
+    for result in results[:2]:
+        result["test"]["sentiment"]["per_class"]["neutral"] = {"support": 25, "predicted": 0}
+    (found,) = doubts(results)
+    assert found.startswith(
+        "`top_1` never predicts the sentiment class 'neutral' with 2 of its seeds, though 25 test"
+    )
+    results[2]["test"]["sentiment"]["per_class"]["neutral"] = {"support": 25, "predicted": 0}
+    assert "with any of its seeds" in doubts(results)[0]
+    # Of a head that never trained nothing else is to be expected.
+    assert doubts([{**each, "untrained_heads": ["sentiment"]} for each in results]) == []
+
+
+def curve(*scores: float) -> list[dict[str, Any]]:
+    return [{"validation": {"sentiment": {"macro_f1": score}}} for score in scores]
+
+
+def test_an_arm_that_was_still_improving():
+    results = lines()
+    for result, ends in zip(results, ((0.6, 0.63), (0.6, 0.61), (0.65, 0.64)), strict=False):
+        result["curve"] = curve(0.5, *ends)
+    (found,) = doubts(results)
+    assert found == (
+        "`top_1` was still improving when it ended: its last measurement is the best of 2 of 3 "
+        "runs, by 0.010 over the one before in the mean; train longer (--epochs)"
+    )
+    results[1]["curve"] = curve(0.5, 0.61, 0.61 - 0.001)
+    assert doubts(results) == []
+
+
+def test_a_rate_at_the_edge_of_what_was_tried():
+    tried = {"head_learning_rate": [0.001, 0.01, 0.1], "epochs": [3, 9]}
+    chosen = {"head_learning_rate": 0.1, "epochs": 9}
+    (found, other) = doubts(lines(tuning={"tried": tried, "chosen": chosen}))
+    assert found == (
+        "`top_1` was tuned to the highest head_learning_rate that was tried, 0.1: a higher one may "
+        "be better"
+    )
+    assert other.startswith("`none_frozen`")
+    assert doubts(lines(tuning={"tried": tried, "chosen": {"head_learning_rate": 0.01}})) == []
