@@ -103,9 +103,10 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class Bullets:
-    """A list of texts."""
+    """A list of texts; of style ``warning`` they are warnings."""
 
     items: tuple[str, ...]
+    style: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

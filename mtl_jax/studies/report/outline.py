@@ -26,6 +26,7 @@ from mtl_jax.studies.report.document import (
     Table,
     Verbatim,
 )
+from mtl_jax.studies.report.tuning_section import tuning_blocks
 from mtl_jax.studies.stats import formatting, power
 from mtl_jax.studies.stats.claims import Judgement, judge_claims
 from mtl_jax.studies.stats.doubts import doubts
@@ -42,6 +43,9 @@ from mtl_jax.studies.stats.results import (
 )
 
 Failure = Mapping[str, Any]
+
+# Doubts that stand near the answer; the others stand with the statistics.
+_NEAR = 4
 
 UNCOUNTED = (
     "Of some of these runs the training FLOPs were not counted, as in results of earlier versions: "
@@ -60,7 +64,6 @@ class Parts:
         sources: Scores by source.
         learning: What is to be seen of training beside the learning curves.
         cost: What the arms cost.
-        tuning: What a smaller search would have found.
         statistics: How sure it all is: differences, intervals, tests.
         judgement: Of the claims, where they are tested together with the study's own questions.
         noun: What the arms are.
@@ -72,7 +75,6 @@ class Parts:
     sources: Sequence[Block] = ()
     learning: Sequence[Block] = ()
     cost: Sequence[Block] = ()
-    tuning: Sequence[Block] = ()
     statistics: Sequence[Block] = ()
     judgement: Judgement | None = None
     noun: str = "arm"
@@ -92,22 +94,27 @@ def assemble(
         failures: Arms without a result.
         context: See ``write.write_report``.
     """
-    judgement = parts.judgement or judge_claims(results, failures)
+    judgement, doubtful = parts.judgement or judge_claims(results, failures), doubts(results)
     sections: list[tuple[str, Sequence[Block]]] = [
         ("Results", parts.table),
         *_predicted(results, context),
         ("Scores by source", parts.sources),
         ("Learning curves", [*curves(results), *parts.learning]),
         ("Cost", _cost(parts, results) if results else []),
-        ("What a smaller search would have found", parts.tuning),
-        ("Statistics", [*parts.statistics, *_told(results)] if parts.statistics else []),
+        ("What a smaller search would have found", _tuned(context)),
+        (
+            "Statistics",
+            [*_doubts(doubtful[_NEAR:]), *parts.statistics, *_told(results)]
+            if parts.statistics
+            else [],
+        ),
         ("What the design claims", claims_blocks(judgement)),
         ("Runs", _runs(results, failures, context)),
         ("How this was made", origin(results, context)),
         ("Use the model", _model(results, context)),
     ]
     blocks = [*warnings(results, failures), *parts.answer]
-    blocks += [Paragraph(words, "warning") for words in doubts(results)]
+    blocks += _doubts(doubtful[:_NEAR])
     for title, section in sections:
         if section:
             blocks += [Heading(title), *section]
@@ -150,9 +157,15 @@ def warnings(results: Sequence[Result], failures: Sequence[Failure]) -> list[Blo
 
 
 def curves(results: Sequence[Result]) -> list[Block]:
-    """Validation score and loss over training."""
+    """Validation score and loss over training; of several settings in that of the best run."""
+    settings, words = by_setting(results), []
+    if len(settings) > 1:
+        best = best_run.best_run(results)
+        setting = setting_name(best) if best else list(settings)[-1]
+        results, words = settings[setting], [Paragraph(f"Of {setting}.")]
     drawn = [figures.learning_curves(results), figures.loss_curves(results)]
-    return [figures.picture(each) for each in drawn if each is not None]
+    pictures = [figures.picture(each) for each in drawn if each is not None]
+    return [*words, *pictures] if pictures else []
 
 
 def _predicted(
@@ -188,6 +201,15 @@ def _predicted(
         ),
         ("The most confident mistakes", prediction_sections.mistake_tables(answers)),
     ]
+
+
+def _tuned(context: Mapping[str, Any]) -> list[Block]:
+    folder = context.get("folder")
+    return [] if folder is None else tuning_blocks(Path(folder))
+
+
+def _doubts(words: Sequence[str]) -> list[Block]:
+    return [Bullets(tuple(words), "warning")] if words else []
 
 
 def _told(results: Sequence[Result]) -> list[Block]:

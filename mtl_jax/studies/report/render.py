@@ -116,8 +116,9 @@ def _markdown_block(block: Block) -> str:
             return "\n".join(
                 f"- {_md(label)}: **{_md(c.text)}** {_md(c.aside)}" for label, c in items
             )
-        case Bullets(items):
-            return "\n".join(f"- {_md(item)}" for item in items)
+        case Bullets(items, style):
+            bold = "**" if style == "warning" else ""
+            return "\n".join(f"- {bold}{_md(item)}{bold}" for item in items)
         case Code(text):
             return "\n".join(f"    {line}" for line in text.splitlines())
         case Picture(name, _, caption):
@@ -157,8 +158,9 @@ def _html_block(block: Block, anchor: str) -> str:
                 for label, cell in items
             )
             return f'<dl class="facts">\n{"".join(pairs)}\n</dl>'
-        case Bullets(items):
-            return "<ul>\n" + "\n".join(f"<li>{_ht(item)}</li>" for item in items) + "\n</ul>"
+        case Bullets(items, style):
+            kind = f' class="{style}"' if style else ""
+            return f"<ul{kind}>\n" + "\n".join(f"<li>{_ht(i)}</li>" for i in items) + "\n</ul>"
         case Code(text):
             return f"<pre><code>{html.escape(text)}</code></pre>"
         case Picture(_, png, caption):

@@ -20,6 +20,7 @@ from mtl_jax.studies.report.cells import (
 )
 from mtl_jax.studies.report.document import (
     Block,
+    Bullets,
     Cell,
     Document,
     Paragraph,
@@ -161,6 +162,9 @@ def leave(folder: Path, document: Document, most_columns: int | None = None) -> 
         if isinstance(block, Paragraph) and block.style:
             colour = "red" if block.style == "warning" else "default"
             console.print(Text(block.text.replace("`", ""), style=colour))
+        elif isinstance(block, Bullets) and block.style:
+            for item in block.items:
+                console.print(Text(f"warning: {item}".replace("`", ""), style="yellow"))
     return path
 
 

@@ -34,6 +34,7 @@ h3 { font-size: .95rem; margin: 2rem 0 .5rem; }
 .warning {
   background: var(--warn-tint); color: var(--warn); border-radius: 6px; padding: .7rem 1rem;
 }
+ul.warning { padding-left: 2.2rem; }
 .contents { background: var(--tint); border-radius: 6px; padding: .9rem 1.1rem; margin: 2rem 0; }
 .contents ul {
   list-style: none; margin: 0; padding: 0; max-width: none; font-size: .875rem;
@@ -53,6 +54,7 @@ pre code { white-space: pre-wrap; }
 }
 .facts dt { color: var(--soft); font-size: .82rem; }
 .facts dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; line-height: 1.35; }
+.facts code { font-size: .75em; }
 .facts small { display: block; font-size: .82rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
