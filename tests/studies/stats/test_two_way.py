@@ -14,6 +14,10 @@ from mtl_jax.studies.stats.measured import Measured, contributions
 from mtl_jax.studies.stats.resampling import family_p
 from mtl_jax.studies.stats.two_way import estimate, text_covariance
 from mtl_jax.training.kinds.registry import KINDS
+from mtl_jax.training.prediction_counts import (
+    calibration_error_without_each,
+    class_scores_without_each,
+)
 from tests.studies.stats.simulated import (
     REFERENCE,
     coverage,
@@ -56,6 +60,29 @@ def test_a_metric_without_a_text_is_that_of_the_others(name: Any):
             assert found is not None
             assert found[text] == pytest.approx(expected, abs=1e-12)
     assert kind.left_out("spearman", labels, predicted, 5) is None
+
+
+@pytest.mark.parametrize("name", ["single_label", "multi_label"])
+def test_calibration_and_classes_without_a_text_are_those_of_the_others(name: Any):
+    kind, (labels, predicted) = KINDS[name], answered(name)
+    draw = np.random.default_rng(1).random((30, 4 if labels.ndim == 1 else 3)).astype(np.float32)
+    sure = kind.confidences(labels, draw)
+    assert sure is not None
+    found = calibration_error_without_each(*sure)
+    classes = [str(number) for number in range(draw.shape[1])]
+    of_classes = [
+        class_scores_without_each(
+            *(x[:, k] > 0 if x.ndim == 2 else x == k for x in (labels, predicted))
+        )
+        for k in range(len(classes))
+    ]
+    for text in range(30):
+        rest = np.arange(30) != text
+        assert found[text] == pytest.approx(kind.calibration_error(labels[rest], draw[rest]))
+        expected = kind.per_class(labels[rest], predicted[rest], classes)
+        for each, of_class in zip(of_classes, expected.values(), strict=True):
+            for score, values in each.items():
+                assert values[text] == pytest.approx(of_class[score])
 
 
 def test_contributions_give_the_variance_of_a_mean():
