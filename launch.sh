@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # ./launch.sh        makes .venv, installs, runs the quick freezing study, says where the report is
 # ./launch.sh test   makes .venv, installs, runs the tests; test quick runs what most changes need
-# ./launch.sh local|slurm|tpu|gke [options] -- train|experiment ...
+# ./launch.sh local|slurm|kubernetes|sky [options] -- train|experiment ...
 #                    makes .venv, installs, and runs that on several processes; --help tells more
+# ./launch.sh status --workdir DIR        how far the workers of a study are
 # Further arguments go to the study, or to pytest. PYTHON names another interpreter, and EXTRAS
 # what else to install for the last kind: cuda or tpu.
 set -euo pipefail
@@ -14,9 +15,9 @@ fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 case "${1-}" in
     test) task='test'; extras='test'; shift ;;
     lint) task='lint'; extras='lint'; shift ;;
-    local | slurm | tpu | gke) task=launch; extras=${EXTRAS-} ;;
+    local | slurm | kubernetes | sky | status) task=launch; extras=${EXTRAS-} ;;
     "" | -*) task=study; extras= ;;
-    *) fail "unknown task '$1': use ./launch.sh, ./launch.sh test, or ./launch.sh local, slurm, tpu or gke" ;;
+    *) fail "unknown task '$1': use ./launch.sh, ./launch.sh test, or ./launch.sh local, slurm, kubernetes, sky or status" ;;
 esac
 
 find_python() {

@@ -1,1 +1,1 @@
-"""Starts a run on several processes: on this machine, under Slurm, on TPUs, in Kubernetes."""
+"""Starts a run on several processes: here, under Slurm, in Kubernetes, at any cloud."""

@@ -1,7 +1,9 @@
-"""The command line of ``./launch.sh local|slurm|tpu|gke``."""
+"""The command line of ``./launch.sh local|slurm|kubernetes|sky``."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -9,12 +11,13 @@ from typing import Annotated
 from tyro.conf import subcommand
 
 from mtl_jax.core.command_line import guarded, parse
+from mtl_jax.core.console import Terminal
 from mtl_jax.core.errors import UserError
 from mtl_jax.launch.command import read_work
-from mtl_jax.launch.gke import Gke
+from mtl_jax.launch.kubernetes import Kubernetes
 from mtl_jax.launch.local import Local
+from mtl_jax.launch.sky import Sky
 from mtl_jax.launch.slurm import Slurm
-from mtl_jax.launch.tpu import Tpu
 
 _USAGE = "./launch.sh PLACE [options] -- train|experiment ..."
 _DESCRIPTION = f"""{_USAGE}
@@ -23,27 +26,55 @@ What follows the -- is run at the place: "train ..." is "python -m mtl_jax train
 "experiment STUDY ..." is "python -m mtl_jax study STUDY ...", with the name of a built-in study,
 a module, or the .py file of a study of your own. Without --workdir a folder is named after the
 run id, which is made once: a run that a scheduler ends and starts again goes on in the same
-folder.
+folder. "./launch.sh status --workdir DIR" tells how far the workers of a study are.
 """
 
 Place = (
     Annotated[Local, subcommand("local")]
     | Annotated[Slurm, subcommand("slurm")]
-    | Annotated[Tpu, subcommand("tpu")]
-    | Annotated[Gke, subcommand("gke")]
+    | Annotated[Kubernetes, subcommand("kubernetes")]
+    | Annotated[Sky, subcommand("sky")]
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Status:
+    """Tell how far the workers of a study are: what is done, runs where, and has failed why."""
+
+    workdir: str
+    """folder of the study"""
+    json: bool = False
+    """print JSON in a terminal, too"""
+
+
+def _show_status(argv: Sequence[str]) -> None:
+    from mtl_jax.studies.status import status_of, status_tables
+
+    asked = parse(_Status, argv, "./launch.sh status", _Status.__doc__ or "")
+    status = status_of(asked.workdir)
+    if asked.json or not sys.stdout.isatty():
+        print(json.dumps(dataclasses.asdict(status)))
+        return
+    console = Terminal()
+    for each in status_tables(status):
+        console.print(each)
 
 
 def main(argv: Sequence[str]) -> None:
     """Reads the options before the first ``--``, and what is to be run behind it.
+
+    ``status`` runs nothing, and has no ``--``.
 
     Raises:
         SystemExit: What was run did not end well, or help was asked for.
         UserError: The options are wrong.
     """
     words = list(argv)
+    if words[:1] == ["status"]:
+        _show_status(words[1:])
+        return
     cut = words.index("--") if "--" in words else len(words)
-    place: Local | Slurm | Tpu | Gke = parse(Place, words[:cut], "./launch.sh", _DESCRIPTION)
+    place: Local | Slurm | Kubernetes | Sky = parse(Place, words[:cut], "./launch.sh", _DESCRIPTION)
     if cut == len(words):
         raise UserError(f"there is no --, which comes before what is to be run: {_USAGE}")
     run_id = place.known_run_id()

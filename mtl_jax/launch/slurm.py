@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from tyro.conf import UseAppendAction
 
@@ -26,10 +26,10 @@ from mtl_jax.launch.options import (
     quoted,
     refuse_unprintable,
 )
-from mtl_jax.studies.settings import DONE
+from mtl_jax.studies.work_queue import forgive
 
 # A cluster that sets no other MaxArraySize takes indices up to 1000.
-_MOST_PARTS = 1000
+_MOST_WORKERS = 1000
 # See "--time" of sbatch.
 _TIME = r"\d{1,9}(:\d{1,9}){0,2}|\d{1,9}-\d{1,9}(:\d{1,9}){0,2}|(?i:unlimited|infinite)"
 
@@ -62,40 +62,31 @@ exit "$status"
 """
 
 
-class _Parts(NamedTuple):
-    """The jobs of a study.
-
-    Attributes:
-        lines: How many groups of arms it has.
-        waiting: How many of them are not done.
-        of: In how many parts they are trained.
-        chosen: The numbers of the parts that have something to train.
-    """
-
-    lines: int
-    waiting: int
-    of: int
-    chosen: Sequence[int]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slurm(Options):
     """Write and submit sbatch files.
 
-    A training run is a job of --tasks processes. A study is an array of jobs, one arm each,
-    and a job that gathers their results into the report when all have ended; its options are
-    those of one arm, and only arms that are not done are queued. A job that is told to end
-    saves, and is queued again; so is one that crashed, a few times.
+    A training run is a job of --tasks processes. A study is an array of --workers jobs, which
+    share its arms, and a job that gathers their results into the report when all have ended; its
+    options are those of one worker. A job that is told to end saves, and is queued again; so is
+    one that crashed, a few times.
     """
+
+    workers: int = 8
+    """jobs that share the arms of a study; one that finds none left ends at once"""
 
     nodes: int = 1
     """machines"""
     tasks: int = 1
-    """processes, over all machines; several share each batch"""
+    """processes, over all machines; several share each batch, with --gpus-per-node one for each \
+GPU"""
     cpus_per_task: int | None = None
     """processor cores of each process"""
     gpus_per_task: int | None = None
-    """GPUs of each process"""
+    """GPUs of each process, which sees no others"""
+    gpus_per_node: int | None = None
+    """GPUs of each machine: a process for each, which sees all of them, as NCCL needs for the \
+fastest ways between them, and computes on its own"""
     devices_per_task: int | None = None
     """CPU devices of each process; by default as many as XLA_FLAGS says, else 1"""
     memory: str | None = None
@@ -110,10 +101,6 @@ class Slurm(Options):
     """how often a job that was told to end and has saved is queued again at most"""
     max_retries: int = 2
     """how often a job that crashed is queued again, to go on from its last checkpoint"""
-    most_at_once: int | None = None
-    """jobs of a study that may run at once; by default as many as fit"""
-    parts: int | None = None
-    """jobs of a study; by default one for each arm, and at most 1000"""
     sbatch: Annotated[tuple[str, ...], UseAppendAction] = ()
     """a further option for sbatch, as --sbatch=--account=name; again for more"""
     setup: Annotated[tuple[str, ...], UseAppendAction] = ()
@@ -123,14 +110,25 @@ class Slurm(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._refuse_outside(1, 100_000, "nodes", "tasks", "most_at_once")
+        self._refuse_outside(1, 100_000, "nodes", "tasks")
         self._refuse_outside(1, 1024, "cpus_per_task", "gpus_per_task", "devices_per_task")
-        self._refuse_outside(1, _MOST_PARTS, "parts")
+        self._refuse_outside(1, 1024, "gpus_per_node")
+        self._refuse_outside(1, _MOST_WORKERS, "workers")
         # Of the second sbatch says so.
         self._refuse_outside(0, 65_535, "max_requeues", "signal_seconds", "max_retries")
         self._refuse_unlike(_TIME, "04:00:00, 90 (minutes) or 1-12 (days-hours)", "time")
         self._refuse_unlike(r"(?i:\d{1,15}([kmgt]b?)?)", "32G", "memory")
         self._refuse_unlike_options("sbatch", "--account=name")
+        if self.gpus_per_node:
+            if self.gpus_per_task:
+                raise UserError("--gpus-per-node and --gpus-per-task exclude each other: use one")
+            one_each = self.nodes * self.gpus_per_node
+            if self.tasks not in (1, one_each):
+                raise UserError(
+                    f"--tasks {self.tasks} must be {one_each}, one for each of --gpus-per-node "
+                    f"{self.gpus_per_node} on --nodes {self.nodes}: leave it out"
+                )
+            object.__setattr__(self, "tasks", one_each)
         if self.tasks < self.nodes:
             raise UserError(f"--tasks {self.tasks} must be at least --nodes {self.nodes}")
 
@@ -143,13 +141,7 @@ class Slurm(Options):
         work.refuse_tasks(self.tasks)
         folder = (expanded(self.folder) / run_id).absolute()
         refuse_unprintable("--folder", str(folder))
-        if work.study:
-            # The machine of the jobs may have another number of seeds in a group than this one.
-            work = work.flagged("--seeds-at-once", "1")
-        files = {}
-        parts = self._parts(work) if work.study else None
-        if parts is None or parts.waiting:
-            files["job.sbatch"] = self._job(work, run_id, folder, parts)
+        files = {"job.sbatch": self._job(work, run_id, folder)}
         if work.study:
             files["gather.sbatch"] = self._gather(work, run_id, folder)
         for text in files.values():
@@ -158,43 +150,31 @@ class Slurm(Options):
             self._show(folder, files)
             return 0
         need("sbatch", "run this on a machine of a Slurm cluster")
+        if work.study:
+            # Whoever asks again has mended what arms have failed of.
+            forgive(work.claims)
         _write(folder, files)
-        job = None
-        if "job.sbatch" in files:
-            job = _submit(folder / "job.sbatch")
-            print(job)
-            say(f"job {job} runs {folder / 'job.sbatch'}; {folder} gets what it says")
-        if parts is not None and parts.waiting < parts.lines:
-            say(f"{parts.lines - parts.waiting} of {parts.lines} arms are done, and not queued")
-        if "gather.sbatch" in files:
+        job = _submit(folder / "job.sbatch")
+        print(job)
+        say(f"job {job} runs {folder / 'job.sbatch'}; {folder} gets what it says")
+        if work.study:
             try:
                 gather = _submit(*_after(job), folder / "gather.sbatch")
             except UserError:
-                if job is not None:
-                    subprocess.run(["scancel", job], check=False)  # noqa: S603, S607
+                subprocess.run(["scancel", job], check=False)  # noqa: S603, S607
                 raise
             print(gather)
-            when = " when all of its tasks have ended" if job else ""
-            say(f"job {gather} gathers the results{when}")
+            say(f"job {gather} gathers the results when all of its workers have ended")
+            say(f"how far they are: ./launch.sh status --workdir {shlex.quote(work.workdir)}")
         return 0
 
-    def _parts(self, work: Work) -> _Parts:
-        command = work.command(python(), "--list-arms")
-        listed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # noqa: S603
-        if listed.returncode:
-            raise UserError(f"the arms of {work.name} can't be listed: the line above says why")
-        lines = listed.stdout.splitlines()
-        count = min(self.parts or _MOST_PARTS, len(lines))
-        waiting = [number for number, line in enumerate(lines) if not line.endswith(DONE)]
-        return _Parts(len(lines), len(waiting), count, sorted({line % count for line in waiting}))
-
-    def _job(self, work: Work, run_id: str, folder: Path, parts: _Parts | None) -> str:
+    def _job(self, work: Work, run_id: str, folder: Path) -> str:
         own: list[str] = []
         job, log = "$SLURM_JOB_ID", "%j.log"
-        if parts is not None:
-            most = f"%{self.most_at_once}" if self.most_at_once else ""
-            own, log = [f"--array={_ranges(parts.chosen)}{most}"], "%A_%a.log"
+        if work.study:
+            own, log = [f"--array=0-{self.workers - 1}"], "%A_%a.log"
             job = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+            work = work.worker()
         options = [
             *self._options(f"{work.name}-{run_id}", folder / log, own),
             *self._resources(),
@@ -203,21 +183,17 @@ class Slurm(Options):
             *self.sbatch,
         ]
         command = (work if self.tasks == 1 else work.distributed()).command(python())
-        line = quoted([*self._srun(), *command])
-        if parts is not None:
-            line += f' "--part=$SLURM_ARRAY_TASK_ID/{parts.of}"'
         return "\n".join(
             [
                 *_head(options),
                 "# Caught and not ignored: this shell outlives a SIGTERM that its tasks get.",
                 "trap : TERM",
                 *self._body(),
-                commented(line),
+                commented(quoted([*self._srun(), *command])),
                 _END.format(
                     job=job,
                     saved="|".join(map(str, GONE_ON_WITH)),
-                    # A part of a study has kept what an arm of it failed with, and gone on.
-                    ended="|".join(map(str, (0, 1, MISTAKE) if parts else (0, MISTAKE))),
+                    ended="|".join(map(str, (0, MISTAKE))),
                     requeues=self.max_requeues,
                     retries=self.max_retries,
                     crashes=quoted([f"{folder}/crashes-"]),
@@ -254,8 +230,14 @@ class Slurm(Options):
             f"--ntasks={self.tasks}",
             *([f"--cpus-per-task={self.cpus_per_task}"] if self.cpus_per_task else []),
             *([f"--gpus-per-task={self.gpus_per_task}"] if self.gpus_per_task else []),
+            *(self._gpus_of_node if self.gpus_per_node else []),
             *([f"--mem={self.memory}"] if self.memory else []),
         ]
+
+    @property
+    def _gpus_of_node(self) -> list[str]:
+        # None is bound to a task: JAX takes the one whose number is the task's on its machine.
+        return [f"--gpus-per-node={self.gpus_per_node}", f"--ntasks-per-node={self.gpus_per_node}"]
 
     def _body(self) -> list[str]:
         """What comes before the run: the folder, the environment, the user's own commands."""
@@ -272,7 +254,8 @@ class Slurm(Options):
         # The others of a task that has ended may be about to end, too, and are given the time;
         # the number of cores is not taken over from the job.
         cores = [f"--cpus-per-task={self.cpus_per_task}"] if self.cpus_per_task else []
-        return ["srun", "--kill-on-bad-exit=0", "--wait=60", *cores]
+        unbound = ["--gpu-bind=none"] if self.gpus_per_node else []
+        return ["srun", "--kill-on-bad-exit=0", "--wait=60", *cores, *unbound]
 
     def _show(self, folder: Path, files: dict[str, str]) -> None:
         for name, text in files.items():
@@ -281,9 +264,6 @@ class Slurm(Options):
         submit = quoted(["sbatch", "--parsable", str(folder / "job.sbatch")])
         if "gather.sbatch" not in files:
             print(submit)
-            return
-        if "job.sbatch" not in files:
-            print(quoted(["sbatch", "--parsable", str(folder / "gather.sbatch")]))
             return
         gather = quoted(["--kill-on-invalid-dep=yes", str(folder / "gather.sbatch")])
         print(f"job=$({submit})")
@@ -298,19 +278,8 @@ def _head(options: Sequence[str]) -> list[str]:
     return ["#!/usr/bin/env bash", *lines, ""]
 
 
-def _after(job: str | None) -> list[str]:
-    return [f"--dependency=afterany:{job}", "--kill-on-invalid-dep=yes"] if job else []
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as --array has them: ``0-2,5``."""
-    found: list[list[int]] = []
-    for number in numbers:
-        if found and number == found[-1][-1] + 1:
-            found[-1][1:] = [number]
-        else:
-            found.append([number])
-    return ",".join("-".join(map(str, ends)) for ends in found)
+def _after(job: str) -> list[str]:
+    return [f"--dependency=afterany:{job}", "--kill-on-invalid-dep=yes"]
 
 
 def _write(folder: Path, files: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -349,6 +350,14 @@ class Workdir:
             raise UserError(
                 f"another process is working in {self.path}: wait for it, or use another --workdir"
             )
+
+    def forget_lock(self) -> None:
+        """Has the next one to work here lock a new file: who held the old one is known to be dead.
+
+        A lease tells that of a machine whose locks its file server would keep.
+        """
+        with contextlib.suppress(OSError):
+            (self.path / ".lock").unlink()
 
     def _unusable(self, _folder: Path, error: OSError) -> UserError:
         return UserError(

@@ -27,6 +27,7 @@ from mtl_jax.core.command_line import one_line
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import Preempted, UserError
 from mtl_jax.core.file_lock import LEASE_SECONDS
+from mtl_jax.runs.workdir import Workdir
 from mtl_jax.studies.environment import circumstances
 from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.judge import note_circumstances
@@ -101,7 +102,8 @@ def work(plan: Plan, pool: InputsPool, tries: int = 2, lease_seconds: float = LE
     """Trains arms that no other worker has, until none is left, each in its own folder.
 
     Arms that other workers have are left to them; of one that has died, whoever comes next to
-    look takes its arms. There is no report: see ``gather``.
+    look takes its arms. There is no report: see ``gather``. Where this process was silent for its
+    lease, as one that was suspended, and has lost its arm, it ends at once with status 75.
 
     Args:
         plan: The study.
@@ -228,7 +230,13 @@ class _Queue:
             yield group, [group[0].config, *(self._inputs[number] for number in taken[1])]
 
     def _take(self) -> tuple[list[str], list[int]]:
-        return (self._queue.take(), self._queue.kept_inputs) if self._queue else ([], [])
+        if self._queue is None:
+            return [], []
+        names = self._queue.take()
+        for name in filter(self._queue.was_left_by_dead, names):
+            # A file server may keep the lock of a machine that is gone, for ever on NFSv3.
+            Workdir(self._arms[name].config.workdir).forget_lock()
+        return names, self._queue.kept_inputs
 
     def end(self, arm: Arm, outcome: Mapping[str, Any], seconds: float) -> None:
         """Says how the training of an arm has ended, after so many seconds."""
@@ -270,10 +278,10 @@ def _train_arms(
 ) -> None:
     """Trains what the queue gives; ``keep`` takes the outcome of each arm."""
     distributed.call_on_all(functools.partial(_refuse_impossible, queue.waiting, pool))
-    reported = time.monotonic()
+    reported, trained = time.monotonic(), 0
     for group, needed in queue.groups():
         began = time.monotonic()
-        if reporter and began - reported >= reporter.plan.report_every:
+        if reporter and trained and began - reported >= reporter.plan.report_every:
             reporter.so_far()
             reported = time.monotonic()
         preemption.leave_if_due(anew=True)
@@ -283,6 +291,7 @@ def _train_arms(
         for arm, outcome in zip(group, _train_group(group, pool, ledger), strict=True):
             keep(arm, outcome)
             queue.end(arm, outcome, (time.monotonic() - began) / len(group))
+        trained += len(group)
 
 
 def _refuse_impossible(waiting: Sequence[Sequence[Arm]], pool: InputsPool) -> None:

@@ -110,6 +110,10 @@ class WorkQueue:
                 time.sleep(min(_LOOK_EVERY, self._claims.lease / 4))
                 fresh = self._list()
 
+    def was_left_by_dead(self, arm: str) -> bool:
+        """Whether the worker that had a claimed arm before has died with it."""
+        return self._known[arm].ends[-2:-1] == [None]
+
     def end(self, arm: str, how: How, content: Mapping[str, Any]) -> None:
         """Says how the training of a claimed arm has ended; see ``Claims.end``."""
         self._claims.end(arm, how, content)

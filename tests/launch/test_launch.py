@@ -15,6 +15,7 @@ from mtl_jax.core.command_line import guarded
 from mtl_jax.launch.__main__ import main
 from mtl_jax.launch.command import read_work
 from tests.launching import AWKWARD, recorded, recorder, shellcheck, shown
+from tests.test_docs import commands
 
 ROOT = Path(__file__).parents[2]
 OWN_STUDY = ROOT / "experiments" / "examples" / "own_study.py"
@@ -58,8 +59,8 @@ def test_a_run_without_a_folder_gets_one_of_its_run_id(capsys):
     assert "--workdir=runs/train-" in made[0]
 
 
-GKE = ["gke", "--image=i", "--claim=c", "--dry-run"]
-TPU = ["tpu", "--name=n", "--zone=z", "--dry-run"]
+K8S = ["kubernetes", "--image=i", "--claim=c", "--dry-run"]
+SKY = ["sky", "--dry-run"]
 SECOND_LINE = "x\ntouch f #"
 # Values that no place takes, by the place and the option; what is to be run is right.
 WRONG_VALUES = [
@@ -82,7 +83,7 @@ WRONG_VALUES = [
     ],
     *[
         (["slurm", "--dry-run"], option, value)
-        for option in ("parts", "most-at-once", "signal-seconds", "max-requeues", "max-retries")
+        for option in ("workers", "signal-seconds", "max-requeues", "max-retries")
         for value in ("-1", "1000000000")
     ],
     *[(["local", "--dry-run"], "tasks", value) for value in ("-1", "1000000000", "9" * 5000)],
@@ -90,7 +91,7 @@ WRONG_VALUES = [
     *[(["local", "--dry-run"], "retries", value) for value in ("-1", "1000000000")],
     *[(["local", "--dry-run"], "run-id", value) for value in ("a\n", "../x", "x" * 101)],
     *[
-        (GKE, option, value)
+        (K8S, option, value)
         for option in (
             *("image", "claim", "mount", "memory", "accelerator", "topology", "namespace"),
             *("python", "run-id"),
@@ -98,49 +99,47 @@ WRONG_VALUES = [
         for value in ("", SECOND_LINE, "\udcff")
     ],
     *[
-        (GKE, "image", value)
+        (K8S, "image", value)
         for value in (
             *("I", "/i", "i/", "a//b", "a:b:c", "i:", "i@sha256:abc", "i:.tag", "a b", "-i"),
             *("i:" + "t" * 129, "x/" * 200 + "i", "host:port/i"),
         )
     ],
     *[
-        (GKE, option, value)
+        (K8S, option, value)
         for option in ("claim", "namespace")
         for value in ("A", "a_b", "-a", "a-", "a" * 64, "../etc")
     ],
-    (GKE, "namespace", "a.b"),
+    (K8S, "namespace", "a.b"),
     *[
-        (GKE, "mount", value)
+        (K8S, "mount", value)
         for value in ("x", "/", "//runs", "/runs/../etc", "/runs/./x", "/runs//x", "/..", "/a:b")
     ],
-    *[(GKE, "memory", value) for value in ("0", "0Gi", "0.0Gi", "-1Gi", "32GB", "Gi", "1e400")],
-    *[(GKE, "topology", value) for value in ("2", "0x4", "2x", "2x-4", "x", "2X4")],
-    *[(GKE, "accelerator", value) for value in ("a b", "-a", "a" * 64, "a/b")],
+    *[(K8S, "memory", value) for value in ("0", "0Gi", "0.0Gi", "-1Gi", "32GB", "Gi", "1e400")],
+    *[(K8S, "topology", value) for value in ("2", "0x4", "2x", "2x-4", "x", "2X4")],
+    *[(K8S, "accelerator", value) for value in ("a b", "-a", "a" * 64, "a/b")],
     *[
-        (GKE, option, value)
+        (K8S, option, value)
         for option in (
             *("tasks", "cpus-per-task", "gpus-per-task", "tpus-per-task", "grace-seconds"),
             "devices-per-task",
         )
         for value in ("0", "-1", "1000000000")
     ],
-    (GKE, "max-restarts", "-1"),
+    (K8S, "max-restarts", "-1"),
     *[
-        (TPU, option, value)
-        for option in (
-            *("name", "zone", "project", "accelerator-type", "version", "gcloud", "setup"),
-            "run-id",
-        )
-        for value in ("", "\udcff")
+        (SKY, option, value)
+        for option in ("volume", "infra", "accelerators", "image", "mount", "setup", "run-id")
+        for value in ("", "\udcff", *(() if option == "setup" else (SECOND_LINE,)))
     ],
-    *[
-        (TPU, option, value)
-        for option in ("name", "zone", "project", "accelerator-type", "version", "gcloud")
-        for value in (SECOND_LINE, "a b", "A/b", "../etc")
-    ],
-    *[(TPU, "name", value) for value in ("1a", "a.b", "a" * 64, "-a")],
-    *[(TPU, option, "-1") for option in ("max-restarts", "max-retries", "pause-seconds")],
+    *[(SKY, "accelerators", value) for value in ("H100:", "8", "H100 8")],
+    *[(SKY, option, value) for option in ("cpus", "memory") for value in ("x", "8++", "-1")],
+    *[(SKY, option, "-1") for option in ("tasks", "max-restarts", "disk-size")],
+    *[(K8S, option, "0") for option in ("workers", "shm")],
+    *[(K8S, "queue", value) for value in ("A", "a b", "")],
+    *[(K8S, "node-selector", value) for value in ("a", "a b=c", "a=b c", "")],
+    *[(K8S, "exclusive-topology", value) for value in ("a b", "/x", "")],
+    (K8S, "spot", "moon"),
 ]
 
 
@@ -161,14 +160,20 @@ def test_values_that_the_places_take(capsys):
         (["slurm"], "time", ("90", "90:00", "4:00:00", "1-12", "1-12:30:00", "UNLIMITED")),
         (["slurm"], "memory", ("0", "32", "32G", "512mb")),
         (["slurm"], "partition", ("gpu,cpu", "p q", "é")),
-        (GKE, "image", ("i", "a/b", "host:5000/a__b/c-d:1.0", f"gcr.io/p/i:T@sha256:{'a' * 64}")),
-        (GKE, "claim", ("c", "a.b-c", "1")),
-        (GKE, "mount", ("/runs", "/mnt/runs/", "/data")),
-        (GKE, "memory", ("32Gi", "1.5Gi", "100M", "0.5Gi")),
-        (GKE, "topology", ("2x4", "4x4x8")),
-        (TPU, "name", ("a", "my-slice-2")),
-        (TPU, "project", ("my-project", "example.com:my-project")),
-        (TPU, "setup", ("a\nb\tc",)),
+        (
+            K8S,
+            "image",
+            ("i", "a/b", "host:5000/a__b/c-d:1.0", f"gcr.io/p/i:T@sha256:{'a' * 64}"),
+        ),
+        (K8S, "claim", ("c", "a.b-c", "1")),
+        (K8S, "mount", ("/runs", "/mnt/runs/", "/data")),
+        (K8S, "memory", ("32Gi", "1.5Gi", "100M", "0.5Gi")),
+        (K8S, "topology", ("2x4", "4x4x8")),
+        (K8S, "node-selector", ("a=b", "x.y/z=", "pool=a100")),
+        (SKY, "infra", ("gcp", "gcp/us-central1", "*/us-east-1", "k8s/my-context")),
+        (SKY, "accelerators", ("H100", "H100:8", "A100-80GB:4", "tpu-v5litepod-8")),
+        (SKY, "cpus", ("8", "8+", "0.5")),
+        (SKY, "setup", ("a\nb\tc",)),
     ):
         for value in values:
             folder = "/runs/x" if option != "mount" else f"{value.rstrip('/')}/x"
@@ -179,17 +184,20 @@ def test_values_that_the_places_take(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([*GKE, "--", "train", "--workdir=/runs/../etc"], ["--workdir /runs/../etc", "'..'"]),
-        ([*GKE, "--", "train", "--workdir=/runs/./x"], ["--workdir /runs/./x"]),
-        ([*GKE, "--", "train", "--workdir=runs/x"], ["--workdir runs/x"]),
-        ([*TPU, "--", "train", "--workdir=/mnt/../etc"], ["--workdir /mnt/../etc", "'..'"]),
+        (
+            [*K8S, "--", "train", "--workdir=/runs/../etc"],
+            ["--workdir /runs/../etc", "'..'"],
+        ),
+        ([*K8S, "--", "train", "--workdir=/runs/./x"], ["--workdir /runs/./x"]),
+        ([*K8S, "--", "train", "--workdir=runs/x"], ["--workdir runs/x"]),
+        ([*SKY, "--", "train", "--workdir=/runs/../etc"], ["--workdir /runs/../etc", "'..'"]),
         (["slurm", "--dry-run", "--", "train", "--workdir="], ["--workdir is empty"]),
         (
             ["slurm", "--dry-run", "--", "train", "--train-file=\udcff.csv"],
             ["xff.csv", "is no UTF-8 text"],
         ),
-        ([*GKE, "--", "train", "--train-file=\udcff.csv"], ["is no UTF-8 text"]),
-        ([*TPU, "--", "train", "--train-file=\udcff.csv", "--workdir=/m/x"], ["is no UTF-8 text"]),
+        ([*K8S, "--", "train", "--train-file=\udcff.csv"], ["is no UTF-8 text"]),
+        ([*SKY, "--", "train", "--train-file=\udcff.csv"], ["is no UTF-8 text"]),
         (["local", "--dry-run", "--", "train", "--seed=-1"], ["--seed -1"]),
         (["local"], ["there is no --", "-- train|experiment"]),
         (["local", "--"], ["write train, or experiment"]),
@@ -219,13 +227,14 @@ def test_values_that_the_places_take(capsys):
         (["slurm", "--sbatch=account", "--", "train"], ["--sbatch 'account'"]),
         (["slurm", "--signal-seconds=-1", "--", "train"], ["--signal-seconds -1"]),
         (["slurm", "--", "train"], ["sbatch was not found", "--dry-run"]),
-        (["tpu", "--name=n", "--zone=z", "--", "train"], ["name one with --workdir"]),
-        (["tpu", "--name=n", "--zone=z", "--", "train", "--workdir=gs://b/x"], ["gs://b/x"]),
-        (["tpu", "--name=n", "--zone=z", "--", "train", "--workdir=x"], ["own disk"]),
-        (["tpu", "--name=n", "--zone=z", "--", "train", "--workdir=/m/x"], ["gcloud was not"]),
-        (["gke", "--claim=c", "--", "train"], ["--image"]),
-        (["gke", "--image=i", "--claim=c", "--", "train", "--workdir=/x"], ["--mount /runs"]),
-        (["gke", "--image=i", "--claim=c", "--mount=x", "--", "train"], ["--mount x"]),
+        ([*SKY, "--", "train", "--workdir=gs://b/x"], ["--workdir gs://b/x"]),
+        ([*SKY, "--", "train", "--workdir=/x"], ["gone with its machine", "--mount /runs"]),
+        (["kubernetes", "--claim=c", "--", "train"], ["--image"]),
+        (
+            ["kubernetes", "--image=i", "--claim=c", "--", "train", "--workdir=/x"],
+            ["--mount /runs"],
+        ),
+        (["kubernetes", "--image=i", "--claim=c", "--mount=x", "--", "train"], ["--mount x"]),
         (["moon", "--", "train"], ["moon"]),
     ],
 )
@@ -513,31 +522,40 @@ def test_a_job_of_several_tasks(capsys, tmp_path, monkeypatch):
     assert recorded(srun) == [[*srun_flags, *command]] * 10
 
 
-def test_only_arms_that_are_not_done_are_queued(capsys, tmp_path, monkeypatch):
-    """What stands in for the interpreter lists the arms as a study does."""
-    listing = tmp_path / "listing"
-    lists = f"print(pathlib.Path({str(listing)!r}).read_text(), end='')"
-    monkeypatch.setattr(sys, "executable", str(recorder(tmp_path / "python", lists)))
+def test_a_study_is_an_array_of_workers(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", "/no/interpreter/reads/a/corpus")
     words = ["--", "experiment", "freezing", "--workdir=s"]
+    options = ["--dry-run", "--run-id=a", "--folder=f", "--workers=3", "--gpus-per-task=1"]
+    text = shown(capsys, "slurm", *options, *words)
+    _, job, gather, end = re.split("(?m)^# (?:/.*sbatch|Submitted with:)\n", text)
+    shellcheck(job, gather)
+    assert "#SBATCH --array=0-2\n" in job
+    command = f"{sys.executable} -m mtl_jax study freezing --workdir=s"
+    assert f"srun --kill-on-bad-exit=0 --wait=60 {command} --worker\n" in job
+    assert gather.endswith(f"exec env JAX_PLATFORMS=cpu {command} --gather\n\n")
+    assert end.splitlines()[1].startswith('sbatch --parsable --dependency="afterany:${job%%;*}" ')
+    assert list(tmp_path.iterdir()) == []
 
-    def jobs(done, *more):
-        lines = [f"arm, seed {i}{' (done)' if i in done else ''}\n" for i in range(8)]
-        listing.write_text("".join(lines))
-        text = shown(capsys, "slurm", "--dry-run", "--run-id=a", "--folder=f", *more, *words)
-        job, _, end = text.partition("# Submitted with:\n")
-        shellcheck(*re.split("(?m)^# /.*sbatch\n", job)[1:])
-        arrays = [line.partition("=")[2] for line in job.splitlines() if "--array" in line]
-        parts = re.findall(r"--part=\$SLURM_ARRAY_TASK_ID/(\d+)", job)
-        return arrays, parts, end
 
-    assert jobs(())[:2] == (["0-7"], ["8"])
-    assert jobs((0, 3, 4))[:2] == (["1-2,5-7"], ["8"])
-    assert jobs((0, 1, 3, 5, 7), "--most-at-once=3")[:2] == (["2,4,6%3"], ["8"])
-    # Each of these parts is every third arm.
-    assert jobs((0, 3, 6), "--parts=3")[:2] == (["1-2"], ["3"])
-    gather = tmp_path / "f" / "a" / "gather.sbatch"
-    assert jobs(range(8)) == ([], [], f"sbatch --parsable {gather}\n")
-    own = ["--workdir=s", "--seeds-at-once=1", "--list-arms"]
-    command = ["-m", "mtl_jax", "study", "freezing", *own]
-    assert recorded(tmp_path / "python") == [command] * 5
+def test_each_process_of_a_machine_sees_all_of_its_gpus(capsys):
+    options = ["--dry-run", "--nodes=2", "--gpus-per-node=8", "--", "train", "--workdir=x"]
+    job = shown(capsys, "slurm", *options)
+    for line in ("--ntasks=16", "--gpus-per-node=8", "--ntasks-per-node=8"):
+        assert f"#SBATCH {line}\n" in job
+    assert " --gpu-bind=none " in job
+    # JAX itself takes the one whose number the task has on its machine.
+    assert "JAX_LOCAL_DEVICE_IDS" not in job
+    for wrong in (["--tasks=3"], ["--gpus-per-task=1"]):
+        assert guarded(main, ["slurm", *wrong, *options]) == 2
+        assert f"{wrong[0].partition('=')[0]} " in capsys.readouterr().err
+
+
+def test_the_commands_of_the_page_on_clusters_run(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    places = []
+    for words in commands(ROOT / "docs" / "clusters.md"):
+        if words[0] == "./launch.sh" and words[1] != "status":
+            assert shown(capsys, words[1], "--dry-run", *words[2:])
+            places.append(words[1])
+    assert {*places} == {"local", "slurm", "kubernetes", "sky"}

@@ -1,5 +1,6 @@
 """In what order workers take arms, and which they do not."""
 
+import os
 import random
 import subprocess
 import sys
@@ -150,6 +151,19 @@ def test_names_of_claims_fit_in_a_folder():
     long = [claim_name(f"/runs/{'a' * 230}{end}") for end in "bc"]
     assert long[0] != long[1]
     assert max(map(len, long)) < 200
+
+
+def test_the_folder_is_not_listed_for_each_arm(open_queue, monkeypatch):
+    """Of as many arms as there may be, each costs one link and one mark."""
+    listed, links = [], []
+    monkeypatch.setattr(work_queue, "standings", lambda f: listed.append(f) or standings(f))
+    link = os.link
+    monkeypatch.setattr(os, "link", lambda *names: links.append(names) or link(*names))
+    began = time.monotonic()
+    assert len(drain(open_queue(units(4, 20, 5)))) == 400
+    assert len(links) == 400
+    # At the beginning and the end, and every five seconds.
+    assert len(listed) <= 3 + (time.monotonic() - began) / 5
 
 
 WORKER = """

@@ -1,5 +1,6 @@
 """A study of several workers at once, and one more call that gathers what they have left."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -7,19 +8,23 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from mtl_jax.core.errors import UserError
+from mtl_jax.core.file_lock import hold
+from mtl_jax.studies import leases
 from mtl_jax.studies.builtin.freezing import Freezing, plan_of, run
 from mtl_jax.studies.inputs_pool import InputsPool
-from mtl_jax.studies.leases import standings
+from mtl_jax.studies.leases import Claims, standings
 from mtl_jax.studies.results_store import listed, opened
 from mtl_jax.studies.runner import conduct, gather, work
 from mtl_jax.studies.settings import StudySettings
 from tests import forked
 from tests.conftest import write_record
 from tests.faults.runs import without_times
+from tests.faults.workers import Kills, disturbed, results
 
 SCENARIOS = ("all_frozen", "backbone_frozen", "top_1")
 
@@ -144,27 +149,16 @@ def test_arms_that_are_done_are_listed_as_such(plan, tmp_path):
 
 
 def test_a_study_under_kills_leaves_what_an_undisturbed_one_does(whole, small_flags, tmp_path):
-    """Four workers, of which one after the other is killed in the midst of an arm."""
+    """As ``python -m tests.faults.workers``, which has more workers, arms and kills."""
     folder = tmp_path / "study"
-    asked = [*words(folder, small_flags), "--worker"]
-    workers = [started("experiments.freezing", *asked) for _ in range(2)]
-    for _ in range(3):
-        process = workers.pop(0)
-        assert process.stderr is not None
-        if any(" of 3: " in line for line in process.stderr):
-            process.send_signal(signal.SIGKILL)
-        end(process)
-        workers.append(started("experiments.freezing", *asked))
-    for process in workers:
-        status, _, err = end(process)
-        assert status == 0, err
+    asked = Kills(workdir=str(folder), workers=2, kills=3)
+    command = [sys.executable, "-m", "experiments.freezing", *words(folder, small_flags)]
+    killed = disturbed(folder, [*command, "--worker"], asked, forked.Popen)
     assert end(start(folder, small_flags, "--gather"))[0] == 0
-    assert [without_times(line) for line in lines(folder)] == [
-        without_times(line) for line in lines(whole)
-    ]
+    assert results(folder) == results(whole)
     known = standings(folder / "queue")
     assert all(standing.done for standing in known.values())
-    assert sum(standing.deaths for standing in known.values()) >= 2
+    assert 1 <= sum(standing.deaths for standing in known.values()) <= killed
 
 
 _KILLED = """
@@ -172,7 +166,6 @@ import os, shutil, signal, sys
 from pathlib import Path
 from mtl_jax.studies.builtin import freezing
 from mtl_jax.studies import results_store as ledger
-from mtl_jax.runs.workdir import Workdir
 def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
 def kill_within(folder, **_):
     if Path(folder).exists(): kill()
@@ -226,6 +219,7 @@ def test_an_arm_without_a_result_is_counted_as_failed(plan, tmp_path, capsys):
     with pytest.raises(UserError, match=r"no arm .* the first failed with: it was not begun"):
         gather(plan, InputsPool(), "", 0.0)
     assert work(only(plan, SCENARIOS[0]), InputsPool()) == 0
+    capsys.readouterr()
     # One that failed says why when it is gathered, until it has been trained after all.
     taken = tmp_path / "study" / "arms" / "backbone_frozen-seed0"
     taken.mkdir()
@@ -277,11 +271,33 @@ def test_what_is_gathered_is_of_one_backbone_and_whole(plan, tmp_path):
     assert "has other weights than the runs of it that are done" in second
 
 
+def test_an_arm_of_a_dead_machine_is_taken_over_though_its_lock_is_kept(plan, monkeypatch):
+    """As a file server may do for ever; the claim is of a worker that is known to be dead."""
+    plan, _ = plan
+    plan = only(plan, SCENARIOS[0])
+    ((arm,),) = plan.groups
+    with opened(plan, shared=True), contextlib.ExitStack() as stack:
+        folder = Path(arm.config.workdir)
+        folder.mkdir(parents=True)
+        lock = hold(folder / ".lock", shared=False)
+        assert lock is not None
+        stack.enter_context(lock)
+        claims = Claims(Path(plan.workdir) / "queue", lost=lambda _reason: None)
+        stack.callback(claims.close)
+        assert claims.claim(arm.claim, 1)
+        monkeypatch.setattr(leases, "is_here", lambda _holder: False)
+        assert work(plan, InputsPool()) == 0
+    assert gather(plan, InputsPool(), "", 0.0) == 0
+
+
 def test_workers_share_the_folder_with_nobody_else(plan):
     plan, _ = plan
-    with opened(plan, shared=True), opened(plan, shared=True):
-        with pytest.raises(UserError, match="another process is working in"):
-            conduct(plan, InputsPool(), "", 0.0)
+    with (
+        opened(plan, shared=True),
+        opened(plan, shared=True),
+        pytest.raises(UserError, match="another process is working in"),
+    ):
+        conduct(plan, InputsPool(), "", 0.0)
     with opened(plan), pytest.raises(UserError, match="another process is working in"):
         work(plan, InputsPool())
 

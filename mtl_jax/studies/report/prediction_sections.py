@@ -173,7 +173,7 @@ def _residual_table(answers: Answers, task: str) -> Table:
         Row(
             (
                 Cell(f"error, {name}"),
-                mean_cell({s: of[name] for s, of in errors.items()}, sign=True),
+                mean_cell({s: of[name] for s, of in errors.items()}, sign=name != "deviation"),
             )
         )
         for name in next(iter(errors.values()))
