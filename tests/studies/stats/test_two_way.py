@@ -212,8 +212,10 @@ def test_an_interval_over_seeds_alone_claims_too_much():
     for _ in range(100):
         lines = study(draw, 8, 2, hard=0.7, own=1.5)
         one, other = (qualities(lines, arm, "test") for arm in ("arm_1", REFERENCE))
-        plain = [{seed: float(value) for seed, value in each.items()} for each in (one, other)]
-        found = paired_difference(*plain)
+        found = paired_difference(
+            {seed: float(value) for seed, value in one.items()},
+            {seed: float(value) for seed, value in other.items()},
+        )
         claims += found is not None and found.p_value is not None and found.p_value <= 0.05
     assert claims > 15
 
