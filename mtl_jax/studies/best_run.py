@@ -43,22 +43,37 @@ def has_model(folder: Path) -> bool:
     return Workdir(folder).checkpoints.is_dir()
 
 
-def keep_better(arm: Arm, arms: Sequence[Arm]) -> None:
-    """Removes the checkpoints of an arm that is done, or of those that it is better than.
+class KeptModels:
+    """The checkpoints that stay while a study is trained.
 
-    Until all are done nobody knows which arm will be recommended: of each arm one run keeps its
+    Until all arms are done nobody knows which will be recommended: of each arm one run keeps its
     checkpoints, that with the best validation score, and of a study with settings one run of all.
-
-    Args:
-        arm: The arm.
-        arms: All of the study.
+    Several processes may keep one each.
     """
-    rivals = [each for each in arms if each.setting or each.name == arm.name]
-    known = {_place(each): _kept_score(each) for each in rivals}
-    scores = {place: score for place, score in known.items() if score is not None}
-    best = max(scores, key=lambda place: scores[place], default=None)
-    for place in {_place(arm), *scores} - {best}:
-        _remove(place)
+
+    def __init__(self, arms: Sequence[Arm]):
+        self._arms = arms
+        self._scores: dict[str, dict[Path, float]] = {}
+
+    def keep_better(self, arm: Arm) -> None:
+        """Removes the checkpoints of an arm that is done, or of the one that it is better than."""
+        rivals, place = self._rivals(arm), _place(arm)
+        if (score := _kept_score(arm)) is not None:
+            rivals[place] = score
+        there = [each for each in rivals if has_model(each)]
+        best = max(there, key=lambda each: rivals[each], default=None)
+        for each in {place, *there} - {best}:
+            _remove(each)
+            rivals.pop(each, None)
+
+    def _rivals(self, arm: Arm) -> dict[Path, float]:
+        """The runs of which one keeps its checkpoints, those that a call before has left, too."""
+        group = "" if arm.setting else arm.name
+        if group not in self._scores:
+            own = [each for each in self._arms if group in ("", each.name)]
+            known = {_place(each): _kept_score(each) for each in own}
+            self._scores[group] = {p: score for p, score in known.items() if score is not None}
+        return self._scores[group]
 
 
 def keep_only_best(arms: Sequence[Arm], results: Sequence[Result], study: Path) -> None:

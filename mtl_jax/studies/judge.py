@@ -19,7 +19,8 @@ from mtl_jax.studies.settings import Report
 from mtl_jax.studies.stats.results import SPLITS, Result, read_results, results_file
 from mtl_jax.studies.text_errors import with_text_errors
 
-_RECORD = "study.json"
+# What a report says beside the results, and the trials of what was tuned.
+_RECORD, _TRIALS = "study.json", "tuning.jsonl"
 _SCHEMA = {
     "type": "object",
     "required": ["context", "failures"],
@@ -138,8 +139,8 @@ def keep(folder: Path, place: Path) -> None:
 
     Args:
         folder: Of the study.
-        place: Where ``results.jsonl.gz``, ``study.json`` and the predictions on validation and test
-            are left; what is there already of an arm is replaced.
+        place: Where ``results.jsonl.gz``, ``study.json``, ``tuning.jsonl`` and the predictions on
+            validation and test are left; what is there already of an arm is replaced.
 
     Raises:
         UserError: Something can't be read or written.
@@ -152,8 +153,9 @@ def keep(folder: Path, place: Path) -> None:
         # Without a time, so that what is the same stays the same file.
         packed = content if results.suffix == ".gz" else gzip.compress(content, mtime=0)
         (place / "results.jsonl.gz").write_bytes(packed)
-        if (record := folder / _RECORD).exists():
-            shutil.copyfile(record, place / _RECORD)
+        for name in (_RECORD, _TRIALS):
+            if (folder / name).exists():
+                shutil.copyfile(folder / name, place / name)
         for line in lines:
             for split in _KEPT_SPLITS:
                 path = predictions_path(folder, line, split)

@@ -200,7 +200,9 @@ class Claims:
         self._ended.set()
         self._thread.join()
         for arm in list(self.held):
-            self.end(arm, "left")
+            # Where that can't be written, it is found out as the claim of a dead one.
+            with contextlib.suppress(UserError):
+                self.end(arm, "left")
         # The claims are links to it, and stay.
         with contextlib.suppress(OSError):
             self._file.unlink()

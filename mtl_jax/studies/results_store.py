@@ -70,6 +70,7 @@ class ResultsStore:
             if self._inputs.setdefault(_reads(first.config), len(self.inputs)) == len(self.inputs):
                 self.inputs.append(first.config)
         self._keep_checkpoints = plan.keep_checkpoints
+        self._models = best_run.KeptModels(self.arms)
         lines = distributed.call_on_main(self._lines)
         done = {_key(line): line.get(WEIGHTS) for line in lines}
         for arm in self.arms:
@@ -172,7 +173,7 @@ class ResultsStore:
 
     def _clear(self, arm: Arm) -> None:
         if not self._keep_checkpoints:
-            best_run.keep_better(arm, self.arms)
+            self._models.keep_better(arm)
 
     def remove_shared(self) -> None:
         """Frees the disk of what only arms that are not the best one need."""

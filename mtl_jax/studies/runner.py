@@ -102,7 +102,8 @@ def work(plan: Plan, pool: InputsPool, tries: int = 2, lease_seconds: float = LE
     """Trains arms that no other worker has, until none is left, each in its own folder.
 
     Arms that other workers have are left to them; of one that has died, whoever comes next to
-    look takes its arms. There is no report: see ``gather``.
+    look takes its arms. There is no report: see ``gather``. Where this process was silent for its
+    lease, as one that was suspended, and has lost its arm, it ends at once with status 75.
 
     Args:
         plan: The study.

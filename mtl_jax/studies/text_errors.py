@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mtl_jax.data.kinds import has_label
 from mtl_jax.studies.recompute import predictions_of, predictions_path
 from mtl_jax.studies.stats.measured import Measured, contributions
 from mtl_jax.studies.stats.results import SPLITS, Result
+from mtl_jax.training.kinds.registry import KINDS
+from mtl_jax.training.prediction_counts import (
+    calibration_error_without_each,
+    class_scores_without_each,
+)
 
 if TYPE_CHECKING:
-    from mtl_jax.runs.predictions import Predictions
+    from mtl_jax.runs.predictions import Predictions, TaskPredictions
     from mtl_jax.studies.stats.measured import Parts
 
 _BY_SOURCE = "weighted_f1_by_source"
@@ -52,6 +58,9 @@ def _measured(metrics: Mapping[str, Any], texts: _Texts) -> dict[str, Any]:
             else value
             for name, value in of_task.items()
         }
+        if isinstance(error := of_task.get("ece"), float):
+            parts = functools.partial(texts.parts_of_ece, task)
+            found[task]["ece"] = Measured(error, parts)
         if by_source := of_task.get(_BY_SOURCE):
             found[task][_BY_SOURCE] = {
                 source: Measured(value, functools.partial(texts.parts, task, "weighted_f1", source))
@@ -89,11 +98,20 @@ class _Texts:
             digest.update(b"" if each is None else np.ascontiguousarray(each).tobytes())
         return digest.hexdigest()
 
+    def parts_of_ece(self, task: str) -> Parts:
+        """The same of the calibration error."""
+        of_task = self._read.tasks[task]
+        there, found = has_label(of_task.gold), np.zeros(len(of_task.gold))
+        if there.sum() > 1 and of_task.probabilities is not None:
+            sure = KINDS[of_task.kind].confidences(
+                of_task.gold[there], of_task.probabilities[there]
+            )
+            if sure is not None:
+                found[there] = contributions(calibration_error_without_each(*sure))
+        return {self._key: found}
+
     def parts(self, task: str, metric: str, source: str | None = None) -> Parts:
         """What each text contributes to a metric; see ``Measured``."""
-        from mtl_jax.data.kinds import has_label
-        from mtl_jax.training.kinds.registry import KINDS
-
         of_task = self._read.tasks[task]
         there = has_label(of_task.gold)
         if source is not None and self._read.groups is not None:
@@ -106,3 +124,35 @@ class _Texts:
             if left_out is not None:
                 found[there] = contributions(left_out)
         return {self._key: found}
+
+
+def class_scores(found: TaskPredictions) -> dict[str, dict[str, float]]:
+    """Of each class ``precision``, ``recall`` and ``f1`` that know their texts, and ``support``.
+
+    Args:
+        found: What a run has predicted; those of the same texts are paired by text.
+
+    Returns:
+        Nothing of a regression, or where no text has a label.
+    """
+    there = has_label(found.gold)
+    gold, predicted = found.gold[there], found.predicted[there]
+    if len(gold) == 0:
+        return {}
+    scores = KINDS[found.kind].per_class(gold, predicted, found.classes)
+    for number, (name, of_class) in enumerate(scores.items()):
+        true, guess = (
+            each[:, number] > 0 if each.ndim == 2 else each == number for each in (gold, predicted)
+        )
+        if len(gold) < 2:
+            continue
+        without = class_scores_without_each(true, guess)
+        scores[name] = of_class | {
+            score: Measured(of_class[score], functools.partial(_of_labelled, values))
+            for score, values in without.items()
+        }
+    return scores
+
+
+def _of_labelled(left_out: np.ndarray) -> Parts:
+    return {"labelled": contributions(left_out)}

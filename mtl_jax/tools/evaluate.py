@@ -245,7 +245,7 @@ def _tables(record: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...], _Rows
     confusion: _Rows = []
     bins: _Rows = []
     mistakes: _Rows = []
-    scores = ("precision", "recall", "f1", "support")
+    scores = ("precision", "recall", "f1", "support", "predicted")
     of_bin = ("low", "high", "count", "confidence", "accuracy")
     for task, found in record.items():
         for name, of_class in (found.get("per_class") or {}).items():

@@ -71,7 +71,11 @@ def f1_of(hits: np.ndarray, both: np.ndarray) -> np.ndarray:
         hits: Texts that have a class and are given it.
         both: Texts that have it, and those that are given it.
     """
-    return np.divide(2 * hits, both, out=np.zeros(both.shape), where=both > 0)
+    return _ratio(2 * hits, both)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros(whole.shape), where=whole > 0)
 
 
 def without_each(values: np.ndarray) -> np.ndarray:
@@ -102,6 +106,22 @@ def by_class(
     }
 
 
+def class_scores_without_each(true: np.ndarray, guess: np.ndarray) -> dict[str, np.ndarray]:
+    """``precision``, ``recall`` and ``f1`` of a class with each text left out, float64 [n].
+
+    Args:
+        true: Whether each text has the class, bool [n].
+        guess: Whether it is given it, bool [n].
+    """
+    hits = np.count_nonzero(true & guess) - (true & guess).astype(np.float64)
+    having, given = (np.count_nonzero(x) - x.astype(np.float64) for x in (true, guess))
+    return {
+        "precision": _ratio(hits, given),
+        "recall": _ratio(hits, having),
+        "f1": f1_of(hits, having + given),
+    }
+
+
 BINS = 15
 """of confidence, of equal width, that the calibration error is measured in"""
 
@@ -115,15 +135,34 @@ def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> flo
     section 2.
 
     Args:
-        confidence: The probability of each prediction, float [n], n at least 1.
-        right: Whether it is right, bool [n].
+        confidence: The probability of each prediction, float [...], one at least.
+        right: Whether it is right, bool [...].
 
     Returns:
         None where a probability is not finite.
     """
     if not np.isfinite(confidence).all():
         return None
+    places, apart = _in_bins(confidence.ravel(), right.ravel())
+    return float(np.abs(np.bincount(places, apart, BINS)).sum() / confidence.size)
+
+
+def _in_bins(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bin of each prediction, and how far its confidence is from what it came to."""
     confidence = confidence.astype(np.float64)
     places = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    apart = np.bincount(places, right - confidence, BINS)
-    return float(np.abs(apart).sum() / len(confidence))
+    return places, right - confidence
+
+
+def calibration_error_without_each(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """``expected_calibration_error`` with each text left out, float64 [n].
+
+    Args:
+        confidence: The probabilities of the m predictions of each text, float [n, m], n at least 2.
+        right: Whether they are right, bool [n, m].
+    """
+    places, apart = _in_bins(confidence, right)
+    of_text = np.zeros((len(places), BINS))
+    np.add.at(of_text, (np.arange(len(places))[:, None], places), apart)
+    left = np.abs(of_text.sum(0) - of_text).sum(1)
+    return left / (confidence.size - confidence.shape[1])

@@ -242,6 +242,22 @@ def test_the_test_split_is_not_parsed_before_it_is_asked_for(tmp_path):
         corpus.read("test")
 
 
+def test_test_texts_are_counted_by_class_without_their_texts(tmp_path):
+    files = {
+        name: write(tmp_path / f"{name}.jsonl", rows(count, mood=["up", "down", "down", "down"]))
+        for name, count in (("train", 20), ("validation", 8), ("test", 40))
+    }
+    given = {"validation_file": files["validation"], "test_file": files["test"]}
+    counts = load_corpus(config(files["train"], **given)).test_counts()
+    # The classes are in the order of their names.
+    assert counts == {"sentiment": [30, 10]}
+    # Which ones a limit keeps depends on the texts: the shares are those of validation.
+    limited = load_corpus(config(files["train"], **given, max_test_examples=20))
+    assert limited.test_counts() == {"sentiment": [15, 5]}
+    without = config(files["train"], validation_file=files["validation"])
+    assert load_corpus(without).test_counts() == {"sentiment": [6, 2]}
+
+
 def test_all_splits_are_checked_without_a_text_of_the_test_split(tmp_path):
     train = write(tmp_path / "t.jsonl", rows(40, mood=["up", "down"]))
     test = tmp_path / "u.jsonl"

@@ -35,9 +35,9 @@ FOUND = single([0, 0, 1, 1, 2, -1], PROBABILITIES)
 
 def test_scores_and_confusions_of_classes():
     assert diagnosis.per_class(FOUND) == {
-        "a": {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2},
-        "b": {"precision": pytest.approx(2 / 3), "recall": 1.0, "f1": 0.8, "support": 2},
-        "c": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1},
+        "a": {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2, "predicted": 2},
+        "b": {"precision": 2 / 3, "recall": 1.0, "f1": 0.8, "support": 2, "predicted": 3},
+        "c": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1, "predicted": 0},
     }
     assert diagnosis.confusion(FOUND).tolist() == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]
     one = marks([[1], [1], [0], [-1]], [[0.9], [0.2], [0.6], [0.9]], ("x",))

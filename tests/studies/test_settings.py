@@ -175,7 +175,7 @@ def test_every_run_that_was_asked_for_is_counted():
         ["`top_2`", "1", "0", "0", "1"],
         ["`none_frozen`", "6", "6", "0", "0"],
     ]
-    (bullets,) = [block for block in document.blocks if isinstance(block, Bullets)]
+    bullets = [block for block in document.blocks if isinstance(block, Bullets)][-1]
     assert bullets.items == (
         "`top_1` seed 3, size 8; `top_1` seed 4, size 8: diverged",
         "`top_2` seed 0, size 8: no file",

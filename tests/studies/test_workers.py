@@ -1,5 +1,6 @@
 """A study of several workers at once, and one more call that gathers what they have left."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -13,7 +14,6 @@ import pytest
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.file_lock import hold
-from mtl_jax.runs.workdir import Workdir
 from mtl_jax.studies import leases
 from mtl_jax.studies.builtin.freezing import Freezing, plan_of, run
 from mtl_jax.studies.inputs_pool import InputsPool
@@ -166,7 +166,6 @@ import os, shutil, signal, sys
 from pathlib import Path
 from mtl_jax.studies.builtin import freezing
 from mtl_jax.studies import results_store as ledger
-from mtl_jax.runs.workdir import Workdir
 def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
 def kill_within(folder, **_):
     if Path(folder).exists(): kill()
@@ -277,16 +276,18 @@ def test_an_arm_of_a_dead_machine_is_taken_over_though_its_lock_is_kept(plan, mo
     plan, _ = plan
     plan = only(plan, SCENARIOS[0])
     ((arm,),) = plan.groups
-    folder = Workdir(arm.config.workdir)
-    folder.path.mkdir(parents=True)
-    lock = hold(folder.path / ".lock", shared=False)
-    assert lock is not None
-    claims = Claims(Path(plan.workdir) / "queue")
-    assert claims.claim(arm.claim, 1)
-    monkeypatch.setattr(leases, "is_here", lambda _holder: False)
-    assert work(plan, InputsPool()) == 0
+    with opened(plan, shared=True), contextlib.ExitStack() as stack:
+        folder = Path(arm.config.workdir)
+        folder.mkdir(parents=True)
+        lock = hold(folder / ".lock", shared=False)
+        assert lock is not None
+        stack.enter_context(lock)
+        claims = Claims(Path(plan.workdir) / "queue", lost=lambda _reason: None)
+        stack.callback(claims.close)
+        assert claims.claim(arm.claim, 1)
+        monkeypatch.setattr(leases, "is_here", lambda _holder: False)
+        assert work(plan, InputsPool()) == 0
     assert gather(plan, InputsPool(), "", 0.0) == 0
-    lock.close()
 
 
 def test_workers_share_the_folder_with_nobody_else(plan):

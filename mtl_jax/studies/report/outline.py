@@ -26,6 +26,7 @@ from mtl_jax.studies.report.document import (
     Table,
     Verbatim,
 )
+from mtl_jax.studies.report.tuning_section import tuning_blocks
 from mtl_jax.studies.stats import formatting, power
 from mtl_jax.studies.stats.claims import Judgement, judge_claims
 from mtl_jax.studies.stats.doubts import doubts
@@ -63,7 +64,6 @@ class Parts:
         sources: Scores by source.
         learning: What is to be seen of training beside the learning curves.
         cost: What the arms cost.
-        tuning: What a smaller search would have found.
         statistics: How sure it all is: differences, intervals, tests.
         judgement: Of the claims, where they are tested together with the study's own questions.
         noun: What the arms are.
@@ -75,7 +75,6 @@ class Parts:
     sources: Sequence[Block] = ()
     learning: Sequence[Block] = ()
     cost: Sequence[Block] = ()
-    tuning: Sequence[Block] = ()
     statistics: Sequence[Block] = ()
     judgement: Judgement | None = None
     noun: str = "arm"
@@ -102,7 +101,7 @@ def assemble(
         ("Scores by source", parts.sources),
         ("Learning curves", [*curves(results), *parts.learning]),
         ("Cost", _cost(parts, results) if results else []),
-        ("What a smaller search would have found", parts.tuning),
+        ("What a smaller search would have found", _tuned(context)),
         (
             "Statistics",
             [*_doubts(doubtful[_NEAR:]), *parts.statistics, *_told(results)]
@@ -202,6 +201,11 @@ def _predicted(
         ),
         ("The most confident mistakes", prediction_sections.mistake_tables(answers)),
     ]
+
+
+def _tuned(context: Mapping[str, Any]) -> list[Block]:
+    folder = context.get("folder")
+    return [] if folder is None else tuning_blocks(Path(folder))
 
 
 def _doubts(words: Sequence[str]) -> list[Block]:

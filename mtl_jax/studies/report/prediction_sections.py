@@ -20,6 +20,7 @@ from mtl_jax.studies.report.cells import arm_cell, mean_cell
 from mtl_jax.studies.report.document import Block, Cell, Paragraph, Row, Table, Verbatim
 from mtl_jax.studies.report.figures import picture
 from mtl_jax.studies.stats import formatting
+from mtl_jax.studies.text_errors import class_scores
 from mtl_jax.training.kinds.registry import KINDS
 
 MISTAKES = 10
@@ -86,6 +87,11 @@ class Answers:
             return ""
         return f"Means over {len(self.runs)} seeds ± half of the 95 % t interval over seeds alone. "
 
+    @property
+    def over_texts(self) -> str:
+        """The same of scores whose intervals are over texts, too."""
+        return self.over.replace("seeds alone", "seeds and texts")
+
 
 # Scores by class.
 
@@ -106,7 +112,7 @@ def class_tables(answers: Answers) -> list[Block]:
 
 def _class_table(answers: Answers, task: str) -> Table:
     runs = answers.of(task)
-    scores = {seed: diagnosis.per_class(run) for seed, run in runs.items()}
+    scores = {seed: class_scores(run) for seed, run in runs.items()}
     several = answers.kind(task) == "multi_label"
     at_best = _at_best_thresholds(answers, task) if several else {}
     rows = []
@@ -124,7 +130,7 @@ def _class_table(answers: Answers, task: str) -> Table:
         for name, each in next(iter(scores.values())).items()
         if each["support"] and not any(of[name]["recall"] for of in scores.values())
     ]
-    note = answers.over + f"Texts are those of the {answers.split} split."
+    note = answers.over_texts + f"Texts are those of the {answers.split} split."
     if never:
         note += f" Never predicted rightly: {formatting.series(never)}."
     if several:
@@ -167,7 +173,7 @@ def _residual_table(answers: Answers, task: str) -> Table:
         Row(
             (
                 Cell(f"error, {name}"),
-                mean_cell({s: of[name] for s, of in errors.items()}, sign=True),
+                mean_cell({s: of[name] for s, of in errors.items()}, sign=name != "deviation"),
             )
         )
         for name in next(iter(errors.values()))
@@ -185,7 +191,7 @@ def class_table_of_arms(arms: Sequence[Answers], task: str) -> Table:
     """F1 of each class, an arm to a row."""
     rows, names = [], ()
     for answers in arms:
-        scores = {seed: diagnosis.per_class(run) for seed, run in answers.of(task).items()}
+        scores = {seed: class_scores(run) for seed, run in answers.of(task).items()}
         names = tuple(next(iter(scores.values())))
         cells = [mean_cell({s: of[name]["f1"] for s, of in scores.items()}) for name in names]
         rows.append(Row((arm_cell(answers.arm), *cells)))

@@ -141,25 +141,23 @@ def _curve(line: Result) -> list[float]:
 
 
 def rates_at_the_edge(results: Sequence[Result]) -> list[str]:
-    """The arms whose chosen learning rate is the lowest or the highest of those that were tried.
+    """The arms whose tuned rate, or length, is at the edge of what was tried.
 
     Args:
-        results: Lines of ``results.jsonl``; one that was tuned has ``tuning``, with ``chosen`` and
-            ``tried``, each a setting's value, and its values, by name.
+        results: Lines of ``results.jsonl``; one that was tuned has ``tuned``, with ``chosen``, the
+            settings, ``at_edge``, those of them at the edge, and ``longest``.
     """
     found: dict[str, None] = {}
     for line in results:
-        tuning = line.get("tuning") or {}
-        for name, value in (tuning.get("chosen") or {}).items():
-            tried = [each for each in (tuning.get("tried") or {}).get(name, ()) if each is not None]
-            if (
-                "learning_rate" in name
-                and len(set(tried)) > 1
-                and value in (min(tried), max(tried))
-            ):
-                side = "highest" if value == max(tried) else "lowest"
-                found[
-                    f"`{line['arm']}` was tuned to the {side} {name} that was tried, {value:g}: a "
-                    f"{'higher' if side == 'highest' else 'lower'} one may be better"
-                ] = None
+        tuned = line.get("tuned") or {}
+        for name in tuned.get("at_edge") or ():
+            found[
+                f"`{line['arm']}` was tuned to a {name} at the edge of what was tried, "
+                f"{tuned['chosen'][name]:g}: one beyond may be better"
+            ] = None
+        if tuned.get("longest"):
+            found[
+                f"`{line['arm']}` was tuned to the longest training that was tried: a longer one "
+                "may be better"
+            ] = None
     return list(found)

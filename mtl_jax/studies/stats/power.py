@@ -58,8 +58,8 @@ def detectable(
     """The smallest difference that is told from none with a given chance.
 
     By the t-test over seeds and texts at ``LEVEL`` over the number of comparisons, see ``two_way``:
-    with ``SE² = scatter² / seeds + over_texts²``, of which texts are known well, and the noncentral
-    t distribution with Satterthwaite's degrees of freedom of that.
+    with ``SE² = scatter² / seeds + over_texts²``, of which texts are known well, on Satterthwaite's
+    degrees of freedom.
 
     Args:
         seeds: Of each arm.
@@ -78,8 +78,7 @@ def detectable(
     if variance == 0:
         return 0.0
     freedom = min(variance**2 * (seeds - 1) / between**2 if between else 1e6, 1e6)
-    part, tail = between / variance, LEVEL / comparisons / 2
-    limit = part * scipy.stats.t.isf(tail, seeds - 1) + (1 - part) * scipy.stats.norm.isf(tail)
+    limit = scipy.stats.t.isf(LEVEL / comparisons / 2, freedom)
 
     def short(shift: float) -> float:
         return float(scipy.stats.nct.sf(limit, freedom, shift)) - chance

@@ -11,6 +11,7 @@ import numpy as np
 
 from mtl_jax.config.tasks import SCORES, Kind, Task
 from mtl_jax.models.multitask import Loss
+from mtl_jax.training.prediction_counts import expected_calibration_error
 
 Metrics = dict[str, Any]
 
@@ -127,14 +128,24 @@ class TaskKind(abc.ABC):
         del labels, predicted, classes
         return {}
 
-    def calibration_error(self, labels: np.ndarray, probabilities: np.ndarray) -> float | None:
-        """The expected calibration error of labelled texts; None of a kind without classes.
+    def confidences(
+        self, labels: np.ndarray, probabilities: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """How sure each prediction of labelled texts is, and whether it is right.
 
         Args:
-            labels: Of labelled texts.
+            labels: Of n labelled texts.
             probabilities: Of the classes, float32 [n, classes].
+
+        Returns:
+            Float and bool [n, m], of m predictions for each text; None of a kind without classes.
         """
         del labels, probabilities
+
+    def calibration_error(self, labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+        """The expected calibration error; None of a kind without classes."""
+        found = self.confidences(labels, probabilities)
+        return None if found is None else expected_calibration_error(*found)
 
     def in_words(self, metrics: Mapping[str, Any]) -> str:
         """The metrics of a task for a reader."""

@@ -19,7 +19,6 @@ from mtl_jax.training.kinds.base import Metrics, TaskKind
 from mtl_jax.training.kinds.single_label import UNDEFINED
 from mtl_jax.training.prediction_counts import (
     by_class,
-    expected_calibration_error,
     f1_of,
     macro_f1_of_counts,
     marked_counts,
@@ -174,11 +173,12 @@ class MultiLabel(TaskKind):
         ]
         return by_class(classes, list(np.array(each)[..., 0].T), (predicted > 0).sum(0))
 
-    def calibration_error(self, labels: np.ndarray, probabilities: np.ndarray) -> float | None:
-        """See ``TaskKind``: over all marks, of the probability of that which is predicted."""
+    def confidences(
+        self, labels: np.ndarray, probabilities: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """See ``TaskKind``: of each class that a text has it, or has it not."""
         marked = probabilities >= 0.5
-        sure = np.where(marked, probabilities, 1 - probabilities)
-        return expected_calibration_error(sure.ravel(), (marked == (labels > 0)).ravel())
+        return np.where(marked, probabilities, 1 - probabilities), marked == (labels > 0)
 
     def counts(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """See ``TaskKind``."""

@@ -18,7 +18,6 @@ from mtl_jax.training.losses import distillation, masked_cross_entropy
 from mtl_jax.training.prediction_counts import (
     by_class,
     class_counts,
-    expected_calibration_error,
     f1_of,
     macro_f1_of_counts,
     resampled_macro_f1,
@@ -146,10 +145,12 @@ class SingleLabel(TaskKind):
         )
         return by_class(classes, found, np.bincount(predicted, minlength=len(classes)))
 
-    def calibration_error(self, labels: np.ndarray, probabilities: np.ndarray) -> float | None:
-        """See ``TaskKind``: of the probability of the class that is predicted."""
+    def confidences(
+        self, labels: np.ndarray, probabilities: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """See ``TaskKind``: of the class that is predicted."""
         right = probabilities.argmax(-1) == labels
-        return expected_calibration_error(probabilities.max(-1), right)
+        return probabilities.max(-1)[:, None], right[:, None]
 
     def counts(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """See ``TaskKind``."""

@@ -69,7 +69,7 @@ def test_every_arm_is_in_the_family_and_in_the_claim():
         *(("scarce_head_last", 0.01), ("scarce_head_last", 1.0)),
         *(("single_task", 0.01), ("single_task", 1.0)),
     ]
-    assert (judgement.family, judgement.details) == (2, 4)
+    assert (len(judgement.family), len(judgement.details)) == (2, 4)
     text = to_markdown(document(RESULTS, [], {}))
     (claim,) = [row for row in text.splitlines() if row.startswith("| Training the head of")]
     # All of nine seeds have one sign: 2/2^9, in the lead as in the claim.

@@ -1,6 +1,7 @@
 """What a report says of predictions: from files of runs, with labels that look like markup."""
 
 import html
+import json
 import re
 from html.parser import HTMLParser
 
@@ -45,6 +46,13 @@ def document(tmp_path_factory) -> Document:
             path = place / f"predictions-{split}.parquet"
             found = {"mood": logits, "stars": np.zeros((count, 1), np.float32)}
             write_predictions(path, examples, found, tasks, ("d",))
+    trials = [
+        {"arm": arm, "trial": n, "rates": {"head_learning_rate": 0.1**n}, "length": {"epochs": 3}}
+        | {"validation": score, "flops": 1e9 * (1 + n)}
+        for arm in ARMS
+        for n, score in enumerate((0.5, 0.75, None))
+    ]
+    (folder / "tuning.jsonl").write_text("".join(json.dumps(trial) + "\n" for trial in trials))
     return build(results, [], {"folder": folder})
 
 
@@ -79,7 +87,13 @@ def test_the_order_is_from_the_answer_to_the_statistics(document):
     assert sections == [
         *("Results", "Scores by class", "Confusion matrices", "Calibration"),
         *("The most confident mistakes", "Scores by source", "Learning curves", "Cost"),
-        *("Statistics", "Runs", "How this was made", "Use the model"),
+        *(
+            "What a smaller search would have found",
+            "Statistics",
+            "Runs",
+            "How this was made",
+            "Use the model",
+        ),
     ]
 
 
@@ -101,6 +115,16 @@ def test_the_figures_are_those_of_the_predictions(document):
     ]
     errors = tables["stars: the largest errors on the test split"]
     assert [cell.text for cell in errors.rows[0].cells] == ["example 113", "6.5", "0", "−6.500"]
+
+
+def test_tuning_is_told_with_what_a_smaller_budget_would_have_found(document):
+    (table,) = [b for b in document.blocks if isinstance(b, Table) and b.title == "Tuning"]
+    # Of one trial the mean of 0, 0.5 and 0.75; of two the largest of all nine pairs.
+    two = (0 + 3 * 0.5 + 5 * 0.75) / 9
+    assert [cell.text for cell in table.rows[0].cells] == [
+        *("`backbone_frozen`", "head_learning_rate 0.1, epochs 3", "0.750"),
+        *(f"{1.25 / 3:.3f}", f"{two:.3f}", "3", "6 G"),
+    ]
 
 
 def test_labels_are_shown_as_they_stand_and_do_nothing(document):

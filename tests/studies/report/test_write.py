@@ -152,10 +152,9 @@ def test_numbers(full: Path):
     # 0.795 + 0.001 x (-1, 0, 1): mean 0.795, half width 4.3027 x 0.001 / sqrt(3).
     assert rows["top_2"][2] == "0.795 ± 0.002"
     assert [row[0] for row in differences[1:]] == ["backbone_frozen", "top_2", "gradual"]
-    # -0.005 + 0.001 x (1, 0, -1), of too few seeds for an interval. All differences to full
-    # fine-tuning have one sign: p is 2/2^3, and no other pattern has as large a statistic.
+    # -0.005 + 0.001 x (1, 0, -1): 4.3027 x 0.001 / sqrt(3) about it.
     # t = -0.005 / (0.001 / sqrt(3)) = -8.66 has p 0.0131, the second of three: times 2.
-    assert differences[2][2:] == [*["−0.005"] * 3, "0.250", "0.250", "0.026"]
+    assert differences[2][2:] == [*["−0.005 [−0.007, −0.003]"] * 3, "0.013", "0.026"]
     assert {row[0]: row[2] for row in cost}["top_2"] == "40 G (0.40×)"
     assert {row[0]: row[3] for row in cost}["top_2"] == "417 [400, 444]"
     assert {row[0]: row[4] for row in cost}["top_2"] == "40.0 [40.0, 40.0]"
@@ -165,27 +164,27 @@ def test_numbers(full: Path):
     assert {row[0]: row[2] for row in sources}["VADER"] == "0.96"
 
 
-def test_claims(full: Path):
-    claims = read_html(full / "report.html").tables[5]
-    assert claims[0] == ["claim", "verdict", "number", "of"]
-    assert [row[0] for row in claims[1:]] == [
-        "All frozen is cheapest and lightest.",
-        "A frozen backbone takes fewer training FLOPs.",
-        "A frozen backbone trains fewer parameters.",
-        "A frozen backbone overfits less.",
-    ]
-    # The failed arm of the study asks for no fourth seed.
-    assert claims[4][1] == (
-        "undecided: the sign-flip test of 3 seeds can give no p below 0.250 (6 seeds could), and "
-        "the paired t-test with Holm's correction gives p = 1.000"
-    )
-    assert claims[4][2] == "0.000, corrected p 1.000, 3 seeds"
+def test_claims(full: Path, tmp_path: Path):
     markdown = (full / "report.md").read_text(encoding="utf-8")
-    assert (
-        "Not asked by this study: Freezing the head of the scarce task at first helps it."
-        in markdown
+    assert "These hold by construction, and are not tested:" in markdown
+    assert "A frozen backbone trains fewer parameters. 5,000 against 100,000 (0.05×)." in markdown
+    results = study()
+    for result in results:
+        for of_task in result["test"].values():
+            of_task["ece"] = 0.05 + 0.001 * result["seed"] * (result["arm"] == "none_frozen")
+    report(tmp_path, results)
+    (claims,) = (
+        table
+        for table in read_html(tmp_path / "report.html").tables
+        if table[0] == ["claim", "verdict", "number", "of"]
     )
-    assert "is 0.25, whatever the size of the family; 6 seeds can reach 0.05" in markdown
+    assert [row[0] for row in claims[1:]] == ["A frozen backbone is better calibrated."]
+    # 0, -0.001 and -0.002.
+    assert claims[1][1].startswith("not supported: too small to matter")
+    assert claims[1][2] == "−0.001 [−0.003, +0.001], corrected p 0.225, 3 seeds"
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "Not asked by this study: A frozen backbone overfits less" in markdown
+    assert "In a family of 1 comparison, tested by Student's t with Holm's correction" in markdown
 
 
 def test_an_arm_with_failed_seeds_is_a_warning_and_counted(tmp_path: Path):

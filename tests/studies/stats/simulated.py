@@ -26,7 +26,9 @@ KINDS_OF_TEXTS = {"even": (160, (0.45, 0.35, 0.2)), "rare": (320, (0.5, 0.42, 0.
 def score(gold: np.ndarray, predicted: np.ndarray) -> Measured:
     """Macro-F1, with what each text contributes."""
     kind = KINDS["single_label"]
-    parts = contributions(kind.left_out("macro_f1", gold, predicted, CLASSES))
+    left_out = kind.left_out("macro_f1", gold, predicted, CLASSES)
+    assert left_out is not None
+    parts = contributions(left_out)
     cells = np.bincount(gold * CLASSES + predicted, minlength=CLASSES**2).reshape(CLASSES, -1)
     f1 = 2 * np.diag(cells) / np.maximum(cells.sum(0) + cells.sum(1), 1)
     counted = np.count_nonzero(cells.sum(0) + cells.sum(1))
@@ -117,7 +119,7 @@ def power(studies: int, seeds: int = 8, arms: int = 13, size: float = 2.0, **kin
     last, seen = f"arm_{arms - 1}", 0
     for _ in range(studies):
         found = against(
-            study(draw, seeds, arms, effect=size * spread / slope, **kind), REFERENCE, "test"
+            study(draw, seeds, arms, effect=float(size * spread / slope), **kind), REFERENCE, "test"
         )
         seen += next(told(each.p_value) for each in found if each.arm == last)
     return seen / studies

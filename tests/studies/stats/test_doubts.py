@@ -79,12 +79,13 @@ def test_an_arm_that_was_still_improving():
 
 
 def test_a_rate_at_the_edge_of_what_was_tried():
-    tried = {"head_learning_rate": [0.001, 0.01, 0.1], "epochs": [3, 9]}
-    chosen = {"head_learning_rate": 0.1, "epochs": 9}
-    (found, other) = doubts(lines(tuning={"tried": tried, "chosen": chosen}))
+    tuned = {"chosen": {"head_learning_rate": 0.1, "epochs": 9}, "at_edge": ["head_learning_rate"]}
+    found, other = doubts(lines(tuned=tuned))
     assert found == (
-        "`top_1` was tuned to the highest head_learning_rate that was tried, 0.1: a higher one may "
-        "be better"
+        "`top_1` was tuned to a head_learning_rate at the edge of what was tried, 0.1: one beyond "
+        "may be better"
     )
     assert other.startswith("`none_frozen`")
-    assert doubts(lines(tuning={"tried": tried, "chosen": {"head_learning_rate": 0.01}})) == []
+    found, _ = doubts(lines(tuned={**tuned, "at_edge": [], "longest": True}))
+    assert found.startswith("`top_1` was tuned to the longest training that was tried")
+    assert doubts(lines(tuned={**tuned, "at_edge": [], "longest": False})) == []
