@@ -361,10 +361,10 @@ def pytorch(config: EncoderConfig, rows: int, length: int) -> Step:
         "max_position_embeddings",
         "attention_probs_dropout_prob",
     )
-    theirs = BertConfig(
-        **{name: getattr(config, name) for name in names}, attn_implementation="sdpa"
-    )
-    encoder = BertModel(theirs, add_pooling_layer=False).to(device).train()
+    theirs: Any = {name: getattr(config, name) for name in names}
+    theirs = BertConfig(**theirs, attn_implementation="sdpa")  # pyright: ignore[reportCallIssue]
+    encoder: Any = BertModel(theirs, add_pooling_layer=False)
+    encoder = encoder.to(device).train()
     head = torch.nn.Linear(config.hidden_size, _CLASSES).to(device)
     parameters = [*encoder.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, 1e-4, fused=device == "cuda")

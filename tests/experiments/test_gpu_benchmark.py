@@ -26,6 +26,7 @@ def test_a_share_is_of_the_peak():
     session = GpuSession(SHAPES["tiny"], 1e9)
     session.__dict__["_full"] = [1e-3, 2e-3, 4e-3]
     outcome = session.outcome("flops")
+    assert outcome is not None
     # 2 layers, 4 texts of 8 tokens: 2 (2 32 (4 32² + 2 32 128) + 4 32 4 8²) FLOPs, three times.
     assert outcome.value == pytest.approx(100 * 3 * 2 * (64 * 12288 + 32768) / 2e-3 / 1e9)
     assert outcome.against.text == "0 TFLOP/s"
