@@ -18,7 +18,9 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from experiments.benchmarks.cases import CASES, Case, Job
 from experiments.benchmarks.judges import OURS, THEIRS, Outcome
@@ -62,6 +64,9 @@ class Benchmark:
     batch_size: int = 32
     """examples per step"""
     data: DataConfig = _DATA
+    gpu: bool = False
+    """measure steps on one GPU in the place of the rows; elsewhere they are listed as not run"""
+    gpu_shapes: Annotated[Literal["full", "tiny"], tyro.conf.Suppress] = "full"
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.rows if name not in CASES]:
@@ -256,6 +261,17 @@ def run(settings: Benchmark, command: str) -> int:
     return failed
 
 
+def run_gpu(settings: Benchmark) -> None:
+    """Measures the steps on one GPU, and prints the table."""
+    from experiments.benchmarks.gpu import outcomes
+    from mtl_jax.core.console import say
+
+    found, notes = outcomes(settings.gpu_shapes)
+    for note in notes:
+        say(note.replace("`", ""))
+    print_table(found, [])
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs a command line; returns the exit status."""
     return guarded(_main, argv)
@@ -263,6 +279,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> None:
     settings = parse(Benchmark, argv, "python -m experiments.benchmarks", __doc__ or "")
+    if settings.gpu:
+        run_gpu(settings)
+        return
     if run(settings, shlex.join(["python", "-m", "experiments.benchmarks", *argv])):
         sys.exit(1)
 

@@ -185,11 +185,11 @@ def heeded() -> Iterator[None]:
     watches: list[_Watch] = []
     sys.unraisablehook = hook
 
-    def watch(peers: Peers) -> Callable[[], None]:
+    def begin_watch(peers: Peers) -> Callable[[], None]:
         watches.append(_Watch(peers))
         return watches[-1].joined
 
-    distributed.when_met = watch
+    distributed.when_met = begin_watch
     try:
         yield
     finally:

@@ -98,7 +98,10 @@ def _joined_kernel(implementation: str) -> Callable[..., jax.Array]:
         query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, gradient: jax.Array
     ) -> tuple[jax.Array, ...]:
         # The kernel runs again: what it keeps for this has no common first axis to join.
-        of_inputs = jax.vjp(lambda *inputs: kernel(*inputs, mask), query, key, value)[1]
+        def of(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+            return kernel(query, key, value, mask)
+
+        of_inputs = jax.vjp(of, query, key, value)[1]
         return of_inputs(gradient)
 
     forward, backward = _joining(kernel), _joining(pulled_back)
