@@ -250,7 +250,7 @@ def train_step(
         return jnp.asarray(total + holding(logits, part) if targets else total), losses
 
     # What is differentiated as a whole would else keep the activations of every micro-batch.
-    again = jax.checkpoint if program.parts.count > 1 else _identity
+    again = jax.checkpoint if program.parts.number > 1 else _identity
 
     def loss_sums(trainable: Params) -> jax.Array:
         @again
