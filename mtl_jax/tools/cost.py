@@ -20,7 +20,7 @@ from mtl_jax.runs.flops import as_kept, counted
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.micro_batches import WHOLE
-from mtl_jax.training.step import Program, pooled_step, states_step, train_step
+from mtl_jax.training.step import Program, Template, pooled_step, states_step, train_step_with
 
 # The median of more calls would differ little.
 _MOST_CALLS = 50
@@ -94,7 +94,8 @@ def estimate_cost(run: PhaseRun, batches: EvaluationBatches, limit: float) -> Co
         limit: Seconds to measure at most, compilation aside; each of three parts is run at
             least twice.
     """
-    program = run.compiled_step().program
+    compiled_step = run.compiled_step()
+    program = compiled_step.program
     trainable, _ = run.partition.split(run.params)
     total, trained = (
         sum(np.size(leaf) for leaf in jax.tree.leaves(tree)) for tree in (run.params, trainable)
@@ -106,7 +107,7 @@ def estimate_cost(run: PhaseRun, batches: EvaluationBatches, limit: float) -> Co
         frozen_parameters=total - trained,
         optimizer_state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in state),
         cache_bytes=sum(array.nbytes for array in kept_arrays(run)),
-        flops=_flops(run, program, batches),
+        flops=_flops(run, compiled_step.template, batches),
         seconds={**seconds, "total": sum(seconds.values())},
     )
 
@@ -118,14 +119,16 @@ def kept_arrays(run: PhaseRun) -> list[np.ndarray]:
     return [array for array in arrays if array is not None]
 
 
-def _flops(run: PhaseRun, program: Program, batches: EvaluationBatches) -> dict[str, int]:
+def _flops(run: PhaseRun, template: Template, batches: EvaluationBatches) -> dict[str, int]:
     texts, steps = run.inputs.training(run.phase.tasks).texts, run.plan.steps
     placement = EpochOrder(run.plan, run.config.seed).placements(0)[0]
     batch = make_batch(as_kept(run, texts), run.plan.layout, placement)
     del batch["example"]
     # XLA counts one round of a loop, and nothing of what cuDNN computes.
-    model = program.model.clone(scan_layers=False, fused=None)
-    program = dataclasses.replace(program, model=model, parts=WHOLE, gathered=None)
+    model = template.model.clone(scan_layers=False, fused=None)
+    template = dataclasses.replace(template, model=model, parts=WHOLE, gathered=None)
+    numbers = run.compiled_step().numbers
+    program = template.program(numbers)
 
     def forward(params: Any, batch: Any) -> Any:
         return program.model.apply(
@@ -140,7 +143,7 @@ def _flops(run: PhaseRun, program: Program, batches: EvaluationBatches) -> dict[
     if run.partition.groups:
         trainable, frozen = run.partition.split(run.params)
         state = jax.eval_shape(functools.partial(program.init, seed=0), trainable)
-        step = counted(functools.partial(train_step, program), state, frozen, batch)
+        step = counted(functools.partial(train_step_with, template), state, frozen, numbers, batch)
     prefix = 0
     if run.keeps:
         model = run.evaluator.model.clone(fused=None)

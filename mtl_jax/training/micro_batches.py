@@ -16,21 +16,21 @@ class MicroBatches(NamedTuple):
     """How a step computes its batch in micro-batches, one after the other.
 
     Attributes:
-        count: How many.
+        number: How many.
         shards: Over how many devices the compiler spreads the rows of the batch that it sees, so
             that each has its share of every micro-batch.
     """
 
-    count: int = 1
+    number: int = 1
     shards: int = 1
 
     def split(self, batch: Batch) -> Batch:
-        """Cuts [rows, ...] into [count, rows / count, ...], pieces of each device's rows."""
+        """Cuts [rows, ...] into [number, rows / number, ...], pieces of each device's rows."""
 
         def of_leaf(leaf: jax.Array) -> jax.Array:
-            rows = len(leaf) // (self.shards * self.count)
-            pieces = leaf.reshape(self.shards, self.count, rows, *leaf.shape[1:])
-            return jnp.moveaxis(pieces, 1, 0).reshape(self.count, -1, *leaf.shape[1:])
+            rows = len(leaf) // (self.shards * self.number)
+            pieces = leaf.reshape(self.shards, self.number, rows, *leaf.shape[1:])
+            return jnp.moveaxis(pieces, 1, 0).reshape(self.number, -1, *leaf.shape[1:])
 
         return jax.tree.map(of_leaf, batch)
 
@@ -42,11 +42,11 @@ class MicroBatches(NamedTuple):
             batch: The whole.
             key: Of the step.
         """
-        if self.count == 1:
+        if self.number == 1:
             return function(batch, key)
         parts = (
             self.split(batch),
-            jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(self.count)),
+            jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(self.number)),
         )
         first = jax.tree.map(lambda leaf: leaf[0], parts)
         nothing = jax.tree.map(

@@ -157,7 +157,7 @@ _SCHEDULES = {
 }
 
 
-def _ramps(schedule: Schedule, peaks: Sequence[Any], warmup_steps: int, total_steps: int) -> Ramps:
+def _ramps(schedule: str, peaks: Sequence[Any], warmup_steps: int, total_steps: int) -> Ramps:
     """A schedule with these peak rates; without warm-up its first step has the peak rate."""
     ends = [_SCHEDULES[schedule](peak, warmup_steps) for peak in peaks]
     # A single step is the one with the peak rate.

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 
 from mtl_jax.data.kinds import blank_value, has_label
@@ -28,7 +27,6 @@ from mtl_jax.training.weighting.gradient import weighted_gradient
 
 # Beyond any device's index: what is folded into the key of a step for its weighting.
 _WEIGHTING = 2**32 - 1
-_GATHERED = "gathered"
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -172,11 +170,12 @@ def _gathering(function: Callable[..., Any], sharding: NamedSharding | None) -> 
         return function
 
     def gathered(params: Params, *rest: Any) -> Any:
-        whole = jax.lax.with_sharding_constraint(params, sharding)
-        return function(checkpoint_name(whole, _GATHERED), *rest)
+        return function(jax.lax.with_sharding_constraint(params, sharding), *rest)
 
-    again = jax.checkpoint_policies.save_anything_except_these_names(_GATHERED)
-    return jax.checkpoint(gathered, policy=again)
+    def is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
+        return str(primitive) != "sharding_constraint"
+
+    return jax.checkpoint(gathered, policy=is_kept)
 
 
 def train_step(
@@ -251,7 +250,7 @@ def train_step(
         return jnp.asarray(total + holding(logits, part) if targets else total), losses
 
     # What is differentiated as a whole would else keep the activations of every micro-batch.
-    again = jax.checkpoint if program.parts.count > 1 else _identity
+    again = jax.checkpoint if program.parts.number > 1 else _identity
 
     def loss_sums(trainable: Params) -> jax.Array:
         @again

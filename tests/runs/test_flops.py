@@ -118,7 +118,7 @@ def test_the_count_is_the_same_however_a_run_is_trained(scenario, shared_setting
 def test_the_count_is_that_of_plan(shared_settings, inputs):
     for scenario in ("backbone_frozen", "top_2", "none_frozen"):
         run = run_of(shared_settings, inputs, scenario)
-        told = _flops(run, run.compiled_step().program, EvaluationBatches(inputs))
+        told = _flops(run, run.compiled_step().template, EvaluationBatches(inputs))
         (phase,) = run_flops(run, [run.plan.steps])
         of_steps = phase.step * run.plan.steps / run.plan.places
         assert told["forward"] + told["backward"] == pytest.approx(of_steps, abs=2)

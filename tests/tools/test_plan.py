@@ -136,9 +136,9 @@ def test_flops_include_what_a_fused_kernel_computes(make_run, tmp_path):
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     plain = dataclasses.replace(conftest.TINY, **still)
     run = make_run("none_frozen", backbone=str(conftest.write_checkpoint(tmp_path / "b", plain)))
-    program, batches = run.compiled_step().program, EvaluationBatches(run.inputs)
-    fused = dataclasses.replace(program, model=program.model.clone(fused="cudnn"))
-    assert _flops(run, fused, batches) == _flops(run, program, batches)
+    template, batches = run.compiled_step().template, EvaluationBatches(run.inputs)
+    fused = dataclasses.replace(template, model=template.model.clone(fused="cudnn"))
+    assert _flops(run, fused, batches) == _flops(run, template, batches)
 
 
 def test_seconds_add_up_over_the_parts_that_there_are(costs):

@@ -349,7 +349,9 @@ def test_rates_of_billions_of_steps_take_no_memory(schedule):
             "constant": (1 / 11, 1),
         }[schedule]
         expected = first + (1 - first) * count / 10 if count < 10 else last + (1 - last) * left
-        assert config.rates(("head",), count)["head"] == pytest.approx(expected, rel=1e-6)
+        # So many steps are counted in float32 when they are divided.
+        told = config.rates(("head",), count)["head"]
+        assert told == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_a_schedule_of_optax_has_the_rates_that_it_gives_step_by_step():

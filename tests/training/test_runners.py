@@ -148,7 +148,7 @@ def test_what_trains_little_of_every_layer_is_that_of_one_device(scenario):
         for path, leaf in params.items():
             if not path.endswith("key/bias"):
                 np.testing.assert_allclose(leaf, expected[path], rtol=0, atol=PARAMETER_TOLERANCE)
-            if path.startswith("backbone/") and not np.array_equal(leaf, start.get(path)):
+            if path.startswith("backbone/") and not np.array_equal(leaf, start.get(path, 0)):
                 moved.add(path.rpartition("/")[2])
     assert (
         moved
