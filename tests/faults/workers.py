@@ -54,6 +54,8 @@ class Kills:
     """at once"""
     kills: int = 30
     """of a worker that has an arm"""
+    within: float = 2.0
+    """seconds in which one comes after another, and so how long a worker may have had its arm"""
     seed: int = 0
     """of every moment"""
 
@@ -79,11 +81,13 @@ def disturbed(
         UserError: A worker that was not killed did not end well.
     """
     dice, killed = random.Random(asked.seed), 0  # noqa: S311
+    moment = time.monotonic()
     there = {process.pid: process for process in (start(command) for _ in range(asked.workers))}
     while there:
-        # A moment in the training of an arm: some are at their start, some nearly done.
-        time.sleep(dice.uniform(_LOOK_SECONDS, 20 * _LOOK_SECONDS))
-        if killed < asked.kills and (pids := _at_work(folder / FOLDER) & {*there}):
+        time.sleep(_LOOK_SECONDS)
+        due = killed < asked.kills and time.monotonic() >= moment
+        if due and (pids := _at_work(folder / FOLDER) & {*there}):
+            moment = time.monotonic() + dice.uniform(0.0, asked.within)
             pid = dice.choice(sorted(pids))
             os.kill(pid, signal.SIGKILL)
             status = there.pop(pid).wait()

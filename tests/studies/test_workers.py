@@ -151,7 +151,7 @@ def test_arms_that_are_done_are_listed_as_such(plan, tmp_path):
 def test_a_study_under_kills_leaves_what_an_undisturbed_one_does(whole, small_flags, tmp_path):
     """As ``python -m tests.faults.workers``, which has more workers, arms and kills."""
     folder = tmp_path / "study"
-    asked = Kills(workdir=str(folder), workers=2, kills=3)
+    asked = Kills(workdir=str(folder), workers=2, kills=3, within=0.2)
     command = [sys.executable, "-m", "experiments.freezing", *words(folder, small_flags)]
     killed = disturbed(folder, [*command, "--worker"], asked, forked.Popen)
     assert end(start(folder, small_flags, "--gather"))[0] == 0
