@@ -19,10 +19,12 @@ from mtl_jax.core.json_files import append_line, read_json, read_lines, rewrite_
 from mtl_jax.runs.workdir import SHARED, Workdir
 from mtl_jax.studies.settings import DONE, Arm, Key, Plan
 from mtl_jax.studies.stats.results import RESULT
+from mtl_jax.studies.tuning.record import TuningRecord, applied
 
 # What the identity of an arm says in a run's place.
 _SAID = ("event", "scenario", "recipe", "seed")
 WEIGHTS = "weights_sha256"
+BASELINES = "baselines.jsonl"
 _FAILURE = {
     "type": "object",
     "required": ["error"],
@@ -36,6 +38,7 @@ class ResultsStore:
     Attributes:
         folder: Of the study.
         arms: All of them, in the order in which they are trained.
+        tasks: All of those that an arm has.
         failures: The identity of each that failed, with ``error``, and ``skipped`` where
             nothing of it could be read.
         weights: Per backbone the digest of the weights that there are results of.
@@ -48,6 +51,8 @@ class ResultsStore:
         self.failures: list[dict[str, Any]] = []
         self.weights: dict[str, str] = {}
         self.devices: dict[str, None] = {}
+        # An arm may do without some of the tasks.
+        self.tasks = max((arm.config.data.tasks for arm in self.arms), key=len, default=())
         self._results = folder / "results.jsonl"
         self._asked = {arm.key for arm in self.arms}
         self._numbers = {arm.key: number for number, arm in enumerate(self.arms, start=1)}
@@ -136,6 +141,7 @@ class ResultsStore:
         return arm.key in self._done or "error" not in self.left(arm)
 
     def _left(self, arm: Arm) -> dict[str, Any]:
+        arm = applied(arm, TuningRecord(self.folder, arm).chosen())
         workdir = Workdir(arm.config.workdir)
         if not workdir.exists or (result := workdir.result()) is None:
             if (file := self._failure_file(arm)).exists():
@@ -151,7 +157,8 @@ class ResultsStore:
         kinds = Counter(record["environment"]["devices"])
         self.devices |= dict.fromkeys(f"{count} x {kind}" for kind, count in kinds.items())
         digest = record[WEIGHTS]
-        return self.other_weights(arm, digest) or {**result, WEIGHTS: digest}
+        tuned = {} if arm.tuned is None else {"tuned": dict(arm.tuned)}
+        return self.other_weights(arm, digest) or {**result, **tuned, WEIGHTS: digest}
 
     def other_weights(self, arm: Arm, digest: str) -> dict[str, Any] | None:
         """The failure of an arm whose backbone has not the weights that the others have had."""

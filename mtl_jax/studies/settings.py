@@ -14,6 +14,7 @@ from mtl_jax.config.train import LIMITS, Settings, TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
+from mtl_jax.studies.budget import Budget
 
 Made = TypeVar("Made")
 Key = tuple[str, int, tuple[tuple[str, Any], ...]]
@@ -51,6 +52,10 @@ them on an accelerator, which a batch of short sentences leaves idle, and 1 on a
 has a training subset of its own"""
     distributed: bool = False
     """as of train: be one of several processes that train each arm together"""
+    tune: str | None = None
+    """choose rates and passes of every arm on validation, with the same budget for each: a number \
+of trials, as 12, or of training FLOPs, as 3e15FLOPs; heads on a frozen backbone by sweeps, all \
+others by an Optuna study in the folder"""
     list_arms: bool = False
     """print the arms, those that are trained at once on one line with "(done)" behind where they \
 are, and train nothing"""
@@ -69,6 +74,7 @@ its own folder, and write no report; several processes may train a part each at 
             raise UserError(f"--seeds-at-once {self.seeds_at_once} must be at least 1")
         if self.part is not None and self.chosen_part is None:
             raise UserError(f"--part {self.part} must be K/N with K from 0 to N - 1, as 0/4")
+        _ = self.budget
         chosen = [f"--{name.replace('_', '-')}" for name in _WHAT if getattr(self, name)]
         if len(chosen) > 1:
             raise UserError(f"{' and '.join(chosen)} exclude each other: leave one of them out")
@@ -99,6 +105,15 @@ its own folder, and write no report; several processes may train a part each at 
         settled = {"min_steps": 0, "head_min_steps": 0}
         return {"epochs": epochs, "measure_every": between, **settled}
 
+    @property
+    def budget(self) -> Budget | None:
+        """What each arm may cost to be tuned.
+
+        Raises:
+            UserError: ``tune`` is no budget.
+        """
+        return None if self.tune is None else Budget.parse(self.tune)
+
     def drawn(self, seed: int, **limits: Any) -> DataConfig:
         """The data of a seed: where they are a part of the training texts, a draw of its own.
 
@@ -127,7 +142,8 @@ its own folder, and write no report; several processes may train a part each at 
     def record(self) -> dict[str, Any]:
         """What may not change from one call on a folder to the next, as JSON."""
         settings = dataclasses.asdict(self)
-        return {name: settings[name] for name in _OF_A_RUN if name not in LIMITS}
+        tuned = {} if self.tune is None else {"tune": str(self.budget)}
+        return {name: settings[name] for name in _OF_A_RUN if name not in LIMITS} | tuned
 
     def described(self, *left_out: str) -> dict[str, Any]:
         """The settings as a report lists them, but for those that it shows elsewhere."""
@@ -148,11 +164,13 @@ class Arm:
         name: What it is called; several seeds and settings share it.
         config: The run.
         setting: What else tells it from others of its name, as JSON values by name.
+        tuned: What its rates and its length were chosen from, where they were.
     """
 
     name: str
     config: TrainConfig
     setting: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tuned: Mapping[str, Any] | None = None
 
     @property
     def key(self) -> Key:
@@ -183,6 +201,7 @@ class Plan:
         notes: What to say before the first arm.
         files: JSON files that the arms read, by their path in the folder.
         keep_checkpoints: Whether those of finished arms stay.
+        tune: What each arm may cost to be tuned; None where none is.
         report_every: Seconds of training between two reports on what is done so far.
     """
 
@@ -194,6 +213,7 @@ class Plan:
     notes: Sequence[str] = ()
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     keep_checkpoints: bool = False
+    tune: Budget | None = None
     report_every: float = 300.0
 
 
