@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -52,7 +52,9 @@ def train(config: TrainConfig, inputs: Inputs | None = None) -> dict[str, Any]:
 
 
 def train_seeds(
-    configs: Sequence[TrainConfig], inputs: Inputs | None = None
+    configs: Sequence[TrainConfig],
+    inputs: Inputs | None = None,
+    observe: Callable[[int, float], None] | None = None,
 ) -> list[dict[str, Any] | UserError]:
     """Trains one scenario or recipe with several seeds at once; each leaves what ``train`` leaves.
 
@@ -70,6 +72,9 @@ def train_seeds(
     Args:
         configs: The settings, which differ in ``seed`` and ``workdir`` only.
         inputs: As of ``train``.
+        observe: Is called with each measurement on validation, the steps so far and the score;
+            a ``UserError`` that it raises ends the run. Such a run is a trial: it is not measured
+            at its end, no test split is read, and its result is empty.
 
     Returns:
         Per seed the result, or in its place why there is none, as a loss that is not finite,
@@ -104,10 +109,10 @@ def train_seeds(
         # A frozen part that differs between the seeds can't be one copy for all of them, and
         # seeds are spread over the devices of one process only, each whole on one.
         tell()
-        return [outcome for config in configs for outcome in train_seeds([config], inputs)]
+        return [each for config in configs for each in train_seeds([config], inputs, observe)]
 
     with contextlib.ExitStack() as stack:
-        seed_runs = [SeedRun(run, stack) for run in runs]
+        seed_runs = [SeedRun(run, stack, observe) for run in runs]
         for seed_run in seed_runs:
             with seed_run.guarded():
                 seed_run.open()
@@ -136,13 +141,15 @@ def _train_group(seed_runs: Sequence[SeedRun]) -> None:
             _train_phase(with_phases, trace, heartbeat)
     preemption.leave_if_due()
     # Nothing is measured on the test split before.
-    finished = _under_way(seed_runs)
+    finished = [seed_run for seed_run in _under_way(seed_runs) if not seed_run.is_trial]
     if finished and "test" in run.inputs.corpus.splits:
         for note in run.inputs.of_test():
             say(note)
     for seed_run in finished:
         with seed_run.guarded():
             seed_run.finish()
+    for seed_run in _under_way(seed_runs):
+        seed_run.leave()
 
 
 def _train_phase(seed_runs: Sequence[SeedRun], trace: Trace, heartbeat: Heartbeat) -> None:

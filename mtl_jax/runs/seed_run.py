@@ -63,6 +63,7 @@ class SeedRun:
     Args:
         run: In its first phase.
         stack: Has what is open of it, and lets others have the folder.
+        observe: As of ``train_seeds``.
 
     Attributes:
         run: Its parameters, partition and plan in its present phase.
@@ -79,8 +80,13 @@ class SeedRun:
     data: grain.DatasetIterator[HostBatch]
     meter: Meter
 
-    def __init__(self, run: PhaseRun, stack: contextlib.ExitStack):
-        self.run = run
+    def __init__(
+        self,
+        run: PhaseRun,
+        stack: contextlib.ExitStack,
+        observe: Callable[[int, float], None] | None = None,
+    ):
+        self.run, self._observe = run, observe
         self.done = 0
         self.outcome: dict[str, Any] | UserError | None = None
         self._first = run
@@ -302,6 +308,8 @@ class SeedRun:
             self._workdir.log({"event": "drift", "step": step, "words": words})
         progress.over = progress.verdict(plan.phase, step, plan.steps)
         self.meter.reset()
+        if self._observe is not None:
+            self._observe(step, mean_score(metrics, run.tasks))
         best = self.checkpoints.best_step
         # Of a phase that keeps its end only that may take the place of an earlier phase's best.
         passing = (
@@ -339,6 +347,17 @@ class SeedRun:
             reference=self._reference.arrays() if self._reference else None,
             frozen=digest,
         )
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is watched while it trains, and not measured at its end."""
+        return self._observe is not None
+
+    def leave(self) -> None:
+        """Ends a trial, when what has been saved of it is on the disk."""
+        self.checkpoints.wait()
+        self.outcome = {}
+        self._release()
 
     def finish(self) -> None:
         """Leaves ``certificate.json`` and measures the best checkpoint, which makes the result."""

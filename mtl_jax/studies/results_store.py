@@ -30,6 +30,7 @@ from mtl_jax.studies.work_queue import ARMS, FOLDER, Unit, undo, why_lacking
 # What the identity of an arm says in a run's place.
 _SAID = ("event", "scenario", "recipe", "seed")
 WEIGHTS = "weights_sha256"
+BASELINES = "baselines.jsonl"
 # What a worker leaves in the folder of an arm, beside what the run leaves there.
 _LEFT = "result.json"
 _OF_WORKER = {
@@ -48,6 +49,7 @@ class ResultsStore:
     Attributes:
         folder: Of the study.
         arms: All of them, in the order in which they are trained.
+        tasks: All of those that an arm has.
         failures: The identity of each that failed, with ``error``, and ``skipped`` where
             nothing of it could be read.
         weights: Per backbone the digest of the weights that there are results of.
@@ -61,6 +63,8 @@ class ResultsStore:
         self.failures: list[dict[str, Any]] = []
         self.weights: dict[str, str] = {}
         self.devices: dict[str, None] = {}
+        # An arm may do without some of the tasks.
+        self.tasks = max((arm.config.data.tasks for arm in self.arms), key=len, default=())
         self._results = folder / "results.jsonl"
         self._asked = {arm.key for arm in self.arms}
         self._numbers = {arm.key: number for number, arm in enumerate(self.arms, start=1)}

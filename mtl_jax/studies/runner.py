@@ -27,13 +27,14 @@ from mtl_jax.core.command_line import one_line
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import Preempted, UserError
 from mtl_jax.core.file_lock import LEASE_SECONDS
+from mtl_jax.core.json_files import read_lines
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.studies.environment import circumstances
 from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.judge import note_circumstances
 from mtl_jax.studies.leases import Claims
 from mtl_jax.studies.planning import power_note
-from mtl_jax.studies.results_store import WEIGHTS, ResultsStore, listed, opened
+from mtl_jax.studies.results_store import BASELINES, WEIGHTS, ResultsStore, listed, opened
 from mtl_jax.studies.settings import Arm, Plan, StudySettings
 from mtl_jax.studies.work_queue import FOLDER, WorkQueue
 
@@ -59,7 +60,7 @@ def carry_out(
             be trained.
     """
     started, pool = time.time(), InputsPool()
-    plan = plan_of(study.absolute(), pool)
+    plan = dataclasses.replace(plan_of(study.absolute(), pool), tune=study.budget)
     if study.list_arms:
         for line in listed(plan):
             print(line)
@@ -91,7 +92,7 @@ def conduct(plan: Plan, pool: InputsPool, command: str, started: float) -> int:
         _say_all([*plan.notes, *power_note(plan, pool, ledger.results())])
         with _queue(ledger, plan, tries=1, alone=True) as queue:
             try:
-                _train_arms(queue, pool, ledger, ledger.add, reporter)
+                _train_arms(plan, queue, pool, ledger, ledger.add, reporter)
             except (KeyboardInterrupt, Preempted):
                 reporter.so_far()
                 raise
@@ -120,7 +121,7 @@ def work(plan: Plan, pool: InputsPool, tries: int = 2, lease_seconds: float = LE
     with opened(plan, shared=True) as ledger:
         _say_all(plan.notes)
         with _queue(ledger, plan, tries, lease_seconds) as queue:
-            _train_arms(queue, pool, ledger, ledger.leave)
+            _train_arms(plan, queue, pool, ledger, ledger.leave)
         return len(ledger.failures)
 
 
@@ -170,6 +171,7 @@ class _Reporter:
             "corpora": self.pool.corpora(),
             "seeds": list(dict.fromkeys(arm.config.seed for arm in ledger.arms)),
             "settings": dict(plan.settings),
+            "baselines": read_lines(ledger.folder / BASELINES),
             "asked": dict(Counter(arm.name for arm in ledger.arms)),
         }
         if ledger.devices:
@@ -270,6 +272,7 @@ def _queue(
 
 
 def _train_arms(
+    plan: Plan,
     queue: _Queue,
     pool: InputsPool,
     ledger: ResultsStore,
@@ -288,7 +291,7 @@ def _train_arms(
         pool.keep_only(needed)
         for arm in group:
             say(f"{ledger.place(arm)}: {arm}")
-        for arm, outcome in zip(group, _train_group(group, pool, ledger), strict=True):
+        for arm, outcome in zip(group, _train_group(group, plan, pool, ledger), strict=True):
             keep(arm, outcome)
             queue.end(arm, outcome, (time.monotonic() - began) / len(group))
         trained += len(group)
@@ -312,12 +315,13 @@ def _refuse_impossible(waiting: Sequence[Sequence[Arm]], pool: InputsPool) -> No
 
 
 def _train_group(
-    arms: Sequence[Arm], pool: InputsPool, ledger: ResultsStore
+    arms: Sequence[Arm], plan: Plan, pool: InputsPool, ledger: ResultsStore
 ) -> list[dict[str, Any]]:
     """Per arm its result, or a failure, which is ``skipped`` where nothing could be read.
 
     Args:
         arms: What is trained at once, on the same inputs.
+        plan: The study.
         pool: Where those are.
         ledger: Knows the weights of the backbones that there are results of.
     """
@@ -329,13 +333,38 @@ def _train_group(
         if not distributed.is_collective(error):
             raise
         return [{"error": one_line(error)} for _ in arms]
-    if failure := distributed.broadcast(ledger.other_weights(arms[0], inputs.weights_digest)):
+    digest = inputs.weights_digest
+    if failure := distributed.broadcast(ledger.other_weights(arms[0], digest)):
         return [failure for _ in arms]
+    if failed := _baselines(arms[0], ledger, inputs):
+        say(f"note: {failed}")
+    if plan.tune is not None:
+        from mtl_jax.studies.tuning.tuned import tuned
+
+        try:
+            arms = tuned(arms, inputs, ledger.folder, plan.tune)
+        except UserError as error:
+            return [{"error": one_line(error)} for _ in arms]
     outcomes = train_group([arm.config for arm in arms], inputs)
     return [
-        {"error": each} if isinstance(each, str) else {**each, WEIGHTS: inputs.weights_digest}
-        for each in outcomes
+        {"error": each}
+        if isinstance(each, str)
+        else {**each, **({} if arm.tuned is None else {"tuned": arm.tuned}), WEIGHTS: digest}
+        for arm, each in zip(arms, outcomes, strict=True)
     ]
+
+
+def _baselines(arm: Arm, ledger: ResultsStore, inputs: Inputs) -> str | None:
+    """Leaves what an arm is held against; why it could not be, for no arm depends on it."""
+    from mtl_jax.studies.baselines import leave_baselines
+
+    if arm.config.data.tasks != ledger.tasks:
+        return None
+    try:
+        leave_baselines(ledger.folder, arm, inputs)
+    except Exception as error:  # noqa: BLE001  (the arms must not be lost with them)
+        return f"there are no baselines: {one_line(error)}"
+    return None
 
 
 def train_group(configs: Sequence[TrainConfig], inputs: Inputs) -> Sequence[dict[str, Any] | str]:

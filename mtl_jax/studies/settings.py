@@ -15,6 +15,7 @@ from mtl_jax.core import distributed
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.file_lock import LEASE_SECONDS
 from mtl_jax.core.paths import expanded
+from mtl_jax.studies.budget import Budget
 from mtl_jax.studies.work_queue import claim_name
 
 Made = TypeVar("Made")
@@ -59,6 +60,10 @@ them on an accelerator, which a batch of short sentences leaves idle, and 1 on a
 has a training subset of its own"""
     distributed: bool = False
     """as of train: be one of several processes that train each arm together"""
+    tune: str | None = None
+    """choose rates and passes of every arm on validation, with the same budget for each: a number \
+of trials, as 12, or of training FLOPs, as 3e15FLOPs; heads on a frozen backbone by sweeps, all \
+others by an Optuna study in the folder"""
     list_arms: bool = False
     """print the arms, those that are trained at once on one line with "(done)" behind where they \
 are, and train nothing"""
@@ -87,6 +92,7 @@ over; longer than the 60 s that NFS may be behind"""
             raise UserError(
                 f"--lease-seconds {self.lease_seconds:g} must be between 1 and {_LONGEST_LEASE}"
             )
+        _ = self.budget
         chosen = [f"--{name.replace('_', '-')}" for name in _WHAT if getattr(self, name)]
         if len(chosen) > 1:
             raise UserError(f"{' and '.join(chosen)} exclude each other: leave one of them out")
@@ -116,6 +122,15 @@ over; longer than the 60 s that NFS may be behind"""
         settled = {"min_steps": 0, "head_min_steps": 0}
         return {"epochs": epochs, "measure_every": between, **settled}
 
+    @property
+    def budget(self) -> Budget | None:
+        """What each arm may cost to be tuned.
+
+        Raises:
+            UserError: ``tune`` is no budget.
+        """
+        return None if self.tune is None else Budget.parse(self.tune)
+
     def drawn(self, seed: int, **limits: Any) -> DataConfig:
         """The data of a seed: where they are a part of the training texts, a draw of its own.
 
@@ -144,7 +159,8 @@ over; longer than the 60 s that NFS may be behind"""
     def record(self) -> dict[str, Any]:
         """What may not change from one call on a folder to the next, as JSON."""
         settings = dataclasses.asdict(self)
-        return {name: settings[name] for name in _OF_A_RUN if name not in LIMITS}
+        tuned = {} if self.tune is None else {"tune": str(self.budget)}
+        return {name: settings[name] for name in _OF_A_RUN if name not in LIMITS} | tuned
 
     def described(self, *left_out: str) -> dict[str, Any]:
         """The settings as a report lists them, but for those that it shows elsewhere."""
@@ -165,11 +181,13 @@ class Arm:
         name: What it is called; several seeds and settings share it.
         config: The run.
         setting: What else tells it from others of its name, as JSON values by name.
+        tuned: What its rates and its length were chosen from, where they were.
     """
 
     name: str
     config: TrainConfig
     setting: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tuned: Mapping[str, Any] | None = None
 
     @property
     def key(self) -> Key:
@@ -205,6 +223,7 @@ class Plan:
         notes: What to say before the first arm.
         files: JSON files that the arms read, by their path in the folder.
         keep_checkpoints: Whether those of finished arms stay.
+        tune: What each arm may cost to be tuned; None where none is.
         report_every: Seconds of training between two reports on what is done so far.
     """
 
@@ -216,6 +235,7 @@ class Plan:
     notes: Sequence[str] = ()
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     keep_checkpoints: bool = False
+    tune: Budget | None = None
     report_every: float = 300.0
 
 

@@ -177,17 +177,22 @@ def test_two_data_sets(settings, reviews, tmp_path):
     assert (alone.validation_file, alone.text_column) == (None, ("sentiment=text",))
     assert [origin.name for origin in alone.origins] == [str(train)]
     joint = study.config("joint", 0, 0.3, 84).data
-    assert dataclasses.replace(joint, label_fraction=()) == data
+    assert joint.whole() == data
+    assert (joint.train_subset, study.config("joint", 4, 0.3, 84).data.train_subset) == (0, 4)
 
 
-def test_what_was_read_to_plan_is_not_kept(settings, tmp_path):
+def test_what_was_read_is_kept_as_long_as_an_arm_needs_it(settings, tmp_path):
     pool = InputsPool()
     study = ScarceTask(**settings, workdir=str(tmp_path), seeds=(0,))
     read = weakref.ref(pool.get(study))
     plan = plan_of(study, pool)
     assert read() is not None
-    # The arms have other data: their labels are thinned.
+    # The arms have some of its labels, or one of its tasks.
+    single = [g[0].config for g in plan.groups if g[0].name == "single_task"]
     pool.keep_only([group[0].config for group in plan.groups])
+    assert read() is not None
+    del plan
+    pool.keep_only(single)
     gc.collect()
     assert read() is None
 

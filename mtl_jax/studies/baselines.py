@@ -1,0 +1,179 @@
+"""What a study's arms are held against: a bag of words, and a linear probe on frozen features."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtl_jax.core import distributed
+from mtl_jax.core.errors import cannot_write
+from mtl_jax.core.file_lock import exclusive
+from mtl_jax.core.json_files import append_line, read_lines
+from mtl_jax.data.kinds import has_label
+from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.runs.predictions import write_predictions
+from mtl_jax.studies.results_store import BASELINES
+from mtl_jax.studies.settings import Arm, arm_folder
+from mtl_jax.training.inputs import Inputs
+from mtl_jax.training.kinds.registry import KINDS
+from mtl_jax.training.metrics import mean_score, split_metrics
+
+if TYPE_CHECKING:
+    from mtl_jax.config.tasks import Task
+
+LINES, FOLDER = BASELINES, "baselines"
+TF_IDF, PROBE = "tf_idf", "logistic_probe"
+# Of a probe, the inverse strengths of its penalty, of which validation chooses one.
+_STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+_MOST_WORDS = 30_000
+_FLOOR = 1e-12
+
+
+def leave_baselines(folder: Path, arm: Arm, inputs: Inputs) -> None:
+    """Leaves what baselines reach on an arm's texts, once for all arms that have the same.
+
+    A line of ``baselines.jsonl`` for each, with ``baseline``, ``train_subset``, ``setting``, and
+    the metrics on ``validation`` and ``test``; and in ``baselines/`` what they predict, as
+    ``write_predictions`` has it. ``tf_idf`` is a linear model on TF-IDF vectors of words,
+    ``logistic_probe`` one on the vectors of the frozen backbone: logistic regression, or ridge
+    regression. Of several strengths of its penalty validation chooses.
+
+    Args:
+        folder: Of the study.
+        arm: The arm.
+        inputs: Those of it.
+    """
+    if distributed.count() > 1:
+        return
+    key = {
+        "train_subset": arm.config.data.train_subset,
+        **({"setting": dict(arm.setting)} if arm.setting else {}),
+    }
+    with exclusive(folder / LINES, cannot_write):
+        known = read_lines(folder / LINES)
+        if any({name: line.get(name) for name in key} == key for line in known):
+            return
+        config = dataclasses.replace(
+            arm.config, scenario="backbone_frozen", recipe=None, hold_frozen_heads=0.0
+        )
+        run = PhaseRun(config, inputs)
+        vectors = {TF_IDF: _words(inputs)}
+        if run.keeps:
+            vectors[PROBE] = {name: run.split(name).texts.pooled for name in inputs.corpus.splits}
+        for name, of_splits in vectors.items():
+            logits = _logits(name, inputs, of_splits)
+            seed = arm.config.seed if key["train_subset"] is not None else 0
+            where = Path(arm_folder(str(folder), name, seed, arm.setting)).name
+            line = _measured(inputs, logits, folder / FOLDER / where)
+            texts = len(inputs.split("train").texts)
+            append_line(folder / LINES, {"baseline": name, **key, "train_examples": texts, **line})
+        run.release()
+
+
+def _words(inputs: Inputs) -> dict[str, Any]:
+    """Per split the TF-IDF vectors of its texts, by the words of the training texts."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(sublinear_tf=True, max_features=_MOST_WORDS)
+    try:
+        words.fit(inputs.split("train").examples.texts)
+    except ValueError:
+        # There is no word in them.
+        return {n: np.zeros((len(inputs.split(n).texts), 1)) for n in inputs.corpus.splits}
+    return {n: words.transform(inputs.split(n).examples.texts) for n in inputs.corpus.splits}
+
+
+def _logits(
+    name: str, inputs: Inputs, vectors: Mapping[str, Any]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Per split and task float32 [n, outputs], as a model's heads would give them."""
+    found: dict[str, dict[str, np.ndarray]] = {split: {} for split in vectors if split != "train"}
+    for task in inputs.tasks.values():
+        labels = inputs.split("train").texts.labels[task.name]
+        there = np.flatnonzero(has_label(labels))
+        known, own = vectors["train"][there], labels[there]
+        best, models = -np.inf, [None]
+        if KINDS[task.kind].can_learn(own):
+            models = [_model(task, name, strength) for strength in _STRENGTHS]
+        for model in models:
+            logits = {split: _asked(task, model, known, own, vectors[split]) for split in found}
+            score = mean_score(_metrics(inputs, "validation", {task.name: logits["validation"]}))
+            if score > best:
+                best = score
+                for split, of_split in logits.items():
+                    found[split][task.name] = of_split
+    return found
+
+
+def _model(task: Task, name: str, strength: float) -> Any:
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if task.kind == "regression":
+        model: Any = Ridge(alpha=1 / strength)
+    else:
+        # Vectors of words are short, and few of their entries are not 0.
+        model = LogisticRegression(C=strength * (100 if name == TF_IDF else 1), max_iter=300)
+        model = OneVsRestClassifier(model) if task.kind == "multi_label" else model
+    return model if name == TF_IDF else make_pipeline(StandardScaler(), model)
+
+
+def _asked(task: Task, model: Any, known: Any, labels: np.ndarray, asked: Any) -> np.ndarray:
+    """What a model makes of vectors; without one, what is so of the training texts."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    count = asked.shape[0]
+    with warnings.catch_warnings():
+        # As good as it gets in so many iterations is good enough.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "Label .* is present in all training examples")
+        if task.kind == "regression":
+            found = np.zeros(count) if model is None else model.fit(known, labels).predict(asked)
+            return found.reshape(-1, 1).astype(np.float32)
+        if task.kind == "multi_label":
+            if model is None:
+                shares = np.broadcast_to((labels > 0).mean(0), (count, len(task.classes)))
+            else:
+                single = labels.shape[1] == 1
+                model.fit(known, labels[:, 0] if single else labels)
+                shares = model.predict_proba(asked)[:, -labels.shape[1] :]
+            shares = np.clip(shares, _FLOOR, 1 - _FLOOR)
+            return np.log(shares / (1 - shares)).astype(np.float32)
+        shares = np.zeros((count, len(task.classes)))
+        if model is None:
+            shares += np.bincount(labels, minlength=len(task.classes)) / max(len(labels), 1)
+        else:
+            model.fit(known, labels)
+            shares[:, model.classes_] = model.predict_proba(asked)
+    return np.log(np.maximum(shares, _FLOOR)).astype(np.float32)
+
+
+def _metrics(inputs: Inputs, split: str, logits: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    examples = inputs.split(split).examples
+    predicted = {
+        name: KINDS[task.kind].predicted(logits[name], task.mean, task.deviation)
+        for name, task in inputs.tasks.items()
+        if name in logits
+    }
+    classes: dict[str, Sequence[str]] = {name: inputs.classes[name] for name in predicted}
+    return split_metrics(examples.labels, predicted, classes, examples.groups)
+
+
+def _measured(
+    inputs: Inputs, logits: Mapping[str, Mapping[str, np.ndarray]], folder: Path
+) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for split, of_split in logits.items():
+        found[split] = _metrics(inputs, split, of_split)
+        examples = inputs.split(split).examples
+        path = folder / f"predictions-{split}.parquet"
+        write_predictions(path, examples, of_split, inputs.tasks, inputs.corpus.sources)
+    return found

@@ -1,0 +1,61 @@
+"""The arms of a study at their best: each is tuned once, for all of its seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from mtl_jax.core import distributed
+from mtl_jax.core.console import say
+from mtl_jax.core.errors import UserError, cannot_write
+from mtl_jax.core.file_lock import exclusive
+from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.studies.budget import Budget
+from mtl_jax.studies.settings import Arm
+from mtl_jax.studies.tuning.record import TuningRecord, applied
+from mtl_jax.studies.tuning.search import search
+from mtl_jax.studies.tuning.space import space_of
+from mtl_jax.studies.tuning.sweep import sweep_arm
+from mtl_jax.training.inputs import Inputs
+
+
+def tuned(arms: Sequence[Arm], inputs: Inputs, folder: Path, budget: Budget) -> list[Arm]:
+    """Arms that differ in the seed alone, with the rates and the length that do best.
+
+    They are chosen on validation, the test split is not read. The trials have the first of these
+    seeds; what was chosen before, with whichever seed, stays.
+
+    Args:
+        arms: The arms.
+        inputs: Those of the first.
+        folder: Of the study.
+        budget: What they may cost.
+
+    Raises:
+        UserError: Several processes train each arm together, or nothing can be written.
+    """
+    record = TuningRecord(folder, arms[0])
+    if (found := record.chosen()) is None:
+        if distributed.count() > 1:
+            raise UserError("--tune can't be shared by processes that train each arm together")
+        record.folder.mkdir(parents=True, exist_ok=True)
+        # Another process may be at it.
+        with exclusive(record.folder / "trials", cannot_write):
+            if (found := record.chosen()) is None:
+                found = _choose(arms[0], inputs, budget, record)
+    return [applied(arm, found) for arm in arms]
+
+
+def _choose(arm: Arm, inputs: Inputs, budget: Budget, record: TuningRecord) -> dict[str, object]:
+    record.mend()
+    config = dataclasses.replace(arm.config, callbacks=())
+    space = space_of(PhaseRun(config, inputs))
+    if space.rates:
+        say(f"tuning {arm.name} on validation: {budget}")
+        (sweep_arm if space.heads_alone else search)(config, inputs, space, budget, record)
+    found = record.choose(str(budget))
+    if found["chosen"]:
+        words = ", ".join(f"{name} {value:g}" for name, value in found["chosen"].items())
+        say(f"{arm.name}: {found['validation']:.3f} on validation with {words}")
+    return found
