@@ -5,10 +5,8 @@ Pure functions from what has been read to a list of findings; nothing here reads
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import decimal
-import os
 import sys
 import unicodedata
 from collections import defaultdict
@@ -162,7 +160,7 @@ def repeated(split: str, hashes: np.ndarray) -> list[Finding]:
 
 
 def _part_by_part(find: Callable[..., T], *hashes: np.ndarray) -> list[T]:
-    """What is found in some texts at a time, on every core.
+    """What is found in some texts at a time.
 
     Equal ones are so at the same time, and not many at once: what is worked out of them needs
     little memory.
@@ -182,11 +180,8 @@ def _part_by_part(find: Callable[..., T], *hashes: np.ndarray) -> list[T]:
                 mask &= of.view(np.uint16)[high::4] >> (16 - bits) == part
         return find(*there)
 
-    if not bits:
-        return [of_part(0)]
-    # Sorting lets other threads run.
-    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(of_part, range(2**bits)))
+    # One after the other: threads would each keep memory of their own.
+    return [of_part(part) for part in range(2**bits)]
 
 
 def _of_classes(

@@ -132,7 +132,7 @@ class SingleLabel:
         column = gathered(labels)
         _refuse_others(column, classes, refuse)
         of_names = self.blank(len(column.names), len(classes))
-        numbers = {name: index for index, name in enumerate(classes)}
+        numbers: dict[Label, int] = {name: index for index, name in enumerate(classes)}
         for i, name in enumerate(column.names):
             if name is not None:
                 of_names[i] = numbers.get(name, MISSING)
@@ -183,7 +183,8 @@ class MultiLabel:
 
     def classes(self, labels: Sequence[Any]) -> tuple[str, ...]:
         """See ``SingleLabel``."""
-        return _sorted(name for label in gathered(labels).occurring() for name in label or ())
+        lists = (label for label in gathered(labels).occurring() if isinstance(label, tuple))
+        return _sorted(name for label in lists for name in label)
 
     def blank(self, texts: int, classes: int) -> np.ndarray:
         """See ``SingleLabel``."""
@@ -198,7 +199,7 @@ class MultiLabel:
         of_names = self.blank(len(column.names), len(classes))
         numbers = {name: index for index, name in enumerate(classes)}
         for i, label in enumerate(column.names):
-            if label is not None:
+            if isinstance(label, tuple):
                 of_names[i] = 0
                 of_names[i, [numbers[name] for name in label if name in numbers]] = 1
         return of_names[column.codes]
