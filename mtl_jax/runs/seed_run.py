@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -298,6 +298,22 @@ class SeedRun:
         if self.run.config.recipe:
             say(f"{self._name()}{words}")
 
+    def may_be_gone_back_to(self, state: TrainState) -> bool:
+        """Whether the next phase may begin with what the phase has come to here."""
+        return int(state.step) in self.progress.needed(self.run.plans[self.run.index].phase)
+
+    def hold(self, state: TrainState, frozen: Params, score: float | None) -> None:
+        """Holds the parameters, if they are the best, for the next ``save``."""
+        changed, digest = self.run.changed(Partition.merge(state.trainable, frozen))
+        self.checkpoints.hold(
+            int(state.step), changed, score, self._replaced(state), digest, self.run.index
+        )
+
+    def _replaced(self, state: TrainState) -> Container[int]:
+        """Of which steps the scores do not matter any more; see ``CheckpointManager.save``."""
+        progress, plan = self.progress, self.run.plans[self.run.index]
+        return range(progress.start + 1, int(state.step)) if plan.keeps_end else ()
+
     def save(self, state: TrainState, frozen: Params, score: float | None = None) -> None:
         """Leaves a checkpoint; see ``CheckpointManager.save``."""
         progress, plan = self.progress, self.run.plans[self.run.index]
@@ -314,7 +330,7 @@ class SeedRun:
                 "depended_on": self._depends,
             },
             score,
-            replaced=range(progress.start + 1, int(state.step)) if plan.keeps_end else (),
+            replaced=self._replaced(state),
             keep=progress.needed(plan.phase),
             reference=self._reference.arrays() if self._reference else None,
             frozen=digest,
@@ -357,8 +373,11 @@ class SeedRun:
 
     def _go_to_best(self, step: int) -> Params:
         """Takes the run to the phase of a checkpoint, whose frozen part its parameters have."""
-        params = self.checkpoints.restore_params(step)
-        phase = self.checkpoints.progress(step)["phase_progress"]["phase"]
+        found = self.checkpoints.restore_best()
+        params = self.checkpoints.restore_params(step) if found is None else found
+        phase = self.checkpoints.best_phase
+        if phase is None:
+            phase = self.checkpoints.progress(step)["phase_progress"]["phase"]
         if phase != self.run.index:
             self._release()
             self.run = self._first.at(phase, params)

@@ -38,6 +38,7 @@ DEFAULT_RUN = (
     "--max-train-examples=192",
     "--max-evaluation-examples=64",
     "--checkpoint-every=5",
+    "--checkpoint-minutes=0.01",
 )
 
 
