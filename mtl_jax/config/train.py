@@ -33,6 +33,7 @@ LIMITS = (
     "callbacks",
     "cache_size",
     "cache_folder",
+    "measure_train",
     "checkpoint_minutes",
     "checkpoint_every",
     "keep_latest",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import grain
+import numpy as np
 
 from mtl_jax.core import distributed
 from mtl_jax.core.console import say
@@ -69,6 +70,9 @@ class SeedRun:
         self._first = run
         self._snapshot: Snapshot | None = None
         self._reference: Reference | None = None
+        # The step of a measurement and its logits: of the last one, and of the best.
+        self._measured: tuple[int, Mapping[str, np.ndarray]] | None = None
+        self._best_measured: tuple[int, Mapping[str, np.ndarray]] | None = None
         self._share, self._compiled_before = 1.0, run.evaluation_compile_seconds
         self._open = stack
         self._open.callback(self._release)
@@ -269,6 +273,7 @@ class SeedRun:
         run, progress, plan = self.run, self.progress, self.run.plans[self.run.index]
         step, epoch = progress.start + done, progress.passed + plan.epochs(done)
         metrics, logits = validate(run, Partition.merge(state.trainable, frozen), step)
+        self._measured = step, logits
         drift = self._reference.drift(logits, run.inputs.tasks) if self._reference else {}
         record = results.epoch_record(plan.phase, run.index, step, epoch, self.meter, metrics)
         self._workdir.log(record | ({"drift": drift} if drift else {}))
@@ -308,6 +313,12 @@ class SeedRun:
         self.checkpoints.hold(
             int(state.step), changed, score, self._replaced(state), digest, self.run.index
         )
+        self._note_best()
+
+    def _note_best(self) -> None:
+        """Keeps the logits of the best measurement, so that it need not be made again."""
+        if self._measured and self._measured[0] == self.checkpoints.best_step:
+            self._best_measured = self._measured
 
     def _replaced(self, state: TrainState) -> Container[int]:
         """Of which steps the scores do not matter any more; see ``CheckpointManager.save``."""
@@ -335,6 +346,7 @@ class SeedRun:
             reference=self._reference.arrays() if self._reference else None,
             frozen=digest,
         )
+        self._note_best()
 
     def finish(self) -> None:
         """Leaves ``certificate.json`` and measures the best checkpoint, which makes the result."""
@@ -350,7 +362,12 @@ class SeedRun:
         chosen = next(record for record in epochs if record["step"] == best)
         trains = any(plan.partition.groups for plan in run.plans)
         measured, probe_flops, probe_seconds = results.measurements(
-            run, params, chosen["validation"], self._workdir.path, probe=not trains
+            run,
+            params,
+            chosen["validation"],
+            self._workdir.path,
+            probe=not trains,
+            logits=dict([self._best_measured] if self._best_measured else []).get(best),
         )
         compiling = (run.evaluation_compile_seconds - self._compiled_before) * self._share
         steps = results.steps_of_phases(records)

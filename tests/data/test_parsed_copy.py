@@ -56,9 +56,7 @@ def test_pairs_and_places_come_back(tmp_path, monkeypatch):
     rows = [{"a": f"premise {i}", "b": f"é\n{i}", "y": i % 2} for i in range(40)]
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = DataConfig(
-        train_file=str(file), text_columns=("a", "b"), label_columns=("y=y",)
-    )
+    data = DataConfig(train_file=str(file), text_columns=("a", "b"), label_columns=("y=y",))
     for _ in range(2):
         texts = load_corpus(data).read("train").texts
         assert all(isinstance(text, Pair) for text in texts)

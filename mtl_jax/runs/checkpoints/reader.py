@@ -18,7 +18,6 @@ from mtl_jax.runs.checkpoints.manifest import DamageError, Manifest
 from mtl_jax.runs.workdir import FROZEN
 from mtl_jax.training.step import TrainState
 
-
 # The part of a checkpoint that has the parameters of the best one, where it is not that itself and
 # there is none of it.
 BEST = "best"

@@ -76,9 +76,7 @@ class ArrayStore:
             array, self.seconds[key] = write_array(path, shape, dtype, fill)
             return array
 
-    def vector(
-        self, key: str, dtype: DTypeLike, produce: Callable[[], np.ndarray]
-    ) -> np.ndarray:
+    def vector(self, key: str, dtype: DTypeLike, produce: Callable[[], np.ndarray]) -> np.ndarray:
         """A vector whose length is known when it is made, here or by another process.
 
         It is not worth an error: where there is no room for it, or nothing can be written, what
