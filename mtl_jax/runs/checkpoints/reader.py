@@ -83,7 +83,7 @@ class CheckpointReader:
         """The phase that the best one is of, where it has no checkpoint of its own."""
         last = self.last_step
         best_of = None if last is None else self.manifest(last).best_of
-        return best_of and best_of["phase"]
+        return None if best_of is None else best_of["phase"]
 
     def manifest(self, step: int) -> Manifest:
         """What the checkpoint at ``step`` says of itself.
