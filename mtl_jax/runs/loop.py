@@ -229,8 +229,9 @@ def _train_phase(seed_runs: Sequence[SeedRun], trace: Trace, heartbeat: Heartbea
                 # It may have come meanwhile; to measure takes longer than a step.
                 if not leaves and (leaves := preemption.due()) and not saves:
                     for seed_run, own, own_frozen in copies():
-                        with seed_run.guarded():
-                            seed_run.save(own, own_frozen)
+                        if not seed_run.has_saved(own):
+                            with seed_run.guarded():
+                                seed_run.save(own, own_frozen)
                 if saves:
                     clock.start()
                 watch.start()

@@ -307,6 +307,10 @@ class SeedRun:
         """Whether the next phase may begin with what the phase has come to here."""
         return int(state.step) in self.progress.needed(self.run.plans[self.run.index].phase)
 
+    def has_saved(self, state: TrainState) -> bool:
+        """Whether there is a checkpoint of what the run has come to."""
+        return self.checkpoints.last_step == int(state.step)
+
     def hold(self, state: TrainState, frozen: Params, score: float | None) -> None:
         """Holds the parameters, if they are the best, for the next ``save``."""
         changed, digest = self.run.changed(Partition.merge(state.trainable, frozen))
