@@ -112,6 +112,8 @@ class SeedRun:
             self._workdir, self.run.config, self._identity, self._depends
         )
         self.checkpoints = self._open.enter_context(checkpoints)
+        # The file of it is whole: ``_keep_frozen`` has seen to that.
+        self.checkpoints.know_frozen(self.run.inputs.weights_digest, self.run.inputs.backbone)
         self.progress = PhaseProgress.load(saved["phase_progress"]) if saved else PhaseProgress()
         path = self._workdir.path
         self.meter = Meter(

@@ -51,6 +51,15 @@ class CheckpointReader:
         self.folder, self.run = folder, run
         self._frozen: dict[str, dict[str, np.ndarray]] = {}
 
+    def know_frozen(self, digest: str, params: Params) -> None:
+        """Takes the pre-trained encoder of a digest from memory, where its file has been checked.
+
+        Args:
+            digest: Its digest.
+            params: Its parameters, which must not change.
+        """
+        self._frozen[digest] = arrays.named(params)
+
     @property
     def steps(self) -> list[int]:
         """The steps of the checkpoints, whole or not, in their order.
