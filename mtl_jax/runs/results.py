@@ -91,7 +91,7 @@ def epoch_record(
         "scenario": phase.scenario,
         "seconds": meter.train_seconds,
         "train_loss": meter.mean_losses(),
-        "validation": validation,
+        "validation": validation(),
     }
 
 
@@ -202,22 +202,20 @@ def _some_training(run: PhaseRun) -> Split:
 def measurements(
     run: PhaseRun,
     params: Params,
-    validation: Mapping[str, Any],
     folder: Path,
     *,
     probe: bool,
-    logits: Mapping[str, np.ndarray] | None = None,
+    known: tuple[Mapping[str, Any], Mapping[str, np.ndarray]] | None = None,
 ) -> tuple[dict[str, Any], int, float]:
     """The part of a result that is measured at its end; leaves ``predictions-<split>.parquet``.
 
     Args:
         run: In the phase of the parameters.
         params: All of them.
-        validation: Their metrics on validation, which have been measured.
         folder: Where the predictions of every split are left.
         probe: Whether nothing was trained, so that the heads tell nothing: then the nearest
             neighbours and the commonest class stand beside them.
-        logits: Those on validation, where they are known from measuring it.
+        known: Their metrics and logits on validation, where they have been measured already.
 
     Returns:
         It, and the FLOPs and the seconds of the probe, 0 without one.
@@ -236,20 +234,23 @@ def measurements(
         leave(name, split, logits)
         return metrics
 
+    def validation() -> Mapping[str, Any]:
+        split = run.split("validation")
+        if known is None:
+            return measured("validation", split)
+        leave("validation", split, known[1])
+        return known[0]
+
     # The test split first, for which no room has been kept.
     test = run.split("test") if "test" in run.inputs.corpus.splits else None
     training = run.split("train")
     result = {
         "test": test and measured("test", test),
-        "validation": validation,
+        "validation": validation(),
         "train": measured("train", _some_training(run)),
         "train_examples": len(training.texts),
         "test_examples": len(test.texts) if test else 0,
     }
-    if logits is None:
-        measured("validation", run.split("validation"))
-    else:
-        leave("validation", run.split("validation"), logits)
     if not probe:
         return result, 0, 0.0
     asked = test or run.split("validation")

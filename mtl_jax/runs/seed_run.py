@@ -40,6 +40,9 @@ from mtl_jax.training.step import TrainState
 
 _LOG_EVERY = 10
 
+Measured = tuple[Mapping[str, Any], Mapping[str, np.ndarray]]
+"""The metrics and the logits of a split."""
+
 
 class SeedRun:
     """A run and its folder; what goes wrong with it under ``guarded`` ends it alone.
@@ -70,9 +73,9 @@ class SeedRun:
         self._first = run
         self._snapshot: Snapshot | None = None
         self._reference: Reference | None = None
-        # The step of a measurement and its logits: of the last one, and of the best.
-        self._measured: tuple[int, Mapping[str, np.ndarray]] | None = None
-        self._best_measured: tuple[int, Mapping[str, np.ndarray]] | None = None
+        # What measurements on validation gave, by their steps: the last one, and the best.
+        self._measured: dict[int, Measured] = {}
+        self._best_measured: dict[int, Measured] = {}
         self._share, self._compiled_before = 1.0, run.evaluation_compile_seconds
         self._open = stack
         self._open.callback(self._release)
@@ -275,7 +278,7 @@ class SeedRun:
         run, progress, plan = self.run, self.progress, self.run.plans[self.run.index]
         step, epoch = progress.start + done, progress.passed + plan.epochs(done)
         metrics, logits = validate(run, Partition.merge(state.trainable, frozen), step)
-        self._measured = step, logits
+        self._measured = {step: (metrics, logits)}
         drift = self._reference.drift(logits, run.inputs.tasks) if self._reference else {}
         record = results.epoch_record(plan.phase, run.index, step, epoch, self.meter, metrics)
         self._workdir.log(record | ({"drift": drift} if drift else {}))
@@ -323,7 +326,7 @@ class SeedRun:
 
     def _note_best(self) -> None:
         """Keeps the logits of the best measurement, so that it need not be made again."""
-        if self._measured and self._measured[0] == self.checkpoints.best_step:
+        if self.checkpoints.best_step in self._measured:
             self._best_measured = self._measured
 
     def _replaced(self, state: TrainState) -> Container[int]:
@@ -370,10 +373,9 @@ class SeedRun:
         measured, probe_flops, probe_seconds = results.measurements(
             run,
             params,
-            chosen["validation"],
             self._workdir.path,
             probe=not trains,
-            logits=dict([self._best_measured] if self._best_measured else []).get(best),
+            known=self._best_measured.get(best),
         )
         compiling = (run.evaluation_compile_seconds - self._compiled_before) * self._share
         steps = results.steps_of_phases(records)
