@@ -191,7 +191,9 @@ def _known(folder: Path) -> Iterator[tuple[str, Any]]:
     yield "the last step", last
     # Whether the best one has a checkpoint of its own depends on when there was a save.
     yield "the best", arrays.digest(saved.restore_best() or {})
-    for step in sorted({last, saved.best_step}.intersection(saved.steps)):
+    for step in saved.steps:
+        if step not in (last, saved.best_step):
+            continue
         saved.check(step)
         manifest = saved.manifest(step)
         if step != last:
