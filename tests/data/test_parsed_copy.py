@@ -58,7 +58,8 @@ def test_pairs_and_places_come_back(tmp_path, monkeypatch):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = DataConfig(train_file=str(file), text_columns=("a", "b"), label_columns=("y=y",))
     first, again = (load_corpus(data).read("train") for _ in range(2))
-    assert first.rows is not None and again.rows is not None
+    assert first.rows is not None
+    assert again.rows is not None
     assert first.rows.tolist() == again.rows.tolist()
     assert len(again) > 20
     for row, text in zip(again.rows.tolist(), again.texts, strict=True):
