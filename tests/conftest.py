@@ -213,6 +213,8 @@ def shared_settings(tiny, reviews, tmp_path_factory):
         "backbone_learning_rate": 1e-2,
         "head_learning_rate": 1e-2,
         "parallel": "jit",
+        # One at each measurement, for these runs end before a minute has passed.
+        "checkpoint_minutes": 0.0,
         "cache_folder": str(tmp_path_factory.mktemp("activations")),
     }
 
@@ -239,6 +241,7 @@ def flags(shared_settings):
         "--backbone-learning-rate=1e-2",
         "--head-learning-rate=1e-2",
         "--parallel=jit",
+        "--checkpoint-minutes=0",
         f"--cache-folder={shared_settings['cache_folder']}",
     ]
 

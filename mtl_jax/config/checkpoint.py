@@ -15,8 +15,14 @@ class CheckpointSettings:
     """When a run is measured and saved, and which checkpoints are kept."""
 
     measure_every: int | None = None
-    """epochs of a phase between two measurements on validation, each of which is saved; by \
-default 1, and more in a phase of more than 10 epochs, which is measured 10 times at most"""
+    """epochs of a phase between two measurements on validation; by default 1, and more in a \
+phase of more than 10 epochs, which is measured 10 times at most"""
+    measure_train: bool = False
+    """measure all training texts at the end; by default as many as validation has, and at least \
+1000, evenly spaced"""
+    checkpoint_minutes: float = 10.0
+    """minutes between two checkpoints to go on from, which is what a kill loses at most; the end \
+of a phase has one, too; 0: one at each measurement"""
     checkpoint_every: int = 0
     """steps between checkpoints beside those; 0: none"""
     keep_latest: int = 2
@@ -27,4 +33,4 @@ need; where one is damaged, the one before it is used"""
 
     def __post_init__(self) -> None:
         at_least_1(self, "measure_every", "keep_latest")
-        at_least_0(self, "checkpoint_every", "keep_every")
+        at_least_0(self, "checkpoint_minutes", "checkpoint_every", "keep_every")

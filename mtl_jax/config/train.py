@@ -35,6 +35,8 @@ LIMITS = (
     "callbacks",
     "cache_size",
     "cache_folder",
+    "measure_train",
+    "checkpoint_minutes",
     "checkpoint_every",
     "keep_latest",
     "keep_every",

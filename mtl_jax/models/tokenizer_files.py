@@ -52,8 +52,10 @@ def _of_config(content: bytes) -> bytes:
     return json.dumps({name: config.get(name) for name in _OF_CONFIG}).encode()
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
+def copy_tokenizer(source: Path, target: Path, *, link: bool = False) -> None:
     """Copies a tokenizer's files into a new folder, which appears when it is whole.
+
+    With ``link`` they are hard links to those of ``source``, where the file system has these.
 
     Byte for byte: what is loaded from there is what is loaded from where they come from,
     whichever version of transformers loads it.
@@ -68,12 +70,19 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
         draft.mkdir()
         for file in files:
-            shutil.copyfile(file, draft / file.name)
+            (_linked if link else shutil.copyfile)(file, draft / file.name)
         draft.rename(target)
     except OSError as error:
         raise cannot_write(target, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _linked(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from mtl_jax.runs.monitoring.train_metrics import Stopwatch
 from mtl_jax.runs.notes import learned_too_little, told_once
 from mtl_jax.runs.phase_plan import parted
 from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.runs.save_clock import SaveClock
 from mtl_jax.runs.seed_run import SeedRun
 from mtl_jax.training.inputs import Inputs, open_inputs
 from mtl_jax.training.step import TrainState
@@ -181,7 +182,7 @@ def _train_phase(seed_runs: Sequence[SeedRun], trace: Trace, heartbeat: Heartbea
     del begun, starts
     if done:
         say(f"resuming from step {done} of {total}")
-    watch = Stopwatch()
+    watch, clock = Stopwatch(), SaveClock(run.config.checkpoint_minutes)
 
     def book(steps: int, compile_seconds: float = 0.0) -> None:
         seconds, there = watch.lap() - compile_seconds, _training(seed_runs)
@@ -196,7 +197,7 @@ def _train_phase(seed_runs: Sequence[SeedRun], trace: Trace, heartbeat: Heartbea
     if total == 0:
         for seed_run, own, own_frozen in copies():
             with seed_run.guarded():
-                _measure(seed_run, own, own_frozen, done)
+                _measure(seed_run, own, own_frozen, done, saves=True)
     with training_bar(title, total, done) as update, preemption.deferred():
         watch.start()
         while done < total and _training(seed_runs):
@@ -220,8 +221,9 @@ def _train_phase(seed_runs: Sequence[SeedRun], trace: Trace, heartbeat: Heartbea
                 heartbeat(meter.step, run.index, losses, meter.rate)
             # The measurement, the end of the phase, the save.
             measures, leaves = done % measure_every == 0 or done == total, preemption.due()
-            saves = checkpoint_every and done % checkpoint_every == 0
-            if measures or leaves or saves:
+            saves = bool(checkpoint_every) and done % checkpoint_every == 0
+            saves = clock.due(measures=measures) or saves or leaves
+            if measures or saves:
                 for seed_run in _training(seed_runs):
                     with seed_run.guarded():
                         seed_run.meter.read()
@@ -229,18 +231,29 @@ def _train_phase(seed_runs: Sequence[SeedRun], trace: Trace, heartbeat: Heartbea
                 for seed_run, own, own_frozen in copies():
                     with seed_run.guarded():
                         if measures:
-                            _measure(seed_run, own, own_frozen, done)
+                            _measure(seed_run, own, own_frozen, done, saves=saves)
                         else:
                             seed_run.save(own, own_frozen)
                 # It may have come meanwhile; to measure takes longer than a step.
-                leaves = leaves or preemption.due()
+                if not leaves and (leaves := preemption.due()) and not saves:
+                    for seed_run, own, own_frozen in copies():
+                        if not seed_run.has_saved(own):
+                            with seed_run.guarded():
+                                seed_run.save(own, own_frozen)
+                if saves:
+                    clock.start()
                 watch.start()
             if leaves:
                 _leave(seed_runs, done)
 
 
-def _measure(seed_run: SeedRun, state: TrainState, frozen: Params, done: int) -> None:
-    """Measures and saves what an epoch of the phase, or its last steps, have led to.
+def _measure(
+    seed_run: SeedRun, state: TrainState, frozen: Params, done: int, *, saves: bool
+) -> None:
+    """Measures what an epoch of the phase, or its last steps, have led to.
+
+    It is saved where that is due, where the phase is over, and where the next one may go on from
+    here; else its parameters are held, if they are the best, until the next save.
 
     Raises:
         UserError: The loss there is not finite, or nothing can be written.
@@ -248,7 +261,10 @@ def _measure(seed_run: SeedRun, state: TrainState, frozen: Params, done: int) ->
     score = seed_run.evaluate(state, frozen, done)
     if seed_run.progress.over:
         seed_run.end_phase(state, frozen)
-    seed_run.save(state, frozen, score)
+    if saves or seed_run.progress.over or seed_run.may_be_gone_back_to(state):
+        seed_run.save(state, frozen, score)
+    else:
+        seed_run.hold(state, frozen, score)
 
 
 def _refuse_unlike(configs: Sequence[TrainConfig]) -> None:

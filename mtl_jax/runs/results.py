@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.data.kinds import has_label
@@ -217,8 +219,26 @@ def untrained_heads(run: PhaseRun, steps: Sequence[int], step: int) -> list[str]
     ]
 
 
+# Training texts that are measured at the end, where validation has fewer.
+_LEAST_OF_TRAINING = 1000
+
+
+def _some_training(run: PhaseRun) -> Split:
+    """The training texts that are measured at the end: evenly spaced, so that all sources count."""
+    training, most = run.split("train"), len(run.split("validation").texts)
+    most = max(most, _LEAST_OF_TRAINING)
+    if run.config.measure_train or len(training.texts) <= most:
+        return training
+    return training.take(np.linspace(0, len(training.texts) - 1, most).round().astype(np.int64))
+
+
 def measurements(
-    run: PhaseRun, params: Params, folder: Path, *, probe: bool
+    run: PhaseRun,
+    params: Params,
+    folder: Path,
+    *,
+    probe: bool,
+    known: tuple[Mapping[str, Any], Mapping[str, np.ndarray]] | None = None,
 ) -> tuple[dict[str, Any], int, float]:
     """The part of a result that is measured at its end; leaves ``predictions-<split>.parquet``.
 
@@ -228,6 +248,7 @@ def measurements(
         folder: Where the predictions of every split are left.
         probe: Whether nothing was trained, so that the heads tell nothing: then the nearest
             neighbours and the commonest class stand beside them.
+        known: Their metrics and logits on validation, where they have been measured already.
 
     Returns:
         It, and the FLOPs and the seconds of the probe, 0 without one.
@@ -235,21 +256,31 @@ def measurements(
     classes = run.inputs.classes
     placed = run.evaluator.runner.replicate(params)
 
-    def measured(name: str, split: Split) -> dict[str, Any]:
-        metrics, logits = run.evaluator.measure(placed, split, classes)
+    def leave(name: str, split: Split, logits: Mapping[str, np.ndarray]) -> None:
         path, sources = folder / f"predictions-{name}.parquet", run.inputs.corpus.sources
         distributed.call_on_main(
             lambda: write_predictions(path, split.examples, logits, run.inputs.tasks, sources)
         )
+
+    def measured(name: str, split: Split) -> dict[str, Any]:
+        metrics, logits = run.evaluator.measure(placed, split, classes)
+        leave(name, split, logits)
         return metrics
+
+    def validation() -> Mapping[str, Any]:
+        split = run.split("validation")
+        if known is None:
+            return measured("validation", split)
+        leave("validation", split, known[1])
+        return known[0]
 
     # The test split first, for which no room has been kept.
     test = run.split("test") if "test" in run.inputs.corpus.splits else None
     training = run.split("train")
     result = {
         "test": test and measured("test", test),
-        "validation": measured("validation", run.split("validation")),
-        "train": measured("train", training),
+        "validation": validation(),
+        "train": measured("train", _some_training(run)),
         "train_examples": len(training.texts),
         "test_examples": len(test.texts) if test else 0,
     }

@@ -7,10 +7,11 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import grain
+import numpy as np
 
 from mtl_jax.core import distributed
 from mtl_jax.core.console import say
@@ -39,6 +40,9 @@ from mtl_jax.training.metrics import mean_score
 from mtl_jax.training.step import TrainState
 
 _LOG_EVERY = 10
+
+Measured = tuple[Mapping[str, Any], Mapping[str, np.ndarray]]
+"""The metrics and the logits of a split."""
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -92,6 +96,9 @@ class SeedRun:
         self._first = run
         self._snapshot: Snapshot | None = None
         self._reference: Reference | None = None
+        # What measurements on validation gave, by their steps: the last one, and the best.
+        self._measured: dict[int, Measured] = {}
+        self._best_measured: dict[int, Measured] = {}
         self._share, self._compiled_before = 1.0, run.evaluation_compile_seconds
         self._open = stack
         self._open.callback(self._release)
@@ -131,6 +138,8 @@ class SeedRun:
             self._workdir, self.run.config, self._identity, self._depends
         )
         self.checkpoints = self._open.enter_context(checkpoints)
+        # The file of it is whole: ``_keep_frozen`` has seen to that.
+        self.checkpoints.know_frozen(self.run.inputs.weights_digest, self.run.inputs.backbone)
         self.progress = PhaseProgress.load(saved["phase_progress"]) if saved else PhaseProgress()
         path = self._workdir.path
         self.meter = Meter(
@@ -294,6 +303,7 @@ class SeedRun:
         run, progress, plan = self.run, self.progress, self.run.plans[self.run.index]
         step, epoch = progress.start + done, progress.passed + plan.epochs(done)
         metrics, logits = validate(run, Partition.merge(state.trainable, frozen), step)
+        self._measured = {step: (metrics, logits)}
         drift = self._reference.drift(logits, run.inputs.tasks) if self._reference else {}
         record = results.epoch_record(plan.phase, run.index, step, epoch, self.meter, metrics)
         self._workdir.log(record | ({"drift": drift} if drift else {}))
@@ -325,6 +335,32 @@ class SeedRun:
         if self.run.config.recipe:
             say(f"{self._name()}{words}")
 
+    def may_be_gone_back_to(self, state: TrainState) -> bool:
+        """Whether the next phase may begin with what the phase has come to here."""
+        return int(state.step) in self.progress.needed(self.run.plans[self.run.index].phase)
+
+    def has_saved(self, state: TrainState) -> bool:
+        """Whether there is a checkpoint of what the run has come to."""
+        return self.checkpoints.last_step == int(state.step)
+
+    def hold(self, state: TrainState, frozen: Params, score: float | None) -> None:
+        """Holds the parameters, if they are the best, for the next ``save``."""
+        changed, digest = self.run.changed(Partition.merge(state.trainable, frozen))
+        self.checkpoints.hold(
+            int(state.step), changed, score, self._replaced(state), digest, self.run.index
+        )
+        self._note_best()
+
+    def _note_best(self) -> None:
+        """Keeps the logits of the best measurement, so that it need not be made again."""
+        if self.checkpoints.best_step in self._measured:
+            self._best_measured = self._measured
+
+    def _replaced(self, state: TrainState) -> Container[int]:
+        """Of which steps the scores do not matter any more; see ``CheckpointManager.save``."""
+        progress, plan = self.progress, self.run.plans[self.run.index]
+        return range(progress.start + 1, int(state.step)) if plan.keeps_end else ()
+
     @_timed("saving")
     def save(self, state: TrainState, frozen: Params, score: float | None = None) -> None:
         """Leaves a checkpoint; see ``CheckpointManager.save``."""
@@ -342,11 +378,12 @@ class SeedRun:
                 "depended_on": self._depends,
             },
             score,
-            replaced=range(progress.start + 1, int(state.step)) if plan.keeps_end else (),
+            replaced=self._replaced(state),
             keep=progress.needed(plan.phase),
             reference=self._reference.arrays() if self._reference else None,
             frozen=digest,
         )
+        self._note_best()
 
     @property
     def is_trial(self) -> bool:
@@ -375,7 +412,11 @@ class SeedRun:
         trains = any(plan.partition.groups for plan in run.plans)
         with meter.timed("measurement"):
             measured, probe_flops, probe_seconds = results.measurements(
-                run, params, self._workdir.path, probe=not trains
+                run,
+                params,
+                self._workdir.path,
+                probe=not trains,
+                known=self._best_measured.get(best),
             )
             if config.watch.measure_layers:
                 measured["layers"] = layer_roles(run, params)
@@ -402,8 +443,11 @@ class SeedRun:
 
     def _go_to_best(self, step: int) -> Params:
         """Takes the run to the phase of a checkpoint, whose frozen part its parameters have."""
-        params = self.checkpoints.restore_params(step)
-        phase = self.checkpoints.progress(step)["phase_progress"]["phase"]
+        found = self.checkpoints.restore_best()
+        params = self.checkpoints.restore_params(step) if found is None else found
+        phase = self.checkpoints.best_phase
+        if phase is None:
+            phase = self.checkpoints.progress(step)["phase_progress"]["phase"]
         if phase != self.run.index:
             self._release()
             self.run = self._first.at(phase, params)

@@ -16,6 +16,7 @@ from typing import IO, Any
 from mtl_jax.config.data import refuse_blank
 from mtl_jax.config.train import LIMITS
 from mtl_jax.core import distributed
+from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_read, cannot_write
 from mtl_jax.core.file_lock import exclusive, hold, without_locks
 from mtl_jax.core.json_files import (
@@ -44,6 +45,16 @@ _REMOVED = ".checkpoints-removed"
 # The pre-trained encoder beside the checkpoints; and in a study's folder, from where its runs
 # share it: see ``frozen_leaves``.
 FROZEN, SHARED = "frozen", ".frozen"
+# How far above a run's folder that of its study may be.
+_ABOVE = 3
+
+
+def shared_folder(run: Path) -> Path | None:
+    """Where the runs of a study have what they share; None where a run's folder is in none."""
+    above = run.absolute().parents[:_ABOVE]
+    return next((place for each in above if (place := each / SHARED).is_dir()), None)
+
+
 # What a folder that has lost its config.json is known by.
 _OF_RUN = ("checkpoints", "tokenizer", FROZEN, _REMOVED)
 
@@ -320,7 +331,20 @@ class Workdir:
         if self._is_there(self.tokenizer):
             self.check_tokenizer(digest)
             return False
-        copy_tokenizer(checkpoint, self.tokenizer)
+        shared = shared_folder(self.path)
+        if shared is None:
+            copy_tokenizer(checkpoint, self.tokenizer)
+            return True
+        # Once in the folder of a study, under its digest; its runs share the bytes.
+        source = shared / f"tokenizer-{digest}"
+        with exclusive(source, cannot_write):
+            if not self._is_there(source):
+                copy_tokenizer(checkpoint, source)
+            elif tokenizer_digest(source) != digest:
+                say(f"warning: {source} was damaged: it is made again")
+                shutil.rmtree(source)
+                copy_tokenizer(checkpoint, source)
+        copy_tokenizer(source, self.tokenizer, link=True)
         return True
 
     def check_tokenizer(self, digest: str) -> None:

@@ -31,9 +31,10 @@ from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.pretrained import left_out
 from mtl_jax.models.tokenizer_files import tokenizer_digest
 from mtl_jax.training.cache.array_store import GIB, ArrayStore
+from mtl_jax.training.cache.facts import fact
 from mtl_jax.training.cache.token_store import TokenStore
 from mtl_jax.training.kinds.base import Metrics
-from mtl_jax.training.text_baseline import text_baseline
+from mtl_jax.training.text_baseline import baseline_record, text_baseline
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -253,7 +254,8 @@ class Inputs:
     def text_baseline(self) -> Metrics:
         """What a bag of words reaches on validation; see ``text_baseline``."""
         known, asked = (self.split(name).examples for name in ("train", "validation"))
-        return text_baseline(known, asked, self.classes)
+        record = baseline_record(known, asked, self.classes)
+        return fact(record, lambda: text_baseline(known, asked, self.classes))
 
     def split(self, name: str) -> Split:
         """A split, read and tokenised once."""

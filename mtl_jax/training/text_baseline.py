@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from mtl_jax.core.versions import version
 from mtl_jax.data.corpus import Examples
 from mtl_jax.data.kinds import has_label
-from mtl_jax.data.texts import take
+from mtl_jax.data.texts import content_digest, take
 from mtl_jax.training.kinds.base import Metrics
 from mtl_jax.training.kinds.registry import kind_of
 from mtl_jax.training.metrics import of_metrics, score, score_name, split_metrics
 
 # So that it takes a second or two whatever the data: more texts and words change little.
 _MOST_TEXTS, _MOST_WORDS = 20_000, 30_000
+
+
+# To be raised when the models are others, or their metrics.
+_VERSION = 1
+
+
+def baseline_record(
+    known: Examples, asked: Examples, classes: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """What ``text_baseline`` depends on, as JSON."""
+    return {
+        "text_baseline": _VERSION,
+        "versions": [version(package) for package in ("mtl-jax", "scikit-learn")],
+        "classes": {task: list(names) for task, names in classes.items()},
+        "examples": [_digest(examples) for examples in (known, asked)],
+    }
+
+
+def _digest(examples: Examples) -> str:
+    hasher = hashlib.sha256(content_digest(examples.texts).encode())
+    for task, labels in examples.labels.items():
+        hasher.update(f"{task} {labels.dtype} {labels.shape}\n".encode())
+        hasher.update(np.ascontiguousarray(labels).view(np.uint8).data)
+    groups = [] if examples.groups is None else examples.groups.tolist()
+    hasher.update(json.dumps(groups).encode())
+    return hasher.hexdigest()
 
 
 def text_baseline(

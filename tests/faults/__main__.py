@@ -39,6 +39,7 @@ DEFAULT_RUN = (
     "--max-validation-examples=64",
     "--max-test-examples=64",
     "--checkpoint-every=5",
+    "--checkpoint-minutes=0.01",
 )
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
-from mtl_jax.runs.checkpoints.reader import CheckpointReader
+from mtl_jax.runs.checkpoints import arrays
+from mtl_jax.runs.checkpoints.reader import BEST, CheckpointReader
 from mtl_jax.runs.workdir import Workdir
 
 # As Orbax names the folder of a checkpoint that it is writing.
@@ -188,11 +189,18 @@ def _known(folder: Path) -> Iterator[tuple[str, Any]]:
     saved = CheckpointReader(folder / "checkpoints")
     last = saved.last_step
     yield "the last step", last
-    for step in sorted({last, saved.best_step} - {None}):  # pyright: ignore[reportArgumentType]
+    # Whether the best one has a checkpoint of its own depends on when there was a save.
+    yield "the best", arrays.digest(saved.restore_best() or {})
+    for step in saved.steps:
+        if step not in (last, saved.best_step):
+            continue
         saved.check(step)
         manifest = saved.manifest(step)
+        if step != last:
+            continue
         for part, digest in manifest.digests.items():
-            yield f"the {part} at step {step}", digest
+            if part != BEST:
+                yield f"the {part} at step {step}", digest
         yield f"the best up to step {step}", manifest.best
         progress = manifest.progress["phase_progress"]
         # Of the kept activations the seconds are said.

@@ -20,7 +20,7 @@ from tests.faults.trials import Outcome
 
 def test_a_run_survives_a_few_of_everything(small_flags, tmp_path, capsys):
     flags = [f for f in small_flags if not f.startswith("--epochs")]
-    flags = [*flags, "--recipe=lp_ft", "--epochs=4", "--checkpoint-every=2"]
+    flags = [*flags, "--recipe=lp_ft", "--epochs=4", "--checkpoint-minutes=1e-3"]
     faults = Faults(workdir=str(tmp_path / "faults"), kills=3, terms=2, corruptions=5)
     passed = carry_out(faults, flags, forked.Popen)
     printed = capsys.readouterr()

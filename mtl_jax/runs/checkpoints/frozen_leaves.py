@@ -17,10 +17,7 @@ from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_read, cannot_write
 from mtl_jax.freezing.partition import Params
 from mtl_jax.runs.checkpoints import arrays
-from mtl_jax.runs.workdir import SHARED
-
-# How far above a run's folder that of its study may be.
-_ABOVE = 3
+from mtl_jax.runs.workdir import shared_folder
 
 
 def keep(folder: Path, params: Params, digest: str) -> None:
@@ -41,11 +38,10 @@ def keep(folder: Path, params: Params, digest: str) -> None:
         say(f"warning: {file} was damaged: it is made again")
     try:
         folder.mkdir(exist_ok=True)
-        shared = [above / SHARED for above in folder.absolute().parents[1 : 1 + _ABOVE]]
-        if not (there := [place for place in shared if place.is_dir()]):
+        if (shared := shared_folder(folder.parent)) is None:
             _write(file, params)
             return
-        source = _file(there[0], digest)
+        source = _file(shared, digest)
         if not _is_whole(source, digest):
             _write(source, params)
         with whole(file) as draft:
@@ -82,11 +78,22 @@ def _file(folder: Path, digest: str) -> Path:
     return folder / f"{digest}.safetensors"
 
 
+# The files that this process has read whole and found right, by what the system says of them.
+_known: set[tuple[int, int, int, int, str]] = set()
+
+
 def _is_whole(file: Path, digest: str) -> bool:
     try:
-        return arrays.digest(arrays.read(file)) == digest
+        found = file.stat()
+        # Runs of one study have the same one: each name of it leads to the same file.
+        known = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, digest
+        if known not in _known:
+            if arrays.digest(arrays.read(file)) != digest:
+                return False
+            _known.add(known)
     except (OSError, ValueError):
         return False
+    return True
 
 
 def _write(file: Path, params: Params) -> None:

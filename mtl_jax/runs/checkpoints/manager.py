@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 import os
 import shutil
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import grain
 import jax
@@ -20,10 +21,10 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from mtl_jax.core import distributed
 from mtl_jax.core.errors import SharedError, UserError, first_line
 from mtl_jax.freezing.partition import Params
-from mtl_jax.runs.checkpoints import manifest
+from mtl_jax.runs.checkpoints import arrays, manifest
 from mtl_jax.runs.checkpoints.handler import StateHandler, StateSave
 from mtl_jax.runs.checkpoints.manifest import Manifest
-from mtl_jax.runs.checkpoints.reader import CheckpointReader, optimizer_tree
+from mtl_jax.runs.checkpoints.reader import BEST, CheckpointReader, optimizer_tree
 from mtl_jax.runs.progress import beats
 from mtl_jax.training.step import TrainState
 
@@ -79,6 +80,21 @@ def _host_copy(tree: Any) -> Any:
     return jax.tree.map(np.array, tree)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """Parameters that are the best, of which there is no checkpoint yet.
+
+    Attributes:
+        step: At which they were.
+        params: Numpy copies.
+        of: As of ``Manifest.best_of``.
+    """
+
+    step: int
+    params: Any
+    of: Mapping[str, Any]
+
+
 class CheckpointManager(CheckpointReader):
     """The folder ``checkpoints`` of a run that this process trains.
 
@@ -108,6 +124,7 @@ class CheckpointManager(CheckpointReader):
         """
         super().__init__(folder, run)
         self._latest, self._every, self._kept = latest, every, _Kept()
+        self._held: _Held | None = None
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
         handlers.add(manifest.ITEM, StateSave, StateHandler())
         self._manager = _Manager(
@@ -171,6 +188,61 @@ class CheckpointManager(CheckpointReader):
         """The step of the best scored checkpoint, see ``progress.beats``; or None."""
         return self._best and self._best[0]
 
+    def hold(
+        self,
+        step: int,
+        params: Params,
+        score: float | None,
+        replaced: Container[int] = (),
+        frozen: str | None = None,
+        phase: int = 0,
+    ) -> None:
+        """Holds parameters in memory, if they are the best so far, for the next ``save``.
+
+        A kill before that loses them with the steps that led there, which come again.
+
+        Args:
+            step: At which they are.
+            params: As of ``save``.
+            score: As of ``save``.
+            replaced: As of ``save``.
+            frozen: As of ``save``.
+            phase: The phase that they are of, from 0.
+
+        Raises:
+            UserError: One is not finite.
+        """
+        if self._is_best(score, replaced):
+            copy = _host_copy(params)
+            self._refuse_not_finite(copy, step)
+            self._best = step, score
+            self._held = _Held(step, copy, {"frozen": frozen, "phase": phase})
+
+    def _is_best(self, score: float | None, replaced: Container[int]) -> TypeGuard[float]:
+        best = self._best
+        to_beat = -math.inf if best is None or best[0] in replaced else best[1]
+        return score is not None and bool(beats(score, to_beat))
+
+    def _refuse_not_finite(self, params: Any, step: int) -> None:
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+            raise SharedError(
+                f"the parameters are not finite after step {step}: lower the learning "
+                "rates; the last checkpoint is kept"
+            )
+
+    def _best_held(self) -> _Held | None:
+        """The best one, where it has no checkpoint of its own; from the last one, if need be."""
+        if self._best is None or self._best[0] in self.steps:
+            return None
+        if (held := self._held) is None or held.step != self._best[0]:
+            last = self.last_step
+            known = None if last is None else self.manifest(last)
+            if last is None or known is None or known.best_of is None:
+                return None
+            params = arrays.nested(self._arrays(last, BEST))
+            held = self._held = _Held(self._best[0], params, known.best_of)
+        return held
+
     def save(
         self,
         params: Params,
@@ -205,21 +277,19 @@ class CheckpointManager(CheckpointReader):
         """
         self.wait()
         step = int(state.step)
-        arrays = _host_copy({"params": params, "optimizer": optimizer_tree(state)})
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays["params"])):
-            raise SharedError(
-                f"the parameters are not finite after step {step}: lower the learning "
-                "rates; the last checkpoint is kept"
-            )
+        parts = _host_copy({"params": params, "optimizer": optimizer_tree(state)})
+        self._refuse_not_finite(parts["params"], step)
         if reference:
-            arrays["reference"] = reference
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-        distributed.call_on_main(functools.partial(self._check_space, size))
-        best = self._best
-        to_beat = -math.inf if best is None or best[0] in replaced else best[1]
-        if score is not None and beats(score, to_beat):
+            parts["reference"] = reference
+        best, held = self._best, None
+        if self._is_best(score, replaced):
             best = step, score
-        needs = tuple(sorted({*keep, *(best or ())[:1]} - {step}))
+        elif best is not None and best[0] != step and (held := self._best_held()) is not None:
+            parts[BEST] = held.params
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts))
+        distributed.call_on_main(functools.partial(self._check_space, size))
+        beside = () if held is not None else (best or ())[:1]
+        needs = tuple(sorted({*keep, *beside} - {step}))
         known = Manifest(
             step,
             self.run or {},
@@ -229,8 +299,9 @@ class CheckpointManager(CheckpointReader):
             data.get_state(),
             jax.process_count(),
             frozen,
+            best_of=None if held is None else held.of,
         )
-        items: dict[str, Any] = {manifest.ITEM: StateSave(known, arrays)}
+        items: dict[str, Any] = {manifest.ITEM: StateSave(known, parts)}
         self._kept.steps = kept({**self._needs, step: needs}, self._latest, self._every)
         with self._written():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)

@@ -53,6 +53,8 @@ class Manifest:
         frozen: Digest of the pre-trained encoder, which has the parameters that this checkpoint
             lacks: see ``frozen_leaves``. None where it has all.
         digests: Per part its ``digest``.
+        best_of: Where the best one has no checkpoint of its own, so that its parameters are a part
+            of this one: what ``frozen`` is for these, and the ``phase`` that they are of.
     """
 
     step: int
@@ -64,6 +66,7 @@ class Manifest:
     processes: int
     frozen: str | None = None
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    best_of: Mapping[str, Any] | None = None
 
 
 def written(manifest: Manifest) -> str:
@@ -104,7 +107,9 @@ def read(folder: Path) -> Manifest:
         raise DamageError(folder, f"{ITEM}/{FILE} can't be read") from error
     if sha256 != _sha256(content):
         raise DamageError(folder, f"{ITEM}/{FILE} has another digest than it had")
-    if content.keys() != {field.name for field in dataclasses.fields(Manifest)}:
+    # What there has not been from the beginning may lack.
+    names = {field.name for field in dataclasses.fields(Manifest)}
+    if not names - {"best_of"} <= content.keys() <= names:
         raise _of_another_version(folder)
     if folder.name != str(content["step"]):
         raise DamageError(folder, f"it was saved after step {content['step']}")

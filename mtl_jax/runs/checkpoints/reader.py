@@ -18,6 +18,10 @@ from mtl_jax.runs.checkpoints.manifest import DamageError, Manifest
 from mtl_jax.runs.workdir import FROZEN
 from mtl_jax.training.step import TrainState
 
+# The part of a checkpoint that has the parameters of the best one, where it is not that itself and
+# there is none of it.
+BEST = "best"
+
 
 def optimizer_tree(state: TrainState) -> dict[str, Any]:
     """What a checkpoint holds of a state beside the parameters."""
@@ -30,8 +34,9 @@ class CheckpointReader:
     """The folder ``checkpoints`` of a run, which another process may be writing to.
 
     Each step has a folder. Its parts: ``params`` (what may differ from the pre-trained encoder,
-    which stands in the folder ``frozen`` beside), ``optimizer`` (state, step, key), where there
-    are any ``reference`` arrays, and the ``manifest``, against which the others are checked
+    which stands in the folder ``frozen`` beside), ``optimizer`` (state, step, key), where the best
+    one has no folder of its own its parameters, ``best``, where there are any ``reference`` arrays,
+    and the ``manifest``, against which the others are checked
     whenever they are read.
     """
 
@@ -45,6 +50,15 @@ class CheckpointReader:
         """
         self.folder, self.run = folder, run
         self._frozen: dict[str, dict[str, np.ndarray]] = {}
+
+    def know_frozen(self, digest: str, params: Params) -> None:
+        """Takes the pre-trained encoder of a digest from memory, where its file has been checked.
+
+        Args:
+            digest: Its digest.
+            params: Its parameters, which must not change.
+        """
+        self._frozen[digest] = arrays.named(params)
 
     @property
     def steps(self) -> list[int]:
@@ -73,6 +87,13 @@ class CheckpointReader:
         best = None if last is None else self.manifest(last).best
         return best and best[0]
 
+    @property
+    def best_phase(self) -> int | None:
+        """The phase that the best one is of, where it has no checkpoint of its own."""
+        last = self.last_step
+        best_of = None if last is None else self.manifest(last).best_of
+        return None if best_of is None else best_of["phase"]
+
     def manifest(self, step: int) -> Manifest:
         """What the checkpoint at ``step`` says of itself.
 
@@ -100,7 +121,10 @@ class CheckpointReader:
             DamageError: The checkpoint is damaged.
             UserError: The encoder beside it is.
         """
-        leaves, digest = self._arrays(step, "params"), self.manifest(step).frozen
+        return self._whole(self._arrays(step, "params"), self.manifest(step).frozen)
+
+    def _whole(self, leaves: dict[str, np.ndarray], digest: str | None) -> Params:
+        """All parameters, with those that the encoder of a digest has."""
         if digest is not None:
             if digest not in self._frozen:
                 beside = self.folder.parent / FROZEN
@@ -118,9 +142,12 @@ class CheckpointReader:
         looked_at: set[int] = set()
         while (step := self.last_step) is not None:
             try:
-                if (best := self.manifest(step).best) is None:
+                known = self.manifest(step)
+                if known.best is None:
                     return None
-                step = best[0]
+                if known.best_of is not None:
+                    return self._whole(self._arrays(step, BEST), known.best_of["frozen"])
+                step = known.best[0]
                 return self.restore_params(step)
             except DamageError:
                 # Who trains the run may have removed it meanwhile: there are newer ones then.

@@ -88,7 +88,9 @@ def read_array(
 ) -> tuple[np.ndarray, float] | None:
     """The array in a file, mapped, and the seconds that it cost.
 
-    Without a shape it is a vector, as long as the file has it. None where the file is not intact, or can't be read at all.
+    Without a shape it is a vector, as long as the file has it.
+
+    None where the file is not intact, or can't be read at all.
     To open it counts as use: it sets the time of the last access.
     """
     try:

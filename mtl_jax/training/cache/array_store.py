@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,7 +18,8 @@ from mtl_jax.core.file_lock import exclusive
 from mtl_jax.training.cache.array_file import Fill, Write, file_bytes, read_array, write_array
 
 GIB = 2**30
-_SUFFIX = ".states"
+# Of the files of arrays, and of those of vectors.
+_STATES, _TOKENS = _SUFFIXES = (".states", ".tokens")
 _REMEDY = "lower --max-length, or use --no-prefix-cache"
 
 
@@ -74,15 +76,13 @@ class ArrayStore:
             array, self.seconds[key] = write_array(path, shape, dtype, fill)
             return array
 
-    def vector(
-        self, key: str, dtype: DTypeLike, produce: Callable[[], np.ndarray]
-    ) -> np.ndarray:
+    def vector(self, key: str, dtype: DTypeLike, produce: Callable[[], np.ndarray]) -> np.ndarray:
         """A vector whose length is known when it is made, here or by another process.
 
         It is not worth an error: where there is no room for it, or nothing can be written, what
         ``produce`` gives is given, and not kept.
         """
-        path, made = self._path(key), None
+        path, made = self._path(key, _TOKENS), None
         try:
             with self._alone(path), self._trouble_told():
                 if (found := read_array(path, None, dtype)) is not None:
@@ -138,13 +138,13 @@ class ArrayStore:
     def _used(self) -> set[str]:
         return set().union(*self._users.values())
 
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key}{_SUFFIX}"
+    def _path(self, key: str, suffix: str = _STATES) -> Path:
+        return self.folder / f"{key}{suffix}"
 
     def _files(self) -> list[tuple[int, int, Path]]:
         """When each file was last used, its bytes, its path; in the order of their use."""
         files = []
-        for file in self.folder.glob(f"*{_SUFFIX}"):
+        for file in itertools.chain(*(self.folder.glob(f"*{suffix}") for suffix in _SUFFIXES)):
             # Another process may be making room, too.
             with contextlib.suppress(FileNotFoundError):
                 found = file.stat()
@@ -154,10 +154,13 @@ class ArrayStore:
     def _unfinished(self) -> int:
         """Bytes of the files that are being written."""
         size = 0
-        for part in self.folder.glob(f".*{_SUFFIX}.*.part"):
+        for part in self._parts():
             with contextlib.suppress(FileNotFoundError):
                 size += part.stat().st_size
         return size
+
+    def _parts(self) -> list[Path]:
+        return [part for suffix in _SUFFIXES for part in self.folder.glob(f".*{suffix}.*.part")]
 
     def _free(self) -> int:
         folders = (self.folder, *self.folder.absolute().parents)
@@ -174,8 +177,9 @@ class ArrayStore:
 
     def _clear_leftovers(self, own: Path) -> None:
         """Removes what killed processes left of any file, under the lock of that file."""
-        for leftover in list(self.folder.glob(f".*{_SUFFIX}.*.part")):
-            path = self._path(leftover.name[1:].partition(_SUFFIX)[0])
+        for leftover in self._parts():
+            # As ``write_array`` names it: .NAME.PID.part.
+            path = leftover.with_name(leftover.name[1:].rsplit(".", 2)[0])
             # What belongs to another user is left to that user's processes.
             with contextlib.suppress(UserError), contextlib.ExitStack() as stack:
                 if path == own or stack.enter_context(exclusive(path, self._trouble, wait=False)):

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
+from mtl_jax.models.tokenizer_files import tokenizer_digest
 from mtl_jax.runs.checkpoints import arrays, frozen_leaves
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.loop import train
@@ -130,8 +131,20 @@ def test_the_arms_of_a_study_share_its_bytes(shared_settings, flags, tmp_path):
     files = sorted((tmp_path / "kept" / "arms").glob("*/frozen/*.safetensors"))
     assert len(files) == 2
     assert len({file.stat().st_ino for file in files}) == 1
+    # And those of the tokenizer, which every run has whole.
+    own = [
+        sorted(arm.iterdir()) for arm in sorted((tmp_path / "kept" / "arms").glob("*/tokenizer"))
+    ]
+    assert [[file.name for file in each] for each in own] == [[f.name for f in own[0]]] * 2
+    assert all(a.samefile(b) for a, b in zip(*own, strict=True))
     assert main([*words, f"--workdir={tmp_path / 'not'}"]) == 0
-    assert list((tmp_path / "not").rglob("*.safetensors")) == []
+    (one, other) = sorted((tmp_path / "not" / "arms").glob("*/tokenizer"))
+    assert not (tmp_path / "not" / ".frozen").exists()
+    assert tokenizer_digest(one) == tokenizer_digest(other)
+    # The model of the best arm alone is kept.
+    arms_of_it = tmp_path / "not" / "arms"
+    kept = {path.relative_to(arms_of_it).parts[0] for path in arms_of_it.rglob("*.safetensors")}
+    assert len(kept) == 1
 
 
 @pytest.mark.skipif(

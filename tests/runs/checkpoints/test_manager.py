@@ -365,3 +365,55 @@ def test_checkpoints_of_any_other_folder_are_read(run, tmp_path):
         saved = CheckpointReader(folder / "checkpoints")
         saved.check(1)
         assert raw(saved.restore_params(1)) == raw(params)
+
+
+def test_the_best_that_is_held_is_a_part_of_the_next_checkpoint(run, tmp_path):
+    def hold(checkpoints, step, score):
+        checkpoints.hold(step, run.at(step)[0], score, frozen=None, phase=1)
+
+    with opened(tmp_path) as checkpoints:
+        hold(checkpoints, 1, 0.2)
+        hold(checkpoints, 2, 0.5)
+        hold(checkpoints, 3, 0.4)
+        assert (checkpoints.last_step, checkpoints.best_step) == (None, 2)
+        assert steps(tmp_path) == []
+        save(checkpoints, run, 4, None)
+        save(checkpoints, run, 6, 0.5)
+    # The process that goes on has it from there, and hands it on.
+    with opened(tmp_path) as checkpoints:
+        assert (checkpoints.best_step, checkpoints.best_phase) == (2, 1)
+        hold(checkpoints, 7, 0.1)
+        save(checkpoints, run, 8, None)
+        assert raw(checkpoints.restore_best()) == raw(run.at(2)[0])
+        assert raw(checkpoints.restore_params(8)) == raw(run.at(8)[0])
+        assert checkpoints.manifest(8).needs == ()
+    reader = CheckpointReader(tmp_path)
+    assert (reader.best_step, reader.best_phase) == (2, 1)
+    assert raw(reader.restore_best()) == raw(run.at(2)[0])
+    parts = {path.stem: path.stat().st_size for path in tmp_path.glob("8/state/*.safetensors")}
+    assert parts.keys() == {"params", "optimizer", "best"}
+    file = tmp_path / "8" / "state" / "best.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DamageError, match="best has other values than it had"):
+        reader.restore_best()
+    with pytest.raises(DamageError, match="best has other values than it had"):
+        reader.check(8)
+
+
+def test_once_it_is_beaten_it_is_handed_on_no_more(run, tmp_path):
+    with opened(tmp_path) as checkpoints:
+        checkpoints.hold(1, run.at(1)[0], 0.2)
+        save(checkpoints, run, 2, None)
+        save(checkpoints, run, 3, 0.3)
+        save(checkpoints, run, 4, None)
+        assert checkpoints.best_phase is None
+        assert checkpoints.manifest(4).needs == (3,)
+        assert checkpoints.manifest(4).digests.keys() == {"params", "optimizer"}
+        assert raw(checkpoints.restore_best()) == raw(run.at(3)[0])
+        params = run.at(5)[0]
+        params["classifier"]["bias"][0] = np.inf
+        with pytest.raises(UserError, match="not finite after step 5"):
+            checkpoints.hold(5, params, 0.9)
+        assert checkpoints.best_step == 3

@@ -66,7 +66,7 @@ def test_anything_that_ids_depend_on_makes_others(tmp_path):
 
 def test_damage_is_noticed_and_no_room_is_done_without(tmp_path, capsys):
     Kept(tmp_path).get()
-    (file,) = tmp_path.glob("*.states")
+    (file,) = tmp_path.glob("*.tokens")
     whole = bytearray(file.read_bytes())
     whole[20] ^= 1
     for damaged in (bytes(whole), bytes(whole[:-4]), b"short"):
