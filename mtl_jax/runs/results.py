@@ -91,7 +91,7 @@ def epoch_record(
         "scenario": phase.scenario,
         "seconds": meter.train_seconds,
         "train_loss": meter.mean_losses(),
-        "validation": validation(),
+        "validation": validation,
     }
 
 
