@@ -48,7 +48,7 @@ def build(
         parts = Parts(
             title=parts.title,
             answer=parts.answer,
-            table=[tables.quality_table(results, chosen)],
+            table=[tables.quality_table(results, chosen, context.get("baselines", ()))],
             sources=_by_source(results, chosen),
             learning=[*_drawn(figures.gap_bars, results), tables.gap_table(results, chosen)],
             cost=[tables.cost_table(results, chosen)],

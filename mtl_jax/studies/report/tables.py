@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mtl_jax.studies.report.cells import (
     arm_cell,
@@ -49,6 +49,12 @@ _PARTS = {
     "saving_seconds": "saving",
     "total_seconds": "in all",
 }
+LINEAR: Mapping[str, str] = {
+    "tf_idf": "TF-IDF, linear model",
+    "logistic_probe": "frozen vectors, linear model",
+}
+"""How a table names the lines of ``baselines.jsonl``."""
+
 # Hutto & Gilbert, "VADER", ICWSM 2014: weighted F1 over three classes. The
 # learner is the best of theirs that was trained and tested on the same source.
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
@@ -73,8 +79,18 @@ def has_published(sources: Sequence[str]) -> bool:
     return set(sources) == set(PUBLISHED["VADER"])
 
 
-def quality_table(results: Sequence[Result], chosen: str | None) -> Table:
-    """Accuracy and macro-F1 per arm and task, with the probe and chance below all_frozen."""
+def quality_table(
+    results: Sequence[Result],
+    chosen: str | None,
+    baselines: Sequence[Mapping[str, Any]] = (),
+) -> Table:
+    """Accuracy and macro-F1 per arm and task, and of what the arms are held against.
+
+    Args:
+        results: Lines of ``results.jsonl``.
+        chosen: The arm that is recommended.
+        baselines: Lines of ``baselines.jsonl``. The probe and chance stand below all_frozen.
+    """
     split, tasks = evaluation_split(results), tasks_of(results)
     rows = []
     for arm in arms_of(results):
@@ -87,6 +103,8 @@ def quality_table(results: Sequence[Result], chosen: str | None) -> Table:
         cells.append(flops_cell(numbers(results, arm, "train_flops"), _flops(results, arm)))
         rows.append(_arm_row(results, arm, chosen, cells))
         rows += _baseline_rows(results) if arm == BASELINE else []
+    linear = _linear_rows(results, baselines, split)
+    rows += linear
     columns = ["scenario", "seeds", "mean macro-F1"]
     columns += [f"{task} {name}" for task in tasks for _, name in measures(results, task)]
     columns.append("training FLOPs")
@@ -98,12 +116,18 @@ def quality_table(results: Sequence[Result], chosen: str | None) -> Table:
             f" {formatting.listing(values)}, a regression, has R2 wherever means and differences "
             "of macro-F1 are given."
         )
-    note += _bag_of_words(results)
+    if linear:
+        note += (
+            " In italics, linear models on words alone (TF-IDF) and on the pooled vectors of the "
+            "frozen backbone, trained on the same texts, their penalty chosen on validation."
+        )
+    else:
+        note += _bag_of_words(results)
     if trained := [arm for arm in control_heads(results) if arm != BASELINE]:
         note += (
             f" A head of {formatting.listing(trained)} never trained: a control, not recommended."
         )
-    if any(row.style == "reference" for row in rows):
+    if len(rows) > len(arms_of(results)) + len(linear):
         note += (
             f" The heads of `{BASELINE}` are untrained; in italics, what its frozen features "
             "give under 20 nearest neighbours, and what always guessing the commonest label gives."
@@ -286,6 +310,35 @@ def _baseline_rows(results: Sequence[Result]) -> list[Row]:
             ]
             mean = Cell(formatting.fixed(quality(metrics)))
             rows.append(Row((Cell(name), Cell(""), mean, *cells, Cell("")), "reference"))
+    return rows
+
+
+def _linear_rows(
+    results: Sequence[Result], baselines: Sequence[Mapping[str, Any]], split: str
+) -> list[Row]:
+    """What linear models of other vectors reach on the same texts, a row for each kind."""
+    rows = []
+    for name, words in LINEAR.items():
+        found = [line for line in baselines if line["baseline"] == name and line.get(split)]
+        if not found:
+            continue
+        mean = dict(enumerate(quality(line[split]) for line in found))
+        cells = [
+            mean_cell(
+                {
+                    k: value
+                    for k, line in enumerate(found)
+                    if (value := lookup(line[split], task, metric)) is not None
+                }
+            )
+            for task in tasks_of(results)
+            for metric, _ in measures(results, task)
+        ]
+        known = {k: value for k, value in mean.items() if value is not None}
+        count = str(len(found)) if len(found) > 1 else ""
+        rows.append(
+            Row((Cell(words), Cell(count), mean_cell(known), *cells, Cell("")), "reference")
+        )
     return rows
 
 
