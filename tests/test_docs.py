@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from mtl_jax.cli.commands import Command, Train
+from mtl_jax.cli.study import JUDGE
 from mtl_jax.config.files import with_file
 from mtl_jax.core.command_line import parse
 from mtl_jax.studies.command import StudyCommand
+from mtl_jax.studies.judge import Judge
 from mtl_jax.studies.registry import find_study
 from tests.conftest import WORDS
 
@@ -36,6 +38,9 @@ def commands(page):
 
 
 def assert_a_study_takes(words):
+    if words[0] == JUDGE:
+        parse(Judge, [f"--study={words[1]}", *words[2:]], "prog", "")
+        return
     study = find_study(words[0]).main
     assert isinstance(study, StudyCommand)
     parse(study.kind, words[1:], "prog", "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mtl_jax.core.errors import UserError
-from mtl_jax.studies.judge import judge_study
 from mtl_jax.studies.registry import built_in, find_study, questions
 
 JUDGE = "judge"
@@ -35,6 +34,9 @@ def run_study(argv: Sequence[str]) -> int:
             f"{', '.join(built_in())} for NAME, or a study of your own"
         )
     if argv[0] == JUDGE:
+        # With JAX, which no help waits for.
+        from mtl_jax.studies.judge import judge_study
+
         return judge_study(argv[1:])
     return find_study(argv[0]).run(argv[1:])
 

@@ -165,7 +165,8 @@ def _read_task(table: pa.Table, name: str, kind: Kind, classes: tuple[str, ...])
     def read(column: str) -> np.ndarray:
         values = table[f"{name}_{column}"]
         if kind != "single_label":
-            return LABEL_KINDS[kind].array(values.to_pylist(), classes, _unknown)
+            labels = [tuple(x) if isinstance(x, list) else x for x in values.to_pylist()]
+            return LABEL_KINDS[kind].array(labels, classes, _unknown)
         names, numbers = _numbered(values)
         known = LABEL_KINDS[kind].array([*names, None], classes, _unknown)
         return known[numbers]

@@ -90,7 +90,9 @@ class SingleLabel(TaskKind):
     def probabilities(self, logits: np.ndarray) -> np.ndarray | None:
         """See ``TaskKind``."""
         # On the host: a program for each number of texts would have to be compiled.
-        return scipy.special.softmax(logits, axis=-1)
+        # Of logits that are not finite there are none, which who measures them tells.
+        with np.errstate(invalid="ignore"):
+            return scipy.special.softmax(logits, axis=-1)
 
     def answers(self, logits: np.ndarray, task: Task) -> list[dict[str, Any]]:
         """See ``TaskKind``: the label with its probability."""
