@@ -74,7 +74,7 @@ def document(
     drawn = heat_map(results, SETTING, sizes, number, FROZEN, words)
     panels = [(title, arms, number) for title, arms in _panels(results) if arms]
     lines = curves("curves", results, SETTING, sizes, panels, words)
-    at_cost = COST.frozen in arms_of([*results, *failures])
+    at_cost = any(line["arm"] == COST.frozen for line in [*results, *failures])
     passes = (
         "Arms of a column have as many passes over their sentences, but for `auto` where it ends "
         "early, and for those at equal cost: they have as many as `none_frozen` pays for, ten "
