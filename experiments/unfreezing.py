@@ -1,6 +1,6 @@
 """From how many sentences does unfreezing pay? And does gradual unfreezing beat unfreezing at once?
 
-    python -m experiments.unfreezing --workdir DIR      # some 500 runs; about a day on two cores
+    python -m experiments.unfreezing --workdir DIR      # some 430 runs; about a day on two cores
 
 On 64, 256 and 1,024 sentences of the default corpus, six seeds: unfreezing pays already with
 64, and gradual unfreezing is worse than unfreezing at once over the three sizes.

@@ -26,6 +26,7 @@ from mtl_jax.runs.checkpoints.manager import CheckpointManager
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.flops import flops_record
 from mtl_jax.runs.head_drift import Reference, drift_warning, reference
+from mtl_jax.runs.label_updates import updates_by_task
 from mtl_jax.runs.layer_roles import layer_roles
 from mtl_jax.runs.monitoring.metric_writers import open_metric_writers
 from mtl_jax.runs.monitoring.train_metrics import Meter
@@ -428,6 +429,7 @@ class SeedRun:
             ),
             "untrained_heads": results.untrained_heads(self._first, steps, best),
             "by_phase": results.by_phase(run, steps, epochs),
+            "updates_by_task": updates_by_task(run, steps),
             **measured,
             "text_baseline": run.inputs.text_baseline,
             **flops_record(self._first, steps, probe_flops),

@@ -30,6 +30,14 @@ CONTROLS: Mapping[str, Mapping[str, Any]] = {
     "at_once": {"scenario": "none_frozen", **HOWARD_RUDER},
 }
 
+EQUAL_COST = "_equal_cost"
+"""What the name of an arm ends in that has as many more passes as its cheaper updates allow."""
+
+
+def at_equal_updates(name: str) -> str:
+    """The arm that an arm at equal cost has the protocol of; any other is its own."""
+    return name.removesuffix(EQUAL_COST)
+
 
 def is_recipe(name: str) -> bool:
     """Whether an arm is a recipe, and not one scenario from start to end."""

@@ -10,20 +10,29 @@ thin task weighs as much as a full one wherever it has a label at all. The arms:
                         losses on all the time
 ``scarce_head_last``    the scarce task's head is trained last: frozen at first, and its loss off
 ``sequential_heads``    one task after the other, the scarce one last, then all
+``sequential_control``  the same, but in the scarce task's own phase its head alone trains: the
+                        others can't be forgotten there
 ``single_task``         the scarce task alone, without the others' labels
+
+All of these make as many updates on labels of the scarce task: those of ``joint``, in whose
+batches a thin task often has no label. Where it trains alone every batch has some, and there
+are as many steps; where its loss is off the phase comes on top. The number is an expectation
+over the order of the texts; what each run has made of it is its ``updates_by_task``. With few
+labels every arm has more than ``--epochs`` passes, until there are ``--min-steps`` such updates.
 
 An epoch is a pass over the texts that have a label of a task that counts. ``single_task``
 does without the other tasks' labels altogether: else the best epoch would be chosen with the
-score of a head that never trains. Its texts are few where labels are scarce; it has more
-passes over them, until there are ``--min-steps`` steps.
+score of a head that never trains.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
@@ -32,6 +41,7 @@ from mtl_jax.studies.arm_specs import (
     NOTHING_HELD,
     check_arms,
     files_of,
+    freezes_trained_head,
     in_study,
     protocol,
     refuse_nothing_held,
@@ -42,13 +52,60 @@ from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_se
 if TYPE_CHECKING:
     from mtl_jax.studies.inputs_pool import InputsPool
 
-_SCENARIOS = {"joint": "none_frozen", "single_task": "none_frozen"}
-_HEAD_FROZEN = "scarce_head_frozen"
-_HEAD_FROZEN_FILE = "recipes/scarce_head_frozen.json"
-# It finds the scarce task by itself: of those that are thinned, the one with the fewest labels.
-_FINDING = "scarce_head_last"
+_JOINT = "joint"
+# Those that train the scarce task alone, and all that have a file of phases.
+_ALONE = ("sequential_heads", "sequential_control", "single_task")
+_PHASED = ("scarce_head_frozen", "scarce_head_last", *_ALONE)
+_OWN = (_JOINT, *_PHASED)
 # What is given by task, and left out where a task is trained alone.
 _PER_TASK = ("heads", "mlp_heads", "loss", "class_weights", "label_smoothing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Training texts by their labels, before the scarce task is thinned.
+
+    Attributes:
+        scarce: Those with a label of the scarce task.
+        others: Those with a label of another task.
+        alone: Those with a label of the scarce task only.
+    """
+
+    scarce: int
+    others: int
+    alone: int
+
+    @classmethod
+    def of(cls, labels: Mapping[str, np.ndarray], scarce: str) -> Labelled:
+        """Counts them.
+
+        Args:
+            labels: Per task those of all texts.
+            scarce: The scarce task.
+        """
+        mine = has_label(labels[scarce])
+        others = np.any([has_label(each) for task, each in labels.items() if task != scarce], 0)
+        return cls(int(mine.sum()), int(others.sum()), int((mine & ~others).sum()))
+
+    def kept(self, fraction: float) -> int:
+        """How many labels of the scarce task a part of them is."""
+        return max(round(fraction * self.scarce), 1)
+
+    def updates_of_pass(self, fraction: float, batch_size: int) -> float:
+        """Expected batches of a pass over all texts in which the scarce task has a label.
+
+        A batch of b of n texts has none of k with probability C(n - k, b) / C(n, b).
+        """
+        kept = self.kept(fraction)
+        texts = self.others + round(self.alone * kept / self.scarce)
+        batches = math.ceil(texts / batch_size)
+        # They differ by one text at most.
+        places, larger = divmod(texts, batches)
+
+        def missed(places: int) -> float:
+            return math.comb(texts - kept, places) / math.comb(texts, places)
+
+        return batches - larger * missed(places + 1) - (batches - larger) * missed(places)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,18 +116,14 @@ class ScarceTask(StudySettings):
     """the task whose training labels are thinned; by default the last"""
     fractions: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """parts of its labels that are kept"""
-    arms: tuple[str, ...] = (
-        "joint",
-        "scarce_head_frozen",
-        "scarce_head_last",
-        "sequential_heads",
-        "single_task",
-    )
-    """joint, scarce_head_frozen, single_task, and recipes, scenarios, or .json files of either"""
+    arms: tuple[str, ...] = _OWN
+    """joint, scarce_head_frozen, scarce_head_last, sequential_heads, sequential_control, \
+single_task, which make as many updates on the scarce labels, and recipes, scenarios, or .json \
+files of either"""
     epochs: int = 3
-    """passes over the training examples"""
-    min_steps: int = 300
-    """steps of single_task at least: with few labels it has more than --epochs passes"""
+    """passes of joint over the training examples"""
+    min_steps: int = 100
+    """updates on scarce labels at least: with few labels every arm has more than --epochs passes"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,45 +151,77 @@ class ScarceTask(StudySettings):
         """The tasks that keep their labels."""
         return tuple(task for task in self.data.tasks if task != self.scarce_task)
 
-    def config(self, name: str, seed: int, fraction: float, labels: int) -> TrainConfig:
-        """The run of an arm, where the scarce task has so many labels before it is thinned."""
+    def epochs_of(self, fraction: float, labelled: Labelled) -> int:
+        """Passes of ``joint`` with a part of the labels: ``epochs``, or more; see ``min_steps``."""
+        of_pass = labelled.updates_of_pass(fraction, self.batch_size)
+        return max(self.epochs, math.ceil(round(self.min_steps / of_pass, 6)))
+
+    def updates(self, fraction: float, labelled: Labelled) -> int:
+        """Updates on labels of the scarce task that every arm makes with a part of them."""
+        of_pass = labelled.updates_of_pass(fraction, self.batch_size)
+        return round(self.epochs_of(fraction, labelled) * of_pass)
+
+    def config(self, name: str, seed: int, fraction: float, labelled: Labelled) -> TrainConfig:
+        """The run of an arm with a part of the labels."""
         # All labels are a fraction, too: of tasks with as many labels it names the scarce.
         thinned = (*self.data.label_fraction, f"{self.scarce_task}={fraction:g}")
         data = self.drawn(seed, label_fraction=thinned)
-        changes: dict[str, Any] = {"min_steps": 0, "head_min_steps": 0}
+        changes: dict[str, Any] = self.passes(self.epochs_of(fraction, labelled))
         if name == "single_task":
             data = data.of_task(self.scarce_task)
-            steps_of_one = math.ceil(fraction * labels / self.batch_size)
             for setting in ("task_weights", *_PER_TASK):
                 pairs = getattr(self, setting)
                 # A value for all tasks is no pair.
                 if setting == "task_weights" or any("=" in pair for pair in pairs):
                     own = [pair for pair in pairs if pair.startswith(f"{self.scarce_task}=")]
                     changes[setting] = tuple(own)
-            epochs = max(self.epochs, math.ceil(self.min_steps / steps_of_one))
-            changes |= self.passes(epochs)
-        elif name == "sequential_heads":
-            # The scarce task is the last to be trained alone.
-            columns = data.columns
-            columns[self.scarce_task] = columns.pop(self.scarce_task)
-            pairs = tuple(f"{task}={column}" for task, column in columns.items())
-            data = dataclasses.replace(data, label_columns=pairs)
-        shared = {**self.of_a_run(), **changes, "data": data, **self._protocol(name)}
+        if name in _ALONE:
+            # A pass over its few texts is a few steps.
+            steps_of_pass = math.ceil(labelled.kept(fraction) / self.batch_size)
+            passes = math.ceil(self.updates(fraction, labelled) / steps_of_pass)
+            changes["measure_every"] = self.passes(passes)["measure_every"]
+        protocol = self._protocol(name, fraction)
+        shared = {**self.of_a_run(), **changes, "data": data, **protocol}
         workdir = arm_folder(self.workdir, name, seed, self._setting(fraction))
         return TrainConfig(**shared, workdir=workdir, seed=seed)
 
-    def _protocol(self, name: str) -> dict[str, Any]:
-        if name == _HEAD_FROZEN:
-            return {"recipe": in_study(self.workdir, _HEAD_FROZEN_FILE), **NOTHING_HELD}
-        return protocol(_SCENARIOS.get(name, name), self.workdir)
+    def _protocol(self, name: str, fraction: float) -> dict[str, Any]:
+        if name in _PHASED:
+            recipe = {"scenario": None, "recipe": in_study(self.workdir, _file(name, fraction))}
+            return recipe if freezes_trained_head(name) else recipe | NOTHING_HELD
+        return protocol("none_frozen" if name == _JOINT else name, self.workdir)
 
-    def files(self) -> dict[str, Any]:
+    def phases(self, name: str, fraction: float, labelled: Labelled) -> list[dict[str, Any]]:
+        """The phases of an arm with a part of the labels, as a file of them has them."""
+        scarce, others = self.scarce_task, self.other_tasks
+        passes, updates = self.epochs_of(fraction, labelled), self.updates(fraction, labelled)
+
+        def alone(tasks: Collection[str], **length: float) -> dict[str, Any]:
+            frozen = [task for task in self.data.tasks if task not in tasks]
+            scenario, off = f"{'+'.join(frozen)}_frozen", dict.fromkeys(frozen, 0.0)
+            return {"scenario": scenario, **length, "task_weights": off}
+
+        everything = {"scenario": "none_frozen", "epochs": passes / 2}
+        if name == "single_task":
+            return [{"scenario": "none_frozen", "steps": updates}]
+        if name == "scarce_head_frozen":
+            return [{"scenario": f"{scarce}_frozen", "epochs": passes / 2}, everything]
+        if name == "scarce_head_last":
+            return [alone(others, epochs=passes / 2), {**everything, "epochs": passes}]
+        last = alone([scarce], steps=max(round(updates / 2), 1))
+        if name == "sequential_control":
+            last["scenario"] = [[f"{scarce}/*", "head"], ["*", "frozen"]]
+        return [*(alone([task], epochs=passes / 2) for task in others), last, everything]
+
+    def files(self, labelled: Labelled) -> dict[str, Any]:
         """What the arms read in the study's folder, by its path there."""
-        half = self.epochs / 2
-        scenarios = (f"{self.scarce_task}_frozen", "none_frozen")
-        phases = [{"scenario": scenario, "epochs": half} for scenario in scenarios]
-        own = {_HEAD_FROZEN_FILE: phases} if _HEAD_FROZEN in self.arms else {}
-        return own | files_of(self.arms)
+        own = {
+            _file(name, fraction): self.phases(name, fraction, labelled)
+            for name in self.arms
+            for fraction in self.fractions
+            if name in _PHASED
+        }
+        return own | files_of([arm for arm in self.arms if arm not in _OWN])
 
     def check(self, layers: int) -> None:
         """Refuses arms that there are not for a backbone of so many layers.
@@ -144,43 +229,27 @@ class ScarceTask(StudySettings):
         Raises:
             UserError: There is one.
         """
-        own = (*_SCENARIOS, _HEAD_FROZEN)
-        check_arms([arm for arm in self.arms if arm not in own], layers, self.data.tasks, own)
-
-    def check_labels(self, labels: Mapping[str, int]) -> None:
-        """Refuses arms that would take another task for the scarce one.
-
-        Args:
-            labels: Of each task, before the scarce one is thinned.
-
-        Raises:
-            UserError: There is one.
-        """
-        most = math.ceil(max(self.fractions) * labels[self.scarce_task])
-        if _FINDING not in self.arms or not self.data.label_fraction:
-            return
-        for other in self.other_tasks:
-            if labels[other] <= most:
-                raise UserError(
-                    f"--label-fraction leaves {labels[other]} {other} labels, and "
-                    f"{self.scarce_task} has up to {most}: arm {_FINDING} would take {other} for "
-                    "the scarce task: raise that fraction, lower --fractions, or leave "
-                    f"{_FINDING} out of --arms"
-                )
+        check_arms([arm for arm in self.arms if arm not in _OWN], layers, self.data.tasks, _OWN)
 
     def _setting(self, fraction: float) -> dict[str, Any]:
         return {"scarce_task": self.scarce_task, "fraction": fraction}
 
-    def groups(self, labels: int) -> Iterator[list[Arm]]:
+    def groups(self, labelled: Labelled) -> Iterator[list[Arm]]:
         """The arms that are trained at once: fraction by fraction, so that each is read once."""
         for fraction in sorted(self.fractions):
 
             def arm(name: str, seed: int, fraction: float = fraction) -> Arm:
-                return Arm(name, self.config(name, seed, fraction, labels), self._setting(fraction))
+                config = self.config(name, seed, fraction, labelled)
+                return Arm(name, config, self._setting(fraction))
 
             thinned = (f"{self.scarce_task}={fraction:g}",)
             at_once = self.at_once(label_fraction=thinned)
             yield from by_seeds(self.arms, self.seeds, at_once, arm)
+
+
+def _file(name: str, fraction: float) -> str:
+    """Where in the study's folder the phases of an arm are, of a part of the labels."""
+    return f"recipes/{name}-{fraction:g}.json"
 
 
 def plan_of(study: ScarceTask, pool: InputsPool) -> Plan:
@@ -195,24 +264,28 @@ def plan_of(study: ScarceTask, pool: InputsPool) -> Plan:
     study.check(inputs.bert.num_hidden_layers)
     drawn = dataclasses.replace(study, data=study.drawn(study.seeds[0]))
     examples = pool.get(drawn).corpus.read("train")
-    labels = {task: int(has_label(of_task).sum()) for task, of_task in examples.labels.items()}
-    for task, count in labels.items():
-        if not count:
+    for task, labels in examples.labels.items():
+        if not has_label(labels).any():
             raise UserError(
                 f"no training example has a {task} label: name a column for it with --label-columns"
             )
-    study.check_labels(labels)
+    labelled = Labelled.of(examples.labels, study.scarce_task)
     inputs.refuse_long()
+    updates = [
+        f"{study.updates(fraction, labelled):,} with {100 * fraction:g} % of them"
+        for fraction in sorted(study.fractions)
+    ]
+    note = f"updates on {study.scarce_task} labels, of each of its own arms: {', '.join(updates)}"
     own = {"scarce_task": study.scarce_task, "min_steps": study.min_steps}
     settings = {**study.record(), **own}
     return Plan(
         workdir=study.workdir,
         record={"study": "scarce_task", "settings": settings, **inputs.record()},
-        groups=list(study.groups(labels[study.scarce_task])),
+        groups=list(study.groups(labelled)),
         report=leave_report,
-        settings=study.described("fractions", "arms"),
-        notes=[*inputs.notes(), f"the {study.scarce_task} labels are thinned"],
-        files=study.files(),
+        settings=study.described("fractions", "arms") | {"updates": note},
+        notes=[*inputs.notes(), note],
+        files=study.files(labelled),
         keep_checkpoints=study.keep_checkpoints,
     )
 

@@ -2,9 +2,14 @@
 
 Every depth from a frozen backbone to full fine-tuning, the recipes beside them, on 64
 sentences up to all of them. An arm of a given number of sentences has as many passes over
-them as every other: a recipe shares them among its phases, so that gradual unfreezing and
-unfreezing at once have read as many texts. ``auto`` may have read fewer, as it can end early,
-and so may a recipe with phases of one task; one in a file has the passes that the file says.
+them as every other, and so makes as many updates: a recipe shares them among its phases, so that
+gradual unfreezing and unfreezing at once have read as many texts. ``auto`` may have read fewer, as
+it can end early, and so may a recipe with phases of one task; one in a file has the passes that
+the file says.
+
+Equal updates are not equal cost. ``backbone_frozen_equal_cost`` and ``top_k_equal_cost`` have as
+many more passes as the training FLOPs of ``none_frozen`` allow, ten times as many at most, so that
+each question is answered twice: with as many updates, and with as much computation.
 
 Gradual unfreezing comes with a learning rate of its own for each layer and with another
 schedule. ``at_once`` is full fine-tuning with those rates and that schedule, so that gradual
@@ -33,7 +38,9 @@ from typing import TYPE_CHECKING, Any
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.studies.arm_specs import (
+    EQUAL_COST,
     NOTHING_HELD,
+    at_equal_updates,
     check_arms,
     files_of,
     in_study,
@@ -50,18 +57,27 @@ SETTING = "max_train_examples"
 AT_ONCE = "at_once"
 RECIPES = ("gradual_unfreezing", "top_down_2", "lp_ft", "auto")
 _ONLY_LAYER = re.compile(r"only_layer_(\d+)")
+_CHEAPER = re.compile(rf"(?:backbone_frozen|top_(\d+)){EQUAL_COST}")
+# Times the passes of the others: updates of heads on kept vectors cost next to nothing.
+_MOST_TIMES = 10
+# A layer's forward pass costs half of its backward pass.
+_TRAINED, _KEPT = 3, 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Unfreezing(StudySettings):
     """Train every depth and recipe on few and on many sentences; report what unfreezing buys."""
 
-    sizes: tuple[int | None, ...] = (64, 256, 1024, 4096, None)
+    sizes: tuple[int | None, ...] = (64, 256, 1024)
     """numbers of training sentences; None for all there are"""
+    seeds: tuple[int, ...] = tuple(range(8))
+    """the seeds to train each with"""
     arms: tuple[str, ...] = ()
     """scenarios, recipes, .json files of either, at_once for none_frozen with gradual \
-unfreezing's rates, and only_layer_i for heads and one layer; by default backbone_frozen, every \
-top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer alone"""
+unfreezing's rates, only_layer_i for heads and one layer, and backbone_frozen_equal_cost and \
+top_k_equal_cost with as many passes as cost what none_frozen does; by default backbone_frozen, \
+every top_k, none_frozen, at_once, the recipes, the lowest and the highest layer alone, and at \
+equal cost backbone_frozen and top_k of a third of the layers"""
     epochs: int = 3
     """passes over the training examples"""
     min_steps: int = 150
@@ -89,7 +105,10 @@ top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer a
         alone = dict.fromkeys((f"only_layer_{0}", f"only_layer_{layers - 1}"))
         recipes = [name for name in RECIPES if layers > 1 or name != "top_down_2"]
         ends = ("backbone_frozen", *depths, "none_frozen", AT_ONCE)
-        arms = self.arms or (*ends, *recipes, *alone)
+        few = range(1, max(layers // 3, 1) + 1)
+        cheap = ("backbone_frozen", *(f"top_{k}" for k in few if k < layers))
+        at_cost = tuple(f"{name}{EQUAL_COST}" for name in cheap)
+        arms = self.arms or (*ends, *recipes, *alone, *at_cost)
         refuse_nothing_held(self.hold_frozen_heads, arms)
         for arm in arms:
             layer = _ONLY_LAYER.fullmatch(arm)
@@ -98,8 +117,13 @@ top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer a
                     f"arm {arm!r} is off the backbone's {layers} layers: use only_layer_0 to "
                     f"only_layer_{layers - 1}"
                 )
-        others = [arm for arm in arms if not _ONLY_LAYER.fullmatch(arm)]
-        check_arms(others, layers, self.data.tasks, ("only_layer_i",))
+        others = [
+            at_equal_updates(arm) if _CHEAPER.fullmatch(arm) else arm
+            for arm in arms
+            if not _ONLY_LAYER.fullmatch(arm)
+        ]
+        own = ("only_layer_i", f"backbone_frozen{EQUAL_COST}", f"top_k{EQUAL_COST}")
+        check_arms(others, layers, self.data.tasks, own)
         return arms
 
     def check(self, layers: int) -> None:
@@ -119,24 +143,43 @@ top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer a
         steps_of_one = math.ceil(sentences / self.batch_size)
         return max(self.epochs, math.ceil(self.min_steps / steps_of_one))
 
+    def epochs_at_cost(self, arm: str, sentences: int, layers: int) -> int:
+        """Passes of an arm that cost what the passes of ``none_frozen`` do; of others the same.
+
+        Counted in forward passes of a layer: three for a pass that trains it, and one in all for
+        a frozen layer, whose activations are kept. Heads cost nothing beside them.
+
+        Args:
+            arm: Its name.
+            sentences: Training sentences.
+            layers: Of the backbone.
+        """
+        epochs, cheaper = self.epochs_of(sentences), _CHEAPER.fullmatch(arm)
+        if not cheaper:
+            return epochs
+        trained = int(cheaper.group(1) or 0)
+        left = _TRAINED * layers * epochs - _KEPT * (layers - trained)
+        most = _MOST_TIMES * epochs
+        return min(left // (_TRAINED * trained), most) if trained else most
+
     def groups(self, layers: int, texts: int) -> Iterator[list[Arm]]:
         """The arms that are trained at once: size by size, so that each size is read once."""
         for sentences, limit in self.limits(texts).items():
             limits = {"max_train_examples": limit}
-            of_size = {**self.of_a_run(), **self.passes(self.epochs_of(sentences))}
             setting = {SETTING: sentences}
 
             def arm(
                 name: str,
                 seed: int,
+                sentences: int = sentences,
                 limits: Any = limits,
-                of_size: Any = of_size,
                 setting: Any = setting,
             ) -> Arm:
                 workdir = arm_folder(self.workdir, name, seed, setting)
                 data = self.drawn(seed, **limits)
+                passes = self.passes(self.epochs_at_cost(name, sentences, layers))
                 own = {"workdir": workdir, "seed": seed, "data": data, **self._protocol(name)}
-                config = TrainConfig(**{**of_size, **own})
+                config = TrainConfig(**{**self.of_a_run(), **passes, **own})
                 return Arm(name, config, setting)
 
             yield from by_seeds(self.named_arms(layers), self.seeds, self.at_once(**limits), arm)
@@ -144,7 +187,7 @@ top_k, none_frozen, at_once, the recipes, and the lowest and the highest layer a
     def _protocol(self, arm: str) -> dict[str, Any]:
         if _ONLY_LAYER.fullmatch(arm):
             return {"scenario": in_study(self.workdir, rules_file(arm)), **NOTHING_HELD}
-        return protocol(arm, self.workdir)
+        return protocol(at_equal_updates(arm), self.workdir)
 
 
 def rules_file(arm: str) -> str:
@@ -175,9 +218,12 @@ def plan_of(study: Unfreezing, pool: InputsPool) -> Plan:
     layers, texts = inputs.bert.num_hidden_layers, len(pool.get(drawn).corpus.places("train"))
     arms = study.named_arms(layers)
     inputs.refuse_long()
-    passes = {count: study.epochs_of(count) for count in study.limits(texts)}
-    words = ", ".join(f"{count:,} with {number}" for count, number in passes.items())
+    sizes = study.limits(texts)
+    words = ", ".join(f"{count:,} with {study.epochs_of(count)}" for count in sizes)
     note = f"training sentences, with passes over them: {words}"
+    for arm in filter(_CHEAPER.fullmatch, arms):
+        own = ", ".join(f"{study.epochs_at_cost(arm, count, layers)}" for count in sizes)
+        note += f"; {arm} with {own}"
     rules = {rules_file(arm): only_layer_rules(arm) for arm in arms if _ONLY_LAYER.fullmatch(arm)}
     return Plan(
         workdir=study.workdir,

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.studies.report import study_sections
-from mtl_jax.studies.report.document import Block, Bullets, Document, Paragraph
+from mtl_jax.studies.report.document import Block, Bullets, Cell, Document, Paragraph
 from mtl_jax.studies.report.figures import picture
 from mtl_jax.studies.report.outline import Failure, Parts, assemble
 from mtl_jax.studies.report.study_figures import curves
 from mtl_jax.studies.stats import formatting, wording
+from mtl_jax.studies.stats.claim_specs import forgotten
 from mtl_jax.studies.stats.claims import Judgement, judge_claims
 from mtl_jax.studies.stats.comparisons import (
     VERDICTS,
@@ -24,6 +25,7 @@ from mtl_jax.studies.stats.results import (
     Result,
     arms_of,
     evaluation_split,
+    numbers,
     per_seed,
     score,
     tasks_of,
@@ -35,6 +37,7 @@ _SAY = {
     "scarce_head_frozen": "Freezing the scarce head at first, all losses on,",
     "scarce_head_last": "Training the scarce head last, its loss off until then,",
     "sequential_heads": "Training one task after the other",
+    "sequential_control": "Training the scarce head alone, behind the other tasks,",
     "single_task": "Training the scarce task alone",
 }
 
@@ -95,19 +98,65 @@ def document(
     parts = Parts(
         title=f"What freezing the head of a scarce task, or training it last, buys: {scarce}",
         answer=[*answer[:1], *([picture(drawn)] if drawn else []), *answer[1:]],
-        table=table,
-        cost=study_sections.cost_blocks(
-            results,
-            SETTING,
-            fractions,
-            "A pass is over the texts with a label of a task that counts; single_task has more "
-            "passes where its labels are few.",
-            JOINT,
-        ),
+        table=[*table, *_forgetting(results, fractions)],
+        cost=[
+            *study_sections.cost_blocks(
+                results,
+                SETTING,
+                fractions,
+                "The arms make as many updates on the scarce labels, and not as many steps.",
+                JOINT,
+            ),
+            *_updates(results, fractions, (scarce, *others)),
+        ],
         statistics=[*comparisons, *gains],
         judgement=judgement,
     )
     return assemble(parts, results, failures, context)
+
+
+def _updates(
+    results: Sequence[Result], fractions: Mapping[float, str], tasks: Sequence[str]
+) -> list[Block]:
+    """How many updates met labels of each task, by arm and part of the labels."""
+
+    def cell(here: Sequence[Result], arm: str) -> Cell:
+        means = []
+        for task in tasks:
+            counts = numbers(here, arm, "updates_by_task", task).values()
+            means.append(f"{sum(counts) / len(counts):,.0f}" if counts else formatting.MISSING)
+        return Cell(" / ".join(means))
+
+    title = f"Updates with labels of {' / '.join(tasks)}"
+    note = (
+        "Counted in the batches of each run, means over seeds. A thin task has no label in many "
+        "batches; where it trains alone it has some in each."
+    )
+    return [study_sections.grid(title, results, SETTING, fractions, cell, note)]
+
+
+def _forgetting(results: Sequence[Result], fractions: Mapping[float, str]) -> list[Block]:
+    """What tasks that have a phase of their own lose behind it, on validation."""
+    kept = [result for result in results if forgotten(result) is not None]
+
+    def cell(here: Sequence[Result], arm: str) -> Cell:
+        means = []
+        for at_end in (False, True):
+            lost = per_seed(here, arm, lambda line, at_end=at_end: forgotten(line, at_end=at_end))
+            mean = sum(lost.values()) / len(lost) if lost else None
+            means.append(formatting.MISSING if mean is None else formatting.signed(-mean))
+        return Cell(" / ".join(means))
+
+    if not kept:
+        return []
+    title = "Forgetting: validation score of the tasks that train first, against that after it"
+    note = (
+        "The first number is what they have when the phase of the scarce task ends, the second "
+        "when the run ends, minus what they had at the end of their own phase; means over tasks "
+        "and seeds. In sequential_control the phase trains the scarce head alone, so that the "
+        "first is 0 by construction."
+    )
+    return [study_sections.grid(title, kept, SETTING, fractions, cell, note)]
 
 
 def of(task: str, split: str) -> Number:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax.studies.arm_specs import EQUAL_COST, at_equal_updates
 from mtl_jax.studies.report.outline import Failure
 from mtl_jax.studies.stats import formatting, wording
 from mtl_jax.studies.stats.comparisons import (
@@ -39,6 +41,29 @@ FROZEN, AT_ONCE, GRADUAL = "backbone_frozen", "none_frozen", "gradual_unfreezing
 CONTROL = "at_once"
 
 
+@dataclasses.dataclass(frozen=True)
+class Basis:
+    """What the arms that are compared have in common.
+
+    Attributes:
+        words: What that is.
+        frozen: The arm with frozen features.
+    """
+
+    words: str
+    frozen: str
+
+    def is_depth(self, arm: str) -> bool:
+        """Whether an arm trains a fixed number of top layers on this basis."""
+        ending = self.frozen.removeprefix(FROZEN)
+        top = arm.endswith(ending) and is_depth(arm.removesuffix(ending))
+        return arm == AT_ONCE or top
+
+
+UPDATES = Basis("at equal updates", FROZEN)
+COST = Basis("at equal cost", f"{FROZEN}{EQUAL_COST}")
+
+
 def on(split: str) -> Number:
     """The quality on a split, of a result."""
     return lambda result: quality(result.get(split))
@@ -54,14 +79,21 @@ def is_depth(arm: str) -> bool:
     return arm == AT_ONCE or re.fullmatch(r"top_\d+", arm) is not None
 
 
-def chosen_depths(results: Sequence[Result], failures: Sequence[Failure]) -> dict[int, str]:
+def is_at_cost(arm: str) -> bool:
+    """Whether an arm has as many more passes as its cheaper updates allow."""
+    return at_equal_updates(arm) != arm
+
+
+def chosen_depths(
+    results: Sequence[Result], failures: Sequence[Failure], basis: Basis = UPDATES
+) -> dict[int, str]:
     """Per seed, at one size, the depth with the best mean validation over the other seeds.
 
     A seed's own validation score has no part in its choice: the luck that it shares with the
     seed's test score would flatter the depth that it chose. Depths that lack a seed are not
     ranked, unless all do; nor is anything chosen for an only seed.
     """
-    depths = _ranked(results, failures)
+    depths = _ranked(results, failures, basis)
     scores = {arm: qualities(results, arm, "validation") for arm in depths}
     seeds = sorted({seed for each in scores.values() for seed in each})
     if not seeds:
@@ -70,8 +102,8 @@ def chosen_depths(results: Sequence[Result], failures: Sequence[Failure]) -> dic
     return {seed: depths[arm] for seed, arm in zip(seeds, best, strict=True) if arm >= 0}
 
 
-def _ranked(results: Sequence[Result], failures: Sequence[Failure]) -> list[str]:
-    depths = [arm for arm in arms_of(results) if is_depth(arm)]
+def _ranked(results: Sequence[Result], failures: Sequence[Failure], basis: Basis) -> list[str]:
+    depths = [arm for arm in arms_of(results) if basis.is_depth(arm)]
     lacking = unfinished(results, failures)
     return [arm for arm in depths if arm not in lacking] or depths
 
@@ -84,10 +116,14 @@ def _table(
 
 
 def depth_gains(
-    results: Sequence[Result], split: str, failures: Sequence[Failure] = ()
+    results: Sequence[Result],
+    split: str,
+    failures: Sequence[Failure] = (),
+    basis: Basis = UPDATES,
 ) -> list[Comparison]:
     """Per size the depth chosen on validation, minus the frozen backbone on ``split``.
 
+    Both are on the same basis: they made as many updates, or cost as much.
     A gain is told from none where both the flips of ``chosen_p``, which know of the choice, and the
     t-test over seeds and texts do. The largest size comes first, as the most likely to show a gain;
     a smaller one counts only where every larger one of the study was compared and has told the two
@@ -98,18 +134,19 @@ def depth_gains(
     for size in sizes:
         here = having(results, **{SETTING: size})
         missing = having(failures, **{SETTING: size})
-        chosen = chosen_depths(here, missing)
-        scores = {arm: qualities(here, arm, split) for arm in (FROZEN, *chosen.values())}
+        chosen = chosen_depths(here, missing, basis)
+        scores = {arm: qualities(here, arm, split) for arm in (basis.frozen, *chosen.values())}
         gains = {
-            seed: scores[arm][seed] - scores[FROZEN][seed]
+            seed: scores[arm][seed] - scores[basis.frozen][seed]
             for seed, arm in chosen.items()
-            if seed in scores[arm] and seed in scores[FROZEN]
+            if seed in scores[arm] and seed in scores[basis.frozen]
         }
         # Seeds may have chosen differently: the depth of most of them is named first.
         names = Counter(chosen[seed] for seed in gains).most_common()
         arms.append(" / ".join(arm for arm, _ in names))
         difference = of_differences(gains)
-        chosen = _chosen_p(here, _ranked(here, missing), list(gains), split)
+        depths = _ranked(here, missing, basis)
+        chosen = _chosen_p(here, depths, basis.frozen, list(gains), split)
         both = [] if difference is None else [difference.t_p, chosen]
         found.append(difference)
         alone.append(max((p for p in both if p is not None), default=None))
@@ -122,15 +159,19 @@ def depth_gains(
 
 
 def _chosen_p(
-    results: Sequence[Result], depths: Sequence[str], seeds: Sequence[int], split: str
+    results: Sequence[Result],
+    depths: Sequence[str],
+    frozen: str,
+    seeds: Sequence[int],
+    split: str,
 ) -> float | None:
     """Of the gain of what is chosen among ``depths``; None without seeds."""
     if not seeds:
         return None
 
     def gains(split: str) -> np.ndarray:
-        scores = {arm: qualities(results, arm, split) for arm in (FROZEN, *depths)}
-        return _table(scores, depths, seeds) - _table(scores, [FROZEN], seeds)
+        scores = {arm: qualities(results, arm, split) for arm in (frozen, *depths)}
+        return _table(scores, depths, seeds) - _table(scores, [frozen], seeds)
 
     return chosen_p(gains("validation"), gains(split))
 
@@ -145,11 +186,19 @@ def pays_from(gains: Sequence[Comparison]) -> int | None:
     return found
 
 
-def pays_text(results: Sequence[Result], split: str, failures: Sequence[Failure] = ()) -> str:
+def pays_text(
+    results: Sequence[Result],
+    split: str,
+    failures: Sequence[Failure] = (),
+    basis: Basis = UPDATES,
+) -> str:
     """From how many sentences unfreezing pays, in words."""
-    gains = {gain.value: gain for gain in depth_gains(results, split, failures)}
+    gains = {gain.value: gain for gain in depth_gains(results, split, failures, basis)}
     if not gains:
-        return f"Nothing can be said of unfreezing: no depth shares two seeds with `{FROZEN}`."
+        return (
+            f"Nothing can be said of unfreezing {basis.words}: no depth shares two seeds with "
+            f"`{basis.frozen}`."
+        )
     tried = list(size_names([*results, *failures]))
     start, last = pays_from(list(gains.values())), gains.get(tried[-1])
     if start is None:
@@ -162,22 +211,22 @@ def pays_text(results: Sequence[Result], split: str, failures: Sequence[Failure]
             }.get(last.verdict, f"the two are not told apart there{_reach(last)}")
         )
         return (
-            f"On this data unfreezing is not shown to pay up to {tried[-1]:,} training sentences, "
-            f"the most that were tried: {why}."
+            f"On this data, {basis.words}, unfreezing is not shown to pay up to {tried[-1]:,} "
+            f"training sentences, the most that were tried: {why}."
         )
     first = gains[start]
     head = (
-        f"On this data unfreezing pays from {start:,} training sentences on"
+        f"On this data, {basis.words}, unfreezing pays from {start:,} training sentences on"
         if start > tried[0]
-        else f"On this data unfreezing pays already with {start:,} training sentences, the fewest "
-        "that were tried"
+        else f"On this data, {basis.words}, unfreezing pays already with {start:,} training "
+        "sentences, the fewest that were tried"
     )
     fewer = [size for size in tried if size < start]
     below = f"; with {fewer[-1]:,} it is not shown to" if fewer else ""
     return (
         f"{head}: there the depth that is chosen for each seed on the validation scores of the "
         f"others, `{first.arm}`, has {formatting.signed(first.mean)} of {split} macro-F1 over "
-        f"`{FROZEN}`{below}."
+        f"`{basis.frozen}`{below}."
     )
 
 

@@ -22,6 +22,7 @@ from mtl_jax.studies.stats.results import (
     BASELINE,
     REFERENCE,
     Result,
+    by_setting,
     evaluation_split,
     lookup,
     numbers,
@@ -38,8 +39,11 @@ Answer = tuple[Contrast | Finding | None, Sequence[Contrast]]
 
 _FROZEN = "backbone_frozen"
 _AT_ONCE = "at_once"
-# Parts of their mean by which the numbers of updates of two arms may differ and are equal.
-_SAME_UPDATES = 0.02
+_CONTROL = "sequential_control"
+# By which the mean numbers of updates of two arms may differ and are equal: parts of the larger,
+# and updates, as the order of the texts decides in how many batches a thin task is met.
+_SAME_UPDATES = 0.05
+_FEW_UPDATES = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +66,12 @@ def _gradual_and_at_once(arms: Collection[str]) -> Arms | None:
     """Unfreezing at once with gradual unfreezing's rates and schedule, where a study has it."""
     control = _AT_ONCE if _AT_ONCE in arms else REFERENCE
     return _named("gradual_unfreezing", control)(arms)
+
+
+def _in_sequence(arms: Collection[str]) -> Arms | None:
+    """One task after the other, and the control that can't forget, where a study has it."""
+    control = (_CONTROL,) if _CONTROL in arms else ()
+    return _named("sequential_heads", *control)(arms)
 
 
 def _trained(arms: Collection[str]) -> Arms | None:
@@ -189,19 +199,45 @@ def _head_is_control(results: Sequence[Result], pair: Arms) -> Answer:
 
 
 def _forgotten(results: Sequence[Result], pair: Arms) -> Answer:
-    """What tasks lose on validation from the end of their own phase to that of the others'."""
+    """What tasks lose on validation from the end of their own phase to that of the others'.
+
+    Beside an arm in whose others' phases they can't lose anything, where a study has that.
+    """
+    what = "validation score of a task after its own phase, minus after the others'"
+    if len(pair) == 1:
+        return within_arm(results, pair[0], forgotten, f"{what}, of `{pair[0]}`")
+    return contrast(results, pair, forgotten, what)
+
+
+def _left_at_the_end(results: Sequence[Result], pair: Arms) -> str:
+    """What of it is still lost when the run ends, in each arm."""
 
     def lost(line: Result) -> float | None:
-        phases, losses = line.get("by_phase") or (), []
-        for task in tasks_of([line]):
-            ends = _own_and_others(phases, task)
-            if ends is not None:
-                before, after = (lookup(phases[i], "validation", task) for i in ends)
-                losses += [before - after] if before is not None and after is not None else []
-        return sum(losses) / len(losses) if losses else None
+        return forgotten(line, at_end=True)
 
-    what = f"validation score of a task after its own phase of `{pair[0]}`, minus after the others'"
-    return within_arm(results, pair[0], lost, what)
+    means = {arm: _mean(results, arm, lost) for arm in pair}
+    said = [f"{formatting.signed(m)} in `{arm}`" for arm, m in means.items() if m is not None]
+    return f"at the end of the run {', '.join(said)}" if said else ""
+
+
+def forgotten(line: Result, *, at_end: bool = False) -> float | None:
+    """What the tasks of a run lose on validation after their own phase, the mean over them.
+
+    Args:
+        line: A line of ``results.jsonl``.
+        at_end: Until the end of the run, and not of the phases of other tasks.
+
+    Returns:
+        None where no task has a phase of its own with others behind it.
+    """
+    phases, losses = line.get("by_phase") or (), []
+    for task in tasks_of([line]):
+        ends = _own_and_others(phases, task)
+        if ends is not None:
+            last = len(phases) - 1 if at_end else ends[1]
+            before, after = (lookup(phases[i], "validation", task) for i in (ends[0], last))
+            losses += [before - after] if before is not None and after is not None else []
+    return sum(losses) / len(losses) if losses else None
 
 
 def _own_and_others(phases: Sequence[Mapping[str, Any]], task: str) -> tuple[int, int] | None:
@@ -237,27 +273,24 @@ def _scarce_task_gains(results: Sequence[Result], pair: Arms) -> Answer:
 
 def _unlike_updates(results: Sequence[Result], pair: Arms) -> str:
     """Why the two can't be compared, where one makes more updates for the scarce task."""
-    means = []
-    for arm in pair:
-        counts = [updates(line) for line in results if line["arm"] == arm]
-        known = [count for count in counts if count is not None]
-        means.append(sum(known) / len(known) if known else None)
-    mine, theirs = means
-    if mine is None or theirs is None or abs(mine - theirs) <= _SAME_UPDATES * max(mine, theirs):
-        return ""
-    return (
-        f"the arms make unlike numbers of updates for the task, {mine:,.0f} and {theirs:,.0f} in "
-        "the mean: what training longer buys is in the difference"
-    )
+    for setting, lines in by_setting(results).items():
+        means = [_mean(lines, arm, updates) for arm in pair]
+        if None in means:
+            continue
+        mine, theirs = (mean or 0.0 for mean in means)
+        if abs(mine - theirs) > max(_SAME_UPDATES * max(mine, theirs), _FEW_UPDATES):
+            return (
+                f"the arms make unlike numbers of updates for the task, {mine:,.0f} and "
+                f"{theirs:,.0f} in the mean{f' at {setting}' if setting else ''}: what training "
+                "longer buys is in the difference"
+            )
+    return ""
 
 
-def updates(line: Result) -> int | None:
-    """How many updates of a run counted the labels of its scarce task; None where not recorded."""
+def updates(line: Result) -> float | None:
+    """How many updates of a run met labels of its scarce task; None where not recorded."""
     task = (line.get("setting") or {}).get("scarce_task")
-    phases = line.get("by_phase")
-    if phases is None:
-        return None
-    return sum(phase["steps"] for phase in phases if task in phase["tasks"])
+    return None if task is None else lookup(line, "updates_by_task", task)
 
 
 def _by_size(results: Sequence[Result]) -> dict[int, list[Result]]:
@@ -395,8 +428,9 @@ CLAIMS = (
     ),
     Claim(
         "Training one task after the other forgets the first.",
-        _named("sequential_heads"),
+        _in_sequence,
         _forgotten,
+        _left_at_the_end,
     ),
     Claim(
         "Higher layers are the task-specific ones: to reset the highest layer to its pre-trained "

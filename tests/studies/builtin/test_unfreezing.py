@@ -17,6 +17,7 @@ from mtl_jax.studies.report.document import Table
 from mtl_jax.studies.report.phase_counts import best_phases
 from mtl_jax.studies.report.render import to_markdown
 from mtl_jax.studies.report.unfreezing_findings import (
+    COST,
     chosen_depths,
     depth_gains,
     gradual_text,
@@ -74,9 +75,9 @@ def test_from_how_many_sentences_it_pays():
     assert verdicts == {64: "alike within 0.01", 256: "better", 1024: "better"}
     assert pays_from(list(gains.values())) == 256
     assert pays_text(RESULTS, "test") == (
-        "On this data unfreezing pays from 256 training sentences on: there the depth that is "
-        "chosen for each seed on the validation scores of the others, `top_1`, has +0.040 of test "
-        "macro-F1 over `backbone_frozen`; with 64 it is not shown to."
+        "On this data, at equal updates, unfreezing pays from 256 training sentences on: there the "
+        "depth that is chosen for each seed on the validation scores of the others, `top_1`, has "
+        "+0.040 of test macro-F1 over `backbone_frozen`; with 64 it is not shown to."
     )
     larger = [result for result in RESULTS if result["setting"]["max_train_examples"] > 64]
     assert "already with 256 training sentences, the fewest that were tried" in pays_text(
@@ -130,7 +131,7 @@ def test_a_size_without_a_comparison_ends_the_sequence():
     assert [(gain.value, gain.p_value) for gain in gains] == [(1024, 2 / 64), (64, None)]
     assert "with 256 it is not shown to." in pays_text(without, "test")
     text = to_markdown(document(without, [], {}))
-    assert "(not tested, as one that comes before it was not made)" in text
+    assert "(not tested, as one before it was not made)" in text
 
 
 def test_the_most_that_were_tried_may_have_failed():
@@ -139,8 +140,8 @@ def test_the_most_that_were_tried_may_have_failed():
         for arm in ("backbone_frozen", "top_1")
     ]
     assert pays_text(RESULTS, "test", failures) == (
-        "On this data unfreezing is not shown to pay up to 4,096 training sentences, the most that "
-        "were tried: no runs can be compared there."
+        "On this data, at equal updates, unfreezing is not shown to pay up to 4,096 training "
+        "sentences, the most that were tried: no runs can be compared there."
     )
     text = to_markdown(document(RESULTS, failures, {}))
     assert "| arm | 64 | 256 | 1,024 | 4,096 |" in text
@@ -235,20 +236,66 @@ def test_the_arms_of_a_backbone(tmp_path):
         *("backbone_frozen", "top_1", "top_2", "none_frozen", "at_once"),
         *("gradual_unfreezing", "top_down_2", "lp_ft", "auto"),
         *("only_layer_0", "only_layer_1"),
+        *("backbone_frozen_equal_cost", "top_1_equal_cost"),
     )
     assert study.named_arms(1) == (
         *("backbone_frozen", "top_1", "none_frozen", "at_once"),
         *("gradual_unfreezing", "lp_ft", "auto", "only_layer_0"),
+        "backbone_frozen_equal_cost",
     )
     for wrong, words in (
         ("only_layer_2", "off the backbone's 2 layers"),
         ("top_3", "is off"),
+        ("top_3_equal_cost", "is off"),
+        ("none_frozen_equal_cost", "unknown arm 'none_frozen_equal_cost': did you mean"),
         ("top_down_9", "recipe top_down_9: phase 2: scenario 'top_9' is off"),
-        ("at_onec", "did you mean at_once.*only_layer_i, layer_decay, at_once, .*a recipe "),
+        ("at_onec", "did you mean at_once.*only_layer_i, .*layer_decay, at_once, .*a recipe "),
     ):
         with pytest.raises(UserError, match=words):
             dataclasses.replace(study, arms=(wrong,)).named_arms(2)
     assert only_layer_rules("only_layer_4")[0] == ["backbone/layer_4/*", "backbone"]
+
+
+def test_at_equal_cost_cheaper_updates_are_more_passes(settings, tmp_path):
+    settings.update(workdir=str(tmp_path), seeds=(0,), sizes=(None,))
+    names = ("none_frozen", "backbone_frozen_equal_cost", "top_1_equal_cost", "top_2_equal_cost")
+    study = Unfreezing(**settings, arms=names, min_steps=0)
+    groups = list(study.groups(layers=3, texts=96))
+    # Two passes train 3 layers, for 18 forward passes of a layer; 2 of them keep what is frozen
+    # below top_1, and 16 are left for 3 each. Heads alone would have any number.
+    assert [group[0].config.epochs for group in groups] == [2, 20, 5, 2]
+    assert [group[0].config.scenario for group in groups] == [
+        *("none_frozen", "backbone_frozen", "top_1", "top_2")
+    ]
+    assert len({group[0].config.workdir for group in groups}) == 4
+
+
+def test_the_report_tells_equal_cost_from_equal_updates():
+    at_cost = [
+        result
+        for size, frozen, top in ((64, 0.55, 0.53), (256, 0.63, 0.63), (1024, 0.66, 0.76))
+        for result in [
+            *of(size, "backbone_frozen_equal_cost", frozen),
+            *of(size, "top_1_equal_cost", top),
+        ]
+    ]
+    results = [*RESULTS, *at_cost]
+    gains = {gain.value: gain for gain in depth_gains(results, "test", (), COST)}
+    # In each size the better of top_1_equal_cost and none_frozen on validation.
+    assert {size: (gain.arm, round(gain.mean, 4)) for size, gain in gains.items()} == {
+        64: ("top_1_equal_cost", -0.02),
+        256: ("top_1_equal_cost", 0.0),
+        1024: ("top_1_equal_cost", 0.1),
+    }
+    assert pays_text(results, "test") == pays_text(RESULTS, "test")
+    text = to_markdown(document(results, [], {}))
+    assert "at equal updates, unfreezing pays from 256 training sentences on" in text
+    assert "at equal cost, unfreezing pays from 1,024 training sentences on" in text
+    updates, cost = text.split("**At equal updates: minus backbone_frozen**")[1].split(
+        "**At equal cost: minus backbone_frozen_equal_cost**"
+    )
+    assert "_equal_cost" not in updates
+    assert "| `top_1_equal_cost` | −0.020" in cost
 
 
 def test_gradual_unfreezing_and_its_control_have_the_same_rates(settings, tmp_path):
