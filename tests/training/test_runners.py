@@ -376,6 +376,7 @@ def test_a_whole_run_traces_each_step_once(kind, scenario, size, settings, tmp_p
     # Each trace computes the loss of both tasks. What is compiled for one device is what is
     # counted, and of heads on kept vectors another test may have counted the same.
     assert len(traced) / len(TASKS) in ((2,) if kind == "jit" else (2, 3)), traced
+    traces = len(traced)
     # Another seed is no other program, and neither are other rates, lengths and weights.
     for name, others in {
         "seed": {"seed": 1},

@@ -213,7 +213,7 @@ def _files(builder: tfds.core.DatasetBuilder, split: str) -> list[tuple[str, int
     found = []
     for path in builder.info.splits[split].filepaths:
         try:
-            about = os.stat(path)
+            about = Path(path).stat()
             found.append((str(path), about.st_size, about.st_mtime_ns))
         except OSError:
             found.append((str(path), -1, -1))
