@@ -122,9 +122,10 @@ def done_before(workdir: Workdir, run: Mapping[str, str]) -> bool:
         DamageError: Its last or its best checkpoint is damaged.
     """
     saved = CheckpointReader(workdir.checkpoints, run)
-    if not any(is_earlier(saved.folder / str(step)) for step in saved.steps):
+    last = saved.last_step
+    if last is None or not any(is_earlier(saved.folder / str(step)) for step in saved.steps):
         return False
-    result, last = workdir.result(), saved.last_step
+    result = workdir.result()
     if result is None or last != result["step"]:
         raise UserError(
             f"{workdir.path} was begun by an earlier version of mtl_jax, and not finished: run "

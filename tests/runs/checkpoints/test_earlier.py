@@ -5,7 +5,6 @@ import shutil
 import tarfile
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
