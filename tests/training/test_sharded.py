@@ -105,13 +105,14 @@ def test_a_run_goes_on_from_the_folders_of_others(small_settings, tmp_path):
     config = TrainConfig(**settings, shard="fsdp", workdir=str(tmp_path / "parts"))
     parts = run_training(config)
     ends = [parts]
-    for begun, shard in (("whole", "fsdp"), ("parts", None)):
-        folder = tmp_path / f"{begun}, then the other"
+    for begun, then in (("whole", "parts"), ("parts", "whole")):
+        folder = tmp_path / f"{begun}, then {then}"
         shutil.copytree(tmp_path / begun, folder)
         # A finished run whose last checkpoint is lost is an unfinished one.
         shutil.rmtree(folder / "checkpoints" / "12")
         log = folder / "metrics.jsonl"
         log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+        shard = "fsdp" if then == "parts" else None
         ends.append(run_training(TrainConfig(**settings, shard=shard, workdir=str(folder))))
     for end in ends:
         for split in ("train", "validation", "test"):
