@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtl_jax.config.earlier import renamed
 from mtl_jax.config.extensions import named_paths
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.imported import refuse_untrusted
@@ -122,7 +123,7 @@ def _settings(path: Path) -> dict[str, Any]:
     if isinstance(found, Mapping) and {"settings", "phases"} <= found.keys():
         # A run's config.json; where it ran is no setting of another run.
         limits = (found.get("environment") or {}).get("limits") or {}
-        found = {**found["settings"], **limits}
+        found = {**renamed(found["settings"]), **limits}
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise UserError(f"{path} holds no settings by name: {_REMEDY}")
     return dict(_flat(found))
@@ -134,6 +135,12 @@ def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _flat(value)
         else:
             yield name, value
+
+
+def defaults_of(kind: type) -> dict[str, Any]:
+    """The default of each setting by its name, as JSON has it."""
+    found = ((name, field.default) for name, field in _fields(kind))
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in found}
 
 
 def _fields(kind: type) -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_write
 from mtl_jax.data.batches import HostBatch
 from mtl_jax.runs.checkpoints.manager import CheckpointManager
-from mtl_jax.runs.checkpoints.manifest import DamageError
+from mtl_jax.runs.checkpoints.manifest import DamageError, is_earlier
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.workdir import Workdir
 
@@ -105,6 +105,36 @@ def batches_from(
         return data, before
     # Another number of processes has saved iterators of its own; the steps tell as much.
     return after(done), done
+
+
+def done_before(workdir: Workdir, run: Mapping[str, str]) -> bool:
+    """Whether an earlier version has finished the run, and left checkpoints that are whole.
+
+    What it has begun is not gone on from: since then steps may be rounded otherwise, and the end
+    would be neither version's.
+
+    Args:
+        workdir: The run's folder.
+        run: What the run is; see ``run_config.identity``.
+
+    Raises:
+        UserError: It has not finished it.
+        DamageError: Its last or its best checkpoint is damaged.
+    """
+    saved = CheckpointReader(workdir.checkpoints, run)
+    last = saved.last_step
+    if last is None or not any(is_earlier(saved.folder / str(step)) for step in saved.steps):
+        return False
+    result = workdir.result()
+    if result is None or last != result["step"]:
+        raise UserError(
+            f"{workdir.path} was begun by an earlier version of mtl_jax, and not finished: run "
+            "train with that version to finish it, or begin anew in another --workdir with "
+            f"--config {workdir.path / 'config.json'}; nothing is changed there"
+        )
+    for step in (last, *saved.manifest(last).needs):
+        saved.check(step)
+    return True
 
 
 def recover(workdir: Workdir, run: Mapping[str, str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from mtl_jax.config.data import DataConfig
+from mtl_jax.config.earlier import renamed
 from mtl_jax.config.extensions import named_paths
 from mtl_jax.config.model import Parallel, Pooling
 from mtl_jax.config.tasks import Kind, Task
@@ -114,7 +115,7 @@ _RECORD = {
 
 
 def read_record(workdir: Workdir, remedy: str) -> dict[str, Any]:
-    """The ``config.json`` of a run's folder.
+    """The ``config.json`` of a run's folder, with the names that settings have now.
 
     Args:
         workdir: The folder.
@@ -128,6 +129,8 @@ def read_record(workdir: Workdir, remedy: str) -> dict[str, Any]:
         raise UserError(
             f"{workdir.path} is not the folder of a run (its config.json is another's): {remedy}"
         )
+    if isinstance(record["settings"], dict):
+        record = {**record, "settings": renamed(record["settings"])}
     made, own = record.get("mtl_jax"), version("mtl-jax")
     check_json(
         record,
@@ -142,7 +145,7 @@ def identity(record: Mapping[str, Any]) -> dict[str, str]:
     """What a run is, to be kept in each of its checkpoints.
 
     Args:
-        record: Its ``config.json``.
+        record: Its ``config.json``, as it stands there.
 
     Returns:
         The name that its folder alone has, and the digests of its settings, of all of its

@@ -34,7 +34,7 @@ from mtl_jax.runs.nonfinite import keep, validate
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.phase_transition import Snapshot, at_place, close_phase, next_phase
 from mtl_jax.runs.progress import PhaseProgress, score
-from mtl_jax.runs.recovery import batches_from, depended_on, open_checkpoints, recover
+from mtl_jax.runs.recovery import batches_from, depended_on, done_before, open_checkpoints, recover
 from mtl_jax.runs.run_config import identity
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.metrics import mean_score
@@ -127,9 +127,10 @@ class SeedRun:
         self._workdir.claim(record)
         self._depends = depended_on(record)
         self._identity = distributed.call_on_main(lambda: identity(self._workdir.config()))
-        distributed.call_on_main(self._keep_tokenizer)
-        distributed.call_on_main(self._keep_frozen)
-        distributed.call_on_main(functools.partial(recover, self._workdir, self._identity))
+        if not distributed.call_on_main(lambda: done_before(self._workdir, self._identity)):
+            distributed.call_on_main(self._keep_tokenizer)
+            distributed.call_on_main(self._keep_frozen)
+            distributed.call_on_main(functools.partial(recover, self._workdir, self._identity))
         if result := distributed.call_on_main(self._workdir.result):
             distributed.call_on_main(self._keep_certificate)
             say(f"{self._workdir.path} is done: the result is the last line of its metrics.jsonl")

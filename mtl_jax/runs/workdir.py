@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from mtl_jax.config.data import refuse_blank
-from mtl_jax.config.train import LIMITS
+from mtl_jax.config.earlier import renamed
+from mtl_jax.config.files import defaults_of
+from mtl_jax.config.train import LIMITS, TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_read, cannot_write
@@ -130,7 +132,7 @@ def _without_digest(record: Mapping[str, Any]) -> dict[str, Any]:
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         # What was not there yet, and is left at nothing, changes nothing.
-        added = [name for name in new if name not in old and new[name] not in (None, [], {})]
+        added = [name for name in new if name not in old and not _is_nothing(name, new[name])]
         names = [*old, *added]
         return [
             line
@@ -140,6 +142,10 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
             )
         ]
     return [] if old == new else [f"{path} was {old!r}, now {new!r}"]
+
+
+def _is_nothing(setting: str, value: Any) -> bool:
+    return value in (None, [], {}) or value == defaults_of(TrainConfig).get(setting, ...)
 
 
 # Orbax looks for its files by patterns, to which a path adds these; TensorStore takes a backslash
@@ -313,7 +319,10 @@ class Workdir:
     def differences(self, record: dict[str, Any]) -> list[str]:
         """How a record differs from that of ``claim`` in what may not change, in words."""
         record = json.loads(json.dumps(record))
-        return _differences(lasting(self.config()), lasting(record))
+        old = lasting(self.config())
+        if isinstance(settings := old.get("settings"), dict):
+            old["settings"] = renamed(settings)
+        return _differences(old, lasting(record))
 
     def keep_tokenizer(self, checkpoint: Path, digest: str) -> bool:
         """Keeps a copy of a tokenizer here, so that the folder is all that predicting needs.

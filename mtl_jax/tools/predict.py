@@ -180,7 +180,7 @@ class Predictor(TextEncoder):
         record = self._record = read_record(workdir, "train one there first")
         workdir.check_tokenizer(record["tokenizer_sha256"])
         # First: all that is built from the record below is what the checkpoint was saved with.
-        params = best_parameters(workdir, record)
+        params = best_parameters(workdir)
         settings = record["settings"]
         tasks = recorded_tasks(record, str(workdir.path))
         self.classes: dict[str, tuple[str, ...]] = {
@@ -313,7 +313,7 @@ def _fitting(pooling: Pooling, params: Params, folder: str) -> Pooling:
     return pooling
 
 
-def best_parameters(workdir: Workdir, record: dict[str, Any]) -> Params:
+def best_parameters(workdir: Workdir) -> Params:
     """The parameters of the best checkpoint of a run.
 
     Raises:
@@ -324,7 +324,7 @@ def best_parameters(workdir: Workdir, record: dict[str, Any]) -> Params:
             f"{workdir.path} is done and its checkpoints have been removed: run the study in a "
             "new folder with --keep-checkpoints"
         )
-    end, saved = _end(workdir), CheckpointReader(workdir.checkpoints, identity(record))
+    end, saved = _end(workdir), CheckpointReader(workdir.checkpoints, identity(workdir.config()))
     if end is not None and saved.last_step != end:
         raise UserError(
             f"{workdir.path} is done, but its last checkpoint, {end}, is lost: run train again on "

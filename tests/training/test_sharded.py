@@ -104,13 +104,17 @@ def test_a_run_goes_on_from_the_folders_of_others(small_settings, tmp_path):
     whole = run_training(TrainConfig(**settings, workdir=str(tmp_path / "whole")))
     config = TrainConfig(**settings, shard="fsdp", workdir=str(tmp_path / "parts"))
     parts = run_training(config)
-    both = TrainConfig(**settings, shard="fsdp", workdir=str(tmp_path / "both"))
-    shutil.copytree(tmp_path / "whole", both.workdir)
-    # A finished run whose last checkpoint is lost is an unfinished one.
-    shutil.rmtree(tmp_path / "both" / "checkpoints" / "12")
-    log = tmp_path / "both" / "metrics.jsonl"
-    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
-    for end in (parts, run_training(both)):
+    ends = [parts]
+    for begun, then in (("whole", "parts"), ("parts", "whole")):
+        folder = tmp_path / f"{begun}, then {then}"
+        shutil.copytree(tmp_path / begun, folder)
+        # A finished run whose last checkpoint is lost is an unfinished one.
+        shutil.rmtree(folder / "checkpoints" / "12")
+        log = folder / "metrics.jsonl"
+        log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+        shard = "fsdp" if then == "parts" else None
+        ends.append(run_training(TrainConfig(**settings, shard=shard, workdir=str(folder))))
+    for end in ends:
         for split in ("train", "validation", "test"):
             for task in TASKS:
                 loss = whole[split][task]["loss"]

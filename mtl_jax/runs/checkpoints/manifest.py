@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,21 @@ from mtl_jax.core.errors import UserError, cannot_read
 # part's arrays.
 ITEM = "state"
 FILE = "manifest.json"
-# What earlier versions have had in the place of that item.
-_ITEMS_BEFORE = ("manifest", "seal", "progress")
+# Of earlier versions: the items that had the manifest, with its file; those of arrays, which were
+# array checkpoints of Orbax; and what there was before there were manifests.
+_BEFORE = {"manifest": "manifest.json", "seal": "seal.json"}
+_ARRAYS_BEFORE = ("params", "optimizer", "reference")
+_BEFORE_MANIFESTS = "progress"
+
+
+def is_earlier(folder: Path) -> bool:
+    """Whether an earlier version saved the checkpoint in ``folder``: see ``earlier``."""
+    return any(_is_item(folder / item) for item in (*_BEFORE, *_ARRAYS_BEFORE))
+
+
+def _is_item(folder: Path) -> bool:
+    # Path.is_dir raises an error where it may not look; whoever reads tells of that.
+    return os.path.isdir(folder)  # noqa: PTH112
 
 
 class DamageError(UserError):
@@ -32,10 +46,10 @@ class DamageError(UserError):
 
     def __init__(self, folder: Path, reason: str):
         self.reason = reason
-        super().__init__(
-            f"the checkpoint {folder} is damaged ({reason}): run train again on its --workdir, "
-            "which goes on from the one before it"
-        )
+        again, then = "run train again on its --workdir", "goes on from the one before it"
+        if is_earlier(folder):
+            again = f"{again} with the earlier version of mtl_jax that saved it"
+        super().__init__(f"the checkpoint {folder} is damaged ({reason}): {again}, which {then}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +65,7 @@ class Manifest:
         data: State of the data iterator; each process had this one.
         processes: How many there were.
         frozen: Digest of the pre-trained encoder, which has the parameters that this checkpoint
-            lacks: see ``frozen_leaves``. None where it has all.
+            lacks: see ``frozen_leaves``. None where it has all, as those of earlier versions.
         digests: Per part its ``digest``.
         best_of: Where the best one has no checkpoint of its own, so that its parameters are a part
             of this one: what ``frozen`` is for these, and the ``phase`` that they are of.
@@ -82,6 +96,9 @@ def _sha256(content: Mapping[str, Any]) -> str:
 
 def path(folder: Path) -> Path:
     """The file of the manifest of the checkpoint in ``folder``."""
+    before = (item for item in _BEFORE if _is_item(folder / item))
+    if item := next(before, next(iter(_BEFORE)) if is_earlier(folder) else None):
+        return folder / item / _BEFORE[item]
     return folder / ITEM / FILE
 
 
@@ -93,23 +110,24 @@ def read(folder: Path) -> Manifest:
         UserError: It is of another version of this package.
     """
     file = path(folder)
+    name = file.relative_to(folder).as_posix()
     try:
         signed = json.loads(file.read_text(encoding="utf-8"))
         content, sha256 = signed["content"], signed["sha256"]
     except FileNotFoundError as error:
-        if any((folder / item).is_dir() for item in _ITEMS_BEFORE):
+        if _is_item(folder / _BEFORE_MANIFESTS):
             raise _of_another_version(folder) from error
-        raise DamageError(folder, f"{ITEM}/{FILE} is missing") from error
+        raise DamageError(folder, f"{name} is missing") from error
     except OSError as error:
         refuse_access(file, error)
-        raise DamageError(folder, f"{ITEM}/{FILE} can't be read") from error
+        raise DamageError(folder, f"{name} can't be read") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamageError(folder, f"{ITEM}/{FILE} can't be read") from error
+        raise DamageError(folder, f"{name} can't be read") from error
     if sha256 != _sha256(content):
-        raise DamageError(folder, f"{ITEM}/{FILE} has another digest than it had")
+        raise DamageError(folder, f"{name} has another digest than it had")
     # What there has not been from the beginning may lack.
     names = {field.name for field in dataclasses.fields(Manifest)}
-    if not names - {"best_of"} <= content.keys() <= names:
+    if not names - {"best_of", "frozen"} <= content.keys() <= names:
         raise _of_another_version(folder)
     if folder.name != str(content["step"]):
         raise DamageError(folder, f"it was saved after step {content['step']}")

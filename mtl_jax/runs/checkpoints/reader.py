@@ -12,7 +12,7 @@ import numpy as np
 
 from mtl_jax.core.errors import UserError, cannot_read
 from mtl_jax.freezing.partition import Params, Partition
-from mtl_jax.runs.checkpoints import arrays, frozen_leaves, manifest
+from mtl_jax.runs.checkpoints import arrays, earlier, frozen_leaves, manifest
 from mtl_jax.runs.checkpoints.handler import file_of
 from mtl_jax.runs.checkpoints.manifest import DamageError, Manifest
 from mtl_jax.runs.workdir import FROZEN
@@ -37,7 +37,7 @@ class CheckpointReader:
     which stands in the folder ``frozen`` beside), ``optimizer`` (state, step, key), where the best
     one has no folder of its own its parameters, ``best``, where there are any ``reference`` arrays,
     and the ``manifest``, against which the others are checked
-    whenever they are read.
+    whenever they are read. Those of earlier versions have the whole model: see ``earlier``.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, str] | None = None):
@@ -215,7 +215,10 @@ class CheckpointReader:
         if part not in digests:
             raise DamageError(folder, f"it has no {part}")
         try:
-            found = arrays.read(folder / manifest.ITEM / file_of(part))
+            if manifest.is_earlier(folder):
+                found = earlier.read(folder / part)
+            else:
+                found = arrays.read(folder / manifest.ITEM / file_of(part))
         except OSError as error:
             manifest.refuse_access(folder / manifest.ITEM / file_of(part), error)
             raise DamageError(folder, f"{part} can't be read") from error

@@ -136,7 +136,7 @@ class TrainedRun:
                 f"--tasks names {unknown[0]!r}, which the run has not: use {' or '.join(classes)}"
             )
         workdir.check_tokenizer(record["tokenizer_sha256"])
-        params = jax.tree.map(np.asarray, best_parameters(workdir, record))
+        params = jax.tree.map(np.asarray, best_parameters(workdir))
         config, settings = EncoderConfig(**record["bert"]), record["settings"]
         length = DataConfig(**settings["data"]).max_length
         own = paths_by_name("--heads", settings.get("heads") or (), tuple(classes))

@@ -23,7 +23,6 @@ from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.models.pretrained import conversion_table, leaf_shape
 from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.runs.loop import train
-from mtl_jax.runs.run_config import read_record
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.export.onnx import write_onnx
 from mtl_jax.tools.export.stablehlo import write_stablehlo
@@ -290,7 +289,7 @@ def test_what_lora_has_trained_is_in_the_kernels(kind, small_settings, tmp_path)
     folder = tmp_path / "run"
     train(TrainConfig(**{**settings, "epochs": 1, "lora_learning_rate": 0.1}, workdir=str(folder)))
     workdir = Workdir(folder)
-    trained = best_parameters(workdir, read_record(workdir, ""))["backbone"]
+    trained = best_parameters(workdir)["backbone"]
     query = trained["layer_0"]["attention"]["query"]
     assert {"lora_a", "lora_b"} <= query.keys()
     mtl.export(folder, tmp_path / "exported")
