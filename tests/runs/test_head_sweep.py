@@ -226,26 +226,8 @@ def test_heads_alone_train_without_dropout(swept, changes, masked):
     states = [program.init(trainable, seed) for seed in (0, 1)]
     step = jax.jit(lambda state: train_step(program, state, frozen, batch)[0].trainable)
     kernels = [np.asarray(step(state)["classifier"]["kernel"]) for state in states]
-    assert np.array_equal(*kernels) != masked
+    assert np.array_equal(kernels[0], kernels[1]) != masked
     assert run.plans[0].head_dropout == (changes.get("head_dropout", 0.1) if masked else 0)
-
-
-def test_seeds_of_heads_alone_come_to_one_solution(swept):
-    """Of what the loss and the decay hold: log-probabilities."""
-    shared, inputs, _ = swept
-    shared = {**shared, "epochs": 150, "measure_every": 150}
-    apart = []
-    for dropout in (None, 0.1):
-        run = PhaseRun(TrainConfig(workdir="", **shared, head_dropout=dropout), inputs)
-        heads, _, _ = sweeping.train_heads(run, Grid((0, 1), (1e-2,), (), weights((1.0,), (1.0,))))
-        vectors = run.split("validation").texts.pooled
-        of_seeds = [
-            jax.nn.log_softmax(vectors @ kept["kernel"] + kept["bias"])
-            for kept in (heads.kept(seed, 0)["classifier"] for seed in (0, 1))
-        ]
-        apart.append(float(np.abs(np.subtract(*of_seeds)).max()))
-    assert apart[0] < 0.1 * apart[1]
-    assert apart[0] < 0.02
 
 
 def test_a_sweep_weighs_both_tasks(swept):

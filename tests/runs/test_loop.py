@@ -186,7 +186,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_end(
 
 
 def test_another_configuration_is_refused_by_name(settings, inputs_of, tmp_path):
-    config = TrainConfig(**settings, workdir=str(tmp_path))
+    config = TrainConfig(**settings, weight_decay=0.01, workdir=str(tmp_path))
     train(config, inputs_of(config))
     before = (tmp_path / "metrics.jsonl").read_bytes()
     other = TrainConfig(**settings | {"weight_decay": 0.5}, workdir=str(tmp_path), seed=7)
