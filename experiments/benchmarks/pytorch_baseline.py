@@ -19,7 +19,7 @@ from transformers import BertModel
 from transformers.optimization import get_linear_schedule_with_warmup
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from mtl_jax.config.optimizer import EPOCHS, HEAD_LEARNING_RATE
+from mtl_jax.config.optimizer import EPOCHS, HEAD_LEARNING_RATE, WEIGHT_DECAY
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.corpus import load_corpus
@@ -94,6 +94,7 @@ def make_optimizer(
         "head": HEAD_LEARNING_RATE if head_rate is None else head_rate,
         "backbone": config.backbone_learning_rate,
     }
+    decay = WEIGHT_DECAY if config.weight_decay is None else config.weight_decay
     # As few groups as a Trainer makes, so that the update can batch its parameters.
     groups: dict[tuple[str, bool], list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
@@ -104,7 +105,7 @@ def make_optimizer(
             {
                 "params": parameters,
                 "lr": rates[label],
-                "weight_decay": config.weight_decay if decays else 0.0,
+                "weight_decay": decay if decays else 0.0,
             }
             for (label, decays), parameters in groups.items()
         ]

@@ -43,6 +43,9 @@ encoders that do not fit one device"""
     attention_dropout: float | None = None
     """dropout of the attention weights; by default the checkpoint's; 0 lets training use cuDNN's \
 fused attention"""
+    head_dropout: float | None = None
+    """dropout of the vectors that the heads read; by default the checkpoint's, and 0 where heads \
+alone are trained, on vectors that never change"""
     fused_attention: bool = True
     """on GPUs in bfloat16, cuDNN's fused attention wherever attention weights have no dropout"""
     remat: bool = False
@@ -69,11 +72,10 @@ limit"""
             raise UserError(
                 f"--shard {self.shard} spreads over a mesh: leave --parallel {self.parallel} out"
             )
-        if self.attention_dropout is not None and not 0 <= self.attention_dropout < 1:
-            raise UserError(
-                f"{flag('attention_dropout')} {self.attention_dropout} must be at least 0 and "
-                "below 1"
-            )
+        for name in ("attention_dropout", "head_dropout"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate < 1:
+                raise UserError(f"{flag(name)} {rate} must be at least 0 and below 1")
 
     @property
     def placement(self) -> Placement:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal, get_args
 
 from mtl_jax.config.checks import above_0, at_least_0, at_least_1, flag
@@ -23,6 +24,21 @@ EPOCHS, HEAD_EPOCHS = 3, 15
 MIN_STEPS, HEAD_MIN_STEPS = 150, 5000
 # The rate of the heads where no sweep chooses it.
 HEAD_LEARNING_RATE = 3e-3
+WEIGHT_DECAY = 0.01
+# That of heads alone, with so many training texts; see ``head_weight_decay``.
+_HEAD_WEIGHT_DECAY, _OF_TEXTS = 0.06, 10_000
+
+
+def head_weight_decay(texts: int) -> float:
+    """Returns AdamW's weight decay of heads that are trained alone, without dropout.
+
+    It takes the place of dropout, and is the larger the fewer texts there are to learn from:
+    0.06 for 10,000 of them, as the root of their number falls, and 1 at most. What AdamW decays by
+    is no L2 penalty of the loss, for Adam divides the gradient, and not the decay, by the root of
+    the gradient's mean square: a weight whose gradient is small from text to text, as all are
+    where few texts are fitted closely, is held more.
+    """
+    return min(_HEAD_WEIGHT_DECAY * math.sqrt(_OF_TEXTS / max(texts, 1)), 1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +65,9 @@ dropout's masks"""
 first, the rate that does best on validation in a quick sweep, if it does clearly better"""
     backbone_learning_rate: float = 1e-4
     """peak learning rate of the trainable part of the backbone"""
-    weight_decay: float = 0.01
-    """AdamW's, for everything but biases and layer norms"""
+    weight_decay: float | None = None
+    """AdamW's, for everything but biases and layer norms; by default 0.01, or where heads alone \
+are trained 0.06 times the root of 10,000 over the number of training texts, and 1 at most"""
     layer_decay: float = 1.0
     """each layer's learning rate is that of the layer above times this"""
     schedule: str = "linear"

@@ -191,6 +191,11 @@ class Partition:
         """Whether a text's pooled vector is a fixed function of the text."""
         return all(label == FROZEN for path, label in self.labels if path.startswith("backbone/"))
 
+    @property
+    def trains_heads_alone(self) -> bool:
+        """Whether heads train, and nothing below them."""
+        return self.backbone_frozen and bool(self.groups)
+
     def multi_transform(
         self, transforms: Mapping[str, optax.GradientTransformation]
     ) -> optax.GradientTransformation:

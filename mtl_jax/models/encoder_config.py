@@ -157,6 +157,20 @@ class EncoderConfig:
                 f"use one of {', '.join(ACTIVATIONS)}"
             )
 
+    @property
+    def head_dropout(self) -> float:
+        """Dropout before the heads."""
+        rate = self.classifier_dropout
+        return self.hidden_dropout_prob if rate is None else rate
+
+    def trained_head_dropout(self, *, heads_alone: bool) -> float:
+        """The same in training, where nothing states it.
+
+        It is 0 where heads alone train: their vectors never change, and of a linear head the
+        loss has one minimum, from which the masks of a seed would only lead away.
+        """
+        return 0.0 if heads_alone else self.head_dropout
+
     def _check_sizes(self) -> None:
         for name in _SIZES:
             if not _is_count(getattr(self, name), 1):

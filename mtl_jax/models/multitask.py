@@ -69,6 +69,7 @@ class MultiTaskModule(nn.Module):
         fused: As of ``EncoderModule``.
         heads: ``(task, head)`` of those that are no Dense layer.
         losses: ``(task, loss)`` of those that are not the usual one of their kind.
+        head_dropout: Of the vectors that the heads read; None for the checkpoint's.
     """
 
     config: EncoderConfig
@@ -82,13 +83,14 @@ class MultiTaskModule(nn.Module):
     fused: Fused | None = None
     heads: tuple[tuple[str, Head], ...] = ()
     losses: tuple[tuple[str, Loss], ...] = ()
+    head_dropout: float | None = None
 
     def setup(self) -> None:
         self.backbone = EncoderModule(
             self.config, self.dtype, self.remat, self.scan_layers, self.fused
         )
-        rate = self.config.classifier_dropout
-        self.dropout = Dropout(self.config.hidden_dropout_prob if rate is None else rate)
+        rate = self.head_dropout
+        self.dropout = Dropout(self.config.head_dropout if rate is None else rate)
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -41,11 +41,11 @@ def chosen_head_rate(run: PhaseRun) -> float:
         run: In its first phase, whose ``rate_is_open``.
     """
     plan, known = run.plans[0], run.inputs.head_rates
-    key = plan.optimizer, plan.phase.task_weights, plan.texts, run.config.weighting, run.plan.layout
+    key = rate_key(run)
     if key not in known:
         started = time.perf_counter()
         weights = tuple((task, (weight,)) for task, weight in plan.phase.weights.items())
-        grid = Grid(_SEEDS, RATES, (run.config.weight_decay,), weights)
+        grid = Grid(_SEEDS, RATES, (), weights)
         heads, _, _ = train_heads(run, grid)
         names = {SCORES[task.kind] for task in run.inputs.tasks.values()}
         name = {"macro_f1": "macro-F1", "r2": "R2"}[names.pop()] if len(names) == 1 else "score"
@@ -54,6 +54,13 @@ def chosen_head_rate(run: PhaseRun) -> float:
         say(f"head learning rate {rate:g}: {words} ({took}; --head-learning-rate sets it)")
         known[key] = rate
     return known[key]
+
+
+def rate_key(run: PhaseRun) -> Any:
+    """What a rate is chosen for; nothing else that a run is made of makes a difference to it."""
+    plan = run.plans[0]
+    how = plan.optimizer, plan.head_dropout, plan.phase.task_weights, run.config.weighting
+    return *how, plan.texts, run.plan.layout
 
 
 def _choice(scores: np.ndarray, errors: np.ndarray, name: str) -> tuple[float, str]:

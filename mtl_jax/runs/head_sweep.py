@@ -45,6 +45,7 @@ class Grid:
     seeds: tuple[int, ...]
     head_learning_rate: tuple[float, ...]
     weight_decay: tuple[float, ...]
+    """empty: that of the phase"""
     task_weights: tuple[tuple[str, tuple[float, ...]], ...]
     """``(task, weights)``, in the order of the tasks"""
 
@@ -55,6 +56,7 @@ class Grid:
             "weight_decay": self.weight_decay,
             **{weight_of(task): weights for task, weights in self.task_weights},
         }
+        values = {name: tried for name, tried in values.items() if tried}
         return [
             dict(zip(values, combination, strict=True))
             for combination in itertools.product(*values.values())
@@ -195,7 +197,7 @@ class Heads:
         self._run, self.settings = run, grid.settings()
         self._executables: dict[Any, Any] = {}
         self.compile_seconds = 0.0
-        self._model = run.evaluator.model
+        self._model = run.evaluator.model.clone(head_dropout=run.plans[0].head_dropout)
         self._count = len(grid.seeds)
         devices = jax.local_devices()
         across = devices_across(len(devices), len(grid.seeds), len(self.settings))
@@ -233,10 +235,11 @@ class Heads:
 
     def _program(self, setting: Mapping[str, Any]) -> Program:
         run = self._run
+        own = run.plans[0].optimizer
         optimizer = dataclasses.replace(
-            run.plans[0].optimizer,
+            own,
             learning_rates=(("head", setting["head_learning_rate"]),),
-            weight_decay=setting["weight_decay"],
+            weight_decay=setting.get("weight_decay", own.weight_decay),
         )
         weights = tuple(setting[weight_of(task)] for task in self._model.tasks)
         return Program(

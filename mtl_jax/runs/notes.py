@@ -11,7 +11,7 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.console import say
 from mtl_jax.data.packing.waste import MOST_PADDING, mending_batch_size
 from mtl_jax.freezing.phase import untaken
-from mtl_jax.runs.phase_plan import PhasePlan, trains_heads_alone
+from mtl_jax.runs.phase_plan import PhasePlan
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.text_baseline import in_words, shortfalls
 
@@ -76,7 +76,7 @@ def mostly_padding(run: PhaseRun) -> list[str]:
     for plan in run.plans:
         batches = plan.batches
         # Heads alone are trained on a vector of each text.
-        if batches.padding <= MOST_PADDING or not plan.steps or trains_heads_alone(plan.partition):
+        if batches.padding <= MOST_PADDING or not plan.steps or plan.partition.trains_heads_alone:
             continue
         of_texts = run.inputs.training(plan.phase.tasks).texts.tokens.lengths
         asked = run.config.batch_size, batches.devices, run.inputs.bert.hidden_size
@@ -131,7 +131,7 @@ def lengths(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
             continue
         if plan.steps > math.ceil(phase.epochs * plan.batches.steps):
             name = f"phase {number} ({phase.scenario}): " if config.recipe else ""
-            flag = "--head-min-steps" if trains_heads_alone(plan.partition) else "--min-steps"
+            flag = "--head-min-steps" if plan.partition.trains_heads_alone else "--min-steps"
             notes.append(
                 f"{name}{plan.epochs(plan.steps):.0f} epochs in the place of {phase.epochs:.3g}: "
                 f"{plan.batches.steps} steps each, {least} in all at least ({flag}, or --epochs "

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtl_jax.config.checkpoint import MEASUREMENTS
-from mtl_jax.config.optimizer import EPOCHS, HEAD_LEARNING_RATE, MOST_STEPS
+from mtl_jax.config.optimizer import (
+    EPOCHS,
+    HEAD_LEARNING_RATE,
+    MOST_STEPS,
+    WEIGHT_DECAY,
+    head_weight_decay,
+)
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError, no_trained_head
 from mtl_jax.core.imported import import_function
@@ -43,6 +49,7 @@ class PhasePlan:
         measure_every: Epochs between two measurements on validation.
         rate_is_open: Whether a sweep may choose the heads' learning rate: it trains all heads on
             vectors of the pre-trained backbone, long enough, and nothing states their rate.
+        head_dropout: Of the vectors that the heads read.
     """
 
     phase: Phase
@@ -55,6 +62,7 @@ class PhasePlan:
     learned: frozenset[str]
     measure_every: int
     rate_is_open: bool
+    head_dropout: float
 
     @property
     def trained_heads(self) -> frozenset[str]:
@@ -92,7 +100,7 @@ class PhasePlan:
         """
         phase = self.phase
         decays = phase.patience is None and phase.schedule in ("linear", "slanted_triangular")
-        return trains_heads_alone(self.partition) and decays
+        return self.partition.trains_heads_alone and decays
 
     def epochs(self, steps: int) -> float:
         """Passes over the training texts that so many steps are."""
@@ -136,7 +144,7 @@ def plan_phases(
             partitions.append(_partition(phase, params, rules[-1]))
         except UserError as error:
             raise UserError(f"{name}{error}") from error
-        heads_alone = config.prefix_cache and trains_heads_alone(partitions[-1])
+        heads_alone = config.prefix_cache and partitions[-1].trains_heads_alone
         stated = of_file and phase.epochs is not None
         rate = HEAD_LEARNING_RATE if phases else head_learning_rate
         phases.append(
@@ -144,13 +152,15 @@ def plan_phases(
         )
         if name and (reason := _idle(phases[-1], partitions[-1])):
             raise UserError(f"{name}scenario {phase.scenario!r} changes nothing: {reason}")
-    batches, texts = [], []
+    batches, texts, decays = [], [], []
     for phase, name in zip(phases, names, strict=True):
         try:
             batches.append(inputs.plan(config.batch_size, devices, phase.tasks))
-            texts.append(inputs.training(phase.tasks).texts.tokens.digest)
+            training = inputs.training(phase.tasks).texts
         except UserError as error:
             raise UserError(f"{name}{error}") from error
+        texts.append(training.tokens.digest)
+        decays.append(_weight_decay(config, partitions[len(decays)], len(training)))
     bounds = boundaries(phases, [each.steps for each in batches])
     bounds = [
         steps if partition.groups else 0
@@ -165,7 +175,7 @@ def plan_phases(
     learned: frozenset[str] = frozenset()
     for i, phase in enumerate(phases):
         total = chained_steps(phases, bounds, i)
-        optimizer = _optimizer(config, phase, context.num_layers, total)
+        optimizer = _optimizer(config, phase, context.num_layers, total, decays[i])
         laid_out = rules[i], partitions[i], batches[i], bounds[i], optimizer, texts[i], learned
         between = math.ceil(bounds[i] / batches[i].steps / MEASUREMENTS) or 1
         rate_is_open = (
@@ -174,7 +184,12 @@ def plan_phases(
             and bounds[0] >= _SWEPT_STEPS
             and _rate_is_open(completed[0], partitions[0])
         )
-        plans.append(PhasePlan(phase, *laid_out, config.measure_every or between, rate_is_open))
+        dropout = config.head_dropout
+        if dropout is None:
+            alone = partitions[i].trains_heads_alone
+            dropout = inputs.bert.trained_head_dropout(heads_alone=alone)
+        measured = config.measure_every or between
+        plans.append(PhasePlan(phase, *laid_out, measured, rate_is_open, dropout))
         learned |= _heads(partitions[i])
     _refuse_repeats(plans, names)
     for plan, name in zip(plans, names, strict=True):
@@ -194,12 +209,7 @@ def plan_phases(
 def _rate_is_open(phase: Phase, partition: Partition) -> bool:
     """Of the first phase as completed; see ``PhasePlan``."""
     every_head = _heads(partition) == phase.weights.keys() and all(phase.weights.values())
-    return trains_heads_alone(partition) and every_head and "head" not in dict(phase.learning_rates)
-
-
-def trains_heads_alone(partition: Partition) -> bool:
-    """Whether heads train, and nothing below them."""
-    return partition.backbone_frozen and bool(partition.groups)
+    return partition.trains_heads_alone and every_head and "head" not in dict(phase.learning_rates)
 
 
 def _heads(partition: Partition) -> frozenset[str]:
@@ -277,8 +287,14 @@ def _schedule(name: str) -> Any:
     return make
 
 
+def _weight_decay(config: TrainConfig, partition: Partition, texts: int) -> float:
+    if config.weight_decay is not None:
+        return config.weight_decay
+    return head_weight_decay(texts) if partition.trains_heads_alone else WEIGHT_DECAY
+
+
 def _optimizer(
-    config: TrainConfig, phase: Phase, num_layers: int, total_steps: int
+    config: TrainConfig, phase: Phase, num_layers: int, total_steps: int, weight_decay: float
 ) -> OptimizerConfig:
     rates = phase.learning_rates
     if phase.layer_decay not in (None, 1):
@@ -287,7 +303,7 @@ def _optimizer(
         learning_rates=rates,
         total_steps=total_steps,
         warmup_steps=round((phase.warmup_fraction or 0.0) * total_steps),
-        weight_decay=config.weight_decay,
+        weight_decay=weight_decay,
         clip_norm=config.clip_norm,
         schedule=_schedule(phase.schedule or "linear"),
     )

@@ -280,6 +280,7 @@ class PhaseRun:
             scan_layers=config.scan_layers,
             seeds=seeds if self._together else None,
             hold_weight=(plan.phase.hold_frozen_heads or 0.0) if plan.held else 0.0,
+            head_dropout=plan.head_dropout,
             accumulate=config.accumulate,
         )
 
@@ -308,7 +309,12 @@ class PhaseRun:
             if plan.phase.lora is None:
                 # As it was before there were factors: a run that was begun then goes on.
                 phase = {name: each for name, each in phase.items() if not name.startswith("lora")}
-            yield {**phase, "rules": plan.rules, "most_steps": plan.steps}
+            # What the settings leave open.
+            settled = {
+                "weight_decay": plan.optimizer.weight_decay,
+                "head_dropout": plan.head_dropout,
+            }
+            yield {**phase, **settled, "rules": plan.rules, "most_steps": plan.steps}
 
 
 def _even(steps: int) -> int:

@@ -43,7 +43,8 @@ class TrainSpec:
 
     ``seeds`` is how many are trained at once; None for a run by itself, whose batches
     ``ModelSpec.parallel`` spreads over the devices. ``hold_weight`` is as of ``Program``;
-    ``accumulate`` is how many micro-batches a batch is computed in.
+    ``accumulate`` is how many micro-batches a batch is computed in; ``head_dropout`` is as of
+    ``MultiTaskModule``.
     """
 
     model: ModelSpec
@@ -60,6 +61,7 @@ class TrainSpec:
     seeds: int | None
     hold_weight: float = 0.0
     accumulate: int = 1
+    head_dropout: float | None = None
 
 
 class CompiledTrainStep:
@@ -216,6 +218,7 @@ def step_template(spec: TrainSpec) -> Template:
             blocks=spec.layout.blocks,
             remat=spec.remat,
             scan_layers=spec.scan_layers,
+            head_dropout=spec.head_dropout,
             fused=model.fused if spec.seeds is None else of_seeds(model.fused),
         ),
         AdamW.of(spec.partition, spec.optimizer),

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mtl_jax.config.optimizer import Schedule
+from mtl_jax.config.optimizer import WEIGHT_DECAY, Schedule
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.freezing.partition import Params, Partition, longest_prefix
 from mtl_jax.freezing.scenarios import LORA
@@ -302,7 +302,7 @@ def make_optimizer(
     total_steps: int,
     *,
     warmup_steps: int | None = None,
-    weight_decay: float = 0.01,
+    weight_decay: float = WEIGHT_DECAY,
     clip_norm: float = 1.0,
     schedule: Schedule | MakeSchedule = "linear",
 ) -> optax.GradientTransformation:
@@ -316,7 +316,8 @@ def make_optimizer(
             also serves ``backbone/layer_5`` unless that has a rate of its own.
         total_steps: Steps of the schedule.
         warmup_steps: Steps in which the rates rise; by default a tenth of ``total_steps``.
-        weight_decay: AdamW's, for everything but biases and layer norms.
+        weight_decay: AdamW's, for everything but biases and layer norms; ``train`` gives heads
+            that train alone more, see ``config.optimizer.head_weight_decay``.
         clip_norm: Largest global norm of the gradient of what trains.
         schedule: ``linear``, ``slanted_triangular`` or ``constant``, or a function from peak
             rate, warm-up steps and total steps to an ``optax.Schedule``.

@@ -94,8 +94,9 @@ class TrainStep:
             state, metrics = step(state, batch)
         scores = mtl.evaluate(model, step.params(state), data.validation)
 
-    The frozen bottom of the encoder runs without dropout. What it makes of the training texts is
-    computed at the first step and kept; with ``cache=False`` it is computed in every step.
+    The frozen bottom of the encoder runs without dropout, and so do heads that train alone. What
+    that bottom makes of the training texts is computed at the first step and kept; with
+    ``cache=False`` it is computed in every step.
 
     Attributes:
         model: The model.
@@ -115,6 +116,7 @@ class TrainStep:
         weighting: WeightingName | Weighting = "fixed",
         parallel: Parallel = "auto",
         cache: bool = True,
+        head_dropout: float | None = None,
     ):
         """Prepares the step; it is compiled at its first call.
 
@@ -131,6 +133,8 @@ class TrainStep:
             weighting: As of ``TrainConfig``, or a ``Weighting``.
             parallel: As of ``TrainConfig``.
             cache: Whether what the frozen bottom makes of the texts is kept.
+            head_dropout: Of the vectors that the heads read; by default the checkpoint's, and 0
+                where heads alone train.
 
         Raises:
             UserError: Nothing trains, or a task is named that there is not.
@@ -151,6 +155,11 @@ class TrainStep:
         self._optimizer, self._weighting = optimizer, weighting
         self._parallel: Parallel = parallel
         self._runner = make_runner(parallel)
+        if head_dropout is None:
+            head_dropout = model.encoder.config.trained_head_dropout(
+                heads_alone=partition.trains_heads_alone
+            )
+        self._head_dropout = head_dropout
         self._cache = cache and self.frozen_depth >= SHALLOWEST
         self._pooled = self._cache and partition.backbone_frozen
         self._pretrained = Stages(model.encoder.params)
@@ -214,7 +223,11 @@ class TrainStep:
         depth = self.frozen_depth
         method, optimizer = self._weighting, self._optimizer
         return Template(
-            spec.model().clone(states_depth=depth if self._cache else 0, blocks=blocks),
+            spec.model().clone(
+                states_depth=depth if self._cache else 0,
+                blocks=blocks,
+                head_dropout=self._head_dropout,
+            ),
             optimizer.adamw if isinstance(optimizer, Optimizer) else optimizer,
             depth,
             make_weighting(method, steps_per_epoch) if isinstance(method, str) else method,

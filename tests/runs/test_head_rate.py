@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from mtl_jax.config.optimizer import head_weight_decay
 from mtl_jax.config.train import DataConfig, TrainConfig
-from mtl_jax.runs.head_rate import RATES, _choice, _compared, chosen_head_rate
+from mtl_jax.runs.head_rate import RATES, _choice, _compared, chosen_head_rate, rate_key
 from mtl_jax.runs.head_sweep import Grid, train_heads
 from mtl_jax.runs.loop import train, train_seeds
 from mtl_jax.runs.phase_run import PhaseRun
@@ -106,15 +107,15 @@ def test_where_the_rate_is_stated_or_no_matter_of_heads_alone_nothing_is_swept(
 def test_a_run_begins_with_the_chosen_rate_and_keeps_it(
     open_settings, inputs, tmp_path, monkeypatch
 ):
-    run = PhaseRun(TrainConfig(**open_settings, workdir=""), inputs)
-    key = (
-        *(run.plans[0].optimizer, run.plans[0].phase.task_weights, run.plans[0].texts),
-        *(run.config.weighting, run.plan.layout),
-    )
+    key = rate_key(PhaseRun(TrainConfig(**open_settings, workdir=""), inputs))
     monkeypatch.setitem(inputs.head_rates, key, 0.02)
     whole, cut = (TrainConfig(**open_settings, workdir=str(tmp_path / n)) for n in ("a", "b"))
     expected = train(whole, inputs)
     assert rates_of(tmp_path / "a") == [0.02]
+    (recorded,) = json.loads((tmp_path / "a" / "config.json").read_text())["phases"]
+    texts = len(inputs.split("train").texts)
+    assert recorded["weight_decay"] == head_weight_decay(texts)
+    assert recorded["head_dropout"] == 0
 
     # Cut short after the first of its two measurements, and gone on with where a sweep would
     # choose otherwise.
@@ -148,6 +149,18 @@ def test_seeds_together_have_one_rate_and_a_recipe_only_its_first_phase(
     probe, fine_tuning = rates_of(tmp_path / "lp_ft")
     assert probe in RATES
     assert fine_tuning == recipe.backbone_learning_rate
+    phases = json.loads((tmp_path / "lp_ft" / "config.json").read_text())["phases"]
+    texts = len(inputs.split("train").texts)
+    settled = [(phase["weight_decay"], phase["head_dropout"]) for phase in phases]
+    assert settled == [(head_weight_decay(texts), 0.0), (0.01, inputs.bert.head_dropout)]
+    assert inputs.bert.head_dropout > 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "decay"), [(10_000, 0.06), (2_500, 0.12), (1_000_000, 0.006), (100, 0.6), (1, 1.0)]
+)
+def test_fewer_texts_are_decayed_more(texts, decay):
+    assert head_weight_decay(texts) == pytest.approx(decay)
 
 
 def test_few_texts_train_long_enough_without_any_flag(open_settings, tmp_path, capsys):

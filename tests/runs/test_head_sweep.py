@@ -211,6 +211,25 @@ def test_of_equal_measurements_a_sweep_and_training_keep_the_same(swept, schedul
     np.testing.assert_allclose(saved["classifier"]["kernel"], kept, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("changes", "masked"),
+    [({}, False), ({"head_dropout": 0.3}, True), ({"scenario": "top_1"}, True)],
+)
+def test_heads_alone_train_without_dropout(swept, changes, masked):
+    shared, inputs, _ = swept
+    run = PhaseRun(TrainConfig(workdir="", **shared | changes), inputs)
+    program = run.compiled_step().program
+    trainable, frozen = run.partition.split(run.params)
+    rng = np.random.default_rng(0)
+    pooled = rng.normal(size=(4, 2, inputs.bert.hidden_size)).astype(np.float32)
+    batch = {"pooled": jnp.asarray(pooled), **{task: jnp.ones((4, 2), jnp.int32) for task in TASKS}}
+    states = [program.init(trainable, seed) for seed in (0, 1)]
+    step = jax.jit(lambda state: train_step(program, state, frozen, batch)[0].trainable)
+    kernels = [np.asarray(step(state)["classifier"]["kernel"]) for state in states]
+    assert np.array_equal(kernels[0], kernels[1]) != masked
+    assert run.plans[0].head_dropout == (changes.get("head_dropout", 0.1) if masked else 0)
+
+
 def test_a_sweep_weighs_both_tasks(swept):
     shared, inputs, _ = swept
     config = TrainConfig(workdir="", **shared)

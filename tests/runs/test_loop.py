@@ -186,7 +186,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_end(
 
 
 def test_another_configuration_is_refused_by_name(settings, inputs_of, tmp_path):
-    config = TrainConfig(**settings, workdir=str(tmp_path))
+    config = TrainConfig(**settings, weight_decay=0.01, workdir=str(tmp_path))
     train(config, inputs_of(config))
     before = (tmp_path / "metrics.jsonl").read_bytes()
     other = TrainConfig(**settings | {"weight_decay": 0.5}, workdir=str(tmp_path), seed=7)
@@ -334,6 +334,7 @@ def test_kept_vectors_give_the_logits_of_the_tokens(settings, inputs_of, tmp_pat
 def test_a_last_step_that_diverges_is_no_result(settings, inputs_of, tmp_path):
     """Its own loss is finite; that of the parameters it leaves is not."""
     settings |= {"head_learning_rate": 1e38, "batch_size": 96, "epochs": 1, "warmup_fraction": 0}
+    settings |= {"weight_decay": 0.01, "head_dropout": 0.1}  # so that the logits are finite
     config = TrainConfig(**settings, workdir=str(tmp_path))
     words = r"the \w+ loss on the validation split is not finite after step 1, that of 'the"
     with pytest.raises(UserError, match=words):

@@ -86,6 +86,7 @@ def test_it_has_the_numbers_of_train(scenario, epochs, model, data, files, tiny,
             batch_size=16,
             seed=3,
             head_learning_rate=1e-3,
+            weight_decay=0.01,
             data=mtl.DataConfig(
                 train_file=files["train"],
                 validation_file=files["validation"],

@@ -18,7 +18,6 @@ from mtl_jax.config.optimizer import (
     MIN_STEPS,
 )
 from mtl_jax.config.train import TrainConfig
-from mtl_jax.runs.phase_plan import trains_heads_alone
 from mtl_jax.runs.phase_run import PhaseRun
 
 # By what a rate is divided and multiplied at most. A backbone of which little trains, such as
@@ -83,7 +82,7 @@ def space_of(run: PhaseRun) -> Space:
         other = PhaseRun(dataclasses.replace(config, **{field: default * 1.5}), run.inputs)
         if any(a.optimizer != b.optimizer for a, b in zip(plans, other.plans, strict=True)):
             rates.append(Rate(field, default, rounded(default / below), rounded(default * above)))
-    alone = len(plans) == 1 and trains_heads_alone(run.partition) and config.prefix_cache
+    alone = len(plans) == 1 and run.partition.trains_heads_alone and config.prefix_cache
     every = alone and all(run.phase.weights.values()) and bool(run.plans[0].trained_heads)
     if not rates:
         return Space((), {}, heads_alone=False)

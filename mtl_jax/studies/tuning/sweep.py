@@ -40,7 +40,9 @@ def sweep_arm(
         rates = rate.spread(count)
         own = dataclasses.replace(config, **{**changes, rate.field: rates[0]})
         weights = tuple((task, (weight,)) for task, weight in own.weights.items())
-        grid = Grid((config.seed,), rates, (own.weight_decay,), weights)
+        grid = Grid(
+            (config.seed,), rates, () if own.weight_decay is None else (own.weight_decay,), weights
+        )
         run = ready(own, grid, inputs)
         (flops,) = run_flops(run, [run.total_steps])
         if not budget.has_room(len(done), sum(t.flops for t in done), flops.total * count):

@@ -56,7 +56,6 @@ def write_classifier(run: TrainedRun, head: TaskHead, folder: Path, dtype: Dtype
     """
     fields, dense = encoder_fields(run), head.dense()
     kind = fields["model_type"]
-    rate = run.config.classifier_dropout
     fields |= {
         "architectures": [f"{_stem(kind)}ForSequenceClassification"],
         "dtype": dtype,
@@ -66,7 +65,7 @@ def write_classifier(run: TrainedRun, head: TaskHead, folder: Path, dtype: Dtype
         exported.FIELD: {
             "task": head.name,
             "pooling": run.pooling,
-            "dropout": run.config.hidden_dropout_prob if rate is None else rate,
+            "dropout": run.config.head_dropout,
         },
     }
     if not exported.is_native(run.pooling):
