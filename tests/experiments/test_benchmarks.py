@@ -233,7 +233,7 @@ def test_seeds_at_once_are_measured_together(settings, tmp_path):
 
 
 def benchmark(folder, flags, *rows):
-    own = ("--epochs", "--parallel", "--cache-folder")
+    own = ("--epochs", "--parallel", "--cache-folder", "--checkpoint-minutes")
     kept = [flag for flag in flags if not flag.startswith(own)]
     kept = [flag for flag in kept if "learning-rate" not in flag]
     return forked.run(

@@ -334,6 +334,8 @@ def test_evaluation_repeats_the_run(settings, data, tmp_path):
         "macro_f1": None,
         "examples": 0,
         "weighted_f1_by_source": {},
+        "per_class": {},
+        "ece": None,
         "loss": None,
     }
 
@@ -355,7 +357,8 @@ def test_train_evaluate_predict(tiny, data, tmp_path):
 
     evaluated = call("mtl_jax", "evaluate", folder)
     assert evaluated.returncode == 0, evaluated.stderr
-    assert json.loads(evaluated.stdout) == test
+    answered = json.loads(evaluated.stdout)
+    assert all(answered[task].items() >= metrics.items() for task, metrics in test.items())
     assert "has changed" not in evaluated.stderr
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     epochs = [record for record in map(json.loads, lines) if record["event"] == "epoch"]

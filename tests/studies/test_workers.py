@@ -165,6 +165,7 @@ _KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from mtl_jax.studies.builtin import freezing
+from mtl_jax.runs.workdir import Workdir
 from mtl_jax.studies import results_store as ledger
 def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
 def kill_within(folder, **_):
