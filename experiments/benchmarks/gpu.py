@@ -348,7 +348,7 @@ def _batch(
 
 def pytorch(config: EncoderConfig, rows: int, length: int) -> Step:
     """PyTorch's step of full fine-tuning, as of ``training``."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  (optional)
     from transformers import BertConfig, BertModel
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -70,6 +70,9 @@ class _NoInputs:
     def keep_only(self, _needed: Any) -> None:
         return None
 
+    def corpora(self) -> dict[Any, Any]:
+        return {}
+
     def notes(self) -> list[str]:
         return []
 

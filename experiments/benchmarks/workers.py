@@ -21,6 +21,7 @@ from typing import Any
 
 from experiments.benchmarks.cases import Job
 from experiments.benchmarks.judges import OURS, forward_flops
+from mtl_jax.config.optimizer import head_weight_decay
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.runs.startup import prepare
 
@@ -134,8 +135,11 @@ def _heads(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
     side = math.isqrt(job.variants)
     rates = np.geomspace(1e-3, 1e-2, side).tolist()
     weights = tuple((task, (weight,)) for task, weight in config.weights.items())
-    grid = Grid(tuple(range(side)), tuple(rates), (config.weight_decay,), weights)
     inputs = _with_features(config)
+    decay = config.weight_decay
+    if decay is None:
+        decay = head_weight_decay(len(inputs.split("train").texts))
+    grid = Grid(tuple(range(side)), tuple(rates), (decay,), weights)
     started = time.perf_counter()
     result = sweep(config, grid, inputs)
     return {"seconds": time.perf_counter() - started - result.compile_seconds}

@@ -86,9 +86,8 @@ def test_every_number_of_the_log_is_a_curve(settings, inputs, tmp_path):
         *("train/learning_rate/backbone", "train/learning_rate/head", "train/grad_norm"),
         *("train/examples_per_second", "train/phase"),
     }
-    metrics = {
-        f"validation/{task}/{name}" for task in TASKS for name in ("accuracy", "loss", "macro_f1")
-    }
+    numbers = ("accuracy", "ece", "loss", "macro_f1")
+    metrics = {f"validation/{task}/{name}" for task in TASKS for name in numbers}
     assert by_step[6] == {
         *(f"train/{task}_mean_loss" for task in TASKS),
         *(*metrics, "drift/sentiment", "train/epoch", "train/seconds"),
