@@ -21,10 +21,9 @@ import numpy as np
 from mtl_jax.core.console import say
 from mtl_jax.core.downloads import cache_dir
 from mtl_jax.core.file_lock import exclusive, unwritable
-from mtl_jax.data.columns import Column, restored
 from mtl_jax.data.kinds import LabelKind
 from mtl_jax.data.sources.base import Source
-from mtl_jax.data.table import Places, Table, read_table
+from mtl_jax.data.table import Table, read_table, stored_table
 from mtl_jax.data.texts import KeepStored, StoredTexts
 
 # A copy of another layout is another copy.
@@ -77,19 +76,10 @@ def _made(
 
     say(f"note: {source.name}, {split}: an indexed copy of the texts is made in {folder}")
     table = read_table(lambda: source.stream(split), kinds, keepers, set_aside=set_aside)
-    labels = {task: column.stored() for task, column in table.labels.items()}
-    arrays = {f"labels {task}": array for task, (array, _) in labels.items()}
-    if table.groups is not None:
-        arrays["groups"] = table.groups.codes
-    arrays |= {"hashes": table.hashes, "odd": table.odd, "aside": table.aside}
-    arrays["halved"] = table.halved
-    arrays |= {"jumps": table.places.rows, "places": table.places.values}
+    arrays, record = table.stored()
     np.savez(draft / _ARRAYS, **arrays)  # pyright: ignore[reportArgumentType]
     stored = [texts for texts in table.texts if isinstance(texts, StoredTexts)]
-    record = {
-        "names": {task: names for task, (_, names) in labels.items()},
-        "groups": None if table.groups is None else list(table.groups.names),
-        "notes": list(table.notes),
+    record |= {
         "texts": [[texts.path.name, len(texts), texts.pairs] for texts in stored],
         "sha256": {
             path.name: _sha256(path) for path in (draft / _ARRAYS, *(t.path for t in stored))
@@ -114,22 +104,8 @@ def _opened(folder: Path, source: Source, split: str) -> Table | None:
         if any(_sha256(folder / name) != digest for name, digest in record["sha256"].items()):
             return None
         with np.load(folder / _ARRAYS) as arrays:
-            groups = record["groups"]
-            return Table(
-                labels={
-                    task: restored(arrays[f"labels {task}"], names)
-                    for task, names in record["names"].items()
-                },
-                groups=None if groups is None else Column(arrays["groups"], groups),
-                hashes=arrays["hashes"],
-                odd=arrays["odd"],
-                halved=arrays["halved"],
-                aside=arrays["aside"],
-                texts=_stored(folder, record),
-                places=Places(arrays["jumps"], arrays["places"]),
-                name_place=source.stream(split).place,
-                notes=tuple(record["notes"]),
-            )
+            place = source.stream(split).place
+            return stored_table(arrays, record, _stored(folder, record), place)
     except (OSError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile):
         return None
 

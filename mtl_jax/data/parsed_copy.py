@@ -22,11 +22,10 @@ import numpy as np
 from mtl_jax.core.atomic_write import whole
 from mtl_jax.core.console import say
 from mtl_jax.core.downloads import cache_dir
-from mtl_jax.data.columns import Column, restored
 from mtl_jax.data.kinds import LabelKind
 from mtl_jax.data.pairs import Pair
 from mtl_jax.data.sources.base import Source
-from mtl_jax.data.table import Places, Table
+from mtl_jax.data.table import Table, stored_table
 
 # A copy of another layout, or by another way of reading, is another copy.
 _LAYOUT = 1
@@ -73,26 +72,12 @@ def parsed_table(
 
 
 def _content(table: Table) -> bytes:
-    labels = {task: column.stored() for task, column in table.labels.items()}
-    arrays = {f"labels {task}": array for task, (array, _) in labels.items()}
-    if table.groups is not None:
-        arrays["groups"] = table.groups.codes
-    arrays |= {"hashes": table.hashes, "odd": table.odd, "halved": table.halved}
-    arrays |= {"aside": table.aside, "jumps": table.places.rows, "places": table.places.values}
+    arrays, record = table.stored()
     for part, texts in enumerate(table.texts):
         records = [_record(text) for text in texts]
         arrays[f"texts {part}"] = np.frombuffer(b"".join(map(b"".join, records)), np.uint8)
         arrays[f"ends {part}"] = np.array([list(map(len, each)) for each in records], np.int64)
-    arrays["record"] = np.frombuffer(
-        json.dumps(
-            {
-                "names": {task: names for task, (_, names) in labels.items()},
-                "groups": None if table.groups is None else list(table.groups.names),
-                "notes": list(table.notes),
-            }
-        ).encode(),
-        np.uint8,
-    )
+    arrays["record"] = np.frombuffer(json.dumps(record).encode(), np.uint8)
     made = io.BytesIO()
     np.savez(made, **arrays)  # pyright: ignore[reportArgumentType]
     content = made.getvalue()
@@ -122,24 +107,9 @@ def _opened(file: Path, source: Source, split: str) -> Table | None:
             raise ValueError("another digest than it had")
         with np.load(io.BytesIO(content[_DIGEST_SIZE:])) as arrays:
             record: dict[str, Any] = json.loads(arrays["record"].tobytes())
-            groups = record["groups"]
-            table = Table(
-                labels={
-                    task: restored(arrays[f"labels {task}"], names)
-                    for task, names in record["names"].items()
-                },
-                groups=None if groups is None else Column(arrays["groups"], groups),
-                hashes=arrays["hashes"],
-                odd=arrays["odd"],
-                halved=arrays["halved"],
-                aside=arrays["aside"],
-                texts=(
-                    _texts(arrays["texts 0"], arrays["ends 0"]),
-                    _texts(arrays["texts 1"], arrays["ends 1"]),
-                ),
-                places=Places(arrays["jumps"], arrays["places"]),
-                name_place=lambda row: source.stream(split).place(row),
-                notes=tuple(record["notes"]),
+            stay, aside = (_texts(arrays[f"texts {k}"], arrays[f"ends {k}"]) for k in (0, 1))
+            table = stored_table(
+                arrays, record, (stay, aside), lambda row: source.stream(split).place(row)
             )
         # To be used is what keeps it; who may not say so uses it all the same.
         with contextlib.suppress(OSError):

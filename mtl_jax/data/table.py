@@ -9,10 +9,11 @@ import hashlib
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.columns import Column, GatherNames, Numbers
+from mtl_jax.data.columns import Column, GatherNames, Numbers, restored
 from mtl_jax.data.kinds import LabelKind
 from mtl_jax.data.pairs import Pair
 from mtl_jax.data.sources.base import Rows, Stream
@@ -85,6 +86,58 @@ class Table:
     def place(self, row: int) -> str:
         """Names a row in an error."""
         return self.name_place(self.places[row])
+
+    def stored(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays by name, and a record for JSON, from which ``stored_table`` makes it again.
+
+        The texts are not in them.
+        """
+        labels = {task: column.stored() for task, column in self.labels.items()}
+        arrays = {f"labels {task}": array for task, (array, _) in labels.items()}
+        if self.groups is not None:
+            arrays["groups"] = self.groups.codes
+        arrays |= {"hashes": self.hashes, "odd": self.odd, "halved": self.halved}
+        arrays |= {"aside": self.aside, "jumps": self.places.rows, "places": self.places.values}
+        return arrays, {
+            "names": {task: names for task, (_, names) in labels.items()},
+            "groups": None if self.groups is None else list(self.groups.names),
+            "notes": list(self.notes),
+        }
+
+
+def stored_table(
+    arrays: Mapping[str, np.ndarray],
+    record: Mapping[str, Any],
+    texts: tuple[Sequence[str], Sequence[str]],
+    name_place: Callable[[int], str],
+) -> Table:
+    """Returns the table of which ``Table.stored`` has given the arrays and the record.
+
+    Args:
+        arrays: By name.
+        record: The record.
+        texts: Those that are not set aside, and those that are.
+        name_place: As of ``Table``.
+
+    Raises:
+        KeyError: There is less in them.
+    """
+    groups = record["groups"]
+    return Table(
+        labels={
+            task: restored(arrays[f"labels {task}"], names)
+            for task, names in record["names"].items()
+        },
+        groups=None if groups is None else Column(arrays["groups"], groups),
+        hashes=arrays["hashes"],
+        odd=arrays["odd"],
+        halved=arrays["halved"],
+        aside=arrays["aside"],
+        texts=texts,
+        places=Places(arrays["jumps"], arrays["places"]),
+        name_place=name_place,
+        notes=tuple(record["notes"]),
+    )
 
 
 def read_table(
