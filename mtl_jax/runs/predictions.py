@@ -37,7 +37,8 @@ _ABOUT = {
                     "classes": {"type": "array", "items": {"type": "string"}},
                 },
             },
-        }
+        },
+        "digits": {"type": "integer"},
     },
 }
 _REMEDY = "name a predictions-<split>.parquet that a run has left"
@@ -72,12 +73,14 @@ class Predictions:
         data_sets: str [n]: the data set of each; None where there is one.
         groups: str [n]: the source of each, that metrics are given by; None where there is none.
         tasks: Of each task what it has, in their order.
+        rounded: Whether probabilities are not those of the run; see ``copy_rounded``.
     """
 
     examples: np.ndarray
     data_sets: np.ndarray | None
     groups: np.ndarray | None
     tasks: dict[str, TaskPredictions]
+    rounded: bool = False
 
     def metrics(self) -> Metrics:
         """Every metric of the split but the loss, equal to the last digit to those of the run.
@@ -86,12 +89,12 @@ class Predictions:
             Per task what a line of ``results.jsonl`` has of the split: ``accuracy``, ``macro_f1``,
             ``per_class``, ``ece``, ``weighted_f1_by_source``, ``examples``, and what the other
             kinds have. Not among them are the loss, which may weigh classes, and metrics of one's
-            own.
+            own; nor, where probabilities are rounded, ``ece``.
         """
         probabilities = {
             name: task.probabilities
             for name, task in self.tasks.items()
-            if task.probabilities is not None
+            if task.probabilities is not None and not self.rounded
         }
         return split_metrics(
             {name: task.gold for name, task in self.tasks.items()},
@@ -115,10 +118,53 @@ def read_predictions(path: str | Path) -> Predictions:
     Raises:
         UserError: It is missing, or is no such file.
     """
+    path = Path(path)
+    table, about = _read(path)
+    try:
+        tasks = {
+            name: _read_task(table, name, each["kind"], tuple(each["classes"]))
+            for name, each in about["tasks"].items()
+        }
+        examples = table["example"].to_numpy()
+        sets, groups = (_words(table, name) for name in ("data_set", "group"))
+        return Predictions(examples, sets, groups, tasks, rounded="digits" in about)
+    except KeyError as error:
+        raise UserError(f"{path} lacks a column ({first_line(error)}): {_REMEDY}") from error
+
+
+def copy_rounded(path: Path, copy: Path, digits: int) -> None:
+    """Copies the predictions of a run with fewer digits in the probabilities, in far less room.
+
+    Labels and predictions stay what they are. The copy says that it is rounded, so that no
+    calibration error is computed from it for that of the run.
+
+    Args:
+        path: ``predictions-<split>.parquet`` of a run.
+        copy: The file to write.
+        digits: Decimals of each probability.
+
+    Raises:
+        UserError: The one can't be read or the other can't be written.
+    """
+    import pyarrow as pa
+
+    table, about = _read(path)
+    for name, task in about["tasks"].items():
+        column = f"{name}_probabilities"
+        if column not in table.column_names:
+            continue
+        flat = table[column].combine_chunks().flatten().to_numpy().round(digits)
+        rows = pa.FixedSizeListArray.from_arrays(pa.array(flat), len(task["classes"]))
+        table = table.set_column(table.column_names.index(column), column, rows)
+    noted = {"mtl_jax": json.dumps({**about, "digits": digits})}
+    _write(copy, table.replace_schema_metadata(noted))
+
+
+def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows of a file, and what it says of its tasks."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = Path(path)
     try:
         # As bytes: a message of pyarrow's own would not say which file it is.
         table = pq.read_table(pa.BufferReader(path.read_bytes()))
@@ -131,16 +177,19 @@ def read_predictions(path: str | Path) -> Predictions:
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} does not say what its tasks are: {_REMEDY}") from error
     check_json(about, _ABOUT, str(path), _REMEDY)
+    return table, about
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    import pyarrow.parquet as pq
+
     try:
-        tasks = {
-            name: _read_task(table, name, each["kind"], tuple(each["classes"]))
-            for name, each in about["tasks"].items()
-        }
-        return Predictions(
-            table["example"].to_numpy(), _words(table, "data_set"), _words(table, "group"), tasks
-        )
-    except KeyError as error:
-        raise UserError(f"{path} lacks a column ({first_line(error)}): {_REMEDY}") from error
+        with whole(path) as draft:
+            pq.write_table(table, draft, compression="zstd", compression_level=9)
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written ({error.strerror or error}): make room"
+        ) from error
 
 
 def _words(table: pa.Table, name: str) -> np.ndarray | None:
@@ -209,7 +258,6 @@ def write_predictions(
         UserError: It can't be written.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     rows = np.arange(len(examples)) if examples.rows is None else examples.rows
     columns: dict[str, Any] = {"example": pa.array(rows, pa.int64())}
@@ -223,14 +271,8 @@ def write_predictions(
     about = {
         name: {"kind": task.kind, "classes": list(task.classes)} for name, task in tasks.items()
     }
-    table = pa.table(columns).replace_schema_metadata({"mtl_jax": json.dumps({"tasks": about})})
-    try:
-        with whole(path) as draft:
-            pq.write_table(table, draft, compression="zstd")
-    except OSError as error:
-        raise UserError(
-            f"{path} can't be written ({error.strerror or error}): make room"
-        ) from error
+    noted = {"mtl_jax": json.dumps({"tasks": about})}
+    _write(path, pa.table(columns).replace_schema_metadata(noted))
 
 
 def _of_task(task: Task, labels: np.ndarray, logits: np.ndarray) -> dict[str, pa.Array]:

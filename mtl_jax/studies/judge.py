@@ -45,6 +45,9 @@ class Judge:
     keep: str | None = None
     """leave in this folder what a study is judged from: its results, compressed, and the \
 predictions on validation and test"""
+    digits: int | None = None
+    """with --keep: decimals of the probabilities, as 2, which take far less room; calibration \
+errors are then those of the results, and not computed again"""
 
 
 def judge_study(argv: Sequence[str]) -> int:
@@ -61,7 +64,7 @@ def judge_study(argv: Sequence[str]) -> int:
     path = judge(folder, expanded(asked.output) if asked.output else None)
     say(f"the report is {path}")
     if asked.keep:
-        keep(folder, expanded(asked.keep))
+        keep(folder, expanded(asked.keep), asked.digits)
     return 0
 
 
@@ -134,17 +137,21 @@ def note_circumstances(
     write_json(folder / _RECORD, {"context": said, "failures": list(failures)})
 
 
-def keep(folder: Path, place: Path) -> None:
+def keep(folder: Path, place: Path, digits: int | None = None) -> None:
     """Leaves what a study is judged from in another folder, to be kept or given to others.
 
     Args:
         folder: Of the study.
         place: Where ``results.jsonl.gz``, ``study.json``, ``tuning.jsonl`` and the predictions on
             validation and test are left; what is there already of an arm is replaced.
+        digits: Decimals of the probabilities; by default those that there are.
 
     Raises:
         UserError: Something can't be read or written.
     """
+    # With pyarrow, which no help waits for.
+    from mtl_jax.runs.predictions import copy_rounded
+
     results = results_file(folder)
     lines = read_results(results)
     try:
@@ -162,6 +169,9 @@ def keep(folder: Path, place: Path) -> None:
                 if path.exists():
                     copy = predictions_path(place, line, split)
                     copy.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(path, copy)
+                    if digits is None:
+                        shutil.copyfile(path, copy)
+                    else:
+                        copy_rounded(path, copy, digits)
     except OSError as error:
         raise cannot_write(place, error) from error

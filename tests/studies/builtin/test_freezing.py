@@ -131,6 +131,11 @@ def assert_judged_again(folder, results):
         "study.json",
     ]
     assert recompute(kept) == results
+    few = folder.parent / "few digits"
+    keep(folder, few, digits=2)
+    assert recompute(few) == results
+    sizes = [sum(p.stat().st_size for p in f.rglob("*.parquet")) for f in (few, kept)]
+    assert sizes[0] < sizes[1]
     written = folder.parent / "judged"
     assert run_study(["judge", str(kept), f"--output={written}"]) == 0
     assert statistics(written) == statistics(folder)
