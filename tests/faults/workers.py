@@ -39,7 +39,8 @@ DEFAULT_STUDY = (
     "--seeds",
     *map(str, range(12)),
     "--max-train-examples=64",
-    "--max-evaluation-examples=32",
+    "--max-validation-examples=32",
+    "--max-test-examples=32",
     "--epochs=2",
 )
 
