@@ -278,6 +278,7 @@ def test_a_library_loop_has_the_scores_of_a_run(settings, small, folder, tmp_pat
 
 def test_a_sweep_scores_what_a_run_of_heads_does(settings, inputs, tmp_path):
     grid = Grid((0,), (1e-2,), (0.01,), tuple((task, (1.0,)) for task in TASKS))
+    settings = {**settings, "weight_decay": 0.01}
     config = TrainConfig(**settings, workdir=str(tmp_path), scenario="backbone_frozen")
     swept = sweep(config, grid, inputs)
     result = train(config, inputs)

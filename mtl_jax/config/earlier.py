@@ -16,3 +16,24 @@ def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
         inner = renamed(value) if name == "data" and isinstance(value, Mapping) else value
         found |= dict.fromkeys(_RENAMED.get(name, (name,)), inner)
     return found
+
+
+# What a phase records since heads that train alone have values of their own.
+_LATER = ("weight_decay", "head_dropout")
+
+
+def lacks_settings(phases: Any) -> bool:
+    """Whether the phases in a ``config.json`` are of a version that did not record all of them."""
+    return isinstance(phases, list) and not any(name in each for each in phases for name in _LATER)
+
+
+def as_recorded(phases: Any, earlier: Any) -> Any:
+    """The record of phases, without what that of a run of an earlier version does not say.
+
+    Args:
+        phases: As they are recorded now.
+        earlier: As ``config.json`` has them.
+    """
+    if not isinstance(phases, list) or not lacks_settings(earlier):
+        return phases
+    return [{name: v for name, v in each.items() if name not in _LATER} for each in phases]

@@ -9,6 +9,7 @@ from typing import Any
 
 import grain
 
+from mtl_jax.config.earlier import lacks_settings
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.console import say
@@ -123,7 +124,8 @@ def done_before(workdir: Workdir, run: Mapping[str, str]) -> bool:
     """
     saved = CheckpointReader(workdir.checkpoints, run)
     last = saved.last_step
-    if last is None or not any(is_earlier(saved.folder / str(step)) for step in saved.steps):
+    other_files = any(is_earlier(saved.folder / str(step)) for step in saved.steps)
+    if last is None or not (other_files or lacks_settings(workdir.config().get("phases"))):
         return False
     result = workdir.result()
     if result is None or last != result["step"]:
@@ -132,6 +134,8 @@ def done_before(workdir: Workdir, run: Mapping[str, str]) -> bool:
             "train with that version to finish it, or begin anew in another --workdir with "
             f"--config {workdir.path / 'config.json'}; nothing is changed there"
         )
+    if not other_files:
+        return False
     for step in (last, *saved.manifest(last).needs):
         saved.check(step)
     return True

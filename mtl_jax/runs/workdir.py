@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mtl_jax.config.data import refuse_blank
-from mtl_jax.config.earlier import renamed
+from mtl_jax.config.earlier import as_recorded, renamed
 from mtl_jax.config.files import defaults_of
 from mtl_jax.config.train import LIMITS, TrainConfig
 from mtl_jax.core import distributed
@@ -322,6 +322,9 @@ class Workdir:
         old = lasting(self.config())
         if isinstance(settings := old.get("settings"), dict):
             old["settings"] = renamed(settings)
+        if "phases" in old:
+            # Whether it may be gone on with ``recovery.done_before`` tells.
+            record["phases"] = as_recorded(record.get("phases"), old["phases"])
         return _differences(old, lasting(record))
 
     def keep_tokenizer(self, checkpoint: Path, digest: str) -> bool:
