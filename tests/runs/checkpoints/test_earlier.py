@@ -61,6 +61,8 @@ def test_they_say_what_they_said(stored):
             assert found[task][metric] == pytest.approx(of_task[metric], rel=1e-6)
 
 
+# The oldest transformers make the tokenizer in a way that tokenizers have given up.
+@pytest.mark.filterwarnings("ignore:Deprecated in 0.9.0:DeprecationWarning")
 def test_they_are_exported(stored):
     made = ["--format", "huggingface", "--output", "made", "--tasks", "classifier"]
     assert run(["export", "--workdir", "finished", *made]) == 0
