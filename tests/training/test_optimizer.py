@@ -74,7 +74,8 @@ def rate(peak, warmup, total, step, schedule: Any = "linear"):
     config = OptimizerConfig((("head", peak),), total, warmup, 0.0, 1.0, schedule)
     numbers: Any = config.numbers(["head"])
     value = numbers.ramps.rate(0, np.int32(step))
-    assert COMPILED_RATE(numbers, step) == pytest.approx(value, rel=1e-6, abs=1e-12)
+    # After the last step, which no step asks for, it is 0 but for what a fused product rounds.
+    assert COMPILED_RATE(numbers, step) == pytest.approx(value, rel=1e-6, abs=1e-7 * peak)
     return float(value)
 
 
