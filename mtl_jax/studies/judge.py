@@ -14,7 +14,7 @@ from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_write
 from mtl_jax.core.json_files import read_json, write_json
 from mtl_jax.core.paths import expanded
-from mtl_jax.studies.recompute import predictions_path, recompute
+from mtl_jax.studies.kept_predictions import predictions_path, recompute
 from mtl_jax.studies.settings import Report
 from mtl_jax.studies.stats.results import SPLITS, Result, read_results, results_file
 from mtl_jax.studies.text_errors import with_text_errors

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl_jax.data.kinds import has_label
-from mtl_jax.studies.recompute import predictions_of, predictions_path
+from mtl_jax.studies.kept_predictions import predictions_of, predictions_path
 from mtl_jax.studies.stats.measured import Measured, contributions
 from mtl_jax.studies.stats.results import SPLITS, Result
 from mtl_jax.training.kinds.registry import KINDS

@@ -9,10 +9,10 @@ import pytest
 from mtl_jax.cli.study import run_study
 from mtl_jax.core.command_line import parse
 from mtl_jax.core.errors import UserError
+from mtl_jax.studies import recompute
 from mtl_jax.studies.best_run import best_run, run_folder
 from mtl_jax.studies.builtin.freezing import Freezing, run
 from mtl_jax.studies.judge import judge, keep
-from mtl_jax.studies.recompute import recompute
 from mtl_jax.tools.predict import Predictor
 from tests import forked
 from tests.conftest import write_record
