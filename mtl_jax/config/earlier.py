@@ -24,7 +24,9 @@ _LATER = ("weight_decay", "head_dropout")
 
 def lacks_settings(phases: Any) -> bool:
     """Whether the phases in a ``config.json`` are of a version that did not record all of them."""
-    return isinstance(phases, list) and not any(name in each for each in phases for name in _LATER)
+    if not isinstance(phases, list) or not phases:
+        return False
+    return not any(name in each for each in phases for name in _LATER)
 
 
 def as_recorded(phases: Any, earlier: Any) -> Any:

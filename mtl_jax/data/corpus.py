@@ -330,7 +330,7 @@ class Corpus:
         return self._kept(split)[0]
 
     def places(self, split: str) -> np.ndarray:
-        """int64 [n]: which of all examples of a split the kept ones are, ascending."""
+        """Integers [n]: which of all examples of a split the kept ones are, ascending."""
         return self._kept(split)[2]
 
     def limited(self, config: DataConfig) -> Corpus:
