@@ -14,7 +14,6 @@ from tyro.conf import Positional, subcommand
 
 from mtl_jax import __version__
 from mtl_jax.cli.study import run_study
-from mtl_jax.cli.summary import show_evaluation, show_result, shows_tables
 from mtl_jax.config.data import LongTexts
 from mtl_jax.config.files import with_file
 from mtl_jax.config.model import DEFAULT_BACKBONE, Pooling
@@ -237,6 +236,7 @@ _DESCRIPTION = "Multi-task fine-tuning of an encoder that is frozen as far as a 
 
 
 def _train(command: Train) -> None:
+    from mtl_jax.cli.summary import show_result, shows_tables
     from mtl_jax.runs.loop import train
 
     result = train(command.config())
@@ -293,6 +293,7 @@ def _plan(command: Plan) -> None:
 
 
 def _evaluate(command: Evaluate) -> None:
+    from mtl_jax.cli.summary import show_evaluation, shows_tables
     from mtl_jax.core.console import say
     from mtl_jax.tools.evaluate import check_output, evaluate
     from mtl_jax.tools.predict import Predictor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mtl_jax.core import runtime
-from mtl_jax.models import tokenizer
 
 
 def prepare() -> None:
@@ -18,5 +17,8 @@ def import_transformers_alone() -> None:
 
     For processes of our own only: afterwards it takes them for absent.
     """
+    # Here, so that --help does not wait for NumPy.
+    from mtl_jax.models import tokenizer
+
     with runtime.without("torch", "tensorflow"):
         tokenizer.tokenizer_class()

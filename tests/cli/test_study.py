@@ -29,7 +29,7 @@ def test_help_is_that_of_the_study_as_it_was_called_and_needs_no_jax():
     code = (
         "import sys; from mtl_jax.cli.commands import run\n"
         "statuses = [run(['study', word, '--help']) for word in sys.argv[1:]]\n"
-        "print(statuses, [m for m in ('jax', 'transformers') if m in sys.modules])"
+        "print(statuses, [m for m in ('jax', 'numpy', 'rich', 'transformers') if m in sys.modules])"
     )
     words = ["freezing", "heads", str(OWN_STUDY)]
     done = subprocess.run(
