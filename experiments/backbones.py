@@ -1,9 +1,8 @@
 """What does a larger backbone buy, and how much of it must be trained?
 
-    python -m experiments.backbones --workdir DIR       # not run at full size yet: it needs the hub
+    python -m experiments.backbones --workdir DIR       # --backbones names the checkpoints
 
-On 384 sentences the lower three of the default checkpoint's six layers did as well as all six
-while frozen; trained, all six were better by 0.036 of macro-F1 (``experiments/README.md``).
+``experiments/README.md`` has the results of runs on the present code.
 """
 
 import sys
