@@ -54,18 +54,18 @@ class Benchmark:
     workdir: str
     """folder for benchmark.md and benchmark.jsonl, which are replaced"""
     rows: tuple[str, ...] = tuple(CASES)
-    """the rows to measure"""
+    """rows to measure"""
     repeats: int = 3
-    """how often each is measured; the table has medians"""
+    """how often each row is measured; the table shows medians"""
     sentences_scale: float = 1.0
-    """factor on the training sentences of every row"""
+    """factor on the number of training sentences of every row"""
     backbone: str = DEFAULT_BACKBONE
-    """checkpoint: a folder, or a name on the hub"""
+    """pre-trained checkpoint: a folder, or a name on the Hugging Face hub"""
     batch_size: int = 32
     """examples per step"""
     data: DataConfig = _DATA
     gpu: bool = False
-    """measure steps on one GPU in the place of the rows; elsewhere they are listed as not run"""
+    """measure steps on one GPU instead of the rows; without a GPU they are listed as not run"""
     gpu_shapes: Annotated[Literal["full", "tiny"], tyro.conf.Suppress] = "full"
 
     def __post_init__(self) -> None:

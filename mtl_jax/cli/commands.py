@@ -41,30 +41,30 @@ class Train(TrainConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Look at texts and labels before anyone waits: sizes, classes, lengths, what looks wrong."""
+    """Check the data before training: sizes, classes, lengths, duplicates, likely mistakes."""
 
     data: DataConfig = DEFAULT_DATA
     backbone: str | None = None
-    """checkpoint whose tokenizer counts the tokens of a sample of texts, as of train"""
+    """checkpoint whose tokenizer is used to count the tokens of a sample of texts; see train"""
     html: str | None = None
-    """a page to write it to as well, with the counts of all classes"""
+    """also write a page with the counts of all classes to this file"""
     json: bool = False
-    """print JSON in the place of lines"""
+    """print JSON instead of lines"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan(Settings):
-    """Print what scenarios or a recipe would cost in memory, FLOPs and time; train nothing."""
+    """Print what scenarios or the phases of a recipe would cost in memory, FLOPs and time."""
 
     scenario: tuple[str, ...] | None = None
-    """as of train; several; by default all_frozen, backbone_frozen, bias_only, lora_8, top_1, \
-top_2, each task's head frozen, and none_frozen"""
+    """scenarios as in train; by default all_frozen, backbone_frozen, bias_only, lora_8, top_1, \
+top_2, one with the head of each task frozen, and none_frozen"""
     recipe: str | None = None
-    """as of train; its phases in the place of the scenarios"""
+    """recipe as in train, whose phases are planned instead of scenarios"""
     measure_seconds: float = 5.0
-    """how long to measure each at most, compilation aside"""
+    """maximum number of seconds for measuring each scenario, without compilation"""
     json: bool = False
-    """print a JSON line for each in the place of a table"""
+    """print one JSON line per scenario or phase instead of a table"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,114 +78,120 @@ top_2, each task's head frozen, and none_frozen"""
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Print how a trained folder's best checkpoint does: by class, how sure it is, where it errs.
+    """Evaluate the best checkpoint of a run: scores by class, calibration, mistakes.
 
-    Tables in a terminal, JSON where it is piped, and with --output files.
+    Prints tables in a terminal and JSON when piped; --output also writes files.
     """
 
     workdir: str
     """folder of a run"""
     split: Literal["train", "validation", "test"] = "test"
-    """which part of its data"""
+    """split of its data to evaluate on"""
     output: str | None = None
-    """a folder to leave it in as well: report.html, CSV and JSON files, and the predictions"""
+    """also write report.html, CSV and JSON files and the predictions to this folder"""
     json: bool = False
     """print JSON in a terminal, too"""
     long_texts: LongTexts | None = None
-    """what becomes of texts longer than --max-length was; by default as in training"""
+    """what to do with texts longer than the --max-length of the training: truncate or refuse \
+them; by default as in training"""
     trust: tuple[str, ...] = ()
-    """modules of your own heads, losses and metrics that the folder names, to be imported"""
+    """modules with your own heads, losses or metrics that the run uses and that may be imported"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Read texts, write JSON lines: each task's label with its probability, labels, or value."""
+    """Read texts, and write a JSON line for each: the label and probability, or value, per task."""
 
     workdir: str
     """folder of a run"""
     input: str | None = None
-    """CSV, TSV, JSON Lines or Parquet file of the texts, or a file with a text in each line; by \
-default standard input, a text in each line"""
+    """CSV, TSV, JSON Lines or Parquet file of texts, or a file with one text per line; by \
+default standard input, with one text per line"""
     text_column: str | None = None
-    """with --input: the column that holds the text; by default that of the training"""
+    """with --input: the column of the texts; by default as in training"""
     text_columns: tuple[str, ...] = ()
-    """with --input: the two columns of a pair of texts; by default those of the training"""
+    """with --input: the two columns of pairs of texts; by default as in training"""
     long_texts: LongTexts | None = None
-    """what becomes of texts longer than --max-length was; by default as in training"""
+    """what to do with texts longer than the --max-length of the training: truncate or refuse \
+them; by default as in training"""
     trust: tuple[str, ...] = ()
-    """modules of your own heads, losses and metrics that the folder names, to be imported"""
+    """modules with your own heads, losses or metrics that the run uses and that may be imported"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Extract:
-    """Read texts, write their pooled vectors, float32, as a .npy or Parquet file."""
+    """Read texts, and write their pooled float32 vectors to a .npy or Parquet file."""
 
     output: str
-    """the .npy file to write, a row for each text; or a .parquet file with columns text \
-(of pairs first, second) and vector"""
+    """file to write: .npy with one row per text, or .parquet with the columns text (for pairs: \
+first, second) and vector"""
     input: str | None = None
-    """CSV, TSV, JSON Lines or Parquet file of the texts, or a file with a text in each line; by \
-default standard input, a text in each line"""
+    """CSV, TSV, JSON Lines or Parquet file of texts, or a file with one text per line; by \
+default standard input, with one text per line"""
     text_column: str | None = None
-    """with --input: the column that holds the text; by default that of the training of --workdir, \
-else text"""
+    """with --input: the column of the texts; by default as in the training of --workdir, \
+otherwise text"""
     text_columns: tuple[str, ...] = ()
-    """with --input: the two columns of a pair of texts; by default those of the training of \
+    """with --input: the two columns of pairs of texts; by default as in the training of \
 --workdir"""
     backbone: str | None = None
-    """checkpoint: a folder, or a name on the hub; sentence-transformers/all-MiniLM-L6-v2 \
-unless --workdir is given"""
+    """pre-trained checkpoint: a folder, or a name on the Hugging Face hub; by default \
+sentence-transformers/all-MiniLM-L6-v2, unless --workdir is given"""
     workdir: str | None = None
-    """folder of a run, in the place of --backbone"""
+    """folder of a run whose encoder is used, instead of --backbone"""
     layer: int | None = None
-    """whose token vectors are pooled: 0 the embeddings, 1 the lowest layer; by default the last"""
+    """layer whose token vectors are pooled: 0 is the embeddings, 1 the lowest layer; by default \
+the last"""
     pooling: Pooling | None = None
-    """how they become one vector; by default as in the training of --workdir, else what the \
-checkpoint declares"""
+    """how the token vectors become one vector; by default as in the training of --workdir, \
+otherwise as the checkpoint declares"""
     max_length: int | None = None
-    """with --backbone: tokens kept of each text, special tokens included; by default 128"""
+    """with --backbone: maximum number of tokens per text, including special tokens; by default \
+128"""
     long_texts: LongTexts | None = None
-    """what becomes of longer ones; by default as in the training of --workdir, else cut"""
+    """what to do with longer texts: truncate or refuse them; by default as in the training of \
+--workdir, otherwise truncate"""
     trust: tuple[str, ...] = ()
-    """with --workdir: as of predict"""
+    """with --workdir: modules with your own code that the run uses and that may be imported"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a trained folder's best checkpoint for PyTorch, ONNX Runtime or plain JAX."""
+    """Export the best checkpoint of a run for PyTorch, ONNX Runtime or plain JAX."""
 
     workdir: str
     """folder of a run"""
     output: str
-    """the folder to make"""
+    """folder to create"""
     format: Literal["huggingface", "sentence-transformers", "stablehlo", "onnx"] = "huggingface"
-    """huggingface: a folder for each task, which transformers loads; sentence-transformers: the \
-encoder with its pooling; stablehlo: a program of all tasks, which JAX loads; onnx: a folder for \
-each task, for ONNX Runtime"""
+    """huggingface: one folder per task for transformers; sentence-transformers: the encoder with \
+its pooling; stablehlo: one program for all tasks, which JAX loads; onnx: one folder per task for \
+ONNX Runtime"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """precision of the weights in the files"""
     tasks: tuple[str, ...] = ()
-    """the tasks whose heads are written; all by default"""
+    """tasks whose heads are exported; by default all"""
     push_to_hub: str | None = None
-    """name of a repository on the Hugging Face hub to push to as well; of several tasks each has \
-its own, NAME-TASK"""
+    """also upload to this repository on the Hugging Face hub; with several tasks each has its \
+own, NAME-TASK"""
     private: bool = False
-    """with --push-to-hub: a repository that is made now is private"""
+    """with --push-to-hub: make a new repository private"""
     trust: tuple[str, ...] = ()
-    """modules of your own heads that the folder names, to be imported for stablehlo"""
+    """modules with your own heads that the run uses and that may be imported (stablehlo only)"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Run a built-in study, or one of your own; without a name, list the built-in ones."""
+    """Run a built-in study or your own; without a name, list the built-in ones."""
 
     study: Positional[str]
-    """a name, the import path of a module, or a .py file; what follows are its own flags"""
+    """name of a built-in study, import path of a module, or a .py file; the study's own flags \
+follow"""
 
 
 _TRAIN = (
-    "Train one scenario or recipe. --config FILE.yaml holds settings with the names of these "
-    "flags, which override it; a run's config.json is such a file, too."
+    "Train one scenario or recipe. --config FILE.yaml reads settings whose keys are the names of "
+    "these flags, and flags override it; the config.json of a run can be used as such a file."
 )
 
 Command = (
@@ -232,7 +238,10 @@ def _main(argv: Sequence[str]) -> None:
 
 
 _WIDEST = 10_000
-_DESCRIPTION = "Multi-task fine-tuning of an encoder that is frozen as far as a scenario says."
+_DESCRIPTION = (
+    "Fine-tune an encoder on several tasks, with the parts frozen that a scenario names. "
+    "--version prints the version."
+)
 
 
 def _train(command: Train) -> None:

@@ -47,13 +47,14 @@ def _listing() -> str:
         [
             f"usage: {_USAGE}",
             "",
-            "Run a study: many runs, compared in one report. The built-in ones:",
+            "Run a study: many runs, compared in one report. The built-in studies:",
             "",
             *(f"  {name:{width}}  {question}" for name, question in questions().items()),
             "",
-            "Each has flags of its own: mtl-jax study NAME --help. A study of your own is a module",
-            "or file with main(argv), such as mtl_jax.studies.study makes; see docs/studies.md.",
+            "mtl-jax study NAME --help shows the flags of a study. Your own study is a module or",
+            "file with a function main(argv), such as mtl_jax.studies.study makes; see",
+            "docs/studies.md.",
             "",
-            f"mtl-jax study {JUDGE} DIR writes the report of a study again, and trains nothing.",
+            f"mtl-jax study {JUDGE} DIR writes the report of a study again without training.",
         ]
     )

@@ -15,21 +15,21 @@ class CheckpointSettings:
     """When a run is measured and saved, and which checkpoints are kept."""
 
     measure_every: int | None = None
-    """epochs of a phase between two measurements on validation; by default 1, and more in a \
-phase of more than 10 epochs, which is measured 10 times at most"""
+    """epochs between two measurements on validation; by default 1, or more in a phase of more \
+than 10 epochs, which is measured at most 10 times"""
     measure_train: bool = False
-    """measure all training texts at the end; by default as many as validation has, and at least \
-1000, evenly spaced"""
+    """measure all training texts at the end; by default as many as there are validation texts, \
+at least 1000, evenly spaced"""
     checkpoint_minutes: float = 10.0
-    """minutes between two checkpoints to go on from, which is what a kill loses at most; the end \
-of a phase has one, too; 0: one at each measurement"""
+    """minutes between two checkpoints, which is the most that a kill can lose; each phase also \
+ends with a checkpoint. 0: save at every measurement"""
     checkpoint_every: int = 0
-    """steps between checkpoints beside those; 0: none"""
+    """additional checkpoints every so many steps; 0: none"""
     keep_latest: int = 2
-    """how many of the last checkpoints are kept, beside the best and what going on from each may \
-need; where one is damaged, the one before it is used"""
+    """number of latest checkpoints to keep besides the best; if one is damaged, the one before \
+it is used"""
     keep_every: int = 0
-    """keep those at multiples of so many steps, too; 0: none"""
+    """also keep the checkpoints at multiples of this many steps; 0: none"""
 
     def __post_init__(self) -> None:
         at_least_1(self, "measure_every", "keep_latest")

@@ -49,51 +49,52 @@ class DataConfig:
     """Which texts and labels a run reads."""
 
     dataset: PerTask = "sentences"
-    """the default corpus `sentences`, the name of any TFDS data set, or hub:NAME or \
-hub:NAME:CONFIGURATION of one that the package datasets loads; task=name pairs where the tasks \
-have data sets of their own"""
+    """data set to use instead of files: the default corpus `sentences`, the name of a TFDS data \
+set, or hub:NAME or hub:NAME:CONFIGURATION for the Hugging Face hub (needs the package datasets); \
+task=name pairs if the tasks have different data sets"""
     train_file: PerTask | None = None
-    """CSV, TSV, JSON Lines or Parquet file to train on, in the place of --dataset; task=file \
-pairs where the tasks have files of their own"""
+    """CSV, TSV, JSON Lines or Parquet file to train on, instead of --dataset; task=file pairs if \
+the tasks have different files"""
     validation_file: PerTask | None = None
-    """its validation file; without one, every tenth line of the training file by a hash"""
+    """validation file; without one, a tenth of the training texts is set aside by hash"""
     test_file: PerTask | None = None
-    """its test file; without one, no test metrics"""
+    """test file; without one, there are no test metrics"""
     text_column: PerTask = "text"
-    """the column or feature that holds the text; task=column pairs where they differ"""
+    """column or feature with the texts; task=column pairs if the tasks differ"""
     text_columns: tuple[str, ...] = ()
-    """in the place of --text-column, the two columns of a pair, such as premise hypothesis; \
-task=column pairs, two for a task, where the tasks differ"""
+    """for pairs of texts, instead of --text-column: the two columns, such as premise hypothesis; \
+task=column pairs, two per task, if the tasks differ"""
     label_columns: tuple[str, ...] = ("classifier=classifier", "sentiment=sentiment")
-    """task=column pairs: the tasks, as you name them, and where their labels are; an empty label \
-or -1 is a missing one; of a regression only an empty one is"""
+    """task=column pairs: the tasks, with names of your choice, and the columns of their labels. \
+An empty label is missing, and so is -1 unless the task is a regression"""
     task_kinds: tuple[str, ...] = ()
-    """task=kind pairs: single_label, the default; multi_label, a list of classes, in JSON or with \
-| between them; or regression, a number"""
+    """task=kind pairs: single_label (the default); multi_label, lists of classes, as JSON or \
+separated by |; or regression, numbers"""
     label_fraction: tuple[str, ...] = ()
-    """task=fraction pairs: train on that part of a task's labels only, the same for every seed"""
+    """task=fraction pairs: train on this fraction of a task's labels only"""
     mixing: Mixing = "size"
-    """what each of several data sets has of an epoch: as its size, as its size ^ \
-(1 / temperature), or equal shares"""
+    """share of each of several data sets in an epoch: proportional to its size, to its size ^ (1 \
+/ temperature), or equal"""
     mixing_temperature: float = 2.0
-    """with --mixing temperature: 1 is by size, the higher the more equal"""
+    """with --mixing temperature: 1 means by size, and higher values are closer to equal shares"""
     mixing_cap: int | None = None
-    """texts that a data set counts for at most when --mixing weighs it"""
+    """maximum number of texts that a data set counts for in --mixing"""
     max_length: int = 128
-    """tokens kept of each text, special tokens included"""
+    """maximum number of tokens per text, including special tokens"""
     long_texts: LongTexts = "cut"
-    """what becomes of longer ones; those that are cut are counted"""
+    """what to do with longer texts: truncate and count them, or refuse them"""
     max_train_examples: int | None = None
-    """train on this many examples only"""
+    """maximum number of training examples"""
     train_subset: int | None = None
-    """which draw of --max-train-examples examples, and of the labels of --label-fraction: 0, 1, \
-...; by default one by the texts' hashes. A study draws anew for each seed"""
+    """number of the random subset that --max-train-examples and --label-fraction select: 0, 1, \
+...; by default the subset is selected by hash. A study uses another subset for each seed"""
     drop_duplicates: bool = False
-    """leave out training texts that are in validation or test, too; they are counted in any case"""
+    """leave out training texts that also occur in validation or test; they are counted in any \
+case"""
     max_validation_examples: int | None = None
-    """validate on this many examples only"""
+    """maximum number of validation examples"""
     max_test_examples: int | None = None
-    """test on this many examples only"""
+    """maximum number of test examples"""
 
     def __post_init__(self) -> None:
         # A record has lists for tuples.

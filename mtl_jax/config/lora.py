@@ -107,15 +107,15 @@ class LoraSettings:
     """The factors that ``lora_r`` trains, and at what rate."""
 
     lora_targets: tuple[str, ...] | None = None
-    """of lora_r: the kernels of each layer with factors beside them, by name (query, key, value, \
-output, intermediate, mlp_output) or by a pattern of paths such as layer_5/attention/*; by \
-default query value"""
+    """for lora_r: the kernels of each layer that get factors, by name (query, key, value, \
+output, intermediate, mlp_output) or as path patterns such as layer_5/attention/*; by default \
+query value"""
     lora_alpha: float | None = None
-    """of lora_r: what the product of the factors is multiplied by is this / r; by default r"""
+    """for lora_r: the product of the factors is scaled by this / r; by default r"""
     lora_dropout: float | None = None
-    """of lora_r: dropout of what the factors read; by default 0"""
+    """for lora_r: dropout of the factors' input; by default 0"""
     lora_learning_rate: float | None = None
-    """of lora_r: peak learning rate of the factors; by default 0.0005"""
+    """for lora_r: peak learning rate of the factors; by default 0.0005"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lora_targets", as_targets(self.lora_targets))

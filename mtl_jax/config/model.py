@@ -23,42 +23,46 @@ class ModelSettings:
     """The encoder, its heads, and what they are computed with."""
 
     backbone: str = DEFAULT_BACKBONE
-    """checkpoint: a folder, or a name on the hub"""
+    """pre-trained checkpoint: a folder, or a name on the Hugging Face hub"""
     pooling: Pooling | None = None
-    """how a sentence becomes one vector; by default what the checkpoint declares, else mean"""
+    """how the token vectors of a text become one vector; by default as the checkpoint declares, \
+otherwise mean"""
     heads: tuple[str, ...] = ()
-    """task=module:name pairs: a Flax module in the place of a task's Dense layer, or what makes \
-one for a number of classes"""
+    """task=module:name pairs: a Flax module to use as the head of a task instead of a dense \
+layer, or a function from the number of classes to such a module"""
     mlp_heads: tuple[str, ...] = ()
-    """units of the hidden layers, such as 256 or 256,64: heads are multilayer perceptrons with \
-GELU then; for all tasks, or task=units pairs"""
+    """units of the hidden layers of the heads, with GELU, such as 256 or 256,64; for all tasks, \
+or task=units pairs"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """precision of the encoder's matrix products; all else is float32. With float32 GPUs \
+    """precision of the encoder's matrix products; everything else is float32. With float32, GPUs \
 compute them in TF32 and TPUs in bfloat16, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set"""
     parallel: Parallel = "auto"
-    """jit on one device, a jit mesh or pmap over all; auto: jit on one device, mesh on several"""
+    """jit on one device, or mesh (jit over a mesh) or pmap over all devices; auto: jit if there \
+is one device, mesh if there are several"""
     shard: Literal["fsdp"] | None = None
-    """fsdp: over a jit mesh each device keeps its part of every parameter and of its moments, for \
-encoders that do not fit one device"""
+    """fsdp: each device stores a part of every parameter and of its optimizer moments, for \
+encoders that do not fit on one device"""
     attention_dropout: float | None = None
-    """dropout of the attention weights; by default the checkpoint's; 0 lets training use cuDNN's \
-fused attention"""
+    """dropout of the attention weights; by default as in the checkpoint. 0 allows cuDNN's fused \
+attention in training"""
     head_dropout: float | None = None
-    """dropout of the vectors that the heads read; by default the checkpoint's, and 0 where heads \
-alone are trained, on vectors that never change"""
+    """dropout of the heads' input; by default as in the checkpoint, or 0 if only heads are \
+trained"""
     fused_attention: bool = True
-    """on GPUs in bfloat16, cuDNN's fused attention wherever attention weights have no dropout"""
+    """on GPUs in bfloat16, use cuDNN's fused attention wherever attention weights have no \
+dropout"""
     remat: bool = False
-    """compute a layer's activations again in the backward pass: less memory, more time"""
+    """recompute a layer's activations in the backward pass: less memory, more time"""
     scan_layers: bool = False
-    """run the layers as one scan, for deep models that take long to compile; steps take longer"""
+    """compile the layers as one scan, for deep models that take long to compile; steps become \
+slower"""
     prefix_cache: bool = True
-    """compute what the frozen bottom of the backbone makes of the texts once, and keep it"""
+    """compute the outputs of the frozen lower layers once and cache them"""
     cache_size: float = 20.0
-    """GiB that such activations may take on disk; the least recently used make room; inf: no \
-limit"""
+    """maximum size of this cache on disk, in GiB; the least recently used files are removed. \
+inf: no limit"""
     cache_folder: str | None = None
-    """folder of their files; by default activations in the cache folder of mtl_jax"""
+    """folder of this cache; by default `activations` in the cache folder of mtl_jax"""
 
     def __post_init__(self) -> None:
         for name in ("backbone", "cache_folder"):

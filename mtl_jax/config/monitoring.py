@@ -15,17 +15,17 @@ class MonitoringConfig:
     """What a run shows of itself while it works; nothing here changes a number that it computes."""
 
     heartbeat: float = 60.0
-    """seconds between two lines on how far training is, where standard error is no terminal, \
-which has a bar; 0: none"""
+    """seconds between two progress lines if standard error is not a terminal (a terminal shows a \
+progress bar); 0: none"""
     profile: str | None = None
-    """START:STOP: write a trace of the steps of the run after the first START, up to STOP, to \
-the folder profile in --workdir"""
+    """START:STOP: write a trace of the steps after step START, up to step STOP, to the folder \
+profile in --workdir"""
     wandb: str | None = None
-    """project of Weights & Biases that the metrics are sent to; pip install 'mtl-jax[wandb]'"""
+    """Weights & Biases project to send the metrics to; pip install 'mtl-jax[wandb]'"""
 
     measure_layers: bool = False
-    """at the end of a run that has trained layers, measure each: the score on validation with the \
-layer reset to its pre-trained weights, and that of the nearest neighbours among its vectors"""
+    """at the end, measure each trained layer: the validation score with the layer reset to its \
+pre-trained weights, and that of a nearest-neighbour probe on its vectors"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.heartbeat < math.inf:

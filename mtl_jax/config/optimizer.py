@@ -46,58 +46,60 @@ class OptimizerSettings:
     """How long training is, its learning rates, and what the losses of the tasks weigh."""
 
     epochs: int | None = None
-    """passes over the training examples; by default 3, or 15 where heads alone are trained on \
-kept vectors, and as many more as --min-steps and --head-min-steps ask for"""
+    """passes over the training examples; by default 3, or 15 if only heads are trained on cached \
+vectors, and more if --min-steps or --head-min-steps require it"""
     min_steps: int | None = None
-    """steps at least of a phase that trains some of the backbone: few texts have more passes \
-than --epochs; by default 150, or 0 where --epochs is given"""
+    """minimum number of steps of a phase that trains parts of the backbone; few texts then get \
+more passes than --epochs. By default 150, or 0 if --epochs is given"""
     head_min_steps: int | None = None
-    """the same of a phase that trains heads alone on kept vectors, where a step takes a \
-millisecond; by default 5000, or 0 where --epochs is given"""
+    """minimum number of steps of a phase that trains only heads on cached vectors, where a step \
+takes a millisecond; by default 5000, or 0 if --epochs is given"""
     batch_size: int = 32
-    """examples per step at most, over all devices; they are spread evenly over the steps"""
+    """maximum number of examples per step, over all devices; examples are spread evenly over the \
+steps"""
     accumulate: int = 1
-    """micro-batches that each batch is computed in, one after the other, to add up their \
-gradients: as many times fewer activations in memory, and the same updates but for rounding and \
-dropout's masks"""
+    """number of micro-batches per batch, computed one after the other with their gradients added \
+up: needs less memory for activations and gives the same updates up to rounding and dropout masks"""
     head_learning_rate: float | None = None
-    """peak learning rate of the heads; by default 0.003, but where heads alone are trained \
-first, the rate that does best on validation in a quick sweep, if it does clearly better"""
+    """peak learning rate of the heads; by default 0.003, or, if the first phase trains only \
+heads, a rate from a quick sweep if its validation score is clearly better"""
     backbone_learning_rate: float = 1e-4
-    """peak learning rate of the trainable part of the backbone"""
+    """peak learning rate of the trained part of the backbone"""
     weight_decay: float | None = None
-    """AdamW's, for everything but biases and layer norms; by default 0.01, or where heads alone \
-are trained 0.06 times the root of 10,000 over the number of training texts, and 1 at most"""
+    """weight decay of AdamW, for everything except biases and layer norms; by default 0.01, or, \
+if only heads are trained, 0.06 * sqrt(10000 / training texts), at most 1"""
     layer_decay: float = 1.0
-    """each layer's learning rate is that of the layer above times this"""
+    """factor from the learning rate of each layer to that of the layer below it"""
     schedule: str = "linear"
-    """how the learning rates fall after the warm-up: linear, to 0; slanted_triangular, to a 32nd; \
-constant, not at all; or module:function, from peak rate, warm-up and total steps to an optax \
-schedule"""
+    """how the learning rates fall after the warm-up: linear (to 0), slanted_triangular (to 1/32 \
+of the peak), constant, or module:function, which is called with the peak rate, warm-up steps and \
+total steps and returns an optax schedule"""
     warmup_fraction: float = 0.1
-    """part of the steps in which the learning rates rise"""
+    """fraction of the steps during which the learning rates rise"""
     clip_norm: float = 1.0
-    """largest global norm of the trainable part's gradient"""
+    """maximum global norm of the gradient of the trained parameters"""
     loss: tuple[str, ...] = ()
-    """module:function, or task=module:function pairs, in the place of softmax cross-entropy, of \
-sigmoid cross-entropy averaged over the classes of a multi_label task, and of the squared error of \
-a regression: (logits, labels) -> (sum, count)"""
+    """module:function or task=module:function pairs: (logits, labels) -> (sum, count), instead \
+of softmax cross-entropy (single_label), sigmoid cross-entropy averaged over the classes \
+(multi_label) or the squared error (regression)"""
     class_weights: tuple[str, ...] = ()
-    """task=balanced pairs: the classes of a task count alike in its loss; or task={"class": 2}, \
-JSON, and 1 for those left out"""
+    """task=balanced pairs: give all classes of a task the same influence on its loss; or \
+task={"class": 2}, in JSON, with 1 for classes that are not named"""
     label_smoothing: tuple[str, ...] = ()
-    """part of each label that is spread evenly over the classes, such as 0.1: for all tasks with \
-classes, or task=part pairs"""
+    """fraction of each label that is spread evenly over the classes, such as 0.1; for all tasks \
+with classes, or task=fraction pairs"""
     task_weights: tuple[str, ...] = ()
-    """task=weight pairs: what a task's mean loss is multiplied by; 1 for those left out"""
+    """task=weight pairs: factors of the mean loss of each task; 1 for tasks that are not named"""
     weighting: WeightingName = "fixed"
-    """what the task weights are multiplied by: 1; or, found in training, by uncertainty (Kendall \
-2018), dynamic_average (Liu 2019), famo (Liu 2023), pcgrad (Yu 2020) or gradnorm (Chen 2018)"""
+    """method that adapts further task weights during training: uncertainty (Kendall 2018), \
+dynamic_average (Liu 2019), famo (Liu 2023), pcgrad (Yu 2020) or gradnorm (Chen 2018); fixed: \
+none"""
     drift_limit: float = 0.1
-    """how far the predictions of a frozen head that an earlier phase has trained may drift while \
-the backbone trains, in nats, before a warning says so"""
+    """warn when the predictions of a frozen head that an earlier phase has trained drift further \
+than this, in nats, while the backbone trains"""
     hold_frozen_heads: float = 0.0
-    """weight of a term of the loss that holds such predictions where they were; 0: none"""
+    """weight of a loss term that keeps these predictions as they were at the start of the phase; \
+0: no such term"""
 
     def __post_init__(self) -> None:
         at_least_1(self, "epochs", "batch_size", "accumulate")

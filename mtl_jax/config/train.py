@@ -46,16 +46,17 @@ LIMITS = (
 )
 
 
+# --help lists the flags of the last base first.
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(ModelSettings, OptimizerSettings, LoraSettings, CheckpointSettings):
+class Settings(CheckpointSettings, LoraSettings, OptimizerSettings, ModelSettings):
     """What a run and a study of many runs have in common."""
 
     data: DataConfig = DEFAULT_DATA
     metrics: tuple[str, ...] = ()
-    """name=module:function pairs: further metrics, (labels, predicted) -> number, of all tasks, \
-or of those of the kinds that its attribute kinds names"""
+    """name=module:function pairs: additional metrics, (labels, predictions) -> number, for all \
+tasks, or for the kinds of tasks in the function's attribute kinds"""
     callbacks: tuple[str, ...] = ()
-    """module:function, called with every line of metrics.jsonl, a dict, as it is written"""
+    """module:function to call with every line of metrics.jsonl, as a dict, when it is written"""
     watch: MonitoringConfig = DEFAULT_WATCH
 
     def __post_init__(self) -> None:
@@ -171,24 +172,31 @@ def _are_weights(value: object) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(Settings):
-    """One training run. Everything that is needed to repeat it."""
+class _RunSettings:
+    """What one run trains, and where; a base of its own, so that ``--help`` lists it first."""
 
     workdir: str
-    """folder for config, metrics, certificate and checkpoints; run again to resume"""
+    """folder for settings, metrics, certificate and checkpoints; run the same command again to \
+resume"""
     scenario: str | None = None
-    """what is frozen: all_frozen, backbone_frozen (the default), bias_only, layer_norm_only, \
-none_frozen, a task's head (classifier_frozen); all but some layers: top_1, top_2, ..., first_k, \
-middle_k, only_i; all but factors of rank r beside kernels: lora_8, ...; or [pattern, label] \
-rules: a JSON file, or the list"""
+    """what to freeze: all_frozen, backbone_frozen (the default), bias_only, layer_norm_only, \
+none_frozen, or the head of a task (classifier_frozen); top_1, top_2, ..., first_k, middle_k or \
+only_i to train some layers only; lora_8, ... to train low-rank factors; or [pattern, label] \
+rules, as a JSON file or directly"""
     recipe: str | None = None
-    """in the place of a scenario, several in turn: gradual_unfreezing, top_down_1, top_down_2, \
+    """instead of a scenario, a sequence of phases: gradual_unfreezing, top_down_1, top_down_2, \
 ..., lp_ft, sequential_heads, scarce_head_last, auto, or a .json or .py file of phases"""
     seed: int = 0
-    """seeds the heads, the order of the data and dropout"""
+    """random seed of the heads, the order of the data, and dropout"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Settings, _RunSettings):
+    """One training run. Everything that is needed to repeat it."""
+
     distributed: bool = False
-    """be one of several processes of this run, which JAX finds: under Slurm, on TPU pods, in \
-Kubernetes, under Open MPI, or as ./launch.sh local starts them"""
+    """run as one of several processes of this training, which JAX finds by itself: under Slurm, \
+on TPU pods, in Kubernetes, under Open MPI, or as ./launch.sh local starts them"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

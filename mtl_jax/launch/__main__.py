@@ -22,11 +22,12 @@ from mtl_jax.launch.slurm import Slurm
 _USAGE = "./launch.sh PLACE [options] -- train|experiment ..."
 _DESCRIPTION = f"""{_USAGE}
 
-What follows the -- is run at the place: "train ..." is "python -m mtl_jax train ...", and
-"experiment STUDY ..." is "python -m mtl_jax study STUDY ...", with the name of a built-in study,
-a module, or the .py file of a study of your own. Without --workdir a folder is named after the
-run id, which is made once: a run that a scheduler ends and starts again goes on in the same
-folder. "./launch.sh status --workdir DIR" tells how far the workers of a study are.
+PLACE is local, slurm, kubernetes or sky. What to run follows the --: "train ..." runs "python -m
+mtl_jax train ...", and "experiment STUDY ..." runs "python -m mtl_jax study STUDY ...", where
+STUDY is the name of a built-in study, a module, or the .py file of your own study. Without
+--workdir the folder is named after the run id, which is created once, so that a run that a
+scheduler stops and starts again resumes in the same folder. "./launch.sh status --workdir DIR"
+shows the progress of a study's workers.
 """
 
 Place = (
@@ -39,7 +40,7 @@ Place = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Status:
-    """Tell how far the workers of a study are: what is done, runs where, and has failed why."""
+    """Show the progress of a study: arms done, running (and where), and failed (and why)."""
 
     workdir: str
     """folder of the study"""
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     cut = words.index("--") if "--" in words else len(words)
     place: Local | Slurm | Kubernetes | Sky = parse(Place, words[:cut], "./launch.sh", _DESCRIPTION)
     if cut == len(words):
-        raise UserError(f"there is no --, which comes before what is to be run: {_USAGE}")
+        raise UserError(f"-- is missing before what is to be run: {_USAGE}")
     run_id = place.known_run_id()
     if status := place.launch(read_work(words[cut + 1 :], run_id, place.runs_folder()), run_id):
         sys.exit(status)

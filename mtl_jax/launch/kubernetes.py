@@ -65,55 +65,57 @@ _LONGEST = 36
 class Kubernetes(Options):
     """Print a JobSet manifest, for "| kubectl apply -f -".
 
-    The cluster has the JobSet controller. A training run is --tasks pods that share each batch;
-    a study is --workers pods that share its arms, and one that gathers their results. A pod that
-    is told to end saves, and is made again without limit, and so is one whose node is lost; what
-    crashes is made again a few times; a mistake that is yours to mend ends all.
+    The cluster needs the JobSet controller. A training run is --tasks pods that share each batch.
+    A study is --workers pods that share its arms, and one that gathers their results. A pod that
+    is told to stop saves and is always created again, and so is a pod whose node is lost. A pod
+    that crashed is created again a few times. A user error ends the job.
     """
 
     image: str
-    """a container image in which this project is installed"""
+    """container image in which this project is installed"""
     claim: str
-    """the PersistentVolumeClaim that holds the runs; with several pods one that all may write"""
+    """PersistentVolumeClaim with the volume for the runs; several pods must all be able to write \
+to it"""
     mount: str = "/runs"
-    """where the pods have it; --workdir is a folder there"""
+    """folder at which the pods mount this volume; --workdir is a folder in it"""
     tasks: int = 1
-    """pods, each a process; several share each batch"""
+    """pods, one process each; several share each batch"""
     workers: int = 1
-    """pods that share the arms of a study, which a last one gathers"""
+    """pods that share the arms of a study; a last one gathers the results"""
     cpus_per_task: int | None = None
-    """processor cores of each"""
+    """processor cores per pod"""
     memory: str | None = None
-    """memory of each, as 32Gi"""
+    """memory per pod, such as 32Gi"""
     gpus_per_task: int | None = None
-    """GPUs of each"""
+    """GPUs per pod"""
     tpus_per_task: int | None = None
-    """TPU chips of each"""
+    """TPU chips per pod"""
     devices_per_task: int | None = None
-    """CPU devices of each; by default 1"""
+    """CPU devices per pod; by default 1"""
     accelerator: str | None = None
-    """what kind of GPU or TPU, as nvidia-l4 or tpu-v5-lite-podslice, as GKE labels its nodes"""
+    """kind of GPU or TPU, such as nvidia-l4 or tpu-v5-lite-podslice, as in GKE's node labels"""
     topology: str | None = None
-    """of the TPU slice, as 2x4, as GKE labels its nodes"""
+    """topology of the TPU slice, such as 2x4, as in GKE's node labels"""
     node_selector: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """a label of the nodes, as --node-selector=pool=a100; again for more"""
+    """label of the nodes to use, such as --node-selector=pool=a100; may be repeated"""
     spot: Spot | None = None
-    """run on nodes that may be taken away, as this kind of cluster labels them"""
+    """run on spot nodes, as this kind of cluster labels them"""
     queue: str | None = None
-    """the LocalQueue of Kueue that it waits in; by default it does not wait"""
+    """Kueue LocalQueue in which the job waits; by default it does not wait"""
     exclusive_topology: str | None = None
-    """the label of nodes, as cloud.google.com/gke-nodepool, of whose domains each job has one to \
-itself"""
+    """node label, such as cloud.google.com/gke-nodepool: each job gets one of its domains \
+exclusively"""
     shm: str | None = None
-    """size of /dev/shm, as 16Gi; by default, with GPUs or several pods, as the memory allows"""
+    """size of /dev/shm, such as 16Gi; by default limited only by the memory if there are GPUs or \
+several pods"""
     namespace: str | None = None
-    """of the cluster; that of kubectl by default"""
+    """namespace of the cluster; by default that of kubectl"""
     python: str = "python"
-    """the interpreter in the image"""
+    """Python interpreter in the image"""
     grace_seconds: int = 120
-    """how long a pod that is told to end may take to save"""
+    """seconds that a pod has to save after it is told to stop"""
     max_restarts: int = 3
-    """how often all pods are made again where one has crashed; a worker by itself"""
+    """maximum number of times that all pods, or a single worker, are restarted after a crash"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -35,28 +35,29 @@ _TRIES = 2
 class Local(Options):
     """Run processes on this machine.
 
-    Those of --tasks share the batches of a training run, or of each arm of a study; when one
-    fails, the others are ended, and its status is that of all. Those of --workers share the arms
-    of a study, each by itself. What crashed is begun again, a few times.
+    With --tasks, several processes share the batches of a training run, or of each arm of a
+    study; if one fails, the others are stopped, and the exit status is that of the one that
+    failed. With --workers, several processes share the arms of a study, and each trains arms by
+    itself. Crashed processes are restarted a few times.
     """
 
     tasks: int = 1
     """processes that share each batch"""
     workers: int = 1
-    """processes that share the arms of a study, and a last one that writes the report"""
+    """processes that share the arms of a study; a last one writes the report"""
     devices_per_task: int | None = None
-    """CPU devices of each; by default as many as XLA_FLAGS says, else 1"""
+    """CPU devices per process; by default as in XLA_FLAGS, otherwise 1"""
     gpus_per_task: int | None = None
-    """GPUs of each, in turn from CUDA_VISIBLE_DEVICES or from 0; by default several processes \
-share out all that are here"""
+    """GPUs per process, in the order of CUDA_VISIBLE_DEVICES or from 0 on; by default all GPUs \
+are divided among the processes"""
     pin: bool = True
-    """give each of several processes cores of its own, where there is taskset and one for each; \
-else all compete for all of them"""
+    """bind each of several processes to its own cores, if taskset is available and there are \
+enough cores; otherwise all share all cores"""
     grace: float = 60.0
-    """seconds that the others have to end when one has failed, before they are killed"""
+    """seconds that the other processes have to exit after one has failed, before they are killed"""
     retries: int | None = None
-    """how often what crashed is begun again, from its last checkpoint; by default 2 for several \
-processes, and 0 for one"""
+    """how often a crashed process is restarted from its last checkpoint; by default 2 for \
+several processes, and 0 for one"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -38,9 +38,9 @@ class Options:
     """What every place has options for."""
 
     run_id: str | None = None
-    """names the run's folder where --workdir does not; by default made from the time"""
+    """name of the run's folder if --workdir does not name one; by default made from the time"""
     dry_run: bool = False
-    """print exactly what would run, and run nothing"""
+    """print exactly what would be executed, and execute nothing"""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -46,39 +46,40 @@ fi"""
 class Sky(Options):
     """Print a task for SkyPilot, for "> task.yaml; sky jobs launch task.yaml".
 
-    The repository is copied to the machines and installed there. A training run has --tasks
-    machines, which share each batch. Of a study each launch of the task is one more worker. A
-    machine that is taken away is found anew, at any cloud, and what has saved goes on.
+    The repository is copied to the machines and installed there. A training run uses --tasks
+    machines that share each batch. For a study, launch the task once per worker. If a machine is
+    taken away, another one is found, in any cloud, and the run resumes from its last checkpoint.
     """
 
     mount: str = "/runs"
-    """a folder on a file system that all machines mount, as by --setup or --volume; --workdir is \
-a folder there. A bucket will not do: claims and checkpoints need links and renames"""
+    """folder on a file system that all machines mount, for example by --setup or --volume; \
+--workdir is a folder in it. A bucket is not sufficient, because claims and checkpoints need \
+links and renames"""
     volume: str | None = None
-    """the volume of SkyPilot that is mounted there"""
+    """SkyPilot volume to mount there"""
     setup: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """a shell command on every machine before the run, as \
---setup='mountpoint -q /runs || sudo mount -t nfs 10.0.0.2:/share /runs'; again for more"""
+    """shell command to execute on every machine before the run, such as --setup='mountpoint -q \
+/runs || sudo mount -t nfs 10.0.0.2:/share /runs'; may be repeated"""
     infra: str | None = None
-    """where, as gcp/us-central1 or kubernetes; by default wherever it is cheapest"""
+    """where to run, such as gcp/us-central1 or kubernetes; by default wherever it is cheapest"""
     accelerators: str | None = None
-    """of each machine, as H100:8 or tpu-v5litepod-8"""
+    """accelerators per machine, such as H100:8 or tpu-v5litepod-8"""
     cpus: str | None = None
-    """processor cores of each machine, as 8 or 8+"""
+    """processor cores per machine, such as 8 or 8+"""
     memory: str | None = None
-    """GiB of memory of each machine, as 32 or 32+"""
+    """memory per machine in GiB, such as 32 or 32+"""
     disk_size: int | None = None
-    """GiB of disk of each machine"""
+    """disk per machine in GiB"""
     image: str | None = None
-    """a machine or container image, as docker:nvcr.io/nvidia/jax:25.01-py3"""
+    """machine or container image, such as docker:nvcr.io/nvidia/jax:25.01-py3"""
     spot: bool = False
-    """machines that are cheaper, and may be taken away at any time"""
+    """use spot machines, which are cheaper but may be taken away at any time"""
     tasks: int = 1
-    """machines, each a process; several share each batch"""
+    """machines, one process each; several share each batch"""
     devices_per_task: int | None = None
-    """CPU devices of each"""
+    """CPU devices per machine"""
     max_restarts: int = 3
-    """how often what crashed is begun again"""
+    """maximum number of times that a crashed process is restarted"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

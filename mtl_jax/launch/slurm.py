@@ -66,47 +66,50 @@ exit "$status"
 class Slurm(Options):
     """Write and submit sbatch files.
 
-    A training run is a job of --tasks processes. A study is an array of --workers jobs, which
-    share its arms, and a job that gathers their results into the report when all have ended; its
-    options are those of one worker. A job that is told to end saves, and is queued again; so is
-    one that crashed, a few times.
+    A training run is a job of --tasks processes. A study is an array of --workers jobs that share
+    its arms, and a final job, with the options of one worker, that gathers their results into the
+    report. A job that is told to stop saves and is queued again. A job that crashed is queued
+    again a few times.
     """
 
     workers: int = 8
-    """jobs that share the arms of a study; one that finds none left ends at once"""
+    """jobs that share the arms of a study; a job that finds none left ends at once"""
 
     nodes: int = 1
-    """machines"""
+    """number of machines"""
     tasks: int = 1
-    """processes, over all machines; several share each batch, with --gpus-per-node one for each \
-GPU"""
+    """number of processes, over all machines; several share each batch. With --gpus-per-node, \
+one per GPU"""
     cpus_per_task: int | None = None
-    """processor cores of each process"""
+    """processor cores per process"""
     gpus_per_task: int | None = None
-    """GPUs of each process, which sees no others"""
+    """GPUs per process, which sees no others"""
     gpus_per_node: int | None = None
-    """GPUs of each machine: a process for each, which sees all of them, as NCCL needs for the \
-fastest ways between them, and computes on its own"""
+    """GPUs per machine: one process for each, which computes on its own but sees all of them, as \
+NCCL needs for the fastest connections"""
     devices_per_task: int | None = None
-    """CPU devices of each process; by default as many as XLA_FLAGS says, else 1"""
+    """CPU devices per process; by default as in XLA_FLAGS, otherwise 1"""
     memory: str | None = None
-    """memory of each machine, as 32G"""
+    """memory per machine, such as 32G"""
     time: str | None = None
-    """the limit, as 04:00:00; the cluster's by default"""
+    """time limit, such as 04:00:00; by default the cluster's"""
     partition: str | None = None
-    """where; the cluster's default partition by default"""
+    """partition; by default the cluster's default partition"""
     signal_seconds: int = 120
-    """how long before the limit every process is told to save and to end"""
+    """seconds before the time limit at which every process is told to save and exit"""
     max_requeues: int = 100
-    """how often a job that was told to end and has saved is queued again at most"""
+    """maximum number of times that a job is queued again after it was told to stop and has saved"""
     max_retries: int = 2
-    """how often a job that crashed is queued again, to go on from its last checkpoint"""
+    """maximum number of times that a crashed job is queued again, to resume from its last \
+checkpoint"""
     sbatch: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """a further option for sbatch, as --sbatch=--account=name; again for more"""
+    """another option for sbatch, such as --sbatch=--account=name; may be repeated"""
     setup: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """a shell command before the run, as --setup='module load cuda'; again for more"""
+    """shell command to execute before the run, such as --setup='module load cuda'; may be \
+repeated"""
     folder: str = "runs/slurm"
-    """folder for one named after the run id, with the sbatch files and what the jobs say"""
+    """parent of the folder, named after the run id, with the sbatch files and the output of the \
+jobs"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -46,37 +46,37 @@ class StudySettings(Settings):
     """What the studies have in common, beside what a run is set by."""
 
     workdir: str
-    """folder for the arms, results.jsonl and the report; run again to go on"""
+    """folder for the arms, results.jsonl and the report; run the same command again to resume"""
     epochs: int | None = 3
     """passes over the training examples"""
     # A permutation test of fewer than six pairs can't have a two-sided p below 0.05.
     seeds: tuple[int, ...] = tuple(range(6))
-    """the seeds to train each with"""
+    """random seeds; each arm is trained once with each"""
     keep_checkpoints: bool = False
-    """keep the checkpoints of all finished arms, not only of the best one"""
+    """keep the checkpoints of all finished arms, not only those of the best"""
     seeds_at_once: int | None = None
-    """seeds of an arm that are trained in one program, each on one device; by default all of \
-them on an accelerator, which a batch of short sentences leaves idle, and 1 on a CPU; 1 where each \
-has a training subset of its own"""
+    """number of seeds of an arm to train in one program, each on one device; by default all on \
+an accelerator, which one batch of short texts does not fill, and 1 on a CPU; 1 if each seed has \
+a training subset of its own"""
     distributed: bool = False
-    """as of train: be one of several processes that train each arm together"""
+    """run as one of several processes that train each arm together; see train"""
     tune: str | None = None
-    """choose rates and passes of every arm on validation, with the same budget for each: a number \
-of trials, as 12, or of training FLOPs, as 3e15FLOPs; heads on a frozen backbone by sweeps, all \
-others by an Optuna study in the folder"""
+    """choose the learning rates and passes of every arm on validation, with the same budget for \
+each: a number of trials, such as 12, or of training FLOPs, such as 3e15FLOPs. Heads on a frozen \
+backbone are tuned by sweeps, everything else by an Optuna study in the folder"""
     list_arms: bool = False
-    """print the arms, those that are trained at once on one line with "(done)" behind where they \
-are, and train nothing"""
+    """print the arms and train nothing; arms that are trained at once share a line, which ends \
+in "(done)" when they are done"""
     worker: bool = False
-    """be one of any number of workers, on any machines that share the folder: train one arm after \
-the other that no other worker has, until none is left, and write no report"""
+    """run as one of any number of workers, on any machines that share the folder: train the arms \
+that no other worker has claimed until none is left, and write no report"""
     tries: int = 2
-    """how often workers train an arm that fails before they give it up"""
+    """how often workers try an arm that fails before they give it up"""
     lease_seconds: float = LEASE_SECONDS
-    """how long a worker of another machine may give no sign of life before its arms are taken \
-over; longer than the 60 s that NFS may be behind"""
+    """seconds without a sign of life after which the arms of a worker on another machine are \
+taken over; more than the 60 s by which NFS may lag"""
     gather: bool = False
-    """train nothing; write the report on what workers have left so far"""
+    """train nothing, and write the report from what the workers have finished so far"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -36,9 +36,9 @@ class Backbones(StudySettings):
         "bert-base-multilingual-cased",
         "bert-large-uncased",
     )
-    """checkpoints, in the place of --backbone: folders, or names on the hub"""
+    """checkpoints to compare, instead of --backbone: folders, or names on the Hugging Face hub"""
     arms: tuple[str, ...] = ("backbone_frozen", "top_2", "none_frozen")
-    """the scenarios, or recipes, or .json files of either, to train on each"""
+    """scenarios, recipes, or .json files of either, to train on each checkpoint"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,19 +41,20 @@ class Freezing(StudySettings):
     """Train every scenario with every seed, and report what freezing costs and buys."""
 
     arms: tuple[str, ...] | None = None
-    """the scenarios and recipes to compare, or .json files of either; layer_decay is none_frozen \
-with lower rates for lower layers; by default all_frozen, backbone_frozen, top_1, top_2 and \
-none_frozen, and on one's own data bias_only, lora_8, layer_decay and every task's head, too"""
+    """scenarios and recipes to compare, or .json files of either; layer_decay is none_frozen \
+with lower learning rates for lower layers. By default all_frozen, backbone_frozen, top_1, top_2 \
+and none_frozen, and on your own data also bias_only, lora_8, layer_decay and one arm with the \
+head of each task frozen"""
     data: DataConfig = _QUICK
     batch_size: int = 16
     """examples per step, over all devices"""
     head_learning_rate: float | None = _DefaultRate(1e-2)
-    """peak learning rate of the heads; by default 0.01 in the quick study, whose steps are \
-few, and else as of train"""
+    """peak learning rate of the heads; by default 0.01 in the quick study, which makes few \
+steps, and otherwise as in train"""
     epochs: int | None = None
-    """as of train"""
+    """as in train"""
     min_steps: int | None = _Default(80)
-    """as of train; by default 80 in the quick study, whose passes over the backbone are few"""
+    """as in train; by default 80 in the quick study, which makes few passes over the backbone"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""How should the heads of a frozen backbone be trained? Some hundred at once, on kept vectors.
+"""How should the heads of a frozen backbone be trained? Over a hundred are trained at once.
 
 Every seed with every combination of learning rate, weight decay and task weights, in one
 compiled program. The best combination is chosen on validation; the test split is read once,
@@ -35,13 +35,13 @@ class Heads(Settings):
     workdir: str
     """folder for results.jsonl and the report"""
     seeds: tuple[int, ...] = tuple(range(8))
-    """the seeds to train each combination with"""
+    """random seeds; each combination is trained once with each"""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
-    """peak learning rates of the heads, in the place of --head-learning-rate"""
+    """peak learning rates of the heads, instead of --head-learning-rate"""
     weight_decays: tuple[float, ...] = (0.0, 0.01, 0.1)
-    """in the place of --weight-decay"""
+    """weight decays, instead of --weight-decay"""
     task_weight_values: tuple[str, ...] = ()
-    """task=weights pairs such as topic=0.5,1,2, in the place of --task-weights"""
+    """task=weights pairs such as topic=0.5,1,2, instead of --task-weights"""
     epochs: int = 10
     """passes over the training examples"""
 

@@ -1,4 +1,4 @@
-"""One task has few labels: what does it buy to freeze its head at first, or to train it last?
+"""One task has few labels: does it help to freeze its head at first, or to train it last?
 
 The labels of one task are thinned to 1, 3, 10, 30 and 100 %; the other tasks keep all of
 theirs, or the part that ``--label-fraction`` gives them, and validation and test keep all. Each
@@ -110,20 +110,21 @@ class Labelled:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScarceTask(StudySettings):
-    """Thin one task's labels, and report what freezing its head, or the task alone, buys."""
+    """Keep a fraction of one task's labels, and compare ways to train it."""
 
     scarce_task: str = ""
-    """the task whose training labels are thinned; by default the last"""
+    """task of which only a fraction of the training labels is kept; by default the last"""
     fractions: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
-    """parts of its labels that are kept"""
+    """fractions of its labels to keep"""
     arms: tuple[str, ...] = _OWN
-    """joint, scarce_head_frozen, scarce_head_last, sequential_heads, sequential_control, \
-single_task, which make as many updates on the scarce labels, and recipes, scenarios, or .json \
-files of either"""
+    """joint, scarce_head_frozen, scarce_head_last, sequential_heads, sequential_control and \
+single_task, which all make equally many updates on the scarce labels; recipes, scenarios, or \
+.json files of either"""
     epochs: int = 3
-    """passes of joint over the training examples"""
+    """passes of the arm joint over the training examples"""
     min_steps: int = 100
-    """updates on scarce labels at least: with few labels every arm has more than --epochs passes"""
+    """minimum number of updates on scarce labels; with few labels every arm makes more passes \
+than --epochs to reach it"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

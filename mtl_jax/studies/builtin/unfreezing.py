@@ -1,4 +1,4 @@
-"""From how many sentences does unfreezing pay? And does gradual unfreezing beat unfreezing at once?
+"""From how many sentences on does unfreezing pay? Is gradual unfreezing better than at once?
 
 Every depth from a frozen backbone to full fine-tuning, the recipes beside them, on 64
 sentences up to all of them. An arm of a given number of sentences has as many passes over
@@ -66,22 +66,22 @@ _TRAINED, _KEPT = 3, 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Unfreezing(StudySettings):
-    """Train every depth and recipe on few and on many sentences; report what unfreezing buys."""
+    """Train every depth and recipe on few and on many sentences, and compare them."""
 
     sizes: tuple[int | None, ...] = (64, 256, 1024)
-    """numbers of training sentences; None for all there are"""
+    """numbers of training sentences; None for all"""
     seeds: tuple[int, ...] = tuple(range(8))
-    """the seeds to train each with"""
+    """random seeds; each arm is trained once with each"""
     arms: tuple[str, ...] = ()
-    """scenarios, recipes, .json files of either, at_once for none_frozen with gradual \
-unfreezing's rates, only_layer_i for heads and one layer, and backbone_frozen_equal_cost and \
-top_k_equal_cost with as many passes as cost what none_frozen does; by default backbone_frozen, \
-every top_k, none_frozen, at_once, the recipes, the lowest and the highest layer alone, and at \
-equal cost backbone_frozen and top_k of a third of the layers"""
+    """scenarios, recipes, .json files of either; at_once: none_frozen with the learning rates of \
+gradual unfreezing; only_layer_i: the heads and one layer; backbone_frozen_equal_cost and \
+top_k_equal_cost: with more passes, for the cost of none_frozen. By default backbone_frozen, every \
+top_k, none_frozen, at_once, the recipes, the lowest and the highest layer alone, and \
+backbone_frozen and the top third of the layers at equal cost"""
     epochs: int = 3
     """passes over the training examples"""
     min_steps: int = 150
-    """steps at least: a small set has more than --epochs passes until it has as many"""
+    """minimum number of steps; a small set gets more passes than --epochs to reach it"""
     batch_size: int = 16
     """examples per step, over all devices"""
 
