@@ -373,7 +373,7 @@ def test_a_pair_is_a_line_of_json():
     pairs = list(read_pairs(lines, ("first", "second")))
     assert [(pair.first, pair.second) for pair in pairs] == [("a", "b"), ("c", "d")]
     for line in ("a text", '["a"]', '["a", 3]', '{"first": "a"}', "null"):
-        with pytest.raises(UserError, match=r"line 2, .* is no pair of texts"):
+        with pytest.raises(UserError, match=r"line 2, .* is not a pair of texts"):
             list(read_pairs([lines[0], line], ("first", "second")))
 
 

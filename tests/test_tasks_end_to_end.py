@@ -160,7 +160,7 @@ def test_a_study_of_three_tasks_names_them_and_no_others(three, called, refused,
 
     broken = [f"--workdir={tmp_path / 'other'}", "--seeds", "0", *three, "--arms"]
     for arm, words in (
-        ('[["*", "head"]', "scenario is no valid JSON (Expecting ',' delimiter"),
+        ('[["*", "head"]', "scenario is not valid JSON (Expecting ',' delimiter"),
         ('[["*", "body"]]', "scenario: rule 1 has the label 'body': use frozen"),
         ("sentiment_frozen", "unknown arm 'sentiment_frozen': did you mean"),
         ('[["mod/*", "frozen"], ["*", "head"]]', "rule 'mod/*' -> 'frozen' matches no parameter"),
@@ -173,7 +173,7 @@ def test_a_study_of_three_tasks_names_them_and_no_others(three, called, refused,
 def test_rules_in_a_command_line(three, called, refused, tmp_path):
     folder = f"--workdir={tmp_path / 'run'}"
     for scenario, words in (
-        ('[["*/bias", "head"]', "scenario is no valid JSON ("),
+        ('[["*/bias", "head"]', "scenario is not valid JSON ("),
         ('[["*/bias"]]', "scenario: [0]: ['*/bias'] is too short: write a JSON list of pairs"),
         ('[["*/bias", "head"]]', "no rule matches parameter 'backbone/embeddings/"),
         ("gone.json", f"scenario file {Path.cwd() / 'gone.json'} is missing"),

@@ -422,7 +422,9 @@ def _extract(command: Extract) -> None:
     known: Iterable[str] = columns
     if command.workdir is not None:
         if (command.backbone, command.max_length) != (None, None):
-            raise UserError("--workdir settles --backbone and --max-length: leave them out")
+            raise UserError(
+                "--workdir already determines --backbone and --max-length: leave them out"
+            )
         encoder = Predictor(
             command.workdir,
             command.long_texts,

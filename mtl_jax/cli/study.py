@@ -30,7 +30,7 @@ def run_study(argv: Sequence[str]) -> int:
         return 0
     if argv[0].startswith("-"):
         raise UserError(
-            f"{argv[0]} stands where the study's name should: write {_USAGE}, with "
+            f"{argv[0]} stands where the name of the study should be: write {_USAGE}, with "
             f"{', '.join(built_in())} for NAME, or a study of your own"
         )
     if argv[0] == JUDGE:

@@ -45,7 +45,7 @@ def paths_by_name(
         every: Whether a path by itself stands for all names.
 
     Raises:
-        UserError: One is no pair, or names what is not there.
+        UserError: One is not a pair, or names what is not there.
     """
     pairs = tuple(pairs)
     if every and len(pairs) == 1 and "=" not in pairs[0]:
@@ -76,7 +76,7 @@ def by_task(
         only: Those that one value for all is for.
 
     Raises:
-        UserError: One is no pair, or names what is no task.
+        UserError: One is not a pair, or names what is no task.
     """
     if len(values) == 1 and values[0].partition("=")[0] not in tasks and "=" not in values[0]:
         return dict.fromkeys(only, values[0])

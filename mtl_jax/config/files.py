@@ -37,14 +37,14 @@ def with_file(argv: Sequence[str], kind: type) -> list[str]:
     if file is None:
         return list(argv)
     if not file:
-        raise UserError(f"{_FLAG} names no file: give it one, or leave it out")
+        raise UserError(f"{_FLAG} needs a file name: give it one, or leave it out")
     path = expanded(file[-1])
     settings = _settings(path)
     trust, rest = _taken(rest, _TRUST)
     refuse_untrusted(named_paths(settings), trust or (), str(path))
     known = dict(_fields(kind))
     flags: list[str] = []
-    # The two exclude each other: a flag stands for whichever of them the file has.
+    # The two cannot be used together: a flag stands for whichever of them the file has.
     given = {name for name in _WHAT if _taken(rest, f"--{name}")[0] is not None}
     for name in _WHAT if given else ():
         settings.pop(name, None)
@@ -117,7 +117,7 @@ def _settings(path: Path) -> dict[str, Any]:
         found = json.loads(text) if path.suffix == ".json" else _from_yaml(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} is no YAML or JSON ({reason}): {_REMEDY}") from error
+        raise UserError(f"{path} is neither YAML nor JSON ({reason}): {_REMEDY}") from error
     if found is None:
         return {}
     if isinstance(found, Mapping) and {"settings", "phases"} <= found.keys():
@@ -125,7 +125,7 @@ def _settings(path: Path) -> dict[str, Any]:
         limits = (found.get("environment") or {}).get("limits") or {}
         found = {**renamed(found["settings"]), **limits}
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
-        raise UserError(f"{path} holds no settings by name: {_REMEDY}")
+        raise UserError(f"{path} does not contain settings by name: {_REMEDY}")
     return dict(_flat(found))
 
 

@@ -93,7 +93,7 @@ def refuse_lora(name: str, targets: Any, alpha: float | None, dropout: float | N
             close = difflib.get_close_matches(each, KERNELS, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise UserError(
-                f"{flag} {each!r} is no kernel of a layer: {hint}use {', '.join(KERNELS)}, or a "
+                f"{flag} {each!r} is not a kernel of a layer: {hint}use {', '.join(KERNELS)}, or a "
                 "pattern of paths such as layer_0/attention/*"
             )
     if alpha is not None and not 0 < alpha < math.inf:

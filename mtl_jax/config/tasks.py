@@ -128,7 +128,7 @@ def pairs_of(
         The value of each task, in the order of ``pairs``.
 
     Raises:
-        UserError: One is no pair, or names a task twice, or one that is not there.
+        UserError: One is not a pair, or names a task twice, or one that is not there.
     """
     values: dict[str, str] = {}
     for pair in pairs:

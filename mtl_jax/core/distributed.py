@@ -186,7 +186,7 @@ def _number(name: str) -> int | None:
     try:
         return int(value)
     except ValueError as error:
-        raise UserError(f"{name}={value!r} is no whole number: correct or unset it") from error
+        raise UserError(f"{name}={value!r} is not a whole number: correct or unset it") from error
 
 
 def count() -> int:

@@ -190,7 +190,7 @@ def cache_dir() -> Path:
         return expanded("~") / ".cache" / "mtl_jax"
     except UserError as error:
         raise UserError(
-            "there is no home folder to keep what is fetched in: set MTL_JAX_CACHE to a folder"
+            "there is no home folder for downloaded files: set MTL_JAX_CACHE to a folder"
         ) from error
 
 
@@ -332,5 +332,5 @@ def _verify(asset: Asset, folder: Path) -> None:
         if found != expected:
             raise UserError(
                 f"{path} has been changed (its SHA-256 is {found[:12]}... and not "
-                f"{expected[:12]}...): delete the folder {asset.folder} so that it is fetched again"
+                f"{expected[:12]}...): delete the folder {asset.folder} to download it again"
             )

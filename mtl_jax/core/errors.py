@@ -66,7 +66,7 @@ def refuse_undecodable(text: str) -> None:
     except UnicodeEncodeError as error:
         around = text[max(error.start - _AROUND, 0) : error.end + _AROUND]
         name = os.fsencode(around).decode("utf-8", "backslashreplace")
-        raise UserError(f"{name!r} is no UTF-8 text: rename the file or folder") from None
+        raise UserError(f"{name!r} is not UTF-8 text: rename the file or folder") from None
 
 
 def first_line(error: BaseException) -> str:

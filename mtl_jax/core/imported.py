@@ -28,7 +28,7 @@ def import_object(path: str, what: str) -> Any:
     """
     module, colon, name = path.partition(":")
     if not (colon and module and name):
-        raise UserError(f"{what} {path!r} is no import path: write module:name")
+        raise UserError(f"{what} {path!r} is not an import path: write module:name")
     try:
         with _here():
             found: Any = importlib.import_module(module)
@@ -49,7 +49,7 @@ def import_function(path: str, what: str) -> Any:
     """As ``import_object``, of what can be called."""
     found = import_object(path, what)
     if not callable(found):
-        raise UserError(f"{what} {path} is no function: name one")
+        raise UserError(f"{what} {path} is not a function: name one")
     return found
 
 
@@ -88,8 +88,8 @@ def import_path(value: Any, what: str) -> str:
         )
     if module == "__main__":
         raise UserError(
-            f"{what} {name} is defined in the script that runs, which no other process can import: "
-            "move it to a module of its own"
+            f"{what} {name} is defined in the script that is running, which no other process can "
+            "import: move it to a module of its own"
         )
     path = f"{module}:{name}"
     if import_object(path, what) is not value:

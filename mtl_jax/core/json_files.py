@@ -40,7 +40,7 @@ def read_text(path: Path, remedy: str) -> str:
     except OSError as error:
         raise cannot_read(path, error) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text ({first_line(error)}): {remedy}") from error
+        raise UserError(f"{path} is not UTF-8 text ({first_line(error)}): {remedy}") from error
 
 
 def parse_json(text: str, schema: Mapping[str, Any], origin: str, remedy: str) -> Any:
@@ -48,7 +48,7 @@ def parse_json(text: str, schema: Mapping[str, Any], origin: str, remedy: str) -
     try:
         value = json.loads(text, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{origin} is no valid JSON ({first_line(error)}): {remedy}") from error
+        raise UserError(f"{origin} is not valid JSON ({first_line(error)}): {remedy}") from error
     check_json(value, schema, origin, remedy)
     return value
 

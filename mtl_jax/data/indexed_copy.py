@@ -1,7 +1,7 @@
 """A copy of texts and labels in the cache, from which texts are read by index.
 
 It is made once, in one pass, where the texts are too many to be held in memory. Its name is a
-digest of the data and of the columns that are read; a copy that is damaged is made again.
+digest of the data and of the columns that are read; a copy that is damaged is recreated.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def indexed_table(
         if folder.exists():
             if found := _opened(folder, source, split):
                 return found
-            say(f"note: {folder} is damaged: it is made again from {source.name}")
+            say(f"note: {folder} is damaged: it is recreated from {source.name}")
             shutil.rmtree(folder)
         for stale in folder.parent.glob(f".{folder.name}.*"):
             # Under the lock it can only be what a killed process left.

@@ -64,7 +64,7 @@ def _adapted(params: Mapping[str, Any], lora: Lora) -> list[str]:
         if not (matched := [each for each in dense if fnmatchcase(each, pattern)]):
             inside = sorted({path.partition("/")[2] for path in dense})
             raise UserError(
-                f"lora_targets {target!r} is no kernel of this backbone, whose layers have "
+                f"lora_targets {target!r} is not a kernel of this backbone, whose layers have "
                 f"{', '.join(inside)}: use one of {', '.join(KERNELS)}, or a pattern of paths such "
                 f"as layer_0/{inside[0]}"
             )

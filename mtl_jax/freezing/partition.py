@@ -74,7 +74,7 @@ class Partition:
         """
         name = scenario_text(scenario)
         if not isinstance(name, str):
-            raise UserError(f"{name!r} is no scenario: give a name, a file, or a list of rules")
+            raise UserError(f"{name!r} is not a scenario: give a name, a file, or a list of rules")
         layers = sum(name.startswith("layer_") for name in params["backbone"])
         rules = scenario_rules(name, layers, [name for name in params if name != "backbone"])
         given = lora_targets, lora_alpha, lora_dropout

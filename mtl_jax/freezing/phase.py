@@ -336,7 +336,7 @@ def phases_from(objects: Sequence[Mapping[str, Any]], origin: str) -> tuple[Phas
     """
     if not isinstance(objects, list) or not objects:
         raise UserError(
-            f'{origin} holds no list of phases: write one such as [{{"scenario": '
+            f'{origin} is not a list of phases: write one such as [{{"scenario": '
             '"backbone_frozen", "epochs": 1}, {"scenario": "none_frozen", "epochs": 2}]'
         )
     return tuple(_phase(fields, f"{origin}: phase {i}") for i, fields in enumerate(objects, 1))
@@ -345,7 +345,9 @@ def phases_from(objects: Sequence[Mapping[str, Any]], origin: str) -> tuple[Phas
 def _phase(fields: Any, origin: str) -> Phase:
     names = [field.name for field in dataclasses.fields(Phase)]
     if not isinstance(fields, dict) or "scenario" not in fields:
-        raise UserError(f"{origin} is no object with a scenario: {', '.join(names)} are its fields")
+        raise UserError(
+            f"{origin} is not an object with a scenario: {', '.join(names)} are its fields"
+        )
     unknown = [name for name in fields if name not in names]
     if unknown:
         raise UserError(f"{origin} has no field {unknown[0]!r}: use {', '.join(names)}")
@@ -357,7 +359,7 @@ def _phase(fields: Any, origin: str) -> Phase:
         )
     for name, key in (("learning_rates", "label"), ("task_weights", "task")):
         if not isinstance(fields.get(name, {}), dict):
-            raise UserError(f"{origin}: {name} is no object: write one of numbers by {key}")
+            raise UserError(f"{origin}: {name} is not an object: write one of numbers by {key}")
     try:
         return Phase(**fields)
     except UserError as error:

@@ -254,7 +254,7 @@ def _of_python(file: Path) -> Recipe:
             )
         if unlike := [phase for phase in found if not isinstance(phase, Phase)]:
             raise UserError(
-                f"recipe file {file}: {unlike[0]!r} is no Phase of mtl_jax.freezing.phase"
+                f"recipe file {file}: {unlike[0]!r} is not a Phase of mtl_jax.freezing.phase"
             )
         return _beside(file, found)
 

@@ -144,8 +144,8 @@ def scenario_rules(name: str, num_layers: int, tasks: Sequence[str]) -> tuple[Ru
     lowest, highest = (0, num_layers - 1) if kind == "only" else (1, num_layers)
     if not lowest <= number <= highest:
         raise UserError(
-            f"scenario {name!r} is off the backbone's {num_layers} layers: use {kind}_{lowest} to "
-            f"{kind}_{highest}"
+            f"scenario {name!r} does not fit the backbone's {num_layers} layers: use "
+            f"{kind}_{lowest} to {kind}_{highest}"
         )
     if kind == "top":
         below = [f"backbone/layer_{i}/*" for i in range(num_layers - number)]

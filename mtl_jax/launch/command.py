@@ -57,8 +57,8 @@ class Work:
             raise UserError(f"--workers {workers}: {self.name} has no arms to share: leave it out")
         if workers > 1 and tasks > 1:
             raise UserError(
-                f"--workers {workers} and --tasks {tasks} exclude each other here: use --workers "
-                "for arms at once, or --tasks for each arm on several devices"
+                f"--workers {workers} and --tasks {tasks} cannot be used together here: use "
+                "--workers for arms at once, or --tasks for each arm on several devices"
             )
 
     def refuse_tasks(self, tasks: int) -> None:
@@ -121,7 +121,7 @@ def read_work(words: Sequence[str], run_id: str, runs: str | None) -> Work:
         flags = flags[1:]
     else:
         raise UserError(
-            f"{kind!r} can't be launched: write train, or experiment and a name, behind the --"
+            f"{kind!r} can't be launched: write train, or experiment and a name, after the --"
         )
     workdir = _workdir(flags)
     if workdir is not None and not workdir.strip():

@@ -136,7 +136,7 @@ several pods"""
             if not re.fullmatch(rf"{_KEY}=({_LABEL_VALUE})?", label, re.ASCII):
                 raise UserError(f"--node-selector {label} must be written as pool=a100")
         if self.gpus_per_task and self.tpus_per_task:
-            raise UserError("--gpus-per-task and --tpus-per-task exclude each other: use one")
+            raise UserError("--gpus-per-task and --tpus-per-task cannot be used together: use one")
         refuse_other_folders("--mount", self.mount)
         if self.mount == "/" or ":" in self.mount:
             raise UserError(f"--mount {self.mount} must be a folder below /, without ':', as /runs")
@@ -224,7 +224,7 @@ several pods"""
         }
 
     def _workers_job(self, work: Work) -> dict[str, Any]:
-        """The job of the workers of a study, of which each is made again by itself."""
+        """The job of the workers of a study, of which each is recreated by itself."""
         return {
             "completionMode": "Indexed",
             "parallelism": self.workers,
@@ -328,7 +328,7 @@ several pods"""
 def _ends(*final: int) -> list[dict[str, Any]]:
     """What comes of the ends of a pod that are no crash.
 
-    What has saved, or was told to end before it had begun, is made again and not counted, and so
+    What has saved, or was told to end before it had begun, is recreated and not counted, and so
     is what was lost with its node; what ended with a status of ``final`` is not made again.
     """
 

@@ -115,7 +115,7 @@ several processes, and 0 for one"""
             again = [n for n, status in enumerate(of_each) if self._crashed(status)]
             if ended.told or not again:
                 break
-            say(f"it crashed (status {of_each[again[0]]}): begun again, {done} of {tries} times")
+            say(f"it crashed (status {of_each[again[0]]}): restarted, {done} of {tries} times")
             later = run_together(
                 [commands[n] for n in again],
                 [environments[n] for n in again],

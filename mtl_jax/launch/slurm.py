@@ -124,7 +124,9 @@ jobs"""
         self._refuse_unlike_options("sbatch", "--account=name")
         if self.gpus_per_node:
             if self.gpus_per_task:
-                raise UserError("--gpus-per-node and --gpus-per-task exclude each other: use one")
+                raise UserError(
+                    "--gpus-per-node and --gpus-per-task cannot be used together: use one"
+                )
             one_each = self.nodes * self.gpus_per_node
             if self.tasks not in (1, one_each):
                 raise UserError(

@@ -50,7 +50,7 @@ def byte_pair_tokenizer(
             continue
         pair = line.split(" ")
         if len(pair) != 2:
-            raise UserError(f"{folder / 'merges.txt'}, line {number}, is no pair: {remedy}")
+            raise UserError(f"{folder / 'merges.txt'}, line {number}, is not a pair: {remedy}")
         merges.append((pair[0], pair[1]))
     try:
         own = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))

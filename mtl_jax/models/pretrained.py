@@ -213,7 +213,7 @@ def from_transformers(tensors: Mapping[str, np.ndarray], config: EncoderConfig) 
         raise UserError(f"the weights do not fit their config.json ({'; '.join(problems)}): {use}")
     if no_floats:
         raise UserError(
-            f"weights are no floating-point numbers ({_named(list(no_floats))}): use a checkpoint "
+            f"weights are not floating-point numbers ({_named(list(no_floats))}): use a checkpoint "
             "that is not quantized"
         )
     if not_finite:

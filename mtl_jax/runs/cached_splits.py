@@ -60,7 +60,7 @@ class CachedSplits:
         return self._splits[name]
 
     def release(self) -> None:
-        """Lets them make room for those of others; they are made again if asked for."""
+        """Lets them make room for those of others; they are recreated if asked for."""
         self._splits.clear()
         self._prefix.release()
 

@@ -106,7 +106,7 @@ def ready(config: TrainConfig, grid: Grid, inputs: Inputs) -> PhaseRun:
     heads_alone = len(run.plans) == 1 and run.partition.backbone_frozen and run.partition.groups
     if not heads_alone or not config.prefix_cache:
         raise UserError(
-            f"a sweep trains heads on kept vectors: use --scenario backbone_frozen, not "
+            f"a sweep trains heads on cached vectors: use --scenario backbone_frozen, not "
             f"{config.name}, and no --no-prefix-cache"
         )
     if any(0 in weights for _, weights in grid.task_weights):
@@ -148,7 +148,7 @@ def sweep_of(run: PhaseRun, grid: Grid) -> SweepResult:
     settled = np.take_along_axis(scores, kept[..., None], -1)[..., 0]
     converged = ~diverged.any(0)
     if not converged.any():
-        raise UserError("every setting of the sweep has diverged: lower the learning rates")
+        raise UserError("every setting of the sweep diverged: lower the learning rates")
     chosen = int(np.where(converged, settled.mean(0), -np.inf).argmax())
     test = []
     if "test" in inputs.corpus.splits:

@@ -261,7 +261,7 @@ def _partition(phase: Phase, params: Params, rules: Sequence[Rule]) -> Partition
         used = (group == label or group.startswith(f"{label}/") for group in partition.groups)
         if label not in ("head", "backbone") and not any(used):
             raise UserError(
-                f"learning_rates names {label!r}, which is no label of what it trains: use "
+                f"learning_rates names {label!r}, which is not a label of anything it trains: use "
                 f"{', '.join(partition.groups)}"
             )
     return partition

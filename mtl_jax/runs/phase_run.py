@@ -161,7 +161,7 @@ class PhaseRun:
         return self._kept.get(name)
 
     def release(self) -> None:
-        """Lets the splits make room for those of others; they are made again if asked for."""
+        """Lets the splits make room for those of others; they are recreated if asked for."""
         self._kept.release()
 
     @property

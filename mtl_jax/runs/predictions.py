@@ -171,7 +171,7 @@ def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     except OSError as error:
         raise cannot_read(path, error) from error
     except pa.ArrowException as error:
-        raise UserError(f"{path} is no Parquet file ({first_line(error)}): {_REMEDY}") from error
+        raise UserError(f"{path} is not a Parquet file ({first_line(error)}): {_REMEDY}") from error
     try:
         about = json.loads((table.schema.metadata or {})[b"mtl_jax"])
     except (KeyError, ValueError) as error:

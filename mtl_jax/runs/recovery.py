@@ -81,7 +81,7 @@ def _refuse_others(path: Path, kept: Mapping[str, Any], now: Mapping[str, Any]) 
     for name in _DEPENDED_ON:
         if kept[name] != now[name]:
             raise UserError(
-                f"the checkpoints in {path} are of a run with another {name} "
+                f"the checkpoints in {path} belong to a run with another {name} "
                 f"({kept[name]!r}, here {now[name]!r}): use another --workdir"
             )
 
@@ -131,7 +131,7 @@ def done_before(workdir: Workdir, run: Mapping[str, str]) -> bool:
     if result is None or last != result["step"]:
         raise UserError(
             f"{workdir.path} was begun by an earlier version of mtl_jax, and not finished: run "
-            "train with that version to finish it, or begin anew in another --workdir with "
+            "train with that version to finish it, or start again in another --workdir with "
             f"--config {workdir.path / 'config.json'}; nothing is changed there"
         )
     if not other_files:

@@ -127,7 +127,8 @@ def read_record(workdir: Workdir, remedy: str) -> dict[str, Any]:
     record = workdir.config()
     if "settings" not in record or "phases" not in record:
         raise UserError(
-            f"{workdir.path} is not the folder of a run (its config.json is another's): {remedy}"
+            f"{workdir.path} is not the folder of a run (its config.json belongs to "
+            f"something else): {remedy}"
         )
     if isinstance(record["settings"], dict):
         record = {**record, "settings": renamed(record["settings"])}
@@ -177,10 +178,10 @@ def recorded_tasks(record: Mapping[str, Any], where: str) -> dict[str, Task]:
         kind: Kind = kinds.get(name, "single_label")
         if kind == "regression":
             if name not in scales:
-                raise UserError(f"{where}: config.json has no scale of {name}: train it anew")
+                raise UserError(f"{where}: config.json has no scale of {name}: train it again")
             task = Task(name, kind, columns.get(name, ""), **scales[name])
         elif not classes:
-            raise UserError(f"{where}: config.json has no classes of {name}: train it anew")
+            raise UserError(f"{where}: config.json has no classes of {name}: train it again")
         else:
             task = Task(name, kind, columns.get(name, ""), tuple(classes))
         found[name] = task

@@ -156,7 +156,7 @@ class SeedRun:
         inputs = self.run.inputs
         begun = bool(self._workdir.lines)
         if self._workdir.keep_tokenizer(inputs.checkpoint, inputs.tokenizer_digest) and begun:
-            say(f"warning: {self._workdir.tokenizer} was missing: it is made again")
+            say(f"warning: {self._workdir.tokenizer} was missing: it is recreated")
 
     def _keep_frozen(self) -> None:
         inputs, (_, digest) = self.run.inputs, self.run.changed(self.run.params)
@@ -173,7 +173,7 @@ class SeedRun:
         if certificate is None and found is None:
             say(f"warning: {path} {reason}, and can't be made again without the checkpoints")
         elif certificate not in (None, found):
-            say(f"warning: {path} {reason}: it is made again")
+            say(f"warning: {path} {reason}: it is recreated")
             write_json(path, certificate)
 
     def _certificate(self) -> dict[str, Any] | None:

@@ -214,8 +214,8 @@ class Workdir:
         record = read_json(file, OBJECT, remedy)
         if _DIGEST not in record and "settings" not in record:
             raise UserError(
-                f"{self.path} is not the folder of a run (its config.json is another's): name "
-                "another folder"
+                f"{self.path} is not the folder of a run (its config.json belongs to "
+                "something else): name another folder"
             )
         if _DIGEST not in record:
             raise UserError(
@@ -237,7 +237,7 @@ class Workdir:
 
     def _lost_config(self) -> UserError:
         return UserError(
-            f"{self.path} has lost its config.json, without which nobody knows what was trained: "
+            f"{self.path} has lost its config.json, which says what was trained: "
             "put it back, or train again in another --workdir"
         )
 
@@ -353,7 +353,7 @@ class Workdir:
             if not self._is_there(source):
                 copy_tokenizer(checkpoint, source)
             elif tokenizer_digest(source) != digest:
-                say(f"warning: {source} was damaged: it is made again")
+                say(f"warning: {source} was damaged: it is recreated")
                 shutil.rmtree(source)
                 copy_tokenizer(checkpoint, source)
         copy_tokenizer(source, self.tokenizer, link=True)
@@ -373,7 +373,7 @@ class Workdir:
         if not self.tokenizer.is_dir() or tokenizer_digest(self.tokenizer) != digest:
             raise UserError(
                 f"{self.tokenizer} is not the tokenizer that the run was begun with: bring that "
-                "one back, or remove the folder and run train again, which makes it again"
+                "one back, or remove the folder and run train again, which recreates it"
             )
 
     def _take_lock(self, *, shared: bool) -> None:

@@ -106,7 +106,7 @@ def check_arms(
         own: What the study's own are called, for the message.
 
     Raises:
-        UserError: It is neither a scenario nor a recipe, or is off the backbone's layers.
+        UserError: It is neither a scenario nor a recipe, or does not fit the backbone's layers.
     """
     copies: dict[str, str] = {}
     for name in names:

@@ -60,7 +60,7 @@ def _refuse_unknown(arms: Arms) -> None:
         if unknown := [field for field in fields if field not in TrainConfig.__dataclass_fields__]:
             raise UserError(f"arm {name}: TrainConfig has no field {unknown[0]!r}: correct it")
         if taken := [field for field in ("seed", "workdir") if field in fields]:
-            raise UserError(f"arm {name}: {taken[0]} is the study's to set: leave it out")
+            raise UserError(f"arm {name}: {taken[0]} is set by the study: leave it out")
 
 
 def _plan(settings: StudySettings, pool: InputsPool, arms: Arms) -> Plan:

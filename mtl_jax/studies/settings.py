@@ -95,7 +95,9 @@ taken over; more than the 60 s by which NFS may lag"""
         _ = self.budget
         chosen = [f"--{name.replace('_', '-')}" for name in _WHAT if getattr(self, name)]
         if len(chosen) > 1:
-            raise UserError(f"{' and '.join(chosen)} exclude each other: leave one of them out")
+            raise UserError(
+                f"{' and '.join(chosen)} cannot be used together: leave one of them out"
+            )
 
     def check(self, layers: int) -> None:
         """Refuses arms that there are not for a backbone of so many layers, before data is read.

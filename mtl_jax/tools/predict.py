@@ -328,7 +328,7 @@ def best_parameters(workdir: Workdir) -> Params:
     if end is not None and saved.last_step != end:
         raise UserError(
             f"{workdir.path} is done, but its last checkpoint, {end}, is lost: run train again on "
-            "its --workdir, which makes it again"
+            "its --workdir, which recreates it"
         )
     if (params := saved.restore_best()) is None:
         raise UserError(f"{workdir.path} has no checkpoint yet: run train again on its --workdir")
@@ -419,9 +419,9 @@ def read_pairs(lines: Iterable[str], columns: Sequence[str]) -> Iterator[Pair]:
         if not (isinstance(found, list) and [type(each) for each in found] == [str, str]):
             first, second = columns
             raise UserError(
-                f"line {number}, {shortened(line, 60)!r}, is no pair of texts, which the model was "
-                f'trained on: write ["a", "b"] or {{"{first}": "a", "{second}": "b"}}, or read a '
-                "file with --input FILE --text-columns"
+                f"line {number}, {shortened(line, 60)!r}, is not a pair of texts, which the model "
+                f'was trained on: write ["a", "b"] or {{"{first}": "a", "{second}": "b"}}, or '
+                "read a file with --input FILE --text-columns"
             )
         yield Pair(*found)
 

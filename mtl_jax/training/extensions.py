@@ -126,7 +126,7 @@ def load_extensions(
         own_losses.append((task, function))
     for name, path in paths_by_name("--metrics", metrics, None).items():
         if name in BUILT_IN:
-            raise UserError(f"--metrics {name} is there already: call yours something else")
+            raise UserError(f"--metrics {name} already exists: use another name")
         metric = import_function(path, f"--metrics {name}")
         measured = _metric(metric, f"--metrics {name} {path}")
         there = {task.kind for task in tasks.values()}
@@ -245,7 +245,9 @@ def _head(found: Any, classes: int, task: str) -> nn.Module:
             "a field classes, or defaults"
         ) from error
     if not isinstance(made, nn.Module):
-        raise UserError(f"--heads {task}: {found!r} is no Flax module and makes none: name one")
+        raise UserError(
+            f"--heads {task}: {found!r} is not a Flax module and does not return one: name one"
+        )
     return made
 
 

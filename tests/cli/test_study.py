@@ -46,7 +46,7 @@ def test_help_is_that_of_the_study_as_it_was_called_and_needs_no_jax():
     [
         (["unfreezin"], "unknown study 'unfreezin': did you mean unfreezing?"),
         (["gone.py", "--help"], "study gone.py is not there"),
-        (["--workdir=x", "freezing"], "--workdir=x stands where the study's name should"),
+        (["--workdir=x", "freezing"], "--workdir=x stands where the name of the study should be"),
         (["freezing", "--workdir=x", "--arms=top_1", "--seed=1"], "--seed"),
         (["heads", "--workdir=x", "--seeds=-1"], "--seeds -1 must not be negative"),
         (["heads"], "--workdir"),

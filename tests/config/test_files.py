@@ -77,8 +77,8 @@ def test_a_runs_record_is_a_file_of_settings(tmp_path):
     [
         ("epoch: 3", "there is no setting 'epoch': did you mean epochs"),
         ("data: {max_lenght: 3}", "no setting 'max_lenght': did you mean max_length"),
-        ("- epochs", "holds no settings by name"),
-        ("epochs: [", "is no YAML or JSON"),
+        ("- epochs", "does not contain settings by name"),
+        ("epochs: [", "is neither YAML nor JSON"),
         ("epochs: [[1]]", "epochs is a list of lists"),
         ("3: 4", "there is no setting '3'"),
         ("heads: {topic: my_module:Head}", "--trust my_module"),

@@ -105,7 +105,7 @@ def test_a_wrong_flag_is_answered_with_the_whole_command():
 
 def test_names_that_are_no_utf8_are_refused(capsys):
     assert run(["train", "--workdir", os.fsdecode(b"runs/\xff\xfe")]) == 2
-    assert "'runs/\\\\xff\\\\xfe' is no UTF-8 text: rename" in capsys.readouterr().err
+    assert "'runs/\\\\xff\\\\xfe' is not UTF-8 text: rename" in capsys.readouterr().err
 
 
 STREAMS = [
@@ -145,7 +145,7 @@ def test_a_user_without_a_home():
     )
     done = run_without_home(program)
     assert done.stdout == "2\n"
-    assert done.stderr.startswith("error: there is no home folder to keep what is fetched in: ")
+    assert done.stderr.startswith("error: there is no home folder for downloaded files: ")
     assert len(done.stderr.splitlines()) == 1
 
 

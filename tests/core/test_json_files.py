@@ -27,11 +27,11 @@ def test_a_file_that_follows_its_schema_is_given_as_it_is(tmp_path):
         (b'{"weight_map": 3}', "weight_map: 3 is not of type 'object'"),
         (b'{"weight_map": {"x": null}}', "weight_map.x: None is not of type 'string'"),
         (b'{"weight_map": {}, "weight_map": {}}', "'weight_map' is there twice"),
-        (b"{", "is no valid JSON"),
-        (b"", "is no valid JSON"),
-        (b"[" * 100_000, "is no valid JSON"),
-        (b'"\xff"', "is no UTF-8 text"),
-        (b"9" * 5000, "is no valid JSON"),
+        (b"{", "is not valid JSON"),
+        (b"", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b'"\xff"', "is not UTF-8 text"),
+        (b"9" * 5000, "is not valid JSON"),
     ],
 )
 def test_any_other_content_is_one_line_that_names_file_place_and_remedy(tmp_path, content, words):

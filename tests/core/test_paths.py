@@ -82,5 +82,5 @@ def test_no_home_at_all_is_told_in_a_line():
     assert done.stdout.splitlines() == [
         "~/runs: ~ stands for no folder, for HOME is not set: write the whole path, or ./~ for a "
         "folder of that name",
-        "there is no home folder to keep what is fetched in: set MTL_JAX_CACHE to a folder",
+        "there is no home folder for downloaded files: set MTL_JAX_CACHE to a folder",
     ]

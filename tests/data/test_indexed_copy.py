@@ -108,7 +108,7 @@ def test_a_damaged_copy_is_made_again(files, name, damage, capsys):
         )
     capsys.readouterr()
     assert all_of(load_corpus(config(files), Keeping(in_memory=0))) == expected
-    assert f"note: {path.parent} is damaged: it is made again from" in capsys.readouterr().err
+    assert f"note: {path.parent} is damaged: it is recreated from" in capsys.readouterr().err
     assert path.read_bytes() == contents or name in ("rows.npz", "record.json")
 
 

@@ -94,5 +94,5 @@ def test_damage_that_comes_while_texts_are_read_is_told(tmp_path):
     contents = bytearray((tmp_path / "texts").read_bytes())
     contents[200:400] = b"\xff" * 200
     (tmp_path / "texts").write_bytes(contents)
-    with pytest.raises(UserError, match=r"/texts is damaged \(.*\): delete .*, it is made again"):
+    with pytest.raises(UserError, match=r"/texts is damaged \(.*\): delete .*, it is recreated"):
         list(stored)

@@ -239,7 +239,10 @@ def test_no_gradient_of_a_kernel_is_formed(dtype):
 @pytest.mark.parametrize(
     ("lora", "words"),
     [
-        (Lora(2, ("layer_7/*",)), "lora_targets 'layer_7/*' is no kernel of this backbone, whose"),
+        (
+            Lora(2, ("layer_7/*",)),
+            "lora_targets 'layer_7/*' is not a kernel of this backbone, whose",
+        ),
         (Lora(2, ("query", "*/wqkv")), "or a pattern of paths such as layer_0/attention/key"),
         (Lora(17), "lora_17 is of a higher rank than the kernel of layer_0/attention/query, 16 x"),
     ],
@@ -253,9 +256,18 @@ def test_what_can_not_be_is_refused(lora, words):
     ("given", "words"),
     [
         ({"lora_targets": ()}, "targets names nothing: give it kernels such as query value"),
-        ({"lora_targets": (" ",)}, "targets ' ' is no kernel of a layer: use query, key, value, "),
-        ({"lora_targets": ("quary",)}, "targets 'quary' is no kernel of a layer: did you mean que"),
-        ({"lora_targets": ("pooler",)}, "targets 'pooler' is no kernel of a layer: use query, key"),
+        (
+            {"lora_targets": (" ",)},
+            "targets ' ' is not a kernel of a layer: use query, key, value, ",
+        ),
+        (
+            {"lora_targets": ("quary",)},
+            "targets 'quary' is not a kernel of a layer: did you mean que",
+        ),
+        (
+            {"lora_targets": ("pooler",)},
+            "targets 'pooler' is not a kernel of a layer: use query, key",
+        ),
         ({"lora_alpha": 0.0}, "alpha 0.0 must be a number above 0"),
         ({"lora_alpha": math.nan}, "alpha nan must be a number above 0"),
         ({"lora_dropout": 1.0}, "dropout 1.0 must be at least 0 and below 1"),

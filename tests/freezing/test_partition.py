@@ -340,9 +340,9 @@ def test_rules_as_a_list_as_json_and_in_a_file_are_the_same(tmp_path):
         ([("*",)], "scenario: [0]: ['*'] is too short: write a JSON list of pairs such as"),
         ([], "scenario: [] should be non-empty: write a JSON list of pairs"),
         ([("mood/*", FROZEN), ("*", "head")], "rule 'mood/*' -> 'frozen' matches no parameter"),
-        ('[["*", "head"]', "scenario is no valid JSON ("),
+        ('[["*", "head"]', "scenario is not valid JSON ("),
         ("mood_frozen", "unknown scenario 'mood_frozen': did you mean"),
-        (None, "None is no scenario: give a name, a file, or a list of rules"),
+        (None, "None is not a scenario: give a name, a file, or a list of rules"),
     ):
         with pytest.raises(UserError) as caught:
             Partition(PARAMS, wrong)

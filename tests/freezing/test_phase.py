@@ -226,14 +226,20 @@ def test_a_list_of_rules_is_a_scenario_of_a_phase():
 @pytest.mark.parametrize(
     ("objects", "words"),
     [
-        ({}, "r.json holds no list of phases"),
-        ([], "r.json holds no list of phases"),
-        ([1], "r.json: phase 1 is no object with a scenario"),
-        ([{"epochs": 1}], "r.json: phase 1 is no object with a scenario"),
+        ({}, "r.json is not a list of phases"),
+        ([], "r.json is not a list of phases"),
+        ([1], "r.json: phase 1 is not an object with a scenario"),
+        ([{"epochs": 1}], "r.json: phase 1 is not an object with a scenario"),
         ([{"scenario": "top_1", "epoch": 1}], "r.json: phase 1 has no field 'epoch': use scenario"),
         ([{"scenario": "a", "epochs": 1}, {"scenario": "b", "steps": -1}], "phase 2: steps -1 mus"),
-        ([{"scenario": "a", "task_weights": [1, 1]}], "1: task_weights is no object: .* by task"),
-        ([{"scenario": "a", "learning_rates": [1]}], "1: learning_rates is no object: .* by label"),
+        (
+            [{"scenario": "a", "task_weights": [1, 1]}],
+            "1: task_weights is not an object: .* by task",
+        ),
+        (
+            [{"scenario": "a", "learning_rates": [1]}],
+            "1: learning_rates is not an object: .* by label",
+        ),
         ([{"scenario": "a", "schedule": "m:f"}], "phase 1: schedule 'm:f' names code"),
         (
             [{"scenario": "a", "learning_rates": {"head": "x"}}],

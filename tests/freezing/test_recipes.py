@@ -192,13 +192,13 @@ def test_rules_are_found_from_the_folder_of_the_recipe(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("own.json", "[", "is no valid JSON"),
+        ("own.json", "[", "is not valid JSON"),
         ("own.json", '{"scenario": "top_1"}', "is not of type 'array': write a list of phases"),
         ("own.json", '[{"scenario": "a", "epochs": 1, "epochs": 2}]', "'epochs' is there twice"),
         (
             "own.json",
             '[{"scenario": "a", "learning_rates": {"head": 1, "backbone": 1, "head": 2}}]',
-            "own.json is no valid JSON .'head' is there twice.: write a list of phases",
+            "own.json is not valid JSON .'head' is there twice.: write a list of phases",
         ),
         ("own.py", "1 / 0", r"failed with ZeroDivisionError \(division by zero\)"),
         ("own.py", "raise SystemExit(3)", r"failed with SystemExit \(3\)"),

@@ -142,7 +142,7 @@ def test_a_number_off_the_layers_is_refused(kind, number):
         assert scenario_rules(f"{kind}_{number}", LAYERS, TASKS)
         return
     message = (
-        f"scenario '{kind}_{number}' is off the backbone's 12 layers: use {kind}_{lowest} to "
+        f"scenario '{kind}_{number}' does not fit the backbone's 12 layers: use {kind}_{lowest} to "
         f"{kind}_{highest}"
     )
     with pytest.raises(UserError, match=re.escape(message)):
@@ -199,8 +199,8 @@ def test_a_json_file_holds_own_rules(tmp_path):
     ("text", "words"),
     [
         (None, "is missing: correct the path, or put the file there"),
-        ("[[", "is no valid JSON (Expecting value: line 1 column 3 (char 2)): write a JSON list"),
-        ("\xff", "is no UTF-8 text ("),
+        ("[[", "is not valid JSON (Expecting value: line 1 column 3 (char 2)): write a JSON list"),
+        ("\xff", "is not UTF-8 text ("),
         ("{}", "{} is not of type 'array': write a JSON list of pairs such as"),
         ("[]", "[] should be non-empty: write a JSON list of pairs such as"),
         ('[["*", "head"], ["*"]]', "[1]: ['*'] is too short: write a JSON list of pairs such as"),

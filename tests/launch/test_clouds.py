@@ -60,7 +60,7 @@ def test_a_manifest_of_several_pods(capsys):
     }
     spec = manifest["spec"]
     assert spec["network"] == {"enableDNSHostnames": True, "subdomain": "train-a-b-7"}
-    # A mistake ends all at once; what crashed is made again three times, when all pods are gone.
+    # A mistake ends all at once; what crashed is recreated three times, when all pods are gone.
     on_mistake = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     assert spec["failurePolicy"] == {
         "maxRestarts": 3,
@@ -131,7 +131,7 @@ def test_a_manifest_of_workers(capsys):
     workers, gather = spec["replicatedJobs"]
     job = workers["template"]["spec"]
     assert (job["completionMode"], job["completions"], job["parallelism"]) == ("Indexed", 8, 8)
-    # Each is made again by itself, when it has crashed thrice at most.
+    # Each is recreated by itself, when it has crashed thrice at most.
     assert job["backoffLimitPerIndex"] == 3
     assert rules_of(job) == {(2,): "FailJob", (75, 143): "Ignore", "gone": "Ignore"}
     (container,) = job["template"]["spec"]["containers"]

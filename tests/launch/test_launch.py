@@ -194,10 +194,10 @@ def test_values_that_the_places_take(capsys):
         (["slurm", "--dry-run", "--", "train", "--workdir="], ["--workdir is empty"]),
         (
             ["slurm", "--dry-run", "--", "train", "--train-file=\udcff.csv"],
-            ["xff.csv", "is no UTF-8 text"],
+            ["xff.csv", "is not UTF-8 text"],
         ),
-        ([*K8S, "--", "train", "--train-file=\udcff.csv"], ["is no UTF-8 text"]),
-        ([*SKY, "--", "train", "--train-file=\udcff.csv"], ["is no UTF-8 text"]),
+        ([*K8S, "--", "train", "--train-file=\udcff.csv"], ["is not UTF-8 text"]),
+        ([*SKY, "--", "train", "--train-file=\udcff.csv"], ["is not UTF-8 text"]),
         (["local", "--dry-run", "--", "train", "--seed=-1"], ["--seed -1"]),
         (["local"], ["there is no --", "-- train|experiment"]),
         (["local", "--"], ["write train, or experiment"]),
@@ -217,7 +217,7 @@ def test_values_that_the_places_take(capsys):
         (["local", "--workers=2", "--", "train"], ["--workers 2", "train has no arms to share"]),
         (
             ["local", "--workers=2", "--tasks=2", "--", "experiment", "freezing"],
-            ["--workers 2 and --tasks 2 exclude each other"],
+            ["--workers 2 and --tasks 2 cannot be used together"],
         ),
         (["slurm", "--", "experiment", "freezing", "--arms", "top9"], ["unknown arm 'top9'"]),
         (["slurm", "--", "experiment", "freezing", "--epochs=0"], ["--epochs 0"]),

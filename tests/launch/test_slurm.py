@@ -99,7 +99,7 @@ def test_a_study_is_an_array_of_workers_whose_results_a_last_job_gathers(
     names = ["all_frozen", "backbone_frozen", "top_9"]
     words = [f"--workdir={workdir}", "--arms", *names, "--seeds", "0", *small_flags]
     refused = ["experiment", "freezing", *words]
-    with pytest.raises(AssertionError, match="'top_9' is off the backbone's 1 layers"):
+    with pytest.raises(AssertionError, match="'top_9' does not fit the backbone's 1 layers"):
         launch([], refused)
     assert not workdir.exists()
 

@@ -347,7 +347,7 @@ def test_the_whole_file_is_read_where_an_older_index_was_left(left, copy, tiny):
         ('{"weight_map": {"a": 3}}', "weight_map.a: 3 is not of type 'string'"),
         ('{"weight_map": {"a": "../model.safetensors"}}', "does not match"),
         ('{"weight_map": {"a": "/etc/passwd"}}', "does not match"),
-        ("{", "is no valid JSON"),
+        ("{", "is not valid JSON"),
     ],
 )
 def test_an_index_of_another_kind_is_one_line(content, words, copy):
@@ -418,8 +418,8 @@ def test_a_damaged_file_is_named(kept, copy):
     ("content", "words"),
     [
         (None, "config.json is missing: correct the path, or put the file there"),
-        (b"{", "config.json is no valid JSON ("),
-        (b"\xff\xfe{}", "config.json is no UTF-8 text ("),
+        (b"{", "config.json is not valid JSON ("),
+        (b"\xff\xfe{}", "config.json is not UTF-8 text ("),
         (b"[]", "config.json: [] is not of type 'object': use the folder of a checkpoint"),
         (b'{"model_type": "gpt2"}', "config.json: model_type 'gpt2' is not supported"),
     ],

@@ -280,7 +280,7 @@ def test_byte_pairs_give_the_ids_of_transformers_roberta(prefix, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("merges.txt", "t h e\n", "merges.txt, line 1, is no pair"),
+        ("merges.txt", "t h e\n", "merges.txt, line 1, is not a pair"),
         ("merges.txt", "t zz\n", "merges.txt does not fit vocab.json"),
         ("vocab.json", '{"<s>": 0, "<pad>": 1, "</s>": 2}', "has no unk_token '<unk>'"),
         ("vocab.json", '{"<s>": 0, "<pad>": 0, "</s>": 2, "<unk>": 3}', "several tokens one id"),
@@ -451,7 +451,7 @@ def test_fields_of_another_kind_are_one_line(name, content, tmp_path):
 def test_a_vocabulary_that_is_no_text(tmp_path):
     write(tmp_path)
     (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe[PAD]")
-    with pytest.raises(UserError, match=r"vocab\.txt is no UTF-8 text \(.*\): name a checkpoint"):
+    with pytest.raises(UserError, match=r"vocab\.txt is not UTF-8 text \(.*\): name a checkpoint"):
         load_tokenizer(tmp_path)
 
 

@@ -175,7 +175,7 @@ def test_a_diverged_setting_is_not_chosen(swept):
     result = sweep(config, Grid((0, 1), (1e38, 1e-2), (0.0,), weights((1.0,), (1.0,))), inputs)
     assert np.isnan(result.validation[:, 0]).any()
     assert result.chosen == 1
-    with pytest.raises(UserError, match="every setting of the sweep has diverged"):
+    with pytest.raises(UserError, match="every setting of the sweep diverged"):
         sweep(config, Grid((0,), (1e38,), (0.0,), weights((1.0,), (1.0,))), inputs)
 
 
@@ -301,7 +301,7 @@ def test_where_all_has_diverged_the_remedy_is_one_that_works(swept, tmp_path):
     grid = {"seeds": (0,), "weight_decays": (0.0,), "warmup_fraction": 0.0}
     asked = {**shared, **grid, "workdir": str(tmp_path / "heads")}
     words = (
-        "every setting of the sweep has diverged: lower the learning rates; other settings need "
+        "every setting of the sweep diverged: lower the learning rates; other settings need "
         f"another --workdir than {tmp_path / 'heads'}"
     )
     with pytest.raises(UserError, match=f"^{re.escape(words)}$"):

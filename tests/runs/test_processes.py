@@ -195,7 +195,7 @@ def test_one_device_is_not_for_several_processes(small_flags, tmp_path):
 
 def test_without_a_launcher_there_is_nobody_to_join(flags, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
-    with pytest.raises(UserError, match="JAX_NUM_PROCESSES='two' is no whole number"):
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES='two' is not a whole number"):
         distributed.join()
     monkeypatch.delenv("JAX_NUM_PROCESSES")
     with pytest.raises(UserError, match="the processes of this run were not found"):

@@ -341,7 +341,7 @@ def test_seeds_go_through_phases_together(recipe, inputs, tmp_path):
     [
         (
             [{"scenario": "backbone_frozen"}, {"scenario": "top_9"}],
-            r"recipe .*run\.json: phase 2: scenario 'top_9' is off the backbone's 3 layers",
+            r"recipe .*run\.json: phase 2: scenario 'top_9' does not fit the backbone's 3 layers",
         ),
         (
             [{"scenario": "all_frozen"}, {"scenario": "top_1"}],

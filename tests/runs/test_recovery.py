@@ -350,7 +350,7 @@ def test_those_of_other_weights_are_refused(copy, finished):
     with changed(config, 8) as progress:
         progress["depended_on"]["weights_sha256"] = "0" * 64
     with pytest.raises(
-        UserError, match=r"are of a run with another weights_sha256 \('[0-9a-f]{64}"
+        UserError, match=r"belong to a run with another weights_sha256 \('[0-9a-f]{64}"
     ):
         train(config, finished[1])
 
@@ -490,7 +490,7 @@ def test_a_lost_certificate_is_made_again(content, copy, finished, capsys):
     ends_the_same(config, finished)
     (warning,) = warnings_of(capsys)
     assert warning.startswith(f"warning: {file} ")
-    assert warning.endswith(": it is made again")
+    assert warning.endswith(": it is recreated")
 
 
 def test_a_certificate_that_is_lost_with_the_checkpoints_is_told(copy, finished, capsys):
@@ -510,7 +510,7 @@ def test_a_lost_tokenizer_is_made_again(copy, finished, capsys):
     with pytest.raises(UserError, match="tokenizer is missing: run train again on its --workdir"):
         Predictor(config.workdir)
     ends_the_same(config, finished)
-    assert warnings_of(capsys) == [f"warning: {folder} was missing: it is made again"]
+    assert warnings_of(capsys) == [f"warning: {folder} was missing: it is recreated"]
     assert Predictor(config.workdir).evaluate("test") == finished[2]["test"]
 
 

@@ -49,7 +49,7 @@ def test_arms_of_files(tmp_path):
         ([phases.replace("phases", "none")], "none.json is missing"),
         (["gradual"], r"unknown arm 'gradual'.*scenario \(all_frozen.*recipe \(gradual_unfree"),
         (["top_down_3"], "recipe top_down_3: phase 2: scenario 'top_3' is off"),
-        (["top_3"], "scenario 'top_3' is off the backbone's 2 layers"),
+        (["top_3"], "scenario 'top_3' does not fit the backbone's 2 layers"),
     ):
         with pytest.raises(UserError, match=words):
             check_arms(names, layers=2, tasks=TASKS)

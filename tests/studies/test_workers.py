@@ -243,7 +243,7 @@ def test_an_arm_without_a_result_is_counted_as_failed(plan, tmp_path, capsys):
 def test_one_call_goes_on_with_what_workers_have_left_and_workers_with_that(plan, tmp_path):
     plan, seen = plan
     assert work(only(plan, *SCENARIOS[1:]), InputsPool()) == 0
-    # A result that is gone is made again; one that was trained on other weights is none.
+    # A result that is gone is recreated; one that was trained on other weights is none.
     shutil.rmtree(tmp_path / "study" / "arms" / "top_1-seed0")
     assert gather(plan, InputsPool(), "", 0.0) == 2
     left = tmp_path / "study" / "arms" / "backbone_frozen-seed0" / "result.json"
@@ -268,7 +268,7 @@ def test_what_is_gathered_is_of_one_backbone_and_whole(plan, tmp_path):
     (arms / "backbone_frozen-seed0" / "result.json").write_text("{")
     assert gather(plan, InputsPool(), "", 0.0) == 2
     first, second = (failure["error"] for failure in seen["failures"])
-    assert "backbone_frozen-seed0/result.json is no valid JSON" in first
+    assert "backbone_frozen-seed0/result.json is not valid JSON" in first
     assert "has other weights than the runs of it that are done" in second
 
 
@@ -310,7 +310,7 @@ def test_settings_of_workers(tmp_path):
     for wrong in ({"tries": 0}, {"lease_seconds": 0.5}, {"lease_seconds": float("nan")}):
         with pytest.raises(UserError, match=f"--{next(iter(wrong)).replace('_', '-')} "):
             study(**wrong)
-    with pytest.raises(UserError, match="--worker and --gather exclude each other"):
+    with pytest.raises(UserError, match="--worker and --gather cannot be used together"):
         study(worker=True, gather=True)
     own = {"worker", "gather", "list_arms", "tries", "lease_seconds"}
     assert not study().described().keys() & own

@@ -225,7 +225,7 @@ def test_scenarios_that_can_not_run_are_told_and_the_others_go_on(settings, tmp_
     off, own, fine = plan(settings, ["top_9", str(idle), "all_frozen"], 0)
     assert off.record() == {
         "scenario": "top_9",
-        "warnings": ["scenario 'top_9' is off the backbone's 3 layers: use top_1 to top_3"],
+        "warnings": ["scenario 'top_9' does not fit the backbone's 3 layers: use top_1 to top_3"],
     }
     assert own.cost is None
     assert own.warnings == (
@@ -259,7 +259,7 @@ LONG_TEXTS = ["--max-length=8", "--measure-seconds=0", "--scenario", "all_frozen
 TABLE = ["--scenario", "all_frozen", "rules.json", "nne_frozen", "--measure-seconds=0"]
 JSON = ["--scenario", "backbone_frozen", "top_9", "--measure-seconds=0", "--json"]
 MISTAKES = [
-    (["--scenario", "top_9"], "scenario 'top_9' is off the backbone's 3 layers"),
+    (["--scenario", "top_9"], "scenario 'top_9' does not fit the backbone's 3 layers"),
     (["--scenario"], "--scenario is empty"),
     (["--measure-seconds=-1"], "--measure-seconds -1.0 must not be negative"),
     (["--train-file=nowhere.csv"], "nowhere.csv"),

@@ -414,14 +414,14 @@ def test_an_edited_config_is_refused_and_not_obeyed(edited):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "is no valid JSON"),
-        (b"{", "is no valid JSON"),
+        (b"", "is not valid JSON"),
+        (b"{", "is not valid JSON"),
         (b"[]", r"\[\] is not of type 'object'"),
         (b"5", "5 is not of type 'object'"),
         (b"null", "None is not of type 'object'"),
-        (b"\xff\xfe", "is no UTF-8 text"),
-        (b"[" * 100_000, "is no valid JSON"),
-        (b"9" * 5_000, "is no valid JSON"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"9" * 5_000, "is not valid JSON"),
     ],
 )
 def test_what_is_no_config_is_refused_by_every_command(content, reason, edited, settings):

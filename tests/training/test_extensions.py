@@ -102,7 +102,10 @@ def inputs(small_settings):
         ({"schedule": "own_kinds:no_schedule"}, "no_schedule makes no schedule of a peak rate"),
         ({"schedule": "own_kinds:two_rates"}, "let its schedule return one number"),
         ({"callbacks": ("own_kinds:number",)}, "--callbacks own_kinds:number is no function"),
-        ({"callbacks": ("own_kinds",)}, "--callbacks 'own_kinds' is no import path: write module:"),
+        (
+            {"callbacks": ("own_kinds",)},
+            "--callbacks 'own_kinds' is not an import path: write module:",
+        ),
     ],
 )
 def test_what_is_of_another_kind_is_refused_before_training(

@@ -148,7 +148,7 @@ def _batches(
         except Exception as error:
             raise UserError(
                 f"cannot read {name}, {split} ({first_line(error)}): delete its files in the cache "
-                "of datasets, so that they are fetched again"
+                "of datasets, to download them again"
             ) from error
         yield start, batch
 

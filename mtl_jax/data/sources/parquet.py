@@ -38,7 +38,7 @@ def read_rows(path: Path, fields: Fields) -> Iterator[Rows]:
         file = parquet.ParquetFile(path, buffer_size=_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"{path} is no whole Parquet file ({first_line(error)}): {_REMEDY}"
+            f"{path} is not a complete Parquet file ({first_line(error)}): {_REMEDY}"
         ) from error
     schema = file.schema_arrow
     try:

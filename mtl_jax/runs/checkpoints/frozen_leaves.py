@@ -35,7 +35,7 @@ def keep(folder: Path, params: Params, digest: str) -> None:
     if file.exists():
         if _is_whole(file, digest):
             return
-        say(f"warning: {file} was damaged: it is made again")
+        say(f"warning: {file} was damaged: it is recreated")
     try:
         folder.mkdir(exist_ok=True)
         if (shared := shared_folder(folder.parent)) is None:
@@ -69,7 +69,7 @@ def read(folder: Path, digest: str) -> dict[str, np.ndarray]:
     if leaves is None or arrays.digest(leaves) != digest:
         raise UserError(
             f"{file} is missing or damaged, without which no checkpoint is whole: run train again "
-            "on its --workdir, which makes it again"
+            "on its --workdir, which recreates it"
         )
     return leaves
 

@@ -217,7 +217,7 @@ class Callback:
         except Exception as error:
             raise UserError(
                 f"--callbacks {self._path} failed with {type(error).__name__} "
-                f"({first_line(error)}): correct it, and run the command again, which goes on"
+                f"({first_line(error)}): correct it, and run the command again to resume"
             ) from error
 
     def close(self) -> None:

@@ -172,7 +172,7 @@ than --epochs to reach it"""
             data = data.of_task(self.scarce_task)
             for setting in ("task_weights", *_PER_TASK):
                 pairs = getattr(self, setting)
-                # A value for all tasks is no pair.
+                # A value for all tasks is not a pair.
                 if setting == "task_weights" or any("=" in pair for pair in pairs):
                     own = [pair for pair in pairs if pair.startswith(f"{self.scarce_task}=")]
                     changes[setting] = tuple(own)

@@ -114,7 +114,7 @@ backbone_frozen and the top third of the layers at equal cost"""
             layer = _ONLY_LAYER.fullmatch(arm)
             if layer and int(layer.group(1)) >= layers:
                 raise UserError(
-                    f"arm {arm!r} is off the backbone's {layers} layers: use only_layer_0 to "
+                    f"arm {arm!r} does not fit the backbone's {layers} layers: use only_layer_0 to "
                     f"only_layer_{layers - 1}"
                 )
         others = [

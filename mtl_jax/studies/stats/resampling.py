@@ -1,6 +1,6 @@
 """Tests by flipping the signs of seeds, which assume no shape of their distribution.
 
-Every draw is seeded, so that a report that is made again says the same.
+Every draw is seeded, so that a report that is recreated says the same.
 """
 
 from __future__ import annotations

@@ -38,7 +38,9 @@ def tuned(arms: Sequence[Arm], inputs: Inputs, folder: Path, budget: Budget) -> 
     record = TuningRecord(folder, arms[0])
     if (found := record.chosen()) is None:
         if distributed.count() > 1:
-            raise UserError("--tune can't be shared by processes that train each arm together")
+            raise UserError(
+                "--tune does not work with several processes that train each arm together"
+            )
         record.folder.mkdir(parents=True, exist_ok=True)
         # Another process may be at it.
         with exclusive(record.folder / "trials", cannot_write):

@@ -133,7 +133,8 @@ class TrainedRun:
         classes = record["classes"]
         if unknown := [task for task in tasks if task not in classes]:
             raise UserError(
-                f"--tasks names {unknown[0]!r}, which the run has not: use {' or '.join(classes)}"
+                f"--tasks names {unknown[0]!r}, which the run does not have: use "
+                f"{' or '.join(classes)}"
             )
         workdir.check_tokenizer(record["tokenizer_sha256"])
         params = jax.tree.map(np.asarray, best_parameters(workdir))

@@ -15,7 +15,7 @@ from mtl_jax.core.downloads import cache_dir
 def fact(depends_on: Any, compute: Callable[[], Any]) -> Any:
     """What ``compute`` gives, or has given another process.
 
-    A file that is damaged is made again; a cache that can't be written costs the computation.
+    A file that is damaged is recreated; a cache that can't be written costs the computation.
 
     Args:
         depends_on: JSON that names everything that the result depends on.

@@ -117,7 +117,7 @@ def test_training_says_that_one_is_done_and_refuses_to_go_on_with_another(stored
     assert run([*again, "--config", "killed/config.json", "--workdir", "killed"]) == 2
     last = capfd.readouterr().err.splitlines()[-1]
     assert "killed was begun by an earlier version of mtl_jax, and not finished" in last
-    assert "begin anew in another --workdir with --config " in last
+    assert "start again in another --workdir with --config " in last
     own = [path for path in content(stored) if "cache" not in path.parts]
     assert {path: path.read_bytes() for path in own} == before
     (stored / "finished/checkpoints/12/manifest/manifest.json").write_text("{}")

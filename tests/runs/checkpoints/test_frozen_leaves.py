@@ -119,7 +119,7 @@ def test_an_encoder_that_is_damaged_is_told_and_made_again(
     capsys.readouterr()
     train(TrainConfig(**shared_settings, workdir=str(run)), inputs)
     said = capsys.readouterr().err
-    assert (f"{file} was damaged: it is made again" in said) is (damage != "removed")
+    assert (f"{file} was damaged: it is recreated" in said) is (damage != "removed")
     assert file.read_bytes() == frozen_of(trained)[0].read_bytes()
 
 

@@ -117,7 +117,7 @@ def assert_computed_again(folder, results):
     assert again[-1] == {**results[-1], "train": spoilt[-1]["train"]}
     damaged = next(kept.glob("arms/none_frozen-seed0/predictions-test.parquet"))
     damaged.write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"predictions-test.parquet is no Parquet file"):
+    with pytest.raises(UserError, match=r"predictions-test.parquet is not a Parquet file"):
         recompute(kept)
 
 

@@ -34,8 +34,8 @@ def test_names_are_in_the_order_of_the_file_and_a_study_may_have_none():
         ('{"arm": "top_1"}', "'seed' is a required property"),
         ('{"arm": 3, "seed": 0}', "arm: 3 is not of type 'string'"),
         ('{"arm": "a", "seed": 0, "test": [1]}', r"test: \[1\] is not of type 'object', 'null'"),
-        ("{", r"is no valid JSON \(.*\)"),
-        ("\xff", r"is no valid JSON \(.*\)"),
+        ("{", r"is not valid JSON \(.*\)"),
+        ("\xff", r"is not valid JSON \(.*\)"),
     ],
 )
 def test_a_line_that_is_no_result_is_named(line, reason, tmp_path):

@@ -109,7 +109,11 @@ def test_what_can_not_be_written_is_one_line_and_leaves_nothing(
         (tmp_path / "file", [], "is no folder: name a new folder"),
         (tmp_path / "file" / "x", [], "can't be "),
         ("", [], "--output names no folder"),
-        (new, ["--tasks", "stars"], "--tasks names 'stars', which the run has not: use classifier"),
+        (
+            new,
+            ["--tasks", "stars"],
+            "--tasks names 'stars', which the run does not have: use classifier",
+        ),
         (new, ["--format=onnx", "--dtype=float16"], "onnx is written in float32: leave"),
         (new, ["--push-to-hub=a/b/c"], "'a/b/c' can't be the name of a repository"),
     ):
