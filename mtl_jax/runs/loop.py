@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
 from mtl_jax.config.train import TrainConfig
-from mtl_jax.core import distributed, preemption
+from mtl_jax.core import preemption
 from mtl_jax.core.console import say, training_bar
 from mtl_jax.core.errors import Preempted, UserError
 from mtl_jax.freezing.partition import Params
-from mtl_jax.runs.head_rate import chosen_head_rate, recorded_head_rate
 from mtl_jax.runs.monitoring.profiling import Trace, training_trace
 from mtl_jax.runs.monitoring.progress_log import Heartbeat, training_heartbeat
 from mtl_jax.runs.monitoring.train_metrics import Stopwatch
-from mtl_jax.runs.notes import learned_too_little, told_once
-from mtl_jax.runs.phase_plan import parted
-from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.runs.notes import learned_too_little
+from mtl_jax.runs.prepare import prepare_runs
 from mtl_jax.runs.save_clock import SaveClock
 from mtl_jax.runs.seed_run import SeedRun
-from mtl_jax.training.inputs import Inputs, open_inputs
+from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.step import TrainState
-
-# What may differ between runs that are trained at once.
-_OF_SEED = ("seed", "workdir")
 
 
 def train(config: TrainConfig, inputs: Inputs | None = None) -> dict[str, Any]:
@@ -86,31 +79,13 @@ def train_seeds(
     """
     if not configs:
         return []
-    shared, together = inputs, len(configs) > 1
-    configs = [config.absolute() for config in configs]
-    _refuse_unlike(configs)
-    with distributed.collective_errors():
-        inputs = shared or open_inputs(configs[0])
-        runs = [PhaseRun(config, inputs, together=together) for config in configs]
-        inputs.refuse_long()
-    # A caller who shares inputs between runs tells of them once for all.
-    tell = functools.cache(partial(told_once, runs[0]) if shared is None else lambda: None)
-
-    if runs[0].plans[0].rate_is_open:
-        if (rate := distributed.call_on_main(partial(recorded_head_rate, configs))) is None:
-            # What looks wrong with the data is seen before anyone waits for a sweep.
-            tell()
-            with distributed.collective_errors():
-                rate = chosen_head_rate(runs[0])
-            # Of several processes each finds one; a rounding may tell them apart.
-            rate = distributed.broadcast(rate)
-        runs = [run.with_head_learning_rate(rate) for run in runs]
-    sharded = configs[0].shard is not None
-    if together and (parted(runs[0].plans) or distributed.count() > 1 or sharded):
-        # A frozen part that differs between the seeds can't be one copy for all of them, and
-        # seeds are spread over the devices of one process only, each whole on one.
-        tell()
-        return [each for config in configs for each in train_seeds([config], inputs, observe)]
+    prepared = prepare_runs(configs, inputs)
+    runs = prepared.runs
+    if not prepared.go_together:
+        prepared.tell()
+        return [
+            outcome for run in runs for outcome in train_seeds([run.config], run.inputs, observe)
+        ]
 
     with contextlib.ExitStack() as stack:
         seed_runs = [SeedRun(run, stack, observe) for run in runs]
@@ -118,14 +93,14 @@ def train_seeds(
             with seed_run.guarded():
                 seed_run.open()
         if under_way := _under_way(seed_runs):
-            tell()
+            prepared.tell()
         # Once for all: the last step of a group that has been trained may be another's first.
         groups: dict[tuple[int, int, bool], list[SeedRun]] = {}
         for seed_run in under_way:
             groups.setdefault(seed_run.place, []).append(seed_run)
         for group in groups.values():
             _train_group(group)
-        if shared is None:
+        if inputs is None:
             for seed_run in under_way:
                 for warning in learned_too_little(seed_run.outcome):
                     say(warning)
@@ -265,19 +240,6 @@ def _measure(
         seed_run.save(state, frozen, score)
     else:
         seed_run.hold(state, frozen, score)
-
-
-def _refuse_unlike(configs: Sequence[TrainConfig]) -> None:
-    if len({config.workdir for config in configs}) < len(configs):
-        raise UserError("seeds that are trained at once need a --workdir each")
-    for field in dataclasses.fields(TrainConfig):
-        first, *others = (getattr(config, field.name) for config in configs)
-        unlike = [value for value in others if value != first]
-        if unlike and field.name not in _OF_SEED:
-            raise UserError(
-                f"runs that are trained at once may differ in {' and '.join(_OF_SEED)}, but "
-                f"{field.name} is {first!r} and {unlike[0]!r}: train them one after the other"
-            )
 
 
 def _under_way(seed_runs: Sequence[SeedRun]) -> list[SeedRun]:

@@ -10,7 +10,6 @@ from typing import Any
 import grain
 
 from mtl_jax.config.earlier import lacks_settings
-from mtl_jax.config.train import TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_write
@@ -37,15 +36,21 @@ def depended_on(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_checkpoints(
-    workdir: Workdir, config: TrainConfig, run: Mapping[str, str], now: Mapping[str, Any]
+    workdir: Workdir,
+    run: Mapping[str, str],
+    now: Mapping[str, Any],
+    *,
+    keep_latest: int,
+    keep_every: int,
 ) -> tuple[CheckpointManager, dict[str, Any]]:
     """Opens the checkpoints of a run, after ``recover``.
 
     Args:
         workdir: The run's folder.
-        config: Its settings.
         run: What it is; see ``run_config.identity``.
         now: As of ``depended_on``.
+        keep_latest: As of ``TrainConfig``.
+        keep_every: As of ``TrainConfig``.
 
     Returns:
         The checkpoints, and the progress that the newest one has kept, if there is one.
@@ -53,7 +58,7 @@ def open_checkpoints(
     Raises:
         UserError: They are of other weights or data.
     """
-    checkpoints = CheckpointManager(workdir.checkpoints, config.keep_latest, config.keep_every, run)
+    checkpoints = CheckpointManager(workdir.checkpoints, keep_latest, keep_every, run)
     if (last := checkpoints.last_step) is None:
         return checkpoints, {}
     saved = checkpoints.progress(last)

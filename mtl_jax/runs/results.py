@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.config.train import TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.data.kinds import has_label
 from mtl_jax.freezing.partition import Params
@@ -106,8 +105,7 @@ def _whole(epochs: float) -> float:
 
 
 def run_result(
-    config: TrainConfig,
-    passes: float,
+    run: PhaseRun,
     epochs: Sequence[Mapping[str, Any]],
     chosen: Mapping[str, Any],
     certificate: Mapping[str, Any],
@@ -116,13 +114,13 @@ def run_result(
     """The part of a result that the folder tells.
 
     Args:
-        config: The settings.
-        passes: Those over the training texts that the run has at most.
+        run: The run, in any phase.
         epochs: The measurements, as ``metrics.jsonl`` has them.
         chosen: That of them which is the best.
         certificate: See ``run_certificate``.
         stopped: Why the recipe has ended early, if it has.
     """
+    config = run.config
     result: dict[str, Any] = {
         "event": "result",
         "step": epochs[-1]["step"],
@@ -130,7 +128,7 @@ def run_result(
         "recipe": config.recipe,
         "seed": config.seed,
         **({} if (subset := config.data.train_subset) is None else {"train_subset": subset}),
-        "epochs": _whole(passes),
+        "epochs": _whole(run.epochs),
         "best_epoch": chosen["epoch"],
     }
     if config.recipe is not None:

@@ -136,8 +136,13 @@ class SeedRun:
             say(f"{self._workdir.path} is done: the result is the last line of its metrics.jsonl")
             self.outcome = result
             return
+        config = self.run.config
         checkpoints, saved = open_checkpoints(
-            self._workdir, self.run.config, self._identity, self._depends
+            self._workdir,
+            self._identity,
+            self._depends,
+            keep_latest=config.keep_latest,
+            keep_every=config.keep_every,
         )
         self.checkpoints = self._open.enter_context(checkpoints)
         # The file of it is whole: ``_keep_frozen`` has seen to that.
@@ -150,7 +155,7 @@ class SeedRun:
             saved.get("meter"),
         )
         self._workdir.rewind(saved.get("lines", 0))
-        self._workdir.watch(open_metric_writers(path, self.run.config))
+        self._workdir.watch(open_metric_writers(path, config))
 
     def _keep_tokenizer(self) -> None:
         inputs = self.run.inputs
@@ -400,7 +405,7 @@ class SeedRun:
 
     def finish(self) -> None:
         """Leaves ``certificate.json`` and measures the best checkpoint, which makes the result."""
-        config, meter = self.run.config, self.meter
+        meter = self.meter
         with meter.timed("saving"):
             self.checkpoints.wait()
         certificate = results.run_certificate(self.progress.certificates)
@@ -420,14 +425,12 @@ class SeedRun:
                 probe=not trains,
                 known=self._best_measured.get(best),
             )
-            if config.watch.measure_layers:
+            if run.config.watch.measure_layers:
                 measured["layers"] = layer_roles(run, params)
         compiling = (run.evaluation_compile_seconds - self._compiled_before) * self._share
         steps = results.steps_of_phases(records)
         result = {
-            **results.run_result(
-                config, run.epochs, epochs, chosen, certificate, self.progress.stopped
-            ),
+            **results.run_result(run, epochs, chosen, certificate, self.progress.stopped),
             "untrained_heads": results.untrained_heads(self._first, steps, best),
             "by_phase": results.by_phase(run, steps, epochs),
             "updates_by_task": updates_by_task(run, steps),
