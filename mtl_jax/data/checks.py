@@ -381,8 +381,8 @@ def _too_small(validation: View, tasks: Sequence[str]) -> list[Finding]:
         return []
     enough = int(np.ceil((0.5 / _LARGEST_ERROR) ** 2))
     text = (
-        "validation is small to choose on: the standard error of an accuracy there is up to "
-        f"{' and '.join(words)}; {enough} make it {_LARGEST_ERROR}"
+        "the validation split is small: the standard error of an accuracy measured on it is up to "
+        f"{' and '.join(words)}; with {enough} labels it would be {_LARGEST_ERROR}"
     )
     return [Finding("warning", text)]
 

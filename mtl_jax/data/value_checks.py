@@ -65,8 +65,9 @@ def findings(task: str, labels: Mapping[str, np.ndarray]) -> Iterator[Finding]:
         enough = int(np.ceil((_R2_ERROR / _LARGEST_ERROR) ** 2))
         yield Finding(
             "warning",
-            f"validation is small to choose on: the standard error of an R2 there is up to "
-            f"{error:.3f} on {len(validation):,} {task} values; {enough} make it {_LARGEST_ERROR}",
+            "the validation split is small: the standard error of an R2 measured on it is up to "
+            f"{error:.3f} on {len(validation):,} {task} values; with {enough} values it would be "
+            f"{_LARGEST_ERROR}",
         )
 
 

@@ -133,8 +133,8 @@ def lengths(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:
             name = f"phase {number} ({phase.scenario}): " if config.recipe else ""
             flag = "--head-min-steps" if plan.partition.trains_heads_alone else "--min-steps"
             notes.append(
-                f"{name}{plan.epochs(plan.steps):.0f} epochs in the place of {phase.epochs:.3g}: "
-                f"{plan.batches.steps} steps each, {least} in all at least ({flag}, or --epochs "
-                "for so many epochs)"
+                f"note: {name}training for {plan.epochs(plan.steps):.0f} epochs of "
+                f"{plan.batches.steps} steps instead of {phase.epochs:.3g} epochs, to make at "
+                f"least {least} steps ({flag}); --epochs sets another number"
             )
     return notes

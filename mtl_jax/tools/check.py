@@ -228,8 +228,8 @@ def _as_findings(notes: Sequence[str]) -> list[Finding]:
 def _near_findings(near: NearDuplicates) -> list[Finding]:
     compared = ", ".join(f"{count:,} of {split}" for split, count in near.compared.items())
     found = near.findings()
-    words = f"compared for a similarity of {THRESHOLD} or more: {compared}"
-    return [Finding("note", words if found else f"{words}; there is none"), *found]
+    words = f"near duplicates (similarity {THRESHOLD} or more) searched among {compared}"
+    return [Finding("note", words if found else f"{words}: none found"), *found]
 
 
 def _class_counts(

@@ -104,9 +104,9 @@ def in_words(metrics: Metrics) -> str:
             kind = of_metrics(of_task)
             by_model.setdefault(kind.text_model, []).append(f"{task} {kind.in_words(of_task)}")
     if not by_model:
-        return "to compare: validation has no label that TF-IDF could be measured on"
+        return "for comparison: TF-IDF cannot be measured, as validation has no label"
     reached = [f"with {model} reaches {'; '.join(words)}" for model, words in by_model.items()]
-    return f"to compare: TF-IDF {', '.join(reached)} on validation"
+    return f"for comparison: TF-IDF {', '.join(reached)} on validation"
 
 
 def shortfalls(validation: Metrics, baseline: Metrics) -> list[str]:

@@ -20,7 +20,7 @@ def told(names, train, validation=None, test=None, texts=None):
     assert count.startswith(f"topic: {len(names)} class")
     # Whatever a name holds, a finding is one line that can be printed.
     assert all(each.isprintable() for each in (count, *rest))
-    return [each for each in rest if "small to choose on" not in each]
+    return [each for each in rest if "validation split is small" not in each]
 
 
 def counts(names, **labels):
@@ -187,8 +187,8 @@ def test_a_validation_split_too_small_to_choose_on():
     # 0.5 / sqrt(278) is 0.02999, 0.5 / sqrt(185) 0.0368.
     (said,) = small(278)
     assert said == (
-        "warning: validation is small to choose on: the standard error of an accuracy there is up "
-        "to 0.037 on 185 mood labels; 278 make it 0.03"
+        "warning: the validation split is small: the standard error of an accuracy measured on it "
+        "is up to 0.037 on 185 mood labels; with 278 labels it would be 0.03"
     )
     (said,) = small(277)
     assert "0.030 on 277 topic labels and 0.037 on 184 mood labels;" in said

@@ -168,13 +168,13 @@ def test_few_texts_train_long_enough_without_any_flag(open_settings, tmp_path, c
     config = TrainConfig(**short, workdir=str(tmp_path / "run"), head_min_steps=150)
     result = train(config)
     words = capsys.readouterr().err
-    assert "epochs in the place of 15: " in words
-    assert "150 in all at least (--head-min-steps, or --epochs for so many epochs)" in words
+    assert "instead of 15 epochs, " in words
+    assert "to make at least 150 steps (--head-min-steps); --epochs sets another number" in words
     assert result["step"] >= 150
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     log = [json.loads(line) for line in lines]
     assert 2 <= sum(record["event"] == "epoch" for record in log) <= 11
-    assert "to compare: TF-IDF with logistic regression reaches classifier accuracy" in words
+    assert "for comparison: TF-IDF with logistic regression reaches classifier accuracy" in words
     assert result["text_baseline"]["classifier"]["examples"] > 0
 
 

@@ -242,7 +242,7 @@ def test_the_data_is_told_before_the_first_step_and_the_test_texts_after_the_las
     before, after = said[:first], said[last + 1 :]
     counts = [line for line in before if "3 classes, texts in train / validation / test: " in line]
     assert [line.partition(":")[0] for line in counts] == ["classifier", "sentiment"]
-    assert any(line.startswith("warning: validation is small to choose on") for line in before)
+    assert any(line.startswith("warning: the validation split is small") for line in before)
     assert not any(line.startswith("warning: test") for line in before)
     assert "warning: test: 96 of 96 texts are among those of training" in after
     train(dataclasses.replace(config, workdir=str(tmp_path / "a")), inputs)

@@ -40,11 +40,14 @@ def test_lines(flags, capsys):
     assert "warning: train: 1 of 61 distinct texts occur with different mood labels" in said
     assert "warning: validation: 1 of 10 texts compared are nearly the same as one of train" in said
     assert any(
-        line.startswith("compared for a similarity of 0.8 or more: 61 of tr") for line in said
+        line.startswith("near duplicates (similarity 0.8 or more) searched among 61 of tr")
+        for line in said
     )
     (lengths,) = [line for line in said if line.startswith("train: 66 texts have ")]
     assert lengths.endswith(" are longer than --max-length 8")
-    assert said[-1].startswith("to compare: TF-IDF with logistic regression reaches mood accuracy")
+    assert said[-1].startswith(
+        "for comparison: TF-IDF with logistic regression reaches mood accuracy"
+    )
 
 
 def test_json_and_a_page(flags, tmp_path, capsys):

@@ -59,6 +59,6 @@ def test_what_a_run_has_not_learned_is_told():
     assert "reaches 0.650: train longer" in line
     assert shortfalls(scores(None, 0.4), scores(None, 0.3)) == []
     assert in_words(scores(None, 0.3)) == (
-        "to compare: TF-IDF with logistic regression reaches sentiment accuracy 0.500, "
+        "for comparison: TF-IDF with logistic regression reaches sentiment accuracy 0.500, "
         "macro-F1 0.300 on validation"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mtl_jax.studies.report import study_sections
@@ -41,17 +40,6 @@ SETTING = "backbone"
 FROZEN = "backbone_frozen"
 
 
-def leave_report(
-    folder: Path,
-    results: Sequence[Result],
-    failures: Sequence[Failure],
-    context: Mapping[str, Any],
-) -> Path:
-    """Writes and prints the report; see ``settings.Report``."""
-    found = document(results, failures, {**context, "folder": folder})
-    return study_sections.leave(folder, found, most_columns=5)
-
-
 def document(
     results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
 ) -> Document:
@@ -85,6 +73,9 @@ def document(
         statistics=[Bullets(tuple(texts))] if texts else [],
     )
     return assemble(parts, results, failures, context)
+
+
+leave_report = study_sections.leaving(document, most_columns=5)
 
 
 def skipped_backbones(failures: Sequence[Failure]) -> list[str]:

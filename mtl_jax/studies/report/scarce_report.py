@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mtl_jax.studies.report import study_sections
@@ -40,17 +39,6 @@ _SAY = {
     "sequential_control": "Training the scarce head alone, behind the other tasks,",
     "single_task": "Training the scarce task alone",
 }
-
-
-def leave_report(
-    folder: Path,
-    results: Sequence[Result],
-    failures: Sequence[Failure],
-    context: Mapping[str, Any],
-) -> Path:
-    """Writes and prints the report; see ``settings.Report``."""
-    found = document(results, failures, {**context, "folder": folder})
-    return study_sections.leave(folder, found)
 
 
 def document(
@@ -113,6 +101,9 @@ def document(
         judgement=judgement,
     )
     return assemble(parts, results, failures, context)
+
+
+leave_report = study_sections.leaving(document)
 
 
 def _updates(

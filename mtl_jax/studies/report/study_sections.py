@@ -28,6 +28,7 @@ from mtl_jax.studies.report.document import (
     Table,
 )
 from mtl_jax.studies.report.write import show_table, write_document
+from mtl_jax.studies.settings import Report
 from mtl_jax.studies.stats import formatting, wording
 from mtl_jax.studies.stats.comparisons import Comparison, Number, having
 from mtl_jax.studies.stats.results import (
@@ -48,6 +49,7 @@ __all__ = [
     "gain_grid",
     "grid",
     "leave",
+    "leaving",
     "mean_cell",
     "seconds_cell",
     "step_cell",
@@ -166,6 +168,26 @@ def leave(folder: Path, document: Document, most_columns: int | None = None) -> 
             for item in block.items:
                 console.print(Text(f"warning: {item}".replace("`", ""), style="yellow"))
     return path
+
+
+def leaving(document: Callable[..., Document], most_columns: int | None = None) -> Report:
+    """Returns what leaves a report, as ``settings.Report``.
+
+    Args:
+        document: The report as data, of the results, the failures and the context.
+        most_columns: As of ``leave``.
+    """
+
+    def leave_report(
+        folder: Path,
+        results: Sequence[Result],
+        failures: Sequence[Mapping[str, Any]],
+        context: Mapping[str, Any],
+    ) -> Path:
+        found = document(results, failures, {**context, "folder": folder})
+        return leave(folder, found, most_columns)
+
+    return leave_report
 
 
 def _narrow(table: Table, most: int | None) -> Table:

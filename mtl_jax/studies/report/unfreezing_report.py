@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mtl_jax.studies.arm_specs import is_recipe
@@ -42,17 +41,6 @@ from mtl_jax.studies.stats.results import (
     evaluation_split,
     per_seed,
 )
-
-
-def leave_report(
-    folder: Path,
-    results: Sequence[Result],
-    failures: Sequence[Failure],
-    context: Mapping[str, Any],
-) -> Path:
-    """Writes and prints the report; see ``settings.Report``."""
-    found = document(results, failures, {**context, "folder": folder})
-    return study_sections.leave(folder, found)
 
 
 def document(
@@ -110,6 +98,9 @@ def document(
         judgement=judgement,
     )
     return assemble(parts, results, failures, context)
+
+
+leave_report = study_sections.leaving(document)
 
 
 def _of(gains: Sequence[Comparison], reference: str) -> list[Block]:
