@@ -19,7 +19,7 @@ from mtl_jax.studies.report.render import to_html, to_markdown
 from mtl_jax.studies.report.scenarios_report import build
 from mtl_jax.studies.stats.doubts import doubts
 from mtl_jax.studies.stats.recommendation import explain, recommend
-from mtl_jax.studies.stats.results import Result, evaluation_split, read_results, tasks_of
+from mtl_jax.studies.stats.results import Result, evaluation_split, tasks_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,11 +81,6 @@ def write_document(workdir: Path, document: Document) -> Path:
     path = workdir / "report.html"
     _write(path, to_html(document).encode(errors="backslashreplace"))
     return path
-
-
-def rebuild_report(workdir: Path) -> Path:
-    """Writes the report again from ``results.jsonl``, without failures and context."""
-    return write_report(workdir, read_results(workdir / "results.jsonl"))
 
 
 def print_table(

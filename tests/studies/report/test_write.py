@@ -13,7 +13,7 @@ from rich.console import Console
 from mtl_jax.studies.report import figures
 from mtl_jax.studies.report.document import Cell, Document, Picture, Row, Table
 from mtl_jax.studies.report.render import to_markdown
-from mtl_jax.studies.report.write import print_table, rebuild_report, write_report
+from mtl_jax.studies.report.write import print_table, write_report
 from tests.synthetic_study import line, study
 
 CONTEXT = {
@@ -279,13 +279,6 @@ def test_a_changed_digest_is_a_warning(tmp_path: Path):
     warning = "Frozen parameters changed in <code>none_frozen</code> seed 0"
     assert warning in text
     assert text.index(warning) < text.index("Recommended")
-
-
-def test_rebuild_says_the_same(tmp_path: Path):
-    first = report(tmp_path, study())
-    lines = "".join(json.dumps(result) + "\n" for result in study())
-    (tmp_path / "results.jsonl").write_text(lines, encoding="utf-8")
-    assert rebuild_report(tmp_path).read_text(encoding="utf-8") == first
 
 
 def test_print_table_fits_a_terminal():
