@@ -2,10 +2,10 @@
 # ./launch.sh        makes .venv, installs, runs the quick freezing study, says where the report is
 # ./launch.sh test   makes .venv, installs, runs the tests; test quick runs what most changes need
 # ./launch.sh local|slurm|kubernetes|sky [options] -- train|experiment ...
-#                    makes .venv, installs, and runs that on several processes; --help tells more
-# ./launch.sh status --workdir DIR        how far the workers of a study are
-# Further arguments go to the study, or to pytest. PYTHON names another interpreter, and EXTRAS
-# what else to install for the last kind: cuda or tpu.
+#                    makes .venv, installs, and runs that on several processes; see --help
+# ./launch.sh status --workdir DIR        shows the progress of the workers of a study
+# Further arguments go to the study, or to pytest. PYTHON names another interpreter; EXTRAS (cuda
+# or tpu) names what else to install for running on several processes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -29,7 +29,7 @@ find_python() {
             return
         fi
         [ "$candidate" != "${PYTHON-}" ] ||
-            fail "PYTHON=$PYTHON is no Python 3.11 or newer with venv: name another one"
+            fail "PYTHON=$PYTHON is not Python 3.11 or newer with venv: name another one"
     done
     fail "no Python 3.11 or newer with venv was found: install one, or name it with PYTHON=..."
 }

@@ -330,7 +330,12 @@ def _texts(
         None where there are none, and the columns that a header may name.
     """
     from mtl_jax.core.console import say
-    from mtl_jax.tools.predict import looks_like_header, read_lines, read_pairs, read_texts
+    from mtl_jax.tools.input_texts import (
+        looks_like_header,
+        read_lines,
+        read_pairs,
+        read_texts,
+    )
 
     named = _named_columns(command)
     if command.input is not None:
@@ -400,7 +405,9 @@ def _predict(command: Predict) -> None:
     model = Predictor(command.workdir, command.long_texts, trust=command.trust)
     _print_json(model.answers(texts(model.text_columns, model.columns)))
     if model.cut or model.empty:
-        say(f"{model.cut} texts were cut to {model.reader.max_length} tokens, {model.empty} empty")
+        say(
+            f"{model.cut} texts were cut to {model.reader.max_length} tokens, {model.empty} were empty"
+        )
 
 
 def _print_json(lines: Iterable[Mapping[str, Any]]) -> None:
@@ -443,8 +450,8 @@ def _extract(command: Extract) -> None:
         )
     rows = write_vectors(output, encoder.pooled(texts(columns, known)), encoder.width)
     say(
-        f"{rows} vectors of {encoder.width} in {command.output}; {encoder.cut} texts were cut to "
-        f"{encoder.reader.max_length} tokens, {encoder.empty} empty"
+        f"wrote {rows} vectors of width {encoder.width} to {command.output}; {encoder.cut} texts were cut to "
+        f"{encoder.reader.max_length} tokens, {encoder.empty} were empty"
     )
 
 
@@ -462,4 +469,4 @@ def _export(command: Export) -> None:
         push_to_hub=command.push_to_hub,
         private=command.private,
     )
-    say(f"{command.format} in {folder}")
+    say(f"wrote {command.format} to {folder}")

@@ -71,7 +71,7 @@ def test_train_evaluate_predict_extract(flags, tmp_path):
     answers = [json.loads(line) for line in predicted.stdout.decode().splitlines()]
     texts = ["the film was good !", "", "schön", "very " * 30]
     assert [answer["text"] for answer in answers] == texts
-    assert predicted.stderr == b"1 texts were cut to 24 tokens, 1 empty\n"
+    assert predicted.stderr == b"1 texts were cut to 24 tokens, 1 were empty\n"
 
     output = tmp_path / "v.npy"
     extracted = call("mtl_jax", "extract", folder, f"--output={output}", stdin="a\nb\nc")
@@ -80,7 +80,7 @@ def test_train_evaluate_predict_extract(flags, tmp_path):
     assert vectors.shape == (3, 16)
     assert vectors.dtype == np.float32
 
-    assert extracted.stderr.endswith("; 0 texts were cut to 24 tokens, 0 empty\n")
+    assert extracted.stderr.endswith("; 0 texts were cut to 24 tokens, 0 were empty\n")
     arguments = [f"--output={tmp_path / 'x.npy'}", "--long-texts=refuse"]
     refused = call("mtl_jax", "extract", folder, *arguments, stdin=f"a\n{'very ' * 30}\n")
     assert_mistake(refused, "lines 1 to 2: 1 of 2 texts are longer than 24 tokens")

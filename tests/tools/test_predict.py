@@ -22,13 +22,8 @@ from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.workdir import Workdir
-from mtl_jax.tools.predict import (
-    Predictor,
-    checkpoint_encoder,
-    looks_like_header,
-    read_lines,
-    read_texts,
-)
+from mtl_jax.tools.input_texts import read_lines, read_texts
+from mtl_jax.tools.predict import Predictor, checkpoint_encoder
 from tests.conftest import TASKS, write_record
 
 
@@ -296,11 +291,6 @@ def test_doubts_of_a_checkpoint_are_told_before_training(doubtful, settings, tmp
     assert "unit length" not in said
 
 
-def test_lines_end_where_lines_end():
-    stream = io.BytesIO("a\r\n\nb\u2028c\n".encode() + b"last")
-    assert list(read_lines(stream)) == ["a", "", "b\u2028c", "last"]
-
-
 def test_folders_that_are_no_run(tmp_path):
     with pytest.raises(UserError, match=r"is not the folder of a run \(no config\.json\)"):
         Predictor(tmp_path)
@@ -309,41 +299,6 @@ def test_folders_that_are_no_run(tmp_path):
 def test_a_checkpoint_is_no_run_though_it_has_a_config(tiny):
     with pytest.raises(UserError, match="is not the folder of a run"):
         Predictor(tiny)
-
-
-def test_texts_come_from_tables_and_from_lines(tmp_path):
-    (tmp_path / "t.csv").write_text('id,text\n1,"a, b"\n2,c\n')
-    (tmp_path / "t.jsonl").write_text('{"body": "a"}\n{"body": "b"}\n')
-    (tmp_path / "t.txt").write_text("id,text\na\n")
-    assert list(read_texts(tmp_path / "t.csv", None, ("text",))) == ["a, b", "c"]
-    assert list(read_texts(tmp_path / "t.csv", ("id",), ("text",))) == ["1", "2"]
-    assert list(read_texts(tmp_path / "t.jsonl", ("body",), ("text",))) == ["a", "b"]
-    assert list(read_texts(tmp_path / "t.txt", None, ("text",))) == ["id,text", "a"]
-    with pytest.raises(UserError, match="has no column 'text'"):
-        read_texts(tmp_path / "t.jsonl", None, ("text",))
-    with pytest.raises(UserError, match=r"gone\.txt is missing"):
-        read_texts(tmp_path / "gone.txt", None, ("text",))
-
-
-@pytest.mark.parametrize(
-    ("line", "is_one"),
-    [
-        ("text,topic,mood", True),
-        ('\ufeff"id","Text"', True),
-        ("id\tbody", True),
-        ("mood", True),
-        ('{"text": "a", "topic": "b"}', True),
-        ("review,rating", True),
-        ("the film was good, and long", False),
-        ("yes,no", False),
-        ("a text", False),
-        ("{a brace", False),
-        ("[1]", False),
-        ("", False),
-    ],
-)
-def test_headers(line, is_one):
-    assert looks_like_header(line, ["mood", "text"]) is is_one
 
 
 def test_predict_reads_a_file_and_warns_of_a_header(trained_folder, reviews, tmp_path, capsys):

@@ -12,7 +12,7 @@ from mtl_jax.cli.commands import run
 from mtl_jax.core.atomic_write import whole
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.pairs import Pair
-from mtl_jax.tools.predict import read_lines
+from mtl_jax.tools.input_texts import read_lines
 from mtl_jax.tools.vectors import check_output, write_vectors
 
 

@@ -94,8 +94,8 @@ def export(
             _ = head.dense()
     if format == "huggingface" and not is_native(run.pooling):
         say(
-            f"note: transformers has no class of this encoder that pools by {run.pooling}: each "
-            "folder has a module file, and is loaded with trust_remote_code=True"
+            f"note: transformers has no class of this encoder with the pooling {run.pooling}: each "
+            "folder has a module file and is loaded with trust_remote_code=True"
         )
     try:
         with whole_folder(folder) as draft:

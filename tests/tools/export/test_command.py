@@ -40,7 +40,7 @@ def complaint(capsys):
 def test_a_folder_for_each_task_with_its_card(trained, tmp_path, capsys):
     output = tmp_path / "there" / "exported"
     assert export(trained, output, "--format=huggingface") == 0
-    assert capsys.readouterr().err.splitlines()[-1] == f"huggingface in {output}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"wrote huggingface to {output}"
     files = ["README.md", "config.json", "model.safetensors", "modeling_pooled.py"]
     files += ["tokenizer_config.json", "vocab.txt"]
     tasks = ("classifier", "sentiment")
