@@ -406,7 +406,8 @@ def _predict(command: Predict) -> None:
     _print_json(model.answers(texts(model.text_columns, model.columns)))
     if model.cut or model.empty:
         say(
-            f"{model.cut} texts were cut to {model.reader.max_length} tokens, {model.empty} were empty"
+            f"{model.cut} texts were cut to {model.reader.max_length} tokens, {model.empty} were "
+            "empty"
         )
 
 
@@ -450,8 +451,8 @@ def _extract(command: Extract) -> None:
         )
     rows = write_vectors(output, encoder.pooled(texts(columns, known)), encoder.width)
     say(
-        f"wrote {rows} vectors of width {encoder.width} to {command.output}; {encoder.cut} texts were cut to "
-        f"{encoder.reader.max_length} tokens, {encoder.empty} were empty"
+        f"wrote {rows} vectors of width {encoder.width} to {command.output}; {encoder.cut} texts "
+        f"were cut to {encoder.reader.max_length} tokens, {encoder.empty} were empty"
     )
 
 
