@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, get_args
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
 from mtl_jax.config.checks import above_0, at_least_0, at_least_1, flag
 from mtl_jax.config.data import refuse_blank
@@ -13,7 +15,13 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.core.imported import import_path
 
 Schedule = Literal["linear", "slanted_triangular", "constant"]
-WeightingName = Literal["fixed", "uncertainty", "dynamic_average", "famo", "pcgrad", "gradnorm"]
+# Each method is a file there, whose name is the method's: to add one, add a file.
+_METHODS = Path(__file__).parents[1] / "training" / "weighting" / "methods"
+WEIGHTINGS = tuple(sorted(module.name for module in pkgutil.iter_modules([str(_METHODS)])))
+if TYPE_CHECKING:
+    WeightingName = str
+else:
+    WeightingName = Literal[WEIGHTINGS]
 # Optimizers and schedules count the steps of a run in int32.
 MOST_STEPS = 2**31 - 1
 # Passes over the training texts, and steps at least, of a phase where nothing says how long it

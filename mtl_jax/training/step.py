@@ -22,8 +22,8 @@ from mtl_jax.training.kinds.registry import kind_of
 from mtl_jax.training.micro_batches import WHOLE, MicroBatches
 from mtl_jax.training.optimizer import AdamW, AdamWNumbers
 from mtl_jax.training.weighting.base import State, Weighting
-from mtl_jax.training.weighting.fixed import FIXED, Fixed
 from mtl_jax.training.weighting.gradient import weighted_gradient
+from mtl_jax.training.weighting.methods.fixed import FIXED, Fixed
 
 # Beyond any device's index: what is folded into the key of a step for its weighting.
 _WEIGHTING = 2**32 - 1

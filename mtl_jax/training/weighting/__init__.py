@@ -1,1 +1,1 @@
-"""How the losses of the tasks are weighed against each other, one method a file."""
+"""How the losses of the tasks are weighed against each other."""

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Mapping
 
+from mtl_jax.config.optimizer import WEIGHTINGS
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.partition import Partition
+from mtl_jax.training.weighting import methods
 from mtl_jax.training.weighting.base import Weighting
-from mtl_jax.training.weighting.dynamic_average import DynamicAverage
-from mtl_jax.training.weighting.famo import Famo
-from mtl_jax.training.weighting.fixed import Fixed
-from mtl_jax.training.weighting.gradnorm import GradNorm
-from mtl_jax.training.weighting.pcgrad import PcGrad
-from mtl_jax.training.weighting.uncertainty import Uncertainty
+from mtl_jax.training.weighting.methods.fixed import Fixed
 
-METHODS: Mapping[str, Callable[[int], Weighting]] = {
-    Fixed.name: lambda _: Fixed(),
-    Uncertainty.name: lambda _: Uncertainty(),
-    DynamicAverage.name: DynamicAverage,
-    Famo.name: lambda _: Famo(),
-    PcGrad.name: lambda _: PcGrad(),
-    GradNorm.name: lambda _: GradNorm(),
-}
-"""By name, from the steps of an epoch to the method."""
+
+def _method(name: str) -> type[Weighting]:
+    """The class in a file of ``methods`` that has the file's name."""
+    module = importlib.import_module(f"{methods.__name__}.{name}")
+    found = [each for each in vars(module).values() if getattr(each, "name", None) == name]
+    return next(each for each in found if isinstance(each, type) and issubclass(each, Weighting))
+
+
+METHODS: Mapping[str, type[Weighting]] = {name: _method(name) for name in WEIGHTINGS}
+"""The methods by name."""
 
 
 def make_weighting(name: str, steps_per_epoch: int) -> Weighting:
@@ -33,7 +32,7 @@ def make_weighting(name: str, steps_per_epoch: int) -> Weighting:
     """
     if name not in METHODS:
         raise UserError(f"--weighting {name!r} is unknown: use one of {', '.join(METHODS)}")
-    return METHODS[name](steps_per_epoch)
+    return METHODS[name].of_epochs(steps_per_epoch)
 
 
 def useless(

@@ -15,10 +15,10 @@ from mtl_jax.freezing.scenarios import scenario_rules
 from mtl_jax.training.losses import masked_cross_entropy
 from mtl_jax.training.runners import Compiled, JitRunner, make_runner
 from mtl_jax.training.step import Program, scanned_steps, stream, take, train_step
-from mtl_jax.training.weighting.famo import Famo
-from mtl_jax.training.weighting.fixed import Fixed
-from mtl_jax.training.weighting.gradnorm import GradNorm
-from mtl_jax.training.weighting.pcgrad import PcGrad
+from mtl_jax.training.weighting.methods.famo import Famo
+from mtl_jax.training.weighting.methods.fixed import Fixed
+from mtl_jax.training.weighting.methods.gradnorm import GradNorm
+from mtl_jax.training.weighting.methods.pcgrad import PcGrad
 from mtl_jax.training.weighting.registry import METHODS, make_weighting
 from tests.conftest import TASKS
 from tests.training.test_runners import (

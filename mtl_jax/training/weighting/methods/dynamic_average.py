@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,11 @@ class DynamicAverage(Weighting):
     name = "dynamic_average"
     steps_per_epoch: int
     temperature: float = 2.0
+
+    @classmethod
+    def of_epochs(cls, steps_per_epoch: int) -> Self:
+        """See ``Weighting``."""
+        return cls(steps_per_epoch)
 
     @property
     def idle_steps(self) -> int:
