@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.config.scenario import is_inline
@@ -18,13 +18,19 @@ LORA = "lora"
 # What the settings name a learning rate for; a label's subgroups share it.
 _GROUPS = ("head", "backbone")
 
-# Those whose name says nothing of a task or a number.
-_PLAIN = ("all_frozen", "backbone_frozen", "bias_only", "layer_norm_only", "none_frozen")
 _NUMBERED = re.compile(r"(top|first|middle|only|lora)_(\d+)")
 # One of each kind that a number is a part of, for the closest name to a wrong one.
 _EXAMPLES = ("top_1", "first_1", "middle_1", "only_0", "lora_8")
 _TRAINED: Rule = ("backbone/*", "backbone")
 _REST_FROZEN: Rule = ("backbone/*", FROZEN)
+# Those whose name says nothing of a task or a number, from the rules that train all heads.
+_PLAIN: Mapping[str, Callable[[Sequence[Rule]], tuple[Rule, ...]]] = {
+    "all_frozen": lambda _: (("*", FROZEN),),
+    "backbone_frozen": lambda heads: (_REST_FROZEN, *heads),
+    "bias_only": lambda heads: (("backbone/*/bias", "backbone"), _REST_FROZEN, *heads),
+    "layer_norm_only": lambda heads: (("backbone/*norm/*", "backbone"), _REST_FROZEN, *heads),
+    "none_frozen": lambda heads: (*heads, _TRAINED),
+}
 
 _RULES = {
     "type": "array",
@@ -35,7 +41,8 @@ _RULES = {
 
 def scenario_names(tasks: Sequence[str]) -> tuple[str, ...]:
     """The names of the scenarios for some tasks, but for those with a number."""
-    return (*_PLAIN[:-1], *(f"{task}_frozen" for task in tasks), _PLAIN[-1])
+    *most_frozen, least_frozen = _PLAIN
+    return (*most_frozen, *(f"{task}_frozen" for task in tasks), least_frozen)
 
 
 def is_scenario_name(name: str, tasks: Sequence[str]) -> bool:
@@ -117,16 +124,8 @@ def scenario_rules(name: str, num_layers: int, tasks: Sequence[str]) -> tuple[Ru
     if name.endswith(".json"):
         return _labelled(_rules_in(name), f"scenario file {name}")
     heads = [(f"{task}/*", "head") for task in tasks]
-    if name == "all_frozen":
-        return (("*", FROZEN),)
-    if name == "backbone_frozen":
-        return (_REST_FROZEN, *heads)
-    if name == "none_frozen":
-        return (*heads, _TRAINED)
-    if name == "bias_only":
-        return (("backbone/*/bias", "backbone"), _REST_FROZEN, *heads)
-    if name == "layer_norm_only":
-        return (("backbone/*norm/*", "backbone"), _REST_FROZEN, *heads)
+    if name in _PLAIN:
+        return _PLAIN[name](heads)
     if frozen_tasks := _frozen_tasks(name, tasks):
         frozen = [(f"{task}/*", FROZEN) for task in frozen_tasks]
         return (*frozen, *(head for head in heads if (head[0], FROZEN) not in frozen), _TRAINED)
