@@ -20,7 +20,7 @@ from mtl_jax.data.kinds import LabelKind, type_in_words
 from mtl_jax.data.names import quoted
 from mtl_jax.data.sources.base import ALL_SINGLE_LABEL, Fields, Rows, Source, Stream
 from mtl_jax.data.sources.delimited import Block, MalformedError, read_csv, read_tsv
-from mtl_jax.data.sources.elsewhere import is_of_use, read_elsewhere
+from mtl_jax.data.sources.parsing_process import pays, read_in_process
 from mtl_jax.data.sources.values import Labels, UnusableError, label_of, text_of
 
 _DELIMITED = (".csv", ".tsv")
@@ -78,7 +78,9 @@ def open_files(
 
 def _soonest(path: Path, fields: Fields) -> Stream:
     stream = stream_fields(path, fields)
-    return read_elsewhere(stream, path, fields) if is_of_use(path.stat().st_size) else stream
+    if not pays(path.stat().st_size):
+        return stream
+    return read_in_process(stream, stream_fields, path, fields)
 
 
 def stream_table(

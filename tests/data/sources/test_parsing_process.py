@@ -1,10 +1,10 @@
 """A file that another process reads is the same file."""
 
 import pytest
+from mtl_jax.data.sources.elsewhere import read_elsewhere
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.sources.base import Fields
-from mtl_jax.data.sources.elsewhere import read_elsewhere
 from mtl_jax.data.sources.files import stream_table
 from tests.data.sources.test_files import read
 
@@ -12,8 +12,8 @@ ASKED = "text", {"sentiment": "mood"}
 FIELDS = Fields.of(*ASKED, {}, None)
 
 
-def elsewhere(path):
-    return read_elsewhere(stream_table(path, *ASKED), path, FIELDS)
+def in_process(path):
+    return read_in_process(stream_table(path, *ASKED), stream_fields, path, FIELDS)
 
 
 def test_rows_places_and_notes_are_the_same(tmp_path):
@@ -22,7 +22,7 @@ def test_rows_places_and_notes_are_the_same(tmp_path):
     texts[7] = '"' + texts[7]
     rows = "".join(f"m{i % 3}\t{text}\n" for i, text in enumerate(texts))
     path.write_text("mood\ttext\n" + rows)
-    here, there = read(stream_table(path, *ASKED)), read(elsewhere(path))
+    here, there = read(stream_table(path, *ASKED)), read(in_process(path))
     assert (there.texts, there.labels, there.notes) == (here.texts, here.labels, here.notes)
     assert len(here.notes) == 1
     assert there.place(9_999) == here.place(9_999) == f"{path}, line 10001"
@@ -32,8 +32,8 @@ def test_what_is_wrong_is_told_as_here_and_no_process_is_left(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("text,mood\n" + "a,up\n" * 9_000 + "a,b,c\n")
     with pytest.raises(UserError, match=r"t\.csv, line 9002: 3 fields and not the header's 2"):
-        read(elsewhere(path))
-    begun = elsewhere(path).rows
+        read(in_process(path))
+    begun = in_process(path).rows
     assert len(next(begun).texts) == 4095
     # A reader that is let go of would be told of as a warning if its process went on.
     begun.close()  # pyright: ignore[reportAttributeAccessIssue]

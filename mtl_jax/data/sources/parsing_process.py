@@ -7,7 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -18,20 +18,23 @@ from mtl_jax.data.sources.base import Fields, Rows, Stream
 LARGE = 64 * 2**20
 
 
-def is_of_use(size: int) -> bool:
+def pays(size: int) -> bool:
     """Whether a file of so many bytes is read sooner so."""
     return size > LARGE and len(os.sched_getaffinity(0)) > 1
 
 
-def read_elsewhere(stream: Stream, path: Path, fields: Fields) -> Stream:
+def read_in_process(
+    stream: Stream, read: Callable[[Path, Fields], Stream], path: Path, fields: Fields
+) -> Stream:
     """The same stream, read by another process from the same file.
 
     Args:
-        stream: From ``files.stream_fields``; its rows are left alone.
-        path: As of ``files.stream_fields``.
-        fields: As of ``files.stream_fields``.
+        stream: What ``read`` has given here; its rows are left alone.
+        read: A function that the other process can import.
+        path: As of ``read``.
+        fields: As of ``read``.
     """
-    asked = pickle.dumps((path, fields))
+    asked = pickle.dumps((read, path, fields))
 
     def rows() -> Iterator[Rows]:
         # It may import this package only from where this process has it.
@@ -68,14 +71,12 @@ def _next(pipe: IO[bytes], path: Path) -> Rows | list[str]:
 
 
 def _main() -> None:
-    from mtl_jax.data.sources.files import stream_fields
-
-    path, fields = pickle.load(sys.stdin.buffer)  # noqa: S301
+    read, path, fields = pickle.load(sys.stdin.buffer)  # noqa: S301
     out = sys.stdout.buffer
     # Python's search for cycles, of which rows have none, takes a sixth of the time.
     gc.disable()
     try:
-        stream = stream_fields(path, fields)
+        stream = read(path, fields)
         for rows in stream.rows:
             pickle.dump(rows, out, pickle.HIGHEST_PROTOCOL)
         pickle.dump(stream.notes, out)
