@@ -1,11 +1,11 @@
 """A file that another process reads is the same file."""
 
 import pytest
-from mtl_jax.data.sources.elsewhere import read_elsewhere
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.sources.base import Fields
-from mtl_jax.data.sources.files import stream_table
+from mtl_jax.data.sources.files import stream_fields, stream_table
+from mtl_jax.data.sources.parsing_process import read_in_process
 from tests.data.sources.test_files import read
 
 ASKED = "text", {"sentiment": "mood"}
