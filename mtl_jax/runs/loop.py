@@ -1,4 +1,9 @@
-"""The training loop, from settings to finished folders."""
+"""The training loop, from settings to finished folders; to be read from top to bottom.
+
+``train_seeds`` makes the runs ready and groups those that are at the same place, ``_train_group``
+goes from phase to phase and measures the end, and ``_train_phase`` is the loop over the steps:
+batches, steps, measurement, end of the phase, save. A ``SeedRun`` is what one seed has to itself.
+"""
 
 from __future__ import annotations
 
@@ -176,14 +181,16 @@ def _train_phase(seed_runs: Sequence[SeedRun], trace: Trace, heartbeat: Heartbea
     with training_bar(title, total, done) as update, preemption.deferred():
         watch.start()
         while done < total and _training(seed_runs):
-            # The batches, and the steps on them.
+            # Batches: as many as one call takes, up to the next measurement or save.
             stops = [measure_every, *([checkpoint_every] if checkpoint_every else [])]
             steps = min(train_step.most, total - done, *(every - done % every for every in stops))
             batches = [seed_run.draw(steps) for seed_run in seed_runs]
+            # Steps: each takes one batch of each seed; a call takes many where heads alone train.
             compiled = train_step.step.seconds
             first = seed_runs[0].progress.start + done
             state, metrics = trace(first, steps, watch, train_step, state, frozen, vectors, batches)
             book(steps, train_step.step.seconds - compiled)
+            # Losses of each step, for the log.
             for index, of_step in enumerate(metrics):
                 done += 1
                 for place, seed_run in enumerate(seed_runs):
@@ -194,7 +201,7 @@ def _train_phase(seed_runs: Sequence[SeedRun], trace: Trace, heartbeat: Heartbea
                 losses, meter = _mean_losses(there), there[0].meter
                 update(done, losses, meter.rate)
                 heartbeat(meter.step, run.index, losses, meter.rate)
-            # The measurement, the end of the phase, the save.
+            # Measurement, end of the phase, save: see _measure.
             measures, leaves = done % measure_every == 0 or done == total, preemption.due()
             saves = bool(checkpoint_every) and done % checkpoint_every == 0
             saves = clock.due(measures=measures) or saves or leaves
