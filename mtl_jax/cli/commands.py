@@ -374,8 +374,8 @@ def _texts(
         for number, line in enumerate(read_lines(stream)):
             if number == 0 and looks_like_header(line, known):
                 say(
-                    f"warning: the first line, {shortened(line, 80)!r}, is taken for a text, and "
-                    "looks like that of a table: read it with --input FILE --text-column COLUMN"
+                    f"warning: the first line, {shortened(line, 80)!r}, looks like the header of a "
+                    "table, and is read as a text: read tables with --input FILE --text-column COLUMN"
                 )
             yield line
 

@@ -74,7 +74,7 @@ def _made(
         made[:] = [KeepStored(draft / f"{name}-{len(made)}") for name in ("stay", "aside")]
         return made[0], made[1]
 
-    say(f"note: {source.name}, {split}: an indexed copy of the texts is made in {folder}")
+    say(f"note: {source.name}, {split}: making an indexed copy of the texts in {folder}")
     table = read_table(lambda: source.stream(split), kinds, keepers, set_aside=set_aside)
     arrays, record = table.stored()
     np.savez(draft / _ARRAYS, **arrays)  # pyright: ignore[reportArgumentType]

@@ -158,7 +158,7 @@ class MultiLabel:
                 value = json.loads(value)
             except (ValueError, RecursionError) as error:
                 raise ValueError(
-                    f"{quoted(str(value))}, which is no JSON list: write "
+                    f"{quoted(str(value))}, which is not a JSON list: write "
                     '["a", "b"], with double quotes, or a|b'
                 ) from error
         if isinstance(value, list | tuple | np.ndarray):

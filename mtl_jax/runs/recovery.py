@@ -77,7 +77,7 @@ def open_checkpoints(
     if changed:
         say(
             f"note: checkpoint {last} was saved with {', '.join(changed)}: from here on numbers "
-            "may be rounded otherwise"
+            "may differ by rounding"
         )
     return checkpoints, saved
 
@@ -188,7 +188,7 @@ def recover(workdir: Workdir, run: Mapping[str, str]) -> None:
         say(f"warning: checkpoint {step}: {aside[step]}; moved to {place}")
     if lost is not None and lost not in aside:
         say(f"warning: the run was finished, and its last checkpoint, {lost}, is lost")
-    say(f"warning: going on from {'the beginning' if found is None else f'checkpoint {found}'}")
+    say(f"warning: resuming from {'the beginning' if found is None else f'checkpoint {found}'}")
 
 
 def _lost(workdir: Workdir, newest: int | None) -> int | None:

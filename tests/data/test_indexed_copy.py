@@ -78,7 +78,7 @@ def test_a_limit_needs_no_copy_and_the_copy_is_made_once(files, capsys):
     whole = load_corpus(config(files, **validation), Keeping(in_memory=0))
     texts = whole.read("train").texts
     assert isinstance(texts, StoredTexts)
-    assert "an indexed copy of the texts is made in" in capsys.readouterr().err
+    assert "making an indexed copy of the texts in" in capsys.readouterr().err
     made = texts.path.stat().st_mtime_ns
     again = load_corpus(config(files, **validation), Keeping(in_memory=0)).read("train").texts
     assert isinstance(again, StoredTexts)

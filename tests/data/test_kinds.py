@@ -115,7 +115,7 @@ def test_lists_and_values_are_read(tmp_path, ending):
 @pytest.mark.parametrize(
     ("kind", "cell", "words"),
     [
-        ("multi_label", "\"['a', 'b']\"", "which is no JSON list: write"),
+        ("multi_label", "\"['a', 'b']\"", "which is not a JSON list: write"),
         ("multi_label", '"[""a"", null]"', "a list with an empty class"),
         ("multi_label", '"[""a"", [1]]"', "a list that has a list: a label is a string"),
         ("multi_label", '"[""a"""', "which is no JSON list"),

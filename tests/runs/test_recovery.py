@@ -123,7 +123,7 @@ def test_the_one_before_a_damaged_checkpoint_is_used(part, reason, copy, finishe
     assert first.startswith("warning: checkpoint 8: it is damaged (")
     assert first.endswith(f"); moved to {place}")
     assert re.search(reason, first)
-    assert second == "warning: going on from checkpoint 6"
+    assert second == "warning: resuming from checkpoint 6"
     assert set_aside(config) == ["8"]
 
 
@@ -137,7 +137,7 @@ def test_a_folder_that_is_half_written_is_no_checkpoint(copy, finished, capsys):
     assert first.startswith(
         "warning: checkpoint 10: it is damaged (state/manifest.json is missing)"
     )
-    assert second == "warning: going on from checkpoint 8"
+    assert second == "warning: resuming from checkpoint 8"
 
 
 def test_all_of_them_damaged_the_run_begins_anew(copy, finished, capsys):
@@ -145,7 +145,7 @@ def test_all_of_them_damaged_the_run_begins_anew(copy, finished, capsys):
     for step in (4, 6, 8):
         damage(config, step)
     ends_the_same(config, finished)
-    assert warnings_of(capsys)[-1] == "warning: going on from the beginning"
+    assert warnings_of(capsys)[-1] == "warning: resuming from the beginning"
     assert set_aside(config) == ["4", "6", "8"]
     # Damaged once more, what is there already is not written over.
     damage(config, 12)
@@ -165,7 +165,7 @@ def test_a_checkpoint_without_what_it_needs_is_not_gone_on_from(gone, copy, fini
     ends_the_same(config, finished)
     said = warnings_of(capsys)
     assert said[0].startswith("warning: checkpoint 8: it needs checkpoint 6, which is damaged (")
-    assert said[-1] == "warning: going on from checkpoint 4"
+    assert said[-1] == "warning: resuming from checkpoint 4"
     assert set_aside(config) == (["8"] if gone else ["6", "8"])
 
 
@@ -196,7 +196,7 @@ def test_a_damaged_line_of_the_log_is_a_lost_one(of_end, last, copy, finished, c
     first, *others = warnings_of(capsys)
     assert f"metrics.jsonl was damaged from line {place + 1} on (" in first
     if not of_end:
-        assert others[-1] == "warning: going on from checkpoint 4"
+        assert others[-1] == "warning: resuming from checkpoint 4"
 
 
 @pytest.mark.parametrize("damage", [b"\xff{}\n", b"\n", b"5\n", b"[3]\n"])
@@ -429,7 +429,7 @@ def test_what_another_run_has_saved_is_not_gone_on_from(settings, copy, finished
         ends_the_same(config, finished)
         first, second = warnings_of(capsys)[:2]
         assert first.startswith(f"warning: checkpoint 8: it is damaged ({reason}); moved to ")
-        assert second == "warning: going on from checkpoint 6"
+        assert second == "warning: resuming from checkpoint 6"
         # As the kill has left it.
         shutil.rmtree(folder / "12")
         log = folder.with_name("metrics.jsonl")
@@ -449,7 +449,7 @@ def test_all_checkpoints_of_another_run_answer_for_none(settings, copy, finished
     with pytest.raises(DamageError, match=r"it was saved with another run, settings, config\.json"):
         Predictor(config.workdir)
     ends_the_same(config, finished)
-    assert warnings_of(capsys)[-1] == "warning: going on from the beginning"
+    assert warnings_of(capsys)[-1] == "warning: resuming from the beginning"
 
 
 def test_a_checkpoint_under_the_name_of_another_step_is_damaged(copy, finished, capsys):
@@ -476,7 +476,7 @@ def test_a_finished_run_that_has_lost_its_checkpoints_is_trained_again(
     with pytest.raises(UserError, match="run train again on its --workdir"):
         Predictor(config.workdir)
     ends_the_same(config, finished)
-    assert warnings_of(capsys)[-1].startswith("warning: going on from ")
+    assert warnings_of(capsys)[-1].startswith("warning: resuming from ")
     assert Predictor(config.workdir).evaluate("test") == finished[2]["test"]
 
 
