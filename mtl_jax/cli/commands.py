@@ -375,7 +375,7 @@ def _texts(
             if number == 0 and looks_like_header(line, known):
                 say(
                     f"warning: the first line, {shortened(line, 80)!r}, looks like the header of a "
-                    "table, and is read as a text: read tables with --input FILE --text-column COLUMN"
+                    "table; read a table with --input FILE --text-column COLUMN"
                 )
             yield line
 
