@@ -190,7 +190,7 @@ def test_another_configuration_is_refused_by_name(settings, inputs_of, tmp_path)
     train(config, inputs_of(config))
     before = (tmp_path / "metrics.jsonl").read_bytes()
     other = TrainConfig(**settings | {"weight_decay": 0.5}, workdir=str(tmp_path), seed=7)
-    with pytest.raises(UserError, match=r"weight_decay was 0\.01, now 0\.5.*seed was 0, now 7"):
+    with pytest.raises(UserError, match=r"seed was 0, now 7.*weight_decay was 0\.01, now 0\.5"):
         train(other, inputs_of(other))
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
