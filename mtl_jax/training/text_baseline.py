@@ -114,8 +114,8 @@ def shortfalls(validation: Metrics, baseline: Metrics) -> list[str]:
     return [
         f"warning: {task}: {score_name({task: of_task})} {mine:.3f} on validation, where TF-IDF "
         f"with {of_metrics(of_task).text_model} reaches {theirs:.3f}: train longer (--epochs), "
-        "with other learning rates, or more of the backbone, before you conclude that the texts "
-        "don't tell"
+        "with other learning rates, or more of the backbone, before concluding that the texts do "
+        "not tell"
         for task, of_task in validation.items()
         if of_task["examples"]
         and (mine := score(of_task)) is not None
