@@ -104,7 +104,7 @@ def test_code_that_a_file_names_is_taken_where_its_module_is_trusted(tmp_path):
 def test_a_file_that_is_not_there_or_not_named(tmp_path):
     with pytest.raises(UserError, match=r"gone\.yaml"):
         read(f"--config={tmp_path}/gone.yaml")
-    with pytest.raises(UserError, match="names no file"):
+    with pytest.raises(UserError, match="needs a file name"):
         read("--config")
 
 

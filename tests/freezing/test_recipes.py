@@ -210,7 +210,7 @@ def test_rules_are_found_from_the_folder_of_the_recipe(tmp_path, monkeypatch):
         ),
         ("own.py", "phase = 1", "defines no phases"),
         ("own.py", "phases = []", "defines no phases"),
-        ("own.py", "phases = ['top_1']", "'top_1' is no Phase"),
+        ("own.py", "phases = ['top_1']", "'top_1' is not a Phase"),
     ],
 )
 def test_a_file_that_holds_something_else(name, text, words, tmp_path):

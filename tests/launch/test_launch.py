@@ -398,7 +398,7 @@ def test_workers_that_crashed_are_begun_again_a_few_times(ending, capsys, tmp_pa
     status, calls, _ = ending({"worker": "-9 0 0"}, *STUDY)
     assert status == 0
     assert sorted(calls) == ["--gather", *["--worker"] * 3]
-    assert "it crashed (status 137): begun again, 1 of 2 times" in capsys.readouterr().err
+    assert "it crashed (status 137): restarted, 1 of 2 times" in capsys.readouterr().err
     # Three times in all, and what the others have left is gathered.
     _, calls, _ = ending({"worker": "0 3 3 3 3"}, *STUDY)
     assert sorted(calls) == ["--gather", *["--worker"] * 4]

@@ -85,7 +85,10 @@ def inputs(small_settings):
     [
         ({"heads": {"classifier": "own_kinds:Gone"}}, "module own_kinds has no Gone: correct the"),
         ({"heads": {"classifier": "no_kinds:A"}}, "module no_kinds can't be imported (No module"),
-        ({"heads": {"classifier": "own_kinds:number"}}, "--heads classifier: 3 is no Flax module"),
+        (
+            {"heads": {"classifier": "own_kinds:number"}},
+            "--heads classifier: 3 is not a Flax module",
+        ),
         ({"heads": {"classifier": "own_kinds:Narrow"}}, "makes (2, 3, 2) of vectors [2, 3, 16]"),
         ({"heads": {"classifier": "own_kinds:Stubborn"}}, "Stubborn can't be made ("),
         ({"loss": "own_kinds:number"}, "--loss classifier own_kinds:number is no function"),

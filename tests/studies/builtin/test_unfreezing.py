@@ -244,7 +244,7 @@ def test_the_arms_of_a_backbone(tmp_path):
         "backbone_frozen_equal_cost",
     )
     for wrong, words in (
-        ("only_layer_2", "off the backbone's 2 layers"),
+        ("only_layer_2", "does not fit the backbone's 2 layers"),
         ("top_3", "is off"),
         ("top_3_equal_cost", "is off"),
         ("none_frozen_equal_cost", "unknown arm 'none_frozen_equal_cost': did you mean"),
