@@ -357,7 +357,7 @@ def test_seeds_go_through_phases_together(recipe, inputs, tmp_path):
         ),
         (
             [{"scenario": "top_1", "learning_rates": {"backbone/layer_7": 1}}],
-            r"phase 1: learning_rates names 'backbone/layer_7', which is not a label of anything it",
+            r"phase 1: learning_rates names 'backbone/layer_7', which is not a label of any",
         ),
         (
             [{"scenario": "top_1", "learning_rates": {"head/classifer": 1}}],

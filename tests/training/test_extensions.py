@@ -87,7 +87,7 @@ def inputs(small_settings):
         ({"heads": {"classifier": "no_kinds:A"}}, "module no_kinds can't be imported (No module"),
         (
             {"heads": {"classifier": "own_kinds:number"}},
-            "--heads classifier: 3 is not a Flax module",
+            "classifier: 3 is not a Flax module",
         ),
         ({"heads": {"classifier": "own_kinds:Narrow"}}, "makes (2, 3, 2) of vectors [2, 3, 16]"),
         ({"heads": {"classifier": "own_kinds:Stubborn"}}, "Stubborn can't be made ("),
