@@ -4,8 +4,8 @@
 
     result = mtl.train(mtl.TrainConfig(workdir="runs/first", scenario="backbone_frozen"))
 
-Everything that the command line does is a few calls; ``docs/library.md`` has a loop of one's own.
-Nothing heavy is imported before it is used.
+Everything the command line does is a few calls; ``docs/library.md`` shows a training loop of your
+own. Modules are imported when they are first used.
 """
 
 from __future__ import annotations

@@ -39,23 +39,23 @@ _NAME = re.compile(r"[^\W\d_][\w-]{0,63}")
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One task: a name, the kind of its labels, where they are, and how much its loss counts.
+    """A task: its name, the kind and column of its labels, and the weight of its loss.
 
         Task("topic", column="category", classes=("economy", "sport"))
 
     Attributes:
-        name: What its head, its metrics and its predictions are called.
+        name: The name of its head, metrics and predictions.
         kind: ``single_label``: each text has one class; ``multi_label``: any number of classes;
             ``regression``: a number.
-        column: The column or feature that holds its labels; by default its name.
-        classes: The names of its classes, in the order of their numbers; none of a regression.
-        weight: What its mean loss is multiplied by.
-        mean: Of a regression, that of its training labels; the model predicts what is left when
-            it is subtracted, in units of ``deviation``.
-        deviation: Of a regression, the standard deviation of its training labels.
+        column: The column or feature with its labels; by default its name.
+        classes: The names of its classes, in the order of their numbers; none for a regression.
+        weight: Factor of its mean loss.
+        mean: For a regression, the mean of the training labels, which is subtracted.
+        deviation: For a regression, the standard deviation of the training labels, by which they
+            are divided.
 
     Raises:
-        UserError: The name can't be one, or there is no such kind.
+        UserError: The name is not allowed, or there is no such kind.
     """
 
     name: str

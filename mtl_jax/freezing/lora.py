@@ -132,14 +132,17 @@ def _drawn(key: jax.Array, path: str, shape: tuple[int, int]) -> np.ndarray:
 
 
 def merge_lora(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters without factors that compute the same, but for rounding.
+    """Merges low-rank factors into their kernels.
+
+    The result computes the same function, up to rounding.
 
     Args:
-        params: All parameters, or some of a tree, such as a backbone's; those that are not merged
+        params: All parameters, or a subtree such as the backbone's. Leaves that are not merged
             are not copied.
 
     Returns:
-        They, with W + s A B, in float32, in the place of each kernel W that has factors.
+        The parameters without factors; each kernel W with factors is replaced by W + s A B, in
+        float32.
     """
     flat = _flat(params)
     merged = {path: flat[path] for path in plain_paths(flat)}

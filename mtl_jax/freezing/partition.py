@@ -30,19 +30,19 @@ _KINDS: Mapping[str | None, str] = {"bias_only": "bias", "layer_norm_only": "lay
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Partition:
-    """Which parameter belongs to which optimizer group, and which to none.
+    """Assigns each parameter to an optimizer group, or to the frozen part.
 
         partition = mtl.Partition(model.params, "top_2")
         trainable, frozen = partition.split(model.params)
 
-    The low-rank factors of ``lora_r`` are among the leaves, whether ``params`` has them or not:
-    ``with_factors`` puts them there, as ``TrainStep.init`` does.
+    The low-rank factors of a scenario ``lora_r`` are among the leaves, whether or not ``params``
+    contains them; ``with_factors`` adds them, as ``TrainStep.init`` does.
 
-    Hashable, so that whatever is compiled for it can be found again.
+    A partition is hashable, so that compiled functions can be looked up by it.
 
     Attributes:
         labels: ``(path, label)`` of every leaf, sorted by path.
-        lora: The low-rank factors that it trains; None for none.
+        lora: The low-rank factors that are trained, or None.
     """
 
     labels: tuple[tuple[str, str], ...]
@@ -60,17 +60,16 @@ class Partition:
         """Labels every leaf of ``params``.
 
         Args:
-            params: All parameters: ``backbone``, and each task's head by its name.
-            scenario: A scenario's name, a JSON file of rules, or a list of rules:
-                ``(pattern, label)``, of which the first that matches a leaf gives its label.
-            lora_targets: As of ``TrainConfig``, as are ``lora_alpha`` and ``lora_dropout``; for a
-                scenario ``lora_r`` alone.
-            lora_alpha: See there.
-            lora_dropout: See there.
+            params: All parameters: ``backbone``, and one subtree per task.
+            scenario: The name of a scenario, a JSON file of rules, or a list of rules
+                ``(pattern, label)``; the first rule that matches a leaf gives its label.
+            lora_targets: For a scenario ``lora_r``: see ``TrainConfig``.
+            lora_alpha: For a scenario ``lora_r``: see ``TrainConfig``.
+            lora_dropout: For a scenario ``lora_r``: see ``TrainConfig``.
 
         Raises:
-            UserError: There is no such scenario, no rule for a leaf, or a rule for none; or the
-                factors can't be.
+            UserError: There is no such scenario, a leaf matches no rule, a rule matches no leaf, or
+                the factors are not possible.
         """
         name = scenario_text(scenario)
         if not isinstance(name, str):
@@ -162,10 +161,7 @@ class Partition:
         return unflatten_dict({**_flat(trainable), **_flat(frozen)}, sep="/")
 
     def by_stage(self) -> Partition:
-        """The same, with ``backbone`` told apart by stage: ``backbone/layer_5`` ...
-
-        And so are factors: ``lora/layer_5`` ...
-        """
+        """Returns the same partition with a label per stage, such as ``backbone/layer_5``."""
 
         def finer(path: str, label: str) -> str:
             return f"{label}/{path.split('/')[1]}" if label in ("backbone", LORA) else label
@@ -174,10 +170,10 @@ class Partition:
         return Partition.from_labels(tuple(finest), self.lora)
 
     def depth(self, num_layers: int) -> int:
-        """How much of the backbone's bottom is frozen, as ``EncoderModule``'s ``frozen_depth``.
+        """Returns the number of frozen stages from the bottom, the encoder's ``frozen_depth``.
 
-        0: the embeddings train (at least in part); 1 + k: they and the k lowest layers are
-        frozen; 1 + num_layers: the whole stack is.
+        0: the embeddings are trained, at least in part; 1 + k: the embeddings and the lowest k
+        layers are frozen; 1 + num_layers: all of them are.
         """
         stages = ["backbone/embeddings/", *(f"backbone/layer_{i}/" for i in range(num_layers))]
         trained = [path for path, label in self.labels if label != FROZEN]
@@ -188,12 +184,12 @@ class Partition:
 
     @property
     def backbone_frozen(self) -> bool:
-        """Whether a text's pooled vector is a fixed function of the text."""
+        """Whether the pooled vector of a text does not change during training."""
         return all(label == FROZEN for path, label in self.labels if path.startswith("backbone/"))
 
     @property
     def trains_heads_alone(self) -> bool:
-        """Whether heads train, and nothing below them."""
+        """Whether only heads are trained."""
         return self.backbone_frozen and bool(self.groups)
 
     def multi_transform(

@@ -81,43 +81,45 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Phase:
-    """What is left at None is as the settings of the run have it.
+    """One phase of a recipe; fields that are None take the value of the run's settings.
 
-    A phase is cut into epochs from its start, and measured on validation at the end of each,
-    or of every so many, and at its own end.
+    A phase is divided into epochs from its start. It is measured on validation at the end of each
+    epoch, or of every so many, and at its own end.
 
     Attributes:
-        scenario: As of ``TrainConfig``; or a list of ``(pattern, label)`` rules.
-        epochs: Passes over the training texts, and parts of one; the upper bound of a phase
-            that ends with a plateau. Without ``epochs`` and ``steps``, all of the settings'.
-        steps: The same in optimizer steps.
-        min_steps: Steps at least: few texts have more passes, whole ones, until there are as many.
-        patience: Ends the phase when so many measurements in a row have not raised the best
-            one of the phase by ``min_gain``.
+        scenario: A scenario as in ``TrainConfig``, or a list of ``(pattern, label)`` rules.
+        epochs: Passes over the training texts, possibly fractional; the maximum for a phase that
+            ends on a plateau. Without ``epochs`` and ``steps``, that of the settings.
+        steps: The length in optimizer steps instead.
+        min_steps: Minimum number of steps; few texts get more whole passes to reach it.
+        patience: Ends the phase when this many measurements in a row have not improved on the
+            best one of the phase by ``min_gain``.
         min_gain: See ``patience``; in units of ``metric``.
-        metric: What a phase is judged by: the mean over tasks of macro-F1, of a regression R2,
-            or of the losses, of which a lower one is the better.
-        task_metric: The one task that ``metric`` is of, in the place of the mean.
-        keep_best: Whether the next phase goes on from the best measurement of this one, its
-            moments included; else from the last.
-        requires_gain: Begins only where the phase before has raised the best measurement by
-            as much; else the recipe ends there.
-        learning_rates: ``(label, peak)``, or a mapping; labels as the scenario's rules have them,
-            or a part of one, such as ``backbone/layer_5``; ``backbone`` and ``head`` are the
-            settings'.
-        layer_decay: Each layer's rate is that of the layer above times this.
-        schedule: How the rates go from step to step.
-        warmup_fraction: The part of the schedule in which they rise.
-        restart: Whether the schedule starts anew; else the phase before and this one share one.
-        task_weights: ``(task, weight)`` of the losses, or a mapping; those left out are the
-            settings'.
-        drift_limit: How far, in nats, a frozen head's predictions may drift; see ``head_drift``.
-        hold_frozen_heads: Weight of a term of the loss that holds them; 0 for none.
-        lora_targets: As of the settings, as are the next two: of a scenario ``lora_r``. Its factors
-            begin with its phase, and go on in the next one if that has the same; in any other
-            phase they have been merged into their kernels.
-        lora_alpha: See there.
-        lora_dropout: See there.
+        metric: What measurements are judged by: the mean over tasks of macro-F1 (R2 for a
+            regression), or of the losses, where lower is better.
+        task_metric: The one task that ``metric`` is computed for, instead of the mean.
+        keep_best: Whether the next phase starts from the best measurement of this phase,
+            including its moments, instead of the last.
+        requires_gain: Starts the phase only if the previous phase improved the best measurement
+            by at least this much; otherwise the recipe ends.
+        learning_rates: ``(label, peak)`` pairs, or a mapping. Labels are those of the scenario's
+            rules, or a part of one, such as ``backbone/layer_5``; ``backbone`` and ``head``
+            default to the settings.
+        layer_decay: Factor from the learning rate of each layer to that of the layer below.
+        schedule: How the learning rates change from step to step.
+        warmup_fraction: Fraction of the schedule in which they rise.
+        restart: Whether the schedule starts again; otherwise this phase continues that of the
+            previous one.
+        task_weights: ``(task, weight)`` pairs for the losses, or a mapping; tasks that are not
+            named have the weights of the settings.
+        drift_limit: How far, in nats, the predictions of a frozen head may drift before a
+            warning; see ``head_drift``.
+        hold_frozen_heads: Weight of a loss term that prevents this drift; 0 for none.
+        lora_targets: For a scenario ``lora_r``, as in the settings. The factors are created in
+            this phase, and continued by the next one if it has the same; before any other phase
+            they are merged into their kernels.
+        lora_alpha: For a scenario ``lora_r``, as in the settings.
+        lora_dropout: For a scenario ``lora_r``, as in the settings.
     """
 
     scenario: str

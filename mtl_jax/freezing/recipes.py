@@ -32,14 +32,14 @@ _PAYS = 0.002
 
 @dataclasses.dataclass(frozen=True)
 class RecipeContext:
-    """What a recipe may depend on.
+    """What the phases of a recipe may depend on.
 
     Attributes:
         num_layers: Layers of the backbone.
         epochs: Passes over the training texts, for all phases together.
-        labels: Per task the number of training labels, in the order of the tasks.
+        labels: For each task the number of its training labels, in the order of the tasks.
         thinned: The tasks that ``--label-fraction`` names.
-        backbone_learning_rate: That of the settings.
+        backbone_learning_rate: The backbone's learning rate in the settings.
     """
 
     num_layers: int

@@ -55,19 +55,20 @@ class Encoder:
         attention_mask: ArrayLike | None = None,
         token_type_ids: ArrayLike | None = None,
     ) -> jax.Array:
-        """Encodes token ids, without dropout.
+        """Computes the last hidden state of token ids, without dropout.
 
         Args:
             input_ids: int [batch, length].
-            attention_mask: int [batch, length], 1 at tokens, 0 at padding; all 1 by default.
-            token_type_ids: int [batch, length]; all 0 by default, and nothing else in a family
-                without token types.
+            attention_mask: int [batch, length], 1 at tokens, 0 at padding; by default all 1.
+            token_type_ids: int [batch, length]; by default all 0, which is also the only choice in
+                a family without token types.
 
         Returns:
             The last hidden state, float32 [batch, length, hidden].
 
         Raises:
-            UserError: A text is longer than the positions, or there is no such token type.
+            UserError: A text has more tokens than the encoder has positions, or there is no such
+                token type.
         """
         return self.hidden_states(input_ids, attention_mask, token_type_ids)[-1]
 
@@ -77,10 +78,10 @@ class Encoder:
         attention_mask: ArrayLike | None = None,
         token_type_ids: ArrayLike | None = None,
     ) -> tuple[jax.Array, ...]:
-        """Returns what the embeddings and every layer make of token ids, the lowest first.
+        """Returns the output of the embeddings and of every layer, from the lowest to the highest.
 
-        The arguments are those of calling the encoder; with L layers there are L + 1 arrays,
-        float32 [batch, length, hidden].
+        Takes the arguments of ``__call__``. With L layers there are L + 1 arrays, float32
+        [batch, length, hidden].
         """
         ids = jnp.asarray(input_ids, jnp.int32)
         mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask)
@@ -123,12 +124,12 @@ class Encoder:
 def load_encoder(
     name: str | Path, pooling: Pooling | None = None, attention_dropout: float | None = None
 ) -> Encoder:
-    """Loads the encoder of a checkpoint.
+    """Loads the encoder of a pre-trained checkpoint.
 
     Args:
-        name: A folder, or a name on the hub; weights are read from safetensors only.
-        pooling: How a text becomes one vector; by default what the checkpoint declares, else
-            the mean of its tokens.
+        name: A folder, or a name on the Hugging Face hub. Weights are read from safetensors only.
+        pooling: How the token vectors of a text become one vector; by default as the checkpoint
+            declares, otherwise their mean.
         attention_dropout: Dropout of the attention weights; by default the checkpoint's.
 
     Raises:

@@ -21,7 +21,7 @@ Arms = Mapping[str, Mapping[str, Any]]
 
 
 def study(arms: Arms, question: str | None, command: str | None = None) -> StudyCommand:
-    """Makes a study's command line of its arms.
+    """Makes the command line of a study from its arms.
 
         ARMS = {"frozen": {"scenario": "backbone_frozen"}, "full": {"scenario": "none_frozen"}}
         main = mtl.studies.study(ARMS, __doc__)
@@ -29,22 +29,23 @@ def study(arms: Arms, question: str | None, command: str | None = None) -> Study
         if __name__ == "__main__":
             sys.exit(main(sys.argv[1:]))
 
-    It takes the flags of ``StudySettings`` (``--help`` lists them), trains each arm with each
-    seed, goes on where it was stopped, and leaves ``results.jsonl`` and ``report.html`` with
-    intervals, paired comparisons and a recommendation. ``mtl-jax study FILE`` and the launchers
-    run it, too.
+    It takes the flags of ``StudySettings`` (see ``--help``), trains each arm with each seed,
+    resumes where it was stopped, and writes ``results.jsonl`` and ``report.html`` with intervals,
+    paired comparisons and a recommendation. ``mtl-jax study FILE`` and the launchers can run it
+    as well.
 
     Args:
-        arms: What is compared. An arm named ``none_frozen`` is the reference of the differences,
-            and ``all_frozen`` the baseline.
-        question: What it asks, for ``--help`` and the report; a module's docstring.
-        command: How it is called; by default ``python`` and the file that called.
+        arms: The arms to compare, each with its fields of ``TrainConfig``. An arm named
+            ``none_frozen`` is the reference for differences, and ``all_frozen`` the baseline.
+        question: What the study asks, for ``--help`` and the report; the docstring of a module
+            will do.
+        command: How the study is called; by default ``python`` and the calling file.
 
     Returns:
-        The command line: flags to the exit status.
+        The command line: a function from flags to the exit status.
 
     Raises:
-        UserError: There is no arm, or one has a field that ``TrainConfig`` has not.
+        UserError: There is no arm, or an arm has a field that ``TrainConfig`` does not have.
     """
     _refuse_unknown(arms)
 

@@ -131,18 +131,18 @@ class TextEncoder:
 
 
 class Predictor(TextEncoder):
-    """The best checkpoint of a run, from its folder alone.
+    """The best checkpoint of a run, loaded from its folder.
 
         answers = mtl.Predictor("runs/mine").predict(["a text"])
         answers[0]["topic"]["label"]
 
-    A model of pairs is given pairs: ``predict([("a premise", "a hypothesis")])``.
+    A model for pairs of texts takes pairs: ``predict([("a premise", "a hypothesis")])``.
 
     Attributes:
-        folder: The run's.
-        classes: Per task the names of its classes; none of a regression.
-        text_columns: The column of the texts that it was trained on, or the two of pairs; None
-            where the tasks' differ.
+        folder: The folder of the run.
+        classes: For each task the names of its classes; none for a regression.
+        text_columns: The column of the texts that it was trained on, or the two columns of
+            pairs; None if they differ between tasks.
         columns: The names of all columns that it was trained on.
     """
 
@@ -155,20 +155,20 @@ class Predictor(TextEncoder):
         layer: int | None = None,
         pooling: Pooling | None = None,
     ):
-        """Loads it.
+        """Loads the checkpoint.
 
         Args:
-            folder: The run's.
-            long_texts: What becomes of texts that are longer than those of the training; by
-                default what became of them in the training.
-            trust: The modules that may be imported, where the folder names a user's own code.
-            layer: Whose states ``pooled`` gives; by default the last one's.
-            pooling: How it makes one vector of a text; by default as in the training. Predictions
-                need that one.
+            folder: The folder of the run.
+            long_texts: What to do with texts that are longer than those of the training; by default
+                as in the training.
+            trust: The modules with a user's own code that may be imported, if the folder names any.
+            layer: The layer whose states ``pooled`` returns; by default the last.
+            pooling: How its token vectors become one vector; by default as in the training, which
+                predictions need.
 
         Raises:
-            UserError: There is no finished checkpoint of a run, or it names code of a module that
-                is not trusted.
+            UserError: The folder has no finished checkpoint of a run, or it names code of a module
+                that is not trusted.
         """
         workdir = Workdir(folder)
         self.folder = workdir.path
@@ -246,25 +246,26 @@ class Predictor(TextEncoder):
         return metrics, examples, logits, corpus.sources
 
     def predict(self, texts: Iterable[str | Sequence[str]]) -> list[dict[str, Any]]:
-        """Returns for each text ``{"text", task: answer ...}``.
+        """Returns ``{"text", task: answer ...}`` for each text.
 
-        An answer is ``{"label", "probability"}``; of several labels ``{"labels",
-        "probabilities"}``, the probability of each class by its name, and as labels those from
-        0.5 on; of a regression ``{"value"}``, in the unit of the labels.
+        An answer is ``{"label", "probability"}`` for a single label; ``{"labels",
+        "probabilities"}`` for several labels, with the probability of every class by its name and
+        as labels the classes with a probability of at least 0.5; and ``{"value"}`` for a
+        regression, in the unit of the labels.
 
         Args:
-            texts: Texts, or pairs of two.
+            texts: Texts, or pairs of two texts.
 
         Raises:
-            UserError: A text is too long, where these are refused.
+            UserError: A text is too long, and long texts are refused.
         """
         return list(self.answers(texts))
 
     def answers(self, texts: Iterable[str | Sequence[str]]) -> Iterator[dict[str, Any]]:
-        """As ``predict``, one by one while the texts are read.
+        """Yields what ``predict`` returns, while the texts are being read.
 
         Raises:
-            UserError: A text is too long, where these are refused.
+            UserError: A text is too long, and long texts are refused.
         """
         for chunk in self._chunks(map(self._as_trained, texts)):
             logits, _ = self._evaluator.logits(self._params, chunk.texts, chunk.batches)

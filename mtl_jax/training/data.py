@@ -78,7 +78,7 @@ class TrainBatches:
 
 
 class Data:
-    """Texts with labels for the tasks, split by split, tokenised for one encoder.
+    """The texts and labels of some tasks, in splits, tokenised for one encoder.
 
         data = mtl.load_data(train="train.csv", text="text", tasks={"topic": "topic"},
                              encoder=encoder)
@@ -87,8 +87,8 @@ class Data:
 
     Attributes:
         tasks: The tasks, with the names of their classes.
-        encoder: Whose tokenizer made the ids.
-        inputs: The same as ``train`` has it; see ``mtl.train``.
+        encoder: The encoder whose tokenizer was used.
+        inputs: The same data in the form that ``train`` uses.
     """
 
     def __init__(
@@ -98,13 +98,13 @@ class Data:
         weights: Mapping[str, float] | None = None,
         **settings: Any,
     ):
-        """Reads train and validation; the test split is read when it is asked for.
+        """Reads the training and validation splits; the test split is read when it is first used.
 
         Args:
-            config: Which texts and labels.
+            config: Which texts and labels to read.
             encoder: The encoder.
-            weights: Those of the tasks; 1 for those left out.
-            **settings: Of ``TrainConfig``, such as ``cache_size``.
+            weights: The weights of the tasks; 1 for tasks that are not named.
+            **settings: Fields of ``TrainConfig``, such as ``cache_size``.
 
         Raises:
             UserError: Something is wrong with the data.
@@ -121,12 +121,12 @@ class Data:
 
     @property
     def train(self) -> Split:
-        """The training split: ``examples`` as they were read, ``texts`` as token ids."""
+        """The training split: ``examples`` as they were read, and ``texts`` as token ids."""
         return self._split("train")
 
     @property
     def validation(self) -> Split:
-        """The validation split; without a file of its own, a tenth of the training texts."""
+        """The validation split; without a validation file, a tenth of the training texts."""
         return self._split("validation")
 
     @property
@@ -144,16 +144,17 @@ class Data:
 
     @property
     def notes(self) -> list[str]:
-        """What to know of checkpoint and data, in words: classes, counts, what looks wrong."""
+        """Notes on the checkpoint and the data: classes, counts, and likely mistakes."""
         return self.inputs.notes()
 
     def train_batches(self, batch_size: int = 32, epochs: int = 1, seed: int = 0) -> TrainBatches:
-        """Batches of packed texts.
+        """Returns the batches of packed texts of some epochs.
 
         Args:
-            batch_size: Texts in a batch at most; those of an epoch differ by at most one.
+            batch_size: Maximum number of texts in a batch; the batches of an epoch differ by at
+                most one text.
             epochs: Passes over the training texts.
-            seed: Of the order; ``train`` has the same with the same seed.
+            seed: Seed of the order of the texts; ``train`` uses the same order for the same seed.
 
         Returns:
             An iterable; its length is the number of steps.
@@ -181,23 +182,24 @@ def load_data(
     max_length: int = 128,
     **settings: Any,
 ) -> Data:
-    """Loads texts and labels, from files or from a data set.
+    """Loads the texts and labels of some tasks, from files or from a data set.
 
         data = mtl.load_data(train="train.csv", validation="dev.csv", text="text",
                              tasks={"topic": "topic", "stars": mtl.Task("stars", "regression")},
                              encoder=encoder)
 
     Args:
-        encoder: From ``load_encoder``; its tokenizer makes the ids.
-        train: CSV, TSV, JSON Lines or Parquet file to train on; without one, ``dataset``.
-        validation: Its validation file; by default a tenth of the training texts, by a hash.
-        test: Its test file, if any.
+        encoder: From ``load_encoder``; its tokenizer is used.
+        train: CSV, TSV, JSON Lines or Parquet file to train on; without one, ``dataset`` is used.
+        validation: The validation file; by default a tenth of the training texts is set aside by
+            hash.
+        test: The test file, if there is one.
         dataset: The default corpus ``sentences``, a TFDS data set, or ``hub:NAME``.
-        text: The column or feature that holds the text; two of them of pairs of texts.
-        tasks: The column of each task's labels by the task's name, or a ``Task``, which has a
-            kind and a weight too; or tasks alone. By default ``classifier`` and ``sentiment``, as
-            the default corpus has them.
-        max_length: Tokens kept of each text, special tokens included.
+        text: The column or feature with the texts, or two of them for pairs of texts.
+        tasks: For each task the column of its labels, or a ``Task`` with its kind and weight; or
+            a list of ``Task``. By default ``classifier`` and ``sentiment``, the tasks of the
+            default corpus.
+        max_length: Maximum number of tokens per text, including special tokens.
         **settings: Other fields of ``DataConfig``, such as ``label_fraction``.
 
     Raises:

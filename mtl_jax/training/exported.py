@@ -19,22 +19,23 @@ from mtl_jax.training.model import MultiTaskModel
 
 
 def load_exported(*folders: str | Path) -> tuple[MultiTaskModel, Params]:
-    """Loads encoder and heads of folders of ``export --format huggingface``, bit for bit.
+    """Loads the encoder and the heads of folders that ``export --format huggingface`` wrote.
 
         model, params = mtl.load_exported("exported/topic")
         logits = model(params, input_ids, attention_mask)["topic"]
-        state = step.init(seed=0, params=params)  # a TrainStep goes on from there
+        state = step.init(seed=0, params=params)  # continues training in a TrainStep
 
-    No code of the folders runs.
+    The values are those of the files, bit for bit. No code in the folders is executed.
 
     Args:
-        *folders: One for each task; several have the same encoder.
+        *folders: One per task; all have the same encoder.
 
     Returns:
-        The model, and its parameters, float32.
+        The model, and its parameters in float32.
 
     Raises:
-        UserError: A folder is none of these, two are of the same task, or their encoders differ.
+        UserError: A folder is not such an export, two are for the same task, or their encoders
+            differ.
     """
     if not folders:
         raise UserError("load_exported needs a folder: name one that export wrote")

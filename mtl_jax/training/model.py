@@ -21,7 +21,7 @@ from mtl_jax.training.step import stream
 
 
 class MultiTaskModel:
-    """An encoder and a head for each task, as one pure function of its parameters.
+    """An encoder with one head per task, as a pure function of its parameters.
 
         model = mtl.MultiTaskModel(encoder, data.tasks, heads={"stars": MyHead()})
         logits = model(model.params, input_ids, attention_mask)["stars"]
@@ -29,7 +29,7 @@ class MultiTaskModel:
     Attributes:
         encoder: The encoder.
         tasks: The tasks, in the order of the heads.
-        heads: By task the Flax modules that stand in the place of a Dense layer.
+        heads: For some tasks a Flax module that is used instead of a Dense layer.
         dtype: Precision of the encoder's matrix products.
     """
 
@@ -41,17 +41,18 @@ class MultiTaskModel:
         *,
         dtype: str = "float32",
     ):
-        """Builds it; no parameter is made yet.
+        """Defines the model; parameters are created when they are first used.
 
         Args:
             encoder: From ``load_encoder``.
-            tasks: With their classes, as ``load_data`` gives them.
-            heads: By task a Flax module from pooled vectors, float32 [..., hidden], to logits,
-                float32 [..., classes], of a regression [..., 1]; by default a Dense layer.
-            dtype: ``float32``, or ``bfloat16`` for the factors of the encoder's products.
+            tasks: The tasks with their classes, as ``load_data`` returns them.
+            heads: For some tasks a Flax module that maps pooled vectors, float32 [..., hidden], to
+                logits, float32 [..., classes], or [..., 1] for a regression; by default a Dense
+                layer.
+            dtype: ``float32``, or ``bfloat16`` for the operands of the encoder's matrix products.
 
         Raises:
-            UserError: There is no task, one without classes, or a head for none of them.
+            UserError: There is no task, a task has no classes, or a head is for an unknown task.
         """
         self.encoder, self.tasks, self.dtype = encoder, tuple(tasks), dtype
         self.heads = dict(heads or {})
@@ -76,16 +77,19 @@ class MultiTaskModel:
 
     @property
     def module(self) -> nn.Module:
-        """The Flax module, whose tree is ``backbone`` and each task by its name."""
+        """The Flax module; its parameters are ``backbone`` and one subtree per task."""
         return self.spec(max_length=self.encoder.config.max_length).model()
 
     @property
     def params(self) -> Params:
-        """The pre-trained encoder with fresh heads: ``init(0)``."""
+        """The parameters of the pre-trained encoder with newly initialised heads: ``init(0)``."""
         return self.init(0)
 
     def init(self, seed: int) -> Params:
-        """Returns the pre-trained encoder with fresh heads, those of a run with that seed."""
+        """Returns the parameters of the pre-trained encoder and of heads initialised with a seed.
+
+        A training run with the same seed begins with the same heads.
+        """
         module: Any = self.module
         heads = module.init_heads(stream(seed, "heads"))
         return {"backbone": self.encoder.params, **jax.tree.map(np.array, heads)}
@@ -97,16 +101,16 @@ class MultiTaskModel:
         attention_mask: ArrayLike | None = None,
         token_type_ids: ArrayLike | None = None,
     ) -> dict[str, jax.Array]:
-        """Computes the logits of token ids, without dropout; pure in ``params``.
+        """Computes the logits of token ids, without dropout; a pure function of ``params``.
 
         Args:
             params: All parameters.
             input_ids: int [batch, length].
-            attention_mask: int [batch, length], 1 at tokens, 0 at padding; all 1 by default.
-            token_type_ids: int [batch, length], of pairs of texts; all 0 by default.
+            attention_mask: int [batch, length], 1 at tokens, 0 at padding; by default all 1.
+            token_type_ids: int [batch, length], for pairs of texts; by default all 0.
 
         Returns:
-            Per task float32 [batch, classes], of a regression [batch, 1].
+            For each task float32 [batch, classes], or [batch, 1] for a regression.
         """
         ids = jnp.asarray(input_ids, jnp.int32)
         mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask)

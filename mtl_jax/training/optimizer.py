@@ -306,24 +306,25 @@ def make_optimizer(
     clip_norm: float = 1.0,
     schedule: Schedule | MakeSchedule = "linear",
 ) -> optax.GradientTransformation:
-    """Returns AdamW over what a partition trains, with a learning rate for each of its labels.
+    """Returns AdamW for the trained parameters of a partition, with a learning rate per label.
 
         optimizer = mtl.make_optimizer(partition, {"head": 1e-3, "backbone": 1e-4}, len(batches))
 
     Args:
-        partition: What trains.
-        learning_rates: The peak rate of each label, ``head``, ``backbone``, ``lora``; ``backbone``
-            also serves ``backbone/layer_5`` unless that has a rate of its own.
+        partition: Which parameters are trained.
+        learning_rates: The peak learning rate of each label: ``head``, ``backbone``, ``lora``.
+            ``backbone`` also applies to ``backbone/layer_5``, unless that has a rate of its own.
         total_steps: Steps of the schedule.
         warmup_steps: Steps in which the rates rise; by default a tenth of ``total_steps``.
-        weight_decay: AdamW's, for everything but biases and layer norms; ``train`` gives heads
-            that train alone more, see ``config.optimizer.head_weight_decay``.
-        clip_norm: Largest global norm of the gradient of what trains.
+        weight_decay: Weight decay of AdamW, for everything except biases and layer norms.
+            ``train`` uses a larger value if only heads are trained: see
+            ``config.optimizer.head_weight_decay``.
+        clip_norm: Maximum global norm of the gradient of the trained parameters.
         schedule: ``linear``, ``slanted_triangular`` or ``constant``, or a function from peak
             rate, warm-up steps and total steps to an ``optax.Schedule``.
 
     Raises:
-        UserError: A label of the partition has no rate.
+        UserError: A label of the partition has no learning rate.
     """
     config = OptimizerConfig(
         learning_rates=tuple(learning_rates.items()),

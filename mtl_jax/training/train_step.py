@@ -86,7 +86,7 @@ class StepMetrics(Mapping[str, Any]):
 
 
 class TrainStep:
-    """One update of what a partition trains; the frozen depth, dropout and cache follow from it.
+    """One training step for the parameters that a partition trains.
 
         step = mtl.TrainStep(model, partition, optimizer)
         state = step.init(seed=0)
@@ -94,15 +94,15 @@ class TrainStep:
             state, metrics = step(state, batch)
         scores = mtl.evaluate(model, step.params(state), data.validation)
 
-    The frozen bottom of the encoder runs without dropout, and so do heads that train alone. What
-    that bottom makes of the training texts is computed at the first step and kept; with
-    ``cache=False`` it is computed in every step.
+    The frozen lower layers of the encoder run without dropout, and so do heads if nothing else is
+    trained. The outputs of these layers for the training texts are computed at the first step and
+    cached; with ``cache=False`` they are computed in every step.
 
     Attributes:
         model: The model.
-        partition: What trains.
-        frozen_depth: How much of the encoder's bottom is frozen: 0 nothing, 1 the embeddings,
-            1 + k the embeddings and k layers.
+        partition: Which parameters are trained.
+        frozen_depth: How much of the encoder is frozen from the bottom: 0 nothing, 1 the
+            embeddings, 1 + k the embeddings and k layers.
     """
 
     def __init__(
@@ -118,26 +118,26 @@ class TrainStep:
         cache: bool = True,
         head_dropout: float | None = None,
     ):
-        """Prepares the step; it is compiled at its first call.
+        """Prepares the step; it is compiled when it is first called.
 
-        A process compiles steps that differ in the numbers of ``make_optimizer`` or in the weights
-        of tasks once.
+        Steps that differ only in the numbers given to ``make_optimizer`` or in the task weights are
+        compiled once per process.
 
         Args:
             model: The model.
-            partition: Of ``model.params``; at least one parameter must train.
-            optimizer: Over the trainable part: from ``make_optimizer``, or any of optax.
+            partition: A partition of ``model.params`` that trains at least one parameter.
+            optimizer: From ``make_optimizer``, or any optax optimizer for the trained parameters.
             loss: (logits, labels) -> (sum, count), for all tasks or by task; by default softmax
                 cross-entropy.
-            task_weights: What a task's mean loss is multiplied by; by default the task's weight.
-            weighting: As of ``TrainConfig``, or a ``Weighting``.
-            parallel: As of ``TrainConfig``.
-            cache: Whether what the frozen bottom makes of the texts is kept.
-            head_dropout: Of the vectors that the heads read; by default the checkpoint's, and 0
-                where heads alone train.
+            task_weights: Factors of the mean loss of each task; by default the tasks' own weights.
+            weighting: A name as in ``TrainConfig``, or a ``Weighting``.
+            parallel: See ``TrainConfig``.
+            cache: Whether to cache the outputs of the frozen lower layers.
+            head_dropout: Dropout of the heads' input; by default the checkpoint's, or 0 if only
+                heads are trained.
 
         Raises:
-            UserError: Nothing trains, or a task is named that there is not.
+            UserError: Nothing is trained, or an unknown task is named.
         """
         names = [task.name for task in model.tasks]
         losses = dict.fromkeys(names, loss) if callable(loss) else dict(loss or {})
@@ -171,10 +171,10 @@ class TrainStep:
         """Returns the state before the first step.
 
         Args:
-            seed: Of the heads, of dropout, and of low-rank factors.
-            params: All parameters to start from; by default the pre-trained encoder with fresh
-                heads. Of low-rank factors those that the partition trains go on or are put
-                there, and others are merged into their kernels.
+            seed: Seed of the heads, of dropout, and of low-rank factors.
+            params: All parameters to start from; by default the pre-trained encoder with newly
+                initialised heads. Low-rank factors that the partition trains are continued or
+                added; other factors are merged into their kernels.
         """
         params = self.model.init(seed) if params is None else params
         known = params["backbone"] is self._pretrained.params
@@ -190,11 +190,12 @@ class TrainStep:
         """Takes one step.
 
         Args:
-            state: From ``init`` or the step before; it is given away.
+            state: From ``init`` or the previous step; its buffers are reused, so it can't be used
+                again.
             batch: From ``Data.train_batches``.
 
         Returns:
-            The next state, and what was measured.
+            The next state, and the metrics of the step.
         """
         compiled_step = self._compiled_step(batch)
         texts, vectors = self._as_read(state.backbone, batch, compiled_step)
@@ -205,7 +206,7 @@ class TrainStep:
         )
 
     def params(self, state: LoopState) -> Params:
-        """Returns all parameters of a state, low-rank factors among them, as numpy arrays."""
+        """Returns all parameters of a state, including low-rank factors, as numpy arrays."""
         trainable = self._runner.unplace(state.train)[0].trainable
         merged = Partition.merge(trainable, self._runner.fetch(state.frozen))
         return jax.tree.map(np.asarray, merged)
@@ -278,11 +279,11 @@ def evaluate(
     Args:
         model: The model.
         params: All of its parameters.
-        split: Of ``load_data``.
-        parallel: As of ``TrainConfig``.
+        split: A split of ``load_data``.
+        parallel: See ``TrainConfig``.
 
     Returns:
-        Per task ``accuracy``, ``macro_f1``, ``loss`` (the mean, in nats), ``examples`` and
+        For each task ``accuracy``, ``macro_f1``, ``loss`` (the mean, in nats), ``examples`` and
         ``weighted_f1_by_source``.
     """
     longest = max(int(split.texts.tokens.lengths.max(initial=1)), split.max_length or 1)

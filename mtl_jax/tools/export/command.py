@@ -54,29 +54,30 @@ def export(
     push_to_hub: str | None = None,
     private: bool = False,
 ) -> Path:
-    """Writes the best checkpoint of a run as a folder of another framework.
+    """Exports the best checkpoint of a run to a folder that another framework can load.
 
         mtl.export("runs/mine", "exported")
 
     Args:
         workdir: The folder of the run.
-        output: The new folder.
-        format: ``huggingface``: in it a folder for each task, which transformers loads;
-            ``sentence-transformers``: the encoder and its pooling; ``stablehlo``: a program of
-            all tasks, which JAX loads; ``onnx``: a folder for each task, for ONNX Runtime.
-        dtype: Of the weights in the files; ``onnx`` has float32 alone.
-        tasks: Those whose heads are written; all by default.
-        trust: The modules that may be imported, where the run names a user's own code.
-        push_to_hub: The name of a repository that it is pushed to as well; of several tasks with
-            folders of their own each has one, ``NAME-TASK``.
-        private: Whether a repository that is made now is private.
+        output: The folder to create.
+        format: ``huggingface``: one folder per task, for transformers;
+            ``sentence-transformers``: the encoder with its pooling; ``stablehlo``: one program
+            for all tasks, which JAX loads; ``onnx``: one folder per task, for ONNX Runtime.
+        dtype: Precision of the weights in the files; ``onnx`` supports float32 only.
+        tasks: The tasks whose heads are exported; by default all.
+        trust: The modules with a user's own code that may be imported, if the run names any.
+        push_to_hub: The name of a repository to upload to as well; if there are several folders,
+            each has a repository, ``NAME-TASK``.
+        private: Whether a new repository is private.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: There is no run, something else is where the folder would be, the model can't be
-            had in that format, or the hub refuses. Then there is no folder, but for the last.
+        UserError: There is no run, ``output`` exists and is not an empty folder, the model can't
+            be exported in that format, or the hub refuses. Except in the last case no folder is
+            left.
     """
     folder = _free(output)
     if format == "stablehlo":
