@@ -113,7 +113,7 @@ class StoredTexts(_Texts):
         except Exception as error:
             raise UserError(
                 f"{self.path} is damaged ({first_line(error)}): delete {self.path.parent}, it is "
-                "made again from the data"
+                "recreated from the data"
             ) from error
         return found
 

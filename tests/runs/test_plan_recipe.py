@@ -73,5 +73,7 @@ def test_a_phase_of_one_task_counts_its_own_texts(shared_settings):
 
 def test_a_recipe_that_can_not_be_is_told(shared_settings):
     settings = TrainConfig(**shared_settings, workdir="")
-    with pytest.raises(UserError, match="recipe top_down_9: phase 2: scenario 'top_9' is off"):
+    with pytest.raises(
+        UserError, match="recipe top_down_9: phase 2: scenario 'top_9' does not fit"
+    ):
         plan(settings, (), 0, "top_down_9")

@@ -542,7 +542,9 @@ def test_the_end_of_heads_alone_is_held_against_the_phases_before(recipe, inputs
 
 
 def test_top_down_of_more_layers_than_there_are(recipe, inputs):
-    with pytest.raises(UserError, match="recipe top_down_4: phase 2: scenario 'top_4' is off"):
+    with pytest.raises(
+        UserError, match="recipe top_down_4: phase 2: scenario 'top_4' does not fit"
+    ):
         train(recipe("top_down_4"), inputs)
 
 

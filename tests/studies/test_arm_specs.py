@@ -48,7 +48,7 @@ def test_arms_of_files(tmp_path):
         ([rules, str(tmp_path / "b" / "rules.json")], "are files of the same name"),
         ([phases.replace("phases", "none")], "none.json is missing"),
         (["gradual"], r"unknown arm 'gradual'.*scenario \(all_frozen.*recipe \(gradual_unfree"),
-        (["top_down_3"], "recipe top_down_3: phase 2: scenario 'top_3' is off"),
+        (["top_down_3"], "recipe top_down_3: phase 2: scenario 'top_3' does not fit"),
         (["top_3"], "scenario 'top_3' does not fit the backbone's 2 layers"),
     ):
         with pytest.raises(UserError, match=words):

@@ -245,10 +245,10 @@ def test_the_arms_of_a_backbone(tmp_path):
     )
     for wrong, words in (
         ("only_layer_2", "does not fit the backbone's 2 layers"),
-        ("top_3", "is off"),
-        ("top_3_equal_cost", "is off"),
+        ("top_3", "does not fit"),
+        ("top_3_equal_cost", "does not fit"),
         ("none_frozen_equal_cost", "unknown arm 'none_frozen_equal_cost': did you mean"),
-        ("top_down_9", "recipe top_down_9: phase 2: scenario 'top_9' is off"),
+        ("top_down_9", "recipe top_down_9: phase 2: scenario 'top_9' does not fit"),
         ("at_onec", "did you mean at_once.*only_layer_i, .*layer_decay, at_once, .*a recipe "),
     ):
         with pytest.raises(UserError, match=words):
