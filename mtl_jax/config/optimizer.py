@@ -78,6 +78,12 @@ schedule"""
     """part of the steps in which the learning rates rise"""
     clip_norm: float = 1.0
     """largest global norm of the trainable part's gradient"""
+    ema: float | None = None
+    """decay of an exponential moving average of what trains, such as 0.999: the average is what \
+is measured, kept and exported; each phase of a recipe begins with that of the one before"""
+    r_drop: float | None = None
+    """weight of R-Drop (Liang 2021): each text is passed twice, with other dropout, and the KL \
+divergence of the two predictions, both ways, is added to the loss of each task with classes"""
     loss: tuple[str, ...] = ()
     """module:function, or task=module:function pairs, in the place of softmax cross-entropy, of \
 sigmoid cross-entropy averaged over the classes of a multi_label task, and of the squared error of \
@@ -115,6 +121,10 @@ the backbone trains, in nats, before a warning says so"""
             "head_min_steps",
         )
         above_0(self, "clip_norm", "layer_decay", "drift_limit")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"--ema {self.ema} must be above 0 and below 1")
+        if self.r_drop is not None and not 0 < self.r_drop < math.inf:
+            raise UserError(f"--r-drop {self.r_drop} must be above 0: leave it out for none")
         if not isinstance(self.schedule, str):
             object.__setattr__(self, "schedule", import_path(self.schedule, "--schedule"))
         refuse_schedule(self.schedule, get_args(Schedule))

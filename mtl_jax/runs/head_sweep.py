@@ -223,14 +223,14 @@ class Heads:
         }
         self._orders = [EpochOrder(run.plan, seed) for seed in seeds]
         self._vectors, self._held_out = (
-            jax.device_put({"pooled": texts.pooled, **texts.labels}, everywhere)
+            jax.device_put({"pooled": texts.pooled, **texts.labels, **texts.beside}, everywhere)
             for texts in (training.texts, validation.texts)
         )
         initial = jax.vmap(lambda seed: self._model.init_heads(stream(seed, "heads")))
         seeds = jax.device_put(jnp.array(seeds, jnp.uint32), self._by_seed)
         heads = jax.device_put(initial(seeds), self._by_seed)
         self._states = self._call(self._begin, self._settings, heads, seeds, out=self._of_states)
-        self._kept = jax.tree.map(jnp.copy, self._states.trainable)
+        self._kept = jax.tree.map(jnp.copy, self._states.swapped().trainable)
         self._kept_scores = np.full((len(seeds), len(settings)), -np.inf)
 
     def _program(self, setting: Mapping[str, Any]) -> Program:
@@ -243,7 +243,12 @@ class Heads:
         )
         weights = tuple(setting[weight_of(task)] for task in self._model.tasks)
         return Program(
-            self._model, build_optimizer(run.partition, optimizer), 0, weights, run.weighting
+            self._model,
+            build_optimizer(run.partition, optimizer),
+            0,
+            weights,
+            run.weighting,
+            r_drop=run.r_drop,
         )
 
     def _call(
@@ -321,7 +326,7 @@ class Heads:
 
         Keeps the heads of each run that ``train`` would keep: the present ones, or the best so far.
         """
-        heads = self._states.trainable
+        heads = self._states.swapped().trainable
         counts = self._call(self._evaluate, heads, self._held_out, out=self._by_run)
         scores = score_of_counts(jax.device_get(counts), self._kinds)
         better = beats(scores, self._kept_scores) | self._run.plans[0].keeps_end

@@ -205,8 +205,11 @@ class TrainStep:
         )
 
     def params(self, state: LoopState) -> Params:
-        """Returns all parameters of a state, low-rank factors among them, as numpy arrays."""
-        trainable = self._runner.unplace(state.train)[0].trainable
+        """Returns all parameters of a state, low-rank factors among them, as numpy arrays.
+
+        Where the optimizer keeps an average of what trains, that is in its place.
+        """
+        trainable = self._runner.unplace(state.train)[0].swapped().trainable
         merged = Partition.merge(trainable, self._runner.fetch(state.frozen))
         return jax.tree.map(np.asarray, merged)
 
