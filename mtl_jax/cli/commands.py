@@ -8,7 +8,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, subcommand
 
@@ -25,6 +25,10 @@ from mtl_jax.core.errors import UserError, shortened
 from mtl_jax.core.paths import expanded
 from mtl_jax.freezing.scenarios import usual_scenarios
 from mtl_jax.runs.startup import prepare
+
+if TYPE_CHECKING:
+    from mtl_jax.tools.ensemble import Ensemble
+    from mtl_jax.tools.predict import Predictor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,8 +88,8 @@ class Evaluate:
     Tables in a terminal, JSON where it is piped, and with --output files.
     """
 
-    workdir: str
-    """folder of a run"""
+    workdir: tuple[str, ...]
+    """folder of a run; of several, their predictions are averaged"""
     split: Literal["train", "validation", "test"] = "test"
     """which part of its data"""
     output: str | None = None
@@ -102,8 +106,8 @@ class Evaluate:
 class Predict:
     """Read texts, write JSON lines: each task's label with its probability, labels, or value."""
 
-    workdir: str
-    """folder of a run"""
+    workdir: tuple[str, ...]
+    """folder of a run; of several, their predictions are averaged"""
     input: str | None = None
     """CSV, TSV, JSON Lines or Parquet file of the texts, or a file with a text in each line; by \
 default standard input, a text in each line"""
@@ -295,12 +299,11 @@ def _plan(command: Plan) -> None:
 def _evaluate(command: Evaluate) -> None:
     from mtl_jax.core.console import say
     from mtl_jax.tools.evaluate import check_output, evaluate
-    from mtl_jax.tools.predict import Predictor
 
     output = None if command.output is None else expanded(command.output)
     if output is not None:
         check_output(output)
-    model = Predictor(command.workdir, command.long_texts, trust=command.trust)
+    model = _model(command)
     found = evaluate(model, command.split, output)
     if output is not None:
         say(f"the report is {found.write(output)}")
@@ -308,6 +311,16 @@ def _evaluate(command: Evaluate) -> None:
         show_evaluation(found)
     else:
         _print_json([found.record()])
+
+
+def _model(command: Predict | Evaluate) -> Predictor | Ensemble:
+    """The run that is named, or several together."""
+    from mtl_jax.tools.ensemble import Ensemble
+    from mtl_jax.tools.predict import Predictor
+
+    if len(command.workdir) == 1:
+        return Predictor(command.workdir[0], command.long_texts, trust=command.trust)
+    return Ensemble(command.workdir, command.long_texts, trust=command.trust)
 
 
 def _texts(
@@ -384,10 +397,9 @@ def _named_columns(command: Predict | Extract) -> tuple[str, ...] | None:
 
 def _predict(command: Predict) -> None:
     from mtl_jax.core.console import say
-    from mtl_jax.tools.predict import Predictor
 
     texts = _texts(command)
-    model = Predictor(command.workdir, command.long_texts, trust=command.trust)
+    model = _model(command)
     _print_json(model.answers(texts(model.text_columns, model.columns)))
     if model.cut or model.empty:
         say(f"{model.cut} texts were cut to {model.reader.max_length} tokens, {model.empty} empty")
