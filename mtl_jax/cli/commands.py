@@ -25,6 +25,7 @@ from mtl_jax.core.errors import UserError, shortened
 from mtl_jax.core.paths import expanded
 from mtl_jax.freezing.scenarios import usual_scenarios
 from mtl_jax.runs.startup import prepare
+from mtl_jax.studies.budget import Budget
 
 if TYPE_CHECKING:
     from mtl_jax.tools.ensemble import Ensemble
@@ -37,6 +38,22 @@ class Train(TrainConfig):
 
     json: bool = False
     """print the scores as JSON in a terminal, too"""
+    tune: str | None = None
+    """choose learning rates and passes on validation first, in the folder tuning of --workdir: a \
+number of trials, as 12, or training FLOPs, as 3e15FLOPs"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.budget
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the trials may cost.
+
+        Raises:
+            UserError: ``tune`` is no budget.
+        """
+        return None if self.tune is None else Budget.parse(self.tune)
 
     def config(self) -> TrainConfig:
         """The run alone."""
@@ -243,7 +260,12 @@ _DESCRIPTION = "Multi-task fine-tuning of an encoder that is frozen as far as a 
 def _train(command: Train) -> None:
     from mtl_jax.runs.loop import train
 
-    result = train(command.config())
+    config = command.config()
+    if (budget := command.budget) is not None:
+        from mtl_jax.studies.tuning.tuned import tuned_run
+
+        config = tuned_run(config, budget)
+    result = train(config)
     if not distributed.is_main():
         return
     if shows_tables(json=command.json):

@@ -73,7 +73,7 @@ def test_shares_are_read_beside_the_labels(train, tmp_path):
     np.testing.assert_allclose(examples.take([2, 0]).soft["mood"], [SHARES[2], SHARES[0]])
     assert corpus.read("validation").soft == {}
     assert any(
-        "3 of 4 texts have a distribution over the classes of mood; of 2 its most" in note
+        "3 of 5 texts have a distribution over the classes of mood; of 2 its most" in note
         for note in corpus.notes
     )
 

@@ -59,7 +59,7 @@ def test_without_dropout_the_passes_are_the_same():
     program = dataclasses.replace(program, r_drop=ALPHA)
     _, metrics = train_step(program, program.init(trainable, 0), frozen, batch)
     for task in TASKS:
-        assert metrics["loss"][task][0] == pytest.approx(plain[task][0], rel=1e-5)
+        assert metrics["loss"][task][0] == pytest.approx(float(plain[task][0]), rel=1e-5)
 
 
 def test_divergences_of_several_labels_and_of_values():
