@@ -13,7 +13,7 @@ from mtl_jax.data.columns import Label
 from mtl_jax.data.kinds import LabelKind
 from mtl_jax.data.names import listed, quoted
 from mtl_jax.data.pairs import Pair
-from mtl_jax.data.soft_labels import is_soft, label_kinds
+from mtl_jax.data.soft_labels import MostProbable, is_soft, label_kinds
 
 ALL_SINGLE_LABEL: Mapping[str, Kind] = {}
 """The kinds of tasks that are ``single_label``, as those that are left out are."""
@@ -97,7 +97,11 @@ class Fields:
 
     def record(self) -> list[object]:
         """The same as JSON, of which digests are made."""
-        kinds = {task: kind.name for task, kind in self.kinds.items()}
+        # What is read by its largest share is no copy of what is read as it stands.
+        kinds = {
+            task: "most_probable" if isinstance(kind, MostProbable) else kind.name
+            for task, kind in self.kinds.items()
+        }
         return [list(self.texts), dict(self.labels), kinds]
 
 

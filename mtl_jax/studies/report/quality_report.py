@@ -10,7 +10,7 @@ from typing import Any
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.runs.ensembles import averaged
-from mtl_jax.studies.ensemble import members
+from mtl_jax.studies.ensembles import members
 from mtl_jax.studies.kept_predictions import predictions_of
 from mtl_jax.studies.report import study_sections, tables
 from mtl_jax.studies.report.cells import arm_cell, difference_cell, mean_cell

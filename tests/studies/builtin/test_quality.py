@@ -13,7 +13,12 @@ from mtl_jax.studies.builtin.quality import ARMS, Quality, run
 from mtl_jax.studies.judge import judge, keep
 
 SENTENCES = DataConfig(
-    max_train_examples=48, max_validation_examples=40, max_test_examples=60, max_length=24
+    max_train_examples=48,
+    # One draw for all seeds, and so one set of baselines.
+    train_subset=0,
+    max_validation_examples=40,
+    max_test_examples=60,
+    max_length=24,
 )
 
 
@@ -121,5 +126,3 @@ def test_two_arms_and_their_ensembles(small, tmp_path, capsys):
     )
     with pytest.raises(UserError, match="has no result of r_drop with these seeds"):
         ensemble(folder, "r_drop")
-    assert run(study, "the command") == 0
-    assert "arm 1 of" not in capsys.readouterr().err
