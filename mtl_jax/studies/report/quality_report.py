@@ -152,7 +152,7 @@ def columns_of(results: Sequence[Result], split: str) -> dict[str, Number]:
             found[f"{task} {name}"] = functools.partial(_number, task, metric)
         for source in sources_of(results, split, task):
             path = (task, "weighted_f1_by_source", source)
-            found[f"{source} weighted F1"] = functools.partial(_number, *path)
+            found[f"{task} weighted F1, {source}"] = functools.partial(_number, *path)
     return found
 
 

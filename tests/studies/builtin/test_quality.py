@@ -97,7 +97,7 @@ def test_two_arms_and_their_ensembles(small, tmp_path, capsys):
     for words in (
         f"`{arm}`, ensemble of 3 seeds",
         "What each change brings on the validation split, minus none_frozen",
-        "tweet weighted F1",
+        "sentiment weighted F1, tweet",
         "classifier accuracy",
         "Intervals cover other seeds",
         "and other test texts together",
