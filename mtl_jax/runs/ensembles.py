@@ -46,7 +46,7 @@ def _averaged(runs: Sequence[TaskPredictions], name: str) -> TaskPredictions:
         predicted = np.mean([run.predicted for run in runs], axis=0)
         return TaskPredictions(first.kind, first.classes, first.gold, predicted, None)
     found = [run.probabilities for run in runs if run.probabilities is not None]
-    mean = np.mean(found, axis=0, dtype=np.float64).astype(np.float32)
+    mean: np.ndarray = np.asarray(np.mean(found, axis=0, dtype=np.float64), np.float32)
     if first.kind == "multi_label":
         predicted = (mean >= 0.5).astype(np.int8)
     else:

@@ -1,5 +1,6 @@
 """Runs that average what trains: the average is what is measured, kept and used."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -79,10 +80,7 @@ def test_it_resumes_to_the_same_bytes(trained, tmp_path):
     shutil.copytree(config.workdir, folder)
     for step in range(6, 13):
         shutil.rmtree(folder / "checkpoints" / str(step))
-    other = TrainConfig(
-        **{name: getattr(config, name) for name in TrainConfig.__dataclass_fields__}
-        | {"workdir": str(folder)}
-    )
+    other = dataclasses.replace(config, workdir=str(folder))
     again = train(other, inputs)
     assert without_times(again) == without_times(result)
     ends = [state_at(each, inputs, 12) for each in (config, other)]

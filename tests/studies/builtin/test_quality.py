@@ -106,15 +106,16 @@ def test_two_arms_and_their_ensembles(small, tmp_path, capsys):
     assert "rating R2" not in report
 
     # From the predictions alone, elsewhere.
-    runs = [
-        [ensemble(folder, name, seeds=[seed]).tasks["sentiment"].probabilities for seed in range(3)]
-        for name in ("none_frozen", arm)
-    ]
+    def probabilities(arm, *seeds):
+        found = ensemble(folder, arm, seeds=seeds or None).tasks["sentiment"]
+        assert found.probabilities is not None
+        return found.probabilities, found.predicted
+
+    mean = np.mean([probabilities(arm, seed)[0] for seed in range(3)], axis=0)
+    shares, predicted = probabilities(arm)
+    np.testing.assert_allclose(shares, mean, rtol=1e-6)
+    np.testing.assert_array_equal(predicted, mean.argmax(-1))
     together = ensemble(folder, "none_frozen")
-    np.testing.assert_allclose(together.tasks["sentiment"].probabilities, np.mean(runs[0], 0))
-    np.testing.assert_array_equal(
-        together.tasks["sentiment"].predicted, np.mean(runs[0], 0).argmax(-1)
-    )
     kept = tmp_path / "kept"
     keep(folder, kept)
     assert recompute(kept) == lines
