@@ -14,7 +14,7 @@ from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_write
 from mtl_jax.core.json_files import read_json, write_json
 from mtl_jax.core.paths import expanded
-from mtl_jax.studies.kept_predictions import predictions_path, recompute
+from mtl_jax.studies.kept_predictions import KeptPredictions, predictions_path, recomputed
 from mtl_jax.studies.results_store import BASELINES, OF_BASELINES
 from mtl_jax.studies.settings import Report
 from mtl_jax.studies.stats.results import SPLITS, Result, read_results, results_file
@@ -85,10 +85,10 @@ def judge(folder: Path, output: Path | None = None) -> Path:
     Raises:
         UserError: Something in it can't be read, or it has no results.
     """
-    noted = read_results(results_file(folder))
+    noted, opened = read_results(results_file(folder)), KeptPredictions(folder)
     if not noted:
         raise UserError(f"{folder} has no results yet: judge it when an arm is done")
-    results = recompute(folder)
+    results = [recomputed(line, opened) for line in noted]
     for before, now in zip(noted, results, strict=True):
         if before != now:
             splits = [split for split in SPLITS if before.get(split) != now.get(split)]
@@ -101,7 +101,7 @@ def judge(folder: Path, output: Path | None = None) -> Path:
         known = read_json(record, _SCHEMA, "remove it, and the report will lack what it says")
     context = {**known["context"], "folder": folder}
     report = report_of(results, context.get("study"))
-    lines = with_text_errors(folder, results)
+    lines = with_text_errors(folder, results, opened)
     return report(output or folder, lines, known["failures"], context)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl_jax.data.kinds import has_label
-from mtl_jax.studies.kept_predictions import predictions_of, predictions_path
+from mtl_jax.studies.kept_predictions import KeptPredictions, predictions_path
 from mtl_jax.studies.stats.measured import Measured, contributions
 from mtl_jax.studies.stats.results import SPLITS, Result
 from mtl_jax.training.kinds.registry import KINDS
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _BY_SOURCE = "weighted_f1_by_source"
 
 
-def with_text_errors(folder: Path, results: Sequence[Result]) -> list[Result]:
+def with_text_errors(
+    folder: Path, results: Sequence[Result], kept: KeptPredictions | None = None
+) -> list[Result]:
     """The same lines, whose scores are ``Measured`` where the predictions of all arms are there.
 
     So each interval and test that is made of them is over seeds and texts. On a split of which one
@@ -38,7 +40,9 @@ def with_text_errors(folder: Path, results: Sequence[Result]) -> list[Result]:
         folder: Of the study, with ``arms/<arm>/predictions-<split>.parquet``.
         results: Lines of its ``results.jsonl``. No file is read before a score's error is asked
             for.
+        kept: The predictions, where some have been read already.
     """
+    kept = kept or KeptPredictions(folder)
     found = [dict(line) for line in results]
     for split in SPLITS:
         lines = [line for line in found if line.get(split)]
@@ -46,7 +50,7 @@ def with_text_errors(folder: Path, results: Sequence[Result]) -> list[Result]:
             tasks = shared_tasks([line[split] for line in lines])
             for line in lines:
                 identity = {name: line[name] for name in ("arm", "seed", "setting") if name in line}
-                read = functools.partial(_read, folder, identity, split)
+                read = functools.partial(_read, kept, identity, split)
                 line[split] = _measured(line[split], _Texts(split, read, tasks))
     return found
 
@@ -69,8 +73,8 @@ def shared_tasks(metrics: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def _read(folder: Path, line: Result, split: str) -> Predictions:
-    found = predictions_of(folder, line, split)
+def _read(kept: KeptPredictions, line: Result, split: str) -> Predictions:
+    found = kept.of(line, split)
     if found is None:
         raise ValueError("there was a file")
     return found
