@@ -86,6 +86,12 @@ total steps and returns an optax schedule"""
     """fraction of the steps during which the learning rates rise"""
     clip_norm: float = 1.0
     """maximum global norm of the gradient of the trained parameters"""
+    ema: float | None = None
+    """decay of an exponential moving average of the trained parameters, such as 0.999. The average \
+is measured, kept and exported; each phase of a recipe starts from that of the phase before"""
+    r_drop: float | None = None
+    """weight of R-Drop (Liang 2021): each text is passed twice with different dropout masks, and \
+the KL divergences of the two predictions are added to the loss of each task with classes"""
     loss: tuple[str, ...] = ()
     """module:function or task=module:function pairs: (logits, labels) -> (sum, count), instead \
 of softmax cross-entropy (single_label), sigmoid cross-entropy averaged over the classes \
@@ -125,6 +131,10 @@ than this, in nats, while the backbone trains"""
             "head_min_steps",
         )
         above_0(self, "clip_norm", "layer_decay", "drift_limit")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"--ema {self.ema} must be above 0 and below 1")
+        if self.r_drop is not None and not 0 < self.r_drop < math.inf:
+            raise UserError(f"--r-drop {self.r_drop} must be above 0: leave it out for none")
         if not isinstance(self.schedule, str):
             object.__setattr__(self, "schedule", import_path(self.schedule, "--schedule"))
         refuse_schedule(self.schedule, get_args(Schedule))

@@ -15,9 +15,10 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.data import checks
 from mtl_jax.data.findings import Finding
 from mtl_jax.data.indexed_copy import indexed_table
-from mtl_jax.data.kinds import KINDS, blank, has_label, kinds_of
-from mtl_jax.data.labels import as_array
+from mtl_jax.data.kinds import KINDS, blank, has_label
+from mtl_jax.data.labels import as_array, soft_array
 from mtl_jax.data.parsed_copy import parsed_table
+from mtl_jax.data.soft_labels import agreement, is_soft, label_kinds, soft_name
 from mtl_jax.data.sources.registry import open_sources
 from mtl_jax.data.table import EMPTY, Table, hashes_of, read_table
 from mtl_jax.data.texts import (
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mtl_jax.config.tasks import Kind
-    from mtl_jax.data.kinds import LabelKind
     from mtl_jax.data.sources.base import Source
 
 _LARGEST_CHOICE = 100_000
@@ -62,6 +62,9 @@ class Examples:
     rows: np.ndarray | None = None
     """integers [n]: which row of its data set's split each example is, as they were read; of a
     validation split that was set aside, of the training split. None if unknown"""
+    soft: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """of texts to train on per task that has some float32 [n, classes]: a distribution over its
+    classes; all 0 where a text has none"""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -84,6 +87,7 @@ class Examples:
             sources=None if self.sources is None else self.sources[there],
             hashes=None if self.hashes is None else self.hashes[there],
             rows=None if self.rows is None else self.rows[there],
+            soft={task: shares[there] for task, shares in self.soft.items()},
         )
 
     def sample(self, most: int | None = None) -> Examples:
@@ -147,11 +151,15 @@ class _DataSet:
         self,
         source: Source,
         columns: dict[str, str],
-        kinds: Mapping[str, LabelKind],
+        kinds: Mapping[str, Kind],
         keeping: Keeping,
     ):
-        self.source, self.columns = source, columns
-        self.kinds = {task: kinds[task] for task in columns}
+        self.source, self._read_as = source, label_kinds(columns, kinds)
+        self._soft = {
+            task: columns[name] for task in columns if (name := soft_name(task)) in columns
+        }
+        self.columns = {task: column for task, column in columns.items() if not is_soft(task)}
+        self.kinds = {task: self._read_as[task] for task in self.columns}
         self.carved = "validation" not in source.splits
         self.splits = ("train", "validation", *(s for s in source.splits if s == "test"))
         self._keeping = keeping
@@ -161,11 +169,15 @@ class _DataSet:
         self._odd: dict[str, int] = {}
         self._halved: dict[str, int] = {}
         self.classes = {
-            task: source.classes[task]
-            if task in source.classes
-            else kinds[task].classes(self._table("train").labels[task])
-            for task in columns
+            task: source.classes[task] if task in source.classes else self._classes_of(task)
+            for task in self.columns
         }
+
+    def _classes_of(self, task: str) -> tuple[str, ...]:
+        """The classes that the training labels of a task name."""
+        # Of one column with distributions a class may be the most probable of no text.
+        name = soft_name(task) if self._soft.get(task) == self.columns[task] else task
+        return self._read_as[name].classes(self._table("train").labels[name])
 
     def read(self, split: str) -> Examples:
         """The examples of a split, read once."""
@@ -181,19 +193,20 @@ class _DataSet:
             if carved:
                 sizes["validation"] = sizes[split] // 10
             keepers = [self._keeping.keeper(part, size) for part, size in sizes.items()]
+            kinds = self._read_as if split == "train" else self.kinds
             if None in keepers:
-                table = indexed_table(self.source, split, self.kinds, set_aside=carved)
+                table = indexed_table(self.source, split, kinds, set_aside=carved)
             else:
                 makers = [keeper for keeper in keepers if keeper is not None]
                 read = functools.partial(
                     read_table,
                     lambda: self.source.stream(split),
-                    self.kinds,
+                    kinds,
                     lambda: (makers[0](), makers[-1]()),
                     set_aside=carved,
                 )
                 if all(maker is KeepAll for maker in makers):
-                    table = parsed_table(self.source, split, self.kinds, read, set_aside=carved)
+                    table = parsed_table(self.source, split, kinds, read, set_aside=carved)
                 else:
                     table = read()
             self._tables[split], self._notes[split] = table, table.notes
@@ -203,6 +216,11 @@ class _DataSet:
         """Makes the examples of a table of the source, and lets go of the table."""
         table = self._table(split)
         labels = self._arrays(table, split)
+        soft = {
+            task: soft_array(table, task, column, self.classes[task])
+            for task, column in self._soft.items()
+            if split == "train"
+        }
         if carved and not 0 < table.aside.sum() < len(table):
             raise UserError(
                 f"{self.source.name} holds one distinct text, of which no validation split can "
@@ -217,11 +235,11 @@ class _DataSet:
         if not carved:
             rows = np.arange(len(table), dtype=_index_type(len(table)))
             self._examples[split] = Examples(
-                table.texts[0], labels, groups, hashes=table.hashes, rows=rows
+                table.texts[0], labels, groups, hashes=table.hashes, rows=rows, soft=soft
             )
             self._odd[split], self._halved[split] = len(table.odd), len(table.halved)
             return
-        whole = Examples([], labels, groups, hashes=table.hashes)
+        whole = Examples([], labels, groups, hashes=table.hashes, soft=soft)
         for part, texts, there in zip(
             ("train", "validation"), table.texts, (~table.aside, table.aside), strict=True
         ):
@@ -268,6 +286,13 @@ class _DataSet:
             for column in dict.fromkeys(columns)
             if columns.count(column) > 1
         ]
+        train = parts["train"]
+        for task, soft in train.soft.items():
+            there, alike = agreement(train.labels[task], soft)
+            notes.append(
+                f"train: {there} of {len(train)} texts have a distribution over the classes of "
+                f"{task}; of {alike} its most probable class is the label"
+            )
         for split, examples in parts.items():
             if odd := self._odd[split]:
                 notes.append(
@@ -438,6 +463,16 @@ class Corpus:
             rows=np.concatenate(
                 [np.arange(len(p)) if p.rows is None else p.rows for _, _, p in parts]
             ),
+            soft={
+                task: np.concatenate(
+                    [
+                        part.soft.get(task, np.zeros((len(part), shares.shape[1]), np.float32))
+                        for _, _, part in parts
+                    ]
+                )
+                for _, _, own in parts
+                for task, shares in own.soft.items()
+            },
         )
 
     def _no_labels(self, task: str, examples: Examples) -> np.ndarray:
@@ -541,7 +576,7 @@ def load_corpus(config: DataConfig, keeping: Keeping | None = None) -> Corpus:
         keeping = dataclasses.replace(keeping, limits=limits | first, subset=config.train_subset)
     if len(opened) > 1 or config.label_fractions:
         keeping = dataclasses.replace(keeping, sample=None)
-    kinds = kinds_of(config.tasks, config.kinds)
+    kinds = config.kinds
     data_sets = tuple(_DataSet(source, columns, kinds, keeping) for source, columns in opened)
     classes = {task: names for each in data_sets for task, names in each.classes.items()}
     tests = any("test" in each.splits for each in data_sets)

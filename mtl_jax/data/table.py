@@ -184,6 +184,7 @@ class _Reading:
     ):
         self._keepers, self._choose = keepers, choose
         self._labels = {task: kind.gather() for task, kind in kinds.items()}
+        self._beside = {task for task, kind in kinds.items() if kind.beside}
         self._groups = GatherNames()
         self._hashes, self._aside = array.array("Q"), bytearray()
         self._odd, self._halved = array.array("q"), array.array("q")
@@ -198,7 +199,10 @@ class _Reading:
             count, start = len(rows.texts), len(self._hashes)
             labelled = np.zeros(count, bool)
             for task, gathering in self._labels.items():
-                labelled |= gathering.add(rows.labels[task])
+                there = gathering.add(rows.labels[task])
+                # A text is trained on for a label, whatever distribution stands beside it.
+                if task not in self._beside:
+                    labelled |= there
             if rows.groups is not None:
                 grouped = True
                 self._groups.add(rows.groups)

@@ -163,6 +163,11 @@ class EncoderConfig:
         rate = self.classifier_dropout
         return self.hidden_dropout_prob if rate is None else rate
 
+    @property
+    def drops_out(self) -> bool:
+        """Whether its layers have any dropout."""
+        return any(getattr(self, name) for name in _RATES if name != "classifier_dropout")
+
     def trained_head_dropout(self, *, heads_alone: bool) -> float:
         """The same in training, where nothing states it.
 

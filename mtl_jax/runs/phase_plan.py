@@ -306,6 +306,7 @@ def _optimizer(
         weight_decay=weight_decay,
         clip_norm=config.clip_norm,
         schedule=_schedule(phase.schedule or "linear"),
+        ema=config.ema,
     )
 
 

@@ -254,6 +254,29 @@ class PhaseRun:
         }
         return useless(self.weighting, self.partition, weights, self.total_steps)
 
+    @property
+    def r_drop(self) -> float:
+        """The weight of R-Drop's divergence; 0 where two passes would be the same."""
+        return (self.config.r_drop or 0.0) if self._drops_out else 0.0
+
+    @property
+    def _drops_out(self) -> bool:
+        """Whether two passes of a text differ in anything that reaches a trained parameter."""
+        plan = self.plans[self.index]
+        lora = plan.partition.lora
+        above = not plan.partition.backbone_frozen and self.inputs.bert.drops_out
+        return bool(plan.head_dropout or above or (lora and lora.dropout))
+
+    @property
+    def useless_r_drop(self) -> str | None:
+        """Why ``--r-drop`` does nothing in this phase; None where it does or is not asked for."""
+        if self.config.r_drop is None or self._drops_out or not self.total_steps:
+            return None
+        return (
+            "there is no dropout where this phase trains, so that two passes of a text are the "
+            "same: --r-drop does nothing here"
+        )
+
     def compiled_step(self, seeds: int = 1) -> CompiledTrainStep:
         """The compiled training step, shared by runs that differ in nothing of it.
 
@@ -282,6 +305,7 @@ class PhaseRun:
             hold_weight=(plan.phase.hold_frozen_heads or 0.0) if plan.held else 0.0,
             head_dropout=plan.head_dropout,
             accumulate=config.accumulate,
+            r_drop=self.r_drop,
         )
 
     def record(self) -> dict[str, Any]:

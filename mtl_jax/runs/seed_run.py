@@ -232,7 +232,7 @@ class SeedRun:
         if resumed is None:
             self.progress.frozen_before = freezing.digest(frozen)
         self._follow(snapshot.params, resumed)
-        return snapshot.state, frozen
+        return snapshot.state if resumed is None else snapshot.state.swapped(), frozen
 
     def _follow(self, params: Params, resumed: int | None) -> None:
         """Prepares what the phase needs beside the state: the batches, and what is watched."""

@@ -15,6 +15,7 @@ import numpy as np
 from mtl_jax.config.model import Placement, Pooling
 from mtl_jax.config.tasks import Task
 from mtl_jax.data.batches import HostBatch, TextSet, evaluation_batches
+from mtl_jax.data.corpus import Examples
 from mtl_jax.data.kinds import has_label
 from mtl_jax.data.packing.plan import Layout, evaluation_layout
 from mtl_jax.models.encoder_config import EncoderConfig
@@ -223,18 +224,26 @@ class Evaluator:
     ) -> tuple[Metrics, dict[str, np.ndarray]]:
         """``metrics`` and the ``logits`` that they come from."""
         logits, losses = self.logits(params, split.texts)
-        kinds = {task: kind_of(labels) for task, labels in split.examples.labels.items()}
+        return self.metrics_of(split.examples, logits, losses, classes), logits
+
+    def metrics_of(
+        self,
+        examples: Examples,
+        logits: Mapping[str, np.ndarray],
+        losses: Mapping[str, float | None],
+        classes: Mapping[str, Sequence[str]],
+    ) -> Metrics:
+        """``metrics`` of examples whose logits and mean losses are known."""
+        kinds = {task: kind_of(labels) for task, labels in examples.labels.items()}
         predicted = {
             task: kinds[task].predicted(values, *self._scales.get(task, ()))
             for task, values in logits.items()
         }
-        probabilities = probabilities_of(split.examples.labels, logits)
-        result = split_metrics(
-            split.examples.labels, predicted, classes, split.examples.groups, probabilities
-        )
+        probabilities = probabilities_of(examples.labels, logits)
+        result = split_metrics(examples.labels, predicted, classes, examples.groups, probabilities)
         for task, loss in losses.items():
             result[task]["loss"] = loss
-            labels = split.examples.labels[task]
+            labels = examples.labels[task]
             there = has_label(labels)
             for name, metric in self._metrics:
                 if kinds[task].name not in metric.kinds:
@@ -242,7 +251,7 @@ class Evaluator:
                 found = metric(labels[there], predicted[task][there]) if there.any() else math.nan
                 # JSON has no NaN, which scikit-learn gives where a metric is not defined.
                 result[task][name] = found if math.isfinite(found) else None
-        return result, logits
+        return result
 
 
 def probabilities_of(

@@ -10,9 +10,10 @@ from typing import Self
 from mtl_jax.config.tasks import Kind
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.columns import Label
-from mtl_jax.data.kinds import LabelKind, kinds_of
+from mtl_jax.data.kinds import LabelKind
 from mtl_jax.data.names import listed, quoted
 from mtl_jax.data.pairs import Pair
+from mtl_jax.data.soft_labels import MostProbable, is_soft, label_kinds
 
 ALL_SINGLE_LABEL: Mapping[str, Kind] = {}
 """The kinds of tasks that are ``single_label``, as those that are left out are."""
@@ -24,8 +25,8 @@ class Fields:
 
     Attributes:
         texts: The column of the text, or the two of a pair.
-        labels: The label column of each task that has one.
-        kinds: The kind of each of these tasks.
+        labels: The label column of each task that has one; of its distributions by ``soft_name``.
+        kinds: How each of these is read.
     """
 
     texts: tuple[str, ...]
@@ -42,12 +43,25 @@ class Fields:
     ) -> Self:
         """Those of the arguments that all sources take."""
         texts = (text_column,) if pair_column is None else (text_column, pair_column)
-        return cls(texts, dict(columns), kinds_of(columns, kinds))
+        return cls(texts, dict(columns), label_kinds(columns, kinds))
 
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns, each once."""
         return tuple(dict.fromkeys((*self.texts, *self.labels.values())))
+
+    @property
+    def hard(self) -> Self:
+        """The same without distributions, which only texts to train on need."""
+        kept = {name: column for name, column in self.labels.items() if not is_soft(name)}
+        return dataclasses.replace(
+            self, labels=kept, kinds={name: self.kinds[name] for name in kept}
+        )
+
+    @property
+    def label_flags(self) -> str:
+        """The flags that name the columns of the labels."""
+        return "--label-columns" + (" and --soft-labels" if any(map(is_soft, self.labels)) else "")
 
     @property
     def text_flag(self) -> str:
@@ -70,7 +84,7 @@ class Fields:
                 raise UserError(
                     f"{where} has no column {column!r}; it has "
                     f"{listed(list(map(quoted, there)), 20)}: "
-                    f"name the columns with {self.text_flag} and --label-columns"
+                    f"name the columns with {self.text_flag} and {self.label_flags}"
                 )
             if counts[column] > 1:
                 raise UserError(
@@ -83,7 +97,11 @@ class Fields:
 
     def record(self) -> list[object]:
         """The same as JSON, of which digests are made."""
-        kinds = {task: kind.name for task, kind in self.kinds.items()}
+        # What is read by its largest share is no copy of what is read as it stands.
+        kinds = {
+            task: "most_probable" if isinstance(kind, MostProbable) else kind.name
+            for task, kind in self.kinds.items()
+        }
         return [list(self.texts), dict(self.labels), kinds]
 
 

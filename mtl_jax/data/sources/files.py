@@ -64,14 +64,18 @@ def open_files(
         with _open(path):
             if split != "test":
                 whole.update(f"{split}:{_digest(path)}\n".encode())
+
+    def of_split(split: str) -> Fields:
+        return fields if split == "train" else fields.hard
+
     return Source(
         name=str(paths["train"]),
         fingerprint=whole.hexdigest(),
         splits=tuple(paths),
         classes={},
         notes=(),
-        stream=lambda split: _soonest(paths[split], fields),
-        digest=lambda split: _digest_of_rows(paths[split], fields),
+        stream=lambda split: _soonest(paths[split], of_split(split)),
+        digest=lambda split: _digest_of_rows(paths[split], of_split(split)),
         size=lambda split: _size(paths[split]),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from mtl_jax.data.columns import Label
@@ -68,6 +69,8 @@ class Labels(dict[object, Label]):
         """
         if self._kind.lists:
             values = [tuple(value) if isinstance(value, list) else value for value in values]
+        # As JSON where it is none, and can't be looked up: a struct of Parquet.
+        values = [json.dumps(value) if isinstance(value, dict) else value for value in values]
         found: list[Label] = []
         try:
             # Those before an error stay in the list.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.config.tasks import SCORES, Kind, Task
@@ -210,6 +211,18 @@ class TaskKind(abc.ABC):
             before: Logits, float [n, outputs].
             now: Logits of the same texts.
         """
+
+    def apart(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        """How far two predictions of texts are apart, as a loss: float32 [...]; 0 without classes.
+
+        The mean of the KL divergences of either from the other, in nats.
+
+        Args:
+            first: Logits, float32 [..., outputs].
+            second: Others of the same texts.
+        """
+        del second
+        return jnp.zeros(first.shape[:-1])
 
     @abc.abstractmethod
     def targets(self, logits: np.ndarray) -> np.ndarray:

@@ -45,10 +45,20 @@ class CrossEntropy:
     weights: tuple[float, ...] | None = None
     smoothing: float = 0.0
 
-    def __call__(self, logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """See ``TaskKind.loss``."""
+    def __call__(
+        self, logits: jax.Array, labels: jax.Array, soft: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """See ``TaskKind.loss``; a text's distribution takes the place of its label.
+
+        Args:
+            logits: See there.
+            labels: See there.
+            soft: Distributions over the classes, float32 [..., classes]; all 0 where there is none.
+        """
         present, classes = labels >= 0, logits.shape[-1]
         marked = jax.nn.one_hot(jnp.where(present, labels, 0), classes)
+        if soft is not None:
+            marked = jnp.where(soft.sum(-1, keepdims=True) > 0, soft, marked)
         targets = (1 - self.smoothing) * marked + self.smoothing / classes
         if self.weights is not None:
             targets = targets * jnp.asarray(self.weights, jnp.float32)
@@ -199,6 +209,12 @@ class SingleLabel(TaskKind):
             return 0.0
         old, new = (scipy.special.log_softmax(x.astype(np.float64), axis=-1) for x in (before, now))
         return float(np.mean(np.sum(np.exp(old) * (old - new), axis=-1)))
+
+    def apart(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        """See ``TaskKind``."""
+        p, q = jax.nn.log_softmax(first), jax.nn.log_softmax(second)
+        # KL(p || q) + KL(q || p), whose entropies come together.
+        return ((jnp.exp(p) - jnp.exp(q)) * (p - q)).sum(-1) / 2
 
     def targets(self, logits: np.ndarray) -> np.ndarray:
         """See ``TaskKind``: probabilities."""
