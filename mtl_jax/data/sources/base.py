@@ -93,7 +93,7 @@ class Rows:
 
     texts: list[str]
     """k texts; each a ``Pair`` where a row has two"""
-    labels: dict[str, list[Label]]
+    labels: Mapping[str, Sequence[Label]]
     """what each row's cell holds, None where it is missing, per task that has a column"""
     places: Sequence[int]
     """where each is in the source, as ``Stream.place`` is told it"""

@@ -18,8 +18,9 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.data.columns import Label
 from mtl_jax.data.kinds import LabelKind, type_in_words
 from mtl_jax.data.names import quoted
+from mtl_jax.data.sources import arrow_csv
 from mtl_jax.data.sources.base import ALL_SINGLE_LABEL, Fields, Rows, Source, Stream
-from mtl_jax.data.sources.delimited import Block, MalformedError, read_csv, read_tsv
+from mtl_jax.data.sources.delimited import Columns, MalformedError, Sheet, read_csv, read_tsv
 from mtl_jax.data.sources.elsewhere import is_of_use, read_elsewhere
 from mtl_jax.data.sources.values import Labels, UnusableError, label_of, text_of
 
@@ -162,7 +163,7 @@ class _Table:
             notes: What to know of how they were read is added to these.
         """
         commas = _ending(self.path) == ".csv"
-        sheet = (read_csv if commas else read_tsv)(lambda: _open_text(self.path, newline=""))
+        sheet = self._csv() if commas else read_tsv(self._opened)
         notes += [f"{self.path}: {note}" for note in sheet.notes]
         if sheet.header is None:
             return
@@ -176,14 +177,24 @@ class _Table:
             if commas:
                 suspects.look(block)
             labels = {
-                task: self._labels(names[task], [row[place] for row in block.rows], block.firsts)
+                task: self._labels(names[task], block.cells(place), block.firsts)
                 for task, place in places.items()
             }
-            texts = [[row[place] for row in block.rows] for place in of_texts]
+            texts = [block.texts(place) for place in of_texts]
             yield Rows(self.fields.joined(texts), labels, block.firsts)
         notes += suspects.warnings(self.path, kinds, names)
 
-    def _labels(self, names: Labels, cells: list[str], lines: Sequence[int]) -> list[Label]:
+    def _opened(self) -> TextIO:
+        return _open_text(self.path, newline="")
+
+    def _csv(self) -> Sheet:
+        if self.path.stat().st_size < arrow_csv.LARGE:
+            return read_csv(self._opened)
+        return arrow_csv.read_csv(self.path, self._opened, self.fields.columns)
+
+    def _labels(
+        self, names: Labels, cells: Sequence[object], lines: Sequence[int]
+    ) -> Sequence[Label]:
         try:
             return names.of(cells)
         except UnusableError as error:
@@ -262,7 +273,7 @@ class _Suspects:
         self._columns, self._places = columns, places
         self._found: list[tuple[int, int, list[dict[str, str]]]] = []
 
-    def look(self, block: Block) -> None:
+    def look(self, block: Columns) -> None:
         """Keeps those of a block in which at least two lines have a field for each column."""
         for index, lines in block.lines.items():
             fields = [line.split(",") for line in lines]
