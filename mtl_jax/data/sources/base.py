@@ -69,13 +69,24 @@ class Fields:
             if counts[column] == 0:
                 raise UserError(
                     f"{where} has no column {column!r}; it has "
-                    f"{listed(list(map(quoted, there)), 20)}: "
-                    f"name the columns with {self.text_flag} and --label-columns"
+                    f"{listed(list(map(quoted, there)), 20)}: {self._remedy(column, there)}"
                 )
             if counts[column] > 1:
                 raise UserError(
                     f"{where} has {counts[column]} columns {column!r}: rename all but one"
                 )
+
+    def _remedy(self, column: str, there: Sequence[str]) -> str:
+        """What to do about a column that is not there."""
+        kinds = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
+        for delimiter, name in kinds.items() if len(there) == 1 else ():
+            if column in (field.strip().strip('"') for field in there[0].split(delimiter)):
+                return (
+                    f"its fields have {name} between them: save it as .csv with commas, or as .tsv"
+                )
+        flags = f"name the columns with {self.text_flag} and --label-columns"
+        alike = [name for name in there if name.strip().lower() == column.strip().lower()]
+        return f"{flags}; did you mean {alike[0]!r}?" if alike else flags
 
     def joined(self, texts: Sequence[list[str]]) -> list[str]:
         """The texts of k rows, ``Pair`` where there are two columns, from k of each column."""

@@ -32,6 +32,11 @@ ENDINGS = (*_DELIMITED, *_JSON, _PARQUET)
 _ROWS, _BYTES = 4096, 2**20
 # Texts of a Parquet file are compressed, to a third about.
 _UNPACKED = 3
+# What packed files begin with, and what to do.
+_PACKED = {
+    b"\x1f\x8b": "this is compressed by gzip: unpack it first",
+    b"PK\x03\x04": "this is a zip file or a workbook: unpack it first, or save it as CSV",
+}
 # Rows that may have taken in others, of which as many are told as matter.
 _MOST_SUSPECTS, _MOST_WARNINGS = 1000, 5
 
@@ -315,7 +320,10 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _open_text(path: Path, newline: str) -> TextIO:
     with _open(path) as file:
-        start = file.read(2)
+        start = file.read(4)
+    if start in _PACKED or start[:2] in _PACKED:
+        _fail(path, 1, _PACKED[start if start in _PACKED else start[:2]])
+    start = start[:2]
     if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in start:
         _fail(path, 1, "this looks like UTF-16: save the file as UTF-8")
     return path.open(encoding="utf-8-sig", newline=newline)
