@@ -187,7 +187,7 @@ def _is_plain(content: bytes, codes: np.ndarray, marks: np.ndarray) -> bool:
         codes: uint8, the same, and maybe more.
         marks: int64, where quotation marks are.
     """
-    if content.count(b"\r") != content.count(b"\r\n"):
+    if b"\r" in content and content.count(b"\r") != content.count(b"\r\n"):
         return False
     try:
         _ = content.isascii() or content.decode()
