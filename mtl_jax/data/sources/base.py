@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Self
 
+import numpy as np
+
 from mtl_jax.config.tasks import Kind
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.columns import Label
@@ -110,6 +112,8 @@ class Rows:
     """where each is in the source, as ``Stream.place`` is told it"""
     groups: list[str] | None = None
     """where each row comes from, if the source says so"""
+    digests: np.ndarray | None = None
+    """uint8 [k, 32]: the SHA-256 of each text, where it has been worked out"""
 
 
 @dataclasses.dataclass(frozen=True)
