@@ -87,8 +87,8 @@ total steps and returns an optax schedule"""
     clip_norm: float = 1.0
     """maximum global norm of the gradient of the trained parameters"""
     ema: float | None = None
-    """decay of an exponential moving average of the trained parameters, such as 0.999. The average \
-is measured, kept and exported; each phase of a recipe starts from that of the phase before"""
+    """decay of an exponential moving average of the trained parameters, such as 0.999. The \
+average is measured, kept and exported; each phase of a recipe starts from that of the one before"""
     r_drop: float | None = None
     """weight of R-Drop (Liang 2021): each text is passed twice with different dropout masks, and \
 the KL divergences of the two predictions are added to the loss of each task with classes"""

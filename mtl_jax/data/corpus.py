@@ -76,18 +76,14 @@ class Examples:
             indices: Integers [m]; the result has them in this order.
         """
         chosen = np.asarray(indices, dtype=np.int64)
-        return self.part(chosen, take(self.texts, chosen))
-
-    def part(self, there: np.ndarray, texts: Sequence[str]) -> Examples:
-        """Those that bool [n] or int64 [m] says, m of them, whose texts are given: m."""
         return Examples(
-            texts=texts,
-            labels={task: labels[there] for task, labels in self.labels.items()},
-            groups=None if self.groups is None else self.groups[there],
-            sources=None if self.sources is None else self.sources[there],
-            hashes=None if self.hashes is None else self.hashes[there],
-            rows=None if self.rows is None else self.rows[there],
-            soft={task: shares[there] for task, shares in self.soft.items()},
+            texts=take(self.texts, chosen),
+            labels={task: labels[chosen] for task, labels in self.labels.items()},
+            groups=None if self.groups is None else self.groups[chosen],
+            sources=None if self.sources is None else self.sources[chosen],
+            hashes=None if self.hashes is None else self.hashes[chosen],
+            rows=None if self.rows is None else self.rows[chosen],
+            soft={task: shares[chosen] for task, shares in self.soft.items()},
         )
 
     def sample(self, most: int | None = None) -> Examples:
@@ -229,24 +225,24 @@ class _DataSet:
         # As many numbers again, which nobody needs any more.
         table.labels.clear()
         del self._tables[split]
-        groups = None
+        arrays: dict[str, np.ndarray] = {"hashes": table.hashes}
+        arrays["rows"] = np.arange(len(table), dtype=_index_type(len(table)))
         if table.groups is not None:
-            groups = np.asarray(table.groups.names[1:], np.str_)[table.groups.codes - 1]
+            arrays["groups"] = np.asarray(table.groups.names[1:], np.str_)[table.groups.codes - 1]
         if not carved:
-            rows = np.arange(len(table), dtype=_index_type(len(table)))
-            self._examples[split] = Examples(
-                table.texts[0], labels, groups, hashes=table.hashes, rows=rows, soft=soft
-            )
+            self._examples[split] = _examples(table.texts[0], labels, soft, arrays)
             self._odd[split], self._halved[split] = len(table.odd), len(table.halved)
             return
-        whole = Examples([], labels, groups, hashes=table.hashes, soft=soft)
-        for part, texts, there in zip(
-            ("train", "validation"), table.texts, (~table.aside, table.aside), strict=True
-        ):
-            rows = np.flatnonzero(there).astype(_index_type(len(table)))
-            self._examples[part] = dataclasses.replace(whole.part(there, texts), rows=rows)
+        parts = {"train": ~table.aside, "validation": table.aside}
+        for part, there in parts.items():
             self._odd[part] = int(there[table.odd].sum())
             self._halved[part] = int(there[table.halved].sum())
+        texts = table.texts
+        del table
+        masks = list(parts.values())
+        kinds = [_parted(each, masks) for each in (labels, soft, arrays)]
+        for part, of_texts, *of_part in zip(parts, texts, *kinds, strict=True):
+            self._examples[part] = _examples(of_texts, *of_part)
 
     def _arrays(self, table: Table, split: str) -> dict[str, np.ndarray]:
         return {
@@ -603,6 +599,33 @@ def _limits(config: DataConfig) -> dict[str, int | None]:
         "validation": config.max_validation_examples,
         "test": config.max_test_examples,
     }
+
+
+def _examples(
+    texts: Sequence[str],
+    labels: dict[str, np.ndarray],
+    soft: dict[str, np.ndarray],
+    others: Mapping[str, np.ndarray],
+) -> Examples:
+    """Those with these texts, labels, distributions, and other arrays by attribute."""
+    groups, hashes, rows = others.get("groups"), others["hashes"], others["rows"]
+    return Examples(texts, labels, groups, hashes=hashes, rows=rows, soft=soft)
+
+
+def _parted(
+    arrays: dict[str, np.ndarray], masks: Sequence[np.ndarray]
+) -> list[dict[str, np.ndarray]]:
+    """What each mask, bool [n], picks of arrays of n rows.
+
+    The arrays are taken out one after the other, so that of many rows no second copy of all of
+    them is in memory.
+    """
+    parts: list[dict[str, np.ndarray]] = [{} for _ in masks]
+    for name in list(arrays):
+        whole = arrays.pop(name)
+        for part, mask in zip(parts, masks, strict=True):
+            part[name] = whole[mask]
+    return parts
 
 
 def _index_type(rows: int) -> type[np.signedinteger]:

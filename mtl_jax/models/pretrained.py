@@ -120,10 +120,14 @@ def leaf_shape(path: str, config: EncoderConfig) -> tuple[int, ...] | None:
     if module == "relative_position":
         rows = config.relative_attention_num_buckets
         return (rows, config.num_attention_heads) if rows else None
+    if module in ("distance", "distance_norm"):
+        if config.position_buckets is None:
+            return None
+        return (2 * config.position_buckets, hidden) if leaf == "embedding" else (hidden,)
     if leaf == "embedding":
         rows = {
             "word": config.vocab_size,
-            "position": 0 if config.global_rope_theta else config.max_position_embeddings,
+            "position": config.max_position_embeddings if config.has_positions else 0,
             "token_type": config.type_vocab_size,
         }[module]
         return (rows, words) if rows else None

@@ -99,6 +99,16 @@ class TextEncoder:
         self._evaluator = evaluator(spec)
         self._params = self._evaluator.runner.replicate(params)
 
+    @property
+    def layout(self) -> Layout:
+        """The shape of the batches."""
+        return self._evaluator.layout
+
+    @property
+    def compile_seconds(self) -> float:
+        """What compiling took so far."""
+        return self._evaluator.compile_seconds
+
     def _read(self, lines: Iterable[str]) -> Iterator[_Chunk]:
         lines, first = iter(lines), 1
         while chunk := list(itertools.islice(lines, CHUNK)):
@@ -108,6 +118,8 @@ class TextEncoder:
             }
             origin = f"lines {first} to {first + len(chunk) - 1}"
             texts = self.reader(chunk, standardised(blank, self.tasks), origin)
+            if first == 1 and len(chunk) == CHUNK:
+                self._evaluator.resemble(texts.tokens.lengths)
             yield _Chunk(chunk, texts, list(self._evaluator.batches(texts)))
             first += len(chunk)
 

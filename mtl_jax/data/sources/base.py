@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Self
 
+import numpy as np
+
 from mtl_jax.config.tasks import Kind
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.columns import Label
@@ -83,13 +85,24 @@ class Fields:
             if counts[column] == 0:
                 raise UserError(
                     f"{where} has no column {column!r}; it has "
-                    f"{listed(list(map(quoted, there)), 20)}: "
-                    f"name the columns with {self.text_flag} and {self.label_flags}"
+                    f"{listed(list(map(quoted, there)), 20)}: {self._remedy(column, there)}"
                 )
             if counts[column] > 1:
                 raise UserError(
                     f"{where} has {counts[column]} columns {column!r}: rename all but one"
                 )
+
+    def _remedy(self, column: str, there: Sequence[str]) -> str:
+        """What to do about a column that is not there."""
+        kinds = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
+        for delimiter, name in kinds.items() if len(there) == 1 else ():
+            if column in (field.strip().strip('"') for field in there[0].split(delimiter)):
+                return (
+                    f"its fields have {name} between them: save it as .csv with commas, or as .tsv"
+                )
+        flags = f"name the columns with {self.text_flag} and {self.label_flags}"
+        alike = [name for name in there if name.strip().lower() == column.strip().lower()]
+        return f"{flags}; did you mean {alike[0]!r}?" if alike else flags
 
     def joined(self, texts: Sequence[list[str]]) -> list[str]:
         """The texts of k rows, ``Pair`` where there are two columns, from k of each column."""
@@ -111,12 +124,14 @@ class Rows:
 
     texts: list[str]
     """k texts; each a ``Pair`` where a row has two"""
-    labels: dict[str, list[Label]]
+    labels: Mapping[str, Sequence[Label]]
     """what each row's cell holds, None where it is missing, per task that has a column"""
     places: Sequence[int]
     """where each is in the source, as ``Stream.place`` is told it"""
     groups: list[str] | None = None
     """where each row comes from, if the source says so"""
+    digests: np.ndarray | None = None
+    """uint8 [k, 32]: the SHA-256 of each text, where it has been worked out"""
 
 
 @dataclasses.dataclass(frozen=True)

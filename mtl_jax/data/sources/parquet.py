@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,7 @@ def _rows(path: Path, file: Any, fields: Fields) -> Iterator[Rows]:
                     row = start + of_column.index(None)
                     problem = f"{column!r} is null and not a string: put a text there"
                     raise UserError(f"{path}, row {row}: {problem}")
-            labels: dict[str, list[Label]] = {}
+            labels: dict[str, Sequence[Label]] = {}
             for task, column in fields.labels.items():
                 try:
                     labels[task] = names[task].of(values[column])
