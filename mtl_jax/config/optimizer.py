@@ -84,7 +84,8 @@ sigmoid cross-entropy averaged over the classes of a multi_label task, and of th
 a regression: (logits, labels) -> (sum, count)"""
     class_weights: tuple[str, ...] = ()
     """task=balanced pairs: the classes of a task count alike in its loss; or task={"class": 2}, \
-JSON, and 1 for those left out"""
+JSON, and 1 for those left out; by default 1, but where heads alone are trained on imbalanced \
+classes as the cube root of one over their number"""
     label_smoothing: tuple[str, ...] = ()
     """part of each label that is spread evenly over the classes, such as 0.1: for all tasks with \
 classes, or task=part pairs"""
