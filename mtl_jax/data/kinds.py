@@ -285,7 +285,14 @@ def kinds_of(tasks: Iterable[str], kinds: Mapping[str, Kind]) -> dict[str, Label
 
 
 def _named(value: Any, names: Sequence[str]) -> str | None:
-    return None if value is None or value < 0 else names[int(value)]
+    if value is None or value < 0:
+        return None
+    if not value < len(names):
+        raise ValueError(
+            f"{value}, which none of {len(names)} classes has, counted from 0: correct it, or "
+            "declare that class"
+        )
+    return names[int(value)]
 
 
 def _class_of(value: object, where: str = "") -> str | None:

@@ -207,7 +207,9 @@ class Heads:
         self._run, self.settings = run, grid.settings()
         self._executables: dict[Any, Any] = {}
         self.compile_seconds = 0.0
-        self._model = run.evaluator.model.clone(head_dropout=run.plans[0].head_dropout)
+        self._model = run.evaluator.model.clone(
+            head_dropout=run.plans[0].head_dropout, losses=run.trained_losses
+        )
         self._count = len(grid.seeds)
         devices = jax.local_devices()
         across = devices_across(len(devices), len(grid.seeds), len(self.settings))

@@ -173,7 +173,9 @@ class SeedRun:
         path, certificate = self._workdir.path / "certificate.json", self._certificate()
         try:
             found, reason = self._workdir.certificate(), "is not what it was"
-        except UserError:
+        except UserError as error:
+            if isinstance(error.__cause__, PermissionError):
+                raise  # that is no damage
             found, reason = None, "is missing or damaged"
         if certificate is None and found is None:
             say(f"warning: {path} {reason}, and can't be made again without the checkpoints")

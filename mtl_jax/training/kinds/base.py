@@ -71,6 +71,20 @@ class TaskKind(abc.ABC):
         del labels
         return np.ones(classes)
 
+    def evened(self, labels: np.ndarray, classes: int) -> np.ndarray | None:
+        """Weights with which rare classes count for more, float64 [classes].
+
+        Args:
+            labels: Those of the training texts.
+            classes: How many classes there are.
+
+        Returns:
+            Over the labels they are 1 in the mean. None where classes are not imbalanced, or of a
+            kind that has no such weights.
+        """
+        del labels, classes
+        return None
+
     # Predictions.
 
     @abc.abstractmethod
