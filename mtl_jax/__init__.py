@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mtl_jax.models.encoder_module import EncoderModule as EncoderModule
     from mtl_jax.models.pretrained import load_backbone as load_backbone
     from mtl_jax.runs.loop import train as train
+    from mtl_jax.tools.ensemble import Ensemble as Ensemble
     from mtl_jax.tools.export.command import export as export
     from mtl_jax.tools.predict import Predictor as Predictor
     from mtl_jax.training.data import Data as Data
@@ -51,6 +52,7 @@ _HOMES = {
     "MultiTaskModel": "training.model",
     "Partition": "freezing.partition",
     "Phase": "freezing.phase",
+    "Ensemble": "tools.ensemble",
     "Predictor": "tools.predict",
     "RecipeContext": "freezing.recipes",
     "Task": "config.tasks",
@@ -86,6 +88,7 @@ __all__ = [  # noqa: RUF022  (as a script uses them)
     "Phase",
     "RecipeContext",
     "Predictor",
+    "Ensemble",
     "export",
     "load_exported",
     "UserError",

@@ -46,6 +46,15 @@ _MODERN = {
     "sep_token_id": 2,
     "local_attention": 8,
 }
+DISENTANGLED = {
+    "model_type": "deberta-v2",
+    "relative_attention": True,
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+    "pos_att_type": "p2c|c2p",
+    "type_vocab_size": 0,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "roberta": {**_SMALL, "model_type": "roberta", "type_vocab_size": 1},
     "xlm-roberta": {
@@ -91,6 +100,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "local_attention": 5,
     },
     "modernbert of one layer": {**_MODERN, "num_hidden_layers": 1},
+    # Long enough for distances that share a row, and for those that have the last one.
+    "deberta-v2": {
+        **_SMALL,
+        **DISENTANGLED,
+        "max_position_embeddings": 40,
+        "max_relative_positions": 24,
+        "position_buckets": 8,
+    },
 }
 
 
@@ -138,6 +155,9 @@ def drawn(seed):
             fields["type_vocab_size"] = pick(1, 2, 4)
         elif family == "mpnet":
             fields = {**usual, "relative_attention_num_buckets": pick(32, 40)}
+        elif family == "deberta-v2":
+            fields = {**usual, **DISENTANGLED, "position_buckets": pick(4, 7, 10)}
+            fields["type_vocab_size"] = pick(0, 2)
         else:
             fields = {**usual, "pad_token_id": pick(0, 1, 4), "type_vocab_size": pick(1, 2)}
         found[f"{family} of {seed}"] = {**shared, **fields}
@@ -160,7 +180,8 @@ def inputs(fields):
     mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
     ids = random.randint(0, fields["vocab_size"] - 1, mask.shape).astype(np.int32)
     ids += ids >= pad  # none is padding's
-    types = random.randint(0, fields.get("type_vocab_size", 2), mask.shape).astype(np.int32)
+    most = max(fields.get("type_vocab_size", 2), 1)
+    types = random.randint(0, most, mask.shape).astype(np.int32)
     if family != "electra":
         types[:] = 0
     return np.where(mask, ids, pad).astype(np.int32), mask, types
@@ -194,6 +215,14 @@ def thinned(full):
     return kept
 
 
+def compared(states, fields, mask):
+    """The states that are compared: DeBERTa's padding looks at all tokens, which nobody reads."""
+    there = (
+        mask[..., None] if fields["model_type"] == "deberta-v2" else np.ones_like(mask)[..., None]
+    )
+    return states * there.astype(states.dtype)
+
+
 def reference(fields, folder):
     """Everything that PyTorch computes: states of all depths, pooler, gradients."""
     import torch  # pyright: ignore[reportMissingImports]  (optional)
@@ -222,7 +251,7 @@ def reference(fields, folder):
     arrays = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
     arrays["shapes"] = np.array(json.dumps(shapes))
     states = [*output.hidden_states[:-1], output.last_hidden_state]
-    arrays["states"] = torch.stack(states).detach().numpy()
+    arrays["states"] = compared(torch.stack(states).detach().numpy(), fields, mask)
     if getattr(output, "pooler_output", None) is not None:
         loss = loss + (output.pooler_output * torch.tensor(pooled)).sum()
         arrays["pooler"] = output.pooler_output.detach().numpy()

@@ -43,6 +43,16 @@ _WARM_UP = 64
 # Runnable threads, averaged over the last minute, before anything is measured.
 _BUSY = 0.5
 
+# The measurements of the other side, and what they need.
+_NEEDED = {"pytorch": ("torch",), "sentence_transformers": ("torch", "sentence_transformers")}
+
+_REMEDIES = {
+    "torch": "PyTorch is not installed: pip install .[torch]",
+    "sentence_transformers": (
+        "sentence-transformers is not installed: pip install sentence-transformers"
+    ),
+}
+
 _LIMITS = ("max_train_examples", "max_validation_examples", "max_test_examples")
 _DATA = DataConfig(max_validation_examples=1024, max_test_examples=1024)
 
@@ -149,10 +159,12 @@ class Session:
         for label, job in case.jobs:
             if job.measurement not in MEASUREMENTS:
                 raise SkippedError("this version has no measurement of it")
-            if _side(job) == OURS or importlib.util.find_spec("torch"):
+            needed = _NEEDED.get(job.measurement, ())
+            lacking = next((p for p in needed if not importlib.util.find_spec(p)), None)
+            if lacking is None:
                 jobs.append((label, job))
             elif label not in case.optional:
-                raise SkippedError("PyTorch is not installed: pip install .[torch]")
+                raise SkippedError(_REMEDIES[lacking])
         return jobs
 
     def _warm_up(self, job: Job) -> None:
@@ -183,7 +195,7 @@ class Session:
 
 
 def _side(job: Job) -> str:
-    return THEIRS if job.measurement == "pytorch" else OURS
+    return THEIRS if job.measurement in _NEEDED else OURS
 
 
 def _circumstances(settings: Benchmark, devices: str, load: float, command: str) -> Circumstances:

@@ -18,6 +18,7 @@ from experiments.benchmarks.judges import (
     growth,
     lighter,
     optimizer_state,
+    sentences_a_second,
     share_of_peak,
     share_of_speed,
     times_one,
@@ -100,6 +101,13 @@ CASES: Mapping[str, Case] = {
         )
         for name, low in (("bias_only", 1.3), ("lora_8", 1.25))
     },
+    "extract": Case(
+        (
+            (OURS, Job("extract", sentences=5000)),
+            (THEIRS, Job("sentence_transformers", sentences=5000)),
+        ),
+        sentences_a_second(Goal(low=1.5)),
+    ),
     "share_of_peak": Case(
         (*_FULL, ("peak", Job("peak"))), share_of_peak(Goal(low=60)), optional=(THEIRS,)
     ),

@@ -47,8 +47,24 @@ SHAPES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "mpnet-base": ("mpnet", {"max_position_embeddings": 514, "layer_norm_eps": 1e-5}),
     "ModernBERT-base": ("modernbert", {}),
+    "deberta-v3-base": (
+        "deberta-v2",
+        {
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
+            "relative_attention": True,
+            "share_att_key": True,
+            "norm_rel_ebd": "layer_norm",
+            "position_biased_input": False,
+            "pos_att_type": "p2c|c2p",
+            "position_buckets": 256,
+        },
+    ),
 }
-# Longer than half of ModernBERT's window, and than MPNet's farthest distance.
+# Longer than half of ModernBERT's window, than MPNet's farthest distance, and than the distances
+# that have a row of their own in DeBERTa.
 _LENGTHS = (200, 131, 17)
 
 

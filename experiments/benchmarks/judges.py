@@ -136,6 +136,22 @@ def faster(goal: Goal, *, steps_only: bool = False) -> Callable[[Samples], list[
     return judge
 
 
+def sentences_a_second(goal: Goal) -> Callable[[Samples], list[Outcome]]:
+    """How many vectors of sentences are made in a second, as a multiple of the other side's."""
+
+    def judge(samples: Samples) -> list[Outcome]:
+        ours, theirs = (
+            [s["sentences"] / s["seconds"] for s in samples[side]] for side in (OURS, THEIRS)
+        )
+        times = statistics.median(ours) / statistics.median(theirs)
+        count = count_of(samples[OURS][0]["sentences"], "sentence")
+        about = f"vectors of {count}, against sentence-transformers: compilation included"
+        cells = spread(ours, "a second"), spread(theirs, "a second")
+        return [Outcome("extract", about, *cells, times, goal=goal)]
+
+    return judge
+
+
 def times_one(
     name: str,
     about: str,

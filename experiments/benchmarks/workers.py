@@ -84,6 +84,40 @@ def _pytorch(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
     return _sample(config, result["lengths"], {**result, "compile_seconds": 0.0})
 
 
+def _extract(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
+    """The vectors of the training sentences by the checkpoint as it is, once it is loaded."""
+    from mtl_jax.data.corpus import load_corpus
+    from mtl_jax.tools.predict import checkpoint_encoder
+
+    del job, platform
+    texts = list(load_corpus(config.data).read("train").texts)
+    encoder = checkpoint_encoder(config.backbone, None, config.data.max_length)
+    started = time.perf_counter()
+    count = sum(len(vectors) for _, vectors in encoder.pooled(texts))
+    seconds = time.perf_counter() - started
+    compiled = encoder.compile_seconds
+    return {"sentences": count, "seconds": seconds, "compile_seconds": compiled}
+
+
+def _sentence_transformers(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
+    """The same vectors by sentence-transformers."""
+    from sentence_transformers import (
+        SentenceTransformer,  # pyright: ignore[reportMissingImports]  (optional)
+    )
+
+    from mtl_jax.data.corpus import load_corpus
+
+    del job
+    texts = list(load_corpus(config.data).read("train").texts)
+    device = {"gpu": "cuda"}.get(platform, platform)
+    encoder = SentenceTransformer(config.backbone, device=device)
+    encoder.max_seq_length = config.data.max_length
+    started = time.perf_counter()
+    count = len(encoder.encode(texts, show_progress_bar=False))
+    seconds = time.perf_counter() - started
+    return {"sentences": count, "seconds": seconds, "compile_seconds": 0.0}
+
+
 def _peak(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
     """The fastest float32 matrix product: a large square, and those of a layer."""
     import jax
@@ -211,6 +245,8 @@ def _spread(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
 MEASUREMENTS: Mapping[str, Callable[[TrainConfig, Job, str], dict[str, Any]]] = {
     "train": _train,
     "pytorch": _pytorch,
+    "extract": _extract,
+    "sentence_transformers": _sentence_transformers,
     "peak": _peak,
     "heads": _heads,
     "seeds": _seeds,
@@ -218,7 +254,8 @@ MEASUREMENTS: Mapping[str, Callable[[TrainConfig, Job, str], dict[str, Any]]] = 
 }
 """Run in a worker process with settings, the ``Job`` and the platform that jax uses.
 
-All but ``peak`` give ``seconds`` without compilation, and trainings what ``_sample`` adds.
+All but ``peak`` give ``seconds``, those of trainings without compilation, and trainings what
+``_sample`` adds.
 """
 
 

@@ -8,7 +8,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, subcommand
 
@@ -24,6 +24,11 @@ from mtl_jax.core.errors import UserError, shortened
 from mtl_jax.core.paths import expanded
 from mtl_jax.freezing.scenarios import usual_scenarios
 from mtl_jax.runs.startup import prepare
+from mtl_jax.studies.budget import Budget
+
+if TYPE_CHECKING:
+    from mtl_jax.tools.ensemble import Ensemble
+    from mtl_jax.tools.predict import Predictor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,22 @@ class Train(TrainConfig):
 
     json: bool = False
     """print the scores as JSON in a terminal, too"""
+    tune: str | None = None
+    """choose learning rates and passes on validation first, in the folder tuning of --workdir: a \
+number of trials, as 12, or training FLOPs, as 3e15FLOPs"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.budget
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the trials may cost.
+
+        Raises:
+            UserError: ``tune`` is no budget.
+        """
+        return None if self.tune is None else Budget.parse(self.tune)
 
     def config(self) -> TrainConfig:
         """The run alone."""
@@ -83,8 +104,8 @@ class Evaluate:
     Prints tables in a terminal and JSON when piped; --output also writes files.
     """
 
-    workdir: str
-    """folder of a run"""
+    workdir: tuple[str, ...]
+    """folder of a run; of several, their predictions are averaged"""
     split: Literal["train", "validation", "test"] = "test"
     """split of its data to evaluate on"""
     output: str | None = None
@@ -102,8 +123,8 @@ them; by default as in training"""
 class Predict:
     """Read texts, and write a JSON line for each: the label and probability, or value, per task."""
 
-    workdir: str
-    """folder of a run"""
+    workdir: tuple[str, ...]
+    """folder of a run; of several, their predictions are averaged"""
     input: str | None = None
     """CSV, TSV, JSON Lines or Parquet file of texts, or a file with one text per line; by \
 default standard input, with one text per line"""
@@ -248,7 +269,12 @@ def _train(command: Train) -> None:
     from mtl_jax.cli.summary import show_result, shows_tables
     from mtl_jax.runs.loop import train
 
-    result = train(command.config())
+    config = command.config()
+    if (budget := command.budget) is not None:
+        from mtl_jax.studies.tuning.tuned import tuned_run
+
+        config = tuned_run(config, budget)
+    result = train(config)
     if not distributed.is_main():
         return
     if shows_tables(json=command.json):
@@ -305,12 +331,11 @@ def _evaluate(command: Evaluate) -> None:
     from mtl_jax.cli.summary import show_evaluation, shows_tables
     from mtl_jax.core.console import say
     from mtl_jax.tools.evaluate import check_output, evaluate
-    from mtl_jax.tools.predict import Predictor
 
     output = None if command.output is None else expanded(command.output)
     if output is not None:
         check_output(output)
-    model = Predictor(command.workdir, command.long_texts, trust=command.trust)
+    model = _model(command)
     found = evaluate(model, command.split, output)
     if output is not None:
         say(f"the report is {found.write(output)}")
@@ -318,6 +343,16 @@ def _evaluate(command: Evaluate) -> None:
         show_evaluation(found)
     else:
         _print_json([found.record()])
+
+
+def _model(command: Predict | Evaluate) -> Predictor | Ensemble:
+    """The run that is named, or several together."""
+    from mtl_jax.tools.ensemble import Ensemble
+    from mtl_jax.tools.predict import Predictor
+
+    if len(command.workdir) == 1:
+        return Predictor(command.workdir[0], command.long_texts, trust=command.trust)
+    return Ensemble(command.workdir, command.long_texts, trust=command.trust)
 
 
 def _texts(
@@ -399,10 +434,9 @@ def _named_columns(command: Predict | Extract) -> tuple[str, ...] | None:
 
 def _predict(command: Predict) -> None:
     from mtl_jax.core.console import say
-    from mtl_jax.tools.predict import Predictor
 
     texts = _texts(command)
-    model = Predictor(command.workdir, command.long_texts, trust=command.trust)
+    model = _model(command)
     _print_json(model.answers(texts(model.text_columns, model.columns)))
     if model.cut or model.empty:
         say(

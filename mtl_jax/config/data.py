@@ -17,6 +17,7 @@ PerTask = str | tuple[str, ...]
 """One value for all tasks, or ``task=value`` for each."""
 
 _FILES = ("train_file", "validation_file", "test_file")
+_OF_TASKS = ("label_columns", "soft_labels", "label_fraction", "task_kinds")
 _LIMITS = ("max_train_examples", "max_validation_examples", "max_test_examples")
 
 
@@ -70,6 +71,10 @@ An empty label is missing, and so is -1 unless the task is a regression"""
     task_kinds: tuple[str, ...] = ()
     """task=kind pairs: single_label (the default); multi_label, lists of classes, as JSON or \
 separated by |; or regression, numbers"""
+    soft_labels: tuple[str, ...] = ()
+    """task=column pairs: train on distributions over the classes of a single_label task: JSON \
+objects of shares by class, or lists in the order of the classes. Metrics compare with the task's \
+own label, which is the most probable class if both are the same column"""
     label_fraction: tuple[str, ...] = ()
     """task=fraction pairs: train on this fraction of a task's labels only"""
     mixing: Mixing = "size"
@@ -98,7 +103,7 @@ case"""
 
     def __post_init__(self) -> None:
         # A record has lists for tuples.
-        for name in ("label_columns", "label_fraction", "task_kinds"):
+        for name in _OF_TASKS:
             object.__setattr__(self, name, tuple(getattr(self, name)))
             refuse_blank(name, getattr(self, name), paired=True)
         for name in ("dataset", "text_column", *_FILES):
@@ -130,7 +135,7 @@ case"""
                 f"--mixing-temperature {temperature} needs --mixing temperature, and it is "
                 f"{self.mixing}: add that, or leave --mixing-temperature out"
             )
-        _ = self.label_fractions, self.kinds
+        _ = self.label_fractions, self.kinds, self.soft_columns
 
     def absolute(self) -> DataConfig:
         """The same, with file names that hold from any folder."""
@@ -146,7 +151,7 @@ case"""
         """The same with that task alone: its labels, and its own data set."""
         changes: dict[str, Any] = {
             name: tuple(pair for pair in getattr(self, name) if pair.startswith(f"{task}="))
-            for name in ("label_columns", "label_fraction", "task_kinds")
+            for name in _OF_TASKS
         }
         if any(pair.partition("=")[0] in self.columns for pair in self.text_columns):
             own = tuple(pair for pair in self.text_columns if pair.startswith(f"{task}="))
@@ -203,6 +208,22 @@ case"""
         for task, kind in given.items():
             refuse_kind(kind, f"--task-kinds {task}")
         return {task: refuse_kind(given.get(task, "single_label"), task) for task in self.tasks}
+
+    @property
+    def soft_columns(self) -> dict[str, str]:
+        """The column of the distributions of each task that is trained on some.
+
+        Raises:
+            UserError: ``soft_labels`` names something that is no task of one label.
+        """
+        found = pairs_of("--soft-labels", self.soft_labels, "column", self.tasks)
+        for task in found:
+            if (kind := self.kinds[task]) != "single_label":
+                raise UserError(
+                    f"--soft-labels names {task}, which is {kind}: a distribution is over the "
+                    "classes of a single_label task: leave it out"
+                )
+        return found
 
     @property
     def pair_columns(self) -> dict[str, tuple[str, str]]:

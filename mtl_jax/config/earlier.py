@@ -19,7 +19,7 @@ def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What a phase records since heads that train alone have values of their own.
-_LATER = ("weight_decay", "head_dropout")
+_LATER = ("weight_decay", "head_dropout", "class_weights")
 
 
 def lacks_settings(phases: Any) -> bool:

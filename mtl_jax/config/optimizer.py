@@ -86,13 +86,20 @@ total steps and returns an optax schedule"""
     """fraction of the steps during which the learning rates rise"""
     clip_norm: float = 1.0
     """maximum global norm of the gradient of the trained parameters"""
+    ema: float | None = None
+    """decay of an exponential moving average of the trained parameters, such as 0.999. The \
+average is measured, kept and exported; each phase of a recipe starts from that of the one before"""
+    r_drop: float | None = None
+    """weight of R-Drop (Liang 2021): each text is passed twice with different dropout masks, and \
+the KL divergences of the two predictions are added to the loss of each task with classes"""
     loss: tuple[str, ...] = ()
     """module:function or task=module:function pairs: (logits, labels) -> (sum, count), instead \
 of softmax cross-entropy (single_label), sigmoid cross-entropy averaged over the classes \
 (multi_label) or the squared error (regression)"""
     class_weights: tuple[str, ...] = ()
     """task=balanced pairs: give all classes of a task the same influence on its loss; or \
-task={"class": 2}, in JSON, with 1 for classes that are not named"""
+task={"class": 2}, in JSON, with 1 for classes that are not named. By default 1, or, if only heads \
+are trained and classes are imbalanced, the cube root of one over their number"""
     label_smoothing: tuple[str, ...] = ()
     """fraction of each label that is spread evenly over the classes, such as 0.1; for all tasks \
 with classes, or task=fraction pairs"""
@@ -125,6 +132,10 @@ than this, in nats, while the backbone trains"""
             "head_min_steps",
         )
         above_0(self, "clip_norm", "layer_decay", "drift_limit")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"--ema {self.ema} must be above 0 and below 1")
+        if self.r_drop is not None and not 0 < self.r_drop < math.inf:
+            raise UserError(f"--r-drop {self.r_drop} must be above 0: leave it out for none")
         if not isinstance(self.schedule, str):
             object.__setattr__(self, "schedule", import_path(self.schedule, "--schedule"))
         refuse_schedule(self.schedule, get_args(Schedule))

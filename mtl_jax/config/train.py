@@ -67,10 +67,25 @@ tasks, or for the kinds of tasks in the function's attribute kinds"""
         for name, every in (("heads", False), ("loss", True)):
             _ = paths_by_name(f"--{name}", getattr(self, name), self.data.tasks, every=every)
         _ = self.hidden_units, self.smoothing, self.weights_of_classes
+        self._refuse_no_passes()
         for task, weight in self.weights.items():
             if not 0 <= weight < math.inf:
                 given = pairs_of("--task-weights", self.task_weights, "weight")[task]
                 raise UserError(f"--task-weights {task}={given} must be a number of 0 or more")
+
+    def _refuse_no_passes(self) -> None:
+        own = paths_by_name("--loss", self.loss, self.data.tasks, every=True)
+        for task in self.data.soft_columns:
+            if task in own:
+                raise UserError(
+                    f"--soft-labels names {task}, which has a loss of its own (--loss): leave one "
+                    "of them out"
+                )
+        if self.r_drop and set(self.data.kinds.values()) == {"regression"}:
+            raise UserError(
+                f"--r-drop {self.r_drop} is for tasks with classes, and all are regressions: "
+                "leave it out"
+            )
 
     @property
     def weights(self) -> dict[str, float]:

@@ -13,6 +13,7 @@ from mtl_jax.core.prefetch import begun
 from mtl_jax.data.kinds import blank
 from mtl_jax.data.packing.plan import Layout, PackingPlan, Placement, evaluation_plan
 from mtl_jax.data.packing.shuffle import Shuffle
+from mtl_jax.data.soft_labels import soft_name
 from mtl_jax.data.tokens import Tokens
 
 HostBatch = dict[str, np.ndarray]
@@ -39,6 +40,8 @@ class TextSet:
         depth: Where ``states`` are from: 1 + k is the input of layer k.
         targets: Per task that is to be held, float32 [n, ...], such as probabilities; batches
             then have them as ``target_`` and the task's name, [rows, slots, ...], 0 elsewhere.
+        soft: Per task that is trained on distributions, as of ``Examples``; batches to train on
+            then have them under ``soft_name``, [rows, slots, classes], 0 elsewhere.
     """
 
     tokens: Tokens
@@ -47,6 +50,7 @@ class TextSet:
     states: np.ndarray | None = None
     depth: int = 0
     targets: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    soft: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -61,7 +65,14 @@ class TextSet:
             None if self.states is None else self.states[places],
             self.depth,
             {task: targets[indices] for task, targets in self.targets.items()},
+            {task: shares[indices] for task, shares in self.soft.items()},
         )
+
+    @property
+    def beside(self) -> dict[str, np.ndarray]:
+        """What batches have beside the labels, by name, float32 [n, ...]."""
+        targets = {f"target_{task}": of_task for task, of_task in self.targets.items()}
+        return targets | {soft_name(task): shares for task, shares in self.soft.items()}
 
 
 def index_batch(layout: Layout, placement: Placement) -> HostBatch:
@@ -91,9 +102,9 @@ def make_batch(
     where = (placement.rows, slot)
     for task, labels in texts.labels.items():
         batch[task][where] = labels[placement.texts]
-    for task, targets in texts.targets.items():
-        batch[f"target_{task}"] = np.zeros((*cells, targets.shape[1]), np.float32)
-        batch[f"target_{task}"][where] = targets[placement.texts]
+    for name, values in texts.beside.items():
+        batch[name] = np.zeros((*cells, values.shape[1]), np.float32)
+        batch[name][where] = values[placement.texts]
     if texts.pooled is not None:
         batch["pooled"] = np.zeros((*cells, texts.pooled.shape[1]), np.float32)
         batch["pooled"][where] = texts.pooled[placement.texts]
@@ -207,6 +218,10 @@ def train_batches(
 
 
 def evaluation_batches(texts: TextSet, layout: Layout, own: slice = WHOLE) -> Iterator[HostBatch]:
-    """Every text once, in batches of one shape; ``own`` is as of ``make_batch``."""
+    """Every text once, in batches of one shape; ``own`` is as of ``make_batch``.
+
+    They have no distributions: what is measured is measured against the labels.
+    """
+    texts = dataclasses.replace(texts, soft={})
     for placement in evaluation_plan(texts.tokens.lengths, layout):
         yield make_batch(texts, layout, placement, own)

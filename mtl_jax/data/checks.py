@@ -29,6 +29,7 @@ _MOST_WARNINGS = 5
 # How pandas, numpy, Python, PyTorch (its ignore_index), spreadsheets and databases write that
 # a value is missing; folded as ``_folded`` does.
 _SPELL_MISSING = {"nan", "-nan", "none", "null", "na", "n/a", "<na>", "nat", "#n/a", "-100", "\\n"}
+_SPELL_MISSING |= {"#n/an/a", "#na", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"}
 
 # Characters without a look of their own, beside those of the categories Cf and Cc: the combining
 # grapheme joiner, Hangul fillers and variation selectors.
@@ -37,7 +38,8 @@ _INVISIBLE = {"\u034f", "\u115f", "\u1160", "\u3164", "\uffa0", *map(chr, range(
 # With fewer labels their number says nothing of what the column holds.
 _FEWEST_LABELS = 10
 _CLASSES_OF_A_SCALE = 10
-_UNEVEN = 3
+UNEVEN = 3
+"""times as many texts as another that a class of imbalanced ones has"""
 # Of an accuracy, at most: 0.5 / sqrt(n) of n labels.
 _LARGEST_ERROR = 0.03
 # Part of a split from which on what is found in some of its texts is no accident.
@@ -207,7 +209,7 @@ def _of_classes(
         if split in counts:
             yield from _absent(task, names, split, counts[split])
     there = train[train > 0]
-    if len(there) > 1 and there.max() >= _UNEVEN * there.min():
+    if len(there) > 1 and there.max() >= UNEVEN * there.min():
         texts = int(has_label(labels["train"]).sum())
         share = lambda index: f"{100 * train[index] / texts:.3g} %"  # noqa: E731
         most, least = int(train.argmax()), int(np.where(train > 0, train, train.max()).argmin())

@@ -116,6 +116,11 @@ class GatherNames:
 
     def add(self, labels: Sequence[Label]) -> np.ndarray:
         """See ``Gathering``."""
+        if isinstance(labels, Column):
+            own = [self._codes.setdefault(name, len(self._codes)) for name in labels.names]
+            codes = np.array(own, np.int32)[labels.codes]
+            self._found.frombytes(codes.tobytes())
+            return codes != 0
         for label in dict.fromkeys(labels):
             self._codes.setdefault(label, len(self._codes))
         codes = np.fromiter(map(self._codes.__getitem__, labels), np.int32, len(labels))
@@ -135,7 +140,10 @@ class GatherNumbers:
 
     def add(self, labels: Sequence[Label]) -> np.ndarray:
         """See ``Gathering``."""
-        values = np.array(labels, np.float64)  # None becomes NaN
+        if isinstance(labels, Column):
+            values = np.array(labels.names, np.float64)[labels.codes]
+        else:
+            values = np.array(labels, np.float64)  # None becomes NaN
         self._found.frombytes(values.tobytes())
         return ~np.isnan(values)
 

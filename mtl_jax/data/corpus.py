@@ -15,9 +15,10 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.data import checks
 from mtl_jax.data.findings import Finding
 from mtl_jax.data.indexed_copy import indexed_table
-from mtl_jax.data.kinds import KINDS, blank, has_label, kinds_of
-from mtl_jax.data.labels import as_array
+from mtl_jax.data.kinds import KINDS, blank, has_label
+from mtl_jax.data.labels import as_array, soft_array
 from mtl_jax.data.parsed_copy import parsed_table
+from mtl_jax.data.soft_labels import agreement, is_soft, label_kinds, soft_name
 from mtl_jax.data.sources.registry import open_sources
 from mtl_jax.data.table import EMPTY, Table, hashes_of, read_table
 from mtl_jax.data.texts import (
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mtl_jax.config.tasks import Kind
-    from mtl_jax.data.kinds import LabelKind
     from mtl_jax.data.sources.base import Source
 
 _LARGEST_CHOICE = 100_000
@@ -62,6 +62,9 @@ class Examples:
     rows: np.ndarray | None = None
     """integers [n]: which row of its data set's split each example is, as they were read; of a
     validation split that was set aside, of the training split. None if unknown"""
+    soft: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """of texts to train on per task that has some float32 [n, classes]: a distribution over its
+    classes; all 0 where a text has none"""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -73,17 +76,14 @@ class Examples:
             indices: Integers [m]; the result has them in this order.
         """
         chosen = np.asarray(indices, dtype=np.int64)
-        return self.part(chosen, take(self.texts, chosen))
-
-    def part(self, there: np.ndarray, texts: Sequence[str]) -> Examples:
-        """Those that bool [n] or int64 [m] says, m of them, whose texts are given: m."""
         return Examples(
-            texts=texts,
-            labels={task: labels[there] for task, labels in self.labels.items()},
-            groups=None if self.groups is None else self.groups[there],
-            sources=None if self.sources is None else self.sources[there],
-            hashes=None if self.hashes is None else self.hashes[there],
-            rows=None if self.rows is None else self.rows[there],
+            texts=take(self.texts, chosen),
+            labels={task: labels[chosen] for task, labels in self.labels.items()},
+            groups=None if self.groups is None else self.groups[chosen],
+            sources=None if self.sources is None else self.sources[chosen],
+            hashes=None if self.hashes is None else self.hashes[chosen],
+            rows=None if self.rows is None else self.rows[chosen],
+            soft={task: shares[chosen] for task, shares in self.soft.items()},
         )
 
     def sample(self, most: int | None = None) -> Examples:
@@ -147,11 +147,15 @@ class _DataSet:
         self,
         source: Source,
         columns: dict[str, str],
-        kinds: Mapping[str, LabelKind],
+        kinds: Mapping[str, Kind],
         keeping: Keeping,
     ):
-        self.source, self.columns = source, columns
-        self.kinds = {task: kinds[task] for task in columns}
+        self.source, self._read_as = source, label_kinds(columns, kinds)
+        self._soft = {
+            task: columns[name] for task in columns if (name := soft_name(task)) in columns
+        }
+        self.columns = {task: column for task, column in columns.items() if not is_soft(task)}
+        self.kinds = {task: self._read_as[task] for task in self.columns}
         self.carved = "validation" not in source.splits
         self.splits = ("train", "validation", *(s for s in source.splits if s == "test"))
         self._keeping = keeping
@@ -161,11 +165,15 @@ class _DataSet:
         self._odd: dict[str, int] = {}
         self._halved: dict[str, int] = {}
         self.classes = {
-            task: source.classes[task]
-            if task in source.classes
-            else kinds[task].classes(self._table("train").labels[task])
-            for task in columns
+            task: source.classes[task] if task in source.classes else self._classes_of(task)
+            for task in self.columns
         }
+
+    def _classes_of(self, task: str) -> tuple[str, ...]:
+        """The classes that the training labels of a task name."""
+        # Of one column with distributions a class may be the most probable of no text.
+        name = soft_name(task) if self._soft.get(task) == self.columns[task] else task
+        return self._read_as[name].classes(self._table("train").labels[name])
 
     def read(self, split: str) -> Examples:
         """The examples of a split, read once."""
@@ -181,19 +189,20 @@ class _DataSet:
             if carved:
                 sizes["validation"] = sizes[split] // 10
             keepers = [self._keeping.keeper(part, size) for part, size in sizes.items()]
+            kinds = self._read_as if split == "train" else self.kinds
             if None in keepers:
-                table = indexed_table(self.source, split, self.kinds, set_aside=carved)
+                table = indexed_table(self.source, split, kinds, set_aside=carved)
             else:
                 makers = [keeper for keeper in keepers if keeper is not None]
                 read = functools.partial(
                     read_table,
                     lambda: self.source.stream(split),
-                    self.kinds,
+                    kinds,
                     lambda: (makers[0](), makers[-1]()),
                     set_aside=carved,
                 )
                 if all(maker is KeepAll for maker in makers):
-                    table = parsed_table(self.source, split, self.kinds, read, set_aside=carved)
+                    table = parsed_table(self.source, split, kinds, read, set_aside=carved)
                 else:
                     table = read()
             self._tables[split], self._notes[split] = table, table.notes
@@ -203,6 +212,11 @@ class _DataSet:
         """Makes the examples of a table of the source, and lets go of the table."""
         table = self._table(split)
         labels = self._arrays(table, split)
+        soft = {
+            task: soft_array(table, task, column, self.classes[task])
+            for task, column in self._soft.items()
+            if split == "train"
+        }
         if carved and not 0 < table.aside.sum() < len(table):
             raise UserError(
                 f"{self.source.name} holds one distinct text, of which no validation split can "
@@ -211,24 +225,24 @@ class _DataSet:
         # As many numbers again, which nobody needs any more.
         table.labels.clear()
         del self._tables[split]
-        groups = None
+        arrays: dict[str, np.ndarray] = {"hashes": table.hashes}
+        arrays["rows"] = np.arange(len(table), dtype=_index_type(len(table)))
         if table.groups is not None:
-            groups = np.asarray(table.groups.names[1:], np.str_)[table.groups.codes - 1]
+            arrays["groups"] = np.asarray(table.groups.names[1:], np.str_)[table.groups.codes - 1]
         if not carved:
-            rows = np.arange(len(table), dtype=_index_type(len(table)))
-            self._examples[split] = Examples(
-                table.texts[0], labels, groups, hashes=table.hashes, rows=rows
-            )
+            self._examples[split] = _examples(table.texts[0], labels, soft, arrays)
             self._odd[split], self._halved[split] = len(table.odd), len(table.halved)
             return
-        whole = Examples([], labels, groups, hashes=table.hashes)
-        for part, texts, there in zip(
-            ("train", "validation"), table.texts, (~table.aside, table.aside), strict=True
-        ):
-            rows = np.flatnonzero(there).astype(_index_type(len(table)))
-            self._examples[part] = dataclasses.replace(whole.part(there, texts), rows=rows)
+        parts = {"train": ~table.aside, "validation": table.aside}
+        for part, there in parts.items():
             self._odd[part] = int(there[table.odd].sum())
             self._halved[part] = int(there[table.halved].sum())
+        texts = table.texts
+        del table
+        masks = list(parts.values())
+        kinds = [_parted(each, masks) for each in (labels, soft, arrays)]
+        for part, of_texts, *of_part in zip(parts, texts, *kinds, strict=True):
+            self._examples[part] = _examples(of_texts, *of_part)
 
     def _arrays(self, table: Table, split: str) -> dict[str, np.ndarray]:
         return {
@@ -268,6 +282,13 @@ class _DataSet:
             for column in dict.fromkeys(columns)
             if columns.count(column) > 1
         ]
+        train = parts["train"]
+        for task, soft in train.soft.items():
+            there, alike = agreement(train.labels[task], soft)
+            notes.append(
+                f"train: {there} of {len(train)} texts have a distribution over the classes of "
+                f"{task}; of {alike} its most probable class is the label"
+            )
         for split, examples in parts.items():
             if odd := self._odd[split]:
                 notes.append(
@@ -438,6 +459,16 @@ class Corpus:
             rows=np.concatenate(
                 [np.arange(len(p)) if p.rows is None else p.rows for _, _, p in parts]
             ),
+            soft={
+                task: np.concatenate(
+                    [
+                        part.soft.get(task, np.zeros((len(part), shares.shape[1]), np.float32))
+                        for _, _, part in parts
+                    ]
+                )
+                for _, _, own in parts
+                for task, shares in own.soft.items()
+            },
         )
 
     def _no_labels(self, task: str, examples: Examples) -> np.ndarray:
@@ -541,7 +572,7 @@ def load_corpus(config: DataConfig, keeping: Keeping | None = None) -> Corpus:
         keeping = dataclasses.replace(keeping, limits=limits | first, subset=config.train_subset)
     if len(opened) > 1 or config.label_fractions:
         keeping = dataclasses.replace(keeping, sample=None)
-    kinds = kinds_of(config.tasks, config.kinds)
+    kinds = config.kinds
     data_sets = tuple(_DataSet(source, columns, kinds, keeping) for source, columns in opened)
     classes = {task: names for each in data_sets for task, names in each.classes.items()}
     tests = any("test" in each.splits for each in data_sets)
@@ -568,6 +599,33 @@ def _limits(config: DataConfig) -> dict[str, int | None]:
         "validation": config.max_validation_examples,
         "test": config.max_test_examples,
     }
+
+
+def _examples(
+    texts: Sequence[str],
+    labels: dict[str, np.ndarray],
+    soft: dict[str, np.ndarray],
+    others: Mapping[str, np.ndarray],
+) -> Examples:
+    """Those with these texts, labels, distributions, and other arrays by attribute."""
+    groups, hashes, rows = others.get("groups"), others["hashes"], others["rows"]
+    return Examples(texts, labels, groups, hashes=hashes, rows=rows, soft=soft)
+
+
+def _parted(
+    arrays: dict[str, np.ndarray], masks: Sequence[np.ndarray]
+) -> list[dict[str, np.ndarray]]:
+    """What each mask, bool [n], picks of arrays of n rows.
+
+    The arrays are taken out one after the other, so that of many rows no second copy of all of
+    them is in memory.
+    """
+    parts: list[dict[str, np.ndarray]] = [{} for _ in masks]
+    for name in list(arrays):
+        whole = arrays.pop(name)
+        for part, mask in zip(parts, masks, strict=True):
+            part[name] = whole[mask]
+    return parts
 
 
 def _index_type(rows: int) -> type[np.signedinteger]:

@@ -76,6 +76,7 @@ class SingleLabel:
         has_classes: Whether labels are classes.
         lists: Whether a cell may be a list.
         booleans: Whether it may be a boolean.
+        beside: Whether it stands beside a label, and is none by itself.
         values: In words what it may be.
         gather: What keeps the labels of a column as they are read.
     """
@@ -84,6 +85,7 @@ class SingleLabel:
     has_classes: ClassVar[bool] = True
     lists: ClassVar[bool] = False
     booleans: ClassVar[bool] = True
+    beside: ClassVar[bool] = False
     values: ClassVar[str] = "strings, whole numbers or booleans"
     gather: ClassVar[type[GatherNames]] = GatherNames
 
@@ -146,6 +148,7 @@ class MultiLabel:
     has_classes: ClassVar[bool] = True
     lists: ClassVar[bool] = True
     booleans: ClassVar[bool] = True
+    beside: ClassVar[bool] = False
     values: ClassVar[str] = "lists, strings, whole numbers or booleans"
     gather: ClassVar[type[GatherNames]] = GatherNames
 
@@ -212,6 +215,7 @@ class Regression:
     has_classes: ClassVar[bool] = False
     lists: ClassVar[bool] = False
     booleans: ClassVar[bool] = False
+    beside: ClassVar[bool] = False
     values: ClassVar[str] = "numbers, or strings that spell them"
     gather: ClassVar[type[GatherNumbers]] = GatherNumbers
 
@@ -281,7 +285,14 @@ def kinds_of(tasks: Iterable[str], kinds: Mapping[str, Kind]) -> dict[str, Label
 
 
 def _named(value: Any, names: Sequence[str]) -> str | None:
-    return None if value is None or value < 0 else names[int(value)]
+    if value is None or value < 0:
+        return None
+    if not value < len(names):
+        raise ValueError(
+            f"{value}, which none of {len(names)} classes has, counted from 0: correct it, or "
+            "declare that class"
+        )
+    return names[int(value)]
 
 
 def _class_of(value: object, where: str = "") -> str | None:

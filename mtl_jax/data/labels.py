@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.kinds import LabelKind, has_label
 from mtl_jax.data.names import listed, quoted, shown
+from mtl_jax.data.soft_labels import DISTRIBUTION, soft_name
 from mtl_jax.data.table import Table
 
 
@@ -47,6 +49,34 @@ def as_array(
             f"name another column with --label-columns, or leave {task} out of it"
         )
     return kind.array(table.labels[task], classes, refuse)
+
+
+def soft_array(table: Table, task: str, column: str, classes: Sequence[str]) -> np.ndarray:
+    """The distributions of a task, float32 [n, classes]; all 0 where a text has none.
+
+    Args:
+        table: Its n rows.
+        task: The task.
+        column: Where they are from, for an error.
+        classes: The names of the task's classes.
+
+    Raises:
+        UserError: One has a class that is none of the task's, or another number of shares.
+    """
+
+    def refuse(row: int, what: str) -> NoReturn:
+        known = listed(list(map(shown, classes)), 20)
+        if what.startswith("["):
+            raise UserError(
+                f"{table.place(row)}: {column!r} has the shares {what}, and {task} has "
+                f"{len(classes)} classes ({known}): give one for each, or an object by class"
+            )
+        raise UserError(
+            f"{table.place(row)}: {column!r} has a share of {quoted(what)}, which is no class of "
+            f"{task} ({known}): correct it"
+        )
+
+    return DISTRIBUTION.array(table.labels[soft_name(task)], classes, refuse)
 
 
 def scale_of(values: np.ndarray) -> tuple[float, float]:

@@ -78,8 +78,8 @@ def near_duplicates(texts: Mapping[str, Sequence[str]]) -> NearDuplicates:
     for number, signature in _signatures([text for _, text in distinct]):
         split, text = distinct[number]
         compared[split] += 1
-        mine = pieces(text)
         candidates: list[Any] = index.query(signature)
+        mine = pieces(text) if candidates else set()
         for other in sorted(candidates)[:_MOST_CANDIDATES]:
             of_other, known = distinct[other]
             if known.strip() == text.strip() or _similarity(mine, pieces(known)) < THRESHOLD:

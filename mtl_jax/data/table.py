@@ -31,7 +31,7 @@ def hashes_of(texts: Iterable[str]) -> np.ndarray:
     found = array.array("Q")
     texts = iter(texts)
     while chunk := list(itertools.islice(texts, _CHUNK)):
-        found.frombytes(_first_bits(_digests(map(str.strip, chunk))).tobytes())
+        found.frombytes(_first_bits(digests_of(map(str.strip, chunk))).tobytes())
     return np.frombuffer(found, np.uint64)
 
 
@@ -184,6 +184,7 @@ class _Reading:
     ):
         self._keepers, self._choose = keepers, choose
         self._labels = {task: kind.gather() for task, kind in kinds.items()}
+        self._beside = {task for task, kind in kinds.items() if kind.beside}
         self._groups = GatherNames()
         self._hashes, self._aside = array.array("Q"), bytearray()
         self._odd, self._halved = array.array("q"), array.array("q")
@@ -198,7 +199,10 @@ class _Reading:
             count, start = len(rows.texts), len(self._hashes)
             labelled = np.zeros(count, bool)
             for task, gathering in self._labels.items():
-                labelled |= gathering.add(rows.labels[task])
+                there = gathering.add(rows.labels[task])
+                # A text is trained on for a label, whatever distribution stands beside it.
+                if task not in self._beside:
+                    labelled |= there
             if rows.groups is not None:
                 grouped = True
                 self._groups.add(rows.groups)
@@ -208,7 +212,8 @@ class _Reading:
                 there = (i for i, t in enumerate(rows.texts) if isinstance(t, Pair) and t.halved)
                 self._halved.extend(start + i for i in there)
             self._locate(start, np.asarray(rows.places, np.int64))
-            self._keep(rows.texts, labelled)
+            digests = digests_of(rows.texts) if rows.digests is None else rows.digests
+            self._keep(rows.texts, digests, labelled)
         jumps = np.frombuffer(self._jumps, np.int64)
         places = Places(jumps[::2], jumps[1::2])
         stays, aside = self._keepers
@@ -231,20 +236,18 @@ class _Reading:
             self._jumps.extend((start + jump, int(places[jump])))
         self._next = int(places[-1]) + 1
 
-    def _keep(self, texts: list[str], labelled: np.ndarray) -> None:
-        stripped = list(map(str.strip, texts))
+    def _keep(self, texts: list[str], digests: np.ndarray, labelled: np.ndarray) -> None:
         stays, aside = self._keepers
-        if self._choose is None:
-            hashes, chosen = _first_bits(_digests(stripped)), np.zeros(len(texts), bool)
-        else:
-            digests = _digests(texts)
-            chosen, hashes = self._choose(digests), _first_bits(digests)
+        hashes, chosen = _first_bits(digests), np.zeros(len(texts), bool)
+        if self._choose is not None:
+            chosen = self._choose(digests)
             self.lowest = min(self.lowest, int(hashes.min()))
             self.highest = max(self.highest, int(hashes.max()))
-            changed = np.fromiter(map(operator.is_not, texts, stripped), bool, len(texts))
-            if changed.any():
-                of_changed = _digests([stripped[i] for i in np.flatnonzero(changed).tolist()])
-                hashes[changed] = _first_bits(of_changed)
+        stripped = list(map(str.strip, texts))
+        changed = np.fromiter(map(operator.is_not, texts, stripped), bool, len(texts))
+        if changed.any():
+            of_changed = digests_of([stripped[i] for i in np.flatnonzero(changed).tolist()])
+            hashes[changed] = _first_bits(of_changed)
         self._hashes.frombytes(hashes.tobytes())
         self._aside += chosen.tobytes()
         if not chosen.any():
@@ -265,7 +268,7 @@ def _uncollected(rows: Iterator[Rows]) -> Iterator[Rows]:
             gc.enable()
 
 
-def _digests(texts: Iterable[str]) -> np.ndarray:
+def digests_of(texts: Iterable[str]) -> np.ndarray:
     """The SHA-256 of each, uint8 [k, 32]."""
     sha256 = hashlib.sha256
     joined = b"".join([sha256(text.encode()).digest() for text in texts])

@@ -43,17 +43,10 @@ def byte_pair_tokenizer(
     vocabulary = read_json(path, _VOCABULARY, remedy)
     if len(set(vocabulary.values())) < len(vocabulary):
         raise UserError(f"{path} gives several tokens one id: {remedy}")
-    merges: list[tuple[str, str]] = []
-    lines = read_text(folder / "merges.txt", remedy).split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line or (number == 1 and line.startswith("#version")):
-            continue
-        pair = line.split(" ")
-        if len(pair) != 2:
-            raise UserError(f"{folder / 'merges.txt'}, line {number}, is not a pair: {remedy}")
-        merges.append((pair[0], pair[1]))
     try:
-        own = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+        own = Tokenizer(models.BPE(vocab=vocabulary, merges=read_merges(folder, remedy)))
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{folder / 'merges.txt'} does not fit {path.name} ({first_line(error)}): use files of "
@@ -74,3 +67,21 @@ def byte_pair_tokenizer(
         (sep, vocabulary[sep]), (cls, vocabulary[cls]), add_prefix_space=add_prefix_space
     )
     return own
+
+
+def read_merges(folder: Path, remedy: str) -> list[tuple[str, str]]:
+    """The pairs of ``merges.txt``, the first to be merged first.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    merges: list[tuple[str, str]] = []
+    lines = read_text(folder / "merges.txt", remedy).split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        pair = line.split(" ")
+        if len(pair) != 2:
+            raise UserError(f"{folder / 'merges.txt'}, line {number}, is not a pair: {remedy}")
+        merges.append((pair[0], pair[1]))
+    return merges

@@ -87,6 +87,10 @@ class EncoderConfig:
         local_rope_theta: The same in the ``local_layers``.
         local_attention: Tokens that a token looks at in these, half of them on each side.
         local_layers: Layers in which a token looks at those near it alone.
+        position_buckets: Of disentangled attention (He et al. 2020, arXiv:2006.03654) half of the
+            rows of a table of distances, where distances share rows by their logarithm; None
+            where attention is another.
+        max_relative_positions: The distance from which on all share the last row.
         classifier_pooling: What the family's classifiers pool by; None where nothing is said.
     """
 
@@ -120,6 +124,8 @@ class EncoderConfig:
     local_rope_theta: float | None = None
     local_attention: int = 0
     local_layers: tuple[int, ...] = ()
+    position_buckets: int | None = None
+    max_relative_positions: int = 0
     classifier_pooling: str | None = None
 
     def __post_init__(self) -> None:
@@ -163,6 +169,11 @@ class EncoderConfig:
         rate = self.classifier_dropout
         return self.hidden_dropout_prob if rate is None else rate
 
+    @property
+    def drops_out(self) -> bool:
+        """Whether its layers have any dropout."""
+        return any(getattr(self, name) for name in _RATES if name != "classifier_dropout")
+
     def trained_head_dropout(self, *, heads_alone: bool) -> float:
         """The same in training, where nothing states it.
 
@@ -175,7 +186,8 @@ class EncoderConfig:
         for name in _SIZES:
             if not _is_count(getattr(self, name), 1):
                 raise self._wrong(name, f"a whole number from 1 to {2**31 - 1}")
-        least = 1 if self.family_table.fixed.get("type_vocab_size") is None else 0
+        told = {**self.family_table.defaults, **self.family_table.fixed}
+        least = 0 if told.get("type_vocab_size") == 0 else 1
         if not _is_count(self.type_vocab_size, least):
             raise self._wrong("type_vocab_size", f"a whole number from {least} to {2**31 - 1}")
         if not (self.embedding_size is None or _is_count(self.embedding_size, 1)):
@@ -188,6 +200,7 @@ class EncoderConfig:
             raise self._wrong(
                 "relative_attention_num_buckets", f"a whole number of at least {RELATIVE_BUCKETS}"
             )
+        self._check_distances()
         if not all(_is_count(i, 0) and i < self.num_hidden_layers for i in self.local_layers):
             raise self._wrong("local_layers", "the numbers of layers")
         if not (_is_count(self.first_position, 0) and self.max_length >= 1):
@@ -208,6 +221,23 @@ class EncoderConfig:
                 f"{self._theirs('hidden_size')} {width} gives each of {heads} heads an odd width, "
                 "which rotary positions can't turn: correct the checkpoint's config.json"
             )
+
+    def _check_distances(self) -> None:
+        """Refuses buckets whose logarithms can't be told apart."""
+        buckets, farthest = self.position_buckets, self.max_relative_positions
+        if buckets is None and "position_buckets" not in self.family_table.own:
+            return
+        if not _is_count(farthest, 1):
+            raise self._wrong("max_relative_positions", "a whole number")
+        if not (_is_count(buckets, 4) and buckets <= farthest):
+            raise self._wrong(
+                "position_buckets", f"a whole number from 4 to max_relative_positions, {farthest}"
+            )
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether there are embeddings of absolute positions."""
+        return self.global_rope_theta is None and self.position_buckets is None
 
     @property
     def family_table(self) -> Family:

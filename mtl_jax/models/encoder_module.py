@@ -117,8 +117,9 @@ class EncoderModule(nn.Module):
         config = self.config
         head = config.hidden_size // config.num_attention_heads
         given = attention_mask, segment_ids, blocks
-        relative = self.embeddings.relative(blocks or ((1, attention_mask.shape[1]),))
-        whole, local = View(attention_bias(*given), relative), None
+        cut = blocks or ((1, attention_mask.shape[1]),)
+        whole, local = View(attention_bias(*given), self.embeddings.relative(cut)), None
+        whole = whole._replace(distances=self.embeddings.distances(cut))
         if config.global_rope_theta is not None:
             if position_ids is None:
                 position_ids = jnp.arange(attention_mask.shape[1])[None]

@@ -171,6 +171,44 @@ def _rotary_fields(config: Any) -> dict[str, Any]:
     }
 
 
+# What tells DeBERTa-v3 apart: a field, what it is where it is not said, and what is computed.
+_DISENTANGLED: tuple[tuple[str, Any, Any], ...] = (
+    ("relative_attention", False, True),
+    ("share_att_key", False, True),
+    ("norm_rel_ebd", "none", "layer_norm"),
+    ("position_biased_input", True, False),
+    ("conv_kernel_size", 0, 0),
+)
+
+
+def _disentangled(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The distances that a table has rows for; refuses what DeBERTa-v3 has not."""
+    for name, default, computed in _DISENTANGLED:
+        if (found := fields.get(name, default)) != computed:
+            raise UserError(
+                f"{name} {reprlib.repr(found)} is not supported: use a checkpoint of DeBERTa-v3, "
+                f"with {name} {computed!r}"
+            )
+    kinds = fields.get("pos_att_type")
+    named = kinds.lower().split("|") if isinstance(kinds, str) else kinds
+    if not isinstance(named, list) or {str(kind).strip() for kind in named} != {"c2p", "p2c"}:
+        raise UserError(
+            f"pos_att_type {reprlib.repr(kinds)} is not supported: use a checkpoint of DeBERTa-v3, "
+            "with pos_att_type ['p2c', 'c2p']"
+        )
+    farthest = fields.get("max_relative_positions", -1)
+    if type(farthest) is int and farthest < 1:
+        farthest = fields["max_position_embeddings"]
+    return {"max_relative_positions": farthest}
+
+
+def _disentangled_fields(config: Any) -> dict[str, Any]:
+    return {name: computed for name, _, computed in _DISENTANGLED} | {
+        "pos_att_type": ["p2c", "c2p"],
+        "max_relative_positions": config.max_relative_positions,
+    }
+
+
 def _counted(layers: Any) -> int:
     """A number of layers that ``EncoderConfig`` may still refuse, as one to count to."""
     return layers if type(layers) is int and 0 < layers <= 10_000 else 0
@@ -328,6 +366,38 @@ FAMILIES: Mapping[str, Family] = {
             "mlp.Wo": (("mlp/output",), _DENSE),
         },
         top={"final_norm": (("final_norm",), _NORM)},
+        pooler={},
+    ),
+    # He et al. 2021, arXiv:2111.09543
+    "deberta-v2": Family(
+        label="DeBERTa",
+        prefix="deberta.",
+        own=("position_buckets",),
+        defaults={
+            "vocab_size": 128100,
+            "hidden_size": 1536,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 24,
+            "intermediate_size": 6144,
+            "type_vocab_size": 0,
+            "layer_norm_eps": 1e-7,
+            "position_buckets": -1,
+        },
+        derived=_disentangled,
+        underived=_disentangled_fields,
+        embeddings={
+            **_EMBEDDINGS,
+            "encoder.rel_embeddings": (("embeddings/distance",), _EMBED),
+            "encoder.LayerNorm": (("embeddings/distance_norm",), _NORM),
+        },
+        layer={
+            "attention.self.query_proj": (("attention/query",), _DENSE),
+            "attention.self.key_proj": (("attention/key",), _DENSE),
+            "attention.self.value_proj": (("attention/value",), _DENSE),
+            "attention.output.dense": (("attention/output",), _DENSE),
+            "attention.output.LayerNorm": (("attention/layer_norm",), _NORM),
+            **_MLP,
+        },
         pooler={},
     ),
 }

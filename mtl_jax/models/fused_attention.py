@@ -47,6 +47,7 @@ def cudnn_can(config: EncoderConfig, dtype: DTypeLike, device: Any = None) -> bo
         jnp.dtype(dtype) == jnp.bfloat16
         # It adds to the scores only what has no gradient of its own.
         and not config.relative_attention_num_buckets
+        and config.position_buckets is None
         and head % _CUDNN_HEAD_MULTIPLE == 0
         and head <= _CUDNN_HEAD_MOST
         # The cards of ROCm are a "gpu", too.

@@ -57,6 +57,19 @@ Rotation = tuple[jax.Array, jax.Array]
 1, half of a head]."""
 
 
+class Distances(NamedTuple):
+    """What disentangled attention knows of the distance of two tokens.
+
+    Attributes:
+        table: A vector for each bucket of distances, float32 [2 * buckets, hidden].
+        rows: For each kind of block the row of each distance of a query from a key, from that of
+            the first token from the last one on, int32 [2 * length - 1].
+    """
+
+    table: jax.Array
+    rows: tuple[Any, ...]
+
+
 class View(NamedTuple):
     """What a layer reads beside the hidden states.
 
@@ -65,11 +78,13 @@ class View(NamedTuple):
         relative: What is added to the scores for the distance of two tokens, for each kind of
             block float32 [1, heads, length, length]; None without.
         rotation: None without rotary positions.
+        distances: None but for disentangled attention.
     """
 
     bias: Bias
     relative: Bias | None = None
     rotation: Rotation | None = None
+    distances: Distances | None = None
 
 
 class Views(NamedTuple):
@@ -117,6 +132,57 @@ def _bucket(distance: np.ndarray) -> np.ndarray:
     shared = exact + (ratio * np.float32(later - exact)).astype(np.int32)
     row = np.where(far < exact, far.astype(np.int32), np.minimum(shared, later - 1))
     return (row + (distance > 0) * later).astype(np.int32)
+
+
+def distance_rows(length: int, buckets: int, farthest: int) -> Any:
+    """The row of a table of ``2 * buckets`` for each distance of a query from a key.
+
+    Up to half of ``buckets`` a distance has a row of its own, longer ones share rows by their
+    logarithm, as transformers' DeBERTa has them.
+
+    Args:
+        length: Tokens of a block.
+        buckets: Half of the rows.
+        farthest: The distance of the last row, and of all beyond.
+
+    Returns:
+        int32 [2 * length - 1], from the first token's distance from the last one on.
+    """
+    distance = _places(2 * length - 1) - (length - 1)
+    if isinstance(distance, np.ndarray):
+        return _distance_row(distance, buckets, farthest)
+    # Beyond it all have the row at one of the two ends.
+    known = 2 * farthest
+    rows = _distance_row(np.arange(-known, known + 1), buckets, farthest)
+    return jnp.asarray(rows)[distance.clip(-known, known) + known]
+
+
+def _distance_row(distance: np.ndarray, buckets: int, farthest: int) -> np.ndarray:
+    middle = buckets // 2
+    far = np.maximum(np.abs(distance), middle).astype(np.float32)
+    # In float32 as transformers computes it, which decides what falls on an edge.
+    ratio = np.log(far / np.float32(middle)) / np.log(np.float32((farthest - 1) / middle))
+    shared = np.ceil(ratio * np.float32(middle - 1)).astype(np.int32) + middle
+    row = np.where(far <= middle, distance, np.sign(distance) * shared)
+    return (row + buckets).clip(0, 2 * buckets - 1).astype(np.int32)
+
+
+def by_distance(scores: jax.Array) -> jax.Array:
+    """Of what a token has for each distance, what it has for each other token.
+
+    Args:
+        scores: [..., length, 2 * length - 1], of token i for each distance d of another one, from
+            ``i - d`` farthest on: column c is of token ``i + c - (length - 1)``.
+
+    Returns:
+        [..., length, length].
+    """
+    length, before = scores.shape[-2], scores.shape[:-2]
+    # One column more shifts each row by one against that before it.
+    padded = jnp.pad(scores, [(0, 0)] * (scores.ndim - 1) + [(0, 1)])
+    flat = padded.reshape(*before, 2 * length * length)
+    shifted = flat[..., length - 1 : length - 1 + length * (2 * length - 1)]
+    return shifted.reshape(*before, length, 2 * length - 1)[..., :length]
 
 
 def rotation(position_ids: jax.Array, theta: float, head_size: int) -> Rotation:
@@ -215,7 +281,7 @@ class Embeddings(nn.Module):
         # tokens, and of bfloat16 numbers the sum is 84 % off at 16,384 tokens.
         embed = functools.partial(nn.Embed, features=config.word_size, embedding_init=init)
         self.word = embed(config.vocab_size)
-        if config.global_rope_theta is None:
+        if config.has_positions:
             self.position = embed(config.max_position_embeddings)
         if config.type_vocab_size:
             self.token_type = embed(config.type_vocab_size)
@@ -229,6 +295,11 @@ class Embeddings(nn.Module):
                 config.num_attention_heads,
                 embedding_init=init,
             )
+        if config.position_buckets is not None:
+            self.distance = nn.Embed(
+                2 * config.position_buckets, config.hidden_size, embedding_init=init
+            )
+            self.distance_norm = _layer_norm(config)
 
     def __call__(
         self,
@@ -242,7 +313,7 @@ class Embeddings(nn.Module):
         summed = self.word(input_ids)
         if config.type_vocab_size:
             summed = summed + self.token_type(token_type_ids)
-        if config.global_rope_theta is None:
+        if config.has_positions:
             summed = summed + self.position(position_ids + config.first_position)
         hidden = self.dropout(self.layer_norm(summed), deterministic=deterministic)
         return hidden if config.word_size == config.hidden_size else self.projection(hidden)
@@ -253,6 +324,15 @@ class Embeddings(nn.Module):
             return None
         tables = (self.relative_position(relative_buckets(length)) for _, length in blocks)
         return tuple(jnp.moveaxis(table, -1, 0)[None] for table in tables)
+
+    def distances(self, blocks: Blocks) -> Distances | None:
+        """What layers know of distances; see ``View``."""
+        config = self.config
+        if config.position_buckets is None:
+            return None
+        known = config.position_buckets, config.max_relative_positions
+        rows = tuple(distance_rows(length, *known) for _, length in blocks)
+        return Distances(self.distance_norm(self.distance.embedding), rows)
 
 
 class Attention(nn.Module):
@@ -280,6 +360,8 @@ class Attention(nn.Module):
             self.layer_norm = _layer_norm(config)
         self.weights_dropout = Dropout(config.attention_probs_dropout_prob)
         self.dropout = _dropout(config, config.attention_output_dropout_prob)
+        if config.position_buckets is not None:
+            self.distance_dropout = _dropout(config, None)
 
     def __call__(self, hidden: jax.Array, view: View, deterministic: bool) -> jax.Array:
         """float32 [batch, length, hidden] -> the same."""
@@ -290,6 +372,7 @@ class Attention(nn.Module):
         if view.rotation is not None:
             query, key = (self._turned(whole, view.rotation) for whole in (query, key))
         query, key, value = (whole.astype(self.dtype) for whole in (query, key, value))
+        far = self._far(view.distances, deterministic)
         mixed, start = [], 0
         for i, of_kind in enumerate(view.bias):
             blocks, length = of_kind.shape[0], of_kind.shape[-1]
@@ -300,7 +383,7 @@ class Attention(nn.Module):
             )
             relative = None if view.relative is None else view.relative[i]
             mixed.append(
-                self._mix(*parts, of_kind, relative, deterministic).reshape(
+                self._mix(*parts, of_kind, relative, far and far[i], deterministic).reshape(
                     len(hidden), -1, hidden.shape[-1]
                 )
             )
@@ -308,6 +391,25 @@ class Attention(nn.Module):
         update = self.output(jnp.concatenate(mixed, axis=1))
         update = self.dropout(update, deterministic=deterministic)
         return hidden + update if config.norm_first else self.layer_norm(hidden + update)
+
+    def _far(
+        self, distances: Distances | None, deterministic: bool
+    ) -> list[tuple[jax.Array, jax.Array]] | None:
+        """For each kind of block queries and keys that distances have in the place of words.
+
+        Both are of ``dtype`` [2 * length - 1, heads, head size], for what
+        ``by_distance`` reads: those of a key's distance, and those of a query's.
+        """
+        if distances is None:
+            return None
+        table = self.distance_dropout(distances.table, deterministic=deterministic)
+        query, key = (
+            project(table)
+            .reshape(len(table), self.config.num_attention_heads, -1)
+            .astype(self.dtype)
+            for project in (self.query, self.key)
+        )
+        return [(query[rows], key[rows[::-1]]) for rows in distances.rows]
 
     def _turned(self, whole: jax.Array, by: Rotation) -> jax.Array:
         heads = whole.reshape(*whole.shape[:2], self.config.num_attention_heads, -1)
@@ -320,21 +422,30 @@ class Attention(nn.Module):
         value: jax.Array,
         bias: jax.Array,
         relative: jax.Array | None,
+        far: tuple[jax.Array, jax.Array] | None,
         deterministic: bool,
     ) -> jax.Array:
         """[blocks, length, heads, head size] x 3 -> the same, mixed by attention."""
         # It has no dropout of the weights that differs from step to step.
         no_dropout = deterministic or self.config.attention_probs_dropout_prob == 0
-        if self.fused and no_dropout and relative is None:
+        if self.fused and no_dropout and relative is None and far is None:
             # cuDNN takes no mask that is the same for all queries and left to be broadcast.
             mask = jnp.broadcast_to(bias == 0, (*bias.shape[:2], query.shape[1], key.shape[1]))
             return attention(query, key, value, mask, self.fused)
-        scale = query.shape[-1] ** -0.5
-        if self.dtype == jnp.float32:
-            scores = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key)
-        else:
+        # The scores of disentangled attention are a sum of three products.
+        scale = (query.shape[-1] * (1 if far is None else 3)) ** -0.5
+
+        def times(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
+            if self.dtype == jnp.float32:
+                return jnp.einsum(spec, left * scale, right)
             # Scaled afterwards, so that no query is rounded twice.
-            scores = product("bqhd,bkhd->bhqk", self.dtype, query, key) * scale
+            return product(spec, self.dtype, left, right) * scale
+
+        scores = times("bqhd,bkhd->bhqk", query, key)
+        if far is not None:
+            of_query = by_distance(times("bqhd,rhd->bhqr", query, far[1]))
+            of_key = by_distance(times("bkhd,rhd->bhkr", key, far[0]))
+            scores = scores + of_query + of_key.swapaxes(-1, -2)
         if relative is not None:
             scores = scores + relative
         weights = jax.nn.softmax(scores + bias)

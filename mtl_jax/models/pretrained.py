@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mtl_jax.config.model import DEFAULT_BACKBONE, Pooling
 from mtl_jax.core import downloads
 from mtl_jax.core.atomic_write import refuse_other_kind
-from mtl_jax.core.errors import UserError, first_line
+from mtl_jax.core.errors import UserError, cannot_read, first_line
 from mtl_jax.core.json_files import OBJECT, read_json
 from mtl_jax.core.paths import expanded
 from mtl_jax.models.encoder_config import EncoderConfig
@@ -61,6 +61,16 @@ _POOLING_SCHEMA: Mapping[str, Any] = {
         }
     },
     "patternProperties": {"^pooling_mode_": {"type": ["boolean", "null"]}},
+}
+_PROMPTS_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {
+        "prompts": {
+            "type": ["object", "null"],
+            "additionalProperties": {"type": ["string", "null"]},
+        },
+        "default_prompt_name": {"type": ["string", "null"]},
+    },
 }
 _POOLINGS: Mapping[str, Pooling] = {
     "mean": "mean",
@@ -120,10 +130,14 @@ def leaf_shape(path: str, config: EncoderConfig) -> tuple[int, ...] | None:
     if module == "relative_position":
         rows = config.relative_attention_num_buckets
         return (rows, config.num_attention_heads) if rows else None
+    if module in ("distance", "distance_norm"):
+        if config.position_buckets is None:
+            return None
+        return (2 * config.position_buckets, hidden) if leaf == "embedding" else (hidden,)
     if leaf == "embedding":
         rows = {
             "word": config.vocab_size,
-            "position": 0 if config.global_rope_theta else config.max_position_embeddings,
+            "position": config.max_position_embeddings if config.has_positions else 0,
             "token_type": config.type_vocab_size,
         }[module]
         return (rows, words) if rows else None
@@ -304,29 +318,50 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-def _weight_files(folder: Path) -> Iterator[Path]:
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+def _weight_map(folder: Path) -> Mapping[str, str] | None:
+    """The file that each tensor is in; None where one file has all."""
+    index = folder / "model.safetensors.index.json"
     # As transformers does: saving a model again, in one file, leaves an older index beside it.
-    if whole.exists() or not index.exists():
-        yield whole
-        return
-    for shard in sorted(set(read_json(index, _INDEX_SCHEMA, _FETCH)["weight_map"].values())):
-        yield folder / shard
+    if (folder / "model.safetensors").exists() or not index.exists():
+        return None
+    return read_json(index, _INDEX_SCHEMA, _FETCH)["weight_map"]
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of a checkpoint folder, from safetensors only: a pickle can run code."""
+    """All tensors of a checkpoint folder, from safetensors only: a pickle can run code.
+
+    Of several files each gives the tensors that the index says are in it, and no others: one may
+    have been left by another checkpoint.
+
+    Raises:
+        UserError: A file is missing or damaged, or lacks a tensor that the index says it has.
+    """
     tensors: dict[str, np.ndarray] = {}
-    for path in _weight_files(folder):
+    places = _weight_map(folder)
+    for shard in ["model.safetensors"] if places is None else sorted({*places.values()}):
+        path = folder / shard
         if not path.exists():
-            raise UserError(
-                f"{path} is missing: weights are read from safetensors only; convert the "
-                "checkpoint, or use one that has model.safetensors"
-            )
+            remedy = "convert the checkpoint, or use one that has model.safetensors"
+            if (folder / "adapter_config.json").exists():
+                remedy = "merge the adapter into its base model (merge_and_unload of peft)"
+            raise UserError(f"{path} is missing: weights are read from safetensors only; {remedy}")
         try:
             refuse_other_kind(path)
+            # Of one that may not be read safetensors says that it is not there.
+            path.open("rb").close()
             with safetensors.safe_open(path, "numpy") as file:
-                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                names = [*file.keys()]
+                if places is not None:
+                    expected = [name for name, place in places.items() if place == shard]
+                    if lacking := [name for name in expected if name not in {*names}]:
+                        raise UserError(
+                            f"{path} lacks {_named(lacking)}, which the index beside it says it "
+                            f"has: {_FETCH}"
+                        )
+                    names = expected
+                tensors |= {name: file.get_tensor(name) for name in names}
+        except PermissionError as error:
+            raise cannot_read(path, error) from error
         except (safetensors.SafetensorError, TypeError, OSError) as error:
             raise UserError(f"{path} can't be read ({first_line(error)}): {_FETCH}") from error
     return tensors
@@ -434,7 +469,33 @@ def left_out(folder: Path, *, vectors: bool) -> list[str]:
             "the vectors are pooled and not scaled to unit length, as sentence-transformers scales "
             "this checkpoint's (Normalize in modules.json): divide each by its norm to compare them"
         )
-    return notes
+    return [*notes, *_changes_of_texts(folder)]
+
+
+def _changes_of_texts(folder: Path) -> Iterator[str]:
+    """What others do to texts, or to the weights, and nothing here does."""
+    told = _read_if_there(folder / "config_sentence_transformers.json", _PROMPTS_SCHEMA)
+    prompt = (told.get("prompts") or {}).get(told.get("default_prompt_name") or "")
+    if prompt:
+        yield (
+            f"sentence-transformers puts {reprlib.repr(prompt)} before each text (see "
+            f"{folder / 'config_sentence_transformers.json'}), and nothing does here: put it there"
+        )
+    path = folder / "sentence_bert_config.json"
+    if _read_if_there(path, OBJECT).get("do_lower_case") is True:
+        yield (
+            f"sentence-transformers lower-cases each text (do_lower_case in {path}), and nothing "
+            "does here but what the tokenizer does itself: lower-case the texts if it does not"
+        )
+    if (folder / "adapter_config.json").exists():
+        yield (
+            f"{folder / 'adapter_config.json'} is of an adapter, which is left out: if it is part "
+            "of the checkpoint, merge it into the weights first (merge_and_unload of peft)"
+        )
+
+
+def _read_if_there(path: Path, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return read_json(path, schema, _FETCH) if path.exists() else {}
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ special tokens, and would run a module that the checkpoint names.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.core.json_files import OBJECT, read_json, read_text
-from mtl_jax.models.byte_pairs import byte_pair_tokenizer
+from mtl_jax.models.byte_pairs import byte_pair_tokenizer, read_merges
 from mtl_jax.models.exported import plain_fields
 
 if TYPE_CHECKING:
@@ -173,7 +174,9 @@ def load_tokenizer(folder: str | Path, remedy: str = _REMEDY) -> PreTrainedToken
         if _is_word_piece(own) and _computed_by(declared.kind, "BertTokenizer"):
             _refuse_contradictions(own, declared)
         if os.path.lexists(vocabulary):
-            _refuse_other_ids(own, whole, _read_vocabulary(vocabulary, remedy))
+            _refuse_other_ids(own, whole, vocabulary.name, _read_vocabulary(vocabulary, remedy))
+        if _is_byte_pairs(own):
+            _refuse_other_pairs(own, declared, whole, remedy)
     elif os.path.lexists(vocabulary):
         own = _from_vocabulary(vocabulary, declared, remedy)
     elif os.path.lexists(folder / "vocab.json"):
@@ -490,15 +493,54 @@ def _normalized(own: Tokenizer, text: str) -> str:
     return text if own.normalizer is None else own.normalizer.normalize_str(text)
 
 
-def _refuse_other_ids(own: Tokenizer, path: Path, vocabulary: Mapping[str, int]) -> None:
+def _refuse_other_ids(
+    own: Tokenizer, path: Path, beside: str, vocabulary: Mapping[str, int]
+) -> None:
     ids = own.get_vocab(with_added_tokens=True)
     if other := [token for token, i in vocabulary.items() if token.strip() and ids.get(token) != i]:
         token = other[0]
         raise UserError(
-            f"vocab.txt and {path} differ in {len(other):,} of {len(vocabulary):,} tokens "
+            f"{beside} and {path} differ in {len(other):,} of {len(vocabulary):,} tokens "
             f"({reprlib.repr(token)} is {vocabulary[token]} and {ids.get(token, 'not there')}): "
             "remove the one that is not the checkpoint's"
         )
+
+
+def _is_byte_pairs(own: Tokenizer) -> bool:
+    from tokenizers.models import BPE
+
+    return isinstance(own.model, BPE)
+
+
+def _refuse_other_pairs(own: Tokenizer, declared: _Declared, path: Path, remedy: str) -> None:
+    """Refuses byte pairs whose other files say otherwise than ``tokenizer.json``."""
+    folder = path.parent
+    if os.path.lexists(folder / "vocab.json"):
+        vocabulary = read_json(folder / "vocab.json", _ADDED_SCHEMA, remedy)
+        _refuse_other_ids(own, path, "vocab.json", vocabulary)
+    if os.path.lexists(folder / "merges.txt"):
+        merges = read_merges(folder, remedy)
+        there = json.loads(own.to_str())["model"]["merges"]
+        # Older files have a pair as one text.
+        known = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in there]
+        if merges != known:
+            raise UserError(
+                f"merges.txt and {path} differ in what they merge ({len(merges):,} and "
+                f"{len(known):,} pairs): remove the one that is not the checkpoint's"
+            )
+    told, does = declared.fields.get("add_prefix_space"), _puts_space_first(own)
+    if told not in (None, does):
+        raise UserError(
+            f"{declared.config} says add_prefix_space {str(told).lower()}, and the pre_tokenizer "
+            f"of tokenizer.json does {'so' if does else 'not'}: let both say what the checkpoint "
+            "was trained with"
+        )
+
+
+def _puts_space_first(own: Tokenizer) -> bool:
+    if own.pre_tokenizer is None:
+        return False
+    return own.pre_tokenizer.pre_tokenize_str("a")[0][0] != "a"
 
 
 def _unreachable(own: Tokenizer, declared: _Declared) -> Iterator[str]:

@@ -83,9 +83,8 @@ class CachedSplits:
         if name in ("train", "training"):
             self.training_seconds = seconds
         # A draw may have fewer labels than those that it was drawn from.
-        return dataclasses.replace(
-            split, texts=dataclasses.replace(texts, labels=split.texts.labels)
-        )
+        texts = dataclasses.replace(texts, labels=split.texts.labels, soft=split.texts.soft)
+        return dataclasses.replace(split, texts=texts)
 
     def _worth_keeping(self, split: Split, name: str) -> list[int]:
         """Depths on the way to this one that later phases start from, where there is room.

@@ -128,12 +128,13 @@ def step_flops(run: PhaseRun) -> int:
             seeds=None,
         )
     )
-    key = template, layout, plan.held
+    training = run.inputs.training(run.phase.tasks).texts
+    key = template, layout, plan.held, tuple(training.soft)
     if key not in _known:
         trainable, frozen = run.partition.split(_shapes(run.params))
         init = template.program(step_numbers(spec)).init
         state = jax.eval_shape(functools.partial(init, seed=0), trainable)
-        texts = as_kept(run, run.inputs.training(run.phase.tasks).texts)
+        texts = as_kept(run, training)
         targets = {
             task: np.broadcast_to(np.float32(0), (len(texts), _target_width(run, task)))
             for task in plan.held

@@ -59,8 +59,8 @@ def chosen_head_rate(run: PhaseRun) -> float:
 def rate_key(run: PhaseRun) -> Any:
     """What a rate is chosen for; nothing else that a run is made of makes a difference to it."""
     plan = run.plans[0]
-    how = plan.optimizer, plan.head_dropout, plan.phase.task_weights, run.config.weighting
-    return *how, plan.texts, run.plan.layout
+    how = plan.optimizer, plan.head_dropout, plan.phase.task_weights, plan.class_weights
+    return *how, run.config.weighting, plan.texts, run.plan.layout
 
 
 def _choice(scores: np.ndarray, errors: np.ndarray, name: str) -> tuple[float, str]:

@@ -129,19 +129,28 @@ def sweep(config: TrainConfig, grid: Grid, inputs: Inputs) -> SweepResult:
         UserError: The scenario trains more than heads, a weight is 0, or no combination has
             converged.
     """
-    return sweep_of(ready(config, grid, inputs), grid)
+    return sweep_of([ready(config, grid, inputs)], grid)
 
 
-def sweep_of(run: PhaseRun, grid: Grid) -> SweepResult:
+def sweep_of(runs: Sequence[PhaseRun], grid: Grid) -> SweepResult:
     """As ``sweep``, of what ``ready`` has made ready.
+
+    Args:
+        runs: One for all seeds, or one for each, which then has training texts of its own, as many
+            as the others.
+        grid: The runs.
 
     Raises:
         UserError: No combination has converged.
     """
-    inputs = run.inputs
+    run, inputs = runs[0], runs[0].inputs
     if note := run.useless_weighting:
         say(f"note: {note}")
-    heads, measured, scores = train_heads(run, grid)
+    apart = len(runs) > 1
+    grids = [dataclasses.replace(grid, seeds=(s,)) for s in grid.seeds] if apart else [grid]
+    trained = [train_heads(each, own) for each, own in zip(runs, grids, strict=True)]
+    measured = trained[0][1]
+    scores = np.concatenate([of_run for *_, of_run in trained])
     diverged = np.isnan(scores).any(-1)
     last = np.full(diverged.shape, len(measured) - 1)
     kept = last if run.plans[0].keeps_end else scores.argmax(-1)
@@ -153,20 +162,21 @@ def sweep_of(run: PhaseRun, grid: Grid) -> SweepResult:
     test = []
     if "test" in inputs.corpus.splits:
         split = run.split("test")
-        for seed in range(len(grid.seeds)):
-            params = {**run.params, **heads.kept(seed, chosen)}
-            replicated = run.evaluator.runner.replicate(params)
-            test.append(run.evaluator.metrics(replicated, split, inputs.classes))
-    compiling = heads.compile_seconds + run.evaluation_compile_seconds
+        for (heads, *_), own in zip(trained, grids, strict=True):
+            for seed in range(len(own.seeds)):
+                params = {**run.params, **heads.kept(seed, chosen)}
+                replicated = run.evaluator.runner.replicate(params)
+                test.append(run.evaluator.metrics(replicated, split, inputs.classes))
+    compiling = sum(heads.compile_seconds for heads, *_ in trained)
     return SweepResult(
-        settings=heads.settings,
+        settings=trained[0][0].settings,
         measured=tuple(measured),
         validation=scores,
         kept=kept,
         chosen=chosen,
         test=test,
-        feature_seconds=run.feature_seconds,
-        compile_seconds=compiling,
+        feature_seconds=sum(each.feature_seconds for each in runs),
+        compile_seconds=compiling + run.evaluation_compile_seconds,
     )
 
 
@@ -197,7 +207,9 @@ class Heads:
         self._run, self.settings = run, grid.settings()
         self._executables: dict[Any, Any] = {}
         self.compile_seconds = 0.0
-        self._model = run.evaluator.model.clone(head_dropout=run.plans[0].head_dropout)
+        self._model = run.evaluator.model.clone(
+            head_dropout=run.plans[0].head_dropout, losses=run.trained_losses
+        )
         self._count = len(grid.seeds)
         devices = jax.local_devices()
         across = devices_across(len(devices), len(grid.seeds), len(self.settings))
@@ -223,14 +235,14 @@ class Heads:
         }
         self._orders = [EpochOrder(run.plan, seed) for seed in seeds]
         self._vectors, self._held_out = (
-            jax.device_put({"pooled": texts.pooled, **texts.labels}, everywhere)
+            jax.device_put({"pooled": texts.pooled, **texts.labels, **texts.beside}, everywhere)
             for texts in (training.texts, validation.texts)
         )
         initial = jax.vmap(lambda seed: self._model.init_heads(stream(seed, "heads")))
         seeds = jax.device_put(jnp.array(seeds, jnp.uint32), self._by_seed)
         heads = jax.device_put(initial(seeds), self._by_seed)
         self._states = self._call(self._begin, self._settings, heads, seeds, out=self._of_states)
-        self._kept = jax.tree.map(jnp.copy, self._states.trainable)
+        self._kept = jax.tree.map(jnp.copy, self._states.swapped().trainable)
         self._kept_scores = np.full((len(seeds), len(settings)), -np.inf)
 
     def _program(self, setting: Mapping[str, Any]) -> Program:
@@ -243,7 +255,12 @@ class Heads:
         )
         weights = tuple(setting[weight_of(task)] for task in self._model.tasks)
         return Program(
-            self._model, build_optimizer(run.partition, optimizer), 0, weights, run.weighting
+            self._model,
+            build_optimizer(run.partition, optimizer),
+            0,
+            weights,
+            run.weighting,
+            r_drop=run.r_drop,
         )
 
     def _call(
@@ -321,7 +338,7 @@ class Heads:
 
         Keeps the heads of each run that ``train`` would keep: the present ones, or the best so far.
         """
-        heads = self._states.trainable
+        heads = self._states.swapped().trainable
         counts = self._call(self._evaluate, heads, self._held_out, out=self._by_run)
         scores = score_of_counts(jax.device_get(counts), self._kinds)
         better = beats(scores, self._kept_scores) | self._run.plans[0].keeps_end

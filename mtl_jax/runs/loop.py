@@ -154,8 +154,9 @@ def _train_phase(seed_runs: Sequence[SeedRun], trace: Trace, heartbeat: Heartbea
     title = _title(seed_runs)
     texts, held_out = (len(run.split(name).texts) for name in ("training", "validation"))
     say(f"{title}: {texts:,} texts to train on, {held_out:,} to validate")
-    if note := run.useless_weighting:
-        say(f"note: {note}")
+    for note in (run.useless_weighting, run.useless_r_drop):
+        if note:
+            say(f"note: {note}")
     train_step = run.compiled_step(len(seed_runs))
     vectors = train_step.vectors(run.training.texts) if total else None
     state, frozen = train_step.place(*zip(*starts, strict=True))
@@ -170,9 +171,9 @@ def _train_phase(seed_runs: Sequence[SeedRun], trace: Trace, heartbeat: Heartbea
             seed_run.book(steps, seconds, compile_seconds, len(there))
 
     def copies() -> list[tuple[SeedRun, TrainState, Params]]:
-        """Whose phase goes on, with one copy of its state and frozen partition."""
+        """Whose phase goes on, with one copy of its state, as it is kept, and frozen partition."""
         placed = zip(seed_runs, train_step.unplace(state, frozen), strict=True)
-        return [(seed_run, *copy) for seed_run, copy in placed if seed_run.trains]
+        return [(each, own.swapped(), held) for each, (own, held) in placed if each.trains]
 
     if total == 0:
         for seed_run, own, own_frozen in copies():

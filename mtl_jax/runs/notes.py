@@ -9,6 +9,7 @@ from typing import Any
 from mtl_jax.config.optimizer import EPOCHS
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.console import say
+from mtl_jax.data.names import shown
 from mtl_jax.data.packing.waste import MOST_PADDING, mending_batch_size
 from mtl_jax.freezing.phase import untaken
 from mtl_jax.runs.phase_plan import PhasePlan
@@ -29,6 +30,7 @@ def told_once(run: PhaseRun) -> None:
         *lengths(*settings),
         *short_phases(*settings),
         *mostly_padding(run),
+        *evened_classes(run),
         in_words(run.inputs.text_baseline),
     ):
         say(note)
@@ -89,6 +91,20 @@ def mostly_padding(run: PhaseRun) -> list[str]:
                 "fewer devices do"
             ]
     return []
+
+
+def evened_classes(run: PhaseRun) -> list[str]:
+    """A note for each task whose classes weigh unequally, though nothing asks for that."""
+    notes = []
+    for task, weights in run.plans[0].class_weights:
+        names = run.inputs.classes[task]
+        rarest, commonest = (names[weights.index(pick(weights))] for pick in (max, min))
+        notes.append(
+            f"{task}: in training {shown(rarest)} weighs {max(weights):.2f} and {shown(commonest)} "
+            f"{min(weights):.2f}, for classes are imbalanced and heads alone train "
+            f"(--class-weights {task}=balanced for more of that, {task}={{}} for none)"
+        )
+    return notes
 
 
 def without_effect(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mtl_jax.config.checkpoint import MEASUREMENTS
+from mtl_jax.config.extensions import paths_by_name
 from mtl_jax.config.optimizer import (
     EPOCHS,
     HEAD_LEARNING_RATE,
@@ -15,6 +18,7 @@ from mtl_jax.config.optimizer import (
     WEIGHT_DECAY,
     head_weight_decay,
 )
+from mtl_jax.config.tasks import Task
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError, no_trained_head
 from mtl_jax.core.imported import import_function
@@ -27,6 +31,7 @@ from mtl_jax.freezing.rules import Rule
 from mtl_jax.freezing.scenarios import FROZEN, LORA, scenario_rules
 from mtl_jax.runs.progress import chained_steps
 from mtl_jax.training.inputs import Inputs
+from mtl_jax.training.kinds.registry import KINDS
 from mtl_jax.training.optimizer import OptimizerConfig, layer_rates, refuse_no_schedule
 
 # Of a phase of fewer steps a sweep would take longer to compile than it is worth.
@@ -50,6 +55,8 @@ class PhasePlan:
         rate_is_open: Whether a sweep may choose the heads' learning rate: it trains all heads on
             vectors of the pre-trained backbone, long enough, and nothing states their rate.
         head_dropout: Of the vectors that the heads read.
+        class_weights: ``(task, weights)`` of those whose classes are imbalanced, by which heads
+            alone are trained where nothing states others.
     """
 
     phase: Phase
@@ -63,6 +70,7 @@ class PhasePlan:
     measure_every: int
     rate_is_open: bool
     head_dropout: float
+    class_weights: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
     @property
     def trained_heads(self) -> frozenset[str]:
@@ -152,7 +160,9 @@ def plan_phases(
         )
         if name and (reason := _idle(phases[-1], partitions[-1])):
             raise UserError(f"{name}scenario {phase.scenario!r} changes nothing: {reason}")
-    batches, texts, decays = [], [], []
+    batches, texts, decays, weights = [], [], [], []
+    # Elsewhere the heads that come of it would be trained further, by another loss.
+    evens = all(partition.trains_heads_alone for partition in partitions)
     for phase, name in zip(phases, names, strict=True):
         try:
             batches.append(inputs.plan(config.batch_size, devices, phase.tasks))
@@ -161,6 +171,7 @@ def plan_phases(
             raise UserError(f"{name}{error}") from error
         texts.append(training.tokens.digest)
         decays.append(_weight_decay(config, partitions[len(decays)], len(training)))
+        weights.append(_class_weights(config, inputs.tasks, training.labels) if evens else ())
     bounds = boundaries(phases, [each.steps for each in batches])
     bounds = [
         steps if partition.groups else 0
@@ -189,7 +200,7 @@ def plan_phases(
             alone = partitions[i].trains_heads_alone
             dropout = inputs.bert.trained_head_dropout(heads_alone=alone)
         measured = config.measure_every or between
-        plans.append(PhasePlan(phase, *laid_out, measured, rate_is_open, dropout))
+        plans.append(PhasePlan(phase, *laid_out, measured, rate_is_open, dropout, weights[i]))
         learned |= _heads(partitions[i])
     _refuse_repeats(plans, names)
     for plan, name in zip(plans, names, strict=True):
@@ -293,6 +304,19 @@ def _weight_decay(config: TrainConfig, partition: Partition, texts: int) -> floa
     return head_weight_decay(texts) if partition.trains_heads_alone else WEIGHT_DECAY
 
 
+def _class_weights(
+    config: TrainConfig, tasks: Mapping[str, Task], labels: Mapping[str, np.ndarray]
+) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    stated = {*config.weights_of_classes}
+    stated |= {*paths_by_name("--loss", config.loss, tuple(tasks), every=True)}
+    found = [
+        (name, KINDS[task.kind].evened(labels[name], len(task.classes)))
+        for name, task in tasks.items()
+        if name not in stated
+    ]
+    return tuple((name, tuple(map(float, own))) for name, own in found if own is not None)
+
+
 def _optimizer(
     config: TrainConfig, phase: Phase, num_layers: int, total_steps: int, weight_decay: float
 ) -> OptimizerConfig:
@@ -306,6 +330,7 @@ def _optimizer(
         weight_decay=weight_decay,
         clip_norm=config.clip_norm,
         schedule=_schedule(phase.schedule or "linear"),
+        ema=config.ema,
     )
 
 

@@ -19,6 +19,7 @@ from mtl_jax.core.versions import version
 from mtl_jax.data.kinds import has_label
 from mtl_jax.freezing.partition import Params, Stages
 from mtl_jax.freezing.scenarios import FROZEN
+from mtl_jax.models.multitask import Loss
 from mtl_jax.runs.cached_splits import CachedSplits
 from mtl_jax.runs.phase_plan import PhasePlan, on_the_way, plan_phases
 from mtl_jax.training.compiled_step import CompiledTrainStep, TrainSpec, compiled_step
@@ -254,6 +255,42 @@ class PhaseRun:
         }
         return useless(self.weighting, self.partition, weights, self.total_steps)
 
+    @property
+    def trained_losses(self) -> tuple[tuple[str, Loss], ...]:
+        """``(task, loss)`` of those by which the phase trains and that are not the usual ones.
+
+        Splits are measured by the losses of ``ModelSpec``, so that those of all scenarios compare.
+        """
+        weights = {task: [*own] for task, own in self.plans[self.index].class_weights}
+        if not weights:
+            return self._model.losses
+        tasks, weights = self.inputs.tasks, self._class_weights | weights
+        evened = built_in_parts(self.config, tasks, self.inputs.bert, weights)
+        return tuple({**dict(self._model.losses), **dict(evened.losses)}.items())
+
+    @property
+    def r_drop(self) -> float:
+        """The weight of R-Drop's divergence; 0 where two passes would be the same."""
+        return (self.config.r_drop or 0.0) if self._drops_out else 0.0
+
+    @property
+    def _drops_out(self) -> bool:
+        """Whether two passes of a text differ in anything that reaches a trained parameter."""
+        plan = self.plans[self.index]
+        lora = plan.partition.lora
+        above = not plan.partition.backbone_frozen and self.inputs.bert.drops_out
+        return bool(plan.head_dropout or above or (lora and lora.dropout))
+
+    @property
+    def useless_r_drop(self) -> str | None:
+        """Why ``--r-drop`` does nothing in this phase; None where it does or is not asked for."""
+        if self.config.r_drop is None or self._drops_out or not self.total_steps:
+            return None
+        return (
+            "there is no dropout where this phase trains, so that two passes of a text are the "
+            "same: --r-drop does nothing here"
+        )
+
     def compiled_step(self, seeds: int = 1) -> CompiledTrainStep:
         """The compiled training step, shared by runs that differ in nothing of it.
 
@@ -267,7 +304,7 @@ class PhaseRun:
         config, plan = self.config, self.plans[self.index]
         on_pooled = config.prefix_cache and self.partition.backbone_frozen
         return TrainSpec(
-            model=self._model,
+            model=dataclasses.replace(self._model, losses=self.trained_losses),
             partition=self.partition,
             optimizer=plan.optimizer,
             task_weights=tuple(self.phase.weights.values()),
@@ -282,6 +319,7 @@ class PhaseRun:
             hold_weight=(plan.phase.hold_frozen_heads or 0.0) if plan.held else 0.0,
             head_dropout=plan.head_dropout,
             accumulate=config.accumulate,
+            r_drop=self.r_drop,
         )
 
     def record(self) -> dict[str, Any]:
@@ -310,10 +348,12 @@ class PhaseRun:
                 # As it was before there were factors: a run that was begun then goes on.
                 phase = {name: each for name, each in phase.items() if not name.startswith("lora")}
             # What the settings leave open.
-            settled = {
+            settled: dict[str, Any] = {
                 "weight_decay": plan.optimizer.weight_decay,
                 "head_dropout": plan.head_dropout,
             }
+            if plan.class_weights:
+                settled["class_weights"] = dict(plan.class_weights)
             yield {**phase, **settled, "rules": plan.rules, "most_steps": plan.steps}
 
 

@@ -173,7 +173,9 @@ class SeedRun:
         path, certificate = self._workdir.path / "certificate.json", self._certificate()
         try:
             found, reason = self._workdir.certificate(), "is not what it was"
-        except UserError:
+        except UserError as error:
+            if isinstance(error.__cause__, PermissionError):
+                raise  # that is no damage
             found, reason = None, "is missing or damaged"
         if certificate is None and found is None:
             say(f"warning: {path} {reason}, and can't be made again without the checkpoints")
@@ -232,7 +234,7 @@ class SeedRun:
         if resumed is None:
             self.progress.frozen_before = freezing.digest(frozen)
         self._follow(snapshot.params, resumed)
-        return snapshot.state, frozen
+        return snapshot.state if resumed is None else snapshot.state.swapped(), frozen
 
     def _follow(self, params: Params, resumed: int | None) -> None:
         """Prepares what the phase needs beside the state: the batches, and what is watched."""

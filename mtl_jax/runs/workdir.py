@@ -37,6 +37,8 @@ from mtl_jax.runs.monitoring.metric_writers import MetricWriter
 
 # What a folder may hold before it is a run's.
 _LOCKS = (".lock", ".config.json.lock")
+TUNING = "tuning"
+"""Where a run's settings were chosen, before it began."""
 # See ``atomic_write``: none is being written while this process holds the lock.
 _DRAFTS = ".config.json.[0-9]*"
 # What ``claim`` adds to a record: the version of this package, a name that no other folder has,
@@ -303,7 +305,7 @@ class Workdir:
                 raise self._unusable(self.path, error) from error
             if self._has_lost_config():
                 raise self._lost_config()
-            if any(name not in _LOCKS for name in names):
+            if any(name not in (*_LOCKS, TUNING) for name in names):
                 raise UserError(f"{self.path} is not empty and holds no run: name a new folder")
             record = {_VERSION: version("mtl-jax"), _ID: secrets.token_hex(16), **record}
             write_json(self.path / "config.json", {**record, _DIGEST: json_digest(record)})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtl_jax.runs.predictions import Predictions as Predictions
     from mtl_jax.runs.predictions import read_predictions as read_predictions
+    from mtl_jax.studies.ensembles import ensemble as ensemble
     from mtl_jax.studies.kept_predictions import recompute as recompute
     from mtl_jax.studies.own import study as study
     from mtl_jax.studies.settings import StudySettings as StudySettings
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Predictions": "runs.predictions",
     "StudySettings": "studies.settings",
+    "ensemble": "studies.ensembles",
     "read_predictions": "runs.predictions",
     "read_results": "studies.stats.results",
     "recompute": "studies.kept_predictions",
@@ -25,6 +27,7 @@ _HOMES = {
 __all__ = [
     "Predictions",
     "StudySettings",
+    "ensemble",
     "read_predictions",
     "read_results",
     "recompute",

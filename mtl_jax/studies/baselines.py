@@ -17,7 +17,7 @@ from mtl_jax.core.json_files import append_line, read_lines
 from mtl_jax.data.kinds import has_label
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.predictions import write_predictions
-from mtl_jax.studies.results_store import BASELINES
+from mtl_jax.studies.results_store import BASELINES, OF_BASELINES
 from mtl_jax.studies.settings import Arm, arm_folder
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.kinds.registry import KINDS
@@ -26,7 +26,7 @@ from mtl_jax.training.metrics import mean_score, split_metrics
 if TYPE_CHECKING:
     from mtl_jax.config.tasks import Task
 
-LINES, FOLDER = BASELINES, "baselines"
+LINES, FOLDER = BASELINES, OF_BASELINES
 TF_IDF, PROBE = "tf_idf", "logistic_probe"
 # Of a probe, the inverse strengths of its penalty, of which validation chooses one.
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0)

@@ -14,7 +14,8 @@ from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_write
 from mtl_jax.core.json_files import read_json, write_json
 from mtl_jax.core.paths import expanded
-from mtl_jax.studies.kept_predictions import predictions_path, recompute
+from mtl_jax.studies.kept_predictions import KeptPredictions, predictions_path, recomputed
+from mtl_jax.studies.results_store import BASELINES, OF_BASELINES
 from mtl_jax.studies.settings import Report
 from mtl_jax.studies.stats.results import SPLITS, Result, read_results, results_file
 from mtl_jax.studies.text_errors import with_text_errors
@@ -84,10 +85,10 @@ def judge(folder: Path, output: Path | None = None) -> Path:
     Raises:
         UserError: Something in it can't be read, or it has no results.
     """
-    noted = read_results(results_file(folder))
+    noted, opened = read_results(results_file(folder)), KeptPredictions(folder)
     if not noted:
         raise UserError(f"{folder} has no results yet: judge it when an arm is done")
-    results = recompute(folder)
+    results = [recomputed(line, opened) for line in noted]
     for before, now in zip(noted, results, strict=True):
         if before != now:
             splits = [split for split in SPLITS if before.get(split) != now.get(split)]
@@ -98,19 +99,33 @@ def judge(folder: Path, output: Path | None = None) -> Path:
     known: dict[str, Any] = {"context": {}, "failures": []}
     if (record := folder / _RECORD).exists():
         known = read_json(record, _SCHEMA, "remove it, and the report will lack what it says")
-    report, context = report_of(results), {**known["context"], "folder": folder}
-    lines = with_text_errors(folder, results)
+    context = {**known["context"], "folder": folder}
+    report = report_of(results, context.get("study"))
+    lines = with_text_errors(folder, results, opened)
     return report(output or folder, lines, known["failures"], context)
 
 
-def report_of(results: Sequence[Result]) -> Report:
-    """What writes the report of a study, by the settings of its lines.
+def report_of(results: Sequence[Result], study: str | None = None) -> Report:
+    """What writes the report of a study, by its name or the settings of its lines.
+
+    Args:
+        results: Its lines.
+        study: Its name, where that is known.
 
     Raises:
         UserError: There is no report of such results.
     """
-    from mtl_jax.studies.report import backbones_report, scarce_report, unfreezing_report, write
+    from mtl_jax.studies.builtin import quality
+    from mtl_jax.studies.report import (
+        backbones_report,
+        quality_report,
+        scarce_report,
+        unfreezing_report,
+        write,
+    )
 
+    if study == quality.STUDY:
+        return quality_report.leave_report
     names = {name for line in results for name in line.get("setting") or {}}
     for report in (unfreezing_report, scarce_report, backbones_report):
         if report.SETTING in names:
@@ -142,8 +157,9 @@ def keep(folder: Path, place: Path, digits: int | None = None) -> None:
 
     Args:
         folder: Of the study.
-        place: Where ``results.jsonl.gz``, ``study.json``, ``tuning.jsonl`` and the predictions on
-            validation and test are left; what is there already of an arm is replaced.
+        place: Where ``results.jsonl.gz``, ``study.json``, ``tuning.jsonl``, ``baselines.jsonl`` and
+            the predictions on validation and test, those of baselines too, are left; what is there
+            already of an arm is replaced.
         digits: Decimals of the probabilities; by default those that there are.
 
     Raises:
@@ -160,18 +176,18 @@ def keep(folder: Path, place: Path, digits: int | None = None) -> None:
         # Without a time, so that what is the same stays the same file.
         packed = content if results.suffix == ".gz" else gzip.compress(content, mtime=0)
         (place / "results.jsonl.gz").write_bytes(packed)
-        for name in (_RECORD, _TRIALS):
+        for name in (_RECORD, _TRIALS, BASELINES):
             if (folder / name).exists():
                 shutil.copyfile(folder / name, place / name)
-        for line in lines:
-            for split in _KEPT_SPLITS:
-                path = predictions_path(folder, line, split)
-                if path.exists():
-                    copy = predictions_path(place, line, split)
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    if digits is None:
-                        shutil.copyfile(path, copy)
-                    else:
-                        copy_rounded(path, copy, digits)
+        found = [predictions_path(folder, line, each) for line in lines for each in _KEPT_SPLITS]
+        for split in _KEPT_SPLITS:
+            found += sorted((folder / OF_BASELINES).glob(f"*/predictions-{split}.parquet"))
+        for path in filter(Path.exists, found):
+            copy = place / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if digits is None:
+                shutil.copyfile(path, copy)
+            else:
+                copy_rounded(path, copy, digits)
     except OSError as error:
         raise cannot_write(place, error) from error

@@ -32,14 +32,36 @@ def recompute(folder: str | Path) -> list[Result]:
         UserError: Something in it can't be read.
     """
     folder = expanded(folder)
-    return [_recomputed(folder, line) for line in read_results(results_file(folder))]
+    # One line at a time: of many runs all predictions may not fit in memory.
+    lines = read_results(results_file(folder))
+    return [recomputed(line, KeptPredictions(folder)) for line in lines]
 
 
-def _recomputed(folder: Path, line: Result) -> Result:
+class KeptPredictions:
+    """What the runs of a study have predicted; each file is read once, when it is asked for.
+
+    Args:
+        folder: Of the study.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._read: dict[Path, Predictions | None] = {}
+
+    def of(self, line: Mapping[str, Any], split: str) -> Predictions | None:
+        """See ``predictions_of``."""
+        path = predictions_path(self._folder, line, split)
+        if path not in self._read:
+            self._read[path] = predictions_of(self._folder, line, split)
+        return self._read[path]
+
+
+def recomputed(line: Result, kept: KeptPredictions) -> Result:
+    """A line with every score computed again; see ``recompute``."""
     found = dict(line)
     for split in SPLITS:
         metrics = line.get(split)
-        if metrics and (predictions := predictions_of(folder, line, split)):
+        if metrics and (predictions := kept.of(line, split)):
             own = predictions.metrics()
             found[split] = {
                 task: {**metrics.get(task, {}), **of_task} for task, of_task in own.items()

@@ -30,7 +30,7 @@ from mtl_jax.studies.work_queue import ARMS, FOLDER, Unit, undo, why_lacking
 # What the identity of an arm says in a run's place.
 _SAID = ("event", "scenario", "recipe", "seed")
 WEIGHTS = "weights_sha256"
-BASELINES = "baselines.jsonl"
+BASELINES, OF_BASELINES = "baselines.jsonl", "baselines"
 # What a worker leaves in the folder of an arm, beside what the run leaves there.
 _LEFT = "result.json"
 _OF_WORKER = {
@@ -55,6 +55,7 @@ class ResultsStore:
         weights: Per backbone the digest of the weights that there are results of.
         inputs: A run for each of the inputs that the arms have, by the number of these.
         devices: On what the arms that workers have left were trained, each kind once.
+        baselines: The texts whose baselines this process knows to be there.
     """
 
     def __init__(self, plan: Plan, folder: Path):
@@ -63,6 +64,7 @@ class ResultsStore:
         self.failures: list[dict[str, Any]] = []
         self.weights: dict[str, str] = {}
         self.devices: dict[str, None] = {}
+        self.baselines: set[tuple[int | None, str]] = set()
         # An arm may do without some of the tasks.
         self.tasks = max((arm.config.data.tasks for arm in self.arms), key=len, default=())
         self._results = folder / "results.jsonl"

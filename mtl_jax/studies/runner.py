@@ -167,6 +167,7 @@ class _Reporter:
         ledger, plan = self.ledger, self.plan
         context: dict[str, Any] = {
             **circumstances(self.command, self.started),
+            "study": plan.record.get("study"),
             "data": self.pool.notes(),
             "corpora": self.pool.corpora(),
             "seeds": list(dict.fromkeys(arm.config.seed for arm in ledger.arms)),
@@ -358,12 +359,14 @@ def _baselines(arm: Arm, ledger: ResultsStore, inputs: Inputs) -> str | None:
     """Leaves what an arm is held against; why it could not be, for no arm depends on it."""
     from mtl_jax.studies.baselines import leave_baselines
 
-    if arm.config.data.tasks != ledger.tasks:
+    texts = arm.config.data.train_subset, str(dict(arm.setting))
+    if arm.config.data.tasks != ledger.tasks or texts in ledger.baselines:
         return None
     try:
         leave_baselines(ledger.folder, arm, inputs)
     except Exception as error:  # noqa: BLE001  (the arms must not be lost with them)
         return f"there are no baselines: {one_line(error)}"
+    ledger.baselines.add(texts)
     return None
 
 

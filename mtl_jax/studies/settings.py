@@ -140,10 +140,7 @@ taken over; more than the 60 s by which NFS may lag"""
             seed: The seed.
             **limits: Of ``DataConfig``, in the place of those of ``data``.
         """
-        data = dataclasses.replace(self.data, **limits)
-        if data == data.whole() or data.train_subset is not None:
-            return data
-        return dataclasses.replace(data, train_subset=seed)
+        return drawn(dataclasses.replace(self.data, **limits), seed)
 
     def at_once(self, **limits: Any) -> int:
         """How many seeds of an arm are trained in one program on this machine.
@@ -173,6 +170,13 @@ taken over; more than the 60 s by which NFS may lag"""
         subset = self.data.train_subset
         of_seeds = "one for each seed" if subset is None else subset
         return kept | dataclasses.asdict(self.data) | {"train_subset": of_seeds}
+
+
+def drawn(data: DataConfig, seed: int) -> DataConfig:
+    """The data of a seed; see ``StudySettings.drawn``."""
+    if data == data.whole() or data.train_subset is not None:
+        return data
+    return dataclasses.replace(data, train_subset=seed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mtl_jax.data.kinds import has_label
-from mtl_jax.studies.kept_predictions import predictions_of, predictions_path
+from mtl_jax.studies.kept_predictions import KeptPredictions, predictions_path
 from mtl_jax.studies.stats.measured import Measured, contributions
 from mtl_jax.studies.stats.results import SPLITS, Result
 from mtl_jax.training.kinds.registry import KINDS
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 _BY_SOURCE = "weighted_f1_by_source"
 
 
-def with_text_errors(folder: Path, results: Sequence[Result]) -> list[Result]:
+def with_text_errors(
+    folder: Path, results: Sequence[Result], kept: KeptPredictions | None = None
+) -> list[Result]:
     """The same lines, whose scores are ``Measured`` where the predictions of all arms are there.
 
     So each interval and test that is made of them is over seeds and texts. On a split of which one
@@ -38,13 +40,43 @@ def with_text_errors(folder: Path, results: Sequence[Result]) -> list[Result]:
         folder: Of the study, with ``arms/<arm>/predictions-<split>.parquet``.
         results: Lines of its ``results.jsonl``. No file is read before a score's error is asked
             for.
+        kept: The predictions, where some have been read already.
     """
+    kept = kept or KeptPredictions(folder)
     found = [dict(line) for line in results]
     for split in SPLITS:
         lines = [line for line in found if line.get(split)]
         if all(predictions_path(folder, line, split).exists() for line in lines):
+            tasks = shared_tasks([line[split] for line in lines])
             for line in lines:
-                line[split] = _measured(line[split], _Texts(folder, line, split))
+                identity = {name: line[name] for name in ("arm", "seed", "setting") if name in line}
+                read = functools.partial(_read, kept, identity, split)
+                line[split] = _measured(line[split], _Texts(split, read, tasks))
+    return found
+
+
+def with_texts(found: Predictions, split: str, tasks: Sequence[str]) -> dict[str, Any]:
+    """The metrics of predictions on a split, whose scores are ``Measured``.
+
+    Args:
+        found: The predictions, such as those of an ensemble.
+        split: Which split.
+        tasks: Those that all have that these are compared with; see ``shared_tasks``.
+    """
+    return _measured(found.metrics(), _Texts(split, lambda: found, tasks))
+
+
+def shared_tasks(metrics: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The tasks that all of these have: by their labels texts are told to be the same."""
+    return tuple(
+        task for task in (metrics[0] if metrics else ()) if all(task in each for each in metrics)
+    )
+
+
+def _read(kept: KeptPredictions, line: Result, split: str) -> Predictions:
+    found = kept.of(line, split)
+    if found is None:
+        raise ValueError("there was a file")
     return found
 
 
@@ -78,23 +110,21 @@ _KNOWN = frozenset(
 class _Texts:
     """What an arm has predicted of a split, read when it is asked for."""
 
-    def __init__(self, folder: Path, line: Result, split: str):
-        self._folder, self._split = folder, split
-        self._line = {name: line[name] for name in ("arm", "seed", "setting") if name in line}
+    def __init__(self, split: str, read: Callable[[], Predictions], tasks: Sequence[str]):
+        self._split, self._opened, self._shared = split, read, tasks
 
     @functools.cached_property
     def _read(self) -> Predictions:
-        found = predictions_of(self._folder, self._line, self._split)
-        if found is None:
-            raise ValueError("there was a file")
-        return found
+        return self._opened()
 
     @functools.cached_property
     def _key(self) -> str:
         """What tells these texts from others: arms with the same ones are paired by text."""
         read, digest = self._read, hashlib.sha256(self._split.encode())
         digest.update(read.examples.tobytes())
-        for each in (read.data_sets, *(task.gold for task in read.tasks.values())):
+        # An arm may have a task of its own beside those that it is compared by.
+        names = self._shared or tuple(read.tasks)
+        for each in (read.data_sets, *(read.tasks[name].gold for name in names)):
             digest.update(b"" if each is None else np.ascontiguousarray(each).tobytes())
         return digest.hexdigest()
 

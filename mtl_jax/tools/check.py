@@ -24,7 +24,7 @@ from mtl_jax.studies.report.document import Bullets, Cell, Document, Heading, Pa
 from mtl_jax.training.metrics import Metrics
 from mtl_jax.training.text_baseline import in_words, text_baseline
 
-# Texts of a split that are kept of large files; enough for the baseline.
+# Texts of a split that are kept of large files, and that the baseline is made and measured with.
 SAMPLE = 20_000
 # Texts whose tokens are counted, and texts that are compared with each other, of all splits.
 _MEASURED, _COMPARED = 5_000, 10_000
@@ -194,7 +194,7 @@ def check(config: DataConfig, backbone: str, *, needs_backbone: bool = False) ->
         for task, kind in corpus.kinds.items()
         if not KINDS[kind].has_classes
     }
-    samples = {split: examples.sample() for split, examples in splits.items()}
+    samples = {split: examples.sample(SAMPLE) for split, examples in splits.items()}
     name, classes = corpus.name, corpus.classes
     # What follows needs memory of its own, and of many rows no more than the samples.
     del corpus, splits

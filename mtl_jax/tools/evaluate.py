@@ -35,6 +35,7 @@ from mtl_jax.studies.report.document import (
 from mtl_jax.studies.report.prediction_sections import Answers
 from mtl_jax.studies.report.write import write_document
 from mtl_jax.studies.stats import formatting
+from mtl_jax.tools.ensemble import Ensemble
 from mtl_jax.tools.predict import Predictor
 from mtl_jax.training.kinds.base import Metrics
 from mtl_jax.training.metrics import of_metrics
@@ -185,11 +186,11 @@ class Evaluation:
         return page
 
 
-def evaluate(model: Predictor, split: str, output: Path | None = None) -> Evaluation:
+def evaluate(model: Predictor | Ensemble, split: str, output: Path | None = None) -> Evaluation:
     """Predicts a split of the data that a run was trained on, and looks at the predictions.
 
     Args:
-        model: The run.
+        model: The run, or several together.
         split: ``train``, ``validation`` or ``test``.
         output: A folder to leave the predictions in; by default they are left nowhere.
 
@@ -197,10 +198,9 @@ def evaluate(model: Predictor, split: str, output: Path | None = None) -> Evalua
         UserError: As of ``Predictor.evaluate``; or they can't be written.
     """
     metrics, examples, found = _predicted(model, split, output)
-    kept = model.folder / "predictions-validation.parquet"
     if split == "validation":
         validation = found
-    elif kept.exists():
+    elif (kept := model.kept("validation")) is not None:
         validation = read_predictions(kept)
     else:
         validation = _predicted(model, "validation", None)[2]
@@ -208,7 +208,7 @@ def evaluate(model: Predictor, split: str, output: Path | None = None) -> Evalua
 
 
 def _predicted(
-    model: Predictor, split: str, output: Path | None
+    model: Predictor | Ensemble, split: str, output: Path | None
 ) -> tuple[Metrics, Examples, Predictions]:
     metrics, examples, logits, sources = model.measure(split)
     with tempfile.TemporaryDirectory() as place:
@@ -223,7 +223,12 @@ def _predicted(
         return metrics, examples, read_predictions(path)
 
 
-def _made_with(model: Predictor) -> dict[str, str]:
+def _made_with(model: Predictor | Ensemble) -> dict[str, str]:
+    if isinstance(model, Ensemble):
+        first, *others = map(_made_with, model.members)
+        # What all have in common.
+        alike = {k: v for k, v in first.items() if all(each.get(k) == v for each in others)}
+        return {"runs": ", ".join(str(each.folder) for each in model.members), **alike}
     record = Workdir(model.folder).config()
     settings, versions = record["settings"], record["environment"]["versions"]
     named = ("scenario", "recipe", "seed", "backbone")

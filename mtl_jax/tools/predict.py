@@ -29,13 +29,13 @@ from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.run_config import identity, model_spec, read_record, recorded_tasks
 from mtl_jax.runs.workdir import Workdir
-from mtl_jax.training.evaluator import Evaluator, ModelSpec
+from mtl_jax.training.evaluator import ModelSpec, evaluator
 from mtl_jax.training.inputs import Split, TextReader, standardised
 from mtl_jax.training.kinds.base import Metrics
 from mtl_jax.training.kinds.registry import KINDS
 
 # Texts in memory at a time, while as many wait; enough for the packing to leave little padding.
-_CHUNK = 1024
+CHUNK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,18 +96,30 @@ class TextEncoder:
         self.width = spec.bert.hidden_size
         self._depth = None if layer in (None, layers) else 1 + layer
         self.cut = self.empty = 0
-        self._evaluator = Evaluator(spec)
+        self._evaluator = evaluator(spec)
         self._params = self._evaluator.runner.replicate(params)
+
+    @property
+    def layout(self) -> Layout:
+        """The shape of the batches."""
+        return self._evaluator.layout
+
+    @property
+    def compile_seconds(self) -> float:
+        """What compiling took so far."""
+        return self._evaluator.compile_seconds
 
     def _read(self, lines: Iterable[str]) -> Iterator[_Chunk]:
         lines, first = iter(lines), 1
-        while chunk := list(itertools.islice(lines, _CHUNK)):
+        while chunk := list(itertools.islice(lines, CHUNK)):
             blank = {
                 name: LABELS[task.kind].blank(len(chunk), len(task.classes))
                 for name, task in self.tasks.items()
             }
             origin = f"lines {first} to {first + len(chunk) - 1}"
             texts = self.reader(chunk, standardised(blank, self.tasks), origin)
+            if first == 1 and len(chunk) == CHUNK:
+                self._evaluator.resemble(texts.tokens.lengths)
             yield _Chunk(chunk, texts, list(self._evaluator.batches(texts)))
             first += len(chunk)
 
@@ -267,15 +279,44 @@ class Predictor(TextEncoder):
         Raises:
             UserError: A text is too long, and long texts are refused.
         """
+        for lines, logits in self.logits(texts):
+            yield from self.as_answers(lines, logits)
+
+    def logits(
+        self, texts: Iterable[str | Sequence[str]]
+    ) -> Iterator[tuple[list[str], dict[str, np.ndarray]]]:
+        """Chunk by chunk the texts, k of them, and per task their logits, float32 [k, outputs].
+
+        Raises:
+            UserError: A text is too long, where these are refused.
+        """
         for chunk in self._chunks(map(self._as_trained, texts)):
-            logits, _ = self._evaluator.logits(self._params, chunk.texts, chunk.batches)
-            found = {
-                name: KINDS[task.kind].answers(logits[name], task)
-                for name, task in self.tasks.items()
-            }
-            for i, text in enumerate(chunk.lines):
-                shown = [text.first, text.second] if isinstance(text, Pair) else text
-                yield {"text": shown, **{name: of_task[i] for name, of_task in found.items()}}
+            yield chunk.lines, self._evaluator.logits(self._params, chunk.texts, chunk.batches)[0]
+
+    def as_answers(
+        self, lines: Sequence[str], logits: Mapping[str, np.ndarray]
+    ) -> Iterator[dict[str, Any]]:
+        """What ``predict`` gives of texts with these logits."""
+        found = {
+            name: KINDS[task.kind].answers(logits[name], task) for name, task in self.tasks.items()
+        }
+        for i, text in enumerate(lines):
+            shown = [text.first, text.second] if isinstance(text, Pair) else text
+            yield {"text": shown, **{name: of_task[i] for name, of_task in found.items()}}
+
+    def metrics_of(
+        self,
+        examples: Examples,
+        logits: Mapping[str, np.ndarray],
+        losses: Mapping[str, float | None],
+    ) -> Metrics:
+        """The metrics of examples with these logits and mean losses; see ``evaluate``."""
+        return self._evaluator.metrics_of(examples, logits, losses, self.classes)
+
+    def kept(self, split: str) -> Path | None:
+        """The predictions on a split that the run has left; None where there are none."""
+        path = self.folder / f"predictions-{split}.parquet"
+        return path if path.exists() else None
 
     def pooled(
         self, texts: Iterable[str | Sequence[str]]

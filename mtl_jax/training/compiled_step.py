@@ -42,9 +42,9 @@ class TrainSpec:
     share what is compiled.
 
     ``seeds`` is how many are trained at once; None for a run by itself, whose batches
-    ``ModelSpec.parallel`` spreads over the devices. ``hold_weight`` is as of ``Program``;
-    ``accumulate`` is how many micro-batches a batch is computed in; ``head_dropout`` is as of
-    ``MultiTaskModule``.
+    ``ModelSpec.parallel`` spreads over the devices. ``hold_weight`` and ``r_drop`` are as of
+    ``Program``; ``accumulate`` is how many micro-batches a batch is computed in; ``head_dropout``
+    is as of ``MultiTaskModule``.
     """
 
     model: ModelSpec
@@ -62,6 +62,7 @@ class TrainSpec:
     hold_weight: float = 0.0
     accumulate: int = 1
     head_dropout: float | None = None
+    r_drop: float = 0.0
 
 
 class CompiledTrainStep:
@@ -106,7 +107,7 @@ class CompiledTrainStep:
         """What ``__call__`` needs of texts with ``pooled`` vectors, on every device."""
         if texts.pooled is None:
             return None
-        return self.runner.replicate({"pooled": texts.pooled, **texts.labels})
+        return self.runner.replicate({"pooled": texts.pooled, **texts.labels, **texts.beside})
 
     def place(
         self, states: Sequence[TrainState], frozen: Sequence[Params]
@@ -226,6 +227,7 @@ def step_template(spec: TrainSpec) -> Template:
         spec.weighting,
         _micro_batches(spec),
         gathered(spec.model.parallel) if spec.seeds is None else None,
+        spec.r_drop,
     )
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from mtl_jax.config.model import Placement, Pooling
 from mtl_jax.config.tasks import Task
 from mtl_jax.data.batches import HostBatch, TextSet, evaluation_batches
+from mtl_jax.data.corpus import Examples
 from mtl_jax.data.kinds import has_label
-from mtl_jax.data.packing.plan import Layout, evaluation_layout
+from mtl_jax.data.packing.plan import Layout, evaluation_layout, likely_layout
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.fused_attention import cudnn_can
 from mtl_jax.models.multitask import Head, Loss, MultiTaskModule
@@ -86,11 +87,30 @@ class Evaluator:
 
     def __init__(self, spec: ModelSpec):
         self.runner: Runner = make_runner(spec.parallel, alone=spec.alone)
-        tokens = CPU_TOKENS if jax.default_backend() == "cpu" else _TOKENS_ELSEWHERE
-        self.layout = evaluation_layout(spec.max_length, tokens, self.runner.devices, spec.like)
-        self.model = spec.model().clone(blocks=self.layout.blocks)
+        self._spec, self._tokens = spec, _TOKENS_ELSEWHERE
+        if jax.default_backend() == "cpu":
+            self._tokens = CPU_TOKENS
+        self.model = spec.model()
+        self._cut(spec.like)
         self._metrics, self._scales = spec.metrics, dict(spec.scales)
         self._steps: dict[Any, Compiled] = {}
+
+    def _cut(self, like: Layout | None) -> None:
+        spec, devices = self._spec, self.runner.devices
+        self.layout = evaluation_layout(spec.max_length, self._tokens, devices, like)
+        self.model = self.model.clone(blocks=self.layout.blocks)
+
+    def resemble(self, lengths: np.ndarray) -> None:
+        """Takes all texts that come for about as long as some are, where nothing is known of them.
+
+        Any text still fits; of short blocks attention costs less. Nothing may be compiled yet.
+
+        Args:
+            lengths: int [n], tokens of some of the texts.
+        """
+        if self._spec.like is None and not self._steps:
+            size = self._spec.bert.hidden_size
+            self._cut(likely_layout(lengths, self._spec.max_length, self._tokens, size))
 
     @property
     def compile_seconds(self) -> float:
@@ -223,18 +243,26 @@ class Evaluator:
     ) -> tuple[Metrics, dict[str, np.ndarray]]:
         """``metrics`` and the ``logits`` that they come from."""
         logits, losses = self.logits(params, split.texts)
-        kinds = {task: kind_of(labels) for task, labels in split.examples.labels.items()}
+        return self.metrics_of(split.examples, logits, losses, classes), logits
+
+    def metrics_of(
+        self,
+        examples: Examples,
+        logits: Mapping[str, np.ndarray],
+        losses: Mapping[str, float | None],
+        classes: Mapping[str, Sequence[str]],
+    ) -> Metrics:
+        """``metrics`` of examples whose logits and mean losses are known."""
+        kinds = {task: kind_of(labels) for task, labels in examples.labels.items()}
         predicted = {
             task: kinds[task].predicted(values, *self._scales.get(task, ()))
             for task, values in logits.items()
         }
-        probabilities = probabilities_of(split.examples.labels, logits)
-        result = split_metrics(
-            split.examples.labels, predicted, classes, split.examples.groups, probabilities
-        )
+        probabilities = probabilities_of(examples.labels, logits)
+        result = split_metrics(examples.labels, predicted, classes, examples.groups, probabilities)
         for task, loss in losses.items():
             result[task]["loss"] = loss
-            labels = split.examples.labels[task]
+            labels = examples.labels[task]
             there = has_label(labels)
             for name, metric in self._metrics:
                 if kinds[task].name not in metric.kinds:
@@ -242,7 +270,7 @@ class Evaluator:
                 found = metric(labels[there], predicted[task][there]) if there.any() else math.nan
                 # JSON has no NaN, which scikit-learn gives where a metric is not defined.
                 result[task][name] = found if math.isfinite(found) else None
-        return result, logits
+        return result
 
 
 def probabilities_of(

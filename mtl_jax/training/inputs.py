@@ -264,6 +264,7 @@ class Inputs:
             labels = standardised(examples.labels, self.tasks)
             if (whole := self._whole) is None or (name == "train" and not whole._shares_ids):
                 texts = self.reader(examples.texts, labels, name)
+                texts = dataclasses.replace(texts, soft=examples.soft)
                 self._splits[name] = Split(examples, texts)
             elif name == "train":
                 self._splits[name] = self._drawn(examples, labels, whole)
@@ -281,7 +282,8 @@ class Inputs:
         """Some of the training texts of the whole, with its ids."""
         every, own = (inputs.corpus.places("train") for inputs in (whole, self))
         places, texts = np.searchsorted(every, own), whole.split("train").texts
-        split = Split(examples, TextSet(texts.tokens.take(places)[0], labels))
+        drawn = TextSet(texts.tokens.take(places)[0], labels, soft=examples.soft)
+        split = Split(examples, drawn)
         size = len(texts.tokens.ids) * self.bert.hidden_size * np.dtype(np.float32).itemsize
         if len(texts) > _MOST_DRAWS * len(places) or size > _MOST_BYTES:
             return split

@@ -89,6 +89,7 @@ class OptimizerConfig:
         weight_decay: AdamW's.
         clip_norm: Largest global norm of the trainable part's gradient.
         schedule: How the learning rates go from step to step.
+        ema: Decay of the moving average of what trains; None for none.
     """
 
     learning_rates: tuple[tuple[str, float], ...]
@@ -97,6 +98,7 @@ class OptimizerConfig:
     weight_decay: float
     clip_norm: float
     schedule: Schedule | MakeSchedule = "linear"
+    ema: float | None = None
 
     def rate(self, group: str) -> float:
         """The peak learning rate that a group has."""
@@ -296,6 +298,65 @@ def scale_by_adam(
     return optax.GradientTransformation(init, update)
 
 
+class Average(NamedTuple):
+    """The state of ``average_params``.
+
+    Attributes:
+        steps: Updates that are in it, int32 scalar.
+        params: The average, with the leaves of the trainable partition.
+    """
+
+    steps: Any
+    params: Params
+
+
+_AVERAGE = "average"
+
+
+def average_params(decay: float) -> optax.GradientTransformation:
+    """Keeps an exponential moving average of the parameters, and leaves the updates as they are.
+
+    It is to come last: it averages what the updates lead to. After t updates the average is moved
+    by ``1 - min(decay, t / (9 + t))`` of the way, so that the parameters that training began with
+    are soon forgotten, however short the run.
+
+    Source: Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging"; the
+    smaller decay of the first updates is that of TensorFlow's ``ExponentialMovingAverage`` with
+    ``num_updates``.
+    """
+
+    def init(params: Any) -> Average:
+        on_device = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+        numpy: Any = jnp if on_device else np
+        return Average(numpy.zeros((), np.int32), jax.tree.map(numpy.array, params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Average]:
+        taken = state.steps + 1
+        kept = jnp.minimum(jnp.float32(decay), taken / (9 + taken))
+        after = optax.apply_updates(params, updates)
+        average = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, state.params, after)
+        return updates, Average(taken, average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def swapped(trainable: Params, opt_state: Any) -> tuple[Params, Any]:
+    """Exchanges what trains and its average; to do it twice changes nothing.
+
+    Args:
+        trainable: What trains.
+        opt_state: The optimizer's state.
+
+    Returns:
+        The average, and the state with ``trainable`` in its place; what was given, where there is
+        no average.
+    """
+    if not isinstance(opt_state, dict) or _AVERAGE not in opt_state:
+        return trainable, opt_state
+    average = opt_state[_AVERAGE]
+    return average.params, {**opt_state, _AVERAGE: average._replace(params=trainable)}
+
+
 def make_optimizer(
     partition: Partition,
     learning_rates: Mapping[str, float],
@@ -305,6 +366,7 @@ def make_optimizer(
     weight_decay: float = WEIGHT_DECAY,
     clip_norm: float = 1.0,
     schedule: Schedule | MakeSchedule = "linear",
+    ema: float | None = None,
 ) -> optax.GradientTransformation:
     """Returns AdamW for the trained parameters of a partition, with a learning rate per label.
 
@@ -322,10 +384,13 @@ def make_optimizer(
         clip_norm: Maximum global norm of the gradient of the trained parameters.
         schedule: ``linear``, ``slanted_triangular`` or ``constant``, or a function from peak
             rate, warm-up steps and total steps to an ``optax.Schedule``.
+        ema: As of ``TrainConfig``; ``TrainStep.params`` then gives the average.
 
     Raises:
-        UserError: A label of the partition has no learning rate.
+        UserError: A label of the partition has no learning rate, or ``ema`` is not a decay.
     """
+    if ema is not None and not 0 < ema < 1:
+        raise UserError(f"ema {ema} must be above 0 and below 1")
     config = OptimizerConfig(
         learning_rates=tuple(learning_rates.items()),
         total_steps=total_steps,
@@ -333,6 +398,7 @@ def make_optimizer(
         weight_decay=weight_decay,
         clip_norm=clip_norm,
         schedule=schedule,
+        ema=ema,
     )
     return build_optimizer(partition, config)
 
@@ -343,7 +409,7 @@ class AdamW:
 
     So a step that is compiled for it serves any learning rates, steps, decay and clipping.
     Hashable, for steps are kept by it. Its state is a dict: ``moments`` outlast a phase, the
-    ``rates`` are the schedules' places.
+    ``rates`` are the schedules' places, and where there is one ``average`` is that of what trains.
 
     Source: Loshchilov & Hutter 2019 (arXiv:1711.05101).
 
@@ -351,15 +417,17 @@ class AdamW:
         partition: What trains.
         own: The settings with a schedule that is the user's function, which may do with its
             numbers what can't be traced: they are constants of what is compiled.
+        ema: As of ``OptimizerConfig``.
     """
 
     partition: Partition
     own: OptimizerConfig | None = None
+    ema: float | None = None
 
     @classmethod
     def of(cls, partition: Partition, config: OptimizerConfig) -> AdamW:
         """That of some settings, whose ``numbers`` it then is to be given."""
-        return cls(partition, None if isinstance(config.schedule, str) else config)
+        return cls(partition, None if isinstance(config.schedule, str) else config, config.ema)
 
     def init(self, params: Params) -> optax.OptState:
         """The state before the first update."""
@@ -390,11 +458,13 @@ class AdamW:
         rates = {
             group: optax.scale_by_learning_rate(schedule(group)) for group in self.partition.groups
         }
+        averages = [] if self.ema is None else [(_AVERAGE, average_params(self.ema))]
         return optax.named_chain(
             ("clip", optax.clip_by_global_norm(clip_norm)),
             ("moments", scale_by_adam()),
             ("decay", optax.add_decayed_weights(weight_decay, decayed)),
             ("rates", self.partition.multi_transform(rates)),
+            *averages,
         )
 
 
@@ -434,7 +504,7 @@ def carried(fresh: Any, before: Any, schedule_steps: int = 0, anew: Collection[s
     Returns:
         A state of the shape of ``fresh``: leaves that trained before go on with their moments
         and their count of steps, the others are as in ``fresh``; those that are frozen now
-        are dropped.
+        are dropped. An average begins anew, from the parameters that the phase begins with.
     """
     moments = Moments(
         *(_merged(*trees, anew) for trees in zip(fresh["moments"], before["moments"], strict=True))

@@ -15,12 +15,14 @@ import optax
 from jax.sharding import NamedSharding
 
 from mtl_jax.data.kinds import blank_value, has_label
+from mtl_jax.data.soft_labels import is_soft, soft_name
 from mtl_jax.freezing.partition import Params, Partition
 from mtl_jax.models.multitask import Batch, MultiTaskModule, looked_up
 from mtl_jax.training.collectives import summed
 from mtl_jax.training.kinds.registry import kind_of
+from mtl_jax.training.kinds.single_label import CrossEntropy
 from mtl_jax.training.micro_batches import WHOLE, MicroBatches
-from mtl_jax.training.optimizer import AdamW, AdamWNumbers
+from mtl_jax.training.optimizer import AdamW, AdamWNumbers, swapped
 from mtl_jax.training.weighting.base import State, Weighting
 from mtl_jax.training.weighting.gradient import weighted_gradient
 from mtl_jax.training.weighting.methods.fixed import FIXED, Fixed
@@ -45,6 +47,11 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax.OptState
     rng: jax.Array
     weighting: State = ()
+
+    def swapped(self) -> TrainState:
+        """The state with the average in the place of what trains, as it is kept; and back."""
+        trainable, opt_state = swapped(self.trainable, self.opt_state)
+        return self.replace(trainable=trainable, opt_state=opt_state)
 
 
 def stream(seed: int, use: Literal["heads", "dropout", "lora"]) -> jax.Array:
@@ -84,6 +91,7 @@ class Template:
         weighting: What else weighs the losses against each other.
         parts: As of ``Program``.
         gathered: As of ``Program``.
+        r_drop: As of ``Program``.
     """
 
     model: MultiTaskModule
@@ -92,6 +100,7 @@ class Template:
     weighting: Weighting = FIXED
     parts: MicroBatches = WHOLE
     gathered: NamedSharding | None = None
+    r_drop: float = 0.0
 
     def program(self, numbers: Numbers) -> Program:
         """The program with these numbers, which may be traced."""
@@ -107,6 +116,7 @@ class Template:
             numbers.hold_weight,
             self.parts,
             self.gathered,
+            self.r_drop,
         )
 
 
@@ -125,6 +135,8 @@ class Program:
         parts: The micro-batches that a batch is computed in.
         gathered: Where parameters are to be when they are used, if each device keeps a part of
             them only.
+        r_drop: Weight of the divergence between two passes of each text, see ``_two_passes``; with
+            0 there is one pass.
     """
 
     model: MultiTaskModule
@@ -135,6 +147,7 @@ class Program:
     hold_weight: Any = 0.0
     parts: MicroBatches = WHOLE
     gathered: NamedSharding | None = None
+    r_drop: float = 0.0
 
     def init(self, trainable: Params, seed: int) -> TrainState:
         """The state before the first step."""
@@ -150,11 +163,46 @@ class Program:
 def _losses(
     model: MultiTaskModule, logits: Mapping[str, jax.Array], batch: Batch
 ) -> dict[str, tuple[Any, Any]]:
-    own = dict(model.losses)
-    return {
-        task: own.get(task, kind_of(batch[task]).loss)(of_task, batch[task])
-        for task, of_task in logits.items()
-    }
+    own, found = dict(model.losses), {}
+    for task, of_task in logits.items():
+        labels, soft = batch[task], batch.get(soft_name(task))
+        if soft is None:
+            found[task] = own.get(task, kind_of(labels).loss)(of_task, labels)
+        else:
+            loss: Any = own.get(task, CrossEntropy())
+            found[task] = loss(of_task, labels, soft)
+    return found
+
+
+def _two_passes(
+    model: MultiTaskModule,
+    first: Mapping[str, jax.Array],
+    second: Mapping[str, jax.Array],
+    batch: Batch,
+    weight: float,
+) -> dict[str, tuple[Any, Any]]:
+    """The losses of R-Drop: the mean of those of two passes, and how far these are apart.
+
+    Source: Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks"
+    (arXiv:2106.14448), equation 3 divided by 2, as the code of its authors has it, so that the
+    loss is of the size of one pass's; ``weight`` is the alpha of that code. It needs two classes at
+    least: of a regression there is the mean alone.
+
+    Args:
+        model: The model.
+        first: Per task the logits of a pass.
+        second: Those of another one, with other dropout.
+        batch: What both are of.
+        weight: Of the divergence.
+    """
+    once, again = (_losses(model, logits, batch) for logits in (first, second))
+    found = {}
+    for task, (total, count) in once.items():
+        there = has_label(batch[task])
+        apart = kind_of(batch[task]).apart(first[task], second[task])
+        total = (total + again[task][0]) / 2 + weight * jnp.where(there, apart, 0.0).sum()
+        found[task] = total, count
+    return found
 
 
 def _identity(tree: Any) -> Any:
@@ -190,8 +238,9 @@ def train_step(
 
     The loss is the weighted sum over tasks of the mean over that task's labels, counted
     over all devices before the division: a mean of per-device means would be wrong where
-    the labels are spread unevenly. Any ``weighting`` but the fixed one makes weights of its
-    own from what it sees in the step, and from its state.
+    the labels are spread unevenly. Where a batch has distributions for a task its loss is with
+    these, and with ``r_drop`` it is that of ``_two_passes``. Any ``weighting`` but the fixed one
+    makes weights of its own from what it sees in the step, and from its state.
 
     Args:
         program: Model, optimizer and weights; static.
@@ -232,6 +281,16 @@ def train_step(
         )
         return cast("dict[str, jax.Array]", logits)
 
+    def losses_of(
+        params: Params, part: Batch, key: jax.Array
+    ) -> tuple[dict[str, tuple[Any, Any]], dict[str, jax.Array]]:
+        """The losses of the tasks, and the logits of the one pass, or the first."""
+        logits = logits_of(params, part, key)
+        if not program.r_drop:
+            return _losses(program.model, logits, part), logits
+        again = logits_of(params, part, jax.random.fold_in(key, 1))
+        return _two_passes(program.model, logits, again, part, program.r_drop), logits
+
     def holding(logits: Mapping[str, jax.Array], part: Batch) -> Any:
         """The term that holds frozen heads' predictions, a mean over texts."""
         terms = (
@@ -241,8 +300,7 @@ def train_step(
         return program.hold_weight * sum(terms)
 
     def loss_fn(trainable: Params, part: Batch, key: jax.Array) -> tuple[Any, dict[str, Any]]:
-        logits = logits_of(Partition.merge(trainable, frozen), part, key)
-        losses = _losses(program.model, logits, part)
+        losses, logits = losses_of(Partition.merge(trainable, frozen), part, key)
         total = sum(
             weight * losses[task][0] / jnp.maximum(counts[task], 1.0)
             for task, weight in zip(tasks, program.task_weights, strict=True)
@@ -255,9 +313,7 @@ def train_step(
     def loss_sums(trainable: Params) -> jax.Array:
         @again
         def of_part(part: Batch, key: jax.Array) -> jax.Array:
-            losses = _losses(
-                program.model, logits_of(Partition.merge(trainable, frozen), part, key), part
-            )
+            losses, _ = losses_of(Partition.merge(trainable, frozen), part, key)
             return jnp.stack([losses[task][0] for task in tasks])
 
         return program.parts.summed(of_part, batch, rng)
@@ -317,7 +373,8 @@ def scanned_steps(
         program: As of ``train_step``.
         state: As of ``train_step``.
         frozen: As of ``train_step``.
-        vectors: ``pooled``, float32 [n, hidden], and per task the labels of n texts.
+        vectors: ``pooled``, float32 [n, hidden], per task the labels of n texts, and what
+            ``TextSet.beside`` has of them.
         batches: ``example``, int32 [rows, steps, slots]: which vector, or -1. A step without
             any is passed over.
         axis_name: As of ``train_step``.
@@ -379,10 +436,11 @@ def scanned_steps_with(
 def take(vectors: Mapping[str, jax.Array], example: jax.Array) -> Batch:
     """The batch of the vectors and labels that ``example``, int32 [rows, slots], names."""
     batch: dict[str, jax.Array] = {"pooled": vectors["pooled"][jnp.maximum(example, 0)]}
-    for task, labels in vectors.items():
-        if task != "pooled":
-            there = (example >= 0).reshape(example.shape + (1,) * (labels.ndim - 1))
-            batch[task] = jnp.where(there, labels[example], blank_value(labels))
+    for name, values in vectors.items():
+        if name != "pooled":
+            there = (example >= 0).reshape(example.shape + (1,) * (values.ndim - 1))
+            empty = 0 if is_soft(name) else blank_value(values)
+            batch[name] = jnp.where(there, values[example], empty)
     return batch
 
 

@@ -206,8 +206,11 @@ class TrainStep:
         )
 
     def params(self, state: LoopState) -> Params:
-        """Returns all parameters of a state, including low-rank factors, as numpy arrays."""
-        trainable = self._runner.unplace(state.train)[0].trainable
+        """Returns all parameters of a state, including low-rank factors, as numpy arrays.
+
+        If the optimizer averages the trained parameters, the average is returned.
+        """
+        trainable = self._runner.unplace(state.train)[0].swapped().trainable
         merged = Partition.merge(trainable, self._runner.fetch(state.frozen))
         return jax.tree.map(np.asarray, merged)
 

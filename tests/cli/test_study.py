@@ -20,7 +20,7 @@ def test_the_built_in_ones_are_listed(words, capsys):
     assert "usage: mtl-jax study NAME|module|FILE.py [flags]" in out
     lines = [line.split("  ") for line in out.splitlines() if line.startswith("  ")]
     assert [line[1] for line in lines] == [
-        *("backbones", "freezing", "heads", "scarce_task", "unfreezing")
+        *("backbones", "freezing", "heads", "quality", "scarce_task", "unfreezing")
     ]
     assert all(line[-1].endswith((".", "?")) for line in lines)
 

@@ -55,7 +55,22 @@ def test_of_many_classes_the_commonest_are_counted():
 
 @pytest.mark.parametrize(
     "name",
-    ["nan", "NaN", "None", "null", "NULL", "NA", "N/A", "n/a", "<NA>", "-100", "NaT", "\\N"],
+    [
+        "nan",
+        "NaN",
+        "None",
+        "null",
+        "NULL",
+        "NA",
+        "N/A",
+        "n/a",
+        "<NA>",
+        "-100",
+        "NaT",
+        "\\N",
+        "#N/A N/A",
+        "-1.#IND",
+    ],
 )
 def test_names_that_spell_missing(name):
     (said,) = told((name, "film"), [0, 1, 1, 0])

@@ -221,3 +221,10 @@ def test_a_malformed_setting_is_refused(settings, words):
     with pytest.raises(UserError) as error:
         _ = DataConfig(train_file="x.csv", label_columns=("stars=stars",), **settings).origins
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(("kind", "cell"), [("single_label", 2), ("multi_label", [0, 2])])
+def test_a_number_that_no_declared_class_has_is_refused(kind, cell):
+    assert KINDS[kind].declared(1, ("down", "up")) in ("up", ("up",))
+    with pytest.raises(ValueError, match="2, which none of 2 classes has, counted from 0: correct"):
+        KINDS[kind].declared(cell, ("down", "up"))

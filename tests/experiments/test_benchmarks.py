@@ -92,6 +92,25 @@ def test_what_trains_little_is_judged_by_its_steps_and_its_moments():
     assert CASES["bias_only"].jobs[1] == ("none_frozen", dict(CASES["none_frozen"].jobs)[OURS])
 
 
+def test_extraction_is_judged_by_sentences_a_second():
+    samples = {
+        OURS: [{"sentences": 100, "seconds": s} for s in (1.0, 2.0, 0.5)],
+        THEIRS: [{"sentences": 100, "seconds": s} for s in (1.5, 1.4, 9.0)],
+    }
+    (outcome,) = CASES["extract"].judge(samples)
+    assert (outcome.value, outcome.verdict) == (pytest.approx(1.5), "reached")
+    assert outcome.measured.text == "100.0 a second"
+    assert [job.sentences for _, job in CASES["extract"].jobs] == [5000, 5000]
+
+
+def test_extraction_is_measured(settings, tmp_path):
+    asked = Benchmark(workdir=str(tmp_path), data=settings["data"], backbone=settings["backbone"])
+    job = Job("extract", sentences=7)
+    sample = MEASUREMENTS["extract"](asked.config(job), job, "cpu")
+    assert sample["sentences"] == 7
+    assert sample["seconds"] > sample["compile_seconds"] > 0
+
+
 def test_share_of_peak_counts_three_forward_passes():
     samples = {
         OURS: [training(1.0, steps=2.0, forward_flops=50e9)],

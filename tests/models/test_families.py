@@ -73,7 +73,8 @@ def computed(config, params, ids, mask, types):
         return total + ((pooler * pooler_weights).sum() if pooled else 0), (states, pooler)
 
     (_, (states, pooler)), gradient = jax.jit(loss)(params)
-    found = {"states": np.asarray(states)} | ({"pooler": np.asarray(pooler)} if pooled else {})
+    compared = reference.compared(np.asarray(states), {"model_type": config.family}, mask)
+    found = {"states": compared} | ({"pooler": np.asarray(pooler)} if pooled else {})
     gradients = to_transformers(jax.tree.map(np.asarray, gradient), config.family)
     return found | {f"gradient/{name}": array for name, array in gradients.items()}
 
@@ -211,7 +212,7 @@ def models(tmp_path_factory):
     return loaded
 
 
-SEVERAL = ["roberta", "electra", "mpnet", "modernbert"]
+SEVERAL = ["roberta", "electra", "mpnet", "modernbert", "deberta-v2"]
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -244,7 +245,7 @@ def test_packed_rows_keep_texts_apart_whichever_way_they_are_run(name, models):
             np.testing.assert_allclose(other[path], value, rtol=1e-4, atol=limit, err_msg=path)
 
 
-@pytest.mark.parametrize("name", ["mpnet", "modernbert"])
+@pytest.mark.parametrize("name", ["mpnet", "modernbert", "deberta-v2"])
 def test_half_precision_is_near_float32(name, models):
     config, params = models(name)
     rows, _ = packed_and_alone(config)
@@ -256,7 +257,7 @@ def test_half_precision_is_near_float32(name, models):
     assert 0 < np.abs(rough - exact).mean() < 0.03
 
 
-@pytest.mark.parametrize("name", ["mpnet", "modernbert"])
+@pytest.mark.parametrize("name", ["mpnet", "modernbert", "deberta-v2"])
 def test_layers_above_kept_states_compute_the_whole(name, models):
     config, params = models(name)
     rows, _ = packed_and_alone(config)

@@ -79,6 +79,13 @@ CASES = [
     ("modernbert", {"classifier_pooling": "max"}, None, "classifier_pooling 'max' must be cls or"),
     ("modernbert", {}, cut("layers.2.attn.Wqkv.weight"), "Wqkv.weight is (35, 12), not (36, 12)"),
     ("modernbert", {}, without("final_norm.weight"), "missing: final_norm.weight"),
+    ("deberta-v2", {"share_att_key": False}, None, "share_att_key False is not supported"),
+    ("deberta-v2", {"conv_kernel_size": 3}, None, "conv_kernel_size 3 is not supported"),
+    ("deberta-v2", {"pos_att_type": "c2p"}, None, "pos_att_type 'c2p' is not supported"),
+    ("deberta-v2", {"position_buckets": -1}, None, "position_buckets -1 must be a whole number"),
+    ("deberta-v2", {"max_relative_positions": "x"}, None, "max_relative_positions 'x' must be"),
+    ("deberta-v2", {"position_buckets": 9}, None, "rel_embeddings.weight is (16, 12), not (18, 12"),
+    ("deberta-v2", {}, without("encoder.LayerNorm.bias"), "missing: encoder.LayerNorm.bias"),
     ("modernbert", {"auto_map": {"AutoModel": "own.Own"}}, None, "auto_map names code"),
 ]
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -326,6 +327,20 @@ def test_shards_are_the_whole(copy, tiny):
     assert_same_bytes(flat(mtl_jax.load_backbone(copy)[1]), flat(mtl_jax.load_backbone(tiny)[1]))
 
 
+def test_a_shard_gives_what_the_index_says_and_nothing_else(copy, tiny):
+    shard(copy)
+    second, first = (copy / f"model-0000{i}-of-00002.safetensors" for i in (2, 1))
+    tensors = safetensors.numpy.load_file(second)
+    other = safetensors.numpy.load_file(first)
+    both = {**tensors, **{name: tensor + 1 for name, tensor in other.items()}}
+    safetensors.numpy.save_file(both, second)
+    assert_same_bytes(flat(mtl_jax.load_backbone(copy)[1]), flat(mtl_jax.load_backbone(tiny)[1]))
+    name = max(tensors)
+    safetensors.numpy.save_file({k: v for k, v in tensors.items() if k != name}, second)
+    with pytest.raises(UserError, match=rf"{second.name} lacks {name}, which the index .* fetch"):
+        mtl_jax.load_backbone(copy)
+
+
 @pytest.mark.parametrize("left", ["index and shards", "index"])
 def test_the_whole_file_is_read_where_an_older_index_was_left(left, copy, tiny):
     whole = shutil.copy(copy / WEIGHTS, copy.parent)
@@ -378,6 +393,22 @@ def test_weights_that_are_no_file_are_not_waited_for(copy):
     os.mkfifo(copy / WEIGHTS)
     with pytest.raises(UserError, match=r"model\.safetensors can't be read \(.*it is a pipe"):
         read_tensors(copy)
+
+
+def test_weights_that_may_not_be_read_are_not_called_missing(copy):
+    if os.geteuid() != 0:
+        pytest.skip("only root may become another user and back")
+    # pytest's own folders are closed to others.
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        folder = Path(shutil.copytree(copy, Path(name) / "bert"))
+        (folder / WEIGHTS).chmod(0)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(UserError, match=r"can't be read \(Permission denied\): give read"):
+                read_tensors(folder)
+        finally:
+            os.seteuid(0)
 
 
 def test_a_pickle_is_refused_without_being_opened(copy):
@@ -541,6 +572,29 @@ def test_what_follows_the_pooling_is_told_where_it_matters(tmp_path):
     (dense,) = left_out(tmp_path, vectors=False)
     assert "is left out ('Dense')" in dense
     assert left_out(tmp_path, vectors=True) == [dense, unit]
+
+
+def test_what_others_do_to_texts_and_weights_is_told(tmp_path):
+    def told(name, content):
+        (tmp_path / name).write_text(json.dumps(content))
+        return left_out(tmp_path, vectors=False)
+
+    prompts = {"query": "query: ", "none": None}
+    for default in (None, "none", "other"):
+        of_none = {"prompts": prompts, "default_prompt_name": default}
+        assert told("config_sentence_transformers.json", of_none) == []
+    of_query = {"prompts": prompts, "default_prompt_name": "query"}
+    (prompt,) = told("config_sentence_transformers.json", of_query)
+    assert "puts 'query: ' before each text" in prompt
+    assert told("sentence_bert_config.json", {"do_lower_case": False}) == [prompt]
+    _, lower = told("sentence_bert_config.json", {"do_lower_case": True})
+    assert "lower-cases each text" in lower
+    *_, adapter = told("adapter_config.json", {})
+    assert "is of an adapter, which is left out" in adapter
+    with pytest.raises(UserError, match=r"default_prompt_name: 1 is not of type .*: fetch the"):
+        told("config_sentence_transformers.json", {"default_prompt_name": 1})
+    with pytest.raises(UserError, match=r"safetensors is missing: .*; merge the adapter into"):
+        read_tensors(tmp_path)
 
 
 def test_pooling_of_the_default_checkpoint():

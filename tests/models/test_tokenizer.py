@@ -297,6 +297,31 @@ def test_byte_pairs_that_are_damaged_are_one_line(name, content, words, tmp_path
         load_tokenizer(tmp_path)
 
 
+def test_byte_pairs_beside_a_tokenizer_json_are_held_against_it(tmp_path):
+    vocabulary, merges = roberta_files(tmp_path)
+    config, pairs = tmp_path / "tokenizer_config.json", tmp_path / "merges.txt"
+    config.write_text('{"tokenizer_class": "RobertaTokenizer", "add_prefix_space": false}')
+    alone = load_tokenizer(tmp_path)
+    whole: Any = alone.backend_tokenizer
+    whole.save(str(tmp_path / "tokenizer.json"))
+    assert ids(load_tokenizer(tmp_path)) == ids(alone)
+    config.write_text('{"tokenizer_class": "RobertaTokenizer", "add_prefix_space": true}')
+    with pytest.raises(UserError, match=r"add_prefix_space true, and the pre_tokenizer of .* not:"):
+        load_tokenizer(tmp_path)
+    config.write_text('{"tokenizer_class": "RobertaTokenizer"}')
+    pairs.write_text("\n".join(" ".join(pair) for pair in reversed(merges)))
+    with pytest.raises(UserError, match=r"merges\.txt and .*/tokenizer\.json differ in what they"):
+        load_tokenizer(tmp_path)
+    pairs.unlink()
+    size = len(vocabulary)
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary | {"film": size, "new": size + 1}))
+    words = (
+        rf"vocab\.json and .* differ in 2 of {size + 1} tokens \('film' is {size} and {size - 2}\)"
+    )
+    with pytest.raises(UserError, match=words):
+        load_tokenizer(tmp_path)
+
+
 def test_mpnet_s_vocabulary_alone_has_its_own_special_tokens(tmp_path):
     from transformers import MPNetTokenizer
 

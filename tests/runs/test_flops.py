@@ -179,3 +179,16 @@ def test_without_a_cpu_backend_nothing_is_counted_and_that_is_said(
     record = flops_record(run, [3], 0)
     assert record == {"train_flops": None, "flops_of_phases": None}
     assert "which JAX_PLATFORMS leaves out: add cpu to it" in capsys.readouterr().err
+
+
+def test_two_passes_are_counted_where_they_differ(shared_settings, inputs, wide):
+    once, twice = (
+        step_flops(run_of(shared_settings, inputs, r_drop=weight)) for weight in (None, 1.0)
+    )
+    # Less the optimizer's update, of which there is one.
+    assert 1.7 * once < twice < 2.05 * once
+    settings, without_dropout = wide
+    plain, same = (run_of(settings, without_dropout, r_drop=weight) for weight in (None, 1.0))
+    assert step_flops(plain) == step_flops(same)
+    assert plain.useless_r_drop is None
+    assert same.useless_r_drop is not None

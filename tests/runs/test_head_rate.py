@@ -13,6 +13,8 @@ from mtl_jax.runs.head_rate import RATES, _choice, _compared, chosen_head_rate, 
 from mtl_jax.runs.head_sweep import Grid, train_heads
 from mtl_jax.runs.loop import train, train_seeds
 from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.runs.workdir import Workdir
+from mtl_jax.tools.predict import best_parameters
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.kinds.registry import KINDS
 from tests.conftest import weights
@@ -190,3 +192,42 @@ def test_what_learns_less_than_a_bag_of_words_is_told(open_settings, inputs, tmp
     assert worse
     warnings = [line for line in capsys.readouterr().err.splitlines() if "where TF-IDF" in line]
     assert [line.split(":")[1].strip() for line in warnings] == worse
+
+
+def test_imbalanced_classes_are_evened_where_heads_alone_train_and_nothing_is_said(
+    open_settings, inputs, tmp_path, capsys
+):
+    texts = [f"{'liked' if i % 5 else 'hated'} the film {i}" for i in range(100)]
+    rows = [f"{text},{'up' if i % 5 else 'down'},{i % 2}" for i, text in enumerate(texts)]
+    file = tmp_path / "train.csv"
+    file.write_text("\n".join(["text,mood,half", *rows]))
+    labels = ("mood=mood", "half=half")
+    data = DataConfig(train_file=str(file), validation_file=str(file), label_columns=labels)
+    settings = {**open_settings, "data": data, "epochs": 2, "measure_every": 2}
+    folder = tmp_path / "run"
+    result = train(TrainConfig(**settings, workdir=str(folder)))
+    said = capsys.readouterr().err
+    assert "mood: in training down weighs 1.42 and up 0.89, for classes are imbalanced" in said
+    (recorded,) = json.loads((folder / "config.json").read_text())["phases"]
+    # 20 and 80 texts: the cube roots of 1 / 20 and 1 / 80, and 1 in the mean.
+    down, up = 20 ** (-1 / 3), 80 ** (-1 / 3)
+    mean = (20 * down + 80 * up) / 100
+    assert recorded["class_weights"].keys() == {"mood"}
+    np.testing.assert_allclose(recorded["class_weights"]["mood"], [down / mean, up / mean])
+    # Steps are those of weights that are stated; what is measured is not weighed.
+    down, up = recorded["class_weights"]["mood"]
+    other = tmp_path / "stated"
+    stated = {"class_weights": (f'mood={{"down": {down}, "up": {up}}}',), "workdir": str(other)}
+    same = train(TrainConfig(**settings, **stated))
+    kernels = [best_parameters(Workdir(each))["mood"]["kernel"] for each in (folder, other)]
+    np.testing.assert_array_equal(*kernels)
+    losses = [found["validation"]["mood"]["loss"] for found in (result, same)]
+    assert losses[0] != losses[1]
+    whole = Inputs(TrainConfig(**settings, workdir=""))
+    for changes in (
+        {"class_weights": ("mood={}",)},
+        {"scenario": "top_1", "recipe": None},
+        {"scenario": None, "recipe": "lp_ft"},
+    ):
+        config = TrainConfig(**{**settings, **changes, "workdir": ""})
+        assert not any(plan.class_weights for plan in PhaseRun(config, whole).plans)

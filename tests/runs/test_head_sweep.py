@@ -296,6 +296,23 @@ def test_the_experiment_leaves_a_line_per_run_and_a_report(swept, tmp_path, caps
     assert "is done" in capsys.readouterr().err
 
 
+def test_of_a_part_of_the_texts_each_seed_has_its_own(swept, tmp_path):
+    shared, inputs, _ = swept
+    own = {**shared, "data": dataclasses.replace(shared["data"], max_train_examples=40)}
+    asked = {"learning_rates": (1e-2, 3e-2), "weight_decays": (0.0,)}
+    run_heads(Heads(workdir=str(tmp_path), **own, **asked, seeds=(3, 5)), "the command")
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [(line["seed"], line["train_subset"]) for line in lines] == [(3, 3), (5, 5)] * 2
+    # The same texts as a run of that seed has.
+    data = dataclasses.replace(own["data"], train_subset=5)
+    grid = Grid((5,), (1e-2, 3e-2), (0.0,), ())
+    grid = dataclasses.replace(grid, task_weights=tuple((task, (1.0,)) for task in TASKS))
+    config = TrainConfig(**{**own, "data": data}, scenario="backbone_frozen", workdir="")
+    alone = sweep(config, grid, inputs.limited(data))
+    for number, line in enumerate(line for line in lines if line["seed"] == 5):
+        np.testing.assert_allclose(line["validation"], alone.validation[0, number])
+
+
 def test_where_all_has_diverged_the_remedy_is_one_that_works(swept, tmp_path):
     shared, _, _ = swept
     grid = {"seeds": (0,), "weight_decays": (0.0,), "warmup_fraction": 0.0}

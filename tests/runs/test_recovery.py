@@ -14,7 +14,7 @@ import pytest
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
-from mtl_jax.runs.checkpoints import arrays, manifest
+from mtl_jax.runs.checkpoints import arrays, frozen_leaves, manifest
 from mtl_jax.runs.checkpoints.manifest import DamageError
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.loop import train
@@ -596,20 +596,23 @@ def test_what_nobody_may_read_is_not_called_damaged(copy, capsys):
         Path(name).chmod(0o755)
         folder = Path(name) / "run"
         shutil.copytree(config.workdir, folder)
-        for place in (
-            "checkpoints",
-            "checkpoints/6/state/params.safetensors",
-            "checkpoints/6/state/manifest.json",
+        (frozen,) = (folder / "frozen").iterdir()
+        uses = (
+            lambda: Predictor(folder),
+            lambda: recover(Workdir(folder), identity(record)),
+            lambda: frozen_leaves.keep(frozen.parent, {}, frozen.stem),
+        )
+        for path, uses_of_path in (
+            (folder / "checkpoints", uses[:2]),
+            (folder / "checkpoints/6/state/params.safetensors", uses[:2]),
+            (folder / "checkpoints/6/state/manifest.json", uses[:2]),
+            (frozen, uses[::2]),
         ):
-            path = folder / place
             mode = path.stat().st_mode
             path.chmod(0)
             os.seteuid(65534)
             try:
-                for use in (
-                    lambda: Predictor(folder),
-                    lambda: recover(Workdir(folder), identity(record)),
-                ):
+                for use in uses_of_path:
                     with pytest.raises(UserError, match=r"can't be read \(Permission denied\)"):
                         use()
             finally:

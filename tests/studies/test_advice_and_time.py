@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtl_jax.studies.report import backbones_report, heads_report, scarce_report, unfreezing_report
+from mtl_jax.studies.report import (
+    backbones_report,
+    heads_report,
+    quality_report,
+    scarce_report,
+    unfreezing_report,
+)
 from mtl_jax.studies.report.document import Document, Heading, Picture, Table
 from mtl_jax.studies.report.render import to_markdown
 from mtl_jax.studies.report.scenarios_report import build
@@ -70,6 +76,7 @@ def swept() -> list[Any]:
 STUDIES: dict[str, tuple[Callable[..., Document], list[Any]]] = {
     "freezing": (build, [line(a, s, *ARMS[a]) for a in ARMS for s in range(4)]),
     "synthetic": (build, study()),
+    "quality": (quality_report.document, study()),
     "unfreezing": (unfreezing_report.document, several("max_train_examples", (64, 256), ARMS)),
     "scarce_task": (scarce_report.document, scarce()),
     "backbones": (backbones_report.document, several("backbone", ("small", "large"), ARMS)),

@@ -12,7 +12,7 @@ from mtl_jax.studies.command import StudyCommand
 from mtl_jax.studies.registry import built_in, find_study, questions
 
 ROOT = Path(__file__).parents[2]
-BUILT_IN = ("backbones", "freezing", "heads", "scarce_task", "unfreezing")
+BUILT_IN = ("backbones", "freezing", "heads", "quality", "scarce_task", "unfreezing")
 OWN = """
 import mtl_jax as mtl
 main = mtl.studies.study({"full": {"scenario": "none_frozen"}}, "What?")

@@ -8,7 +8,14 @@ import pytest
 
 from mtl_jax.config.train import LIMITS, TrainConfig
 from mtl_jax.core.errors import UserError
-from mtl_jax.studies.builtin import backbones, freezing, heads, scarce_task, unfreezing
+from mtl_jax.studies.builtin import (
+    backbones,
+    freezing,
+    heads,
+    quality,
+    scarce_task,
+    unfreezing,
+)
 from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.runner import conduct, train_group
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder
@@ -194,6 +201,7 @@ def test_a_study_goes_on_with_other_limits_but_not_with_other_files_or_weights(s
         (freezing.Freezing, freezing.run),
         (backbones.Backbones, backbones.run),
         (heads.Heads, heads.run),
+        (quality.Quality, quality.run),
         (scarce_task.ScarceTask, scarce_task.run),
         (unfreezing.Unfreezing, unfreezing.run),
     ],

@@ -299,6 +299,21 @@ def evaluation_layout(max_length: int, tokens: int, devices: int, like: Layout |
     return Layout(rows, blocks, slots)
 
 
+def likely_layout(lengths: np.ndarray, max_length: int, tokens: int, hidden_size: int) -> Layout:
+    """What ``evaluation_layout`` is told of texts of which some are known.
+
+    Args:
+        lengths: int [n], tokens of these.
+        max_length: As of ``evaluation_layout``.
+        tokens: As of ``evaluation_layout``.
+        hidden_size: As of ``PackingPlan``.
+    """
+    # Beside the block for the longest text.
+    left = max(tokens - max_length, tokens // 2)
+    texts = min(max(int(left / lengths.mean()), 1), len(lengths), _ROW_TEXTS)
+    return PackingPlan(lengths, texts, 1, hidden_size).layout
+
+
 def evaluation_plan(lengths: np.ndarray, layout: Layout) -> list[Placement]:
     """Places texts in about as few batches of a given shape as they need, in any order.
 

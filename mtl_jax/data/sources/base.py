@@ -7,12 +7,15 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Self
 
+import numpy as np
+
 from mtl_jax.config.tasks import Kind
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.columns import Label
-from mtl_jax.data.kinds import LabelKind, kinds_of
+from mtl_jax.data.kinds import LabelKind
 from mtl_jax.data.names import listed, quoted
 from mtl_jax.data.pairs import Pair
+from mtl_jax.data.soft_labels import MostProbable, is_soft, label_kinds
 
 ALL_SINGLE_LABEL: Mapping[str, Kind] = {}
 """The kinds of tasks that are ``single_label``, as those that are left out are."""
@@ -24,8 +27,8 @@ class Fields:
 
     Attributes:
         texts: The column of the text, or the two of a pair.
-        labels: The label column of each task that has one.
-        kinds: The kind of each of these tasks.
+        labels: The label column of each task that has one; of its distributions by ``soft_name``.
+        kinds: How each of these is read.
     """
 
     texts: tuple[str, ...]
@@ -42,12 +45,25 @@ class Fields:
     ) -> Self:
         """Those of the arguments that all sources take."""
         texts = (text_column,) if pair_column is None else (text_column, pair_column)
-        return cls(texts, dict(columns), kinds_of(columns, kinds))
+        return cls(texts, dict(columns), label_kinds(columns, kinds))
 
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns, each once."""
         return tuple(dict.fromkeys((*self.texts, *self.labels.values())))
+
+    @property
+    def hard(self) -> Self:
+        """The same without distributions, which only texts to train on need."""
+        kept = {name: column for name, column in self.labels.items() if not is_soft(name)}
+        return dataclasses.replace(
+            self, labels=kept, kinds={name: self.kinds[name] for name in kept}
+        )
+
+    @property
+    def label_flags(self) -> str:
+        """The flags that name the columns of the labels."""
+        return "--label-columns" + (" and --soft-labels" if any(map(is_soft, self.labels)) else "")
 
     @property
     def text_flag(self) -> str:
@@ -69,13 +85,24 @@ class Fields:
             if counts[column] == 0:
                 raise UserError(
                     f"{where} has no column {column!r}; it has "
-                    f"{listed(list(map(quoted, there)), 20)}: "
-                    f"name the columns with {self.text_flag} and --label-columns"
+                    f"{listed(list(map(quoted, there)), 20)}: {self._remedy(column, there)}"
                 )
             if counts[column] > 1:
                 raise UserError(
                     f"{where} has {counts[column]} columns {column!r}: rename all but one"
                 )
+
+    def _remedy(self, column: str, there: Sequence[str]) -> str:
+        """What to do about a column that is not there."""
+        kinds = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
+        for delimiter, name in kinds.items() if len(there) == 1 else ():
+            if column in (field.strip().strip('"') for field in there[0].split(delimiter)):
+                return (
+                    f"its fields have {name} between them: save it as .csv with commas, or as .tsv"
+                )
+        flags = f"name the columns with {self.text_flag} and {self.label_flags}"
+        alike = [name for name in there if name.strip().lower() == column.strip().lower()]
+        return f"{flags}; did you mean {alike[0]!r}?" if alike else flags
 
     def joined(self, texts: Sequence[list[str]]) -> list[str]:
         """The texts of k rows, ``Pair`` where there are two columns, from k of each column."""
@@ -83,7 +110,11 @@ class Fields:
 
     def record(self) -> list[object]:
         """The same as JSON, of which digests are made."""
-        kinds = {task: kind.name for task, kind in self.kinds.items()}
+        # What is read by its largest share is no copy of what is read as it stands.
+        kinds = {
+            task: "most_probable" if isinstance(kind, MostProbable) else kind.name
+            for task, kind in self.kinds.items()
+        }
         return [list(self.texts), dict(self.labels), kinds]
 
 
@@ -93,12 +124,14 @@ class Rows:
 
     texts: list[str]
     """k texts; each a ``Pair`` where a row has two"""
-    labels: dict[str, list[Label]]
+    labels: Mapping[str, Sequence[Label]]
     """what each row's cell holds, None where it is missing, per task that has a column"""
     places: Sequence[int]
     """where each is in the source, as ``Stream.place`` is told it"""
     groups: list[str] | None = None
     """where each row comes from, if the source says so"""
+    digests: np.ndarray | None = None
+    """uint8 [k, 32]: the SHA-256 of each text, where it has been worked out"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The rows of CSV and TSV files, whichever way a TSV file is quoted, read block by block.
 
+``arrow_csv`` reads large CSV files sooner; what is doubtful in them is read here.
+
 Two kinds of TSV are in use. In one, as GLUE's, a tab always ends a field and quotation marks are
 part of the text. The other is that of ``csv.writer`` and pandas: a field with a tab, a line end or
 a mark in it is quoted, and marks inside are doubled. The file tells which one it is: a TSV file is
@@ -15,7 +17,7 @@ import io
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TextIO
+from typing import Protocol, TextIO
 
 MARK = '"'
 Opened = Callable[[], TextIO]
@@ -38,19 +40,49 @@ class MalformedError(Exception):
         self.line, self.problem = line, problem
 
 
+class Columns(Protocol):
+    """Some rows, one after the other, of which columns are asked for."""
+
+    @property
+    def firsts(self) -> Sequence[int]:
+        """The line, from 1, that each row begins on."""
+        ...
+
+    @property
+    def lines(self) -> dict[int, list[str]]:
+        """The lines of each row that runs over several, without their ends, by its index."""
+        ...
+
+    def texts(self, place: int) -> list[str]:
+        """The fields of a column, by its place in the header."""
+        ...
+
+    def cells(self, place: int) -> Sequence[object]:
+        """The same of a column in which many fields are alike: perhaps a ``Column``."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Some rows, one after the other.
+    """``Columns`` by row.
 
     Attributes:
         rows: The fields of each.
-        firsts: The line, from 1, that each begins on.
-        lines: The lines of each row that runs over several, without their ends, by its index.
+        firsts: As of ``Columns``.
+        lines: As of ``Columns``.
     """
 
     rows: list[list[str]]
     firsts: Sequence[int]
     lines: dict[int, list[str]]
+
+    def texts(self, place: int) -> list[str]:
+        """See ``Columns``."""
+        return [row[place] for row in self.rows]
+
+    def cells(self, place: int) -> Sequence[object]:
+        """See ``Columns``."""
+        return self.texts(place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +96,7 @@ class Sheet:
     """
 
     header: list[str] | None
-    blocks: Iterator[Block]
+    blocks: Iterator[Columns]
     notes: tuple[str, ...] = ()
 
 
@@ -76,6 +108,20 @@ def read_csv(opened: Opened) -> Sheet:
             of lines after the first block it is raised where ``blocks`` come to them.
     """
     return _sheet(_quoted(opened, ","))
+
+
+def rest_of_csv(opened: Opened, before: int, columns: int) -> Iterator[Block]:
+    """The rows of a CSV file from a line on.
+
+    Args:
+        opened: Opens the file at the beginning of this line.
+        before: The number of lines before it.
+        columns: The fields of the header.
+
+    Raises:
+        MalformedError: As of ``read_csv``.
+    """
+    return _quoted(opened, ",", before=before, columns=columns)
 
 
 def read_tsv(opened: Opened) -> Sheet:
@@ -223,15 +269,15 @@ def _plain(opened: Opened) -> Iterator[Block]:
 class _Lines:
     """The lines of a file, of which those that may still be asked for are kept."""
 
-    def __init__(self, file: TextIO):
-        self._file = file
+    def __init__(self, file: TextIO, before: int):
+        self._file, self._before = file, before
         self._kept: collections.deque[tuple[int, list[str]]] = collections.deque()
 
     def __iter__(self) -> Iterator[str]:
         return itertools.chain.from_iterable(self._read())
 
     def _read(self) -> Iterator[list[str]]:
-        number = 1
+        number = 1 + self._before
         while lines := self._file.readlines(_CHARACTERS):
             self._kept.append((number, lines))
             number += len(lines)
@@ -251,23 +297,31 @@ class _Lines:
             self._kept.popleft()
 
 
-def _quoted(opened: Opened, delimiter: str, *, every_line: bool = False) -> Iterator[Block]:
+def _quoted(
+    opened: Opened,
+    delimiter: str,
+    *,
+    every_line: bool = False,
+    before: int = 0,
+    columns: int | None = None,
+) -> Iterator[Block]:
     """As ``csv.reader`` reads it.
 
     Args:
         opened: Opens the file.
         delimiter: Between fields.
         every_line: Whether the lines of all rows are given, not only of those over several.
+        before: The number of lines before those that ``opened`` gives.
+        columns: The fields of the header, where that is before them.
     """
     csv.field_size_limit(2**31 - 1)  # 128 KiB by default, less than some texts
-    columns = None
     with opened() as file:
-        lines = _Lines(file)
+        lines = _Lines(file, before)
         # Strict, since a stray mark would else swallow the lines that follow it in silence.
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
             rows: list[list[str]] = []
-            before, problem = reader.line_num, None
+            read, problem = reader.line_num, None
             try:
                 # What was read before an error stays in the list.
                 rows.extend(itertools.islice(reader, _ROWS))
@@ -275,11 +329,12 @@ def _quoted(opened: Opened, delimiter: str, *, every_line: bool = False) -> Iter
                 problem = error
             if not rows and not problem:
                 return
-            if not problem and reader.line_num - before == len(rows):
-                firsts, spans = range(before + 1, before + 1 + len(rows)), None
+            first = before + read + 1
+            if not problem and reader.line_num - read == len(rows):
+                firsts, spans = range(first, first + len(rows)), None
             else:
                 spans = [1 + sum(map(_line_ends, fields)) for fields in rows]
-                firsts = [*itertools.accumulate(spans, initial=before + 1)]
+                firsts = [*itertools.accumulate(spans, initial=first)]
             block = _block(rows, firsts, spans, lines, every_line)
             columns = _checked(block, columns)
             if problem:
@@ -287,7 +342,7 @@ def _quoted(opened: Opened, delimiter: str, *, every_line: bool = False) -> Iter
                     firsts[-1],
                     f'malformed ({problem}): quote fields with " and double a " inside them',
                 ) from problem
-            lines.forget(reader.line_num + 1)
+            lines.forget(before + reader.line_num + 1)
             if block.rows:
                 yield block
 

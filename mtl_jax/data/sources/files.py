@@ -18,8 +18,9 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.data.columns import Label
 from mtl_jax.data.kinds import LabelKind, type_in_words
 from mtl_jax.data.names import quoted
+from mtl_jax.data.sources import arrow_csv
 from mtl_jax.data.sources.base import ALL_SINGLE_LABEL, Fields, Rows, Source, Stream
-from mtl_jax.data.sources.delimited import Block, MalformedError, read_csv, read_tsv
+from mtl_jax.data.sources.delimited import Columns, MalformedError, Sheet, read_csv, read_tsv
 from mtl_jax.data.sources.parsing_process import pays, read_in_process
 from mtl_jax.data.sources.values import Labels, UnusableError, label_of, text_of
 
@@ -31,6 +32,11 @@ ENDINGS = (*_DELIMITED, *_JSON, _PARQUET)
 _ROWS, _BYTES = 4096, 2**20
 # Texts of a Parquet file are compressed, to a third about.
 _UNPACKED = 3
+# What packed files begin with, and what to do.
+_PACKED = {
+    b"\x1f\x8b": "this is compressed by gzip: unpack it first",
+    b"PK\x03\x04": "this is a zip file or a workbook: unpack it first, or save it as CSV",
+}
 # Rows that may have taken in others, of which as many are told as matter.
 _MOST_SUSPECTS, _MOST_WARNINGS = 1000, 5
 
@@ -64,14 +70,18 @@ def open_files(
         with _open(path):
             if split != "test":
                 whole.update(f"{split}:{_digest(path)}\n".encode())
+
+    def of_split(split: str) -> Fields:
+        return fields if split == "train" else fields.hard
+
     return Source(
         name=str(paths["train"]),
         fingerprint=whole.hexdigest(),
         splits=tuple(paths),
         classes={},
         notes=(),
-        stream=lambda split: _soonest(paths[split], fields),
-        digest=lambda split: _digest_of_rows(paths[split], fields),
+        stream=lambda split: _soonest(paths[split], of_split(split)),
+        digest=lambda split: _digest_of_rows(paths[split], of_split(split)),
         size=lambda split: _size(paths[split]),
     )
 
@@ -164,7 +174,7 @@ class _Table:
             notes: What to know of how they were read is added to these.
         """
         commas = _ending(self.path) == ".csv"
-        sheet = (read_csv if commas else read_tsv)(lambda: _open_text(self.path, newline=""))
+        sheet = self._csv() if commas else read_tsv(self._opened)
         notes += [f"{self.path}: {note}" for note in sheet.notes]
         if sheet.header is None:
             return
@@ -178,14 +188,24 @@ class _Table:
             if commas:
                 suspects.look(block)
             labels = {
-                task: self._labels(names[task], [row[place] for row in block.rows], block.firsts)
+                task: self._labels(names[task], block.cells(place), block.firsts)
                 for task, place in places.items()
             }
-            texts = [[row[place] for row in block.rows] for place in of_texts]
+            texts = [block.texts(place) for place in of_texts]
             yield Rows(self.fields.joined(texts), labels, block.firsts)
         notes += suspects.warnings(self.path, kinds, names)
 
-    def _labels(self, names: Labels, cells: list[str], lines: Sequence[int]) -> list[Label]:
+    def _opened(self) -> TextIO:
+        return _open_text(self.path, newline="")
+
+    def _csv(self) -> Sheet:
+        if self.path.stat().st_size < arrow_csv.LARGE:
+            return read_csv(self._opened)
+        return arrow_csv.read_csv(self.path, self._opened, self.fields.columns)
+
+    def _labels(
+        self, names: Labels, cells: Sequence[object], lines: Sequence[int]
+    ) -> Sequence[Label]:
         try:
             return names.of(cells)
         except UnusableError as error:
@@ -264,7 +284,7 @@ class _Suspects:
         self._columns, self._places = columns, places
         self._found: list[tuple[int, int, list[dict[str, str]]]] = []
 
-    def look(self, block: Block) -> None:
+    def look(self, block: Columns) -> None:
         """Keeps those of a block in which at least two lines have a field for each column."""
         for index, lines in block.lines.items():
             fields = [line.split(",") for line in lines]
@@ -306,7 +326,10 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _open_text(path: Path, newline: str) -> TextIO:
     with _open(path) as file:
-        start = file.read(2)
+        start = file.read(4)
+    if start in _PACKED or start[:2] in _PACKED:
+        _fail(path, 1, _PACKED[start if start in _PACKED else start[:2]])
+    start = start[:2]
     if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in start:
         _fail(path, 1, "this looks like UTF-16: save the file as UTF-8")
     return path.open(encoding="utf-8-sig", newline=newline)

@@ -93,7 +93,8 @@ def _load(name: str) -> dict[str, Any]:
     path, _, configuration = name.removeprefix(PREFIX).partition(":")
     try:
         datasets.disable_progress_bars()
-        found = datasets.load_dataset(path, configuration or None)
+        # Before release 4 it would ask on standard input whether a script of the data set may run.
+        found = datasets.load_dataset(path, configuration or None, trust_remote_code=False)
     except Exception as error:
         raise UserError(
             f"cannot load {name} ({first_line(error)}): correct the name, add :CONFIGURATION where "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.data.columns import Label
 from mtl_jax.data.kinds import LabelKind
+from mtl_jax.data.soft_labels import Distribution
 from mtl_jax.data.sources.base import Fields, Rows
 from mtl_jax.data.sources.values import Labels, UnusableError
 
@@ -86,7 +87,7 @@ def _rows(path: Path, file: Any, fields: Fields) -> Iterator[Rows]:
                     row = start + of_column.index(None)
                     problem = f"{column!r} is null and not a string: put a text there"
                     raise UserError(f"{path}, row {row}: {problem}")
-            labels: dict[str, list[Label]] = {}
+            labels: dict[str, Sequence[Label]] = {}
             for task, column in fields.labels.items():
                 try:
                     labels[task] = names[task].of(values[column])
@@ -112,6 +113,8 @@ def _is_label(kind: pa.DataType, of_task: LabelKind) -> bool:
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     if of_task.lists and any(test(kind) for test in lists):
         kind = kind.value_type
+    if isinstance(of_task, Distribution) and pa.types.is_struct(kind):
+        return all(_is_label(field.type, of_task) for field in kind)
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     tests = [pa.types.is_integer, pa.types.is_floating, pa.types.is_null]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mtl_jax.data.soft_labels import soft_name
+
 if TYPE_CHECKING:
     from mtl_jax.config.data import Origin
     from mtl_jax.config.tasks import Kind
@@ -18,13 +20,17 @@ def open_sources(config: DataConfig) -> list[tuple[Source, dict[str, str]]]:
         config: Names them.
 
     Returns:
-        Each data set with the label columns of the tasks that it serves.
+        Each data set with the label columns of the tasks that it serves, and, by ``soft_name``,
+        those of their distributions.
 
     Raises:
         UserError: One cannot be found or fetched, or lacks a column.
     """
-    kinds = config.kinds
-    return [(_open(origin, columns, kinds), columns) for origin, columns in config.origins.items()]
+    kinds, soft, found = config.kinds, config.soft_columns, []
+    for origin, columns in config.origins.items():
+        own = {soft_name(task): soft[task] for task in columns if task in soft}
+        found.append((_open(origin, columns | own, kinds), columns | own))
+    return found
 
 
 def _open(origin: Origin, columns: dict[str, str], kinds: dict[str, Kind]) -> Source:

@@ -11,6 +11,9 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import json
+import math
+import statistics
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -39,20 +42,45 @@ SENTIMENTS = ("negative", "neutral", "positive")
 SENTENCES = 23_703
 
 
+# Of the rating scaled to [-1, 1], from which on and up to which a sentence has a sentiment.
+_THRESHOLD = 0.05
+
+
 class Sentence(NamedTuple):
-    """One rated sentence; ratings are in [-4, 4]."""
+    """One rated sentence; ratings are in [-4, 4], their mean and each rater's."""
 
     source: str
     id: str
     text: str
     rating: float
     rating_std: float
+    ratings: tuple[float, ...] = ()
 
     @property
     def sentiment(self) -> str:
         """The class by the paper's thresholds on the rating scaled to [-1, 1]."""
-        scaled = self.rating / 4
-        return "negative" if scaled <= -0.05 else "positive" if scaled >= 0.05 else "neutral"
+        return _sentiment(self.rating)
+
+    @property
+    def of_raters(self) -> list[float]:
+        """The share of the raters whose own rating is of each class, by the same thresholds."""
+        found = collections.Counter(map(_sentiment, self.ratings))
+        return [found[name] / len(self.ratings) for name in SENTIMENTS]
+
+    @property
+    def of_other_raters(self) -> list[float]:
+        """The probability of each class, had as many others rated the sentence.
+
+        The mean of their ratings is taken to be normal about that of those who did, with its
+        standard error. (A label that is a threshold of a mean is a coin toss where the mean is
+        near it.)
+        """
+        error = self.rating_std / math.sqrt(max(len(self.ratings) - 1, 1))
+        if error == 0:
+            return [float(name == self.sentiment) for name in SENTIMENTS]
+        mean = statistics.NormalDist(self.rating, error)
+        negative, rest = mean.cdf(-4 * _THRESHOLD), mean.cdf(4 * _THRESHOLD)
+        return [negative, rest - negative, 1 - rest]
 
     @property
     def split(self) -> str:
@@ -61,6 +89,13 @@ class Sentence(NamedTuple):
         if digest % 2:
             return "test"
         return "validation" if digest // 2 % 10 == 0 else "train"
+
+
+def _sentiment(rating: float) -> str:
+    scaled = rating / 4
+    if scaled <= -_THRESHOLD:
+        return "negative"
+    return "positive" if scaled >= _THRESHOLD else "neutral"
 
 
 class Sentences(tfds.core.GeneratorBasedBuilder):
@@ -75,22 +110,33 @@ class Sentences(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,
-            features=tfds.features.FeaturesDict(
-                {
-                    "text": tfds.features.Text(),
-                    "id": tfds.features.Text(),
-                    "classifier": tfds.features.ClassLabel(names=list(SOURCES)),
-                    "sentiment": tfds.features.ClassLabel(names=list(SENTIMENTS)),
-                    "rating": tfds.features.Scalar(np.float32),
-                    "rating_std": tfds.features.Scalar(np.float32),
-                }
-            ),
+            features=tfds.features.FeaturesDict(self._features()),
             supervised_keys=("text", "sentiment"),
             homepage="https://github.com/cjhutto/vaderSentiment",
             license="MIT",
             # Filled in when the corpus is prepared: what was dropped or odd, and how often.
             metadata=tfds.core.MetadataDict(),
         )
+
+    def _features(self) -> dict[str, tfds.features.FeatureConnector]:
+        return {
+            "text": tfds.features.Text(),
+            "id": tfds.features.Text(),
+            "classifier": tfds.features.ClassLabel(names=list(SOURCES)),
+            "sentiment": tfds.features.ClassLabel(names=list(SENTIMENTS)),
+            "rating": tfds.features.Scalar(np.float32),
+            "rating_std": tfds.features.Scalar(np.float32),
+        }
+
+    def _example(self, sentence: Sentence) -> dict[str, object]:
+        return {
+            "text": sentence.text,
+            "id": sentence.id,
+            "classifier": sentence.source,
+            "sentiment": sentence.sentiment,
+            "rating": sentence.rating,
+            "rating_std": sentence.rating_std,
+        }
 
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
@@ -117,17 +163,29 @@ class Sentences(tfds.core.GeneratorBasedBuilder):
         self, sentences: list[Sentence]
     ) -> Iterator[tuple[str, dict[str, object]]]:
         for sentence in sentences:
-            yield (
-                f"{sentence.source}:{sentence.id}",
-                {
-                    "text": sentence.text,
-                    "id": sentence.id,
-                    "classifier": sentence.source,
-                    "sentiment": sentence.sentiment,
-                    "rating": sentence.rating,
-                    "rating_std": sentence.rating_std,
-                },
-            )
+            yield f"{sentence.source}:{sentence.id}", self._example(sentence)
+
+
+# In the order of ``SENTIMENTS``.
+_OF_RATERS = {
+    "sentiment_raters": lambda sentence: sentence.of_raters,
+    "sentiment_other_raters": lambda sentence: sentence.of_other_raters,
+}
+
+
+class RatedSentences(Sentences):
+    """The same sentences, in the same order, with what their raters make of their sentiment.
+
+    A data set of its own, so that runs without it keep the fingerprint of their data.
+    """
+
+    def _features(self) -> dict[str, tfds.features.FeatureConnector]:
+        shares = {name: tfds.features.Sequence(np.float32) for name in _OF_RATERS}
+        return super()._features() | shares
+
+    def _example(self, sentence: Sentence) -> dict[str, object]:
+        shares = {name: shares_of(sentence) for name, shares_of in _OF_RATERS.items()}
+        return super()._example(sentence) | shares
 
 
 def read(folder: Path, counts: collections.Counter[str]) -> Iterator[Sentence]:
@@ -144,7 +202,8 @@ def read(folder: Path, counts: collections.Counter[str]) -> Iterator[Sentence]:
         raters = {}
         for fields in _rows(folder / f"{stem}_anonDataRatings.txt"):
             with contextlib.suppress(ValueError, IndexError):
-                raters[fields[0]] = (float(fields[1]), float(fields[2]))
+                ratings = json.loads(fields[3]) if len(fields) > 3 else ()
+                raters[fields[0]] = (float(fields[1]), float(fields[2]), tuple(ratings))
         seen = set()
         for fields in _rows(folder / f"{stem}_GroundTruth.txt"):
             if reason := _fault(fields, raters, seen):
@@ -152,22 +211,20 @@ def read(folder: Path, counts: collections.Counter[str]) -> Iterator[Sentence]:
                 continue
             identity, rating, text = fields
             seen.add(identity)
-            mean, deviation = raters[identity]
+            mean, deviation, ratings = raters[identity]
             # Some tweets' rating leaves out raters that the deviation still counts.
             if abs(mean - float(rating)) > 1e-3:
                 counts["kept: rating differs from the mean of the raters listed"] += 1
-            yield Sentence(source, identity, text, float(rating), deviation)
+            yield Sentence(source, identity, text, float(rating), deviation, ratings)
 
 
-def prepare() -> tfds.core.DatasetBuilder:
+def prepare(kind: type[Sentences] = Sentences) -> tfds.core.DatasetBuilder:
     """The builder, prepared in the cache; ready for ``as_data_source``.
 
     Raises:
         UserError: The corpus cannot be fetched, or the cache cannot be written.
     """
-    builder = Sentences(
-        data_dir=downloads.cache_dir() / "tfds", file_format=tfds_source.FILE_FORMAT
-    )
+    builder = kind(data_dir=downloads.cache_dir() / "tfds", file_format=tfds_source.FILE_FORMAT)
     if not builder.info.splits:
         # It takes a second or two, over before a progress bar can be read.
         tfds.disable_progress_bar()
@@ -191,7 +248,8 @@ def open_sentences(
     Raises:
         UserError: The corpus cannot be fetched, or has no such feature.
     """
-    builder = prepare()
+    rated = any(column in _OF_RATERS for column in columns.values())
+    builder = prepare(RatedSentences if rated else Sentences)
     counts = builder.info.metadata or {}
     source = tfds_source.source(
         builder,
@@ -212,7 +270,7 @@ def _rows(path: Path) -> Iterator[list[str]]:
             yield line.split("\t")
 
 
-def _fault(fields: list[str], raters: dict[str, tuple[float, float]], seen: set[str]) -> str:
+def _fault(fields: list[str], raters: Mapping[str, object], seen: set[str]) -> str:
     if len(fields) != 3:
         return "not three fields"
     identity, rating, text = fields

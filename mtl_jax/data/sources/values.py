@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
-from mtl_jax.data.columns import Label
+import numpy as np
+
+from mtl_jax.data.columns import Column, Label
 from mtl_jax.data.kinds import LabelKind, type_in_words
 
 _MOST_NAMES = 2**20
@@ -60,14 +63,22 @@ class Labels(dict[object, Label]):
             self.clear()
         return self.setdefault(value, label_of(self._column, value, self._kind))
 
-    def of(self, values: Sequence[object]) -> list[Label]:
-        """The labels of k values, all of one type.
+    def of(self, values: Sequence[object]) -> Sequence[Label]:
+        """The labels of k values, all of one type; a ``Column`` of a ``Column``.
 
         Raises:
             UnusableError: One can't be a label.
         """
+        if isinstance(values, Column):
+            try:
+                return Column(values.codes, self.of(values.names))
+            except UnusableError as error:
+                error.index = int(np.argmax(values.codes == error.index))
+                raise
         if self._kind.lists:
             values = [tuple(value) if isinstance(value, list) else value for value in values]
+        # As JSON where it is none, and can't be looked up: a struct of Parquet.
+        values = [json.dumps(value) if isinstance(value, dict) else value for value in values]
         found: list[Label] = []
         try:
             # Those before an error stay in the list.

@@ -91,8 +91,11 @@ def _is_whole(file: Path, digest: str) -> bool:
             if arrays.digest(arrays.read(file)) != digest:
                 return False
             _known.add(known)
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return False
+    except OSError as error:
+        # That it can't be read does not say that it is damaged.
+        raise cannot_read(file, error) from error
     return True
 
 

@@ -2,7 +2,8 @@
 
 Every seed with every combination of learning rate, weight decay and task weights, in one
 compiled program. The best combination is chosen on validation; the test split is read once,
-for the chosen one. The default is 192 runs on the whole Sentences corpus.
+for the chosen one. The default is 192 runs on the whole Sentences corpus. With a part of the
+training texts, or of their labels, each seed has a draw of its own, and a program call of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mtl_jax.config.train import Settings, TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.studies.command import StudyCommand
 from mtl_jax.studies.environment import circumstances
+from mtl_jax.studies.settings import drawn
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,12 +120,17 @@ def run(study: Heads, command: str) -> int:
 
     started = time.time()
     study = study.absolute()
-    inputs, grid = Inputs(study), study.grid()
+    inputs, grid = Inputs(dataclasses.replace(study, data=study.data.whole())), study.grid()
     count = len(grid.seeds) * len(grid.settings())
     shared = {field.name: getattr(study, field.name) for field in dataclasses.fields(Settings)}
     config = TrainConfig(**shared, workdir="", scenario="backbone_frozen")
     # What is refused leaves no folder that would be taken for another study's.
-    made_ready = ready(config, grid, inputs)
+    draws = list(dict.fromkeys(drawn(study.data, seed) for seed in study.seeds))
+    parts = [inputs if data == study.data.whole() else inputs.limited(data) for data in draws]
+    runs = [
+        ready(dataclasses.replace(config, data=data), grid, part)
+        for data, part in zip(draws, parts, strict=True)
+    ]
     folder = Workdir(study.workdir)
     with contextlib.closing(folder):
         folder.claim(_record(study, inputs))
@@ -131,17 +138,18 @@ def run(study: Heads, command: str) -> int:
         if len(read_lines(results_file)) == count:
             say(f"{study.workdir} is done: its report is {folder.path / 'report.html'}")
             return 0
-        for note in inputs.notes():
+        notes = parts[0].notes()
+        for note in notes:
             say(note)
         say(f"{count} pairs of heads, {study.epochs} epochs each")
         try:
-            result = sweep_of(made_ready, grid)
+            result = sweep_of(runs, grid)
         except UserError as error:
             raise UserError(
                 f"{error}; other settings need another --workdir than {study.workdir}"
             ) from error
-        lines = _lines(study, result, flops_record(made_ready, [made_ready.total_steps], 0))
-        context = {**circumstances(command, started), "data": inputs.notes()}
+        lines = _lines(study, result, flops_record(runs[0], [runs[0].total_steps], 0))
+        context = {**circumstances(command, started), "data": notes}
         report = write_document(folder.path, document(lines, context))
         rewrite_lines(results_file, lines)
     show_table(Terminal(), setting_table(lines, most=12))
@@ -162,6 +170,7 @@ def _lines(study: Heads, result: SweepResult, flops: dict[str, Any]) -> list[dic
                 {
                     "arm": "backbone_frozen",
                     "seed": seed,
+                    **_subset(study, seed),
                     "setting": setting,
                     "epochs": list(result.measured),
                     "validation": None if diverged else scores,
@@ -173,6 +182,12 @@ def _lines(study: Heads, result: SweepResult, flops: dict[str, Any]) -> list[dic
                 }
             )
     return lines
+
+
+def _subset(study: Heads, seed: int) -> dict[str, int]:
+    """Which draw of the training texts a seed has, where that is not all of them."""
+    subset = drawn(study.data, seed).train_subset
+    return {} if subset is None else {"train_subset": subset}
 
 
 def _record(study: Heads, inputs: Inputs) -> dict[str, Any]:

@@ -6,18 +6,20 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_write
 from mtl_jax.core.file_lock import exclusive
 from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.runs.workdir import TUNING, Workdir
 from mtl_jax.studies.budget import Budget
 from mtl_jax.studies.settings import Arm
 from mtl_jax.studies.tuning.record import TuningRecord, applied
 from mtl_jax.studies.tuning.search import search
 from mtl_jax.studies.tuning.space import space_of
 from mtl_jax.studies.tuning.sweep import sweep_arm
-from mtl_jax.training.inputs import Inputs
+from mtl_jax.training.inputs import Inputs, open_inputs
 
 
 def tuned(arms: Sequence[Arm], inputs: Inputs, folder: Path, budget: Budget) -> list[Arm]:
@@ -47,6 +49,30 @@ def tuned(arms: Sequence[Arm], inputs: Inputs, folder: Path, budget: Budget) -> 
             if (found := record.chosen()) is None:
                 found = _choose(arms[0], inputs, budget, record)
     return [applied(arm, found) for arm in arms]
+
+
+def tuned_run(config: TrainConfig, budget: Budget) -> TrainConfig:
+    """A run by itself with the rates and the length that do best, chosen on validation.
+
+    The trials are left in the folder ``tuning`` in that of the run, from where another call goes
+    on; what was chosen once stays.
+
+    Args:
+        config: The run.
+        budget: What the trials may cost.
+
+    Raises:
+        UserError: As of ``tuned``; or the folder has a run that was begun without.
+    """
+    config = config.absolute()
+    workdir = Workdir(config.workdir)
+    folder, arm = workdir.path / TUNING, Arm(config.name, config)
+    if workdir.exists and TuningRecord(folder, arm).chosen() is None:
+        raise UserError(
+            f"{workdir.path} has a run that was begun without --tune: leave it out, or use another "
+            "--workdir"
+        )
+    return tuned([arm], open_inputs(config), folder, budget)[0].config
 
 
 def _choose(arm: Arm, inputs: Inputs, budget: Budget, record: TuningRecord) -> dict[str, object]:

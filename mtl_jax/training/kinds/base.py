@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.config.tasks import SCORES, Kind, Task
@@ -69,6 +70,20 @@ class TaskKind(abc.ABC):
         """Weights with which all classes count alike, float64 [classes]."""
         del labels
         return np.ones(classes)
+
+    def evened(self, labels: np.ndarray, classes: int) -> np.ndarray | None:
+        """Weights with which rare classes count for more, float64 [classes].
+
+        Args:
+            labels: Those of the training texts.
+            classes: How many classes there are.
+
+        Returns:
+            Over the labels they are 1 in the mean. None where classes are not imbalanced, or of a
+            kind that has no such weights.
+        """
+        del labels, classes
+        return None
 
     # Predictions.
 
@@ -210,6 +225,18 @@ class TaskKind(abc.ABC):
             before: Logits, float [n, outputs].
             now: Logits of the same texts.
         """
+
+    def apart(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        """How far two predictions of texts are apart, as a loss: float32 [...]; 0 without classes.
+
+        The mean of the KL divergences of either from the other, in nats.
+
+        Args:
+            first: Logits, float32 [..., outputs].
+            second: Others of the same texts.
+        """
+        del second
+        return jnp.zeros(first.shape[:-1])
 
     @abc.abstractmethod
     def targets(self, logits: np.ndarray) -> np.ndarray:

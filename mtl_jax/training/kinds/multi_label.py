@@ -228,6 +228,12 @@ class MultiLabel(TaskKind):
         of_classes = p * (log(old) - log(new)) + (1 - p) * (log(-old) - log(-new))
         return float(np.mean(of_classes))
 
+    def apart(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        """See ``TaskKind``: the mean over the classes, as of the loss."""
+        # Of two classes the difference of the log probabilities is that of the logits.
+        difference = jax.nn.sigmoid(first) - jax.nn.sigmoid(second)
+        return (difference * (first - second)).mean(-1) / 2
+
     def targets(self, logits: np.ndarray) -> np.ndarray:
         """See ``TaskKind``: probabilities, and a 1 behind them."""
         there = np.ones((len(logits), 1), np.float32)

@@ -9,7 +9,13 @@ from mtl_jax.config.train import DataConfig
 from mtl_jax.core import downloads
 from mtl_jax.data.corpus import load_corpus
 from mtl_jax.data.packing.bins import balance, best_fit
-from mtl_jax.data.packing.plan import Layout, PackingPlan, evaluation_layout, evaluation_plan
+from mtl_jax.data.packing.plan import (
+    Layout,
+    PackingPlan,
+    evaluation_layout,
+    evaluation_plan,
+    likely_layout,
+)
 from mtl_jax.data.tokens import tokenize
 from mtl_jax.models.tokenizer import load_tokenizer
 
@@ -174,6 +180,21 @@ def test_evaluation_of_the_real_corpus_needs_few_batches(devices, like, real_len
     assert_fits(placements, real_lengths, layout)
     needed = real_lengths.sum() / (layout.rows * layout.length)
     assert len(placements) <= 1.07 * needed + 1
+
+
+def test_short_blocks_hold_what_is_as_long_as_some_texts_are(real_lengths):
+    known = likely_layout(real_lengths[:1024], 128, 1024, 384)
+    layout = evaluation_layout(128, 1024, 1, known)
+    assert layout.blocks[0][1] == 128
+    assert 0.7 * 1024 <= layout.rows * layout.length <= 1.2 * 1024
+    placements = evaluation_plan(real_lengths, layout)
+    assert_fits(placements, real_lengths, layout)
+    # Of whole rows attention looks at 128 tokens for each token.
+    seen = sum(count * length**2 for count, length in layout.blocks) / layout.length
+    assert seen < 0.7 * 128
+    needed = real_lengths.sum() / (layout.rows * layout.length)
+    assert len(placements) <= 1.07 * needed + 1
+    assert likely_layout(np.array([5]), 128, 1024, 384) == Layout(1, ((1, 8),), 1)
 
 
 def test_texts_of_more_than_half_a_block_have_one_each():

@@ -410,3 +410,20 @@ def test_unusual_contents_are_kept(tmp_path, name):
     assert [found.place(i).rsplit(" ")[-1] for i in range(3)] == [
         str(first + 2 * i) for i in range(3)
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "words"),
+    [
+        ("t.csv", "text;mood\na;b\n", "semicolons between them: save it as .csv with commas, or"),
+        ("t.csv", "text\tmood\na\tb\n", "its fields have tabs between them: save it as"),
+        ("t.tsv", '"text","mood"\na,b\n', "its fields have commas between them: save it as"),
+        ("t.csv", "text, Mood\na, b\n", "--label-columns; did you mean ' Mood'?"),
+        ("t.csv", b"\x1f\x8b\x08\x00", "line 1: this is compressed by gzip: unpack it first"),
+        ("t.jsonl", b"PK\x03\x04", "line 1: this is a zip file or a workbook: unpack it first"),
+    ],
+)
+def test_a_table_of_another_kind_is_told_apart(tmp_path, name, contents, words):
+    with pytest.raises(UserError) as caught:
+        table(tmp_path, name, contents)
+    assert words in str(caught.value)

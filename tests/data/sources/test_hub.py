@@ -1,5 +1,6 @@
 """Data sets that the package ``datasets`` loads."""
 
+import io
 import sys
 
 import pytest
@@ -69,6 +70,18 @@ def test_columns_that_do_not_fit_are_refused(folder, settings, words):
 def test_what_can_not_be_loaded_is_refused(folder):
     with pytest.raises(UserError, match=r"cannot load hub:.*/nowhere \(.*: correct the name"):
         load_corpus(DataConfig(dataset=f"hub:{folder}/nowhere"))
+
+
+def test_a_script_of_a_data_set_is_not_run_and_nobody_is_asked(folder, tmp_path, monkeypatch):
+    ran = tmp_path / "ran"
+    (folder / f"{folder.name}.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    for file in folder.glob("*.parquet"):
+        file.unlink()
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    with pytest.raises(UserError, match="cannot load hub:"):
+        load_corpus(config(folder))
+    assert sys.stdin.read() == "y\n"
+    assert not ran.exists()
 
 
 def test_without_the_package_the_remedy_is_told(monkeypatch):

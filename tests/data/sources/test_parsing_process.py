@@ -1,11 +1,14 @@
 """A file that another process reads is the same file."""
 
+import numpy as np
 import pytest
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.sources.base import Fields
 from mtl_jax.data.sources.files import stream_fields, stream_table
 from mtl_jax.data.sources.parsing_process import read_in_process
+from mtl_jax.data.table import hashes_of, read_table
+from mtl_jax.data.texts import KeepAll
 from tests.data.sources.test_files import read
 
 ASKED = "text", {"sentiment": "mood"}
@@ -26,6 +29,23 @@ def test_rows_places_and_notes_are_the_same(tmp_path):
     assert (there.texts, there.labels, there.notes) == (here.texts, here.labels, here.notes)
     assert len(here.notes) == 1
     assert there.place(9_999) == here.place(9_999) == f"{path}, line 10001"
+
+
+def test_a_table_is_the_same(tmp_path):
+    path = tmp_path / "t.csv"
+    rows = "".join(f'm{i % 3},"{" " * (i % 4)}text {i % 900}, {i}"\n' for i in range(2_000))
+    path.write_text("mood,text\n" + rows)
+
+    def table(opened):
+        kinds = {"sentiment": FIELDS.kinds["sentiment"]}
+        return read_table(opened, kinds, lambda: (KeepAll(), KeepAll()), set_aside=True)
+
+    here, there = table(lambda: stream_table(path, *ASKED)), table(lambda: in_process(path))
+    assert 0 < here.aside.sum() < len(here)
+    np.testing.assert_array_equal(there.hashes, here.hashes)
+    np.testing.assert_array_equal(there.aside, here.aside)
+    np.testing.assert_array_equal(here.hashes[~here.aside], hashes_of(here.texts[0]))
+    assert there.texts == here.texts
 
 
 def test_what_is_wrong_is_told_as_here_and_no_process_is_left(tmp_path):

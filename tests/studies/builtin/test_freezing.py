@@ -127,9 +127,12 @@ def assert_judged_again(folder, results):
     keep(folder, kept)
     assert sorted(path.name for path in kept.iterdir()) == [
         "arms",
+        "baselines",
+        "baselines.jsonl",
         "results.jsonl.gz",
         "study.json",
     ]
+    assert len(list(kept.glob("baselines/*/predictions-test.parquet"))) == 2
     assert recompute(kept) == results
     few = folder.parent / "few digits"
     keep(folder, few, digits=2)

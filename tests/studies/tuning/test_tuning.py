@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from mtl_jax.cli.commands import run as cli
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
@@ -199,3 +201,25 @@ def test_a_search_that_is_cut_short_goes_on_to_the_same_choice(
     assert whole.tuned == cut.tuned
     assert applied(arm("cut"), cut.tuned).config == cut.config
     assert applied(arm("cut"), None).config == arm("cut").config
+
+
+def test_a_run_by_itself_is_tuned_once(small_flags, tmp_path, capsys):
+    flags = [f for f in small_flags if not f.startswith("--head-learning-rate")]
+    command = ["train", *flags, "--epochs=1", "--tune=2", f"--workdir={tmp_path / 'run'}"]
+    assert cli(command) == 0
+    assert "tuning backbone_frozen on validation: 2 trials" in capsys.readouterr().err
+    (chosen,) = (tmp_path / "run" / "tuning").rglob("chosen.json")
+    found = json.loads(chosen.read_text())
+    assert found["trials"] == 2
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert {name: settings[name] for name in found["chosen"]} == found["chosen"]
+    assert cli(command) == 0
+    said = capsys.readouterr().err
+    assert "is done" in said
+    assert "tuning backbone_frozen" not in said
+    # One that was begun with other rates is not tuned behind its back.
+    shutil.rmtree(tmp_path / "run" / "tuning")
+    assert cli(command) == 2
+    assert "has a run that was begun without --tune" in capsys.readouterr().err
+    assert cli([*command[:-1], f"--workdir={tmp_path / 'other'}", "--tune=x"]) == 2
+    assert "--tune x: write a number of trials" in capsys.readouterr().err

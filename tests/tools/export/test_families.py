@@ -38,7 +38,10 @@ needs_flatbuffers = pytest.mark.skipif(
     find_spec("flatbuffers") is None, reason="flatbuffers is not installed"
 )
 LENGTH = 24
-FAMILIES = ("roberta", "xlm-roberta", "camembert", "distilbert", "electra", "mpnet", "modernbert")
+FAMILIES = (
+    *("roberta", "xlm-roberta", "camembert", "distilbert"),
+    *("electra", "mpnet", "modernbert", "deberta-v2"),
+)
 WITH_POOLER = ("roberta", "xlm-roberta", "camembert", "mpnet")
 CASES = [
     (family, pooling)
@@ -215,7 +218,9 @@ def test_each_family_has_its_logits_in_transformers_and_its_bits_back(
     assert mtl.load_encoder(jobs[name]["further"]).pooling == pooling
 
 
-SEVERAL = [("roberta", "pooler"), ("mpnet", "mean"), ("modernbert", "cls")]
+SEVERAL = [
+    *(("roberta", "pooler"), ("mpnet", "mean"), ("modernbert", "cls"), ("deberta-v2", "mean"))
+]
 
 
 @pytest.mark.skipif(
