@@ -39,7 +39,7 @@ class Train(TrainConfig):
     """print the scores as JSON in a terminal, too"""
     tune: str | None = None
     """choose learning rates and passes on validation first, in the folder tuning of --workdir: a \
-number of trials, as 12, or training FLOPs, as 3e15FLOPs"""
+number of trials, such as 12, or of training FLOPs, such as 3e15FLOPs"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
