@@ -199,7 +199,7 @@ def test_values_that_the_places_take(capsys):
         ([*K8S, "--", "train", "--train-file=\udcff.csv"], ["is not UTF-8 text"]),
         ([*SKY, "--", "train", "--train-file=\udcff.csv"], ["is not UTF-8 text"]),
         (["local", "--dry-run", "--", "train", "--seed=-1"], ["--seed -1"]),
-        (["local"], ["there is no --", "-- train|experiment"]),
+        (["local"], ["-- is missing", "-- train|experiment"]),
         (["local", "--"], ["write train, or experiment"]),
         (["local", "--", "evaluate"], ["'evaluate'", "write train, or experiment"]),
         (["local", "--", "experiment"], ["unknown study ''", "freezing"]),
