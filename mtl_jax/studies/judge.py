@@ -115,7 +115,6 @@ def report_of(results: Sequence[Result], study: str | None = None) -> Report:
     Raises:
         UserError: There is no report of such results.
     """
-    from mtl_jax.studies.builtin import quality
     from mtl_jax.studies.report import (
         backbones_report,
         quality_report,
@@ -124,7 +123,7 @@ def report_of(results: Sequence[Result], study: str | None = None) -> Report:
         write,
     )
 
-    if study == quality.STUDY:
+    if study == quality_report.STUDY:
         return quality_report.leave_report
     names = {name for line in results for name in line.get("setting") or {}}
     for report in (unfreezing_report, scarce_report, backbones_report):

@@ -30,7 +30,6 @@ from mtl_jax.studies.stats.results import REFERENCE
 if TYPE_CHECKING:
     from mtl_jax.studies.inputs_pool import InputsPool
 
-STUDY = "quality"
 _JOINED = "+"
 
 
@@ -161,7 +160,7 @@ def plan_of(study: Quality, pool: InputsPool) -> Plan:
     Raises:
         UserError: The settings are wrong.
     """
-    from mtl_jax.studies.report.quality_report import leave_report
+    from mtl_jax.studies.report.quality_report import STUDY, leave_report
 
     inputs = pool.whole(study)
     inputs.refuse_long()

@@ -45,21 +45,12 @@ from mtl_jax.studies.stats.results import (
 from mtl_jax.studies.stats.text_intervals import text_interval
 from mtl_jax.studies.text_errors import shared_tasks, with_texts
 
+STUDY = "quality"
+"""The study that this is the report of."""
 Number = Callable[[Mapping[str, Any]], float | None]
 """From the metrics of a split to what a column is about."""
 
 _FEWEST_MEMBERS = 2
-
-
-def leave_report(
-    folder: Path,
-    results: Sequence[Result],
-    failures: Sequence[Failure],
-    context: Mapping[str, Any],
-) -> Path:
-    """Writes and prints the report; see ``settings.Report``."""
-    found = document(results, failures, {**context, "folder": folder})
-    return study_sections.leave(folder, found, most_columns=8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +94,9 @@ def document(
             statistics=_gains(results, together, splits),
         )
     return assemble(parts, results, failures, context)
+
+
+leave_report = study_sections.leaving(document, most_columns=8)
 
 
 def with_shared_tasks(results: Sequence[Result]) -> list[Result]:
