@@ -242,9 +242,8 @@ class Heads:
             weight_decay=setting.get("weight_decay", own.weight_decay),
         )
         weights = tuple(setting[weight_of(task)] for task in self._model.tasks)
-        return Program(
-            self._model, build_optimizer(run.partition, optimizer), 0, weights, run.weighting
-        )
+        adamw = build_optimizer(run.partition, optimizer)
+        return Program(self._model, adamw, 0, run.weighting, task_weights=weights)
 
     def _call(
         self, function: Callable[..., Any], *args: Any, out: Any, donate: tuple[int, ...] = ()

@@ -147,26 +147,33 @@ class Data:
         """What to know of checkpoint and data, in words: classes, counts, what looks wrong."""
         return self.inputs.notes()
 
-    def train_batches(self, batch_size: int = 32, epochs: int = 1, seed: int = 0) -> TrainBatches:
+    def train_batches(
+        self, batch_size: int = 32, epochs: int = 1, seed: int = 0, accumulate: int = 1
+    ) -> TrainBatches:
         """Batches of packed texts.
 
         Args:
             batch_size: Texts in a batch at most; those of an epoch differ by at most one.
             epochs: Passes over the training texts.
             seed: Of the order; ``train`` has the same with the same seed.
+            accumulate: In how many micro-batches the step computes each batch.
 
         Returns:
             An iterable; its length is the number of steps.
+
+        Raises:
+            UserError: One of the numbers is below 1.
         """
-        if batch_size < 1 or epochs < 1:
-            raise UserError(f"batch_size {batch_size} and epochs {epochs} must be at least 1")
-        plan = self.plan(batch_size)
+        given = {"batch_size": batch_size, "epochs": epochs, "accumulate": accumulate}
+        if low := [f"{name} {number}" for name, number in given.items() if number < 1]:
+            raise UserError(f"{low[0]} must be at least 1")
+        plan = self.plan(batch_size, accumulate)
         self._layout = plan.layout
         return TrainBatches(self, plan, epochs, seed)
 
-    def plan(self, batch_size: int) -> PackingPlan:
-        """Where the training texts of an epoch go, over all devices."""
-        return self.inputs.plan(batch_size, jax.device_count())
+    def plan(self, batch_size: int, accumulate: int = 1) -> PackingPlan:
+        """Where the training texts of an epoch go, over all devices and micro-batches."""
+        return self.inputs.plan(batch_size, jax.device_count() * accumulate)
 
 
 def load_data(
