@@ -13,6 +13,9 @@ from mtl_jax.core.errors import UserError
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
 Pooling = Literal["mean", "cls", "pooler"]
+Dtype = Literal["float32", "bfloat16"]
+Dropped = Literal["weights", "output"]
+"""What attention's dropout drops: weights of tokens, or components of what these mix."""
 Parallel = Literal["auto", "jit", "pmap", "mesh"]
 Placement = Literal["auto", "jit", "pmap", "mesh", "fsdp"]
 """How one training is spread over devices: ``parallel``, or with ``shard`` its parameters too."""
@@ -32,9 +35,11 @@ one for a number of classes"""
     mlp_heads: tuple[str, ...] = ()
     """units of the hidden layers, such as 256 or 256,64: heads are multilayer perceptrons with \
 GELU then; for all tasks, or task=units pairs"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """precision of the encoder's matrix products; all else is float32. With float32 GPUs \
-compute them in TF32 and TPUs in bfloat16, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set"""
+    dtype: Dtype | None = None
+    """precision of the encoder's matrix products; all else is float32. By default what the folder \
+was begun with, else bfloat16 on TPUs and on GPUs from Ampere on, and float32 elsewhere. With \
+float32 GPUs compute them in TF32 and TPUs in bfloat16, unless \
+JAX_DEFAULT_MATMUL_PRECISION=highest is set"""
     parallel: Parallel = "auto"
     """jit on one device, a jit mesh or pmap over all; auto: jit on one device, mesh on several"""
     shard: Literal["fsdp"] | None = None
@@ -43,6 +48,9 @@ encoders that do not fit one device"""
     attention_dropout: float | None = None
     """dropout of the attention weights; by default the checkpoint's; 0 lets training use cuDNN's \
 fused attention"""
+    attention_dropout_on: Dropped = "weights"
+    """what that dropout drops: attention weights, or in their place components of the output, \
+what the weights have mixed, before its product, which lets training use cuDNN's fused attention"""
     head_dropout: float | None = None
     """dropout of the vectors that the heads read; by default the checkpoint's, and 0 where heads \
 alone are trained, on vectors that never change"""
@@ -76,6 +84,11 @@ limit"""
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:
                 raise UserError(f"{flag(name)} {rate} must be at least 0 and below 1")
+        if self.attention_dropout == 0 and self.attention_dropout_on == "output":
+            raise UserError(
+                "--attention-dropout-on output drops nothing with --attention-dropout 0: leave one "
+                "of them out"
+            )
 
     @property
     def placement(self) -> Placement:

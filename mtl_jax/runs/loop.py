@@ -22,6 +22,7 @@ from mtl_jax.runs.monitoring.train_metrics import Stopwatch
 from mtl_jax.runs.notes import learned_too_little, told_once
 from mtl_jax.runs.phase_plan import parted
 from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.runs.precision import with_dtype
 from mtl_jax.runs.save_clock import SaveClock
 from mtl_jax.runs.seed_run import SeedRun
 from mtl_jax.training.inputs import Inputs, open_inputs
@@ -89,6 +90,8 @@ def train_seeds(
     shared, together = inputs, len(configs) > 1
     configs = [config.absolute() for config in configs]
     _refuse_unlike(configs)
+    folders = [config.workdir for config in configs]
+    configs = [with_dtype(config, folders) for config in configs]
     with distributed.collective_errors():
         inputs = shared or open_inputs(configs[0])
         runs = [PhaseRun(config, inputs, together=together) for config in configs]
