@@ -18,8 +18,7 @@ class CheckpointSettings:
     """epochs of a phase between two measurements on validation; by default 1, and more in a \
 phase of more than 10 epochs, which is measured 10 times at most"""
     measure_train: bool = False
-    """measure all training texts at the end; by default as many as validation has, and at least \
-1000, evenly spaced"""
+    """measure all training texts at the end; by default 500, evenly spaced"""
     checkpoint_minutes: float = 10.0
     """minutes between two checkpoints to go on from, which is what a kill loses at most; the end \
 of a phase has one, too; 0: one at each measurement"""
