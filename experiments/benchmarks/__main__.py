@@ -97,6 +97,7 @@ class Benchmark:
             backbone=self.backbone,
             data=dataclasses.replace(self.data, max_train_examples=sentences),
             pooling="mean",
+            dtype="float32",
             epochs=job.epochs,
             # The other side has no sweep that would choose it.
             head_learning_rate=HEAD_LEARNING_RATE,
@@ -168,10 +169,16 @@ class Session:
         return jobs
 
     def _warm_up(self, job: Job) -> None:
-        """Loads libraries and starts threads; a process that is made for one job is spared it."""
+        """Loads libraries and starts threads; a process that is made for one job is spared it.
+
+        Of what starts processes of its own it fills the caches of texts and programs.
+        """
         if job.fresh or job.measurement == "peak":
             return
         config = self._settings.config(dataclasses.replace(job, epochs=1))
+        if job.whole:
+            self._call(job, config)
+            return
         limits = dict.fromkeys(_LIMITS, _WARM_UP)
         data = dataclasses.replace(config.data, **limits)
         self._call(job, dataclasses.replace(config, data=data))

@@ -119,19 +119,29 @@ def title(sample: Sample) -> str:
     )
 
 
-def faster(goal: Goal, *, steps_only: bool = False) -> Callable[[Samples], list[Outcome]]:
-    """Our speed as a multiple of PyTorch's, over the whole run or its training steps."""
+def faster(
+    goal: Goal, *, steps_only: bool = False, name: str | None = None, what: str = "whole run"
+) -> Callable[[Samples], list[Outcome]]:
+    """Our speed as a multiple of PyTorch's, over the whole run or its training steps.
+
+    Args:
+        goal: Of the multiple.
+        steps_only: Whether the training steps alone count.
+        name: The row's; by default the scenario.
+        what: What counts else.
+    """
 
     def judge(samples: Samples) -> list[Outcome]:
         ours, theirs = (
             per_sentence(samples[side]) if steps_only else values(samples[side], "seconds")
             for side in (OURS, THEIRS)
         )
-        about = f"{title(samples[OURS][0])}: {'training steps' if steps_only else 'whole run'}"
+        about = f"{title(samples[OURS][0])}: {'training steps' if steps_only else what}"
         unit = "ms a sentence" if steps_only else "s"
         cells = spread(ours, unit), spread(theirs, unit)
         speed_up = statistics.median(theirs) / statistics.median(ours)
-        return [Outcome(samples[OURS][0]["scenario"], about, *cells, speed_up, goal=goal)]
+        row = name or samples[OURS][0]["scenario"]
+        return [Outcome(row, about, *cells, speed_up, goal=goal)]
 
     return judge
 
@@ -185,6 +195,26 @@ def share_of_peak(goal: Goal) -> Callable[[Samples], list[Outcome]]:
             judged = goal if side == OURS else None
             name = f"share of peak, {side}"
             outcomes.append(Outcome(name, about, *cells, share, " %", judged))
+        return outcomes
+
+    return judge
+
+
+def second_start(goal: Goal) -> Callable[[Samples], list[Outcome]]:
+    """Seconds until a second start has an answer or takes a step, beside those of the first."""
+    about = {
+        "finished": "a finished run says that it is, from the command to its end",
+        "killed": "a killed run takes its next step, from the command on",
+    }
+
+    def judge(samples: Samples) -> list[Outcome]:
+        outcomes = []
+        for label, those in samples.items():
+            seconds, first = values(those, "seconds"), values(those, "first_seconds")
+            middle = statistics.median(seconds)
+            cells = spread(seconds, "s"), spread(first, "s")
+            name = f"second start, {label}"
+            outcomes.append(Outcome(name, about[label], *cells, middle, " s", goal))
         return outcomes
 
     return judge

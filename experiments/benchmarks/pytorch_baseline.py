@@ -2,14 +2,21 @@
 
 It reads the same sentences and settings, and freezes the same parameters with
 ``requires_grad=False``. Batches are grouped by length and padded to their longest sentence,
-as ``group_by_length`` of transformers' ``Trainer`` does. It saves no checkpoint.
+as ``group_by_length`` of transformers' ``Trainer`` does.
+
+    python -m experiments.benchmarks.pytorch_baseline DEVICE SETTINGS.json BEST.pt RESULT.json
+
+It saves the best checkpoint where it is told a file for it, and else none.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +27,7 @@ from transformers.optimization import get_linear_schedule_with_warmup
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from mtl_jax.config.optimizer import EPOCHS, HEAD_LEARNING_RATE, WEIGHT_DECAY
-from mtl_jax.config.train import TrainConfig
+from mtl_jax.config.train import DataConfig, TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.corpus import load_corpus
 from mtl_jax.data.kinds import MISSING
@@ -28,7 +35,7 @@ from mtl_jax.data.tokens import Tokens, tokenize
 from mtl_jax.freezing.rules import assign_labels
 from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
 from mtl_jax.models.tokenizer import load_tokenizer
-from mtl_jax.training.metrics import Metrics, split_metrics
+from mtl_jax.training.metrics import Metrics, mean_score, split_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -240,12 +247,14 @@ class FineTuning:
         return split_metrics(examples.labels, predicted, self._corpus.classes, examples.groups)
 
 
-def fine_tune(config: TrainConfig, device: str) -> dict[str, Any]:
+def fine_tune(config: TrainConfig, device: str, best: Path | None = None) -> dict[str, Any]:
     """Trains from settings to test metrics.
 
     Args:
         config: See ``FineTuning``.
         device: ``cpu`` or ``cuda``.
+        best: The file of the best checkpoint by validation, which the test metrics are of then;
+            by default they are of the last epoch, and nothing is written.
 
     Returns:
         ``seconds`` in all; ``train_seconds`` in training steps, batching included; ``test``
@@ -256,12 +265,17 @@ def fine_tune(config: TrainConfig, device: str) -> dict[str, Any]:
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, as jax multiplies on a GPU by default
     run = FineTuning(config, device)
-    train_seconds, validation = 0.0, None
+    train_seconds, validation, highest = 0.0, None, -1.0
     for _ in range(config.epochs or EPOCHS):
         epoch_started = time.perf_counter()
         run.epoch()
         train_seconds += time.perf_counter() - epoch_started
         validation = run.evaluate("validation")
+        if best is not None and validation is not None and mean_score(validation) > highest:
+            highest = mean_score(validation)
+            torch.save(run.model.state_dict(), best)
+    if best is not None:
+        run.model.load_state_dict(torch.load(best, weights_only=True))
     test = run.evaluate("test") or validation
     return {
         "seconds": time.perf_counter() - started,
@@ -270,3 +284,17 @@ def fine_tune(config: TrainConfig, device: str) -> dict[str, Any]:
         "lengths": run.tokens.lengths,
         "optimizer_state_bytes": state_bytes(run.optimizer),
     }
+
+
+def main(device: str, settings: str, best: str, result: str) -> None:
+    """Trains by the settings of a JSON file, and leaves what came of it in another."""
+    fields = json.loads(Path(settings).read_text(encoding="utf-8"))
+    fields |= {"data": DataConfig(**fields["data"])}
+    del fields["watch"]
+    found = fine_tune(TrainConfig(**fields), device, Path(best))
+    del found["lengths"]
+    Path(result).write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

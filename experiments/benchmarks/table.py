@@ -35,6 +35,10 @@ _DEFINITIONS = (
     "keeps what frozen layers compute, writes checkpoints, and measures the training split at the "
     "end; "
     "what XLA took to compile is left out of it, and is in the second table.",
+    "A whole process is everything from the command to its exit: imports, data, compiling, "
+    "training, the validation split after each epoch, the best checkpoint on the disk, the test "
+    "split with it. A run of one epoch has filled the caches of both sides, of texts, tokens and "
+    "compiled programs, before.",
     "Training steps: batching, forward, backward and update. Ours has in it the one pass in which "
     "frozen layers see the training sentences.",
     "Seeds at once are compared by their training steps: evaluation and checkpoints, which go seed "
@@ -42,7 +46,8 @@ _DEFINITIONS = (
     "optimizer state are those of the first seed.",
     "PyTorch: transformers' `BertModel` with its default attention, dynamic padding to the "
     "longest sentence of a batch, batches grouped by length as `group_by_length` does, frozen "
-    "parameters with `requires_grad=False`, AdamW over the others; not compiled, no checkpoint.",
+    "parameters with `requires_grad=False`, AdamW over the others; not compiled; a "
+    "checkpoint, its `state_dict`, only where it is a whole process.",
     "Useful FLOPs count the matrix products of real tokens only, neither padding nor "
     "recomputation: a forward pass of L layers over n tokens in texts of l tokens is "
     "L (2 n (4 h² + 2 h i) + 4 h Σ l²) with hidden size h and intermediate size i; a step of "

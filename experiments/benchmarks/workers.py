@@ -80,8 +80,12 @@ def _pytorch(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
     from experiments.benchmarks.pytorch_baseline import fine_tune
 
     del job
-    result = fine_tune(config, {"gpu": "cuda"}.get(platform, platform))
+    result = fine_tune(config, _torch_device(platform))
     return _sample(config, result["lengths"], {**result, "compile_seconds": 0.0})
+
+
+def _torch_device(platform: str) -> str:
+    return {"gpu": "cuda"}.get(platform, platform)
 
 
 def _extract(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
@@ -109,8 +113,7 @@ def _sentence_transformers(config: TrainConfig, job: Job, platform: str) -> dict
 
     del job
     texts = list(load_corpus(config.data).read("train").texts)
-    device = {"gpu": "cuda"}.get(platform, platform)
-    encoder = SentenceTransformer(config.backbone, device=device)
+    encoder = SentenceTransformer(config.backbone, device=_torch_device(platform))
     encoder.max_seq_length = config.data.max_length
     started = time.perf_counter()
     count = len(encoder.encode(texts, show_progress_bar=False))
@@ -242,6 +245,49 @@ def _spread(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
     return _sample(config, lengths, {**result, "seconds": seconds, "test": test})
 
 
+def _whole_run(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
+    """A training as a process, from its start to its end."""
+    from experiments.benchmarks.whole_runs import whole_run
+
+    del job, platform
+    return _of_process(config, whole_run(config))
+
+
+def _pytorch_whole_run(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
+    """The same training in plain PyTorch."""
+    from experiments.benchmarks.whole_runs import pytorch_whole_run
+
+    del job
+    return _of_process(config, pytorch_whole_run(config, _torch_device(platform)))
+
+
+def _of_process(config: TrainConfig, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What both sides say of a training that was a process."""
+    from mtl_jax.training.inputs import Inputs
+
+    test = found["test"] or found["validation"]
+    lengths = Inputs(config).split("train").texts.tokens.lengths
+    clock = {name: found[name] for name in ("cpu_seconds", "peak_bytes")}
+    return {**_sample(config, lengths, {**found, "test": test}), **clock}
+
+
+def _start_again(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
+    """A second start of a finished run."""
+    from experiments.benchmarks.whole_runs import start_again
+
+    del job, platform
+    found = start_again(config)
+    return {name: found[name] for name in ("seconds", "cpu_seconds", "first_seconds")}
+
+
+def _go_on(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
+    """A second start of a run that was killed."""
+    from experiments.benchmarks.whole_runs import go_on
+
+    del job, platform
+    return go_on(config)
+
+
 MEASUREMENTS: Mapping[str, Callable[[TrainConfig, Job, str], dict[str, Any]]] = {
     "train": _train,
     "pytorch": _pytorch,
@@ -251,11 +297,15 @@ MEASUREMENTS: Mapping[str, Callable[[TrainConfig, Job, str], dict[str, Any]]] = 
     "heads": _heads,
     "seeds": _seeds,
     "spread": _spread,
+    "whole_run": _whole_run,
+    "pytorch_whole_run": _pytorch_whole_run,
+    "start_again": _start_again,
+    "go_on": _go_on,
 }
 """Run in a worker process with settings, the ``Job`` and the platform that jax uses.
 
-All but ``peak`` give ``seconds``, those of trainings without compilation, and trainings what
-``_sample`` adds.
+All but ``peak`` give ``seconds``, those of trainings without compilation unless whole processes are
+measured, and trainings what ``_sample`` adds.
 """
 
 

@@ -18,8 +18,7 @@ class CheckpointSettings:
     """epochs between two measurements on validation; by default 1, or more in a phase of more \
 than 10 epochs, which is measured at most 10 times"""
     measure_train: bool = False
-    """measure all training texts at the end; by default as many as there are validation texts, \
-at least 1000, evenly spaced"""
+    """measure all training texts at the end; by default 500, evenly spaced"""
     checkpoint_minutes: float = 10.0
     """minutes between two checkpoints, which is the most that a kill can lose; each phase also \
 ends with a checkpoint. 0: save at every measurement"""

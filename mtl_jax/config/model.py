@@ -13,6 +13,9 @@ from mtl_jax.core.errors import UserError
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
 Pooling = Literal["mean", "cls", "pooler"]
+Dtype = Literal["float32", "bfloat16"]
+Dropped = Literal["weights", "output"]
+"""What attention's dropout drops: weights of tokens, or components of what these mix."""
 Parallel = Literal["auto", "jit", "pmap", "mesh"]
 Placement = Literal["auto", "jit", "pmap", "mesh", "fsdp"]
 """How one training is spread over devices: ``parallel``, or with ``shard`` its parameters too."""
@@ -33,9 +36,11 @@ layer, or a function from the number of classes to such a module"""
     mlp_heads: tuple[str, ...] = ()
     """units of the hidden layers of the heads, with GELU, such as 256 or 256,64; for all tasks, \
 or task=units pairs"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """precision of the encoder's matrix products; everything else is float32. With float32, GPUs \
-compute them in TF32 and TPUs in bfloat16, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set"""
+    dtype: Dtype | None = None
+    """precision of the encoder's matrix products; everything else is float32. By default that of \
+the folder's earlier calls, or else bfloat16 on TPUs and on GPUs from Ampere on, and float32 \
+elsewhere. With float32, GPUs compute them in TF32 and TPUs in bfloat16, unless \
+JAX_DEFAULT_MATMUL_PRECISION=highest is set"""
     parallel: Parallel = "auto"
     """jit on one device, or mesh (jit over a mesh) or pmap over all devices; auto: jit if there \
 is one device, mesh if there are several"""
@@ -45,6 +50,9 @@ encoders that do not fit on one device"""
     attention_dropout: float | None = None
     """dropout of the attention weights; by default as in the checkpoint. 0 allows cuDNN's fused \
 attention in training"""
+    attention_dropout_on: Dropped = "weights"
+    """what that dropout drops: attention weights, or components of the attention output before \
+its projection, which allows cuDNN's fused attention in training"""
     head_dropout: float | None = None
     """dropout of the heads' input; by default as in the checkpoint, or 0 if only heads are \
 trained"""
@@ -80,6 +88,11 @@ inf: no limit"""
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:
                 raise UserError(f"{flag(name)} {rate} must be at least 0 and below 1")
+        if self.attention_dropout == 0 and self.attention_dropout_on == "output":
+            raise UserError(
+                "--attention-dropout-on output drops nothing with --attention-dropout 0: leave one "
+                "of them out"
+            )
 
     @property
     def placement(self) -> Placement:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -66,6 +67,34 @@ def whole(path: Path, suffix: str = "") -> Iterator[Path]:
     try:
         yield draft
         draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def first(path: Path) -> Iterator[Path]:
+    """Writes a file, whole, where there is none: of many processes that do, one is the first.
+
+    They may be on any machines that share the folder: a hard link makes a name only where there is
+    none, on NFS, too. Where the file system has none, one of those at the same moment counts.
+
+    Args:
+        path: The file; what is there stays.
+
+    Yields:
+        Where to write, beside it.
+
+    Raises:
+        OSError: It can't be written; nothing is left.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        yield draft
+        try:
+            os.link(draft, path)
+        except OSError:
+            if not path.exists():
+                draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 

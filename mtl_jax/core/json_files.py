@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.core import distributed
-from mtl_jax.core.atomic_write import refuse_other_kind, whole
+from mtl_jax.core.atomic_write import first, refuse_other_kind, whole
 from mtl_jax.core.errors import UserError, cannot_read, cannot_write, first_line, shortened
 
 OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -76,7 +76,24 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all; of several processes the first does."""
-    _replace(path, json.dumps(value, indent=2) + "\n")
+    _replace(path, _text(value))
+
+
+def write_first(path: Path, value: Any) -> None:
+    """The same, of a file that is not there: of many processes that write it at once, one does.
+
+    Raises:
+        UserError: It can't be written.
+    """
+    try:
+        with first(path) as draft:
+            draft.write_text(_text(value), encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, indent=2) + "\n"
 
 
 def _replace(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from mtl_jax.config.model import Pooling
+from mtl_jax.config.model import Dropped, Pooling
 from mtl_jax.core.errors import UserError
 from mtl_jax.models import pretrained
 from mtl_jax.models.encoder_config import EncoderConfig
@@ -122,7 +122,10 @@ class Encoder:
 
 
 def load_encoder(
-    name: str | Path, pooling: Pooling | None = None, attention_dropout: float | None = None
+    name: str | Path,
+    pooling: Pooling | None = None,
+    attention_dropout: float | None = None,
+    attention_dropout_on: Dropped = "weights",
 ) -> Encoder:
     """Loads the encoder of a pre-trained checkpoint.
 
@@ -131,6 +134,8 @@ def load_encoder(
         pooling: How the token vectors of a text become one vector; by default as the checkpoint
             declares, otherwise their mean.
         attention_dropout: Dropout of the attention weights; by default the checkpoint's.
+        attention_dropout_on: What that drops: ``weights``, or ``output`` for components of what
+            these mix.
 
     Raises:
         UserError: The checkpoint can't be found or used.
@@ -139,6 +144,7 @@ def load_encoder(
     config, params = pretrained.load_backbone(folder)
     if attention_dropout is not None:
         config = dataclasses.replace(config, attention_probs_dropout_prob=attention_dropout)
+    config = dataclasses.replace(config, attention_dropout_on=attention_dropout_on)
     chosen = pooling or pretrained.default_pooling(folder, config)
     tokenizer = load_tokenizer(folder)
     return Encoder(

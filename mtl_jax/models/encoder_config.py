@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import reprlib
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_args
 
+from mtl_jax.config.model import Dropped
 from mtl_jax.core.errors import UserError
 from mtl_jax.models.families import FAMILIES, Family
 
@@ -92,6 +93,9 @@ class EncoderConfig:
             where attention is another.
         max_relative_positions: The distance from which on all share the last row.
         classifier_pooling: What the family's classifiers pool by; None where nothing is said.
+        attention_dropout_on: What ``attention_probs_dropout_prob`` drops: ``weights``, or
+            ``output``, components of what the weights have mixed, before its product. No
+            checkpoint's, but a setting.
     """
 
     vocab_size: int = 30522
@@ -127,6 +131,7 @@ class EncoderConfig:
     position_buckets: int | None = None
     max_relative_positions: int = 0
     classifier_pooling: str | None = None
+    attention_dropout_on: str = "weights"
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -157,6 +162,8 @@ class EncoderConfig:
                 raise self._wrong(name, "a number above 0")
         if self.classifier_pooling not in (None, "cls", "mean"):
             raise self._wrong("classifier_pooling", "cls or mean")
+        if self.attention_dropout_on not in get_args(Dropped):
+            raise self._wrong("attention_dropout_on", " or ".join(get_args(Dropped)))
         if self.hidden_act not in ACTIVATIONS:
             raise UserError(
                 f"{self._theirs('hidden_act')} {reprlib.repr(self.hidden_act)} is not supported: "
@@ -168,6 +175,11 @@ class EncoderConfig:
         """Dropout before the heads."""
         rate = self.classifier_dropout
         return self.hidden_dropout_prob if rate is None else rate
+
+    @property
+    def drops_attention_weights(self) -> bool:
+        """Whether training drops attention weights."""
+        return self.attention_dropout_on == "weights" and self.attention_probs_dropout_prob > 0
 
     @property
     def drops_out(self) -> bool:

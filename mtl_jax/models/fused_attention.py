@@ -21,6 +21,7 @@ from jax.custom_batching import custom_vmap
 from jax.typing import DTypeLike
 
 from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.precision import is_ampere
 
 Fused = Literal["xla", "cudnn", "xla_of_seeds", "cudnn_of_seeds"]
 """The kernel's implementation, and whether trainings that are mapped over join their batches."""
@@ -28,8 +29,7 @@ Fused = Literal["xla", "cudnn", "xla_of_seeds", "cudnn_of_seeds"]
 _OF_SEEDS = "_of_seeds"
 
 
-# What cuDNN's attention takes on every card that has it.
-_CUDNN_CAPABILITY = 8.0
+# What cuDNN's attention takes on every card that has it, which those from Ampere on are.
 _CUDNN_HEAD_MULTIPLE, _CUDNN_HEAD_MOST = 8, 128
 
 
@@ -50,9 +50,7 @@ def cudnn_can(config: EncoderConfig, dtype: DTypeLike, device: Any = None) -> bo
         and config.position_buckets is None
         and head % _CUDNN_HEAD_MULTIPLE == 0
         and head <= _CUDNN_HEAD_MOST
-        # The cards of ROCm are a "gpu", too.
-        and "cuda" in device.client.platform_version
-        and float(device.compute_capability) >= _CUDNN_CAPABILITY
+        and is_ampere(device)
     )
 
 

@@ -358,7 +358,9 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.output = (project() for _ in range(4))
         if not self.normalised:
             self.layer_norm = _layer_norm(config)
-        self.weights_dropout = Dropout(config.attention_probs_dropout_prob)
+        rate, on = config.attention_probs_dropout_prob, config.attention_dropout_on
+        self.weights_dropout = Dropout(rate if on == "weights" else 0.0)
+        self.mixed_dropout = Dropout(rate)
         self.dropout = _dropout(config, config.attention_output_dropout_prob)
         if config.position_buckets is not None:
             self.distance_dropout = _dropout(config, None)
@@ -373,22 +375,26 @@ class Attention(nn.Module):
             query, key = (self._turned(whole, view.rotation) for whole in (query, key))
         query, key, value = (whole.astype(self.dtype) for whole in (query, key, value))
         far = self._far(view.distances, deterministic)
-        mixed, start = [], 0
-        for i, of_kind in enumerate(view.bias):
+        mixed, cut = [], [(query, key, value)]
+        if len(view.bias) > 1:
+            sizes = [kind.shape[0] // len(hidden) * kind.shape[-1] for kind in view.bias]
+            # Whose gradient is put together in one go, where those of slices would be added up.
+            cut = zip(*(jax.lax.split(whole, sizes, 1) for whole in cut[0]), strict=True)
+        for i, (of_kind, wholes) in enumerate(zip(view.bias, cut, strict=True)):
             blocks, length = of_kind.shape[0], of_kind.shape[-1]
-            stop = start + blocks // len(hidden) * length
-            parts = (
-                whole[:, start:stop].reshape(blocks, length, config.num_attention_heads, -1)
-                for whole in (query, key, value)
+            q, k, v = (
+                whole.reshape(blocks, length, config.num_attention_heads, -1) for whole in wholes
             )
             relative = None if view.relative is None else view.relative[i]
             mixed.append(
-                self._mix(*parts, of_kind, relative, far and far[i], deterministic).reshape(
+                self._mix(q, k, v, of_kind, relative, far and far[i], deterministic).reshape(
                     len(hidden), -1, hidden.shape[-1]
                 )
             )
-            start = stop
-        update = self.output(jnp.concatenate(mixed, axis=1))
+        whole = jnp.concatenate(mixed, axis=1)
+        if config.attention_dropout_on == "output":
+            whole = self.mixed_dropout(whole, deterministic=deterministic)
+        update = self.output(whole)
         update = self.dropout(update, deterministic=deterministic)
         return hidden + update if config.norm_first else self.layer_norm(hidden + update)
 
@@ -427,7 +433,7 @@ class Attention(nn.Module):
     ) -> jax.Array:
         """[blocks, length, heads, head size] x 3 -> the same, mixed by attention."""
         # It has no dropout of the weights that differs from step to step.
-        no_dropout = deterministic or self.config.attention_probs_dropout_prob == 0
+        no_dropout = deterministic or not self.config.drops_attention_weights
         if self.fused and no_dropout and relative is None and far is None:
             # cuDNN takes no mask that is the same for all queries and left to be broadcast.
             mask = jnp.broadcast_to(bias == 0, (*bias.shape[:2], query.shape[1], key.shape[1]))

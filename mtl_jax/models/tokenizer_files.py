@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 
@@ -52,10 +53,11 @@ def _of_config(content: bytes) -> bytes:
     return json.dumps({name: config.get(name) for name in _OF_CONFIG}).encode()
 
 
-def copy_tokenizer(source: Path, target: Path, *, link: bool = False) -> None:
+def copy_tokenizer(source: Path, target: Path, *, link: bool = False, shared: bool = False) -> None:
     """Copies a tokenizer's files into a new folder, which appears when it is whole.
 
-    With ``link`` they are hard links to those of ``source``, where the file system has these.
+    With ``link`` they are hard links to those of ``source``, where the file system has these. With
+    ``shared`` others may do the same at once, on any machine, and the first one's stays.
 
     Byte for byte: what is loaded from there is what is loaded from where they come from,
     whichever version of transformers loads it.
@@ -64,16 +66,17 @@ def copy_tokenizer(source: Path, target: Path, *, link: bool = False) -> None:
         UserError: It can't be written.
     """
     files = tokenizer_files(source)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    draft = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        for left in target.parent.glob(f".{target.name}.[0-9]*"):
+        for left in () if shared else target.parent.glob(f".{target.name}.[0-9]*"):
             shutil.rmtree(left, ignore_errors=True)
         draft.mkdir()
         for file in files:
             (_linked if link else shutil.copyfile)(file, draft / file.name)
         draft.rename(target)
     except OSError as error:
-        raise cannot_write(target, error) from error
+        if not (shared and target.is_dir()):
+            raise cannot_write(target, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

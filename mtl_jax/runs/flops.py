@@ -20,10 +20,13 @@ import numpy as np
 
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError
+from mtl_jax.core.versions import code_digest, version
 from mtl_jax.data.batches import HostBatch, TextSet, make_batch
 from mtl_jax.data.packing.plan import Layout, Placement, evaluation_layout, evaluation_plan
 from mtl_jax.freezing.scenarios import FROZEN
+from mtl_jax.models.multitask import MultiTaskModule
 from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.training.cache.facts import fact
 from mtl_jax.training.compiled_step import step_numbers, step_template
 from mtl_jax.training.evaluator import CPU_TOKENS
 from mtl_jax.training.kinds.registry import KINDS
@@ -144,8 +147,25 @@ def step_flops(run: PhaseRun) -> int:
         same = template == compiled_step.template and layout == compiled_step.layout
         if same and not spec.on_pooled and isinstance(compiled_step.runner, JitRunner):
             step = compiled_step.step
-        _known[key] = counted(step, state, frozen, step_numbers(spec), batch)
+        args = state, frozen, step_numbers(spec), batch
+        _known[key] = _kept(key, template.model, batch, lambda: counted(step, *args))
     return _known[key]
+
+
+def _kept(key: Any, model: MultiTaskModule, batch: HostBatch, count: Callable[[], int]) -> int:
+    """A count that this or another process has made, of the same program.
+
+    One with a part of the user's own, which another process may know by the same name, is counted
+    again by each.
+    """
+    parts = [*(head.module for _, head in model.heads), *(loss for _, loss in model.losses)]
+    shapes = {name: (array.shape, array.dtype.str) for name, array in sorted(batch.items())}
+    name = repr((key, shapes))
+    own = any(not type(part).__module__.startswith("mtl_jax.") for part in parts)
+    if own or " at 0x" in name:
+        return count()
+    versions = {package: version(package) for package in ("jax", "jaxlib", "flax", "optax")}
+    return fact({"flops_of": name, "code": code_digest(), "versions": versions}, count)
 
 
 def _target_width(run: PhaseRun, task: str) -> int:
@@ -166,7 +186,8 @@ def prefix_flops(run: PhaseRun) -> int:
             *((pooled_step, model) if depth is None else (states_step, (model, depth)))
         )
         params = {"backbone": _shapes(run.params["backbone"])}
-        _known[key] = counted(compute, params, _batch(texts, layout))
+        batch = _batch(texts, layout)
+        _known[key] = _kept(key, model, batch, lambda: counted(compute, params, batch))
     return _known[key] * len(evaluation_plan(texts.tokens.lengths, layout))
 
 

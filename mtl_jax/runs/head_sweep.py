@@ -254,13 +254,9 @@ class Heads:
             weight_decay=setting.get("weight_decay", own.weight_decay),
         )
         weights = tuple(setting[weight_of(task)] for task in self._model.tasks)
+        adamw = build_optimizer(run.partition, optimizer)
         return Program(
-            self._model,
-            build_optimizer(run.partition, optimizer),
-            0,
-            weights,
-            run.weighting,
-            r_drop=run.r_drop,
+            self._model, adamw, 0, run.weighting, r_drop=run.r_drop, task_weights=weights
         )
 
     def _call(

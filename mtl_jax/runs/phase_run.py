@@ -20,6 +20,7 @@ from mtl_jax.data.kinds import has_label
 from mtl_jax.freezing.partition import Params, Stages
 from mtl_jax.freezing.scenarios import FROZEN
 from mtl_jax.models.multitask import Loss
+from mtl_jax.models.precision import default_dtype
 from mtl_jax.runs.cached_splits import CachedSplits
 from mtl_jax.runs.phase_plan import PhasePlan, on_the_way, plan_phases
 from mtl_jax.training.compiled_step import CompiledTrainStep, TrainSpec, compiled_step
@@ -58,6 +59,8 @@ class PhaseRun:
     """
 
     def __init__(self, config: TrainConfig, inputs: Inputs, *, together: bool = False):
+        dtype = config.dtype or default_dtype()
+        config = dataclasses.replace(config, dtype=dtype)
         self.config, self.inputs = config, inputs
         self._together = together
         self._runner = None if together else make_runner(config.placement)
@@ -75,7 +78,7 @@ class PhaseRun:
             bert=inputs.bert,
             **of_tasks(inputs.tasks.values()),
             pooling=inputs.pooling,
-            dtype=config.dtype,
+            dtype=dtype,
             max_length=inputs.reader.max_length,
             parallel=config.placement,
             fused_attention=config.fused_attention,

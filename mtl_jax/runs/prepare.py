@@ -13,6 +13,7 @@ from mtl_jax.runs.head_rate import chosen_head_rate, recorded_head_rate
 from mtl_jax.runs.notes import told_once
 from mtl_jax.runs.phase_plan import parted
 from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.runs.precision import with_dtype
 from mtl_jax.training.inputs import Inputs, open_inputs
 
 # What may differ between runs that are trained at once.
@@ -59,6 +60,8 @@ def prepare_runs(configs: Sequence[TrainConfig], shared: Inputs | None) -> Prepa
     """
     configs = [config.absolute() for config in configs]
     _refuse_unlike(configs)
+    folders = [config.workdir for config in configs]
+    configs = [with_dtype(config, folders) for config in configs]
     with distributed.collective_errors():
         inputs = shared or open_inputs(configs[0])
         runs = [PhaseRun(config, inputs, together=len(configs) > 1) for config in configs]

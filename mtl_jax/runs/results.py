@@ -217,14 +217,13 @@ def untrained_heads(run: PhaseRun, steps: Sequence[int], step: int) -> list[str]
     ]
 
 
-# Training texts that are measured at the end, where validation has fewer.
-_LEAST_OF_TRAINING = 1000
+# Training texts that are measured at the end, beside the test split: enough to tell overfitting.
+_MOST_OF_TRAINING = 500
 
 
 def _some_training(run: PhaseRun) -> Split:
     """The training texts that are measured at the end: evenly spaced, so that all sources count."""
-    training, most = run.split("train"), len(run.split("validation").texts)
-    most = max(most, _LEAST_OF_TRAINING)
+    training, most = run.split("train"), _MOST_OF_TRAINING
     if run.config.measure_train or len(training.texts) <= most:
         return training
     return training.take(np.linspace(0, len(training.texts) - 1, most).round().astype(np.int64))

@@ -391,6 +391,7 @@ class SeedRun:
             keep=progress.needed(plan.phase),
             reference=self._reference.arrays() if self._reference else None,
             frozen=digest,
+            phase=self.run.index,
         )
         self._note_best()
 
@@ -408,8 +409,6 @@ class SeedRun:
     def finish(self) -> None:
         """Leaves ``certificate.json`` and measures the best checkpoint, which makes the result."""
         meter = self.meter
-        with meter.timed("saving"):
-            self.checkpoints.wait()
         certificate = results.run_certificate(self.progress.certificates)
         write_json(self._workdir.path / "certificate.json", certificate)
         best = self.checkpoints.best_step or 0
@@ -429,6 +428,9 @@ class SeedRun:
             )
             if run.config.watch.measure_layers:
                 measured["layers"] = layer_roles(run, params)
+        # Until here the last save had time, for nothing else needs the disk.
+        with meter.timed("saving"):
+            self.checkpoints.wait()
         compiling = (run.evaluation_compile_seconds - self._compiled_before) * self._share
         steps = results.steps_of_phases(records)
         result = {
@@ -451,11 +453,14 @@ class SeedRun:
 
     def _go_to_best(self, step: int) -> Params:
         """Takes the run to the phase of a checkpoint, whose frozen part its parameters have."""
-        found = self.checkpoints.restore_best()
-        params = self.checkpoints.restore_params(step) if found is None else found
-        phase = self.checkpoints.best_phase
-        if phase is None:
-            phase = self.checkpoints.progress(step)["phase_progress"]["phase"]
+        if (known := self.checkpoints.best()) is not None:
+            params, phase = known
+        else:
+            found = self.checkpoints.restore_best()
+            params = self.checkpoints.restore_params(step) if found is None else found
+            phase = self.checkpoints.best_phase
+            if phase is None:
+                phase = self.checkpoints.progress(step)["phase_progress"]["phase"]
         if phase != self.run.index:
             self._release()
             self.run = self._first.at(phase, params)

@@ -20,7 +20,7 @@ from mtl_jax.config.train import LIMITS, TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_read, cannot_write
-from mtl_jax.core.file_lock import exclusive, hold, without_locks
+from mtl_jax.core.file_lock import hold, without_locks
 from mtl_jax.core.json_files import (
     OBJECT,
     append_line,
@@ -28,7 +28,7 @@ from mtl_jax.core.json_files import (
     read_json,
     read_lines,
     rewrite_lines,
-    write_json,
+    write_first,
 )
 from mtl_jax.core.paths import expanded
 from mtl_jax.core.versions import version
@@ -293,22 +293,30 @@ class Workdir:
                 "read again: rename that folder, or use another one"
             )
         self._take_lock(shared=shared)
-        with exclusive(self.path / "config.json", self._unusable):
-            if self.exists:
-                self.refuse_another(record)
-                return
-            try:
-                for draft in self.path.glob(_DRAFTS):
-                    draft.unlink(missing_ok=True)
-                names = [path.name for path in self.path.iterdir()]
-            except OSError as error:
-                raise self._unusable(self.path, error) from error
-            if self._has_lost_config():
-                raise self._lost_config()
-            if any(name not in (*_LOCKS, TUNING) for name in names):
-                raise UserError(f"{self.path} is not empty and holds no run: name a new folder")
-            record = {_VERSION: version("mtl-jax"), _ID: secrets.token_hex(16), **record}
-            write_json(self.path / "config.json", {**record, _DIGEST: json_digest(record)})
+        begun = self.exists
+        if not begun:
+            self._begin(record, shared=shared)
+        # Of several that share the folder another one may have been the first.
+        if begun or shared:
+            self.refuse_another(record)
+
+    def _begin(self, record: dict[str, Any], *, shared: bool) -> None:
+        try:
+            # Those of others that share the folder may be at work.
+            for draft in () if shared else self.path.glob(_DRAFTS):
+                draft.unlink(missing_ok=True)
+            drafts = {path.name for path in self.path.glob(_DRAFTS)}
+            names = {path.name for path in self.path.iterdir()} - drafts
+        except OSError as error:
+            raise self._unusable(self.path, error) from error
+        if self.exists:
+            return
+        if self._has_lost_config():
+            raise self._lost_config()
+        if not names <= {*_LOCKS, TUNING}:
+            raise UserError(f"{self.path} is not empty and holds no run: name a new folder")
+        record = {_VERSION: version("mtl-jax"), _ID: secrets.token_hex(16), **record}
+        write_first(self.path / "config.json", {**record, _DIGEST: json_digest(record)})
 
     def refuse_another(self, record: dict[str, Any]) -> None:
         """Raises ``UserError`` where the folder was made with another record than this."""
@@ -351,13 +359,11 @@ class Workdir:
             return True
         # Once in the folder of a study, under its digest; its runs share the bytes.
         source = shared / f"tokenizer-{digest}"
-        with exclusive(source, cannot_write):
-            if not self._is_there(source):
-                copy_tokenizer(checkpoint, source)
-            elif tokenizer_digest(source) != digest:
-                say(f"warning: {source} was damaged: it is recreated")
-                shutil.rmtree(source)
-                copy_tokenizer(checkpoint, source)
+        if self._is_there(source) and tokenizer_digest(source) != digest:
+            say(f"warning: {source} was damaged: it is recreated")
+            shutil.rmtree(source)
+        if not self._is_there(source):
+            copy_tokenizer(checkpoint, source, shared=True)
         copy_tokenizer(source, self.tokenizer, link=True)
         return True
 
@@ -383,7 +389,12 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = hold(self.path / ".lock", shared=shared)
         except OSError as error:
-            raise without_locks(self.path, error) or self._unusable(self.path, error) from error
+            if (no_locks := without_locks(self.path, error)) is None:
+                raise self._unusable(self.path, error) from error
+            if not shared and shared_folder(self.path) is None:
+                raise no_locks from error
+            # Workers have claimed what they write, and need no lock.
+            return
         if self._lock is None:
             raise UserError(
                 f"another process is working in {self.path}: wait for it, or use another --workdir"

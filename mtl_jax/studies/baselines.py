@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl_jax.core import distributed
-from mtl_jax.core.errors import cannot_write
-from mtl_jax.core.file_lock import exclusive
-from mtl_jax.core.json_files import append_line, read_lines
+from mtl_jax.core.json_files import OBJECT, read_json, read_lines, rewrite_lines, write_json
 from mtl_jax.data.kinds import has_label
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.predictions import write_predictions
 from mtl_jax.studies.results_store import BASELINES, OF_BASELINES
 from mtl_jax.studies.settings import Arm, arm_folder
+from mtl_jax.studies.turns import turn
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.kinds.registry import KINDS
 from mtl_jax.training.metrics import mean_score, split_metrics
@@ -32,21 +31,23 @@ TF_IDF, PROBE = "tf_idf", "logistic_probe"
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 _MOST_WORDS = 30_000
 _FLOOR = 1e-12
+_LINE, _REMEDY = "line.json", "remove its folder: it is made again with the next arm"
 
 
-def leave_baselines(folder: Path, arm: Arm, inputs: Inputs) -> None:
+def leave_baselines(folder: Path, arm: Arm, inputs: Inputs, *, alone: bool = False) -> None:
     """Leaves what baselines reach on an arm's texts, once for all arms that have the same.
 
-    A line of ``baselines.jsonl`` for each, with ``baseline``, ``train_subset``, ``setting``, and
-    the metrics on ``validation`` and ``test``; and in ``baselines/`` what they predict, as
-    ``write_predictions`` has it. ``tf_idf`` is a linear model on TF-IDF vectors of words,
-    ``logistic_probe`` one on the vectors of the frozen backbone: logistic regression, or ridge
-    regression. Of several strengths of its penalty validation chooses.
+    In ``baselines/`` a folder for each: ``line.json``, for ``gather_baselines``, with ``baseline``,
+    ``train_subset``, ``setting``, and the metrics on ``validation`` and ``test``; and what they
+    predict, as ``write_predictions`` has it. ``tf_idf`` is a linear model on TF-IDF vectors of
+    words, ``logistic_probe`` one on the vectors of the frozen backbone: logistic regression, or
+    ridge regression. Of several strengths of its penalty validation chooses.
 
     Args:
         folder: Of the study.
         arm: The arm.
         inputs: Those of it.
+        alone: Whether no worker can be at it, too.
     """
     if distributed.count() > 1:
         return
@@ -54,25 +55,60 @@ def leave_baselines(folder: Path, arm: Arm, inputs: Inputs) -> None:
         "train_subset": arm.config.data.train_subset,
         **({"setting": dict(arm.setting)} if arm.setting else {}),
     }
-    with exclusive(folder / LINES, cannot_write):
-        known = read_lines(folder / LINES)
-        if any({name: line.get(name) for name in key} == key for line in known):
+    seed = arm.config.seed if key["train_subset"] is not None else 0
+    places = {
+        name: folder / FOLDER / Path(arm_folder(str(folder), name, seed, arm.setting)).name
+        for name in (TF_IDF, PROBE)
+    }
+    # A probe needs vectors that are kept.
+    last = places[PROBE if arm.config.prefix_cache else TF_IDF] / _LINE
+
+    def is_done() -> bool:
+        # Earlier versions have left lines alone.
+        return last.exists() or any(key.items() <= each.items() for each in _lines(folder))
+
+    with turn(folder / FOLDER, last.parent.name, is_done, alone=alone) as mine:
+        if not mine:
             return
         config = dataclasses.replace(
             arm.config, scenario="backbone_frozen", recipe=None, hold_frozen_heads=0.0
         )
         run = PhaseRun(config, inputs)
         vectors = {TF_IDF: _words(inputs)}
-        if run.keeps:
+        if config.prefix_cache:
             vectors[PROBE] = {name: run.split(name).texts.pooled for name in inputs.corpus.splits}
         for name, of_splits in vectors.items():
             logits = _logits(name, inputs, of_splits)
-            seed = arm.config.seed if key["train_subset"] is not None else 0
-            where = Path(arm_folder(str(folder), name, seed, arm.setting)).name
-            line = _measured(inputs, logits, folder / FOLDER / where)
+            line = _measured(inputs, logits, places[name])
             texts = len(inputs.split("train").texts)
-            append_line(folder / LINES, {"baseline": name, **key, "train_examples": texts, **line})
+            known = {"baseline": name, **key, "train_examples": texts}
+            write_json(places[name] / _LINE, {**known, **line})
         run.release()
+
+
+def gather_baselines(folder: Path) -> list[dict[str, Any]]:
+    """Writes ``baselines.jsonl`` from what workers have left, and returns its lines.
+
+    Args:
+        folder: Of the study.
+    """
+    lines = _lines(folder)
+    known = [_key(line) for line in lines]
+    left = [read_json(file, OBJECT, _REMEDY) for file in sorted(folder.glob(f"{FOLDER}/*/{_LINE}"))]
+    if new := [line for line in left if _key(line) not in known]:
+        lines += sorted(
+            new, key=lambda line: (line["train_subset"] or 0, line["baseline"] == PROBE)
+        )
+        rewrite_lines(folder / LINES, lines)
+    return lines
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    return read_lines(folder / LINES)
+
+
+def _key(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: line.get(name) for name in ("baseline", "train_subset", "setting")}
 
 
 def _words(inputs: Inputs) -> dict[str, Any]:

@@ -22,6 +22,7 @@ _OF_INPUTS = (
     "data",
     "pooling",
     "attention_dropout",
+    "attention_dropout_on",
     "cache_size",
     "cache_folder",
 )

@@ -17,8 +17,14 @@ from mtl_jax.core.atomic_write import whole
 from mtl_jax.core.command_line import one_line
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_write
-from mtl_jax.core.file_lock import exclusive
-from mtl_jax.core.json_files import append_line, read_json, read_lines, rewrite_lines, write_json
+from mtl_jax.core.json_files import (
+    append_line,
+    read_json,
+    read_lines,
+    rewrite_lines,
+    write_first,
+    write_json,
+)
 from mtl_jax.runs.workdir import SHARED, Workdir
 from mtl_jax.studies import best_run
 from mtl_jax.studies.leases import Standing, standings
@@ -48,6 +54,7 @@ class ResultsStore:
 
     Attributes:
         folder: Of the study.
+        alone: Whether no other process is at work in arms of it meanwhile.
         arms: All of them, in the order in which they are trained.
         tasks: All of those that an arm has.
         failures: The identity of each that failed, with ``error``, and ``skipped`` where
@@ -58,8 +65,8 @@ class ResultsStore:
         baselines: The texts whose baselines this process knows to be there.
     """
 
-    def __init__(self, plan: Plan, folder: Path):
-        self.folder = folder
+    def __init__(self, plan: Plan, folder: Path, *, alone: bool = True):
+        self.folder, self.alone = folder, alone
         self.arms: list[Arm] = [arm for group in plan.groups for arm in group]
         self.failures: list[dict[str, Any]] = []
         self.weights: dict[str, str] = {}
@@ -240,7 +247,7 @@ def opened(plan: Plan, *, shared: bool = False) -> Iterator[ResultsStore]:
         _leave_files(plan, folder.path)
         if distributed.is_main():
             (folder.path / SHARED).mkdir(exist_ok=True)
-        yield ResultsStore(plan, folder.path)
+        yield ResultsStore(plan, folder.path, alone=not shared)
 
 
 def listed(plan: Plan) -> Iterator[str]:
@@ -265,19 +272,20 @@ def _leave_files(plan: Plan, folder: Path) -> None:
         file = folder / name
         if not distributed.is_main():
             continue
-        with exclusive(file, cannot_write):
-            if not file.exists():
-                write_json(file, content)
-            elif read_json(file, {}, "use another --workdir") != content:
-                raise UserError(
-                    f"{file} is not what the study began with: use another --workdir, or a file "
-                    "of another name for another arm"
-                )
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_first(file, content)
+        if read_json(file, {}, "use another --workdir") != content:
+            raise UserError(
+                f"{file} is not what the study began with: use another --workdir, or a file of "
+                "another name for another arm"
+            )
 
 
 def _reads(config: TrainConfig) -> tuple[Any, ...]:
     """What is equal for runs that read the same data and backbone."""
-    return (config.backbone, config.data, config.pooling, config.attention_dropout)
+    dropout = config.attention_dropout, config.attention_dropout_on
+    return (config.backbone, config.data, config.pooling, dropout)
 
 
 def _key(line: Mapping[str, Any]) -> Key:

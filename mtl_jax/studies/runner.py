@@ -27,15 +27,16 @@ from mtl_jax.core.command_line import one_line
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import Preempted, UserError
 from mtl_jax.core.file_lock import LEASE_SECONDS
-from mtl_jax.core.json_files import read_lines
+from mtl_jax.runs.precision import with_dtype
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.studies.environment import circumstances
 from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.judge import note_circumstances
 from mtl_jax.studies.leases import Claims
 from mtl_jax.studies.planning import power_note
-from mtl_jax.studies.results_store import BASELINES, WEIGHTS, ResultsStore, listed, opened
+from mtl_jax.studies.results_store import WEIGHTS, ResultsStore, listed, opened
 from mtl_jax.studies.settings import Arm, Plan, StudySettings
+from mtl_jax.studies.tuning.record import gather_trials
 from mtl_jax.studies.work_queue import FOLDER, WorkQueue
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def carry_out(
             be trained.
     """
     started, pool = time.time(), InputsPool()
-    plan = dataclasses.replace(plan_of(study.absolute(), pool), tune=study.budget)
+    settled = with_dtype(study.absolute(), [study.workdir])
+    plan = dataclasses.replace(plan_of(settled, pool), tune=study.budget)
     if study.list_arms:
         for line in listed(plan):
             print(line)
@@ -164,7 +166,10 @@ class _Reporter:
     started: float
 
     def report(self) -> Path:
+        from mtl_jax.studies.baselines import gather_baselines
+
         ledger, plan = self.ledger, self.plan
+        gather_trials(ledger.folder)
         context: dict[str, Any] = {
             **circumstances(self.command, self.started),
             "study": plan.record.get("study"),
@@ -172,7 +177,7 @@ class _Reporter:
             "corpora": self.pool.corpora(),
             "seeds": list(dict.fromkeys(arm.config.seed for arm in ledger.arms)),
             "settings": dict(plan.settings),
-            "baselines": read_lines(ledger.folder / BASELINES),
+            "baselines": gather_baselines(ledger.folder),
             "asked": dict(Counter(arm.name for arm in ledger.arms)),
         }
         if ledger.devices:
@@ -343,7 +348,7 @@ def _train_group(
         from mtl_jax.studies.tuning.tuned import tuned
 
         try:
-            arms = tuned(arms, inputs, ledger.folder, plan.tune)
+            arms = tuned(arms, inputs, ledger.folder, plan.tune, alone=ledger.alone)
         except UserError as error:
             return [{"error": one_line(error)} for _ in arms]
     outcomes = train_group([arm.config for arm in arms], inputs)
@@ -363,7 +368,7 @@ def _baselines(arm: Arm, ledger: ResultsStore, inputs: Inputs) -> str | None:
     if arm.config.data.tasks != ledger.tasks or texts in ledger.baselines:
         return None
     try:
-        leave_baselines(ledger.folder, arm, inputs)
+        leave_baselines(ledger.folder, arm, inputs, alone=ledger.alone)
     except Exception as error:  # noqa: BLE001  (the arms must not be lost with them)
         return f"there are no baselines: {one_line(error)}"
     ledger.baselines.add(texts)

@@ -225,13 +225,19 @@ def step_template(spec: TrainSpec) -> Template:
         AdamW.of(spec.partition, spec.optimizer),
         spec.partition.depth(spec.model.bert.num_hidden_layers),
         spec.weighting,
-        _micro_batches(spec),
+        micro_batches(spec.accumulate, spec.model.parallel, alone=spec.seeds is not None),
         gathered(spec.model.parallel) if spec.seeds is None else None,
         spec.r_drop,
     )
 
 
-def _micro_batches(spec: TrainSpec) -> MicroBatches:
-    if spec.accumulate == 1 or spec.seeds is not None:
-        return MicroBatches(spec.accumulate)
-    return MicroBatches(spec.accumulate, compiler_shards(spec.model.parallel))
+def micro_batches(number: int, parallel: Placement, *, alone: bool = False) -> MicroBatches:
+    """How a batch is cut into so many micro-batches.
+
+    Args:
+        number: Of them.
+        parallel: How the batch is spread over devices.
+        alone: Whether each batch is whole on one device, whatever that says.
+    """
+    shards = 1 if number == 1 or alone else compiler_shards(parallel)
+    return MicroBatches(number, shards)

@@ -147,7 +147,9 @@ class Data:
         """Notes on the checkpoint and the data: classes, counts, and likely mistakes."""
         return self.inputs.notes()
 
-    def train_batches(self, batch_size: int = 32, epochs: int = 1, seed: int = 0) -> TrainBatches:
+    def train_batches(
+        self, batch_size: int = 32, epochs: int = 1, seed: int = 0, accumulate: int = 1
+    ) -> TrainBatches:
         """Returns the batches of packed texts of some epochs.
 
         Args:
@@ -155,19 +157,24 @@ class Data:
                 most one text.
             epochs: Passes over the training texts.
             seed: Seed of the order of the texts; ``train`` uses the same order for the same seed.
+            accumulate: Number of micro-batches in which the step computes each batch.
 
         Returns:
             An iterable; its length is the number of steps.
+
+        Raises:
+            UserError: One of the numbers is below 1.
         """
-        if batch_size < 1 or epochs < 1:
-            raise UserError(f"batch_size {batch_size} and epochs {epochs} must be at least 1")
-        plan = self.plan(batch_size)
+        given = {"batch_size": batch_size, "epochs": epochs, "accumulate": accumulate}
+        if low := [f"{name} {number}" for name, number in given.items() if number < 1]:
+            raise UserError(f"{low[0]} must be at least 1")
+        plan = self.plan(batch_size, accumulate)
         self._layout = plan.layout
         return TrainBatches(self, plan, epochs, seed)
 
-    def plan(self, batch_size: int) -> PackingPlan:
-        """Where the training texts of an epoch go, over all devices."""
-        return self.inputs.plan(batch_size, jax.device_count())
+    def plan(self, batch_size: int, accumulate: int = 1) -> PackingPlan:
+        """Where the training texts of an epoch go, over all devices and micro-batches."""
+        return self.inputs.plan(batch_size, jax.device_count() * accumulate)
 
 
 def load_data(

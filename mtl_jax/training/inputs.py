@@ -181,7 +181,12 @@ class Inputs:
         """
         data = settings.data
         if encoder is None:
-            encoder = load_encoder(settings.backbone, settings.pooling, settings.attention_dropout)
+            encoder = load_encoder(
+                settings.backbone,
+                settings.pooling,
+                settings.attention_dropout,
+                settings.attention_dropout_on,
+            )
         self.bert, self.backbone = encoder.config, encoder.params
         self.pooling: Pooling = encoder.pooling
         self.weights_digest = digest(self.backbone)

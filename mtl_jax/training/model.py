@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from mtl_jax.config.model import Dtype
 from mtl_jax.config.tasks import Task
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.partition import Params
 from mtl_jax.models.encoder import Encoder
 from mtl_jax.models.multitask import Head
+from mtl_jax.models.precision import default_dtype
 from mtl_jax.training.evaluator import ModelSpec, of_tasks
 from mtl_jax.training.step import stream
 
@@ -39,7 +41,7 @@ class MultiTaskModel:
         tasks: Sequence[Task],
         heads: Mapping[str, nn.Module] | None = None,
         *,
-        dtype: str = "float32",
+        dtype: Dtype | None = None,
     ):
         """Defines the model; parameters are created when they are first used.
 
@@ -49,12 +51,14 @@ class MultiTaskModel:
             heads: For some tasks a Flax module that maps pooled vectors, float32 [..., hidden], to
                 logits, float32 [..., classes], or [..., 1] for a regression; by default a Dense
                 layer.
-            dtype: ``float32``, or ``bfloat16`` for the operands of the encoder's matrix products.
+            dtype: ``float32``, or ``bfloat16`` for the operands of the encoder's matrix products;
+                by default bfloat16 on TPUs and on GPUs from Ampere on.
 
         Raises:
             UserError: There is no task, a task has no classes, or a head is for an unknown task.
         """
-        self.encoder, self.tasks, self.dtype = encoder, tuple(tasks), dtype
+        self.encoder, self.tasks = encoder, tuple(tasks)
+        self.dtype: Dtype = dtype or default_dtype()
         self.heads = dict(heads or {})
         names = [task.name for task in self.tasks]
         if not names or len(set(names)) < len(names):

@@ -261,6 +261,26 @@ class Moments(NamedTuple):
     nu: Params
 
 
+def clip_by_global_norm(limit: Any) -> optax.GradientTransformation:
+    """``optax.clip_by_global_norm``, but that a gradient is multiplied by one factor.
+
+    Of a gradient divided by its norm XLA makes a copy of its own on a CPU, as large as the model,
+    to be read by each moment; a product by a number it computes in the loops that use it. The two
+    differ by rounding where the norm is above the limit.
+
+    Args:
+        limit: Of the norm, above 0; a number or a scalar array.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        norm = optax.tree.norm(updates)
+        factor = jnp.where(norm < limit, 1.0, limit / norm)
+        return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
 def scale_by_adam(
     b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
@@ -460,7 +480,7 @@ class AdamW:
         }
         averages = [] if self.ema is None else [(_AVERAGE, average_params(self.ema))]
         return optax.named_chain(
-            ("clip", optax.clip_by_global_norm(clip_norm)),
+            ("clip", clip_by_global_norm(clip_norm)),
             ("moments", scale_by_adam()),
             ("decay", optax.add_decayed_weights(weight_decay, decayed)),
             ("rates", self.partition.multi_transform(rates)),

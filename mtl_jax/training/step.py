@@ -89,9 +89,11 @@ class Template:
         optimizer: Over the trainable partition.
         frozen_depth: Where the frozen bottom of the backbone ends.
         weighting: What else weighs the losses against each other.
-        parts: As of ``Program``.
-        gathered: As of ``Program``.
-        r_drop: As of ``Program``.
+        parts: The micro-batches that a batch is computed in.
+        gathered: Where parameters are to be when they are used, if each device keeps a part of
+            them only.
+        r_drop: Weight of the divergence between two passes of each text, see ``_two_passes``; with
+            0 there is one pass.
     """
 
     model: MultiTaskModule
@@ -104,50 +106,28 @@ class Template:
 
     def program(self, numbers: Numbers) -> Program:
         """The program with these numbers, which may be traced."""
-        optimizer = self.optimizer
-        if isinstance(optimizer, AdamW):
-            optimizer = optimizer.with_numbers(numbers.optimizer)
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Template)}
+        if isinstance(self.optimizer, AdamW):
+            own["optimizer"] = self.optimizer.with_numbers(numbers.optimizer)
         return Program(
-            self.model,
-            optimizer,
-            self.frozen_depth,
-            tuple(numbers.task_weights),
-            self.weighting,
-            numbers.hold_weight,
-            self.parts,
-            self.gathered,
-            self.r_drop,
+            **own, task_weights=tuple(numbers.task_weights), hold_weight=numbers.hold_weight
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """What a step does.
+class Program(Template):
+    """What a step does: a template with its numbers.
 
     Attributes:
-        model: The model.
-        optimizer: Over the trainable partition.
-        frozen_depth: Where the frozen bottom of the backbone ends.
+        optimizer: With its numbers, too.
         task_weights: In the order of the model's tasks.
-        weighting: What else weighs the losses against each other.
         hold_weight: Of the term that holds the predictions of frozen heads that batches have
             a ``target_`` of; 0 where they have none.
-        parts: The micro-batches that a batch is computed in.
-        gathered: Where parameters are to be when they are used, if each device keeps a part of
-            them only.
-        r_drop: Weight of the divergence between two passes of each text, see ``_two_passes``; with
-            0 there is one pass.
     """
 
-    model: MultiTaskModule
     optimizer: optax.GradientTransformation
-    frozen_depth: int
-    task_weights: tuple[Any, ...]
-    weighting: Weighting = FIXED
+    task_weights: tuple[Any, ...] = ()
     hold_weight: Any = 0.0
-    parts: MicroBatches = WHOLE
-    gathered: NamedSharding | None = None
-    r_drop: float = 0.0
 
     def init(self, trainable: Params, seed: int) -> TrainState:
         """The state before the first step."""

@@ -19,7 +19,7 @@ from mtl_jax.data.batches import TextSet
 from mtl_jax.data.packing.plan import PackingPlan
 from mtl_jax.freezing.partition import Params, Partition, Stages
 from mtl_jax.models.multitask import Loss
-from mtl_jax.training.compiled_step import CompiledTrainStep
+from mtl_jax.training.compiled_step import CompiledTrainStep, micro_batches
 from mtl_jax.training.data import Data, TrainBatch
 from mtl_jax.training.evaluator import ModelSpec, evaluator
 from mtl_jax.training.frozen_activations import SHALLOWEST, FrozenActivations
@@ -117,6 +117,7 @@ class TrainStep:
         parallel: Parallel = "auto",
         cache: bool = True,
         head_dropout: float | None = None,
+        accumulate: int = 1,
     ):
         """Prepares the step; it is compiled when it is first called.
 
@@ -135,15 +136,20 @@ class TrainStep:
             cache: Whether to cache the outputs of the frozen lower layers.
             head_dropout: Dropout of the heads' input; by default the checkpoint's, or 0 if only
                 heads are trained.
+            accumulate: Number of micro-batches per batch, for less memory; as in
+                ``Data.train_batches``.
 
         Raises:
-            UserError: Nothing is trained, or an unknown task is named.
+            UserError: Nothing is trained, an unknown task is named, or ``accumulate`` is not a
+                number of micro-batches.
         """
         names = [task.name for task in model.tasks]
         losses = dict.fromkeys(names, loss) if callable(loss) else dict(loss or {})
         for what, named in (("loss", losses), ("task_weights", task_weights or {})):
             if strange := [task for task in named if task not in names]:
                 raise UserError(f"{what} names the task {strange[0]!r}: use {' or '.join(names)}")
+        if accumulate < 1:
+            raise UserError(f"accumulate {accumulate} must be at least 1")
         if not partition.groups:
             raise UserError("the partition trains no parameter: there is no step to take")
         self.model, self.partition = model, partition
@@ -155,6 +161,7 @@ class TrainStep:
         self._optimizer, self._weighting = optimizer, weighting
         self._parallel: Parallel = parallel
         self._runner = make_runner(parallel)
+        self._micro_batches = micro_batches(accumulate, parallel)
         if head_dropout is None:
             head_dropout = model.encoder.config.trained_head_dropout(
                 heads_alone=partition.trains_heads_alone
@@ -196,7 +203,16 @@ class TrainStep:
 
         Returns:
             The next state, and the metrics of the step.
+
+        Raises:
+            UserError: The batch was made for another number of micro-batches.
         """
+        number, rows = self._micro_batches.number, batch.plan.layout.rows
+        if rows % (number * self._runner.devices):
+            raise UserError(
+                f"accumulate is {number}, and a batch has {rows} rows on {self._runner.devices} "
+                f"devices: make the batches with train_batches(accumulate={number})"
+            )
         compiled_step = self._compiled_step(batch)
         texts, vectors = self._as_read(state.backbone, batch, compiled_step)
         arrays = batch.arrays(texts, self._runner.own(batch.plan.layout.rows))
@@ -235,6 +251,7 @@ class TrainStep:
             optimizer.adamw if isinstance(optimizer, Optimizer) else optimizer,
             depth,
             make_weighting(method, steps_per_epoch) if isinstance(method, str) else method,
+            self._micro_batches,
         )
 
     def _compiled_step(self, batch: TrainBatch) -> CompiledTrainStep:

@@ -56,6 +56,12 @@ def test_the_edge_of_a_range_is_accepted(field, value):
     assert getattr(TrainConfig(workdir="run", **{field: value}), field) == value
 
 
+def test_a_dropout_that_drops_nothing_has_no_place():
+    words = "--attention-dropout-on output drops nothing with --attention-dropout 0"
+    with pytest.raises(UserError, match=words):
+        TrainConfig(workdir="run", attention_dropout=0.0, attention_dropout_on="output")
+
+
 @pytest.mark.parametrize(
     ("pairs", "words"),
     [

@@ -14,8 +14,11 @@ from experiments.benchmarks.__main__ import Benchmark
 from experiments.benchmarks.cases import CASES, Job
 from experiments.benchmarks.judges import OURS, THEIRS, Goal, forward_flops, title
 from experiments.benchmarks.table import Circumstances, build, outcome_table, sample_table
+from experiments.benchmarks.whole_runs import _command
 from experiments.benchmarks.workers import MEASUREMENTS
+from mtl_jax.cli.commands import Command
 from mtl_jax.config.train import DataConfig
+from mtl_jax.core.command_line import parse
 from mtl_jax.core.errors import UserError
 from mtl_jax.studies.report.render import to_markdown
 from tests import forked
@@ -79,6 +82,31 @@ def test_full_fine_tuning_is_judged_by_its_steps():
     (outcome,) = CASES["none_frozen"].judge(samples)
     assert outcome.value == 1.0
     assert outcome.verdict == "reached"
+
+
+def test_whole_processes_and_second_starts():
+    samples = {OURS: [training(60.0, epochs=3)], THEIRS: [training(93.0, epochs=3)]}
+    (outcome,) = CASES["whole_run"].judge(samples)
+    assert (outcome.value, outcome.verdict) == (1.55, "reached")
+    assert outcome.about == "`none_frozen`, 3 epochs of 100 sentences: whole process"
+    starts = {
+        "finished": [{"seconds": 3.0, "first_seconds": 30.0}],
+        "killed": [{"seconds": 9.0, "first_seconds": 20.0}, {"seconds": 10.0, "first_seconds": 8}],
+    }
+    finished, killed = CASES["second_start"].judge(starts)
+    assert (finished.value, finished.verdict) == (3.0, "reached")
+    assert (killed.value, killed.verdict) == (9.5, "missed")
+    assert killed.against.text == "14.00 s"
+
+
+def test_a_whole_process_has_the_settings_of_the_job(settings, tmp_path):
+    asked = Benchmark(workdir=str(tmp_path), data=settings["data"], backbone=settings["backbone"])
+    (_, job), _ = CASES["whole_run"].jobs
+    config = asked.config(job)
+    _, _, _, *words = _command(config, tmp_path / "run")
+    assert parse(Command, words, "mtl-jax", "").config() == replace(
+        config, workdir=str(tmp_path / "run"), cache_folder=str(tmp_path / "run-cache")
+    )
 
 
 def test_what_trains_little_is_judged_by_its_steps_and_its_moments():

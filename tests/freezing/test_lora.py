@@ -168,7 +168,7 @@ def program_of(partition, config=CONFIG):
         MultiTaskModule(config, head_sizes(*CLASSES)),
         build_optimizer(partition, OPTIMIZER),
         partition.depth(config.num_hidden_layers),
-        (1.0, 1.0),
+        task_weights=(1.0, 1.0),
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 import scipy.special
 from jax.extend.core import jaxprs_in_params
 
-from mtl_jax.models.dense_product import Dense, product
+from mtl_jax.models.dense_product import Dense, full_product, product
 from mtl_jax.models.encoder_config import ACTIVATIONS, EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.models.layers import FeedForward
@@ -57,10 +57,15 @@ def test_a_product_and_its_gradients_have_rounded_factors_and_float32_sums(types
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-6)
 
 
-def test_a_frozen_factor_costs_no_product():
+@pytest.mark.parametrize(
+    "times",
+    [functools.partial(product, "xy,yz->xz", HALF), functools.partial(full_product, None)],
+    ids=["half", "full"],
+)
+def test_a_frozen_factor_costs_no_product(times):
     def flops(wanted):
         def loss(left, right):
-            return jnp.sum(product("xy,yz->xz", HALF, left, right))
+            return jnp.sum(times(left, right))
 
         gradient = jax.jit(jax.value_and_grad(loss, wanted))
         analysis: Any = gradient.lower(drawn((32, 64)), drawn((64, 128))).cost_analysis()

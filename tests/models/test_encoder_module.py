@@ -24,6 +24,7 @@ from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.models.fused_attention import attention as fused_attention
 from mtl_jax.models.fused_attention import cudnn_can, of_seeds
 from mtl_jax.models.layers import attention_bias
+from mtl_jax.models.precision import default_dtype
 from mtl_jax.models.pretrained import to_transformers
 from tests import make_bert_reference as reference
 
@@ -406,9 +407,11 @@ def silenced(params, *endings):
     return unflatten_dict(zeroed, sep="/")
 
 
-def test_attention_dropout_acts_on_the_weights(model):
+@pytest.mark.parametrize("on", ["weights", "output"])
+def test_attention_dropout_acts_on_the_weights_or_on_what_they_mix(on, model):
     config, params = model
-    everything = encode(with_rates(config, 0.0, 1.0), params, dropout=0, train=True)
+    dropped = dataclasses.replace(with_rates(config, 0.0, 1.0), attention_dropout_on=on)
+    everything = encode(dropped, params, dropout=0, train=True)
     nothing = silenced(params, "attention/value/kernel", "attention/value/bias")
     np.testing.assert_array_equal(everything, encode(config, nothing))
 
@@ -691,7 +694,7 @@ def test_fused_attention_is_given_a_mask_of_every_query(monkeypatch):
 
 def a_card(version="PJRT C API\ncuda 12090", capability="9.0"):
     client = SimpleNamespace(platform_version=version)
-    return SimpleNamespace(client=client, compute_capability=capability)
+    return SimpleNamespace(client=client, compute_capability=capability, platform="gpu")
 
 
 @pytest.mark.parametrize(
@@ -713,12 +716,27 @@ def test_cudnn_is_for_what_it_can_compute(changes, dtype, card, expected):
     assert cudnn_can(config, dtype, card) is expected
 
 
-def test_dropout_of_the_attention_weights_is_never_left_out():
+def test_what_a_device_multiplies_in_by_default():
+    assert default_dtype() == "float32"
+    assert default_dtype(SimpleNamespace(platform="tpu")) == "bfloat16"
+    for version, capability, expected in (
+        ("cuda 12090", "9.0", "bfloat16"),
+        ("cuda 12090", "8.0", "bfloat16"),
+        ("cuda 12090", "7.5", "float32"),
+        ("rocm 60300", "gfx942", "float32"),
+    ):
+        assert default_dtype(a_card(f"PJRT C API\n{version}", capability)) == expected
+
+
+@pytest.mark.parametrize("on", ["weights", "output"])
+def test_dropout_of_attention_is_never_left_out(on):
+    """The kernel drops no weights, so that it is used in training where the output is dropped."""
     ids = jnp.arange(16).reshape(2, 8) % 12
     params = EncoderModule(SMALL).init(jax.random.key(0), ids)["params"]
+    config = dataclasses.replace(SMALL, attention_dropout_on=on)
     states = [
         run(
-            EncoderModule(SMALL, fused=fused),
+            EncoderModule(config, fused=fused),
             params,
             ids,
             train=True,
@@ -726,4 +744,4 @@ def test_dropout_of_the_attention_weights_is_never_left_out():
         )
         for fused in ("xla", None)
     ]
-    np.testing.assert_array_equal(*states)
+    np.testing.assert_allclose(*states, rtol=0, atol=0 if on == "weights" else 1e-5)

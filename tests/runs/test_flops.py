@@ -168,14 +168,23 @@ def test_the_baseline_costs_its_pass_and_its_probe(settings, inputs, tmp_path):
 
 
 def test_without_a_cpu_backend_nothing_is_counted_and_that_is_said(
-    shared_settings, inputs, monkeypatch, capsys
+    shared_settings, inputs, monkeypatch, tmp_path, capsys
 ):
-    def none(*_, **__):
-        raise RuntimeError("Unknown backend cpu")
+    devices = jax.local_devices()
+
+    def none(*_, backend=None):
+        if backend == "cpu":
+            raise RuntimeError("Unknown backend cpu")
+        return devices
 
     run = run_of(shared_settings, inputs, "top_1")
+    counted_before = flops_record(run, [3], 0)
     monkeypatch.setattr("mtl_jax.runs.flops._known", {})
     monkeypatch.setattr("jax.local_devices", none)
+    # What another process has counted needs no backend.
+    assert flops_record(run, [3], 0) == counted_before
+    monkeypatch.setattr("mtl_jax.runs.flops._known", {})
+    monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path))
     record = flops_record(run, [3], 0)
     assert record == {"train_flops": None, "flops_of_phases": None}
     assert "which JAX_PLATFORMS leaves out: add cpu to it" in capsys.readouterr().err

@@ -35,7 +35,7 @@ PHASES = [{"scenario": "backbone_frozen"}, {"scenario": "RULES"}]
 # How many processes, the devices of each, and how each of the runs is spread over them.
 LAUNCHES = [
     (2, 2, {"none_frozen": "pmap", "backbone_frozen": "mesh", "held": "mesh"}),
-    (4, 1, {"none_frozen": "mesh", "held": "pmap"}),
+    (4, 1, {"none_frozen": "fsdp", "held": "pmap"}),
 ]
 # What the runtime says where the process that serves the others is gone.
 GONE = "This most likely indicates that another task died"
@@ -100,7 +100,8 @@ def launched(request, runs, tmp_path_factory):
         {
             **runs[name],
             "data": dataclasses.asdict(runs[name]["data"]),
-            "parallel": kind,
+            "parallel": "mesh" if kind == "fsdp" else kind,
+            "shard": "fsdp" if kind == "fsdp" else None,
             "workdir": str(folder / name),
         }
         for name, kind in kinds.items()

@@ -109,13 +109,15 @@ def test_before_the_first_step_sigterm_to_one_ends_all_though_the_port_is_taken(
     run = tmp_path / "run"
     run.mkdir()
     argv = ["-m", "mtl_jax", "train", "--distributed", *kept, f"--workdir={run}"]
-    with (run / ".config.json.lock").open("wb") as lock, socket.create_server(("", 0)) as foreign:
+    with (run / ".lock").open("wb") as lock, socket.create_server(("", 0)) as foreign:
         # The first process waits for this, and the second one in a collective for the first.
+        lock.write(b"another machine")
+        lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
         with started(2, 1, *argv, port=foreign.getsockname()[1]) as those:
             lines = those[0].stderr
             assert lines is not None
-            assert any("waiting for another process that makes" in line for line in lines)
+            assert any("waiting for a process that works in" in line for line in lines)
             told = time.monotonic()
             those[1].send_signal(signal.SIGTERM)
             said = [process.communicate(timeout=60)[1] for process in those]

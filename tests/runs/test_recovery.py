@@ -238,7 +238,7 @@ def test_a_finished_run_without_its_checkpoints_stays_finished(copy, finished):
     config = copy()
     Workdir(config.workdir).remove_checkpoints()
     assert sorted(path.name for path in Path(config.workdir).iterdir()) == [
-        *(".checkpoints-removed", ".config.json.lock", ".lock"),
+        *(".checkpoints-removed", ".lock"),
         *("certificate.json", "config.json", "metrics.jsonl"),
         *(f"predictions-{split}.parquet" for split in ("test", "train", "validation")),
         *("tensorboard", "tokenizer"),

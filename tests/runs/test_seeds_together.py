@@ -100,7 +100,7 @@ def assert_same_run(folder, other):
     names = sorted(path.name for path in folder.iterdir())
     assert names == sorted(path.name for path in other.iterdir())
     assert [name for name in names if name != "frozen"] == [
-        *(".config.json.lock", ".lock", "certificate.json", "checkpoints", "config.json"),
+        *(".lock", "certificate.json", "checkpoints", "config.json"),
         "metrics.jsonl",
         *(f"predictions-{split}.parquet" for split in ("test", "train", "validation")),
         *("tensorboard", "tokenizer"),

@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 
 from mtl_jax.config.data import DataConfig
 from mtl_jax.config.train import TrainConfig
-from mtl_jax.core.json_files import read_lines
-from mtl_jax.studies.baselines import leave_baselines
+from mtl_jax.core.json_files import append_line, read_lines
+from mtl_jax.studies.baselines import gather_baselines, leave_baselines
 from mtl_jax.studies.settings import Arm
 from mtl_jax.training.inputs import open_inputs
 
@@ -28,7 +28,8 @@ def test_baselines_of_a_subset(arm, tmp_path):
     leave_baselines(tmp_path, arm, inputs)
     # Another arm has the same texts.
     leave_baselines(tmp_path, dataclasses.replace(arm, name="top_1"), inputs)
-    lines = read_lines(tmp_path / "baselines.jsonl")
+    lines = gather_baselines(tmp_path)
+    assert gather_baselines(tmp_path) == read_lines(tmp_path / "baselines.jsonl") == lines
     assert [line["baseline"] for line in lines] == ["tf_idf", "logistic_probe"]
     train, test = (inputs.split(name).examples for name in ("train", "test"))
     for line in lines:
@@ -64,6 +65,13 @@ def test_baselines_of_a_subset(arm, tmp_path):
     assert kept["classifier_predicted"].to_pylist() in predicted
 
 
+def test_what_an_earlier_version_left_is_not_made_again(arm, tmp_path):
+    line = {"baseline": "tf_idf", "train_subset": 3, "setting": {"sentences": 60}}
+    append_line(tmp_path / "baselines.jsonl", line)
+    leave_baselines(tmp_path, arm, open_inputs(arm.config))
+    assert gather_baselines(tmp_path) == [line]
+
+
 def test_tasks_of_all_kinds(small, tmp_path):
     words = ("good", "bad", "fine", "awful")
     rows = (f"the {words[i % 4]} film {i},{'a|b' if i % 2 else 'b'},{i % 4},x" for i in range(80))
@@ -76,7 +84,7 @@ def test_tasks_of_all_kinds(small, tmp_path):
     config = TrainConfig(workdir="w", backbone=str(small), data=data, scenario="backbone_frozen")
     config = dataclasses.replace(config, cache_folder=str(tmp_path / "cache"))
     leave_baselines(tmp_path, Arm("backbone_frozen", config), open_inputs(config))
-    lines = read_lines(tmp_path / "baselines.jsonl")
+    lines = gather_baselines(tmp_path)
     found = {line["baseline"]: line["validation"] for line in lines}
     assert found["tf_idf"]["stars"]["r2"] > 0.9
     assert found["tf_idf"]["tags"]["macro_f1"] == 1.0

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import errno
+import fcntl
 import itertools
 import json
 import shutil
@@ -14,6 +16,7 @@ import pytest
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.file_lock import hold
+from mtl_jax.core.json_files import read_lines
 from mtl_jax.studies import leases
 from mtl_jax.studies.builtin.freezing import Freezing, plan_of, run
 from mtl_jax.studies.inputs_pool import InputsPool
@@ -289,6 +292,25 @@ def test_an_arm_of_a_dead_machine_is_taken_over_though_its_lock_is_kept(plan, mo
         monkeypatch.setattr(leases, "is_here", lambda _holder: False)
         assert work(plan, InputsPool()) == 0
     assert gather(plan, InputsPool(), "", 0.0) == 0
+
+
+def test_workers_need_no_locks_of_the_study_s_file_system(plan, tmp_path, monkeypatch):
+    """As of NFS without its lock service; what is alone in a folder does."""
+    plan, seen = plan
+    flock = fcntl.flock
+
+    def of_others(file, kind):
+        if Path(file.name).is_relative_to(tmp_path / "study"):
+            raise OSError(errno.ENOLCK, "no locks")
+        flock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", of_others)
+    assert work(plan, InputsPool()) == 0
+    assert gather(plan, InputsPool(), "", 0.0) == 0
+    assert seen["results"] == list(SCENARIOS)
+    assert len(read_lines(tmp_path / "study" / "baselines.jsonl")) == 2
+    with pytest.raises(UserError, match=r"the file system of .* has no locks"):
+        conduct(plan, InputsPool(), "", 0.0)
 
 
 def test_workers_share_the_folder_with_nobody_else(plan):

@@ -72,7 +72,7 @@ def train(kind, scenario, batches, config=NO_DROPOUT):
         MultiTaskModule(config, head_sizes(*CLASSES)),
         build_optimizer(partition, optimizer),
         partition.depth(config.num_hidden_layers),
-        (1.0, 1.0),
+        task_weights=(1.0, 1.0),
         gathered=gathered(kind),
     )
     trainable, frozen = partition.split(params)

@@ -80,9 +80,8 @@ def make_program(params, rules=RULES, config=CONFIG, optimizer=OPTIMIZER, weight
     partition = Partition.from_rules(params, rules)
     depth = partition.depth(config.num_hidden_layers)
     transform = build_optimizer(partition, optimizer)
-    return partition, Program(
-        MultiTaskModule(config, head_sizes(*CLASSES)), transform, depth, weights
-    )
+    model = MultiTaskModule(config, head_sizes(*CLASSES))
+    return partition, Program(model, transform, depth, task_weights=weights)
 
 
 def run(program, partition, params, batches, seed=0):

@@ -58,9 +58,9 @@ def model(data, encoder):
     return mtl.MultiTaskModel(encoder, data.tasks)
 
 
-def looped(model, data, scenario, epochs=1, loss=None, optimizer=None, **how):
+def looped(model, data, scenario, epochs=1, loss=None, optimizer=None, parts=1, **how):
     partition = mtl.Partition(model.params, scenario)
-    batches = data.train_batches(batch_size=16, epochs=epochs, seed=3)
+    batches = data.train_batches(batch_size=16, epochs=epochs, seed=3, accumulate=parts)
     if optimizer is None:
         rates = {"head": 1e-3, "backbone": 1e-4, "lora": 5e-4}
         optimizer = mtl.make_optimizer(partition, rates, len(batches))
@@ -151,6 +151,16 @@ def test_the_cache_changes_no_number(model, data):
         np.testing.assert_allclose(old, new, atol=1e-5)
 
 
+def test_micro_batches_make_the_update_of_the_whole(model, data):
+    # Heads alone have no dropout, whose masks would be others.
+    whole, _ = looped(model, data, "backbone_frozen", optimizer=optax.sgd(0.1))
+    parts, _ = looped(
+        model, data, "backbone_frozen", optimizer=optax.sgd(0.1), parts=2, accumulate=2
+    )
+    for old, new in flat_pairs(whole, parts).values():
+        np.testing.assert_allclose(old, new, atol=1e-6)
+
+
 def test_any_optimizer_of_optax(model, data):
     params, metrics = looped(model, data, "backbone_frozen", optimizer=optax.sgd(0.0))
     for old, new in flat_pairs(model.init(3), params).values():
@@ -220,7 +230,9 @@ def test_the_model_is_a_pure_function_of_its_parameters(model, data, encoder):
         (lambda m, d: looped(m, d, [("backbone/*", "frozen")]), "no rule matches parameter"),
         (lambda m, d: mtl.MultiTaskModel(m.encoder, [mtl.Task("a")]), "'a' has no classes"),
         (lambda m, d: mtl.MultiTaskModel(m.encoder, d.tasks, {"a": Wide()}), "the task 'a'"),
-        (lambda m, d: d.train_batches(batch_size=0), "must be at least 1"),
+        (lambda m, d: d.train_batches(batch_size=0), "batch_size 0 must be at least 1"),
+        (lambda m, d: looped(m, d, "top_1", accumulate=0), "accumulate 0 must be at least 1"),
+        (lambda m, d: looped(m, d, "top_1", accumulate=3), r"train_batches\(accumulate=3\)"),
         (lambda m, d: d.test, "no test split"),
     ],
 )

@@ -243,6 +243,13 @@ class CheckpointManager(CheckpointReader):
             held = self._held = _Held(self._best[0], params, known.best_of)
         return held
 
+    def best(self) -> tuple[Params, int] | None:
+        """All parameters of the best one and their phase, where they are in memory."""
+        held = self._held
+        if self._best is None or held is None or held.step != self._best[0]:
+            return None
+        return self._whole(arrays.named(held.params), held.of["frozen"]), held.of["phase"]
+
     def save(
         self,
         params: Params,
@@ -254,6 +261,7 @@ class CheckpointManager(CheckpointReader):
         keep: Collection[int] = (),
         reference: Mapping[str, Any] | None = None,
         frozen: str | None = None,
+        phase: int = 0,
     ) -> None:
         """Saves in the background what ``restore`` needs.
 
@@ -270,6 +278,7 @@ class CheckpointManager(CheckpointReader):
             reference: Arrays for ``restore_reference``, where there are any.
             frozen: Digest of the pre-trained encoder, where a file of it beside the checkpoints
                 has the parameters that are not among ``params``; see ``frozen_leaves``.
+            phase: As of ``hold``.
 
         Raises:
             UserError: This save, or the one before it, could not be written, or a
@@ -284,6 +293,8 @@ class CheckpointManager(CheckpointReader):
         best, held = self._best, None
         if self._is_best(score, replaced):
             best = step, score
+            # So that it need not be read again, nor waited for.
+            self._held = _Held(step, parts["params"], {"frozen": frozen, "phase": phase})
         elif best is not None and best[0] != step and (held := self._best_held()) is not None:
             parts[BEST] = held.params
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts))

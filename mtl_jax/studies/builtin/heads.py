@@ -113,13 +113,14 @@ def run(study: Heads, command: str) -> int:
     from mtl_jax.core.json_files import read_lines, rewrite_lines
     from mtl_jax.runs.flops import flops_record
     from mtl_jax.runs.head_sweep import ready, sweep_of
+    from mtl_jax.runs.precision import with_dtype
     from mtl_jax.runs.workdir import Workdir
     from mtl_jax.studies.report.heads_report import document, setting_table
     from mtl_jax.studies.report.write import show_table, write_document
     from mtl_jax.training.inputs import Inputs
 
     started = time.time()
-    study = study.absolute()
+    study = with_dtype(study.absolute(), [study.workdir])
     inputs, grid = Inputs(dataclasses.replace(study, data=study.data.whole())), study.grid()
     count = len(grid.seeds) * len(grid.settings())
     shared = {field.name: getattr(study, field.name) for field in dataclasses.fields(Settings)}

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.core.errors import cannot_write
-from mtl_jax.core.file_lock import exclusive
 from mtl_jax.core.json_files import append_line, read_json, read_lines, rewrite_lines, write_json
 from mtl_jax.studies.settings import Arm
 
@@ -85,22 +83,29 @@ class TuningRecord:
         """Leaves the best trial as what the arm is trained with, and returns it."""
         found = {**self._of, "budget": budget, **chosen_of(self.trials())}
         write_json(self._chosen, found)
-        _collect(self._study)
+        gather_trials(self._study)
         return found
+
+    def is_done(self) -> bool:
+        """Whether it has been chosen."""
+        return self._chosen.exists()
 
     def chosen(self) -> dict[str, Any] | None:
         """What was chosen; None where that is still to be done."""
-        if not self._chosen.exists():
+        if not self.is_done():
             return None
         return read_json(self._chosen, _CHOSEN, "remove it: the trials are looked at again")
 
 
-def _collect(folder: Path) -> None:
-    """Writes ``tuning.jsonl`` anew from the trials of all arms, which have files of their own."""
-    file = folder / TRIALS
-    with exclusive(file, cannot_write):
-        found = sorted((folder / FOLDER).glob("*/trials.jsonl"))
-        rewrite_lines(file, [line for each in found for line in read_lines(each, _TRIAL)])
+def gather_trials(folder: Path) -> None:
+    """Writes ``tuning.jsonl`` anew from the trials of all arms, which have files of their own.
+
+    Where several workers do at once, one that has seen less may be the last: it is done again
+    before the report.
+    """
+    if found := sorted((folder / FOLDER).glob("*/trials.jsonl")):
+        lines = [line for each in found for line in read_lines(each, _TRIAL)]
+        rewrite_lines(folder / TRIALS, lines)
 
 
 def chosen_of(trials: Sequence[Trial]) -> dict[str, Any]:

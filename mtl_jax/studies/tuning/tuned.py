@@ -9,8 +9,7 @@ from pathlib import Path
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.console import say
-from mtl_jax.core.errors import UserError, cannot_write
-from mtl_jax.core.file_lock import exclusive
+from mtl_jax.core.errors import UserError
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.workdir import TUNING, Workdir
 from mtl_jax.studies.budget import Budget
@@ -19,10 +18,13 @@ from mtl_jax.studies.tuning.record import TuningRecord, applied
 from mtl_jax.studies.tuning.search import search
 from mtl_jax.studies.tuning.space import space_of
 from mtl_jax.studies.tuning.sweep import sweep_arm
+from mtl_jax.studies.turns import turn
 from mtl_jax.training.inputs import Inputs, open_inputs
 
 
-def tuned(arms: Sequence[Arm], inputs: Inputs, folder: Path, budget: Budget) -> list[Arm]:
+def tuned(
+    arms: Sequence[Arm], inputs: Inputs, folder: Path, budget: Budget, *, alone: bool = False
+) -> list[Arm]:
     """Arms that differ in the seed alone, with the rates and the length that do best.
 
     They are chosen on validation, the test split is not read. The trials have the first of these
@@ -33,6 +35,7 @@ def tuned(arms: Sequence[Arm], inputs: Inputs, folder: Path, budget: Budget) -> 
         inputs: Those of the first.
         folder: Of the study.
         budget: What they may cost.
+        alone: Whether no worker can be at it, too.
 
     Raises:
         UserError: Several processes train each arm together, or nothing can be written.
@@ -43,11 +46,8 @@ def tuned(arms: Sequence[Arm], inputs: Inputs, folder: Path, budget: Budget) -> 
             raise UserError(
                 "--tune does not work with several processes that train each arm together"
             )
-        record.folder.mkdir(parents=True, exist_ok=True)
-        # Another process may be at it.
-        with exclusive(record.folder / "trials", cannot_write):
-            if (found := record.chosen()) is None:
-                found = _choose(arms[0], inputs, budget, record)
+        with turn(record.folder, "search", record.is_done, alone=alone) as mine:
+            found = _choose(arms[0], inputs, budget, record) if mine else record.chosen()
     return [applied(arm, found) for arm in arms]
 
 
