@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Literal, get_args
 
-from mtl_jax.config.checks import above_0, at_least_0, at_least_1, flag
+from mtl_jax.config.checks import above_0, at_least_0, at_least_1, flag, in_float32
 from mtl_jax.config.data import refuse_blank
 from mtl_jax.config.extensions import as_pairs, as_paths, refuse_schedule
 from mtl_jax.core.errors import UserError
@@ -116,6 +116,8 @@ the backbone trains, in nats, before a warning says so"""
             "head_min_steps",
         )
         above_0(self, "clip_norm", "layer_decay", "drift_limit")
+        rates = "head_learning_rate", "backbone_learning_rate", "weight_decay", "layer_decay"
+        in_float32(self, *rates, "hold_frozen_heads")
         if not isinstance(self.schedule, str):
             object.__setattr__(self, "schedule", import_path(self.schedule, "--schedule"))
         refuse_schedule(self.schedule, get_args(Schedule))
