@@ -87,6 +87,7 @@ def test_it_has_the_numbers_of_train(scenario, epochs, model, data, files, tiny,
             seed=3,
             head_learning_rate=1e-3,
             weight_decay=0.01,
+            class_weights=("topic={}",),
             data=mtl.DataConfig(
                 train_file=files["train"],
                 validation_file=files["validation"],
