@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.core.errors import UserError
-from mtl_jax.runs.ensembles import averaged
-from mtl_jax.studies.ensembles import members
-from mtl_jax.studies.kept_predictions import predictions_of
+from mtl_jax.studies.ensembles import FEWEST_MEMBERS, ensemble, members
 from mtl_jax.studies.report import study_sections, tables
 from mtl_jax.studies.report.cells import arm_cell, difference_cell, mean_cell
 from mtl_jax.studies.report.document import (
@@ -47,8 +45,6 @@ from mtl_jax.studies.text_errors import shared_tasks, with_texts
 
 Number = Callable[[Mapping[str, Any]], float | None]
 """From the metrics of a split to what a column is about."""
-
-_FEWEST_MEMBERS = 2
 
 
 def leave_report(
@@ -129,18 +125,16 @@ def ensembles(folder: Path, results: Sequence[Result], split: str) -> list[Ensem
     found = []
     tasks = tasks_of(results)
     for arm in arms_of(results):
-        lines = members(results, arm)
-        runs = [predictions_of(folder, line, split) for line in lines]
-        there = [run for run in runs if run is not None]
-        if len(there) < max(len(lines), _FEWEST_MEMBERS):
+        size = len(members(results, arm))
+        if size < FEWEST_MEMBERS:
             continue
         try:
-            own = averaged(there)
+            own = ensemble(folder, arm, split)
         except UserError:
-            # Kept with few digits, or of other texts for each seed: there is none to be shown.
+            # Predictions were not kept, or those of other texts for each seed.
             continue
         own = dataclasses.replace(own, tasks={task: own.tasks[task] for task in tasks})
-        found.append(Ensemble(arm, len(there), with_texts(own, split, tasks)))
+        found.append(Ensemble(arm, size, with_texts(own, split, tasks)))
     return found
 
 
