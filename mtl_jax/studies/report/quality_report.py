@@ -54,7 +54,8 @@ def leave_report(
     context: Mapping[str, Any],
 ) -> Path:
     """Writes and prints the report; see ``settings.Report``."""
-    found = document(results, failures, {**context, "folder": folder})
+    # The predictions of a study that is judged again are not where its report is written.
+    found = document(results, failures, {"folder": folder, **context})
     return study_sections.leave(folder, found, most_columns=8)
 
 
