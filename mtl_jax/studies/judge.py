@@ -173,7 +173,7 @@ def keep(folder: Path, place: Path, digits: int | None = None) -> None:
     """
     # With pyarrow, which no help waits for.
     from mtl_jax.runs.predictions import copy_rounded
-    from mtl_jax.studies.builtin import quality
+    from mtl_jax.studies.report.quality_report import STUDY as QUALITY
 
     results = results_file(folder)
     lines = read_results(results)
@@ -197,7 +197,7 @@ def keep(folder: Path, place: Path, digits: int | None = None) -> None:
                 shutil.copyfile(path, copy)
             else:
                 copy_rounded(path, copy, digits)
-        if digits is not None and _known(folder)["context"].get("study") == quality.STUDY:
+        if digits is not None and _known(folder)["context"].get("study") == QUALITY:
             keep_ensembles(folder, place, _KEPT_SPLITS, digits)
     except OSError as error:
         raise cannot_write(place, error) from error
