@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import gc
 import importlib.metadata
 import json
 import os
@@ -53,6 +55,8 @@ LONGEST = (
     "test_processes.py",
     "test_loop.py",
     "test_faults.py",
+    "test_workers.py",
+    "test_frozen_activations.py",
     "test_slurm.py",
     "test_scarce_task.py",
     "test_unfreezing.py",
@@ -118,6 +122,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
+def pytest_collection_finish():
+    """What is imported stays: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+    # Traces are many small objects, most of which stay, too.
+    gc.set_threshold(5_000, 10, 10)
+
+
 def run_without_home(program):
     """Runs a Python program as a user that has no home folder and no entry among the users."""
     if os.geteuid() != 0:
@@ -132,14 +144,20 @@ def run_without_home(program):
     )
 
 
-def write_checkpoint(folder, config=TINY, seed=0):
-    """A random encoder and a WordPiece tokenizer, in transformers' layout; a BERT has a pooler."""
+@functools.cache
+def random_tensors(config, seed):
+    """Of a random encoder, under transformers' names; a BERT has a pooler."""
     encoder = EncoderModule(config)
     ids = jnp.zeros((1, 4), jnp.int32)
     key = jax.random.key(seed)
     params = encoder.init(key, ids)["params"]
     pooler = encoder.init(key, jnp.zeros((1, config.hidden_size)), method="pool")["params"]
     pooler = pooler if config.family_table.pooler else {}
+    return to_transformers({**params, **pooler}, config.family)
+
+
+def write_checkpoint(folder, config=TINY, seed=0):
+    """A random encoder and a WordPiece tokenizer, in transformers' layout."""
     fields = {"architectures": ["BertModel"], **config.to_dict()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(fields))
@@ -147,8 +165,7 @@ def write_checkpoint(folder, config=TINY, seed=0):
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True})
     )
-    tensors = to_transformers({**params, **pooler}, config.family)
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    safetensors.numpy.save_file(random_tensors(config, seed), folder / "model.safetensors")
     return folder
 
 

@@ -1,9 +1,9 @@
-"""Real processes of ``python -m``, forked from one that has imported what they need.
+"""Real processes of ``python -m`` and ``-c``, forked from one that has imported what they need.
 
 Imports take a process four seconds, and a step's trace not much less: what tests kill, stop and
 resume need not import again each time. A forked process has its own memory, signals, streams,
-folder and environment, and runs the module as ``python -m`` does. How an interpreter starts, and
-what it reads of the environment as it does, only a test with ``subprocess`` can see.
+folder and environment, and runs the module, or the code, as ``python`` does. How an interpreter
+starts, and what it reads of the environment as it does, only a test with ``subprocess`` can see.
 """
 
 import atexit
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,12 @@ _NEEDED = (
     # What a run imports late.
     "jsonschema",
     "sklearn.feature_extraction.text",
-    "tensorboardX",
     "transformers.models.bert.tokenization_bert",
 )
 REPOSITORY = Path(__file__).parents[1]
 PIPE = subprocess.PIPE
+# Between two looks at what a process does: without a pause they would take the time that it needs.
+_LOOK_SECONDS = 0.002
 # Read late, in the process itself; all else that JAX is told by is read as it is imported.
 _READ_LATE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -76,6 +78,8 @@ def _server():
 class Popen:
     """``subprocess.Popen`` of ``[sys.executable, "-m", module, ...]``, for what tests ask of it.
 
+    Or of ``[sys.executable, "-c", code, ...]``.
+
     Args:
         command: As of ``subprocess.Popen``.
         env: As there; what an interpreter or JAX reads as it starts must not differ from that of
@@ -93,12 +97,13 @@ class Popen:
         self.args, self.returncode = list(command), None
         environment = dict(os.environ if env is None else env)
         server, known = _server()
-        if self.args[:2] != [sys.executable, "-m"] or _read_early(environment) != known:
+        runs = (self.args[0] == sys.executable) and self.args[1] in ("-m", "-c")
+        if not runs or _read_early(environment) != known:
             raise ValueError(f"{self.args} needs an interpreter of its own: use subprocess")
         self._status, theirs = socket.socketpair()
         request = {
-            "module": self.args[2],
-            "argv": [str(word) for word in self.args[3:]],
+            "how": self.args[1],
+            "argv": [str(word) for word in self.args[2:]],
             "env": {name: str(value) for name, value in environment.items()},
             "cwd": str(cwd or Path.cwd()),
         }
@@ -236,13 +241,32 @@ def run(command, *, input=None, capture_output=False, check=False, timeout=None,
     return done
 
 
+def wait_until(there, process, seconds=240):
+    """Waits for what a process brings about while it goes on.
+
+    Args:
+        there: Tells whether it is there.
+        process: What must not end before.
+        seconds: The longest wait.
+    """
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert process.poll() is None, f"{process.args} has ended before"
+        assert time.monotonic() < deadline
+        time.sleep(_LOOK_SECONDS)
+
+
 def _import_all():
     """Imports what the processes need, and starts nothing that a fork would lose."""
+    from mtl_jax.core import runtime
     from mtl_jax.runs.startup import import_transformers_alone
 
     import_transformers_alone()
     for name in _NEEDED:
         importlib.import_module(name)
+    # As a run does, too: it would import PyTorch where that is installed.
+    with runtime.without("torch", "boto3"):
+        importlib.import_module("tensorboardX")
 
 
 def _serve(control):
@@ -286,7 +310,7 @@ def _stream(fd, mode, buffering=-1, errors=None):
 
 
 def _become(request, fds):
-    """Runs the module as the main one of this process."""
+    """Runs the module, or the code, as the main one of this process."""
     status, *streams = fds
     os.close(status)
     for place, fd in enumerate(streams):
@@ -300,8 +324,14 @@ def _become(request, fds):
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     sys.path[0] = request["cwd"]
-    sys.argv = [request["module"], *request["argv"]]
-    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+    main, *words = request["argv"]
+    if request["how"] == "-m":
+        sys.argv = [main, *words]
+        runpy.run_module(main, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = ["-c", *words]
+        sys.modules["__main__"] = module = types.ModuleType("__main__")
+        exec(compile(main, "<string>", "exec"), module.__dict__)  # noqa: S102
 
 
 if __name__ == "__main__":

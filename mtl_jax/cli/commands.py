@@ -23,7 +23,7 @@ from mtl_jax.core.command_line import guarded, parse
 from mtl_jax.core.errors import UserError, shortened
 from mtl_jax.core.paths import expanded
 from mtl_jax.freezing.scenarios import usual_scenarios
-from mtl_jax.runs.startup import prepare
+from mtl_jax.runs.startup import import_transformers_alone, prepare
 from mtl_jax.studies.budget import Budget
 
 if TYPE_CHECKING:
@@ -244,7 +244,11 @@ def _main(argv: Sequence[str]) -> None:
         argv = [argv[0], *with_file(argv[1:], kinds[argv[0]])]
     command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
     with preemption.heeded() if isinstance(command, Train) else contextlib.nullcontext():
-        prepare()
+        if isinstance(command, Check):
+            # It runs no step, and what many rows have needed for a while is given back.
+            import_transformers_alone()
+        else:
+            prepare()
         if isinstance(command, Train) and command.distributed:
             distributed.join()
         {

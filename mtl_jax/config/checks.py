@@ -6,6 +6,8 @@ from typing import Any
 
 from mtl_jax.core.errors import UserError
 
+_LARGEST = 3.4e38
+
 
 def flag(name: str) -> str:
     """What a field is called on the command line."""
@@ -26,6 +28,14 @@ def at_least_1(settings: Any, *names: str) -> None:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"{flag(name)} {value} must be at least 1")
+
+
+def in_float32(settings: Any, *names: str) -> None:
+    """Refuses fields that are given and larger than float32 holds, which steps compute in."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value > _LARGEST:
+            raise UserError(f"{flag(name)} {value} must be at most {_LARGEST:g}")
 
 
 def above_0(settings: Any, *names: str) -> None:

@@ -8,7 +8,7 @@ import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from mtl_jax.config.checks import above_0, at_least_0, at_least_1, flag
+from mtl_jax.config.checks import above_0, at_least_0, at_least_1, flag, in_float32
 from mtl_jax.config.data import refuse_blank
 from mtl_jax.config.extensions import as_pairs, as_paths, refuse_schedule
 from mtl_jax.core.errors import UserError
@@ -132,6 +132,8 @@ than this, in nats, while the backbone trains"""
             "head_min_steps",
         )
         above_0(self, "clip_norm", "layer_decay", "drift_limit")
+        rates = "head_learning_rate", "backbone_learning_rate", "weight_decay", "layer_decay"
+        in_float32(self, *rates, "hold_frozen_heads")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UserError(f"--ema {self.ema} must be above 0 and below 1")
         if self.r_drop is not None and not 0 < self.r_drop < math.inf:

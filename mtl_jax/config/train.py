@@ -67,13 +67,14 @@ tasks, or for the kinds of tasks in the function's attribute kinds"""
         for name, every in (("heads", False), ("loss", True)):
             _ = paths_by_name(f"--{name}", getattr(self, name), self.data.tasks, every=every)
         _ = self.hidden_units, self.smoothing, self.weights_of_classes
-        self._refuse_no_passes()
+        self._refuse_lost_terms()
         for task, weight in self.weights.items():
             if not 0 <= weight < math.inf:
                 given = pairs_of("--task-weights", self.task_weights, "weight")[task]
                 raise UserError(f"--task-weights {task}={given} must be a number of 0 or more")
 
-    def _refuse_no_passes(self) -> None:
+    def _refuse_lost_terms(self) -> None:
+        """Refuses what is asked of the losses of tasks that would do nothing there."""
         own = paths_by_name("--loss", self.loss, self.data.tasks, every=True)
         for task in self.data.soft_columns:
             if task in own:

@@ -93,10 +93,16 @@ def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
         labels: Those of n texts, as ``kinds`` tells.
         classes: How many classes there are.
     """
-    there = labels[has_label(labels)]
-    if there.ndim == 2:
-        return (there > 0).sum(0)
-    return np.bincount(there, minlength=classes) if classes else np.zeros(0, np.int64)
+    counts = np.zeros(classes, np.int64)
+    # Some at a time: of many, what is worked out of them takes as much memory again.
+    for start in range(0, len(labels) if classes else 0, 2**_AT_A_TIME):
+        some = labels[start : start + 2**_AT_A_TIME]
+        there = some[has_label(some)]
+        if there.ndim == 2:
+            counts += (there > 0).sum(0)
+        else:
+            counts += np.bincount(there, minlength=classes)
+    return counts
 
 
 def absent_classes(

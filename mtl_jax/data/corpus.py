@@ -332,7 +332,7 @@ class Corpus:
     _fractions: dict[str, float] = dataclasses.field(repr=False)
     _subset: int | None = dataclasses.field(default=None, repr=False)
     _drops_duplicates: bool = dataclasses.field(default=False, repr=False)
-    _read: dict[str, tuple[Examples, list[str], np.ndarray]] = dataclasses.field(
+    _read: dict[str, tuple[Examples, list[str], np.ndarray | None]] = dataclasses.field(
         default_factory=dict, repr=False
     )
 
@@ -352,7 +352,10 @@ class Corpus:
 
     def places(self, split: str) -> np.ndarray:
         """Integers [n]: which of all examples of a split the kept ones are, ascending."""
-        return self._kept(split)[2]
+        examples, _, places = self._kept(split)
+        if places is None:
+            return np.arange(len(examples), dtype=_index_type(len(examples)))
+        return places
 
     def limited(self, config: DataConfig) -> Corpus:
         """The same data with the limits of other settings; no file is read again.
@@ -369,8 +372,11 @@ class Corpus:
             _read={split: kept for split, kept in self._read.items() if split != "train"},
         )
 
-    def _kept(self, split: str) -> tuple[Examples, list[str], np.ndarray]:
-        """What is kept of a split, in words what is not, and where the former is in the whole."""
+    def _kept(self, split: str) -> tuple[Examples, list[str], np.ndarray | None]:
+        """What is kept of a split, in words what is not, and where the former is in the whole.
+
+        That is None where all is kept.
+        """
         if split not in self.splits:
             raise UserError(
                 f"{self.name} has no {split} split: use one of {', '.join(self.splits)}"
@@ -380,14 +386,14 @@ class Corpus:
         self._read[split] = self._chosen(split)
         return self._read[split]
 
-    def _chosen(self, split: str) -> tuple[Examples, list[str], np.ndarray]:
+    def _chosen(self, split: str) -> tuple[Examples, list[str], np.ndarray | None]:
         examples = self._whole(split)
         training, limit, texts = split == "train", self._limits[split], examples.texts
         there = examples.labelled() if training else np.ones(len(examples), bool)
         unlimited = limit is None or limit >= len(examples)
         some_go = training and (self._fractions or self._drops_duplicates)
         if unlimited and there.all() and not some_go:
-            return examples, [], np.arange(len(examples), dtype=_index_type(len(examples)))
+            return examples, [], None
         kept = np.flatnonzero(there)
         notes = _left_out(len(examples), len(kept), "label")
         if training and self._drops_duplicates:

@@ -211,7 +211,7 @@ class _Reading:
             if isinstance(rows.texts[0], Pair):
                 there = (i for i, t in enumerate(rows.texts) if isinstance(t, Pair) and t.halved)
                 self._halved.extend(start + i for i in there)
-            self._locate(start, np.asarray(rows.places, np.int64))
+            self._locate(start, rows.places)
             digests = digests_of(rows.texts) if rows.digests is None else rows.digests
             self._keep(rows.texts, digests, labelled)
         jumps = np.frombuffer(self._jumps, np.int64)
@@ -230,11 +230,17 @@ class _Reading:
             notes=tuple(stream.notes),
         )
 
-    def _locate(self, start: int, places: np.ndarray) -> None:
-        jumps = np.flatnonzero(np.diff(places, prepend=self._next - 1) != 1)
+    def _locate(self, start: int, places: Sequence[int]) -> None:
+        if isinstance(places, range) and places.step == 1:
+            if places.start != self._next:
+                self._jumps.extend((start, places.start))
+            self._next = places.stop
+            return
+        each = np.asarray(places, np.int64)
+        jumps = np.flatnonzero(np.diff(each, prepend=self._next - 1) != 1)
         for jump in jumps.tolist():
-            self._jumps.extend((start + jump, int(places[jump])))
-        self._next = int(places[-1]) + 1
+            self._jumps.extend((start + jump, int(each[jump])))
+        self._next = int(each[-1]) + 1
 
     def _keep(self, texts: list[str], digests: np.ndarray, labelled: np.ndarray) -> None:
         stays, aside = self._keepers

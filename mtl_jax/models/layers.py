@@ -386,11 +386,9 @@ class Attention(nn.Module):
                 whole.reshape(blocks, length, config.num_attention_heads, -1) for whole in wholes
             )
             relative = None if view.relative is None else view.relative[i]
-            mixed.append(
-                self._mix(q, k, v, of_kind, relative, far and far[i], deterministic).reshape(
-                    len(hidden), -1, hidden.shape[-1]
-                )
-            )
+            apart = None if far is None else far[i]
+            of_blocks = self._mix(q, k, v, of_kind, relative, apart, deterministic)
+            mixed.append(of_blocks.reshape(len(hidden), -1, hidden.shape[-1]))
         whole = jnp.concatenate(mixed, axis=1)
         if config.attention_dropout_on == "output":
             whole = self.mixed_dropout(whole, deterministic=deterministic)

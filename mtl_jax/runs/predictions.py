@@ -160,6 +160,26 @@ def copy_rounded(path: Path, copy: Path, digits: int) -> None:
     _write(copy, table.replace_schema_metadata(noted))
 
 
+def copy_with(path: Path, copy: Path, found: Predictions) -> None:
+    """Copies the predictions of a run with others of the same texts in their place.
+
+    Args:
+        path: ``predictions-<split>.parquet`` of a run.
+        copy: The file to write.
+        found: The others, such as those of an ensemble.
+
+    Raises:
+        UserError: The one can't be read or the other can't be written.
+    """
+    table, _ = _read(path)
+    for name, task in found.tasks.items():
+        own = _columns(name, task.kind, task.classes, predicted=task.predicted)
+        own |= _of_probabilities(name, task.probabilities)
+        for column, values in own.items():
+            table = table.set_column(table.column_names.index(column), column, values)
+    _write(copy, table)
+
+
 def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     """The rows of a file, and what it says of its tasks."""
     import pyarrow as pa
@@ -276,22 +296,34 @@ def write_predictions(
 
 
 def _of_task(task: Task, labels: np.ndarray, logits: np.ndarray) -> dict[str, pa.Array]:
+    kind = KINDS[task.kind]
+    predicted = kind.predicted(logits, task.mean, task.deviation)
+    columns = _columns(task.name, task.kind, task.classes, gold=labels, predicted=predicted)
+    return columns | _of_probabilities(task.name, kind.probabilities(logits))
+
+
+def _columns(
+    name: str, kind: Kind, classes: Sequence[str], **values: np.ndarray
+) -> dict[str, pa.Array]:
+    """Columns of labels or predictions, each by what follows the name of the task."""
     import pyarrow as pa
 
-    kind, text = KINDS[task.kind], pa.dictionary(pa.int32(), pa.string())
+    text = pa.dictionary(pa.int32(), pa.string())
     types = {"single_label": text, "multi_label": pa.list_(pa.string()), "regression": pa.float64()}
-    predicted = kind.predicted(logits, task.mean, task.deviation)
-    columns = {
-        f"{task.name}_{name}": pa.array(kind.named(values, task.classes), types[task.kind])
-        for name, values in (("gold", labels), ("predicted", predicted))
+    return {
+        f"{name}_{what}": pa.array(KINDS[kind].named(each, classes), types[kind])
+        for what, each in values.items()
     }
-    probabilities = kind.probabilities(logits)
-    if probabilities is not None:
-        flat = pa.array(np.ravel(probabilities), pa.float32())
-        columns[f"{task.name}_probabilities"] = pa.FixedSizeListArray.from_arrays(
-            flat, len(task.classes)
-        )
-    return columns
+
+
+def _of_probabilities(name: str, probabilities: np.ndarray | None) -> dict[str, pa.Array]:
+    import pyarrow as pa
+
+    if probabilities is None:
+        return {}
+    flat = pa.array(np.ravel(probabilities), pa.float32())
+    rows = pa.FixedSizeListArray.from_arrays(flat, probabilities.shape[1])
+    return {f"{name}_probabilities": rows}
 
 
 def _of_few(names: Sequence[str], numbers: np.ndarray) -> pa.Array:

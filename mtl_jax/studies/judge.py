@@ -14,6 +14,8 @@ from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_write
 from mtl_jax.core.json_files import read_json, write_json
 from mtl_jax.core.paths import expanded
+from mtl_jax.studies.ensembles import FOLDER as OF_ENSEMBLES
+from mtl_jax.studies.ensembles import keep_ensembles
 from mtl_jax.studies.kept_predictions import KeptPredictions, predictions_path, recomputed
 from mtl_jax.studies.results_store import BASELINES, OF_BASELINES
 from mtl_jax.studies.settings import Report
@@ -96,13 +98,18 @@ def judge(folder: Path, output: Path | None = None) -> Path:
                 f"warning: {before['arm']}, seed {before['seed']}: what is computed from its "
                 f"predictions on {' and '.join(splits)} is not what its results say"
             )
-    known: dict[str, Any] = {"context": {}, "failures": []}
-    if (record := folder / _RECORD).exists():
-        known = read_json(record, _SCHEMA, "remove it, and the report will lack what it says")
+    known = _known(folder)
     context = {**known["context"], "folder": folder}
     report = report_of(results, context.get("study"))
     lines = with_text_errors(folder, results, opened)
     return report(output or folder, lines, known["failures"], context)
+
+
+def _known(folder: Path) -> dict[str, Any]:
+    """What the study's report said beside its results."""
+    if (record := folder / _RECORD).exists():
+        return read_json(record, _SCHEMA, "remove it, and the report will lack what it says")
+    return {"context": {}, "failures": []}
 
 
 def report_of(results: Sequence[Result], study: str | None = None) -> Report:
@@ -166,6 +173,7 @@ def keep(folder: Path, place: Path, digits: int | None = None) -> None:
     """
     # With pyarrow, which no help waits for.
     from mtl_jax.runs.predictions import copy_rounded
+    from mtl_jax.studies.report.quality_report import STUDY as QUALITY
 
     results = results_file(folder)
     lines = read_results(results)
@@ -180,7 +188,8 @@ def keep(folder: Path, place: Path, digits: int | None = None) -> None:
                 shutil.copyfile(folder / name, place / name)
         found = [predictions_path(folder, line, each) for line in lines for each in _KEPT_SPLITS]
         for split in _KEPT_SPLITS:
-            found += sorted((folder / OF_BASELINES).glob(f"*/predictions-{split}.parquet"))
+            for name in (OF_BASELINES, OF_ENSEMBLES):
+                found += sorted((folder / name).glob(f"*/predictions-{split}.parquet"))
         for path in filter(Path.exists, found):
             copy = place / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -188,5 +197,7 @@ def keep(folder: Path, place: Path, digits: int | None = None) -> None:
                 shutil.copyfile(path, copy)
             else:
                 copy_rounded(path, copy, digits)
+        if digits is not None and _known(folder)["context"].get("study") == QUALITY:
+            keep_ensembles(folder, place, _KEPT_SPLITS, digits)
     except OSError as error:
         raise cannot_write(place, error) from error

@@ -93,11 +93,11 @@ def test_train_evaluate_predict_extract(flags, tmp_path):
         "sys.argv = ['mtl_jax', *sys.argv[1:]]\n"
         "runpy.run_module('mtl_jax', run_name='__main__', alter_sys=True)"
     )
-    with subprocess.Popen(
+    with forked.Popen(
         [sys.executable, "-c", interruptible, "predict", folder],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdin=forked.PIPE,
+        stdout=forked.PIPE,
+        stderr=forked.PIPE,
         text=True,
     ) as process:
         assert process.stdin is not None
@@ -146,6 +146,14 @@ def test_mistakes_of_the_other_commands(tmp_path):
 
 
 OWN_CODE = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+# As with the checkpoint's folder in PYTHONPATH.
+OWN_CODE_AT_HAND = """
+import runpy, sys
+_, folder, *words = sys.argv
+sys.path.insert(0, folder)
+sys.argv = ["mtl_jax", *words]
+runpy.run_module("mtl_jax", run_name="__main__", alter_sys=True)
+"""
 
 
 def test_no_code_of_a_checkpoint_runs_and_nobody_else_reads_standard_input(tiny, tmp_path):
@@ -157,15 +165,14 @@ def test_no_code_of_a_checkpoint_runs_and_nobody_else_reads_standard_input(tiny,
     lines, output = tmp_path / "lines.txt", tmp_path / "v.npy"
     lines.write_text("y\na private text\n")
     with lines.open() as stdin:
-        done = subprocess.run(
+        done = forked.run(
             [
-                *(sys.executable, "-m", "mtl_jax", "extract"),
+                *(sys.executable, "-c", OWN_CODE_AT_HAND, str(checkpoint), "extract"),
                 *(f"--backbone={checkpoint}", f"--output={output}"),
             ],
             stdin=stdin,
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(checkpoint)},
             check=False,
         )
         # The place in the file is the other process's too.

@@ -10,6 +10,7 @@ import pytest
 import mtl_jax
 from mtl_jax.cli.summary import metrics_tables
 from mtl_jax.core.console import Terminal
+from tests import forked
 
 
 def shown(*tables, width=80):
@@ -54,7 +55,7 @@ def test_a_terminal_has_a_table_and_the_next_commands_and_a_pipe_has_json(flags,
     command = [sys.executable, "-m", "mtl_jax", "train", f"--workdir={tmp_path}", *flags]
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal:
-        subprocess.run(
+        forked.run(
             [*command, "--scenario=all_frozen"], stdout=terminal, stderr=subprocess.PIPE, check=True
         )
     with os.fdopen(ours, "rb", 0) as end:

@@ -23,8 +23,9 @@ from mtl_jax.runs.workdir import Workdir
                 "backbone_learning_rate",
                 "weight_decay",
             )
-            for value in (-1e-9, math.nan)
+            for value in (-1e-9, math.nan, math.inf, 1e39)
         ),
+        ("layer_decay", math.inf),
         *(("head_dropout", value) for value in (-0.1, 1.0, math.nan)),
         *(("warmup_fraction", value) for value in (-0.1, 1.1, math.nan)),
         *(("clip_norm", value) for value in (0.0, -1.0, math.nan)),
@@ -50,6 +51,7 @@ def test_a_setting_out_of_range_is_refused_by_its_flag(field, value):
         ("warmup_fraction", 0.0),
         ("warmup_fraction", 1.0),
         ("clip_norm", 1e-9),
+        ("clip_norm", math.inf),
     ],
 )
 def test_the_edge_of_a_range_is_accepted(field, value):

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -118,13 +117,6 @@ def started(flags, folder, devices=1):
             process.kill()
 
 
-def wait_for(process, there):
-    deadline = time.monotonic() + 240
-    while not there():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-
-
 def steps_logged(folder):
     return [r["step"] for r in read_lines(folder / "metrics.jsonl") if r["event"] == "step"]
 
@@ -144,7 +136,7 @@ def test_a_run_saves_and_leaves_and_goes_on_bit_for_bit(
         f"--scenario={scenario}",
     ]
     with started(flags, folder) as process:
-        wait_for(process, lambda: steps_logged(folder))
+        forked.wait_until(lambda: steps_logged(folder), process)
         process.send_signal(signal.SIGTERM)
         out, said = process.communicate()
     assert process.returncode == 75
@@ -251,7 +243,7 @@ def test_on_four_devices_it_is_saved_and_on_one_it_is_ended(small_flags, tmp_pat
     flags = [flag for flag in small_flags if not flag.startswith("--parallel")]
     flags = [*flags, "--epochs=30", "--measure-every=30", "--scenario=top_1"]
     with started(flags, folder, devices=4) as process:
-        wait_for(process, lambda: steps_logged(folder))
+        forked.wait_until(lambda: steps_logged(folder), process)
         process.send_signal(signal.SIGTERM)
         process.communicate()
     assert process.returncode == 75
@@ -346,13 +338,12 @@ def test_several_processes_leave_after_the_same_step_and_save_together(tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with contextlib.ExitStack() as stack:
         processes = [
             stack.enter_context(
-                subprocess.Popen(
+                forked.Popen(
                     [sys.executable, "-c", PROCESS, port, str(number), str(tmp_path / "saved")],
-                    env=environment,
+                    cwd=forked.REPOSITORY,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,12 +140,15 @@ def test_the_loss_is_that_of_the_distribution():
 
 def test_a_step_learns_from_them_on_tokens_and_on_kept_vectors():
     params, batch = random_params(NO_DROPOUT), random_batch(seed=2)
+    logits: Any
+    found: Any
     task, slots = TASKS[1], batch[TASKS[1]].shape
     soft = np.random.default_rng(0).dirichlet(np.ones(4), slots).astype(np.float32)
     partition, program = make_program(params, config=NO_DROPOUT)
     trainable, frozen = partition.split(params)
     state = program.init(trainable, 0)
-    _, metrics = train_step(program, state, frozen, batch | {soft_name(task): soft})
+    with_soft: Any = batch | {soft_name(task): soft}
+    _, metrics = train_step(program, state, frozen, with_soft)
     logits = program.model.apply({"params": params}, batch)
     expected, _ = CrossEntropy()(logits[task], jnp.asarray(batch[task]), jnp.asarray(soft))
     others, _ = CrossEntropy()(logits[TASKS[0]], jnp.asarray(batch[TASKS[0]]))
@@ -164,7 +168,8 @@ def test_a_step_learns_from_them_on_tokens_and_on_kept_vectors():
     example = np.full((1, 1, count + 2), -1, np.int32)
     example[0, 0, :count] = np.arange(count)
     flat = jax.tree.map(jnp.asarray, flat)
-    after, found = scanned_steps(alone, alone.init(trained, 0), {}, flat, {"example": example})
+    batches: Any = {"example": example}
+    after, found = scanned_steps(alone, alone.init(trained, 0), {}, flat, batches)
     assert float(found["loss"][task][0][0]) == pytest.approx(float(expected), rel=1e-5)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.trainable))
 

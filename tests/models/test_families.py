@@ -289,6 +289,21 @@ DROPPED = [
     (MODERN, "mlp_dropout_prob", 0, ("mlp/output/kernel",)),
     # DistilBERT has none of what attention adds.
     ("distilbert", "hidden_dropout_prob", 1, ("mlp/output/kernel", "mlp/output/bias")),
+    # DeBERTa has it of distances as well, in each layer that trains.
+    (
+        "deberta-v2",
+        "hidden_dropout_prob",
+        1,
+        tuple(
+            f"{module}/{leaf}"
+            for module, *leaves in (
+                ("distance_norm", "scale", "bias"),
+                ("attention/output", "kernel", "bias"),
+                ("mlp/output", "kernel", "bias"),
+            )
+            for leaf in leaves
+        ),
+    ),
 ]
 
 

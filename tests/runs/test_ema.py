@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -100,7 +101,8 @@ def test_a_phase_begins_with_the_average_of_the_one_before(small_settings, train
     params, _ = reader.restore(over[0], run.start(), run.partition)
     second = run.at(1, params)
     _, state = reader.restore(over[0] + 1, second.start(), second.partition)
-    assert state.opt_state["average"].steps == 1
+    opt_state: Any = state.opt_state
+    assert opt_state["average"].steps == 1
     jax.tree.map(
         lambda old, raw, now: np.testing.assert_allclose(0.1 * old + 0.9 * raw, now, atol=1e-6),
         second.partition.split(params)[0],

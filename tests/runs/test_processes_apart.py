@@ -145,8 +145,7 @@ def test_while_jax_waits_for_the_others_sigterm_ends_all(small_flags, tmp_path):
             with second_of_two(process, port) as lines:
                 # Where JAX's service is to be; from then on the first one waits in it.
                 service = int(lines.readline())
-                while not listens(service):
-                    assert process.poll() is None
+                forked.wait_until(lambda: listens(service), process)
                 told = time.monotonic()
                 process.send_signal(signal.SIGTERM)
                 assert lines.readline() == "left\n"
@@ -161,12 +160,15 @@ def test_while_jax_waits_for_the_others_sigterm_ends_all(small_flags, tmp_path):
 @contextlib.contextmanager
 def second_of_two(process, port):
     """Meets the first process as the second one would; gives what that says from then on."""
-    while True:
-        assert process.poll() is None
+    callers = []
+
+    def connected():
         with contextlib.suppress(ConnectionRefusedError):
-            caller = socket.create_connection(("127.0.0.1", port))
-            break
-        os.sched_yield()
+            callers.append(socket.create_connection(("127.0.0.1", port)))
+        return callers
+
+    forked.wait_until(connected, process)
+    (caller,) = callers
     with caller, caller.makefile("r") as lines:
         assert lines.readline().startswith("mtl_jax ")
         caller.sendall(b"1\n")
@@ -180,6 +182,4 @@ def listens(port):
 
 
 def begun(process, file):
-    while not file.exists():
-        assert process.poll() is None
-        os.sched_yield()
+    forked.wait_until(file.exists, process)

@@ -2,7 +2,6 @@
 
 import os
 import random
-import subprocess
 import sys
 import time
 
@@ -11,6 +10,7 @@ import pytest
 from mtl_jax.studies import leases, work_queue
 from mtl_jax.studies.leases import Claims, standings
 from mtl_jax.studies.work_queue import Unit, WorkQueue, claim_name, forgive, undo, why_lacking
+from tests import forked
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_under_random_kills_no_arm_is_lost_and_none_is_done_twice(tmp_path):
     """Real processes; each kill is of one that lives, which is then started again."""
     arms, kills, dice = 60, 12, random.Random(0)  # noqa: S311
     words = [sys.executable, "-c", WORKER, str(tmp_path), str(arms), "0.05"]
-    processes = [subprocess.Popen(words) for _ in range(4)]
+    processes = [forked.Popen(words) for _ in range(4)]
     left = kills
     while any(process.poll() is None for process in processes):
         time.sleep(0.05)
@@ -200,7 +200,7 @@ def test_under_random_kills_no_arm_is_lost_and_none_is_done_twice(tmp_path):
         if left and processes[place].poll() is None and begun.exists():
             processes[place].kill()
             processes[place].wait()
-            processes[place] = subprocess.Popen(words)
+            processes[place] = forked.Popen(words)
             left -= 1
     assert [process.returncode for process in processes] == [0] * 4
     done = (tmp_path / "done").read_text().splitlines()

@@ -190,7 +190,7 @@ def test_a_kill_as_an_arm_is_done_leaves_no_checkpoints(where, what, whole, smal
     folder = tmp_path / "study"
     asked = [f"--workdir={folder}", "--arms=all_frozen", "--seeds=0", *small_flags]
     code = _KILLED.format(where=where, what=what)
-    killed = subprocess.run([sys.executable, "-c", code, *asked], check=False)
+    killed = forked.run([sys.executable, "-c", code, *asked], check=False)
     assert killed.returncode == -signal.SIGKILL
     arm = folder / "arms" / "all_frozen-seed0"
     left = [(arm / name).exists() for name in ("checkpoints", ".checkpoints-removed")]

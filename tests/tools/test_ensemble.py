@@ -1,6 +1,7 @@
 """Several runs together: the mean of what each predicts, also from kept predictions."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,11 +53,11 @@ def test_probabilities_are_averaged(runs, tmp_path, capsys):
     printed = json.loads(capsys.readouterr().out)
 
     # What each has left of the test split makes the same.
-    left = [read_predictions(run / "predictions-test.parquet") for run in runs]
+    left: Any = [read_predictions(run / "predictions-test.parquet") for run in runs]
     for task, scores in averaged(left).metrics().items():
         assert printed[task]["macro_f1"] == scores["macro_f1"]
         assert printed[task]["ece"] == pytest.approx(scores["ece"], abs=1e-6)
-    kept = read_predictions(tmp_path / "out" / "predictions-test.parquet")
+    kept: Any = read_predictions(tmp_path / "out" / "predictions-test.parquet")
     np.testing.assert_allclose(
         kept.tasks["sentiment"].probabilities,
         np.mean([each.tasks["sentiment"].probabilities for each in left], 0),

@@ -19,7 +19,7 @@ from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.tools.cost import EvaluationBatches, _flops
 from mtl_jax.tools.plan import Estimate, plan, tables, warnings_of
 from mtl_jax.training.inputs import Inputs
-from tests import conftest
+from tests import conftest, forked
 
 CACHED = ("all_frozen", "backbone_frozen", "top_2", "none_frozen")
 
@@ -275,7 +275,7 @@ def ended(flags, tmp_path_factory):
     (folder / "rules.json").write_text('[["backbone/*", "frozen"], ["*", "head"]]')
     extras = [TABLE, JSON, LONG_TEXTS, *(extra for extra, _ in MISTAKES)]
     lines = json.dumps([[*flags, *extra] for extra in extras])
-    subprocess.run(
+    forked.run(
         [sys.executable, "-c", ONE_BY_ONE, lines, str(outputs)],
         env={**os.environ, "XLA_FLAGS": "", "MTL_JAX_CACHE": str(folder / "cache")},
         cwd=folder,

@@ -16,6 +16,12 @@ from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.runners import Compiled, JitRunner
 
 
+@pytest.fixture
+def settings(small_settings):
+    """Of one layer: how many there are is no matter here."""
+    return dict(small_settings)
+
+
 class OnACard(ModelSpec):
     """The model that a device with cuDNN would be given."""
 

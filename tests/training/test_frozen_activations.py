@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -566,11 +565,8 @@ def test_a_run_goes_on_with_other_limits_but_not_without_its_states(flags, setti
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
     # The eighth of 18 steps lies within the second epoch.
-    while not (folder / "checkpoints" / "8").exists():
-        assert victim.poll() is None
-        assert time.monotonic() < deadline
+    forked.wait_until((folder / "checkpoints" / "8").exists, victim)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     assert Workdir(folder).result() is None

@@ -18,8 +18,8 @@ from mtl_jax.training.runners import Compiled, make_runner
 from mtl_jax.training.step import train_step
 from mtl_jax.training.weighting.registry import make_weighting
 from tests.conftest import TASKS
-from tests.training.test_runners import uneven_batch
-from tests.training.test_step import CONFIG, NO_DROPOUT, flat, make_program, random_params
+from tests.training.test_runners import SHALLOW, uneven_batch
+from tests.training.test_step import flat, make_program, random_params
 
 # What another order of summation in float32 makes of a gradient, against its own size.
 TOLERANCE = 2e-6
@@ -27,10 +27,9 @@ TOLERANCE = 2e-6
 
 def gradient_and_metrics(parts, kind: Any = "jit", weighting="fixed", held=False) -> Any:
     """What a step on eight unevenly labelled rows hands to the optimizer, and its metrics."""
-    params, batch = random_params(), uneven_batch(0)
-    partition, program = make_program(
-        params, scenario_rules("none_frozen", CONFIG.num_hidden_layers, TASKS), NO_DROPOUT
-    )
+    params, batch = random_params(SHALLOW), uneven_batch(0)
+    rules = scenario_rules("none_frozen", SHALLOW.num_hidden_layers, TASKS)
+    partition, program = make_program(params, rules, SHALLOW)
     if held:
         draw = np.random.default_rng(1).dirichlet(np.ones(4), batch["sentiment"].shape)
         batch["target_sentiment"] = draw.astype(np.float32)

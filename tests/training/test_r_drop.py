@@ -1,6 +1,7 @@
 """R-Drop: two passes of a text, and how far they are apart."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ from tests.training.test_step import CONFIG, NO_DROPOUT, make_program, random_ba
 ALPHA = 3.0
 
 
-def logits_of(program, state, frozen, batch, key):
+def logits_of(program, state, frozen, batch, key) -> Any:
     params = Partition.merge(state.trainable, frozen)
     depth = program.frozen_depth
     return program.model.apply(
@@ -34,7 +35,7 @@ def test_the_loss_is_the_mean_of_two_passes_and_their_divergence():
     trainable, frozen = partition.split(params)
     state = program.init(trainable, 0)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), 0)
-    passes = [
+    passes: Any = [
         logits_of(program, state, frozen, batch, k) for k in (key, jax.random.fold_in(key, 1))
     ]
     _, metrics = train_step(program, state, frozen, batch)

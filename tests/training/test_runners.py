@@ -36,6 +36,8 @@ from tests.training.test_step import (
 )
 
 KINDS = ("jit", "pmap", "mesh")
+# What several devices make of a step does not depend on how many layers there are.
+SHALLOW = dataclasses.replace(NO_DROPOUT, num_hidden_layers=1)
 ROWS, SLOTS = 8, 3
 RATES = (("head", 1e-2), ("backbone", 1e-3), ("lora", 1e-3))
 # What another order of summation in float32 may make of a loss, of a gradient's norm, and of
@@ -90,7 +92,8 @@ def train(kind, scenario, batches, config=NO_DROPOUT):
 
 @pytest.fixture(scope="module")
 def trained():
-    return {kind: train(kind, "none_frozen", [uneven_batch(i) for i in range(3)]) for kind in KINDS}
+    batches = [uneven_batch(i) for i in range(3)]
+    return {kind: train(kind, "none_frozen", batches, SHALLOW) for kind in KINDS}
 
 
 def test_four_devices():
@@ -123,7 +126,7 @@ def test_three_steps_are_those_of_one_device(trained, kind):
                 metrics["loss"][task][0], other["loss"][task][0], rtol=LOSS_TOLERANCE
             )
         np.testing.assert_allclose(metrics["grad_norm"], other["grad_norm"], rtol=NORM_TOLERANCE)
-    start = flat(random_params())
+    start = flat(random_params(SHALLOW))
     for path, leaf in params.items():
         if path.endswith("key/bias"):
             # The softmax takes no notice of it: its gradient is rounding, which Adam scales up.
@@ -136,12 +139,11 @@ def test_three_steps_are_those_of_one_device(trained, kind):
 @pytest.mark.parametrize("scenario", ["lora_2", "bias_only", "layer_norm_only"])
 def test_what_trains_little_of_every_layer_is_that_of_one_device(scenario):
     """Low-rank factors, biases, and scales of layer norms, on unevenly labelled batches."""
-    config = dataclasses.replace(NO_DROPOUT, num_hidden_layers=1)
     batches = [uneven_batch(i) for i in range(2)]
-    expected, [_, expected_logged] = train("jit", scenario, batches, config)
-    start, moved = flat(random_params(config)), set()
+    expected, [_, expected_logged] = train("jit", scenario, batches, SHALLOW)
+    start, moved = flat(random_params(SHALLOW)), set()
     for kind in ("pmap", "mesh", "fsdp"):
-        params, [_, logged] = train(kind, scenario, batches, config)
+        params, [_, logged] = train(kind, scenario, batches, SHALLOW)
         np.testing.assert_allclose(
             logged["grad_norm"], expected_logged["grad_norm"], rtol=NORM_TOLERANCE
         )
@@ -187,7 +189,7 @@ def test_steps_on_other_kinds_of_labels_are_those_of_one_device():
 
 
 def test_a_large_vocabulary_whose_gradient_is_summed_by_rows():
-    config = dataclasses.replace(NO_DROPOUT, vocab_size=20_000)
+    config = dataclasses.replace(SHALLOW, vocab_size=20_000)
     batches = [uneven_batch(i) for i in range(2)]
     for batch in batches:
         # Some words on all devices, some on one.

@@ -18,7 +18,7 @@ from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.runners import ShardedRunner, gathered, make_runner
 from mtl_jax.training.step import _gathering
 from tests.conftest import TASKS
-from tests.training.test_runners import train, uneven_batch
+from tests.training.test_runners import SHALLOW, train, uneven_batch
 
 
 def test_each_device_keeps_a_quarter_of_every_kernel():
@@ -36,7 +36,7 @@ def test_three_steps_are_those_of_whole_copies():
     """On unevenly labelled batches, within what another order of summation makes."""
     batches = [uneven_batch(i) for i in range(3)]
     (params, logged), (expected, expected_logged) = (
-        train(kind, "none_frozen", batches) for kind in ("fsdp", "mesh")
+        train(kind, "none_frozen", batches, SHALLOW) for kind in ("fsdp", "mesh")
     )
     for metrics, other in zip(logged, expected_logged, strict=True):
         for one, two in zip(jax.tree.leaves(metrics), jax.tree.leaves(other), strict=True):

@@ -210,7 +210,7 @@ def _parsed(rows: _Content, before: int, width: int, places: Sequence[int]) -> _
     wanted = [names[place] for place in places]
     try:
         table = arrow.read_csv(
-            pa.py_buffer(rows.content),
+            pa.BufferReader(rows.content),
             arrow.ReadOptions(
                 use_threads=False, block_size=len(rows.content) + 1, column_names=names
             ),

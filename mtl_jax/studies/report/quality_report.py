@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.core.errors import UserError
-from mtl_jax.runs.ensembles import averaged
-from mtl_jax.studies.ensembles import members
-from mtl_jax.studies.kept_predictions import predictions_of
+from mtl_jax.studies.ensembles import FEWEST_MEMBERS, ensemble, members
 from mtl_jax.studies.report import study_sections, tables
 from mtl_jax.studies.report.cells import arm_cell, difference_cell, mean_cell
 from mtl_jax.studies.report.document import (
@@ -49,8 +47,6 @@ STUDY = "quality"
 """The study that this is the report of."""
 Number = Callable[[Mapping[str, Any]], float | None]
 """From the metrics of a split to what a column is about."""
-
-_FEWEST_MEMBERS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,18 +119,16 @@ def ensembles(folder: Path, results: Sequence[Result], split: str) -> list[Ensem
     found = []
     tasks = tasks_of(results)
     for arm in arms_of(results):
-        lines = members(results, arm)
-        runs = [predictions_of(folder, line, split) for line in lines]
-        there = [run for run in runs if run is not None]
-        if len(there) < max(len(lines), _FEWEST_MEMBERS):
+        size = len(members(results, arm))
+        if size < FEWEST_MEMBERS:
             continue
         try:
-            own = averaged(there)
+            own = ensemble(folder, arm, split)
         except UserError:
-            # Kept with few digits, or of other texts for each seed: there is none to be shown.
+            # Predictions were not kept, or those of other texts for each seed.
             continue
         own = dataclasses.replace(own, tasks={task: own.tasks[task] for task in tasks})
-        found.append(Ensemble(arm, len(there), with_texts(own, split, tasks)))
+        found.append(Ensemble(arm, size, with_texts(own, split, tasks)))
     return found
 
 

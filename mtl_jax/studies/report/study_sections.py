@@ -184,7 +184,8 @@ def leaving(document: Callable[..., Document], most_columns: int | None = None) 
         failures: Sequence[Mapping[str, Any]],
         context: Mapping[str, Any],
     ) -> Path:
-        found = document(results, failures, {**context, "folder": folder})
+        # The predictions of a study that is judged again are not where its report is written.
+        found = document(results, failures, {"folder": folder, **context})
         return leave(folder, found, most_columns)
 
     return leave_report

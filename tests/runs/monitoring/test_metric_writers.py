@@ -25,9 +25,15 @@ from tests.conftest import TASKS
 from tests.training.weighting.test_train import interrupted_at
 
 
+@pytest.fixture
+def settings(small_settings):
+    """Of one layer: what is shown is numbers of steps and measurements."""
+    return dict(small_settings)
+
+
 @pytest.fixture(scope="module")
-def inputs(shared_settings):
-    return Inputs(TrainConfig(**shared_settings, workdir=""))
+def inputs(small_settings):
+    return Inputs(TrainConfig(**small_settings, workdir=""))
 
 
 def events(folder):
@@ -221,6 +227,7 @@ def finished(file):
     deadline, parsed = time.monotonic() + 60, []
     while not parsed or parsed[-1].WhichOneof("record_type") != "exit":
         assert time.monotonic() < deadline
+        time.sleep(0.02)
         parsed = [record.FromString(data) for data in leveldb_log(file.read_bytes())]
     return parsed
 

@@ -11,9 +11,15 @@ from mtl_jax.training.inputs import Inputs
 from tests.training.weighting.test_train import interrupted_at
 
 
+@pytest.fixture
+def settings(small_settings):
+    """Of one layer: what is traced is steps."""
+    return dict(small_settings)
+
+
 @pytest.fixture(scope="module")
-def inputs(shared_settings):
-    return Inputs(TrainConfig(**shared_settings, workdir=""))
+def inputs(small_settings):
+    return Inputs(TrainConfig(**small_settings, workdir=""))
 
 
 @pytest.fixture

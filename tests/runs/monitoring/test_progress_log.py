@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mtl_jax.core import console
 from mtl_jax.core.console import duration
 from mtl_jax.runs.monitoring.progress_log import Heartbeat, memory_in_use
+from tests import forked
 
 LOSSES = {"classifier": 0.41234, "sentiment": 0.7329}
 MEMORY = r"\d+\.\d GiB(?:, \d+\.\d GiB on the device)?"
@@ -113,15 +115,15 @@ def test_durations(seconds, words):
     assert duration(seconds) == words
 
 
-def train(flags, folder, stderr):
+def train(flags, folder, stderr, start: Any = subprocess.Popen):
     command = [sys.executable, "-m", "mtl_jax", "train", *flags, f"--workdir={folder}"]
     command += ["--scenario=none_frozen", "--heartbeat=1e-9"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment)
+    return start(command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment)
 
 
 def test_a_run_without_a_terminal_beats(small_flags, tmp_path):
-    with train(small_flags, tmp_path / "run", subprocess.PIPE) as process:
+    with train(small_flags, tmp_path / "run", subprocess.PIPE, forked.Popen) as process:
         assert process.stderr is not None
         said = process.stderr.read().decode().splitlines()
     assert process.returncode == 0

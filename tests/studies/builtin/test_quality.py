@@ -125,5 +125,15 @@ def test_two_arms_and_their_ensembles(small, tmp_path, capsys):
         judged.partition("## Results")[2].partition("## Scores by class")[0]
         == (report.partition("## Results")[2].partition("## Scores by class")[0])
     )
+    # With few digits too: the ensembles are kept beside the runs, whose shares are rounded.
+    few = tmp_path / "few"
+    keep(folder, few, digits=2)
+    again = judge(few, tmp_path / "again").with_suffix(".md").read_text()
+    assert (
+        again.partition("## Results")[2].partition("## Scores by class")[0]
+        == (judged.partition("## Results")[2].partition("## Scores by class")[0])
+    )
+    with pytest.raises(UserError, match="rounded probabilities can't be averaged"):
+        ensemble(few, "none_frozen", seeds=[0, 1])
     with pytest.raises(UserError, match="has no result of r_drop with these seeds"):
         ensemble(folder, "r_drop")

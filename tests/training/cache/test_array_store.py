@@ -16,6 +16,7 @@ import pytest
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.training.cache.array_store import ArrayStore
+from tests import forked
 
 ROOT = Path(__file__).parents[3]
 SHAPE = (6, 4)
@@ -88,12 +89,12 @@ def get(store, key, fill=None, rows=ROWS, user=None):
 
 
 def start(folder, fills, value):
-    return subprocess.Popen(
+    return forked.Popen(
         [sys.executable, "-c", BUILD, str(folder), str(fills), str(value)],
         cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdin=forked.PIPE,
+        stdout=forked.PIPE,
+        stderr=forked.PIPE,
         text=True,
     )
 
@@ -174,7 +175,7 @@ def test_a_file_is_read_whole_once_in_each_process(tmp_path):
 
     def command():
         arguments = [sys.executable, "-c", OPEN, str(tmp_path)]
-        return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
+        return forked.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
 
     assert command().stdout == f"{ROWS.sum()}\n"
     with path.open("r+b") as file:
@@ -363,7 +364,7 @@ print(store.make("cd", (100, 1000), "float32", lambda write: write(0, block[:100
 @pytest.mark.parametrize("rows", [100, 1000])
 def test_a_write_that_fails_is_told_and_leaves_no_file(rows, tmp_path):
     """A file of this process may have a mebibyte: writing more is an error of the system."""
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-c", LIMITED, str(tmp_path), str(rows)],
         cwd=ROOT,
         capture_output=True,
@@ -488,7 +489,7 @@ def test_a_file_that_another_process_removes_stays_with_those_who_have_it(tmp_pa
         "ArrayStore(136, Path(sys.argv[1])).make('cd', (6, 4), 'float32',"
         "lambda write: write(0, np.zeros((6, 4), np.float32)) or 0.5)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
+    forked.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
     assert listing(tmp_path) == ["cd.states"]
     np.testing.assert_array_equal(mine, ROWS)
 

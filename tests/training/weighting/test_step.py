@@ -24,6 +24,7 @@ from tests.conftest import TASKS
 from tests.training.test_runners import (
     LOSS_TOLERANCE,
     PARAMETER_TOLERANCE,
+    SHALLOW,
     pooled_batch,
     uneven_batch,
 )
@@ -45,8 +46,8 @@ each_method = pytest.mark.parametrize("method", BALANCING, ids=lambda method: me
 
 
 def weighted_program(method, scenario="top_1", config=CONFIG, task_weights=(1.0, 0.5)):
-    params = random_params()
-    rules = scenario_rules(scenario, CONFIG.num_hidden_layers, TASKS)
+    params = random_params(config)
+    rules = scenario_rules(scenario, config.num_hidden_layers, TASKS)
     partition, program = make_program(params, rules, config, weights=task_weights)
     return partition, dataclasses.replace(program, weighting=method)
 
@@ -214,9 +215,9 @@ def test_a_weight_of_0_is_the_user_s_and_moves_no_head(method):
 # On several devices.
 
 
-def run_on(kind, method, batches, config=NO_DROPOUT):
-    partition, program = weighted_program(method, config=config)
-    trainable, frozen = partition.split(random_params())
+def run_on(kind, method, batches):
+    partition, program = weighted_program(method, config=SHALLOW)
+    trainable, frozen = partition.split(random_params(SHALLOW))
     runner = make_runner(kind)
     step = Compiled(runner, train_step, program, donate=True)
     state, frozen = runner.replicate(program.init(trainable, 0)), runner.replicate(frozen)

@@ -24,9 +24,15 @@ BALANCING = tuple(name for name in METHODS if name != "fixed")
 EPOCHS, EVERY, STOP = 4, 5, 17
 
 
+@pytest.fixture
+def settings(small_settings):
+    """Of one layer: what is weighted does not depend on how many there are."""
+    return dict(small_settings)
+
+
 @pytest.fixture(scope="module")
-def inputs(shared_settings):
-    return Inputs(TrainConfig(**shared_settings, workdir=""))
+def inputs(small_settings):
+    return Inputs(TrainConfig(**small_settings, workdir=""))
 
 
 @pytest.fixture
