@@ -15,7 +15,7 @@ from tyro.conf import Positional, subcommand
 from mtl_jax import __version__
 from mtl_jax.cli.study import run_study
 from mtl_jax.cli.summary import show_evaluation, show_result, shows_tables
-from mtl_jax.config.data import LongTexts
+from mtl_jax.config.data import LongTexts, refuse_blank
 from mtl_jax.config.files import with_file
 from mtl_jax.config.model import DEFAULT_BACKBONE, Pooling
 from mtl_jax.config.train import DEFAULT_DATA, DataConfig, Settings, TrainConfig
@@ -254,6 +254,9 @@ def _check(command: Check) -> None:
     from mtl_jax.studies.report.render import to_html
     from mtl_jax.tools.check import check
 
+    for name in ("backbone", "html"):
+        if (value := getattr(command, name)) is not None:
+            refuse_blank(name, [value])
     found = check(
         command.data.absolute(),
         command.backbone or DEFAULT_BACKBONE,
@@ -405,6 +408,8 @@ def _extract(command: Extract) -> None:
     from mtl_jax.tools.predict import Predictor, checkpoint_encoder
     from mtl_jax.tools.vectors import check_output, write_vectors
 
+    if command.backbone is not None:
+        refuse_blank("backbone", [command.backbone])
     output = expanded(command.output)
     check_output(output)
     texts = _texts(command)
