@@ -300,8 +300,10 @@ def _evaluate(command: Evaluate) -> None:
     from mtl_jax.tools.evaluate import check_output, evaluate
     from mtl_jax.tools.predict import Predictor
 
-    output = None if command.output is None else expanded(command.output)
-    if output is not None:
+    output = None
+    if command.output is not None:
+        refuse_blank("output", [command.output])
+        output = expanded(command.output)
         check_output(output)
     model = Predictor(command.workdir, command.long_texts, trust=command.trust)
     found = evaluate(model, command.split, output)
@@ -410,6 +412,7 @@ def _extract(command: Extract) -> None:
 
     if command.backbone is not None:
         refuse_blank("backbone", [command.backbone])
+    refuse_blank("output", [command.output])
     output = expanded(command.output)
     check_output(output)
     texts = _texts(command)

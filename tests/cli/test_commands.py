@@ -148,6 +148,8 @@ def test_mistakes_of_the_other_commands(tmp_path):
         (("extract", f"--output={tmp_path / 'v.npy'}"), "--backbone"),
         (("check",), "--backbone"),
         (("check",), "--html"),
+        (("evaluate", f"--workdir={tmp_path}"), "--output"),
+        (("extract",), "--output"),
         (("train", f"--workdir={tmp_path / 'x'}"), "--config"),
     ):
         unset = call("mtl_jax", *command, f"{flag}=")
