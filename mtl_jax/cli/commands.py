@@ -14,7 +14,7 @@ from tyro.conf import Positional, subcommand
 
 from mtl_jax import __version__
 from mtl_jax.cli.study import run_study
-from mtl_jax.config.data import LongTexts
+from mtl_jax.config.data import LongTexts, refuse_blank
 from mtl_jax.config.files import with_file
 from mtl_jax.config.model import DEFAULT_BACKBONE, Pooling
 from mtl_jax.config.train import DEFAULT_DATA, DataConfig, Settings, TrainConfig
@@ -293,6 +293,9 @@ def _check(command: Check) -> None:
     from mtl_jax.studies.report.render import to_html
     from mtl_jax.tools.check import check
 
+    for name in ("backbone", "html"):
+        if (value := getattr(command, name)) is not None:
+            refuse_blank(name, [value])
     found = check(
         command.data.absolute(),
         command.backbone or DEFAULT_BACKBONE,
@@ -336,8 +339,10 @@ def _evaluate(command: Evaluate) -> None:
     from mtl_jax.core.console import say
     from mtl_jax.tools.evaluate import check_output, evaluate
 
-    output = None if command.output is None else expanded(command.output)
-    if output is not None:
+    output = None
+    if command.output is not None:
+        refuse_blank("output", [command.output])
+        output = expanded(command.output)
         check_output(output)
     model = _model(command)
     found = evaluate(model, command.split, output)
@@ -461,6 +466,9 @@ def _extract(command: Extract) -> None:
     from mtl_jax.tools.predict import Predictor, checkpoint_encoder
     from mtl_jax.tools.vectors import check_output, write_vectors
 
+    if command.backbone is not None:
+        refuse_blank("backbone", [command.backbone])
+    refuse_blank("output", [command.output])
     output = expanded(command.output)
     check_output(output)
     texts = _texts(command)

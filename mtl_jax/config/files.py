@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtl_jax.config.data import refuse_blank
 from mtl_jax.config.earlier import renamed
 from mtl_jax.config.extensions import named_paths
 from mtl_jax.core.errors import UserError
@@ -38,6 +39,7 @@ def with_file(argv: Sequence[str], kind: type) -> list[str]:
         return list(argv)
     if not file:
         raise UserError(f"{_FLAG} needs a file name: give it one, or leave it out")
+    refuse_blank("config", file)
     path = expanded(file[-1])
     settings = _settings(path)
     trust, rest = _taken(rest, _TRUST)

@@ -118,6 +118,11 @@ than this, in nats, while the backbone trains"""
 
     def __post_init__(self) -> None:
         at_least_1(self, "epochs", "batch_size", "accumulate")
+        if self.accumulate > self.batch_size:
+            raise UserError(
+                f"--accumulate {self.accumulate} must be at most --batch-size {self.batch_size}: "
+                "each micro-batch has a text at least"
+            )
         for name in ("epochs", "min_steps", "head_min_steps"):
             value = getattr(self, name)
             if value is not None and value > MOST_STEPS:

@@ -143,6 +143,17 @@ def test_mistakes_of_the_other_commands(tmp_path):
     unknown = call("mtl_jax", "train", f"--workdir={tmp_path / 'x'}", "--dataset=sentenses")
     assert_mistake(unknown, "sentenses")
     assert not (tmp_path / "x").exists()
+    # A variable of the shell that is unset is no default.
+    for command, flag in (
+        (("extract", f"--output={tmp_path / 'v.npy'}"), "--backbone"),
+        (("check",), "--backbone"),
+        (("check",), "--html"),
+        (("evaluate", f"--workdir={tmp_path}"), "--output"),
+        (("extract",), "--output"),
+        (("train", f"--workdir={tmp_path / 'x'}"), "--config"),
+    ):
+        unset = call("mtl_jax", *command, f"{flag}=")
+        assert_mistake(unset, f"{flag} '' names nothing: is a variable of the shell unset?")
 
 
 OWN_CODE = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"

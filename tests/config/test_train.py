@@ -26,6 +26,7 @@ from mtl_jax.runs.workdir import Workdir
             for value in (-1e-9, math.nan, math.inf, 1e39)
         ),
         ("layer_decay", math.inf),
+        ("accumulate", 33),
         *(("head_dropout", value) for value in (-0.1, 1.0, math.nan)),
         *(("warmup_fraction", value) for value in (-0.1, 1.1, math.nan)),
         *(("clip_norm", value) for value in (0.0, -1.0, math.nan)),
