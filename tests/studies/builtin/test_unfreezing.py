@@ -357,7 +357,7 @@ def test_where_the_best_measurements_were():
 def command(folder, flags):
     return [
         *(sys.executable, "-m", "experiments.unfreezing", f"--workdir={folder}", "--arms", *ARMS),
-        *("--sizes", "16", "None", "--seeds", "0", "1", "--min-steps=4", *flags),
+        *("--sizes", "16", "None", "--seeds", "0", "--min-steps=4", *flags),
     ]
 
 
@@ -372,7 +372,7 @@ def test_a_killed_study_goes_on(small_flags, tmp_path):
     process = forked.Popen(command(killed, small_flags), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     # In the middle of the third arm, which has begun its epochs.
-    assert any("arm 3 of 12: only_layer_0" in text for text in process.stderr)
+    assert any("arm 3 of 6: only_layer_0" in text for text in process.stderr)
     assert any("epoch 1 of 4" in text for text in process.stderr)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -389,8 +389,8 @@ def test_a_killed_study_goes_on(small_flags, tmp_path):
         without_times(result) for result in results_in(whole)
     ]
     arms = [(r["setting"]["max_train_examples"], r["seed"], r["arm"]) for r in after]
-    assert arms == [(size, seed, arm) for size in (16, 96) for seed in (0, 1) for arm in ARMS]
-    assert [r["epochs"] for r in after] == [4] * 6 + [2] * 6
+    assert arms == [(size, 0, arm) for size in (16, 96) for arm in ARMS]
+    assert [r["epochs"] for r in after] == [4] * 3 + [2] * 3
     # One layer of 16 wide and 32 within: 4 x (16 x 16 + 16), 2 x 16 x 32 + 32 + 16, 2 norms of
     # 2 x 16, beside two heads of 3 classes each.
     layer, heads = 4 * 272 + 1024 + 48 + 64, 2 * (16 * 3 + 3)
