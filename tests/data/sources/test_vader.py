@@ -104,8 +104,8 @@ def test_odd_lines_are_counted_by_reason(tmp_path):
     write_raw(tmp_path, "product_review", good + bad + odd, raters)
     counts = collections.Counter()
     assert list(vader.read(tmp_path, counts)) == [
-        Sentence("product_review", "1", "good bye", -0.5, 0.25),
-        Sentence("product_review", "7", "kept", 1.0, 0.5),
+        Sentence("product_review", "1", "good bye", -0.5, 0.25, (0, -1)),
+        Sentence("product_review", "7", "kept", 1.0, 0.5, (2,)),
     ]
     assert counts == {
         "dropped: not three fields": 1,
