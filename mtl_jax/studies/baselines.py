@@ -67,7 +67,7 @@ def leave_baselines(folder: Path, arm: Arm, inputs: Inputs, *, alone: bool = Fal
         # Earlier versions have left lines alone.
         return last.exists() or any(key.items() <= each.items() for each in _lines(folder))
 
-    with turn(folder / FOLDER, last.parent.name, is_done, alone=alone) as mine:
+    with turn(folder / FOLDER / ".claims", last.parent.name, is_done, alone=alone) as mine:
         if not mine:
             return
         config = dataclasses.replace(
