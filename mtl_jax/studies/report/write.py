@@ -52,7 +52,9 @@ def write_report(
     Returns:
         The path of ``report.html``.
     """
-    return write_document(workdir, build(results, failures, {**(context or {}), "folder": workdir}))
+    # The predictions of a study that is judged again are not where its report is written.
+    known = {"folder": workdir, **(context or {})}
+    return write_document(workdir, build(results, failures, known))
 
 
 def leave_report(

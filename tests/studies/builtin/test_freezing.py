@@ -142,6 +142,8 @@ def assert_judged_again(folder, results):
     written = folder.parent / "judged"
     assert run_study(["judge", str(kept), f"--output={written}"]) == 0
     assert statistics(written) == statistics(folder)
+    # Of the predictions that are kept, which are not beside the report.
+    assert "## Confusion matrices" in (written / "report.md").read_text()
     assert "Intervals cover other seeds" in statistics(written)
     assert "other test texts together" in statistics(written)
     # Without what runs predict they are over seeds alone, and the report says so.
