@@ -1,4 +1,4 @@
-"""From how many sentences on does unfreezing pay, and is gradual unfreezing better than at once?
+"""From how many sentences on does unfreezing pay? Is gradual unfreezing better than at once?
 
     python -m experiments.unfreezing --workdir DIR      # some 430 runs; about a day on two cores
 

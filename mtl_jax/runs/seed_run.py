@@ -456,6 +456,9 @@ class SeedRun:
         if (known := self.checkpoints.best()) is not None:
             params, phase = known
         else:
+            # What an earlier call found best may be in the checkpoint that is still being written.
+            with self.meter.timed("saving"):
+                self.checkpoints.wait()
             found = self.checkpoints.restore_best()
             params = self.checkpoints.restore_params(step) if found is None else found
             phase = self.checkpoints.best_phase

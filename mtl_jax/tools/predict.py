@@ -119,7 +119,7 @@ class TextEncoder:
             origin = f"lines {first} to {first + len(chunk) - 1}"
             texts = self.reader(chunk, standardised(blank, self.tasks), origin)
             if first == 1 and len(chunk) == CHUNK:
-                self._evaluator.resemble(texts.tokens.lengths)
+                self._evaluator = self._evaluator.fitted(texts.tokens.lengths)
             yield _Chunk(chunk, texts, list(self._evaluator.batches(texts)))
             first += len(chunk)
 

@@ -90,27 +90,27 @@ class Evaluator:
         self._spec, self._tokens = spec, _TOKENS_ELSEWHERE
         if jax.default_backend() == "cpu":
             self._tokens = CPU_TOKENS
-        self.model = spec.model()
-        self._cut(spec.like)
+        self.layout = evaluation_layout(
+            spec.max_length, self._tokens, self.runner.devices, spec.like
+        )
+        self.model = spec.model().clone(blocks=self.layout.blocks)
         self._metrics, self._scales = spec.metrics, dict(spec.scales)
         self._steps: dict[Any, Compiled] = {}
 
-    def _cut(self, like: Layout | None) -> None:
-        spec, devices = self._spec, self.runner.devices
-        self.layout = evaluation_layout(spec.max_length, self._tokens, devices, like)
-        self.model = self.model.clone(blocks=self.layout.blocks)
+    def fitted(self, lengths: np.ndarray) -> Evaluator:
+        """Returns the evaluator of the same model for texts that are about as long as some are.
 
-    def resemble(self, lengths: np.ndarray) -> None:
-        """Takes all texts that come for about as long as some are, where nothing is known of them.
-
-        Any text still fits; of short blocks attention costs less. Nothing may be compiled yet.
+        Any text still fits; in short blocks attention costs less. An evaluator that is made for
+        known texts stays as it is.
 
         Args:
             lengths: int [n], tokens of some of the texts.
         """
-        if self._spec.like is None and not self._steps:
-            size = self._spec.bert.hidden_size
-            self._cut(likely_layout(lengths, self._spec.max_length, self._tokens, size))
+        if self._spec.like is not None:
+            return self
+        size = self._spec.bert.hidden_size
+        like = likely_layout(lengths, self._spec.max_length, self._tokens, size)
+        return evaluator(dataclasses.replace(self._spec, like=like))
 
     @property
     def compile_seconds(self) -> float:

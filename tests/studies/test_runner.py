@@ -233,7 +233,7 @@ def test_the_data_is_told_before_the_first_arm(settings, tmp_path):
             note for note in plan.notes if "classes, texts in train / validation / test" in note
         ]
         assert [note.partition(":")[0] for note in told] == ["classifier", "sentiment"]
-        assert any(note.startswith("warning: validation is small") for note in plan.notes)
+        assert any(note.startswith("warning: the validation split is small") for note in plan.notes)
 
 
 def freezing_of(study):

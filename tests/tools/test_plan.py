@@ -233,7 +233,7 @@ def test_scenarios_that_can_not_run_are_told_and_the_others_go_on(settings, tmp_
     )
     assert fine.cost is not None
     assert [table.row_count for table in tables([off, own, fine], 10_000)] == [1]
-    with pytest.raises(UserError, match=r"'top_9' is off .*; unknown scenario 'nne_frozen'"):
+    with pytest.raises(UserError, match=r"'top_9' does not fit .*; unknown scenario 'nne_frozen'"):
         plan(settings, ["top_9", "nne_frozen"], 0)
 
 
