@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 WIDTH = 8.6
 """inches, of every figure"""
+LONGEST_LABEL = 28
+"""characters of an arm's name that a figure has room for"""
 
 # Where a name may stand beside its point, in points, the preferred place first.
 _PLACES = tuple(
@@ -34,8 +36,16 @@ _BESIDE = _PLACES[:4]
 
 
 def arm_label(arm: str, controls: Collection[str]) -> str:
-    """An arm's name, marked where it is one of the controls; see ``arms.control_heads``."""
-    return f"{arm} (control)" if arm in controls else arm
+    """An arm's name, marked where it is one of the controls; see ``results.control_heads``.
+
+    The middle of a long one, such as the path of a file or a list of rules, is left out.
+    """
+    name = arm
+    if len(arm) > LONGEST_LABEL:
+        # What tells files apart stands at their end.
+        head = LONGEST_LABEL // 3
+        name = f"{arm[:head]}…{arm[head + 1 - LONGEST_LABEL :]}"
+    return f"{name} (control)" if arm in controls else name
 
 
 def panel_row(count: int, height: float, sharey: bool = True) -> tuple[Figure, list[Axes]]:

@@ -3,9 +3,10 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 
 from mtl_jax.studies.report import figures
+from mtl_jax.studies.report.axes import LONGEST_LABEL
 from mtl_jax.studies.report.palette import looks
 from tests.synthetic_study import line, study
 
@@ -30,6 +31,17 @@ def test_one_seed_without_intervals(plot: figures.Plot):
     file = io.BytesIO()
     figures.save(drawn.figure, file)
     assert file.getvalue().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("plot", ALL)
+def test_the_name_of_a_file_leaves_room_for_the_numbers(plot: figures.Plot):
+    arms = ("/of a study/" * 20 + "a.json", "/of a study/" * 20 + "b.json")
+    drawn = plot([*study(seeds=(0,)), *(line(arm, 0, 0.8, 200) for arm in arms)])
+    assert drawn is not None
+    figures.save(drawn.figure, io.BytesIO())
+    shown = [text.get_text() for text in drawn.figure.findobj(Text)]
+    for name in ("a.json", "b.json"):
+        assert {len(text) for text in shown if name in text} == {LONGEST_LABEL}
 
 
 def test_names_of_crowded_points_stay_apart():
