@@ -105,15 +105,14 @@ def _extract(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
 
 def _sentence_transformers(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
     """The same vectors by sentence-transformers."""
-    from sentence_transformers import (
-        SentenceTransformer,  # pyright: ignore[reportMissingImports]  (optional)
-    )
+    import sentence_transformers  # pyright: ignore[reportMissingImports]  (optional)
 
     from mtl_jax.data.corpus import load_corpus
 
     del job
     texts = list(load_corpus(config.data).read("train").texts)
-    encoder = SentenceTransformer(config.backbone, device=_torch_device(platform))
+    device = _torch_device(platform)
+    encoder = sentence_transformers.SentenceTransformer(config.backbone, device=device)
     encoder.max_seq_length = config.data.max_length
     started = time.perf_counter()
     count = len(encoder.encode(texts, show_progress_bar=False))

@@ -99,7 +99,7 @@ of softmax cross-entropy (single_label), sigmoid cross-entropy averaged over the
     class_weights: tuple[str, ...] = ()
     """task=balanced pairs: give all classes of a task the same influence on its loss; or \
 task={"class": 2}, in JSON, with 1 for classes that are not named. By default 1, or, if only heads \
-are trained and classes are imbalanced, the cube root of one over their number"""
+are trained and classes are imbalanced, the cube root of one over their number; none: always 1"""
     label_smoothing: tuple[str, ...] = ()
     """fraction of each label that is spread evenly over the classes, such as 0.1; for all tasks \
 with classes, or task=fraction pairs"""

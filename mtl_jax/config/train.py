@@ -26,6 +26,8 @@ DEFAULT_WATCH = MonitoringConfig()
 DEFAULT_SCENARIO = "backbone_frozen"
 # Hidden units of a head that is a multilayer perceptron, such as 256,64.
 _UNITS = re.compile(r"[1-9]\d{0,5}(,[1-9]\d{0,5}){0,7}")
+# Of class weights: classes weigh alike, also where imbalanced ones have weights by default.
+_UNWEIGHTED = "none"
 
 # A run may go on with others of these: what is kept and what is shown changes no number, and over
 # how many devices and micro-batches a batch is spread changes their rounding only, and in
@@ -138,14 +140,15 @@ tasks, or for the kinds of tasks in the function's attribute kinds"""
 
     @property
     def weights_of_classes(self) -> dict[str, Literal["balanced"] | dict[str, float]]:
-        """What ``class_weights`` says of each task that it names.
+        """What ``class_weights`` says of each task that it names; see ``evens_classes``.
 
         Raises:
             UserError: It is neither ``balanced`` nor weights by class, or of a regression.
         """
         flag = "--class-weights"
         found: dict[str, Literal["balanced"] | dict[str, float]] = {}
-        for task, words in pairs_of(flag, self.class_weights, "balanced", self.data.tasks).items():
+        pairs = [pair for pair in self.class_weights if pair != _UNWEIGHTED]
+        for task, words in pairs_of(flag, pairs, "balanced", self.data.tasks).items():
             self._refuse_no_classes(flag, task)
             try:
                 weights: Any = "balanced" if words == "balanced" else json.loads(words)
@@ -158,6 +161,11 @@ tasks, or for the kinds of tasks in the function's attribute kinds"""
                 )
             found[task] = weights
         return found
+
+    @property
+    def evens_classes(self) -> bool:
+        """Whether imbalanced classes of tasks without class weights get some by default."""
+        return _UNWEIGHTED not in self.class_weights
 
     def _refuse_no_classes(self, flag: str, task: str) -> None:
         if self.data.kinds[task] == "regression":

@@ -101,8 +101,8 @@ def evened_classes(run: PhaseRun) -> list[str]:
         rarest, commonest = (names[weights.index(pick(weights))] for pick in (max, min))
         notes.append(
             f"{task}: in training {shown(rarest)} weighs {max(weights):.2f} and {shown(commonest)} "
-            f"{min(weights):.2f}, for classes are imbalanced and heads alone train "
-            f"(--class-weights {task}=balanced for more of that, {task}={{}} for none)"
+            f"{min(weights):.2f}, because classes are imbalanced and only heads are trained "
+            f"(--class-weights {task}=balanced for a stronger effect, none for no weights)"
         )
     return notes
 

@@ -307,6 +307,8 @@ def _weight_decay(config: TrainConfig, partition: Partition, texts: int) -> floa
 def _class_weights(
     config: TrainConfig, tasks: Mapping[str, Task], labels: Mapping[str, np.ndarray]
 ) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    if not config.evens_classes:
+        return ()
     stated = {*config.weights_of_classes}
     stated |= {*paths_by_name("--loss", config.loss, tuple(tasks), every=True)}
     found = [

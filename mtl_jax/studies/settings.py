@@ -115,8 +115,15 @@ taken over; more than the 60 s by which NFS may lag"""
             object.__setattr__(self, name, values)
 
     def of_a_run(self) -> dict[str, Any]:
-        """The settings that each of its runs has."""
-        return {name: getattr(self, name) for name in _OF_A_RUN}
+        """The settings that each of its runs has.
+
+        All arms have the same loss, to differ only in what they train: the class weights that
+        heads on a frozen backbone have by default are left out.
+        """
+        settings = {name: getattr(self, name) for name in _OF_A_RUN}
+        if self.evens_classes:
+            settings["class_weights"] = (*self.class_weights, "none")
+        return settings
 
     def passes(self, epochs: int) -> dict[str, int]:
         """So many epochs, measured some eight times at most, as settings of a run."""

@@ -186,6 +186,9 @@ def class_weights_of(
     found = {}
     for name, given in config.weights_of_classes.items():
         task = tasks[name]
+        if not given:
+            # All weigh 1, as without any.
+            continue
         if given == "balanced":
             weights = KINDS[task.kind].balanced(labels[name], len(task.classes))
             found[name] = [float(weight) for weight in weights]

@@ -207,7 +207,7 @@ def test_imbalanced_classes_are_evened_where_heads_alone_train_and_nothing_is_sa
     folder = tmp_path / "run"
     result = train(TrainConfig(**settings, workdir=str(folder)))
     said = capsys.readouterr().err
-    assert "mood: in training down weighs 1.42 and up 0.89, for classes are imbalanced" in said
+    assert "mood: in training down weighs 1.42 and up 0.89, because classes are imbalanced" in said
     (recorded,) = json.loads((folder / "config.json").read_text())["phases"]
     # 20 and 80 texts: the cube roots of 1 / 20 and 1 / 80, and 1 in the mean.
     down, up = 20 ** (-1 / 3), 80 ** (-1 / 3)
@@ -226,6 +226,7 @@ def test_imbalanced_classes_are_evened_where_heads_alone_train_and_nothing_is_sa
     whole = Inputs(TrainConfig(**settings, workdir=""))
     for changes in (
         {"class_weights": ("mood={}",)},
+        {"class_weights": ("none",)},
         {"scenario": "top_1", "recipe": None},
         {"scenario": None, "recipe": "lp_ft"},
     ):

@@ -44,6 +44,10 @@ def test_settings_of_a_study(tmp_path):
     assert "workdir" not in study.record()
     assert study.described("epochs").keys() >= {"seeds_at_once", "max_length"}
     assert not study.described("epochs").keys() & {"epochs", "workdir", "data"}
+    # All arms have the same loss, whatever they train.
+    assert study.of_a_run()["class_weights"] == ("none",)
+    own = dataclasses.replace(study, class_weights=("sentiment=balanced",))
+    assert own.of_a_run()["class_weights"] == ("sentiment=balanced", "none")
     with pytest.raises(UserError, match="--seeds is empty"):
         StudySettings(workdir=str(tmp_path), seeds=())
     with pytest.raises(UserError, match="--seeds-at-once 0 must be at least 1"):

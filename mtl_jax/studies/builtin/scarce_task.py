@@ -167,14 +167,17 @@ than --epochs to reach it"""
         # All labels are a fraction, too: of tasks with as many labels it names the scarce.
         thinned = (*self.data.label_fraction, f"{self.scarce_task}={fraction:g}")
         data = self.drawn(seed, label_fraction=thinned)
+        base = self.of_a_run()
         changes: dict[str, Any] = self.passes(self.epochs_of(fraction, labelled))
         if name == "single_task":
             data = data.of_task(self.scarce_task)
             for setting in ("task_weights", *_PER_TASK):
-                pairs = getattr(self, setting)
+                pairs = base[setting]
                 # A value for all tasks is not a pair.
                 if setting == "task_weights" or any("=" in pair for pair in pairs):
-                    own = [pair for pair in pairs if pair.startswith(f"{self.scarce_task}=")]
+                    # One word, as of class weights, is of all tasks.
+                    others = [f"{task}=" for task in self.data.tasks if task != self.scarce_task]
+                    own = [pair for pair in pairs if not pair.startswith(tuple(others))]
                     changes[setting] = tuple(own)
         if name in _ALONE:
             # A pass over its few texts is a few steps.
@@ -182,7 +185,7 @@ than --epochs to reach it"""
             passes = math.ceil(self.updates(fraction, labelled) / steps_of_pass)
             changes["measure_every"] = self.passes(passes)["measure_every"]
         protocol = self._protocol(name, fraction)
-        shared = {**self.of_a_run(), **changes, "data": data, **protocol}
+        shared = {**base, **changes, "data": data, **protocol}
         workdir = arm_folder(self.workdir, name, seed, self._setting(fraction))
         return TrainConfig(**shared, workdir=workdir, seed=seed)
 

@@ -181,8 +181,16 @@ def test_two_data_sets(settings, reviews, tmp_path):
         text_column=("classifier=text", "sentiment=text"),
         label_columns=("classifier=topic", "sentiment=mood"),
     )
-    study = ScarceTask(**{**settings, "data": data}, workdir=str(tmp_path), seeds=(0,))
-    alone = study.config("single_task", 0, 0.3, LABELLED).data
+    weights = ("classifier=balanced", "sentiment=balanced")
+    study = ScarceTask(
+        **{**settings, "data": data},
+        workdir=str(tmp_path),
+        seeds=(0,),
+        class_weights=weights,
+    )
+    config = study.config("single_task", 0, 0.3, LABELLED)
+    assert config.class_weights == ("sentiment=balanced", "none")
+    alone = config.data
     assert alone.train_file == (f"sentiment={train}",)
     assert (alone.validation_file, alone.text_column) == (None, ("sentiment=text",))
     assert [origin.name for origin in alone.origins] == [str(train)]
