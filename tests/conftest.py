@@ -123,10 +123,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What is imported stays: the collector need not look through it again and again."""
-    gc.collect()
-    gc.freeze()
-    # Traces are many small objects, most of which stay, too.
+    """Traces are many small objects, most of which stay: the collector looks less often."""
     gc.set_threshold(5_000, 10, 10)
 
 

@@ -278,7 +278,7 @@ def clip_by_global_norm(limit: Any) -> optax.GradientTransformation:
         factor = jnp.where(norm < limit, 1.0, limit / norm)
         return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), updates), state
 
-    return optax.GradientTransformation(optax.init_empty_state, update)
+    return optax.GradientTransformation(optax.identity().init, update)
 
 
 def scale_by_adam(
