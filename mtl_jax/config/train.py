@@ -27,7 +27,7 @@ DEFAULT_SCENARIO = "backbone_frozen"
 # Hidden units of a head that is a multilayer perceptron, such as 256,64.
 _UNITS = re.compile(r"[1-9]\d{0,5}(,[1-9]\d{0,5}){0,7}")
 # Of class weights: classes weigh alike, also where imbalanced ones have weights by default.
-_UNWEIGHTED = "none"
+UNWEIGHTED = "none"
 
 # A run may go on with others of these: what is kept and what is shown changes no number, and over
 # how many devices and micro-batches a batch is spread changes their rounding only, and in
@@ -147,7 +147,7 @@ tasks, or for the kinds of tasks in the function's attribute kinds"""
         """
         flag = "--class-weights"
         found: dict[str, Literal["balanced"] | dict[str, float]] = {}
-        pairs = [pair for pair in self.class_weights if pair != _UNWEIGHTED]
+        pairs = [pair for pair in self.class_weights if pair != UNWEIGHTED]
         for task, words in pairs_of(flag, pairs, "balanced", self.data.tasks).items():
             self._refuse_no_classes(flag, task)
             try:
@@ -165,7 +165,7 @@ tasks, or for the kinds of tasks in the function's attribute kinds"""
     @property
     def evens_classes(self) -> bool:
         """Whether imbalanced classes of tasks without class weights get some by default."""
-        return _UNWEIGHTED not in self.class_weights
+        return UNWEIGHTED not in self.class_weights
 
     def _refuse_no_classes(self, flag: str, task: str) -> None:
         if self.data.kinds[task] == "regression":

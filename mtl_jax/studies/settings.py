@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mtl_jax.config.data import DataConfig
-from mtl_jax.config.train import LIMITS, Settings, TrainConfig
+from mtl_jax.config.train import LIMITS, UNWEIGHTED, Settings, TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.file_lock import LEASE_SECONDS
@@ -122,7 +122,7 @@ taken over; more than the 60 s by which NFS may lag"""
         """
         settings = {name: getattr(self, name) for name in _OF_A_RUN}
         if self.evens_classes:
-            settings["class_weights"] = (*self.class_weights, "none")
+            settings["class_weights"] = (*self.class_weights, UNWEIGHTED)
         return settings
 
     def passes(self, epochs: int) -> dict[str, int]:
