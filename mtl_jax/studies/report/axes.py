@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -10,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from mtl_jax.studies.report.palette import INK, SOFT, Look
-from mtl_jax.studies.stats.results import Result, quality
+from mtl_jax.studies.stats.results import Result, quality, untrained
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -102,9 +103,10 @@ def reference_lines(axes: Axes, results: Sequence[Result]) -> None:
     height = high - low
     notes = []
     for name, key in (("20-NN probe, no training", "probe"), ("majority class", "chance")):
-        value = next((quality(r[key]) for r in results if r.get(key)), None)
-        if value is None:
+        known = [value for each in untrained(results, key) if (value := quality(each)) is not None]
+        if not known:
             continue
+        value = statistics.fmean(known)
         if value < low - 0.6 * height:
             notes.append(f"{name} {value:.3f}")
             continue

@@ -35,11 +35,12 @@ from mtl_jax.studies.stats.results import (
     sources_of,
     tasks_of,
     trained_arms,
+    untrained,
 )
 from mtl_jax.training.metrics import of_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _PARTS = {
     "compile_seconds": "compiling",
@@ -297,20 +298,9 @@ def source_table(results: Sequence[Result], chosen: str | None, task: str) -> Ta
 
 def _baseline_rows(results: Sequence[Result]) -> list[Row]:
     """What the frozen features and the label counts give, without training."""
-    rows = []
-    for name, key in (("20-NN probe", "probe"), ("majority class", "chance")):
-        found = [result[key] for result in results if result.get(key)]
-        if found:
-            # No weight is drawn for either, so every seed repeats the same numbers.
-            metrics = found[-1]
-            cells = [
-                Cell(formatting.fixed(lookup(metrics, task, metric)))
-                for task in tasks_of(results)
-                for metric, _ in measures(results, task)
-            ]
-            mean = Cell(formatting.fixed(quality(metrics)))
-            rows.append(Row((Cell(name), Cell(""), mean, *cells, Cell("")), "reference"))
-    return rows
+    names = (("20-NN probe", "probe"), ("majority class", "chance"))
+    known = ((name, untrained(results, key)) for name, key in names)
+    return [_reference_row(name, found, results) for name, found in known if found]
 
 
 def _linear_rows(
@@ -319,27 +309,32 @@ def _linear_rows(
     """What linear models of other vectors reach on the same texts, a row for each kind."""
     rows = []
     for name, words in LINEAR.items():
-        found = [line for line in baselines if line["baseline"] == name and line.get(split)]
-        if not found:
-            continue
-        mean = dict(enumerate(quality(line[split]) for line in found))
-        cells = [
-            mean_cell(
-                {
-                    k: value
-                    for k, line in enumerate(found)
-                    if (value := lookup(line[split], task, metric)) is not None
-                }
-            )
-            for task in tasks_of(results)
-            for metric, _ in measures(results, task)
-        ]
-        known = {k: value for k, value in mean.items() if value is not None}
-        count = str(len(found)) if len(found) > 1 else ""
-        rows.append(
-            Row((Cell(words), Cell(count), mean_cell(known), *cells, Cell("")), "reference")
-        )
+        lines = [line for line in baselines if line["baseline"] == name and line.get(split)]
+        if lines:
+            rows.append(_reference_row(words, [line[split] for line in lines], results))
     return rows
+
+
+def _reference_row(name: str, found: Sequence[Mapping[str, Any]], results: Sequence[Result]) -> Row:
+    """The means over draws of the training texts, with their intervals.
+
+    Args:
+        name: What stands in front.
+        found: Metrics by task, of each draw.
+        results: Of the arms, whose tasks and measures the columns have.
+    """
+
+    def mean(number: Callable[[Mapping[str, Any]], float | None]) -> Cell:
+        numbers = enumerate(map(number, found))
+        return mean_cell({k: value for k, value in numbers if value is not None})
+
+    cells = [
+        mean(lambda metrics, at=(task, metric): lookup(metrics, *at))
+        for task in tasks_of(results)
+        for metric, _ in measures(results, task)
+    ]
+    count = str(len(found)) if len(found) > 1 else ""
+    return Row((Cell(name), Cell(count), mean(quality), *cells, Cell("")), "reference")
 
 
 def _bag_of_words(results: Sequence[Result]) -> str:

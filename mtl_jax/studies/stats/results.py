@@ -207,6 +207,21 @@ def quality(metrics: Any) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def untrained(results: Sequence[Result], key: str) -> list[Mapping[str, Any]]:
+    """What no training gives, once for each draw of the training texts.
+
+    Seeds with the same training texts repeat it, for no weight is drawn.
+
+    Args:
+        results: Lines of ``results.jsonl``.
+        key: ``probe`` or ``chance``.
+
+    Returns:
+        Metrics by task.
+    """
+    return list({r.get("train_subset"): r[key] for r in results if r.get(key)}.values())
+
+
 def gap(result: Result, task: str, split: str) -> float | None:
     """The score on the training examples minus that on ``split``."""
     train, other = score(result.get("train"), task), score(result.get(split), task)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from matplotlib.text import Annotation, Text
 
-from mtl_jax.studies.report import figures
+from mtl_jax.studies.report import figures, tables
 from mtl_jax.studies.report.axes import LONGEST_LABEL
 from mtl_jax.studies.report.palette import looks
 from tests.synthetic_study import line, study
@@ -42,6 +42,23 @@ def test_the_name_of_a_file_leaves_room_for_the_numbers(plot: figures.Plot):
     shown = [text.get_text() for text in drawn.figure.findobj(Text)]
     for name in ("a.json", "b.json"):
         assert {len(text) for text in shown if name in text} == {LONGEST_LABEL}
+
+
+def test_what_no_training_gives_is_the_mean_over_the_draws_of_training_texts():
+    probes = [{"sentiment": {"macro_f1": score}} for score in (0.6, 0.6, 0.68)]
+    results = [
+        {**line("all_frozen", seed, 0.3, 1), "train_subset": subset, "probe": probe}
+        for seed, (subset, probe) in enumerate(zip((0, 0, 1), probes, strict=True))
+    ]
+    results += [line("top_1", seed, 0.7, 10) for seed in range(3)]
+    # The first two seeds have the same texts, and count once.
+    table = tables.quality_table(results, None)
+    (cells,) = [row.cells for row in table.rows if row.cells[0].text == "20-NN probe"]
+    assert (cells[1].text, cells[2].text) == ("2", "0.640")
+    drawn = figures.quality_against_cost(results)
+    assert drawn is not None
+    shown = [text.get_text() for text in drawn.figure.findobj(Text)]
+    assert "20-NN probe, no training: 0.640" in shown
 
 
 def test_names_of_crowded_points_stay_apart():
