@@ -39,8 +39,8 @@ or task=units pairs"""
     dtype: Dtype | None = None
     """precision of the encoder's matrix products; everything else is float32. By default that of \
 the folder's earlier calls, or else bfloat16 on TPUs and on GPUs from Ampere on, and float32 \
-elsewhere. With float32, GPUs compute them in TF32 and TPUs in bfloat16, unless \
-JAX_DEFAULT_MATMUL_PRECISION=highest is set"""
+elsewhere; CPUs with AVX512-BF16 or AMX are faster with bfloat16, too. With float32, GPUs compute \
+them in TF32 and TPUs in bfloat16, unless JAX_DEFAULT_MATMUL_PRECISION=highest is set"""
     parallel: Parallel = "auto"
     """jit on one device, or mesh (jit over a mesh) or pmap over all devices; auto: jit if there \
 is one device, mesh if there are several"""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import string
 from typing import Any
 
 import flax.linen as nn
@@ -44,13 +43,15 @@ def _float32(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
 
 def _forward(spec: str, dtype: DTypeLike, left: Any, right: Any) -> tuple[jax.Array, Any]:
     factors = left.value.astype(dtype), right.value.astype(dtype)
-    # A frozen factor has no gradient, and what that would be made of is not kept. Of the types
-    # an empty array is kept: a type by itself can't be.
-    kept = [
-        (other, jnp.zeros(0, factor.value.dtype)) if factor.perturbed else None
-        for factor, other in ((left, factors[1]), (right, factors[0]))
-    ]
-    return _float32(spec, *factors), tuple(kept)
+    return _float32(spec, *factors), (_kept(left, factors[1]), _kept(right, factors[0]))
+
+
+def _kept(factor: Any, other: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+    """What a factor's gradient is made of, and its type; None of a frozen factor.
+
+    Of the type an empty array is kept: a type by itself can't be.
+    """
+    return (other, jnp.zeros(0, factor.value.dtype)) if factor.perturbed else None
 
 
 def _backward(spec: str, dtype: DTypeLike, kept: Any, gradient: Any) -> tuple[Any, Any]:
@@ -70,40 +71,78 @@ def _backward(spec: str, dtype: DTypeLike, kept: Any, gradient: Any) -> tuple[An
 product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def full_product(precision: lax.Precision | None, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[..., any] by [any, features], both float32, in a precision: float32 [..., features].
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def kernel_product(
+    dtype: DTypeLike, precision: lax.Precision | None, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+    """[..., any] by [any, features], both rounded to ``dtype``: float32 [..., features].
 
-    The kernel's gradient is one product over all tokens, of which XLA transposes neither factor.
-    Of JAX's own it makes a transposed copy of the cotangent first on a CPU, which takes a quarter
-    of the product's time.
+    Gradients are products of the same kind, as those of ``product`` are. The kernel's is one
+    product over all tokens, of which XLA transposes neither float32 factor: of JAX's own it makes
+    a transposed copy of the cotangent first on a CPU, which takes a quarter of the product's time.
+
+    Args:
+        dtype: What the factors are rounded to.
+        precision: Of a float32 product; see ``jax.lax.Precision``.
+        x: Of any float type.
+        kernel: Of any float type.
     """
-    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=precision)
+    return _dot(x.astype(dtype), kernel.astype(dtype), (x.ndim - 1, 0), precision)
 
 
-def _full_forward(precision: lax.Precision | None, x: Any, kernel: Any) -> tuple[jax.Array, Any]:
-    # As of ``product``, what a frozen factor's gradient would be made of is not kept.
-    kept = kernel.value if x.perturbed else None, x.value if kernel.perturbed else None
-    return full_product(precision, x.value, kernel.value), kept
+def _dot(
+    left: jax.Array, right: jax.Array, over: tuple[int, int], precision: lax.Precision | None
+) -> jax.Array:
+    dimensions = ((over[0],), (over[1],)), ((), ())
+    return lax.dot_general(left, right, dimensions, precision, jnp.float32)
 
 
-def _full_backward(
-    precision: lax.Precision | None, kept: Any, gradient: Any
+def _over_tokens(x: jax.Array, of_tokens: jax.Array, precision: lax.Precision | None) -> jax.Array:
+    """[tokens, any] and [tokens, features]: float32 [any, features]."""
+
+    def copied(x: jax.Array, of_tokens: jax.Array) -> jax.Array:
+        # A processor's half-precision units take a factor only if what it is summed over lies in
+        # one piece. Through a single dimension, XLA can't undo the transposition.
+        flat = lax.optimization_barrier(x.T.reshape(-1))
+        return _dot(flat.reshape(x.shape[::-1]), of_tokens, (1, 0), precision)
+
+    def direct(x: jax.Array, of_tokens: jax.Array) -> jax.Array:
+        return _dot(x, of_tokens, (0, 0), precision)
+
+    if x.dtype == jnp.float32:
+        return direct(x, of_tokens)
+    found: jax.Array = lax.platform_dependent(x, of_tokens, cpu=copied, default=direct)
+    return found
+
+
+def _kernel_forward(
+    dtype: DTypeLike, precision: lax.Precision | None, x: Any, kernel: Any
+) -> tuple[jax.Array, Any]:
+    left, right = x.value.astype(dtype), kernel.value.astype(dtype)
+    kept = _kept(x, right), _kept(kernel, left)
+    return kernel_product(dtype, precision, left, right), kept
+
+
+def _kernel_backward(
+    dtype: DTypeLike, precision: lax.Precision | None, kept: Any, gradient: Any
 ) -> tuple[jax.Array | None, jax.Array | None]:
     if isinstance(gradient, SymbolicZero):
         return None, None
-    (kernel, x), of_x, of_kernel = kept, None, None
-    if kernel is not None:
-        last = (((gradient.ndim - 1,), (1,)), ((), ()))
-        of_x = lax.dot_general(gradient, kernel, last, precision=precision)
-    if x is not None:
-        tokens, of_tokens = (whole.reshape(-1, whole.shape[-1]) for whole in (x, gradient))
-        over = (((0,), (0,)), ((), ()))
-        of_kernel = lax.dot_general(tokens, of_tokens, over, precision=precision)
+    for_x, for_kernel = kept
+    rounded = gradient.astype(dtype)
+    of_x = of_kernel = None
+    if for_x is not None:
+        kernel, like = for_x
+        of_x = _dot(rounded, kernel, (rounded.ndim - 1, 1), precision).astype(like.dtype)
+    if for_kernel is not None:
+        tokens, of_tokens = (
+            whole.reshape(-1, whole.shape[-1]) for whole in (for_kernel[0], rounded)
+        )
+        of_kernel = _over_tokens(tokens, of_tokens, precision).astype(for_kernel[1].dtype)
     return of_x, of_kernel
 
 
-full_product.defvjp(_full_forward, _full_backward, symbolic_zeros=True)
+kernel_product.defvjp(_kernel_forward, _kernel_backward, symbolic_zeros=True)
 
 
 class Dense(nn.Module):
@@ -141,11 +180,7 @@ class Dense(nn.Module):
 
     def _times(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """[..., any] by [any, features], float32 [..., features]."""
-        if self.dtype == jnp.float32:
-            found: Any = full_product(self.precision, x, kernel)
-            return found
-        rows = string.ascii_lowercase[: x.ndim - 1]
-        result: Any = product(f"{rows}y,yz->{rows}z", self.dtype, x, kernel)
+        result: Any = kernel_product(self.dtype, self.precision, x, kernel)
         return result
 
     def _low_rank(self, x: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import pytest
 import scipy.special
 from jax.extend.core import jaxprs_in_params
 
-from mtl_jax.models.dense_product import Dense, full_product, product
+from mtl_jax.models.dense_product import Dense, kernel_product, product
 from mtl_jax.models.encoder_config import ACTIVATIONS, EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.models.layers import FeedForward
@@ -59,7 +59,7 @@ def test_a_product_and_its_gradients_have_rounded_factors_and_float32_sums(types
 
 @pytest.mark.parametrize(
     "times",
-    [functools.partial(product, "xy,yz->xz", HALF), functools.partial(full_product, None)],
+    [functools.partial(kernel_product, dtype, None) for dtype in (HALF, jnp.float32)],
     ids=["half", "full"],
 )
 def test_a_frozen_factor_costs_no_product(times):
