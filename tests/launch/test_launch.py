@@ -356,12 +356,17 @@ def test_the_arms_of_a_study_are_shared_by_workers(capsys):
 
 # Stands in for the interpreter: ends each call with the next status of a file for its words.
 _ENDS = """
-import os
+import fcntl, os
 words = " ".join(sys.argv[1:]) + os.environ.get("JAX_PROCESS_ID", "")
 for file in sorted(pathlib.Path(__file__).parent.glob("*.ends")):
     if file.stem in words:
-        first, *later = file.read_text().split() or ["0"]
-        file.write_text(" ".join(later))
+        # Two may begin at once, and each status is one process's.
+        with file.open("r+") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            first, *later = held.read().split() or ["0"]
+            held.seek(0)
+            held.truncate()
+            held.write(" ".join(later))
         number = int(first)
         import atexit, signal
         if number < 0: atexit.register(lambda: os.kill(os.getpid(), -number))
