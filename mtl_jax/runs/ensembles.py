@@ -63,7 +63,8 @@ def averaged_task(runs: Sequence[TaskPredictions]) -> TaskPredictions:
     mean = mean_probabilities([run.probabilities for run in runs])
     kind = KINDS[first.kind]
     predicted = kind.predicted(kind.logits(mean)).astype(first.predicted.dtype)
-    return dataclasses.replace(first, predicted=predicted, probabilities=mean.astype(np.float32))
+    mean = mean.astype(first.probabilities.dtype)
+    return dataclasses.replace(first, predicted=predicted, probabilities=mean)
 
 
 def mean_probabilities(members: Sequence[np.ndarray | None]) -> np.ndarray:
