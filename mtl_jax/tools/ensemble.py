@@ -12,7 +12,7 @@ import numpy as np
 from mtl_jax.config.data import LongTexts
 from mtl_jax.config.tasks import Task
 from mtl_jax.core.errors import UserError
-from mtl_jax.data.corpus import Examples
+from mtl_jax.data.examples import Examples
 from mtl_jax.runs.ensembles import mean_probabilities
 from mtl_jax.tools.predict import CHUNK, Predictor
 from mtl_jax.training.inputs import standardised

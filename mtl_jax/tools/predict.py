@@ -17,7 +17,8 @@ from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, shortened
 from mtl_jax.core.prefetch import ahead
 from mtl_jax.data.batches import HostBatch, TextSet
-from mtl_jax.data.corpus import Examples, load_corpus
+from mtl_jax.data.corpus import load_corpus
+from mtl_jax.data.examples import Examples
 from mtl_jax.data.kinds import KINDS as LABELS
 from mtl_jax.data.packing.plan import Layout
 from mtl_jax.data.pairs import Pair

@@ -19,7 +19,8 @@ from mtl_jax.core.downloads import cache_dir
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
 from mtl_jax.data.batches import TextSet
-from mtl_jax.data.corpus import Corpus, Examples, load_corpus
+from mtl_jax.data.corpus import Corpus, load_corpus
+from mtl_jax.data.examples import Examples
 from mtl_jax.data.labels import scale_of
 from mtl_jax.data.packing.draws import room_of_draws
 from mtl_jax.data.packing.mixing import Mixture, apportion, rates
