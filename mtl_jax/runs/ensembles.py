@@ -74,4 +74,4 @@ def mean_probabilities(members: Sequence[np.ndarray | None]) -> np.ndarray:
         members: Those of each, float [n, classes].
     """
     found = [each for each in members if each is not None]
-    return np.mean(found, axis=0, dtype=np.float64)
+    return np.asarray(np.mean(found, axis=0, dtype=np.float64))
