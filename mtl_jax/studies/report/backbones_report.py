@@ -43,13 +43,7 @@ FROZEN = "backbone_frozen"
 def document(
     results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
 ) -> Document:
-    """The report as data.
-
-    Args:
-        results: Lines of ``results.jsonl``.
-        failures: Arms without a result.
-        context: See ``write.write_report``.
-    """
+    """See ``outline.Build``."""
     split = evaluation_split(results)
     names = short_names(values_of(results, SETTING))
     skipped = skipped_backbones(failures)

@@ -34,13 +34,7 @@ from mtl_jax.studies.stats.results import (
 def build(
     results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
 ) -> Document:
-    """The report as data.
-
-    Args:
-        results: Lines of ``results.jsonl``.
-        failures: Arms without a result.
-        context: See ``write.write_report``.
-    """
+    """See ``outline.Build``."""
     advice = recommend(results)
     chosen = advice.chosen.arm if advice else None
     parts = Parts(title="What to freeze", answer=_answer(advice, results), noun="scenario")
