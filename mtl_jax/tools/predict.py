@@ -31,9 +31,10 @@ from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.run_config import identity, model_spec, read_record, recorded_tasks
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.evaluator import ModelSpec, evaluator
-from mtl_jax.training.inputs import Split, TextReader, standardised
+from mtl_jax.training.inputs import Split, standardised
 from mtl_jax.training.kinds.base import Metrics
 from mtl_jax.training.kinds.registry import KINDS
+from mtl_jax.training.text_reader import TextReader
 
 # Texts in memory at a time, while as many wait; enough for the packing to leave little padding.
 CHUNK = 1024

@@ -19,7 +19,7 @@ from mtl_jax.data.tokens import tokenize
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.models.tokenizer_checks import check_ids, tokenizer_notes
-from mtl_jax.training.inputs import TextReader
+from mtl_jax.training.text_reader import TextReader
 from tests.conftest import WORDS
 
 # All that the changes below can change is in one of these.

@@ -22,7 +22,8 @@ from mtl_jax.studies.report.study_figures import cost_scatter
 from mtl_jax.studies.stats import formatting, wording
 from mtl_jax.studies.stats.comparisons import Comparison, compared, having, values_of
 from mtl_jax.studies.stats.intervals import mean_interval
-from mtl_jax.studies.stats.recommendation import Recommendation, explain, recommend
+from mtl_jax.studies.stats.recommendation import Recommendation, recommend
+from mtl_jax.studies.stats.recommendation_text import explain
 from mtl_jax.studies.stats.results import (
     BASELINE,
     REFERENCE,

@@ -19,7 +19,8 @@ from mtl_jax.studies.report.figures import picture
 from mtl_jax.studies.report.outline import Failure, Parts, assemble
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.intervals import mean_interval
-from mtl_jax.studies.stats.recommendation import Recommendation, alternatives, explain, recommend
+from mtl_jax.studies.stats.recommendation import Recommendation, recommend
+from mtl_jax.studies.stats.recommendation_text import alternatives, explain
 from mtl_jax.studies.stats.results import (
     REFERENCE,
     Result,
