@@ -86,8 +86,8 @@ def leave_results(configs: list[TrainConfig], _inputs: Any) -> list[dict[str, An
         for epoch in (1, 2, 3):
             curve = {"step": 10 * epoch, "epoch": epoch, "phase": 0, "scenario": config.name}
             measured = {"seconds": 1.0, "train_loss": {}, "validation": _OF_SPLIT}
-            folder.log({"event": "epoch", **curve, **measured})
-        folder.log({**result, "step": 30})
+            folder.metrics.log({"event": "epoch", **curve, **measured})
+        folder.metrics.log({**result, "step": 30})
         folder.close()
     return [dict(result) for _ in configs]
 

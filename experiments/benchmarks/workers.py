@@ -237,7 +237,7 @@ def _spread(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
         started = time.perf_counter()
         subprocess.run(launch, check=True, capture_output=True)  # noqa: S603  (no shell reads it)
         seconds = time.perf_counter() - started
-        result = Workdir(f"{folder}/run").records()[-1]
+        result = Workdir(f"{folder}/run").metrics.records()[-1]
     lengths = Inputs(config).split("train").texts.tokens.lengths
     test = result["test"] or result["validation"]
     seconds -= result["compile_seconds"]

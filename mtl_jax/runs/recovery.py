@@ -163,10 +163,10 @@ def recover(workdir: Workdir, run: Mapping[str, str]) -> None:
     Raises:
         UserError: A checkpoint is of another version of this package, or can't be read.
     """
-    if damage := workdir.mend():
+    if damage := workdir.metrics.mend():
         say(f"warning: {damage}: what it said there comes again")
     saved = CheckpointReader(workdir.checkpoints, run)
-    reasons = _Reasons(saved, workdir.lines)
+    reasons = _Reasons(saved, workdir.metrics.lines)
     aside: dict[int, str] = {}
     found = None
     for step in reversed(saved.steps):
@@ -182,7 +182,7 @@ def recover(workdir: Workdir, run: Mapping[str, str]) -> None:
     if not aside and lost is None:
         return
     # First: a result in it is that of checkpoints which will no longer be there.
-    workdir.rewind(0 if found is None else saved.progress(found)["lines"])
+    workdir.metrics.rewind(0 if found is None else saved.progress(found)["lines"])
     for step in sorted(aside, reverse=True):
         place = _set_aside(saved.folder / str(step), workdir.path / "damaged")
         say(f"warning: checkpoint {step}: {aside[step]}; moved to {place}")

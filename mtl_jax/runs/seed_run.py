@@ -154,12 +154,12 @@ class SeedRun:
             lambda step, batch: keep(path, self.run, step, batch),
             saved.get("meter"),
         )
-        self._workdir.rewind(saved.get("lines", 0))
-        self._workdir.watch(open_metric_writers(path, config))
+        self._workdir.metrics.rewind(saved.get("lines", 0))
+        self._workdir.metrics.watch(open_metric_writers(path, config))
 
     def _keep_tokenizer(self) -> None:
         inputs = self.run.inputs
-        begun = bool(self._workdir.lines)
+        begun = bool(self._workdir.metrics.lines)
         if self._workdir.keep_tokenizer(inputs.checkpoint, inputs.tokenizer_digest) and begun:
             say(f"warning: {self._workdir.tokenizer} was missing: it is recreated")
 
@@ -292,7 +292,7 @@ class SeedRun:
         self.meter.add(step, metrics, batch)
         if step % _LOG_EVERY == 0:
             count = self.progress.schedule_start + done - 1
-            self._workdir.log(results.step_record(self.run, count, self.meter))
+            self._workdir.metrics.log(results.step_record(self.run, count, self.meter))
 
     @_timed("measurement")
     def evaluate(self, state: TrainState, frozen: Params, done: int) -> float | None:
@@ -315,7 +315,7 @@ class SeedRun:
         self._measured = {step: (metrics, logits)}
         drift = self._reference.drift(logits, run.inputs.tasks) if self._reference else {}
         record = results.epoch_record(plan.phase, run.index, step, epoch, self.meter, metrics)
-        self._workdir.log(record | ({"drift": drift} if drift else {}))
+        self._workdir.metrics.log(record | ({"drift": drift} if drift else {}))
         words = results.in_words(metrics, self.meter.rate)
         say(f"{self._name()}epoch {record['epoch']} of {run.epochs:.4g}: {words}")
         progress.measured.append((step, score(plan.phase, metrics)))
@@ -324,7 +324,7 @@ class SeedRun:
         if words and not progress.drifted:
             progress.drifted = True
             say(f"{self._name()}warning: {words}")
-            self._workdir.log({"event": "drift", "step": step, "words": words})
+            self._workdir.metrics.log({"event": "drift", "step": step, "words": words})
         progress.over = progress.verdict(plan.phase, step, plan.steps)
         self.meter.reset()
         if self._observe is not None:
@@ -340,7 +340,7 @@ class SeedRun:
         """Writes the certificate of a phase that is over; the next one begins with its end."""
         self._snapshot = Snapshot.of(self.run, state, frozen)
         record, words = close_phase(self._snapshot, self.progress, int(state.step))
-        self._workdir.log(record)
+        self._workdir.metrics.log(record)
         if self.run.config.recipe:
             say(f"{self._name()}{words}")
 
@@ -382,7 +382,7 @@ class SeedRun:
             {
                 "phase_progress": progress.state(),
                 "meter": self.meter.state(),
-                "lines": self._workdir.lines,
+                "lines": self._workdir.metrics.lines,
                 "drawn": self._drawn,
                 "depended_on": self._depends,
             },
@@ -414,7 +414,7 @@ class SeedRun:
         best = self.checkpoints.best_step or 0
         params = self._go_to_best(best)
         run = self.run
-        records = distributed.call_on_main(self._workdir.records)
+        records = distributed.call_on_main(self._workdir.metrics.records)
         epochs = [record for record in records if record["event"] == "epoch"]
         chosen = next(record for record in epochs if record["step"] == best)
         trains = any(plan.partition.groups for plan in run.plans)
@@ -447,7 +447,7 @@ class SeedRun:
             "wall_time": meter.wall_time(compiling),
             "examples_per_second": meter.rate,
         }
-        self._workdir.log(result)
+        self._workdir.metrics.log(result)
         self.outcome = result
         self._release()
 

@@ -1,4 +1,4 @@
-"""The folder of a run: ``config.json``, ``metrics.jsonl``, ``certificate.json``, the tokenizer."""
+"""The folder of a run: who works in it, what was begun there, the tokenizer, the certificate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import functools
 import json
 import secrets
 import shutil
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,18 +19,14 @@ from mtl_jax.core.errors import UserError, cannot_read, cannot_write
 from mtl_jax.core.file_lock import hold, without_locks
 from mtl_jax.core.json_files import (
     OBJECT,
-    append_line,
-    parsed_lines,
     read_json,
-    read_lines,
-    rewrite_lines,
     write_first,
 )
 from mtl_jax.core.paths import expanded
 from mtl_jax.core.versions import version
 from mtl_jax.data.names import listed
 from mtl_jax.models.tokenizer_files import copy_tokenizer, tokenizer_digest
-from mtl_jax.runs.monitoring.metric_writers import MetricWriter
+from mtl_jax.runs.metrics_log import MetricsLog
 from mtl_jax.runs.record_changes import DIGEST, ID, VERSION, changes, json_digest, lasting
 
 # What a folder may hold before it is a run's.
@@ -57,51 +52,6 @@ def shared_folder(run: Path) -> Path | None:
 
 # What a folder that has lost its config.json is known by.
 _OF_RUN = ("checkpoints", "tokenizer", FROZEN, _REMOVED)
-
-
-def _line(event: str, **properties: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of the lines of an event."""
-    return {
-        "if": {"properties": {"event": {"const": event}}},
-        "then": {"required": list(properties), "properties": properties},
-    }
-
-
-_NUMBER, _COUNT = {"type": "number"}, {"type": "integer", "minimum": 0}
-_LINES = {
-    "type": "object",
-    "required": ["event"],
-    "properties": {"event": {"type": "string"}, "unix_seconds": _NUMBER},
-    "allOf": [
-        _line(
-            "step",
-            step=_COUNT,
-            phase=_COUNT,
-            loss=OBJECT,
-            grad_norm=_NUMBER,
-            learning_rates=OBJECT,
-            examples_per_second=_NUMBER,
-        ),
-        _line(
-            "epoch",
-            step=_COUNT,
-            epoch=_NUMBER,
-            phase=_COUNT,
-            scenario={"type": "string"},
-            seconds=_NUMBER,
-            train_loss=OBJECT,
-            validation=OBJECT,
-        ),
-        _line(
-            "result",
-            step=_COUNT,
-            test={"type": ["object", "null"]},
-            validation=OBJECT,
-            train=OBJECT,
-        ),
-    ],
-}
-"""The schema of a line of ``metrics.jsonl``: of what is read again."""
 
 
 def _empty(folder: Path) -> None:
@@ -144,6 +94,7 @@ class Workdir:
         checkpoints: The folder of the checkpoints in it.
         frozen: The folder of the pre-trained encoder in it.
         tokenizer: The folder of the tokenizer in it.
+        metrics: The file ``metrics.jsonl`` in it.
     """
 
     def __init__(self, path: str | Path):
@@ -153,10 +104,8 @@ class Workdir:
         self.checkpoints = self.path / "checkpoints"
         self.frozen = self.path / FROZEN
         self.tokenizer = self.path / "tokenizer"
-        self._metrics = self.path / "metrics.jsonl"
+        self.metrics = MetricsLog(self.path / "metrics.jsonl")
         self._lock: IO[bytes] | None = None
-        self._watchers: Sequence[MetricWriter] = ()
-        self._told = 0
 
     @property
     def exists(self) -> bool:
@@ -378,58 +327,9 @@ class Workdir:
 
     def close(self) -> None:
         """Lets another process work here."""
-        for watcher in self._watchers:
-            watcher.close()
+        self.metrics.close()
         if self._lock is not None:
             self._lock.close()
-
-    def watch(self, watchers: Sequence[MetricWriter]) -> None:
-        """Tells ``watchers`` what ``metrics.jsonl`` says and, until ``close``, what it will say."""
-        self._watchers = watchers
-        for record in self.records() if watchers else ():
-            self._tell(record)
-
-    def _tell(self, record: dict[str, Any]) -> None:
-        for watcher in self._watchers:
-            watcher.log(self._told, record)
-        self._told += 1
-
-    def log(self, record: dict[str, Any]) -> None:
-        """Appends a line to ``metrics.jsonl``, with the time of day unless it is the result."""
-        if record["event"] != "result":
-            record = {**record, "unix_seconds": round(time.time(), 3)}
-        # First, so that what watches a run that is done, and not opened again, lacks nothing.
-        self._tell(record)
-        append_line(self._metrics, record)
-
-    def records(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``.
-
-        Raises:
-            UserError: One is damaged.
-        """
-        return read_lines(self._metrics, _LINES)
-
-    @property
-    def lines(self) -> int:
-        """How many lines ``metrics.jsonl`` has, less one that a kill left unfinished."""
-        try:
-            return self._metrics.read_bytes().count(b"\n")
-        except FileNotFoundError:
-            return 0
-        except OSError as error:
-            raise cannot_read(self._metrics, error) from error
-
-    def mend(self) -> str:
-        """Drops a damaged line of ``metrics.jsonl`` and all after it; says so, if there is one."""
-        records, damage = parsed_lines(self._metrics, _LINES)
-        if damage:
-            rewrite_lines(self._metrics, records)
-        return damage and f"{self._metrics} was damaged from line {len(records) + 1} on ({damage})"
-
-    def rewind(self, lines: int) -> None:
-        """Drops what ``metrics.jsonl`` says after so many lines, which will come again."""
-        rewrite_lines(self._metrics, self.records()[:lines])
 
     def remove_checkpoints(self) -> None:
         """Frees the disk of them and of the encoder beside them; the result stays.
@@ -463,10 +363,5 @@ class Workdir:
         return read_json(self.path / "certificate.json", OBJECT, "run train again, which makes it")
 
     def result(self) -> dict[str, Any] | None:
-        """The result of the finished run, or None.
-
-        Raises:
-            UserError: A line of ``metrics.jsonl`` is damaged.
-        """
-        final = [record for record in self.records() if record["event"] == "result"]
-        return final[-1] if final else None
+        """The result of the finished run, or None; see ``MetricsLog.result``."""
+        return self.metrics.result()

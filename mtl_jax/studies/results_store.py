@@ -314,7 +314,7 @@ def _key(line: Mapping[str, Any]) -> Key:
 
 def _line(arm: Arm, result: Mapping[str, Any]) -> dict[str, Any]:
     """One line of ``results.jsonl``: the run's result and its learning curve."""
-    records = Workdir(arm.config.workdir).records()
+    records = Workdir(arm.config.workdir).metrics.records()
     curve = [record for record in records if record["event"] == "epoch"]
     kept = {name: value for name, value in result.items() if name not in _SAID}
     return {**arm.identity, **kept, "curve": curve}

@@ -48,7 +48,7 @@ def test_a_run_of_a_sweep_scores_what_training_it_alone_does(swept, tmp_path, se
         **settings_of(result.settings[setting]),
     )
     train(config, inputs)
-    epochs = [r for r in Workdir(tmp_path).records() if r["event"] == "epoch"]
+    epochs = [r for r in Workdir(tmp_path).metrics.records() if r["event"] == "epoch"]
     alone = [mean_score(record["validation"]) for record in epochs]
     np.testing.assert_allclose(result.validation[seed, setting], alone, atol=1e-9)
 
@@ -191,7 +191,9 @@ def test_of_equal_measurements_a_sweep_and_training_keep_the_same(swept, schedul
     config = TrainConfig(workdir=str(tmp_path), **shared, **rates)
     result = train(config, inputs)
     scores = [
-        mean_score(r["validation"]) for r in Workdir(tmp_path).records() if r["event"] == "epoch"
+        mean_score(r["validation"])
+        for r in Workdir(tmp_path).metrics.records()
+        if r["event"] == "epoch"
     ]
     assert len(set(scores)) == 1
     assert len(scores) == 3

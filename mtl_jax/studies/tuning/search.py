@@ -177,7 +177,7 @@ def _tried(
 def _measured(run: PhaseRun) -> dict[int, float]:
     """By step the scores that a call before has left of a trial."""
     folder = Workdir(run.config.workdir)
-    records = folder.records() if folder.exists else []
+    records = folder.metrics.records() if folder.exists else []
     return {
         record["step"]: mean_score(record["validation"], run.tasks)
         for record in records

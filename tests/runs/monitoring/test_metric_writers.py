@@ -180,9 +180,9 @@ def test_the_log_has_what_a_watcher_refuses_not_yet(tmp_path):
             pass
 
     with contextlib.closing(Workdir(tmp_path)) as workdir:
-        workdir.watch([Refusing()])
+        workdir.metrics.watch([Refusing()])
         with pytest.raises(UserError, match="no room"):
-            workdir.log({"event": "phase", "step": 1})
+            workdir.metrics.log({"event": "phase", "step": 1})
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
