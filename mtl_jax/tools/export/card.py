@@ -143,8 +143,8 @@ def _scores(run: TrainedRun, heads: tuple[TaskHead, ...]) -> str:
         return "None: the run is not finished."
     names = [head.name for head in heads] or list(run.record["classes"])
     lines = []
-    untrained = set(run.result.get("untrained_heads", ())) & {*names}
-    for task in untrained:
+    untrained = run.result.get("untrained_heads", ())
+    for task in [name for name in names if name in untrained]:
         lines += [f"The head of {task} has not been trained: it is what chance has made it.", ""]
     rows = [
         (split, task, {name: v for name, v in of_split[task].items() if _is_number(v)})
