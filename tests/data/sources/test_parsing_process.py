@@ -1,11 +1,13 @@
 """A file that another process reads is the same file."""
 
 import numpy as np
+import psutil
 import pytest
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.sources.base import Fields
 from mtl_jax.data.sources.files import stream_fields, stream_table
+from mtl_jax.data.sources.parsing_process import __name__ as MODULE
 from mtl_jax.data.sources.parsing_process import read_in_process
 from mtl_jax.data.table import hashes_of, read_table
 from mtl_jax.data.texts import KeepAll
@@ -57,3 +59,21 @@ def test_what_is_wrong_is_told_as_here_and_no_process_is_left(tmp_path):
     assert len(next(begun).texts) == 4095
     # A reader that is let go of would be told of as a warning if its process went on.
     begun.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_process_that_is_stopped_and_goes_on_loses_nothing(tmp_path, monkeypatch):
+    """Interrupted, a write to a pipe ends early."""
+    # As containers often have it: standard output has no buffer that would write the rest.
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    path = tmp_path / "t.csv"
+    path.write_text("text,mood\n" + "".join(f"{'a' * 50} {i},up\n" for i in range(30_000)))
+    texts = []
+    for rows in in_process(path).rows:
+        (child,) = (c for c in psutil.Process().children() if MODULE in c.cmdline())
+        # It soon waits: a pipe holds a part of the rows that it sends.
+        while child.status() == psutil.STATUS_RUNNING:
+            pass
+        child.suspend()
+        child.resume()
+        texts += rows.texts
+    assert texts == [f"{'a' * 50} {i}" for i in range(30_000)]
