@@ -323,8 +323,6 @@ class Corpus:
     """the kind of every task"""
     splits: tuple[str, ...]
     """those there are, of train, validation and test"""
-    fingerprint: str
-    """digest of the data as a whole, whatever part of them the settings use"""
     sources: tuple[str, ...]
     """the names of the data sets, in the order of their numbers"""
     _data_sets: tuple[_DataSet, ...] = dataclasses.field(repr=False)
@@ -335,6 +333,19 @@ class Corpus:
     _read: dict[str, tuple[Examples, list[str], np.ndarray | None]] = dataclasses.field(
         default_factory=dict, repr=False
     )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Digest of the data as a whole, whatever part of them the settings use.
+
+        It is taken when it is first asked for: do so before rows are read that it stands for.
+        """
+        if len(self._data_sets) == 1:
+            return self._data_sets[0].source.fingerprint()
+        lines = [
+            f"{' '.join(each.columns)}: {each.source.fingerprint()}\n" for each in self._data_sets
+        ]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def read(self, split: str) -> Examples:
         """Reads a split, or what the settings keep of it.
@@ -588,7 +599,6 @@ def load_corpus(config: DataConfig, keeping: Keeping | None = None) -> Corpus:
         classes={task: classes[task] for task in config.tasks},
         kinds=config.kinds,
         splits=("train", "validation", *(["test"] if tests else [])),
-        fingerprint=_fingerprint(data_sets),
         sources=names,
         _data_sets=data_sets,
         _limits=limits,
@@ -636,13 +646,6 @@ def _parted(
 
 def _index_type(rows: int) -> type[np.signedinteger]:
     return np.int32 if rows < 2**31 else np.int64
-
-
-def _fingerprint(data_sets: Sequence[_DataSet]) -> str:
-    if len(data_sets) == 1:
-        return data_sets[0].source.fingerprint
-    lines = [f"{' '.join(each.columns)}: {each.source.fingerprint}\n" for each in data_sets]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _left_out(before: int, after: int, what: str) -> list[str]:

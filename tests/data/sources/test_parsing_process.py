@@ -7,7 +7,6 @@ import pytest
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.sources.base import Fields
 from mtl_jax.data.sources.files import stream_fields, stream_table
-from mtl_jax.data.sources.parsing_process import __name__ as MODULE
 from mtl_jax.data.sources.parsing_process import read_in_process
 from mtl_jax.data.table import hashes_of, read_table
 from mtl_jax.data.texts import KeepAll
@@ -69,7 +68,9 @@ def test_a_process_that_is_stopped_and_goes_on_loses_nothing(tmp_path, monkeypat
     path.write_text("text,mood\n" + "".join(f"{'a' * 50} {i},up\n" for i in range(30_000)))
     texts = []
     for rows in in_process(path).rows:
-        (child,) = (c for c in psutil.Process().children() if MODULE in c.cmdline())
+        (child,) = (
+            c for c in psutil.Process().children() if read_in_process.__module__ in c.cmdline()
+        )
         # It soon waits: a pipe holds a part of the rows that it sends.
         while child.status() == psutil.STATUS_RUNNING:
             pass
