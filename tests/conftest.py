@@ -40,7 +40,7 @@ from mtl_jax.config.train import DataConfig
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.models.pretrained import to_transformers
-from mtl_jax.runs.workdir import json_digest
+from mtl_jax.runs.record_changes import json_digest
 
 # Some tests interrupt, or close a terminal; a shell's background job, as they may be, or what
 # nohup starts is told to ignore that.

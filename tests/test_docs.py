@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mtl_jax.cli.commands import Command, Train
+from mtl_jax.cli.flags import Command, Train
 from mtl_jax.cli.study import JUDGE
 from mtl_jax.config.files import with_file
 from mtl_jax.core.command_line import parse

@@ -24,8 +24,9 @@ from mtl_jax.runs.head_sweep import Grid, sweep
 from mtl_jax.runs.loop import train, train_seeds
 from mtl_jax.tools.evaluate import evaluate
 from mtl_jax.tools.input_texts import read_pairs
-from mtl_jax.training.inputs import Inputs, TextReader
+from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.metrics import mean_score
+from mtl_jax.training.text_reader import TextReader
 from tests.conftest import WORDS, metrics_of
 
 TASKS = ("topic", "tags", "stars")

@@ -40,7 +40,7 @@ from mtl_jax.training.metrics import Metrics, mean_score, split_metrics
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mtl_jax.data.corpus import Examples
+    from mtl_jax.data.examples import Examples
 
 Batch = tuple[np.ndarray, torch.Tensor, torch.Tensor]
 """int64 [batch] which texts these are, and int64 [batch, longest] ids and attention mask."""

@@ -31,6 +31,7 @@ _TAKEN = (
     "segment_ids",
     "states",
     "text",
+    "token_type_ids",
 )
 # all_frozen and none_frozen are scenarios, and <task>_frozen is one.
 _SCENARIOS = ("all", "none")

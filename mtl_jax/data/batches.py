@@ -121,11 +121,11 @@ def make_batch(
         batch[name] = np.zeros((*shape, *values.shape[1:]), values.dtype)
     places = zip(placement.texts, placement.rows, placement.starts, slot + 1, strict=True)
     for text, row, start, segment in places:
-        own = slice(texts.tokens.offsets[text], texts.tokens.offsets[text + 1])
-        length = own.stop - own.start
+        of_text = slice(*texts.tokens.offsets[text : text + 2].tolist())
+        length = of_text.stop - of_text.start
         span = slice(start, start + length)
         for name, values in per_token.items():
-            batch[name][row, span] = values[own]
+            batch[name][row, span] = values[of_text]
         batch["segment_ids"][row, span] = segment
         batch["position_ids"][row, span] = np.arange(length)
     return batch

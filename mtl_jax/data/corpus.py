@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 from typing import TYPE_CHECKING
@@ -13,303 +12,18 @@ import numpy as np
 from mtl_jax.config.data import DataConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.data import checks
+from mtl_jax.data.data_set import DataSet, Keeping
+from mtl_jax.data.examples import Examples, index_type
 from mtl_jax.data.findings import Finding
-from mtl_jax.data.indexed_copy import indexed_table
 from mtl_jax.data.kinds import KINDS, blank, has_label
-from mtl_jax.data.labels import as_array, soft_array
-from mtl_jax.data.parsed_copy import parsed_table
-from mtl_jax.data.soft_labels import agreement, is_soft, label_kinds, soft_name
 from mtl_jax.data.sources.registry import open_sources
-from mtl_jax.data.table import EMPTY, Table, hashes_of, read_table
-from mtl_jax.data.texts import (
-    KeepAll,
-    KeepChosen,
-    Keeper,
-    KeepNone,
-    KeepSample,
-    SomeTexts,
-    choose,
-    drawn,
-    joined,
-    take,
-)
+from mtl_jax.data.table import EMPTY
+from mtl_jax.data.texts import SomeTexts, choose, drawn, joined
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from mtl_jax.config.tasks import Kind
-    from mtl_jax.data.sources.base import Source
-
-_LARGEST_CHOICE = 100_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """The examples of one split."""
-
-    texts: Sequence[str]
-    """n texts, a ``Pair`` where an example has two; of many only some may be known, or each is
-    read when it is asked for"""
-    labels: dict[str, np.ndarray]
-    """per task one label to a text, as ``kinds`` tells: int32 [n], indices into its classes,
-    MISSING where there is no label; int8 [n, classes]; or float64 [n]"""
-    groups: np.ndarray | None
-    """str [n]: where each example comes from, for metrics by source; None if unknown"""
-    sources: np.ndarray | None = None
-    """int32 [n]: which of the corpus's data sets each example is of; None where there is one"""
-    hashes: np.ndarray | None = None
-    """uint64 [n]: ``hashes_of`` the texts, where they have been worked out"""
-    rows: np.ndarray | None = None
-    """integers [n]: which row of its data set's split each example is, as they were read; of a
-    validation split that was set aside, of the training split. None if unknown"""
-    soft: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """of texts to train on per task that has some float32 [n, classes]: a distribution over its
-    classes; all 0 where a text has none"""
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> Examples:
-        """Picks examples.
-
-        Args:
-            indices: Integers [m]; the result has them in this order.
-        """
-        chosen = np.asarray(indices, dtype=np.int64)
-        return Examples(
-            texts=take(self.texts, chosen),
-            labels={task: labels[chosen] for task, labels in self.labels.items()},
-            groups=None if self.groups is None else self.groups[chosen],
-            sources=None if self.sources is None else self.sources[chosen],
-            hashes=None if self.hashes is None else self.hashes[chosen],
-            rows=None if self.rows is None else self.rows[chosen],
-            soft={task: shares[chosen] for task, shares in self.soft.items()},
-        )
-
-    def sample(self, most: int | None = None) -> Examples:
-        """Those whose texts are known, and of more than ``most`` as many, evenly spaced."""
-        texts = self.texts
-        known = texts.known if isinstance(texts, SomeTexts) else np.arange(len(texts))
-        if most is not None and len(known) > most:
-            known = known[np.linspace(0, len(known) - 1, most).round().astype(np.int64)]
-        return self if len(known) == len(self) else self.take(known)
-
-    @property
-    def text_hashes(self) -> np.ndarray:
-        """uint64 [n]: ``hashes_of`` the texts."""
-        return hashes_of(self.texts) if self.hashes is None else self.hashes
-
-    def labelled(self, tasks: Sequence[str] | None = None) -> np.ndarray:
-        """Bool [n]: which examples have a label for at least one of ``tasks`` (all)."""
-        tasks = tuple(self.labels) if tasks is None else tasks
-        return np.any([has_label(self.labels[task]) for task in tasks], axis=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Keeping:
-    """How the texts of a split are kept.
-
-    Up to ``in_memory`` they are held. Of more a limit keeps those that it chooses, one that
-    looks at the data a sample, and everyone else has them in an ``indexed_table``.
-    """
-
-    in_memory: int = 64 * 2**20
-    """bytes; as Python objects a short text takes two or three times as much"""
-    sample: int | None = None
-    """texts of a split; None where all are needed"""
-    limits: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
-    """per split; a larger one than ``_LARGEST_CHOICE`` chooses from the indexed copy"""
-    subset: int | None = None
-    """as of ``DataConfig.train_subset``"""
-
-    def keeper(self, split: str, size: int) -> Callable[[], Keeper] | None:
-        """What keeps the texts of a split of about so many bytes; None for the indexed copy."""
-        limit = self.limits.get(split)
-        if size <= self.in_memory:
-            return KeepAll
-        if limit is not None:
-            train = split == "train"
-            subset = self.subset if train else None
-            chosen = functools.partial(KeepChosen, limit, labelled_only=train, subset=subset)
-            return chosen if limit <= _LARGEST_CHOICE else None
-        return None if self.sample is None else functools.partial(KeepSample, self.sample)
-
-
-class _DataSet:
-    """One data set with the classes of the tasks that it serves.
-
-    Without a validation split, a tenth of the training examples is set aside as one, by
-    the SHA-256 of the text, so that identical texts land on the same side, those of another
-    data set included.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        columns: dict[str, str],
-        kinds: Mapping[str, Kind],
-        keeping: Keeping,
-    ):
-        self.source, self._read_as = source, label_kinds(columns, kinds)
-        self._soft = {
-            task: columns[name] for task in columns if (name := soft_name(task)) in columns
-        }
-        self.columns = {task: column for task, column in columns.items() if not is_soft(task)}
-        self.kinds = {task: self._read_as[task] for task in self.columns}
-        self.carved = "validation" not in source.splits
-        self.splits = ("train", "validation", *(s for s in source.splits if s == "test"))
-        self._keeping = keeping
-        self._tables: dict[str, Table] = {}
-        self._examples: dict[str, Examples] = {}
-        self._notes: dict[str, tuple[str, ...]] = {}
-        self._odd: dict[str, int] = {}
-        self._halved: dict[str, int] = {}
-        self.classes = {
-            task: source.classes[task] if task in source.classes else self._classes_of(task)
-            for task in self.columns
-        }
-
-    def _classes_of(self, task: str) -> tuple[str, ...]:
-        """The classes that the training labels of a task name."""
-        # Of one column with distributions a class may be the most probable of no text.
-        name = soft_name(task) if self._soft.get(task) == self.columns[task] else task
-        return self._read_as[name].classes(self._table("train").labels[name])
-
-    def read(self, split: str) -> Examples:
-        """The examples of a split, read once."""
-        if split not in self._examples:
-            carved = self.carved and split != "test"
-            self._part("train" if carved else split, carved=carved)
-        return self._examples[split]
-
-    def _table(self, split: str) -> Table:
-        if split not in self._tables:
-            carved = self.carved and split == "train"
-            sizes = {split: self.source.size(split)}
-            if carved:
-                sizes["validation"] = sizes[split] // 10
-            keepers = [self._keeping.keeper(part, size) for part, size in sizes.items()]
-            kinds = self._read_as if split == "train" else self.kinds
-            if None in keepers:
-                table = indexed_table(self.source, split, kinds, set_aside=carved)
-            else:
-                makers = [keeper for keeper in keepers if keeper is not None]
-                read = functools.partial(
-                    read_table,
-                    lambda: self.source.stream(split),
-                    kinds,
-                    lambda: (makers[0](), makers[-1]()),
-                    set_aside=carved,
-                )
-                if all(maker is KeepAll for maker in makers):
-                    table = parsed_table(self.source, split, kinds, read, set_aside=carved)
-                else:
-                    table = read()
-            self._tables[split], self._notes[split] = table, table.notes
-        return self._tables[split]
-
-    def _part(self, split: str, *, carved: bool) -> None:
-        """Makes the examples of a table of the source, and lets go of the table."""
-        table = self._table(split)
-        labels = self._arrays(table, split)
-        soft = {
-            task: soft_array(table, task, column, self.classes[task])
-            for task, column in self._soft.items()
-            if split == "train"
-        }
-        if carved and not 0 < table.aside.sum() < len(table):
-            raise UserError(
-                f"{self.source.name} holds one distinct text, of which no validation split can "
-                "be set aside: add examples or name a --validation-file"
-            )
-        # As many numbers again, which nobody needs any more.
-        table.labels.clear()
-        del self._tables[split]
-        arrays: dict[str, np.ndarray] = {"hashes": table.hashes}
-        arrays["rows"] = np.arange(len(table), dtype=_index_type(len(table)))
-        if table.groups is not None:
-            arrays["groups"] = np.asarray(table.groups.names[1:], np.str_)[table.groups.codes - 1]
-        if not carved:
-            self._examples[split] = _examples(table.texts[0], labels, soft, arrays)
-            self._odd[split], self._halved[split] = len(table.odd), len(table.halved)
-            return
-        parts = {"train": ~table.aside, "validation": table.aside}
-        for part, there in parts.items():
-            self._odd[part] = int(there[table.odd].sum())
-            self._halved[part] = int(there[table.halved].sum())
-        texts = table.texts
-        del table
-        masks = list(parts.values())
-        kinds = [_parted(each, masks) for each in (labels, soft, arrays)]
-        for part, of_texts, *of_part in zip(parts, texts, *kinds, strict=True):
-            self._examples[part] = _examples(of_texts, *of_part)
-
-    def _arrays(self, table: Table, split: str) -> dict[str, np.ndarray]:
-        return {
-            task: as_array(table, task, self.kinds[task], column, self.classes[task], split)
-            for task, column in self.columns.items()
-        }
-
-    def judged(self, split: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-        """Per task the labels of a split, and what to know of how it was read.
-
-        Texts are kept where ``read`` would hold them in memory, so that a split is read once.
-        Nothing is read where the source declares all classes: no label can be another then.
-
-        Raises:
-            UserError: The split can't be read, or has a label that training has not.
-        """
-        if self.columns.keys() <= self.source.classes.keys():
-            return {}, ()
-        if self._keeping.keeper(split, self.source.size(split)) is KeepAll:
-            table = self._table(split)
-        else:
-            table = read_table(
-                lambda: self.source.stream(split), self.kinds, lambda: (KeepNone(), KeepNone())
-            )
-        return self._arrays(table, split), table.notes
-
-    def notes(self) -> list[str]:
-        """What to know about it, in words; reads train and validation, never test."""
-        parts = {split: self.read(split) for split in ("train", "validation")}
-        notes = [*self.source.notes, *self._notes["train"], *self._notes.get("validation", ())]
-        if self.carved:
-            notes.append("validation: a tenth of the training texts, set aside by hash")
-        columns = list(self.columns.values())
-        notes += [
-            f"warning: {' and '.join(task for task, own in self.columns.items() if own == column)} "
-            f"have the same label column, {column}"
-            for column in dict.fromkeys(columns)
-            if columns.count(column) > 1
-        ]
-        train = parts["train"]
-        for task, soft in train.soft.items():
-            there, alike = agreement(train.labels[task], soft)
-            notes.append(
-                f"train: {there} of {len(train)} texts have a distribution over the classes of "
-                f"{task}; of {alike} its most probable class is the label"
-            )
-        for split, examples in parts.items():
-            if odd := self._odd[split]:
-                notes.append(
-                    f"warning: {split}: {odd} of {len(examples)} texts have NUL characters, which "
-                    "the tokenizer may drop"
-                )
-            if empty := int(np.sum(examples.text_hashes == EMPTY)):
-                notes.append(f"{split}: {empty} of {len(examples)} texts are empty")
-            if halved := self._halved[split]:
-                notes.append(
-                    f"warning: {split}: {halved} of {len(examples)} pairs lack one of their texts"
-                )
-            missing = {
-                task: int(np.sum(~has_label(examples.labels[task]))) for task in self.columns
-            }
-            notes += [
-                f"{split}: {count} of {len(examples)} have no {task} label"
-                for task, count in missing.items()
-                if count
-            ]
-        return notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,7 +39,7 @@ class Corpus:
     """those there are, of train, validation and test"""
     sources: tuple[str, ...]
     """the names of the data sets, in the order of their numbers"""
-    _data_sets: tuple[_DataSet, ...] = dataclasses.field(repr=False)
+    _data_sets: tuple[DataSet, ...] = dataclasses.field(repr=False)
     _limits: dict[str, int | None] = dataclasses.field(repr=False)
     _fractions: dict[str, float] = dataclasses.field(repr=False)
     _subset: int | None = dataclasses.field(default=None, repr=False)
@@ -365,7 +79,7 @@ class Corpus:
         """Integers [n]: which of all examples of a split the kept ones are, ascending."""
         examples, _, places = self._kept(split)
         if places is None:
-            return np.arange(len(examples), dtype=_index_type(len(examples)))
+            return np.arange(len(examples), dtype=index_type(len(examples)))
         return places
 
     def limited(self, config: DataConfig) -> Corpus:
@@ -590,7 +304,7 @@ def load_corpus(config: DataConfig, keeping: Keeping | None = None) -> Corpus:
     if len(opened) > 1 or config.label_fractions:
         keeping = dataclasses.replace(keeping, sample=None)
     kinds = config.kinds
-    data_sets = tuple(_DataSet(source, columns, kinds, keeping) for source, columns in opened)
+    data_sets = tuple(DataSet(source, columns, kinds, keeping) for source, columns in opened)
     classes = {task: names for each in data_sets for task, names in each.classes.items()}
     tests = any("test" in each.splits for each in data_sets)
     names = tuple(each.source.name for each in data_sets)
@@ -615,37 +329,6 @@ def _limits(config: DataConfig) -> dict[str, int | None]:
         "validation": config.max_validation_examples,
         "test": config.max_test_examples,
     }
-
-
-def _examples(
-    texts: Sequence[str],
-    labels: dict[str, np.ndarray],
-    soft: dict[str, np.ndarray],
-    others: Mapping[str, np.ndarray],
-) -> Examples:
-    """Those with these texts, labels, distributions, and other arrays by attribute."""
-    groups, hashes, rows = others.get("groups"), others["hashes"], others["rows"]
-    return Examples(texts, labels, groups, hashes=hashes, rows=rows, soft=soft)
-
-
-def _parted(
-    arrays: dict[str, np.ndarray], masks: Sequence[np.ndarray]
-) -> list[dict[str, np.ndarray]]:
-    """What each mask, bool [n], picks of arrays of n rows.
-
-    The arrays are taken out one after the other, so that of many rows no second copy of all of
-    them is in memory.
-    """
-    parts: list[dict[str, np.ndarray]] = [{} for _ in masks]
-    for name in list(arrays):
-        whole = arrays.pop(name)
-        for part, mask in zip(parts, masks, strict=True):
-            part[name] = whole[mask]
-    return parts
-
-
-def _index_type(rows: int) -> type[np.signedinteger]:
-    return np.int32 if rows < 2**31 else np.int64
 
 
 def _left_out(before: int, after: int, what: str) -> list[str]:

@@ -25,13 +25,14 @@ def quoted(name: str) -> str:
     return repr(name if len(name) <= _MOST else f"{name[: _MOST - 3]}...")
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
+def listed(names: Sequence[str], most: int = 5, sep: str = ", ") -> str:
     """``a, b, c and 28 more``.
 
     Args:
         names: At least one, as they are to be shown.
         most: How many of them are.
+        sep: What stands between two.
     """
     if len(names) <= most:
-        return ", ".join(names)
-    return f"{', '.join(names[:most])} and {len(names) - most:,} more"
+        return sep.join(names)
+    return f"{sep.join(names[:most])} and {len(names) - most:,} more"

@@ -154,7 +154,7 @@ def _workdir(flags: Sequence[str]) -> str | None:
 
 def _check_training(words: Sequence[str]) -> None:
     """Refuses wrong flags now, and not when the run's turn has come."""
-    from mtl_jax.cli.commands import Command
+    from mtl_jax.cli.flags import Command
 
     parse(Command, words, "python -m mtl_jax", "")
 

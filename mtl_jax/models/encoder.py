@@ -17,7 +17,8 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.models import pretrained
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
-from mtl_jax.models.tokenizer import load_tokenizer, tokenizer_notes
+from mtl_jax.models.tokenizer import load_tokenizer
+from mtl_jax.models.tokenizer_checks import tokenizer_notes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

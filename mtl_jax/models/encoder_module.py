@@ -26,8 +26,8 @@ from mtl_jax.models.layers import (
     Views,
     attention_bias,
     exact_dense,
-    rotation,
 )
+from mtl_jax.models.positions import rotation
 
 
 class EncoderModule(nn.Module):

@@ -14,7 +14,7 @@ import scipy.special
 from mtl_jax.runs.diagnosis import only_labelled
 from mtl_jax.runs.predictions import TaskPredictions
 from mtl_jax.training.kinds.registry import KINDS
-from mtl_jax.training.prediction_counts import BINS
+from mtl_jax.training.prediction_counts import BINS, bins_of
 
 # Probabilities are float32: what it rounds to 0 has no logarithm.
 _LEAST = 1e-30
@@ -107,7 +107,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> list[Bin]:
         right: Whether each is right, bool [m].
     """
     edges = np.linspace(0.0, 1.0, BINS + 1)
-    numbers = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    numbers = bins_of(confidence)
     found = []
     for number in range(BINS):
         there = numbers == number

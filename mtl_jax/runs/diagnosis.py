@@ -17,11 +17,10 @@ from sklearn.metrics import (
 )
 
 from mtl_jax.data.kinds import has_label
+from mtl_jax.runs.ensembles import averaged_task
 from mtl_jax.runs.predictions import TaskPredictions
+from mtl_jax.training.kinds.multi_label import THRESHOLD
 from mtl_jax.training.kinds.registry import KINDS
-
-THRESHOLD = 0.5
-"""The probability from which on a text has a class of a ``multi_label`` task."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +117,7 @@ def together(runs: Sequence[TaskPredictions]) -> TaskPredictions:
     first = runs[0]
     if any(not np.array_equal(first.gold, run.gold, equal_nan=True) for run in runs):
         raise ValueError("the runs have predicted other texts")
-    if len(runs) == 1:
-        return first
-    if first.kind == "regression":
-        return dataclasses.replace(first, predicted=np.mean([r.predicted for r in runs], axis=0))
-    mean = np.mean([_of_classes(run) for run in runs], axis=0)
-    marks = (mean >= THRESHOLD).astype(np.int8)
-    predicted = marks if first.kind == "multi_label" else mean.argmax(-1)
-    return dataclasses.replace(first, predicted=predicted, probabilities=mean)
+    return first if len(runs) == 1 else averaged_task(runs)
 
 
 def mistakes(runs: Sequence[TaskPredictions], most: int) -> list[Mistake]:

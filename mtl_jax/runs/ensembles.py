@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.runs.predictions import Predictions, TaskPredictions
+from mtl_jax.training.kinds.registry import KINDS
 
 
 def averaged(runs: Sequence[Predictions]) -> Predictions:
@@ -34,21 +37,41 @@ def averaged(runs: Sequence[Predictions]) -> Predictions:
         alike = np.array_equal(run.examples, first.examples)
         if not alike or run.tasks.keys() != first.tasks.keys():
             raise UserError("the runs of an ensemble need the same tasks and the same texts")
-    tasks = {name: _averaged([run.tasks[name] for run in runs], name) for name in first.tasks}
+    for name, task in first.tasks.items():
+        if any(_known(run.tasks[name]) != _known(task) for run in runs):
+            raise UserError(
+                f"the runs of an ensemble have other classes of {name}: use the same data"
+            )
+    tasks = {name: averaged_task([run.tasks[name] for run in runs]) for name in first.tasks}
     return Predictions(first.examples, first.data_sets, first.groups, tasks)
 
 
-def _averaged(runs: Sequence[TaskPredictions], name: str) -> TaskPredictions:
+def _known(task: TaskPredictions) -> tuple[Any, ...]:
+    return task.kind, task.classes
+
+
+def averaged_task(runs: Sequence[TaskPredictions]) -> TaskPredictions:
+    """What several runs predict together for one task, of the same texts and classes.
+
+    Args:
+        runs: Of each member, one at least.
+    """
     first = runs[0]
-    if any(run.classes != first.classes or run.kind != first.kind for run in runs):
-        raise UserError(f"the runs of an ensemble have other classes of {name}: use the same data")
     if first.probabilities is None:
         predicted = np.mean([run.predicted for run in runs], axis=0)
-        return TaskPredictions(first.kind, first.classes, first.gold, predicted, None)
-    found = [run.probabilities for run in runs if run.probabilities is not None]
-    mean: np.ndarray = np.asarray(np.mean(found, axis=0, dtype=np.float64), np.float32)
-    if first.kind == "multi_label":
-        predicted = (mean >= 0.5).astype(np.int8)
-    else:
-        predicted = mean.argmax(-1).astype(np.int32)
-    return TaskPredictions(first.kind, first.classes, first.gold, predicted, mean)
+        return dataclasses.replace(first, predicted=predicted)
+    mean = mean_probabilities([run.probabilities for run in runs])
+    kind = KINDS[first.kind]
+    predicted = kind.predicted(kind.logits(mean)).astype(first.predicted.dtype)
+    mean = mean.astype(first.probabilities.dtype)
+    return dataclasses.replace(first, predicted=predicted, probabilities=mean)
+
+
+def mean_probabilities(members: Sequence[np.ndarray | None]) -> np.ndarray:
+    """The mean of the probabilities of several runs, float64 [n, classes].
+
+    Args:
+        members: Those of each, float [n, classes].
+    """
+    found = [each for each in members if each is not None]
+    return np.asarray(np.mean(found, axis=0, dtype=np.float64))

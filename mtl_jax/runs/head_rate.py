@@ -44,6 +44,8 @@ def chosen_head_rate(run: PhaseRun) -> float:
     key = rate_key(run)
     if key not in known:
         started = time.perf_counter()
+        tried = ", ".join(f"{rate:g}" for rate in RATES)
+        say(f"trying the head learning rates {tried} (--head-learning-rate sets one)")
         weights = tuple((task, (weight,)) for task, weight in plan.phase.weights.items())
         grid = Grid(_SEEDS, RATES, (), weights)
         heads, _, _ = train_heads(run, grid)
@@ -51,7 +53,7 @@ def chosen_head_rate(run: PhaseRun) -> float:
         name = {"macro_f1": "macro-F1", "r2": "R2"}[names.pop()] if len(names) == 1 else "score"
         rate, words = _choice(*_compared(run, heads), name)
         took = duration(time.perf_counter() - started)
-        say(f"head learning rate {rate:g}: {words} ({took}; --head-learning-rate sets it)")
+        say(f"head learning rate {rate:g}: {words} ({took})")
         known[key] = rate
     return known[key]
 

@@ -32,7 +32,8 @@ from mtl_jax.freezing.scenarios import FROZEN, LORA, scenario_rules
 from mtl_jax.runs.progress import chained_steps
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.kinds.registry import KINDS
-from mtl_jax.training.optimizer import OptimizerConfig, layer_rates, refuse_no_schedule
+from mtl_jax.training.optimizer import OptimizerConfig
+from mtl_jax.training.schedules import layer_rates, refuse_no_schedule
 
 # Of a phase of fewer steps a sweep would take longer to compile than it is worth.
 _SWEPT_STEPS = 100

@@ -23,7 +23,12 @@ from mtl_jax.models.multitask import Loss
 from mtl_jax.models.precision import default_dtype
 from mtl_jax.runs.cached_splits import CachedSplits
 from mtl_jax.runs.phase_plan import PhasePlan, on_the_way, plan_phases
-from mtl_jax.training.compiled_step import CompiledTrainStep, TrainSpec, compiled_step
+from mtl_jax.training.compiled_step import (
+    CompiledTrainStep,
+    TrainSpec,
+    compiled_step,
+    drops_out,
+)
 from mtl_jax.training.evaluator import ModelSpec, evaluator, of_tasks
 from mtl_jax.training.extensions import built_in_parts, class_weights_of, load_extensions
 from mtl_jax.training.frozen_activations import SHALLOWEST, FrozenActivations
@@ -278,11 +283,8 @@ class PhaseRun:
 
     @property
     def _drops_out(self) -> bool:
-        """Whether two passes of a text differ in anything that reaches a trained parameter."""
         plan = self.plans[self.index]
-        lora = plan.partition.lora
-        above = not plan.partition.backbone_frozen and self.inputs.bert.drops_out
-        return bool(plan.head_dropout or above or (lora and lora.dropout))
+        return drops_out(plan.partition, self.inputs.bert, plan.head_dropout)
 
     @property
     def useless_r_drop(self) -> str | None:

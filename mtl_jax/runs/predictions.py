@@ -14,7 +14,7 @@ from mtl_jax.config.tasks import Kind, Task
 from mtl_jax.core.atomic_write import whole
 from mtl_jax.core.errors import UserError, cannot_read, first_line
 from mtl_jax.core.json_files import check_json
-from mtl_jax.data.corpus import Examples
+from mtl_jax.data.examples import Examples
 from mtl_jax.data.kinds import KINDS as LABEL_KINDS
 from mtl_jax.training.kinds.base import Metrics
 from mtl_jax.training.kinds.registry import KINDS

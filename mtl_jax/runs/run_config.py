@@ -17,7 +17,8 @@ from mtl_jax.core.imported import refuse_untrusted
 from mtl_jax.core.json_files import OBJECT, check_json
 from mtl_jax.core.versions import version
 from mtl_jax.models.encoder_config import EncoderConfig
-from mtl_jax.runs.workdir import Workdir, json_digest, lasting
+from mtl_jax.runs.record_changes import json_digest, lasting
+from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.evaluator import ModelSpec, of_tasks
 from mtl_jax.training.extensions import built_in_parts, load_extensions
 

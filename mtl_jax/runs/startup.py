@@ -18,7 +18,7 @@ def import_transformers_alone() -> None:
     For processes of our own only: afterwards it takes them for absent.
     """
     # Here, so that --help does not wait for NumPy.
-    from mtl_jax.models import tokenizer
+    from mtl_jax.models.quiet_transformers import tokenizer_class
 
     with runtime.without("torch", "tensorflow"):
-        tokenizer.tokenizer_class()
+        tokenizer_class()

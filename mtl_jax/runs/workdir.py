@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import secrets
 import shutil
@@ -15,8 +14,6 @@ from typing import IO, Any
 
 from mtl_jax.config.data import refuse_blank
 from mtl_jax.config.earlier import as_recorded, renamed
-from mtl_jax.config.files import defaults_of
-from mtl_jax.config.train import LIMITS, TrainConfig
 from mtl_jax.core import distributed
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_read, cannot_write
@@ -32,8 +29,10 @@ from mtl_jax.core.json_files import (
 )
 from mtl_jax.core.paths import expanded
 from mtl_jax.core.versions import version
+from mtl_jax.data.names import listed
 from mtl_jax.models.tokenizer_files import copy_tokenizer, tokenizer_digest
 from mtl_jax.runs.monitoring.metric_writers import MetricWriter
+from mtl_jax.runs.record_changes import DIGEST, ID, VERSION, changes, json_digest, lasting
 
 # What a folder may hold before it is a run's.
 _LOCKS = (".lock", ".config.json.lock")
@@ -41,9 +40,6 @@ TUNING = "tuning"
 """Where a run's settings were chosen, before it began."""
 # See ``atomic_write``: none is being written while this process holds the lock.
 _DRAFTS = ".config.json.[0-9]*"
-# What ``claim`` adds to a record: the version of this package, a name that no other folder has,
-# and the digest of all the rest.
-_VERSION, _ID, _DIGEST = "mtl_jax", "id", "sha256"
 # What is in the place of checkpoints that ``remove_checkpoints`` has removed.
 _REMOVED = ".checkpoints-removed"
 # The pre-trained encoder beside the checkpoints; and in a study's folder, from where its runs
@@ -108,46 +104,13 @@ _LINES = {
 """The schema of a line of ``metrics.jsonl``: of what is read again."""
 
 
-def lasting(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a record may not change, wherever it has the limits: some studies' settings do."""
-    may_change = ("environment", _VERSION, _ID, _DIGEST)
-    kept = {name: value for name, value in record.items() if name not in may_change}
-    if isinstance(settings := kept.get("settings"), dict):
-        kept["settings"] = {name: v for name, v in settings.items() if name not in LIMITS}
-    return kept
-
-
-def json_digest(value: Any) -> str:
-    """SHA-256 of JSON, whatever the order of its names."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def _empty(folder: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _without_digest(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name != _DIGEST}
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        # What was not there yet, and is left at nothing, changes nothing.
-        added = [name for name in new if name not in old and not _is_nothing(name, new[name])]
-        names = [*old, *added]
-        return [
-            line
-            for name in names
-            for line in _differences(
-                old.get(name), new.get(name), f"{path}.{name}" if path else name
-            )
-        ]
-    return [] if old == new else [f"{path} was {old!r}, now {new!r}"]
-
-
-def _is_nothing(setting: str, value: Any) -> bool:
-    return value in (None, [], {}) or value == defaults_of(TrainConfig).get(setting, ...)
+    return {name: value for name, value in record.items() if name != DIGEST}
 
 
 # Orbax looks for its files by patterns, to which a path adds these; TensorStore takes a backslash
@@ -214,17 +177,17 @@ class Workdir:
                 f"{self.path} is not the folder of a run (no config.json): train one there first"
             )
         record = read_json(file, OBJECT, remedy)
-        if _DIGEST not in record and "settings" not in record:
+        if DIGEST not in record and "settings" not in record:
             raise UserError(
                 f"{self.path} is not the folder of a run (its config.json belongs to "
                 "something else): name another folder"
             )
-        if _DIGEST not in record:
+        if DIGEST not in record:
             raise UserError(
-                f"{file} has no {_DIGEST}, as those of earlier versions of mtl_jax: use the "
+                f"{file} has no {DIGEST}, as those of earlier versions of mtl_jax: use the "
                 "version that made it, or train again in another --workdir"
             )
-        if record[_DIGEST] != json_digest(_without_digest(record)):
+        if record[DIGEST] != json_digest(_without_digest(record)):
             raise UserError(f"{file} has been changed since the run was begun: {remedy}")
         return record
 
@@ -315,18 +278,18 @@ class Workdir:
             raise self._lost_config()
         if not names <= {*_LOCKS, TUNING}:
             raise UserError(f"{self.path} is not empty and holds no run: name a new folder")
-        record = {_VERSION: version("mtl-jax"), _ID: secrets.token_hex(16), **record}
-        write_first(self.path / "config.json", {**record, _DIGEST: json_digest(record)})
+        record = {VERSION: version("mtl-jax"), ID: secrets.token_hex(16), **record}
+        write_first(self.path / "config.json", {**record, DIGEST: json_digest(record)})
 
     def refuse_another(self, record: dict[str, Any]) -> None:
         """Raises ``UserError`` where the folder was made with another record than this."""
-        if changed := self.differences(record):
+        if changed := self._changes(record):
             raise UserError(
-                f"{self.path} was made with another configuration ({'; '.join(changed)}): "
-                "use another --workdir, or the settings it was made with"
+                f"{self.path} was made with another configuration ({listed(changed, sep='; ')}): "
+                "use another --workdir, or the settings and files it was made with"
             )
 
-    def differences(self, record: dict[str, Any]) -> list[str]:
+    def _changes(self, record: dict[str, Any]) -> list[str]:
         """How a record differs from that of ``claim`` in what may not change, in words."""
         record = json.loads(json.dumps(record))
         old = lasting(self.config())
@@ -335,7 +298,7 @@ class Workdir:
         if "phases" in old:
             # Whether it may be gone on with ``recovery.done_before`` tells.
             record["phases"] = as_recorded(record.get("phases"), old["phases"])
-        return _differences(old, lasting(record))
+        return changes(old, lasting(record))
 
     def keep_tokenizer(self, checkpoint: Path, digest: str) -> bool:
         """Keeps a copy of a tokenizer here, so that the folder is all that predicting needs.

@@ -15,7 +15,7 @@ from mtl_jax.core.json_files import OBJECT, read_json, read_lines, rewrite_lines
 from mtl_jax.data.kinds import has_label
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.predictions import write_predictions
-from mtl_jax.studies.results_store import BASELINES, OF_BASELINES
+from mtl_jax.studies.results_store import BASELINES, OF_BASELINES, Texts, texts_of_line
 from mtl_jax.studies.settings import Arm, arm_folder
 from mtl_jax.studies.turns import turn
 from mtl_jax.training.inputs import Inputs
@@ -25,12 +25,10 @@ from mtl_jax.training.metrics import mean_score, split_metrics
 if TYPE_CHECKING:
     from mtl_jax.config.tasks import Task
 
-LINES, FOLDER = BASELINES, OF_BASELINES
 TF_IDF, PROBE = "tf_idf", "logistic_probe"
 # Of a probe, the inverse strengths of its penalty, of which validation chooses one.
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 _MOST_WORDS = 30_000
-_FLOOR = 1e-12
 _LINE, _REMEDY = "line.json", "remove its folder: it is made again with the next arm"
 
 
@@ -51,23 +49,18 @@ def leave_baselines(folder: Path, arm: Arm, inputs: Inputs, *, alone: bool = Fal
     """
     if distributed.count() > 1:
         return
-    key = {
-        "train_subset": arm.config.data.train_subset,
-        **({"setting": dict(arm.setting)} if arm.setting else {}),
-    }
-    seed = arm.config.seed if key["train_subset"] is not None else 0
+    subset = arm.config.data.train_subset
+    key = {"train_subset": subset, **({"setting": dict(arm.setting)} if arm.setting else {})}
+    seed = 0 if subset is None else arm.config.seed
     places = {
-        name: folder / FOLDER / Path(arm_folder(str(folder), name, seed, arm.setting)).name
+        name: folder / OF_BASELINES / Path(arm_folder(str(folder), name, seed, arm.setting)).name
         for name in (TF_IDF, PROBE)
     }
     # A probe needs vectors that are kept.
     last = places[PROBE if arm.config.prefix_cache else TF_IDF] / _LINE
 
-    def is_done() -> bool:
-        # Earlier versions have left lines alone.
-        return last.exists() or any(key.items() <= each.items() for each in _lines(folder))
-
-    with turn(folder / FOLDER / ".claims", last.parent.name, is_done, alone=alone) as mine:
+    claims = folder / OF_BASELINES / ".claims"
+    with turn(claims, last.parent.name, last.exists, alone=alone) as mine:
         if not mine:
             return
         config = dataclasses.replace(
@@ -92,23 +85,20 @@ def gather_baselines(folder: Path) -> list[dict[str, Any]]:
     Args:
         folder: Of the study.
     """
-    lines = _lines(folder)
-    known = [_key(line) for line in lines]
-    left = [read_json(file, OBJECT, _REMEDY) for file in sorted(folder.glob(f"{FOLDER}/*/{_LINE}"))]
+    lines = read_lines(folder / BASELINES)
+    known = {_key(line) for line in lines}
+    files = sorted(folder.glob(f"{OF_BASELINES}/*/{_LINE}"))
+    left = [read_json(file, OBJECT, _REMEDY) for file in files]
     if new := [line for line in left if _key(line) not in known]:
         lines += sorted(
             new, key=lambda line: (line["train_subset"] or 0, line["baseline"] == PROBE)
         )
-        rewrite_lines(folder / LINES, lines)
+        rewrite_lines(folder / BASELINES, lines)
     return lines
 
 
-def _lines(folder: Path) -> list[dict[str, Any]]:
-    return read_lines(folder / LINES)
-
-
-def _key(line: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: line.get(name) for name in ("baseline", "train_subset", "setting")}
+def _key(line: Mapping[str, Any]) -> tuple[str, Texts]:
+    return line["baseline"], texts_of_line(line)
 
 
 def _words(inputs: Inputs) -> dict[str, Any]:
@@ -180,15 +170,14 @@ def _asked(task: Task, model: Any, known: Any, labels: np.ndarray, asked: Any) -
                 single = labels.shape[1] == 1
                 model.fit(known, labels[:, 0] if single else labels)
                 shares = model.predict_proba(asked)[:, -labels.shape[1] :]
-            shares = np.clip(shares, _FLOOR, 1 - _FLOOR)
-            return np.log(shares / (1 - shares)).astype(np.float32)
+            return KINDS[task.kind].logits(shares)
         shares = np.zeros((count, len(task.classes)))
         if model is None:
             shares += np.bincount(labels, minlength=len(task.classes)) / max(len(labels), 1)
         else:
             model.fit(known, labels)
             shares[:, model.classes_] = model.predict_proba(asked)
-    return np.log(np.maximum(shares, _FLOOR)).astype(np.float32)
+    return KINDS[task.kind].logits(shares)
 
 
 def _metrics(inputs: Inputs, split: str, logits: Mapping[str, np.ndarray]) -> dict[str, Any]:

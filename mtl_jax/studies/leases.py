@@ -235,9 +235,15 @@ class Claims:
         Raises:
             UserError: That can't be written.
         """
-        leave_mark(self.folder, arm, self.held[arm], how, content or {})
+        # Whoever sees the mark may claim the arm: it must not look lost to the thread by then.
         with self._lock:
-            del self.held[arm]
+            number = self.held.pop(arm)
+        try:
+            leave_mark(self.folder, arm, number, how, content or {})
+        except UserError:
+            with self._lock:
+                self.held[arm] = number
+            raise
 
     def lives(self, arm: str, number: int) -> bool | None:
         """Whether the worker that has claimed an arm is alive; None where that is not known yet.
@@ -291,13 +297,22 @@ class Claims:
                 self._beat()
             except OSError as error:
                 reason = f"{reason} ({error.strerror})"
+            taken = self._taken()
             with self._lock:
-                held = list(self.held.items())
-            taken = [arm for arm, n in held if (self.folder / f"{arm}.{n + 1}").exists()]
+                held = list(self.held)
             silent = time.monotonic() - self._last > self.lease
             if held and (taken or silent):
-                arm = (taken or [held[0][0]])[0]
+                arm = (taken or held)[0]
                 self._lost(f"this worker has lost {arm}: " + (reason if silent else _TAKEN))
+
+    def _taken(self) -> list[str]:
+        """The arms of this process that another one has claimed since."""
+        with self._lock:
+            before = list(self.held.items())
+        found = [(arm, n) for arm, n in before if (self.folder / f"{arm}.{n + 1}").exists()]
+        # What has ended here meanwhile is another's by right.
+        with self._lock:
+            return [arm for arm, number in found if self.held.get(arm) == number]
 
 
 _TAKEN = "it was silent for its lease, and another one goes on with it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import shutil
@@ -37,6 +38,8 @@ from mtl_jax.studies.work_queue import ARMS, FOLDER, Unit, undo, why_lacking
 _SAID = ("event", "scenario", "recipe", "seed")
 WEIGHTS = "weights_sha256"
 BASELINES, OF_BASELINES = "baselines.jsonl", "baselines"
+Texts = tuple[int | None, tuple[tuple[str, Any], ...]]
+"""The number of a draw of training texts, and the setting of an arm."""
 # What a worker leaves in the folder of an arm, beside what the run leaves there.
 _LEFT = "result.json"
 _OF_WORKER = {
@@ -62,7 +65,6 @@ class ResultsStore:
         weights: Per backbone the digest of the weights that there are results of.
         inputs: A run for each of the inputs that the arms have, by the number of these.
         devices: On what the arms that workers have left were trained, each kind once.
-        baselines: The texts whose baselines this process knows to be there.
     """
 
     def __init__(self, plan: Plan, folder: Path, *, alone: bool = True):
@@ -71,7 +73,6 @@ class ResultsStore:
         self.failures: list[dict[str, Any]] = []
         self.weights: dict[str, str] = {}
         self.devices: dict[str, None] = {}
-        self.baselines: set[tuple[int | None, str]] = set()
         # An arm may do without some of the tasks.
         self.tasks = max((arm.config.data.tasks for arm in self.arms), key=len, default=())
         self._results = folder / "results.jsonl"
@@ -90,6 +91,15 @@ class ResultsStore:
             if digest := done.get(arm.key):
                 self.weights[arm.config.backbone] = digest
         self._done = set(done)
+
+    @functools.cached_property
+    def baselines(self) -> set[Texts]:
+        """The texts with baselines in ``baselines.jsonl``, and those that this process has tried.
+
+        Raises:
+            UserError: A line of that file is damaged.
+        """
+        return {texts_of_line(line) for line in read_lines(self.folder / BASELINES)}
 
     def _lines(self) -> list[dict[str, Any]]:
         return read_lines(self._results, RESULT)
@@ -280,6 +290,16 @@ def _leave_files(plan: Plan, folder: Path) -> None:
                 f"{file} is not what the study began with: use another --workdir, or a file of "
                 "another name for another arm"
             )
+
+
+def texts_of(arm: Arm) -> Texts:
+    """The texts that an arm is trained on, in a study: arms with the same ones share baselines."""
+    return arm.config.data.train_subset, tuple(arm.setting.items())
+
+
+def texts_of_line(line: Mapping[str, Any]) -> Texts:
+    """Those that a line of ``baselines.jsonl`` is of."""
+    return line.get("train_subset"), tuple((line.get("setting") or {}).items())
 
 
 def _reads(config: TrainConfig) -> tuple[Any, ...]:

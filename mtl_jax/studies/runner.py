@@ -34,7 +34,7 @@ from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.judge import note_circumstances
 from mtl_jax.studies.leases import Claims
 from mtl_jax.studies.planning import power_note
-from mtl_jax.studies.results_store import WEIGHTS, ResultsStore, listed, opened
+from mtl_jax.studies.results_store import WEIGHTS, ResultsStore, listed, opened, texts_of
 from mtl_jax.studies.settings import Arm, Plan, StudySettings
 from mtl_jax.studies.tuning.record import gather_trials
 from mtl_jax.studies.work_queue import FOLDER, WorkQueue
@@ -342,8 +342,7 @@ def _train_group(
     digest = inputs.weights_digest
     if failure := distributed.broadcast(ledger.other_weights(arms[0], digest)):
         return [failure for _ in arms]
-    if failed := _baselines(arms[0], ledger, inputs):
-        say(f"note: {failed}")
+    _leave_baselines(arms[0], ledger, inputs)
     if plan.tune is not None:
         from mtl_jax.studies.tuning.tuned import tuned
 
@@ -360,19 +359,19 @@ def _train_group(
     ]
 
 
-def _baselines(arm: Arm, ledger: ResultsStore, inputs: Inputs) -> str | None:
-    """Leaves what an arm is held against; why it could not be, for no arm depends on it."""
+def _leave_baselines(arm: Arm, ledger: ResultsStore, inputs: Inputs) -> None:
+    """Leaves what an arm is held against, or says why it could not be: no arm depends on it."""
     from mtl_jax.studies.baselines import leave_baselines
 
-    texts = arm.config.data.train_subset, str(dict(arm.setting))
-    if arm.config.data.tasks != ledger.tasks or texts in ledger.baselines:
-        return None
     try:
+        texts = texts_of(arm)
+        if arm.config.data.tasks != ledger.tasks or texts in ledger.baselines:
+            return
+        # What fails would fail for every arm with these texts.
+        ledger.baselines.add(texts)
         leave_baselines(ledger.folder, arm, inputs, alone=ledger.alone)
     except Exception as error:  # noqa: BLE001  (the arms must not be lost with them)
-        return f"there are no baselines: {one_line(error)}"
-    ledger.baselines.add(texts)
-    return None
+        say(f"note: there are no baselines: {one_line(error)}")
 
 
 def train_group(configs: Sequence[TrainConfig], inputs: Inputs) -> Sequence[dict[str, Any] | str]:

@@ -27,7 +27,7 @@ def turn(
         folder: For the claims; made where there is none.
         name: What the work is called there.
         is_done: Whether there is nothing left to do.
-        alone: As of ``Claims``.
+        alone: Whether no other worker can be at it, so that there is nothing to claim.
 
     Yields:
         Whether it is to be done here.
@@ -35,10 +35,11 @@ def turn(
     Raises:
         UserError: The folder can't be written.
     """
-    if is_done():
-        yield False
+    done = is_done()
+    if done or alone:
+        yield not done
         return
-    with contextlib.closing(Claims(folder, alone=alone)) as claims:
+    with contextlib.closing(Claims(folder)) as claims:
         mine = _claimed(claims, name, is_done)
         # Another one may have ended it just before.
         yield mine and not is_done()

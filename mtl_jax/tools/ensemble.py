@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.special
 
 from mtl_jax.config.data import LongTexts
 from mtl_jax.config.tasks import Task
 from mtl_jax.core.errors import UserError
-from mtl_jax.data.corpus import Examples
+from mtl_jax.data.examples import Examples
+from mtl_jax.runs.ensembles import mean_probabilities
 from mtl_jax.tools.predict import CHUNK, Predictor
 from mtl_jax.training.inputs import standardised
 from mtl_jax.training.kinds.base import Metrics
 from mtl_jax.training.kinds.registry import KINDS, kind_of
-
-_SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 class Ensemble:
@@ -150,12 +148,7 @@ def _mean_logits(task: Task, of_members: Sequence[tuple[Task, np.ndarray]]) -> n
         values = [kind.predicted(own, each.mean, each.deviation) for each, own in of_members]
         mean = (np.mean(values, axis=0) - task.mean) / task.deviation
         return mean[:, None].astype(np.float32)
-    found = [kind.probabilities(own) for _, own in of_members]
-    mean = np.mean([each for each in found if each is not None], axis=0, dtype=np.float64)
-    if task.kind == "multi_label":
-        mean = np.clip(mean, _SMALLEST, 1 - np.finfo(np.float64).epsneg)
-        return scipy.special.logit(mean).astype(np.float32)
-    return np.log(np.maximum(mean, _SMALLEST)).astype(np.float32)
+    return kind.logits(mean_probabilities([kind.probabilities(own) for _, own in of_members]))
 
 
 def _loss(labels: np.ndarray, logits: np.ndarray) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mtl_jax.core.atomic_write import whole
 from mtl_jax.core.errors import UserError, cannot_write
-from mtl_jax.data.corpus import Examples
+from mtl_jax.data.examples import Examples
 from mtl_jax.runs import calibration, diagnosis
 from mtl_jax.runs.predictions import (
     Predictions,

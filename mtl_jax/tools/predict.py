@@ -17,7 +17,8 @@ from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, shortened
 from mtl_jax.core.prefetch import ahead
 from mtl_jax.data.batches import HostBatch, TextSet
-from mtl_jax.data.corpus import Examples, load_corpus
+from mtl_jax.data.corpus import load_corpus
+from mtl_jax.data.examples import Examples
 from mtl_jax.data.kinds import KINDS as LABELS
 from mtl_jax.data.packing.plan import Layout
 from mtl_jax.data.pairs import Pair
@@ -30,9 +31,10 @@ from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.run_config import identity, model_spec, read_record, recorded_tasks
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.evaluator import ModelSpec, evaluator
-from mtl_jax.training.inputs import Split, TextReader, standardised
+from mtl_jax.training.inputs import Split, standardised
 from mtl_jax.training.kinds.base import Metrics
 from mtl_jax.training.kinds.registry import KINDS
+from mtl_jax.training.text_reader import TextReader
 
 # Texts in memory at a time, while as many wait; enough for the packing to leave little padding.
 CHUNK = 1024

@@ -14,6 +14,7 @@ from mtl_jax.config.model import Placement
 from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.packing.plan import Layout
 from mtl_jax.freezing.partition import Params, Partition
+from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.fused_attention import of_seeds
 from mtl_jax.training.evaluator import ModelSpec
 from mtl_jax.training.micro_batches import MicroBatches
@@ -241,3 +242,15 @@ def micro_batches(number: int, parallel: Placement, *, alone: bool = False) -> M
     """
     shards = 1 if number == 1 or alone else compiler_shards(parallel)
     return MicroBatches(number, shards)
+
+
+def drops_out(partition: Partition, encoder: EncoderConfig, head_dropout: float) -> bool:
+    """Whether dropout reaches anything that trains, so that two passes of a text differ.
+
+    Args:
+        partition: What trains; below it nothing is dropped.
+        encoder: The backbone's configuration.
+        head_dropout: As of ``TrainSpec``.
+    """
+    in_layers = not partition.backbone_frozen and encoder.drops_out
+    return bool(head_dropout or in_layers or (partition.lora and partition.lora.dropout))

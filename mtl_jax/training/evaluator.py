@@ -15,7 +15,7 @@ import numpy as np
 from mtl_jax.config.model import Placement, Pooling
 from mtl_jax.config.tasks import Task
 from mtl_jax.data.batches import HostBatch, TextSet, evaluation_batches
-from mtl_jax.data.corpus import Examples
+from mtl_jax.data.examples import Examples
 from mtl_jax.data.kinds import has_label
 from mtl_jax.data.packing.plan import Layout, evaluation_layout, likely_layout
 from mtl_jax.models.encoder_config import EncoderConfig

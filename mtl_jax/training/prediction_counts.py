@@ -150,8 +150,16 @@ def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> flo
 def _in_bins(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The bin of each prediction, and how far its confidence is from what it came to."""
     confidence = confidence.astype(np.float64)
-    places = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    return places, right - confidence
+    return bins_of(confidence), right - confidence
+
+
+def bins_of(confidence: np.ndarray) -> np.ndarray:
+    """The bin of each prediction, int64 [...]: the first has 0, too.
+
+    Args:
+        confidence: In [0, 1], float64 [...].
+    """
+    return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 
 def calibration_error_without_each(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.core.versions import version
-from mtl_jax.data.corpus import Examples
+from mtl_jax.data.examples import Examples
 from mtl_jax.data.kinds import has_label
 from mtl_jax.data.texts import content_digest, take
 from mtl_jax.training.kinds.base import Metrics

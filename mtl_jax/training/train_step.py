@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from mtl_jax.data.batches import TextSet
 from mtl_jax.data.packing.plan import PackingPlan
 from mtl_jax.freezing.partition import Params, Partition, Stages
 from mtl_jax.models.multitask import Loss
-from mtl_jax.training.compiled_step import CompiledTrainStep, micro_batches
+from mtl_jax.training.compiled_step import CompiledTrainStep, drops_out, micro_batches
 from mtl_jax.training.data import Data, TrainBatch
 from mtl_jax.training.evaluator import ModelSpec, evaluator
 from mtl_jax.training.frozen_activations import SHALLOWEST, FrozenActivations
@@ -118,6 +119,7 @@ class TrainStep:
         cache: bool = True,
         head_dropout: float | None = None,
         accumulate: int = 1,
+        r_drop: float | None = None,
     ):
         """Prepares the step; it is compiled when it is first called.
 
@@ -138,10 +140,12 @@ class TrainStep:
                 heads are trained.
             accumulate: Number of micro-batches per batch, for less memory; as in
                 ``Data.train_batches``.
+            r_drop: Weight of R-Drop, as of ``TrainConfig``; without effect where no dropout
+                reaches what is trained.
 
         Raises:
-            UserError: Nothing is trained, an unknown task is named, or ``accumulate`` is not a
-                number of micro-batches.
+            UserError: Nothing is trained, an unknown task is named, ``accumulate`` is not a
+                number of micro-batches, or ``r_drop`` is not above 0 or has no task with classes.
         """
         names = [task.name for task in model.tasks]
         losses = dict.fromkeys(names, loss) if callable(loss) else dict(loss or {})
@@ -150,6 +154,10 @@ class TrainStep:
                 raise UserError(f"{what} names the task {strange[0]!r}: use {' or '.join(names)}")
         if accumulate < 1:
             raise UserError(f"accumulate {accumulate} must be at least 1")
+        if r_drop is not None and not 0 < r_drop < math.inf:
+            raise UserError(f"r_drop {r_drop} must be above 0: leave it out for none")
+        if r_drop and all(task.kind == "regression" for task in model.tasks):
+            raise UserError("r_drop is for tasks with classes, and all are regressions")
         if not partition.groups:
             raise UserError("the partition trains no parameter: there is no step to take")
         self.model, self.partition = model, partition
@@ -167,6 +175,8 @@ class TrainStep:
                 heads_alone=partition.trains_heads_alone
             )
         self._head_dropout = head_dropout
+        two_passes = drops_out(partition, model.encoder.config, head_dropout)
+        self._r_drop = (r_drop or 0.0) if two_passes else 0.0
         self._cache = cache and self.frozen_depth >= SHALLOWEST
         self._pooled = self._cache and partition.backbone_frozen
         self._pretrained = Stages(model.encoder.params)
@@ -252,6 +262,7 @@ class TrainStep:
             depth,
             make_weighting(method, steps_per_epoch) if isinstance(method, str) else method,
             self._micro_batches,
+            r_drop=self._r_drop,
         )
 
     def _compiled_step(self, batch: TrainBatch) -> CompiledTrainStep:

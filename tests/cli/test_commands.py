@@ -114,7 +114,10 @@ def test_train_evaluate_predict_extract(flags, tmp_path):
         assert process.wait() == 130
 
     other = call("mtl_jax", "train", folder, "--scenario=top_2", *flags)
-    assert_mistake(other, "another configuration", "scenario was 'top_1', now 'top_2'")
+    assert_mistake(
+        other,
+        "another configuration (scenario was 'top_1', now 'top_2'): use another --workdir, or",
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mtl_jax.cli.commands import Command
+from mtl_jax.cli.flags import Command
 from mtl_jax.config.monitoring import MonitoringConfig
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.command_line import parse

@@ -16,6 +16,7 @@ def test_a_task_is_read_from_the_column_of_its_name():
     ("name", "words"),
     [
         *((name, "is taken by the model") for name in ("backbone", "params", "text", "target_a")),
+        *((name, "is taken by the model") for name in ("segment_ids", "token_type_ids")),
         ("all", "would make all_frozen ambiguous"),
         ("none", "would make none_frozen ambiguous"),
         *((name, "can't be the name of a task") for name in ("a/b", "*", "1a", "", "a b")),

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from mtl_jax.cli.commands import Command, run
+from mtl_jax.cli.commands import run
+from mtl_jax.cli.flags import Command
 from mtl_jax.core.command_line import guarded, one_line, parse
 from mtl_jax.core.errors import Preempted, UserError, first_line
 from mtl_jax.studies.settings import StudySettings

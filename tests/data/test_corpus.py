@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from mtl_jax.config.train import DataConfig
 from mtl_jax.core.errors import UserError
-from mtl_jax.data.corpus import Examples, Keeping, load_corpus
+from mtl_jax.data.corpus import load_corpus
+from mtl_jax.data.data_set import Keeping
+from mtl_jax.data.examples import Examples
 from mtl_jax.data.kinds import MISSING, has_label
 
 

@@ -11,7 +11,8 @@ from pyarrow import parquet
 
 from mtl_jax.config.data import DataConfig
 from mtl_jax.core.errors import UserError
-from mtl_jax.data.corpus import Keeping, load_corpus
+from mtl_jax.data.corpus import load_corpus
+from mtl_jax.data.data_set import Keeping
 from mtl_jax.data.pairs import Pair
 from mtl_jax.data.texts import StoredTexts
 

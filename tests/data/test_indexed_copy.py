@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mtl_jax.config.train import DataConfig
-from mtl_jax.data.corpus import Keeping, load_corpus
+from mtl_jax.data.corpus import load_corpus
+from mtl_jax.data.data_set import Keeping
 from mtl_jax.data.texts import SomeTexts, StoredTexts
 
 

@@ -16,7 +16,7 @@ from experiments.benchmarks.judges import OURS, THEIRS, Goal, forward_flops, tit
 from experiments.benchmarks.table import Circumstances, build, outcome_table, sample_table
 from experiments.benchmarks.whole_runs import _command
 from experiments.benchmarks.workers import MEASUREMENTS
-from mtl_jax.cli.commands import Command
+from mtl_jax.cli.flags import Command
 from mtl_jax.config.train import DataConfig
 from mtl_jax.core.command_line import parse
 from mtl_jax.core.errors import UserError

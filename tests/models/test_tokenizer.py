@@ -17,8 +17,9 @@ from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.tokens import tokenize
 from mtl_jax.models.encoder_config import EncoderConfig
-from mtl_jax.models.tokenizer import check_ids, load_tokenizer, tokenizer_notes
-from mtl_jax.training.inputs import TextReader
+from mtl_jax.models.tokenizer import load_tokenizer
+from mtl_jax.models.tokenizer_checks import check_ids, tokenizer_notes
+from mtl_jax.training.text_reader import TextReader
 from tests.conftest import WORDS
 
 # All that the changes below can change is in one of these.

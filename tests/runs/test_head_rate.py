@@ -80,7 +80,11 @@ def test_rates_differ_from_what_the_texts_are_and_are_chosen_once(open_settings,
     run = PhaseRun(TrainConfig(**open_settings, workdir=""), inputs)
     assert run.plans[0].rate_is_open
     rate = chosen_head_rate(run)
-    assert f"head learning rate {rate:g}: " in capsys.readouterr().err
+    awaited, found = capsys.readouterr().err.splitlines()
+    assert awaited == (
+        "trying the head learning rates 0.001, 0.003, 0.01, 0.03 (--head-learning-rate sets one)"
+    )
+    assert found.startswith(f"head learning rate {rate:g}: ")
     other = PhaseRun(TrainConfig(**open_settings, workdir="", seed=5), inputs)
     assert chosen_head_rate(other) == rate
     assert capsys.readouterr().err == ""

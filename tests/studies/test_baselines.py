@@ -1,6 +1,7 @@
 """What arms are held against is measured on the same texts, and kept."""
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,8 +13,10 @@ from mtl_jax.config.data import DataConfig
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.json_files import append_line, read_lines
 from mtl_jax.studies.baselines import gather_baselines, leave_baselines
-from mtl_jax.studies.settings import Arm
-from mtl_jax.training.inputs import open_inputs
+from mtl_jax.studies.results_store import ResultsStore
+from mtl_jax.studies.runner import _leave_baselines
+from mtl_jax.studies.settings import Arm, Plan
+from mtl_jax.training.inputs import Inputs, open_inputs
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +68,25 @@ def test_baselines_of_a_subset(arm, tmp_path):
     assert kept["classifier_predicted"].to_pylist() in predicted
 
 
-def test_what_an_earlier_version_left_is_not_made_again(arm, tmp_path):
+def test_texts_that_have_lines_or_were_tried_are_not_tried_again(arm, tmp_path, capsys):
     line = {"baseline": "tf_idf", "train_subset": 3, "setting": {"sentences": 60}}
     append_line(tmp_path / "baselines.jsonl", line)
-    leave_baselines(tmp_path, arm, open_inputs(arm.config))
+    plan = Plan(
+        workdir=str(tmp_path), record={}, groups=[[arm]], report=lambda at, *_: at, settings={}
+    )
+    store, no_inputs = ResultsStore(plan, tmp_path), cast("Inputs", None)
+    _leave_baselines(arm, store, no_inputs)
     assert gather_baselines(tmp_path) == [line]
+    assert capsys.readouterr().err == ""
+    # What has failed once is not tried with every arm, and earlier lines are not read again.
+    (tmp_path / "baselines.jsonl").write_text("no JSON\n")
+    other = dataclasses.replace(arm, setting={"sentences": 50})
+    for seed in range(3):
+        config = dataclasses.replace(other.config, seed=seed)
+        _leave_baselines(dataclasses.replace(other, config=config), store, no_inputs)
+    assert capsys.readouterr().err.count("note: there are no baselines: ") == 1
+    # A process by itself claims nothing.
+    assert not (tmp_path / "baselines").exists()
 
 
 def test_tasks_of_all_kinds(small, tmp_path):

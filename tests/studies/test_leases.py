@@ -63,6 +63,30 @@ def test_of_two_workers_one_has_an_arm_and_its_end_is_told(workers, tmp_path):
     assert standings(tmp_path / "nothing here") == {}
 
 
+def test_an_arm_that_has_ended_is_not_lost_to_who_claims_it_next(workers, monkeypatch):
+    make, lost = workers
+    one, two = make(), make()
+    assert one.claim("a", 1)
+    assert one.claim("b", 1)
+    leave, seen = leases.leave_mark, []
+
+    def leave_and_claim(*mark):
+        leave(*mark)
+        # At this moment the heart of the first worker beats.
+        assert two.claim("a", 2)
+        seen.append(one._taken())
+
+    monkeypatch.setattr(leases, "leave_mark", leave_and_claim)
+    one.end("a", "failed")
+    monkeypatch.undo()
+    assert seen == [[]]
+    assert (one.held, two.held) == ({"b": 1}, {"a": 2})
+    two.end("a", "done")
+    assert two.claim("b", 2)
+    assert one._taken() == ["b"]
+    assert lost == []
+
+
 def test_a_claim_whose_reply_is_lost_counts(workers, monkeypatch):
     make, _ = workers
     one, two = make(), make()

@@ -26,6 +26,9 @@ def test_it_is_done_once_and_again_where_it_is_gone_or_has_failed(tmp_path):
             result.touch()
     assert ends(tmp_path / "claims") == ["done"]
     result.unlink()
+    with turn(tmp_path / "none", "sum", result.exists, alone=True) as mine:
+        assert mine
+    assert not (tmp_path / "none").exists()
     with pytest.raises(ZeroDivisionError):
         fail(tmp_path / "claims", result)
     with turn(tmp_path / "claims", "sum", result.exists) as mine:

@@ -15,9 +15,9 @@ from mtl_jax.training.optimizer import (
     build_optimizer,
     carried,
     decayed,
-    layer_rates,
     scale_by_adam,
 )
+from mtl_jax.training.schedules import layer_rates
 from tests.training.test_step import flat, random_params
 
 RATES = {"head": 0.1, "backbone": 0.01, "backbone/layer_1": 0.001}

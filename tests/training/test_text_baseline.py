@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mtl_jax.data.corpus import Examples
+from mtl_jax.data.examples import Examples
 from mtl_jax.training.text_baseline import in_words, shortfalls, text_baseline
 
 CLASSES = {"classifier": ("film", "phone"), "sentiment": ("bad", "fine", "good")}

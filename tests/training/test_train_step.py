@@ -80,17 +80,20 @@ def looped(model, data, scenario, epochs=1, loss=None, optimizer=None, parts=1, 
 
 
 @pytest.mark.parametrize(
-    ("scenario", "epochs"),
-    [("top_1", 1), ("mood_frozen", 1), ("backbone_frozen", 3), ("lora_4", 1)],
+    ("scenario", "epochs", "r_drop"),
+    [("top_1", 1, None), ("mood_frozen", 1, 2.0), ("backbone_frozen", 3, None), ("lora_4", 1, 2.0)],
 )
-def test_it_has_the_numbers_of_train(scenario, epochs, model, data, files, checkpoint, tmp_path):
-    params, metrics = looped(model, data, scenario, epochs)
+def test_it_has_the_numbers_of_train(
+    scenario, epochs, r_drop, model, data, files, checkpoint, tmp_path
+):
+    params, metrics = looped(model, data, scenario, epochs, r_drop=r_drop)
     result = mtl.train(
         mtl.TrainConfig(
             workdir=str(tmp_path),
             scenario=scenario,
             backbone=str(checkpoint),
             epochs=epochs,
+            r_drop=r_drop,
             batch_size=16,
             seed=3,
             head_learning_rate=1e-3,
@@ -242,6 +245,7 @@ def test_the_model_is_a_pure_function_of_its_parameters(model, data, encoder):
         (lambda m, d: mtl.MultiTaskModel(m.encoder, d.tasks, {"a": Wide()}), "the task 'a'"),
         (lambda m, d: d.train_batches(batch_size=0), "batch_size 0 must be at least 1"),
         (lambda m, d: looped(m, d, "top_1", accumulate=0), "accumulate 0 must be at least 1"),
+        (lambda m, d: looped(m, d, "top_1", r_drop=0.0), "r_drop 0.0 must be above 0"),
         (lambda m, d: looped(m, d, "top_1", accumulate=3), r"train_batches\(accumulate=3\)"),
         (lambda m, d: d.test, "no test split"),
     ],

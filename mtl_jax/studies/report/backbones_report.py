@@ -22,7 +22,8 @@ from mtl_jax.studies.report.study_figures import cost_scatter
 from mtl_jax.studies.stats import formatting, wording
 from mtl_jax.studies.stats.comparisons import Comparison, compared, having, values_of
 from mtl_jax.studies.stats.intervals import mean_interval
-from mtl_jax.studies.stats.recommendation import Recommendation, explain, recommend
+from mtl_jax.studies.stats.recommendation import Recommendation, recommend
+from mtl_jax.studies.stats.recommendation_text import explain
 from mtl_jax.studies.stats.results import (
     BASELINE,
     REFERENCE,
@@ -43,13 +44,7 @@ FROZEN = "backbone_frozen"
 def document(
     results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
 ) -> Document:
-    """The report as data.
-
-    Args:
-        results: Lines of ``results.jsonl``.
-        failures: Arms without a result.
-        context: See ``write.write_report``.
-    """
+    """See ``outline.Build``."""
     split = evaluation_split(results)
     names = short_names(values_of(results, SETTING))
     skipped = skipped_backbones(failures)

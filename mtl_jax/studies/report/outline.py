@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ from mtl_jax.studies.stats.results import (
 )
 
 Failure = Mapping[str, Any]
+
+Build = Callable[[Sequence[Result], Sequence[Failure], Mapping[str, Any]], Document]
+"""A study's report as data, from the lines of its ``results.jsonl``, the arms without a result, and
+the context; see ``write.write_report``."""
 
 # Doubts that stand near the answer; the others stand with the statistics.
 _NEAR = 4
@@ -90,9 +94,9 @@ def assemble(
 
     Args:
         parts: What is its own.
-        results: Lines of ``results.jsonl``.
+        results: As of ``Build``, as is all that follows.
         failures: Arms without a result.
-        context: See ``write.write_report``.
+        context: How the study was made.
     """
     judgement, doubtful = parts.judgement or judge_claims(results, failures), doubts(results)
     sections: list[tuple[str, Sequence[Block]]] = [

@@ -21,6 +21,7 @@ from mtl_jax.studies.report.document import Block, Cell, Paragraph, Row, Table, 
 from mtl_jax.studies.report.figures import picture
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.text_errors import class_scores
+from mtl_jax.training.kinds.multi_label import THRESHOLD
 from mtl_jax.training.kinds.registry import KINDS
 
 MISTAKES = 10
@@ -135,7 +136,7 @@ def _class_table(answers: Answers, task: str) -> Table:
         note += f" Never predicted rightly: {formatting.series(never)}."
     if several:
         note += (
-            f" A text has a class from a probability of {diagnosis.THRESHOLD:g} on; beside it the "
+            f" A text has a class from a probability of {THRESHOLD:g} on; beside it the "
             "threshold with the best F1 on validation, and the F1 that it gives here."
         )
     columns = ("class", "precision", "recall", "F1")

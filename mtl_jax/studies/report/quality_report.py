@@ -67,13 +67,7 @@ class Ensemble:
 def document(
     results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
 ) -> Document:
-    """The report as data.
-
-    Args:
-        results: Lines of ``results.jsonl``.
-        failures: Arms without a result.
-        context: See ``write.write_report``.
-    """
+    """See ``outline.Build``."""
     results = with_shared_tasks(results)
     split = evaluation_split(results)
     splits = list(dict.fromkeys(("validation", split)))

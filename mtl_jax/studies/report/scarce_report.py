@@ -44,13 +44,7 @@ _SAY = {
 def document(
     results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
 ) -> Document:
-    """The report as data.
-
-    Args:
-        results: Lines of ``results.jsonl``, of one scarce task.
-        failures: Arms without a result.
-        context: See ``write.write_report``.
-    """
+    """See ``outline.Build``; all lines have one scarce task."""
     (scarce,) = values_of(results, "scarce_task")
     others = [task for task in tasks_of(results) if task != scarce]
     split = evaluation_split(results)

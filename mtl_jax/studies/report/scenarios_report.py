@@ -19,7 +19,8 @@ from mtl_jax.studies.report.figures import picture
 from mtl_jax.studies.report.outline import Failure, Parts, assemble
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.intervals import mean_interval
-from mtl_jax.studies.stats.recommendation import Recommendation, alternatives, explain, recommend
+from mtl_jax.studies.stats.recommendation import Recommendation, recommend
+from mtl_jax.studies.stats.recommendation_text import alternatives, explain
 from mtl_jax.studies.stats.results import (
     REFERENCE,
     Result,
@@ -34,13 +35,7 @@ from mtl_jax.studies.stats.results import (
 def build(
     results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
 ) -> Document:
-    """The report as data.
-
-    Args:
-        results: Lines of ``results.jsonl``.
-        failures: Arms without a result.
-        context: See ``write.write_report``.
-    """
+    """See ``outline.Build``."""
     advice = recommend(results)
     chosen = advice.chosen.arm if advice else None
     parts = Parts(title="What to freeze", answer=_answer(advice, results), noun="scenario")

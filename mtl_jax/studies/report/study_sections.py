@@ -27,6 +27,7 @@ from mtl_jax.studies.report.document import (
     Row,
     Table,
 )
+from mtl_jax.studies.report.outline import Build
 from mtl_jax.studies.report.write import show_table, write_document
 from mtl_jax.studies.settings import Report
 from mtl_jax.studies.stats import formatting, wording
@@ -170,11 +171,11 @@ def leave(folder: Path, document: Document, most_columns: int | None = None) -> 
     return path
 
 
-def leaving(document: Callable[..., Document], most_columns: int | None = None) -> Report:
+def leaving(document: Build, most_columns: int | None = None) -> Report:
     """Returns what leaves a report, as ``settings.Report``.
 
     Args:
-        document: The report as data, of the results, the failures and the context.
+        document: The report as data.
         most_columns: As of ``leave``.
     """
 

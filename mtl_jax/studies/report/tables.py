@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, Any
 
 from mtl_jax.studies.report.cells import (
@@ -338,16 +339,29 @@ def _reference_row(name: str, found: Sequence[Mapping[str, Any]], results: Seque
 
 
 def _bag_of_words(results: Sequence[Result]) -> str:
-    """What a model without an encoder reaches on validation; every run has measured the same."""
-    known = [result["text_baseline"] for result in results if result.get("text_baseline")]
-    if not known:
+    """What a model without an encoder reaches on validation: means over draws, as in the rows."""
+    draws, words = untrained(results, "text_baseline"), []
+    for task in tasks_of(results):
+        found = [draw[task] for draw in draws if draw.get(task, {}).get("examples")]
+        if found:
+            kind = of_metrics(found[0])
+            means = {
+                key: _mean_of([each[key] for each in found]) for key, _ in kind.metrics_in_words
+            }
+            words.append(f"{task} {kind.in_words(means)}")
+    if not words:
         return ""
-    words = [
-        f"{task} {of_metrics(found).in_words(found)}"
-        for task, found in known[-1].items()
-        if found.get("examples")
-    ]
-    return f" Without an encoder, on validation: TF-IDF with a linear model, {'; '.join(words)}."
+    of_draws = f" (means over {len(draws)} draws of the training texts)" if len(draws) > 1 else ""
+    return (
+        f" Without an encoder, on validation{of_draws}: TF-IDF with a linear model, "
+        f"{'; '.join(words)}."
+    )
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    """The mean of those that are defined; None where none is."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _flops(results: Sequence[Result], arm: str) -> float | None:

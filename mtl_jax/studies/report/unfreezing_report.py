@@ -46,13 +46,7 @@ from mtl_jax.studies.stats.results import (
 def document(
     results: Sequence[Result], failures: Sequence[Failure], context: Mapping[str, Any]
 ) -> Document:
-    """The report as data.
-
-    Args:
-        results: Lines of ``results.jsonl``.
-        failures: Arms without a result.
-        context: See ``write.write_report``.
-    """
+    """See ``outline.Build``."""
     split = evaluation_split(results)
     number = on(split)
     asked = questions(results, SETTING, GRADUAL, opponent(results), number)

@@ -18,7 +18,8 @@ from mtl_jax.studies.report.outline import Failure, failure_text
 from mtl_jax.studies.report.render import to_html, to_markdown
 from mtl_jax.studies.report.scenarios_report import build
 from mtl_jax.studies.stats.doubts import doubts
-from mtl_jax.studies.stats.recommendation import explain, recommend
+from mtl_jax.studies.stats.recommendation import recommend
+from mtl_jax.studies.stats.recommendation_text import explain
 from mtl_jax.studies.stats.results import Result, evaluation_split, tasks_of
 
 if TYPE_CHECKING:

@@ -6,13 +6,11 @@ import dataclasses
 
 import numpy as np
 
-from mtl_jax.config.train import TrainConfig
 from mtl_jax.runs.flops import run_flops
 from mtl_jax.runs.head_sweep import Grid, ready, train_heads
-from mtl_jax.studies.budget import Budget
-from mtl_jax.studies.tuning.record import Trial, TuningRecord
+from mtl_jax.studies.tuning.job import TuningJob
+from mtl_jax.studies.tuning.record import Trial
 from mtl_jax.studies.tuning.space import Space
-from mtl_jax.training.inputs import Inputs
 
 # Heads cost so little that a budget in FLOPs would buy thousands.
 _MOST_TRIALS = 24
@@ -20,22 +18,19 @@ _MOST_TRIALS = 24
 _FEWEST_RATES = 4
 
 
-def sweep_arm(
-    config: TrainConfig, inputs: Inputs, space: Space, budget: Budget, record: TuningRecord
-) -> None:
+def sweep_arm(job: TuningJob) -> None:
     """Trains heads with rates spread over their range, a sweep for each length.
 
     Args:
-        config: The run, of the seed whose texts the trials have.
-        inputs: Those of it.
-        space: What is searched.
-        budget: For this arm.
-        record: Where the trials are left.
+        job: The arm.
     """
+    config, space, record = job.config, job.space, job.record
     (rate,) = space.rates
-    for changes, count in shares(space, budget.trials or _MOST_TRIALS):
+    for changes, count in shares(space, job.budget.trials or _MOST_TRIALS):
         done = record.trials()
-        if any(trial.length == changes for trial in done):
+        # A kill may have left some of a sweep's trials, which are the first.
+        left = count - sum(trial.length == changes for trial in done)
+        if left <= 0:
             continue
         rates = rate.spread(count)
         own = dataclasses.replace(config, **{**changes, rate.field: rates[0]})
@@ -43,12 +38,13 @@ def sweep_arm(
         grid = Grid(
             (config.seed,), rates, () if own.weight_decay is None else (own.weight_decay,), weights
         )
-        run = ready(own, grid, inputs)
+        run = ready(own, grid, job.inputs)
         (flops,) = run_flops(run, [run.total_steps])
-        if not budget.has_room(len(done), sum(t.flops for t in done), flops.total * count):
+        if not job.budget.has_room(len(done), sum(t.flops for t in done), flops.total * left):
             return
         _, measured, scores = train_heads(run, grid)
-        for number, (value, of_rate) in enumerate(zip(rates, scores[0], strict=True), len(done)):
+        found = list(zip(rates, scores[0], strict=True))[count - left :]
+        for number, (value, of_rate) in enumerate(found, len(done)):
             trial = _trial({rate.field: value}, changes, measured, of_rate, run.plans[0].keeps_end)
             record.add(number, dataclasses.replace(trial, flops=flops.total), config.seed)
 

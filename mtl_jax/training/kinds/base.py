@@ -16,6 +16,9 @@ from mtl_jax.training.prediction_counts import expected_calibration_error
 
 Metrics = dict[str, Any]
 
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""What a probability of 0 counts as where its logarithm is taken."""
+
 
 class TaskKind(abc.ABC):
     """A kind of task: its loss, its predictions, and what these are measured by.
@@ -101,6 +104,18 @@ class TaskKind(abc.ABC):
         """Those of the classes, float32 [n, classes]; None of a kind without classes."""
         del logits
         return None
+
+    def logits(self, probabilities: np.ndarray) -> np.ndarray:
+        """The inverse of ``probabilities``: logits that give these, float32 [n, classes].
+
+        Args:
+            probabilities: Of the classes, float [n, classes]; 0 and 1 count as almost that.
+
+        Raises:
+            ValueError: The kind has no classes.
+        """
+        del probabilities
+        raise ValueError(f"a {self.name} has no probabilities")
 
     @abc.abstractmethod
     def answers(self, logits: np.ndarray, task: Task) -> list[dict[str, Any]]:

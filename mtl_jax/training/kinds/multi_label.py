@@ -15,7 +15,7 @@ import scipy
 from mtl_jax.config.tasks import Task
 from mtl_jax.data.kinds import has_label
 from mtl_jax.models.multitask import Loss
-from mtl_jax.training.kinds.base import Metrics, TaskKind
+from mtl_jax.training.kinds.base import SMALLEST, Metrics, TaskKind
 from mtl_jax.training.kinds.single_label import UNDEFINED
 from mtl_jax.training.prediction_counts import (
     by_class,
@@ -57,8 +57,12 @@ class BinaryCrossEntropy:
         return jnp.where(present, losses.mean(-1), 0.0).sum(), present.sum().astype(jnp.float32)
 
 
+THRESHOLD = 0.5
+"""The probability from which on a text is given a class: that of a logit of 0."""
+
+
 class MultiLabel(TaskKind):
-    """Each text has any number of classes; one is predicted from a probability of 0.5 on."""
+    """Each text has any number of classes; one is predicted from ``THRESHOLD`` on."""
 
     name = "multi_label"
     metrics_in_words = (
@@ -88,13 +92,18 @@ class MultiLabel(TaskKind):
         return np.where(weights > 0, weights, 1.0).reshape(classes)
 
     def predicted(self, logits: np.ndarray, mean: float = 0.0, deviation: float = 1.0) -> Any:
-        """See ``TaskKind``: the classes whose probability is at least 0.5."""
+        """See ``TaskKind``: the classes whose probability is at least ``THRESHOLD``."""
         del mean, deviation
         return (logits >= 0).astype(np.int8)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray | None:
         """See ``TaskKind``."""
         return scipy.special.expit(logits)
+
+    def logits(self, probabilities: np.ndarray) -> np.ndarray:
+        """See ``TaskKind``."""
+        inside = np.clip(probabilities, SMALLEST, 1 - np.finfo(np.float64).epsneg)
+        return scipy.special.logit(inside).astype(np.float32)
 
     def answers(self, logits: np.ndarray, task: Task) -> list[dict[str, Any]]:
         """See ``TaskKind``: the labels, and the probability of every class."""
@@ -177,7 +186,7 @@ class MultiLabel(TaskKind):
         self, labels: np.ndarray, probabilities: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """See ``TaskKind``: of each class that a text has it, or has it not."""
-        marked = probabilities >= 0.5
+        marked = probabilities >= THRESHOLD
         return np.where(marked, probabilities, 1 - probabilities), marked == (labels > 0)
 
     def counts(self, logits: jax.Array, labels: jax.Array) -> jax.Array:

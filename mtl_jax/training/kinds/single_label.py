@@ -14,7 +14,7 @@ import scipy
 from mtl_jax.config.tasks import Task
 from mtl_jax.data.checks import UNEVEN
 from mtl_jax.models.multitask import Loss
-from mtl_jax.training.kinds.base import Metrics, TaskKind
+from mtl_jax.training.kinds.base import SMALLEST, Metrics, TaskKind
 from mtl_jax.training.losses import distillation, masked_cross_entropy
 from mtl_jax.training.prediction_counts import (
     by_class,
@@ -119,6 +119,10 @@ class SingleLabel(TaskKind):
         # Of logits that are not finite there are none, which who measures them tells.
         with np.errstate(invalid="ignore"):
             return scipy.special.softmax(logits, axis=-1)
+
+    def logits(self, probabilities: np.ndarray) -> np.ndarray:
+        """See ``TaskKind``: their logarithms."""
+        return np.log(np.maximum(probabilities, SMALLEST)).astype(np.float32)
 
     def answers(self, logits: np.ndarray, task: Task) -> list[dict[str, Any]]:
         """See ``TaskKind``: the label with its probability."""

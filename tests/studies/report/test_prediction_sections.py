@@ -11,7 +11,7 @@ import pytest
 from mtl_jax.cli.summary import report_table
 from mtl_jax.config.tasks import Task
 from mtl_jax.core.console import Terminal
-from mtl_jax.data.corpus import Examples
+from mtl_jax.data.examples import Examples
 from mtl_jax.runs.predictions import write_predictions
 from mtl_jax.studies.best_run import run_folder
 from mtl_jax.studies.report.document import Document, Table, Verbatim

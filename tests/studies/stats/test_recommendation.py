@@ -3,7 +3,8 @@ from typing import Any
 import pytest
 
 from mtl_jax.studies.report.tables import difference_table
-from mtl_jax.studies.stats.recommendation import Recommendation, alternatives, explain, recommend
+from mtl_jax.studies.stats.recommendation import Recommendation, recommend
+from mtl_jax.studies.stats.recommendation_text import alternatives, explain
 from mtl_jax.studies.stats.results import unfinished
 from tests.synthetic_study import line, metrics, study
 

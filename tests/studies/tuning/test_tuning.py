@@ -203,6 +203,22 @@ def test_a_search_that_is_cut_short_goes_on_to_the_same_choice(
     assert applied(arm("cut"), None).config == arm("cut").config
 
 
+def test_a_sweep_of_which_a_kill_has_left_some_trials_is_made_whole(
+    small_settings, inputs, tmp_path
+):
+    workdir = str(tmp_path / "arms" / "backbone_frozen-seed0")
+    settings = {**small_settings, "epochs": 2, "workdir": workdir, "scenario": "backbone_frozen"}
+    arm, budget = Arm("backbone_frozen", TrainConfig(**settings)), Budget(trials=3)
+    (whole,) = tuned([arm], inputs, tmp_path, budget)
+    folder = tmp_path / "tuning" / "backbone_frozen"
+    trials = (folder / "trials.jsonl").read_bytes()
+    (folder / "trials.jsonl").write_bytes(trials.splitlines(keepends=True)[0])
+    (folder / "chosen.json").unlink()
+    (again,) = tuned([arm], inputs, tmp_path, budget)
+    assert (folder / "trials.jsonl").read_bytes() == trials
+    assert again == whole
+
+
 def test_a_run_by_itself_is_tuned_once(small_flags, tmp_path, capsys):
     flags = [f for f in small_flags if not f.startswith("--head-learning-rate")]
     command = ["train", *flags, "--epochs=1", "--tune=2", f"--workdir={tmp_path / 'run'}"]

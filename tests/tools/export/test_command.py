@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mtl_jax.cli.commands import Command, run
+from mtl_jax.cli.commands import run
+from mtl_jax.cli.flags import Command
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.atomic_write import whole_folder
 from mtl_jax.core.command_line import parse

@@ -202,3 +202,16 @@ def test_answers_are_labels_with_probabilities_and_values():
     assert answer["probabilities"] == {"a": 0.880797, "b": 0.268941, "c": 0.5}
     stars = Task("stars", "regression", mean=3.0, deviation=0.5)
     assert KINDS["regression"].answers(logits[:, :1], stars) == [{"value": 4.0}]
+
+
+@pytest.mark.parametrize("kind", ["single_label", "multi_label"])
+def test_logits_of_probabilities_give_these_and_the_same_predictions(kind):
+    draw, of = np.random.default_rng(0), KINDS[kind]
+    shares = draw.dirichlet(np.ones(3), 40)
+    # Nearer to the threshold than float32 can tell, and at both ends.
+    shares[:3] = [[0.5, 0.5 - 1e-12, 1e-12], [0, 0.5 + 1e-12, 0.5 - 1e-12], [1, 0, 0]]
+    np.testing.assert_allclose(of.probabilities(of.logits(shares)), shares, atol=1e-6)
+    expected = shares.argmax(-1) if kind == "single_label" else shares >= 0.5
+    np.testing.assert_array_equal(of.predicted(of.logits(shares)), expected)
+    with pytest.raises(ValueError, match="no probabilities"):
+        KINDS["regression"].logits(shares)

@@ -1,0 +1,28 @@
+"""What a package offers is what its lazy names say, whatever has been imported before."""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+import mtl_jax
+
+
+def packages() -> list[ModuleType]:
+    """The packages that import what they offer when it is first used."""
+    prefix = f"{mtl_jax.__name__}."
+    names = [each.name for each in pkgutil.walk_packages(mtl_jax.__path__, prefix) if each.ispkg]
+    found = [mtl_jax, *map(importlib.import_module, names)]
+    return [package for package in found if hasattr(package, "__getattr__")]
+
+
+def test_no_module_takes_the_place_of_a_lazy_name_once_it_is_imported():
+    assert {package.__name__ for package in packages()} >= {"mtl_jax", "mtl_jax.studies"}
+    for package in packages():
+        # Python binds a module in its package as it is imported, and asks for no lazy name then.
+        modules = {each.name for each in pkgutil.iter_modules(package.__path__)}
+        meant = set(getattr(package, "_PACKAGES", ()))
+        assert modules & set(package.__all__) == meant, package.__name__
+        assert set(package._HOMES) | meant == set(package.__all__)
+        for name, home in package._HOMES.items():
+            module = importlib.import_module(f"{mtl_jax.__name__}.{home}")
+            assert getattr(package, name) is getattr(module, name)
