@@ -323,8 +323,9 @@ def _answers() -> Iterator[None]:
         yield
         return
     # Unbuffered (PYTHONUNBUFFERED), it drops the rest of what a signal has interrupted.
-    unbuffered = isinstance(before.buffer, io.RawIOBase)
-    buffer = io.BufferedWriter(before.buffer) if unbuffered else before.buffer
+    raw: Any = before.buffer
+    unbuffered = isinstance(raw, io.RawIOBase)
+    buffer: Any = io.BufferedWriter(raw) if unbuffered else raw
     sys.stdout = answers = _Answers(
         buffer,
         before.encoding,

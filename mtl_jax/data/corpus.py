@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from typing import TYPE_CHECKING
@@ -21,8 +22,6 @@ from mtl_jax.data.table import EMPTY
 from mtl_jax.data.texts import SomeTexts, choose, drawn, joined
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from mtl_jax.config.tasks import Kind
 
 
