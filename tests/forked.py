@@ -1,9 +1,10 @@
-"""Real processes of ``python -m`` and ``-c``, forked from one that has imported what they need.
+"""Real processes of ``python``, forked from one that has imported what they need.
 
 Imports take a process four seconds, and a step's trace not much less: what tests kill, stop and
 resume need not import again each time. A forked process has its own memory, signals, streams,
-folder and environment, and runs the module, or the code, as ``python`` does. How an interpreter
-starts, and what it reads of the environment as it does, only a test with ``subprocess`` can see.
+folder and environment, and runs the module, the code or the script as ``python`` does. How an
+interpreter starts, and what it reads of the environment as it does, only a test with ``subprocess``
+can see.
 """
 
 import atexit
@@ -33,8 +34,10 @@ _NEEDED = (
     "mtl_jax.tools.predict",
     # What a run imports late.
     "jsonschema",
+    "pyarrow.parquet",
     "sklearn.feature_extraction.text",
     "transformers.models.bert.tokenization_bert",
+    "typeguard",
 )
 REPOSITORY = Path(__file__).parents[1]
 PIPE = subprocess.PIPE
@@ -44,12 +47,13 @@ _LOOK_SECONDS = 0.002
 _READ_LATE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
+def _named(environment, *prefixes):
+    return {name: value for name, value in environment.items() if name.startswith(prefixes)}
+
+
 def _read_early(environment):
-    return {
-        name: value
-        for name, value in environment.items()
-        if name.startswith(("JAX_", "PYTHON", "HF_")) and name not in _READ_LATE
-    }
+    found = _named(environment, "JAX_", "PYTHON")
+    return {name: value for name, value in found.items() if name not in _READ_LATE}
 
 
 @functools.cache
@@ -78,7 +82,7 @@ def _server():
 class Popen:
     """``subprocess.Popen`` of ``[sys.executable, "-m", module, ...]``, for what tests ask of it.
 
-    Or of ``[sys.executable, "-c", code, ...]``.
+    Or of ``[sys.executable, "-c", code, ...]``, or ``[sys.executable, "script.py", ...]``.
 
     Args:
         command: As of ``subprocess.Popen``.
@@ -97,13 +101,16 @@ class Popen:
         self.args, self.returncode = list(command), None
         environment = dict(os.environ if env is None else env)
         server, known = _server()
-        runs = (self.args[0] == sys.executable) and self.args[1] in ("-m", "-c")
+        how, *argv = [str(word) for word in self.args[1:]]
+        if how.endswith(".py"):
+            how, argv = "script", [how, *argv]
+        runs = self.args[0] == sys.executable and how in ("-m", "-c", "script")
         if not runs or _read_early(environment) != known:
             raise ValueError(f"{self.args} needs an interpreter of its own: use subprocess")
         self._status, theirs = socket.socketpair()
         request = {
-            "how": self.args[1],
-            "argv": [str(word) for word in self.args[2:]],
+            "how": how,
+            "argv": argv,
             "env": {name: str(value) for name, value in environment.items()},
             "cwd": str(cwd or Path.cwd()),
         }
@@ -310,7 +317,7 @@ def _stream(fd, mode, buffering=-1, errors=None):
 
 
 def _become(request, fds):
-    """Runs the module, or the code, as the main one of this process."""
+    """Runs the module, the code or the script as the main one of this process."""
     status, *streams = fds
     os.close(status)
     for place, fd in enumerate(streams):
@@ -320,12 +327,21 @@ def _become(request, fds):
     sys.stdin = sys.__stdin__ = _stream(0, "r")
     sys.stdout = sys.__stdout__ = _stream(1, "w")
     sys.stderr = sys.__stderr__ = _stream(2, "w", 1, "backslashreplace")
+    hub = _named(os.environ, "HF_", "HUGGING")
     os.environ.clear()
     os.environ.update(request["env"])
+    if _named(os.environ, "HF_", "HUGGING") != hub:
+        # It is read as that package is imported, and so that is done again.
+        for name in [name for name in sys.modules if name.startswith("huggingface_hub")]:
+            del sys.modules[name]
     os.chdir(request["cwd"])
     sys.path[0] = request["cwd"]
     main, *words = request["argv"]
-    if request["how"] == "-m":
+    if request["how"] == "script":
+        sys.argv = [main, *words]
+        sys.path[0] = str(Path(main).absolute().parent)
+        runpy.run_path(main, run_name="__main__")
+    elif request["how"] == "-m":
         sys.argv = [main, *words]
         runpy.run_module(main, run_name="__main__", alter_sys=True)
     else:

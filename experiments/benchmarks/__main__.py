@@ -97,7 +97,7 @@ class Benchmark:
             backbone=self.backbone,
             data=dataclasses.replace(self.data, max_train_examples=sentences),
             pooling="mean",
-            dtype="float32",
+            dtype=job.dtype,
             epochs=job.epochs,
             # The other side has no sweep that would choose it.
             head_learning_rate=HEAD_LEARNING_RATE,

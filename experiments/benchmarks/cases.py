@@ -24,6 +24,7 @@ from experiments.benchmarks.judges import (
     share_of_speed,
     times_one,
 )
+from mtl_jax.config.model import Dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Job:
         devices: CPU devices of each.
         checkpoint_every: As of a run.
         whole: Whether it starts processes of its own, whose whole time counts.
+        dtype: Of the encoder's matrix products.
     """
 
     measurement: str
@@ -55,6 +57,7 @@ class Job:
     devices: int = 1
     checkpoint_every: int = 0
     whole: bool = False
+    dtype: Dtype = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +100,10 @@ CASES: Mapping[str, Case] = {
     ),
     "top_2": Case(_sides(scenario="top_2", sentences=1024, epochs=5), faster(Goal(low=1.3))),
     "none_frozen": Case(_FULL, faster(Goal(low=1), steps_only=True)),
+    "bfloat16": Case(
+        _sides(scenario="none_frozen", sentences=2048, dtype="bfloat16"),
+        faster(Goal(low=1), steps_only=True, name="none_frozen, bfloat16"),
+    ),
     **{
         name: Case(
             ((name, Job("train", name, sentences=2048)), ("none_frozen", _FULL[0][1])),

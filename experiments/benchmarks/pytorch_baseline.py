@@ -178,8 +178,9 @@ class FineTuning:
         """Reads checkpoint and data.
 
         Args:
-            config: The settings; ``backbone`` is a folder. All but ``pooling``, ``dtype``,
-                ``parallel``, ``checkpoint_every`` and ``workdir`` hold here too.
+            config: The settings; ``backbone`` is a folder. All but ``pooling``,
+                ``parallel``, ``checkpoint_every`` and ``workdir`` hold here too; bfloat16 is
+                autocast's.
             device: ``cpu`` or ``cuda``.
         """
         torch.manual_seed(config.seed)
@@ -212,6 +213,12 @@ class FineTuning:
             self._splits[name] = examples, tokenize(self._tokenizer, examples.texts, length)
         return self._splits[name]
 
+    def _logits(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        half = self._config.dtype == "bfloat16"
+        with torch.autocast(self._device, torch.bfloat16, enabled=half):
+            logits = self.model(ids, mask)
+        return {task: of_task.float() for task, of_task in logits.items()}
+
     def epoch(self) -> float:
         """Trains on every text once; returns the mean loss of the steps, in nats."""
         size = self._config.batch_size
@@ -221,7 +228,7 @@ class FineTuning:
         self.model.train()
         for texts, ids, mask in padded_batches(self.tokens, order, size, self._pad, self._device):
             labels = {task: values[texts] for task, values in self._labels.items()}
-            loss = total_loss(self.model(ids, mask), labels, self._config)
+            loss = total_loss(self._logits(ids, mask), labels, self._config)
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(trainable, self._config.clip_norm)
@@ -242,7 +249,7 @@ class FineTuning:
         self.model.eval()
         with torch.inference_mode():
             for texts, ids, mask in padded_batches(tokens, order, size, self._pad, self._device):
-                for task, logits in self.model(ids, mask).items():
+                for task, logits in self._logits(ids, mask).items():
                     predicted[task][texts] = logits.argmax(-1).cpu().numpy()
         return split_metrics(examples.labels, predicted, self._corpus.classes, examples.groups)
 

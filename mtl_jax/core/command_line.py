@@ -322,12 +322,16 @@ def _answers() -> Iterator[None]:
     if type(before := sys.stdout) is not io.TextIOWrapper:
         yield
         return
+    # Unbuffered (PYTHONUNBUFFERED), it drops the rest of what a signal has interrupted.
+    raw: Any = before.buffer
+    unbuffered = isinstance(raw, io.RawIOBase)
+    buffer: Any = io.BufferedWriter(raw) if unbuffered else raw
     sys.stdout = answers = _Answers(
-        before.buffer,
+        buffer,
         before.encoding,
         "backslashreplace",
-        line_buffering=before.line_buffering,
-        write_through=before.write_through,
+        line_buffering=before.line_buffering or unbuffered,
+        write_through=before.write_through and not unbuffered,
     )
     try:
         yield
@@ -339,6 +343,9 @@ def _answers() -> Iterator[None]:
         except OSError:
             _drop(answers)
             answers.detach()
+        if unbuffered:
+            # Or it would close standard output at its own end.
+            buffer.detach()
 
 
 def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:

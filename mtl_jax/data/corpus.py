@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from typing import TYPE_CHECKING
@@ -21,8 +22,6 @@ from mtl_jax.data.table import EMPTY
 from mtl_jax.data.texts import SomeTexts, choose, drawn, joined
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from mtl_jax.config.tasks import Kind
 
 
@@ -37,8 +36,6 @@ class Corpus:
     """the kind of every task"""
     splits: tuple[str, ...]
     """those there are, of train, validation and test"""
-    fingerprint: str
-    """digest of the data as a whole, whatever part of them the settings use"""
     sources: tuple[str, ...]
     """the names of the data sets, in the order of their numbers"""
     _data_sets: tuple[DataSet, ...] = dataclasses.field(repr=False)
@@ -49,6 +46,19 @@ class Corpus:
     _read: dict[str, tuple[Examples, list[str], np.ndarray | None]] = dataclasses.field(
         default_factory=dict, repr=False
     )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Digest of the data as a whole, whatever part of them the settings use.
+
+        It is taken when it is first asked for: do so before rows are read that it stands for.
+        """
+        if len(self._data_sets) == 1:
+            return self._data_sets[0].source.fingerprint()
+        lines = [
+            f"{' '.join(each.columns)}: {each.source.fingerprint()}\n" for each in self._data_sets
+        ]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def read(self, split: str) -> Examples:
         """Reads a split, or what the settings keep of it.
@@ -302,7 +312,6 @@ def load_corpus(config: DataConfig, keeping: Keeping | None = None) -> Corpus:
         classes={task: classes[task] for task in config.tasks},
         kinds=config.kinds,
         splits=("train", "validation", *(["test"] if tests else [])),
-        fingerprint=_fingerprint(data_sets),
         sources=names,
         _data_sets=data_sets,
         _limits=limits,
@@ -319,13 +328,6 @@ def _limits(config: DataConfig) -> dict[str, int | None]:
         "validation": config.max_validation_examples,
         "test": config.max_test_examples,
     }
-
-
-def _fingerprint(data_sets: Sequence[DataSet]) -> str:
-    if len(data_sets) == 1:
-        return data_sets[0].source.fingerprint
-    lines = [f"{' '.join(each.columns)}: {each.source.fingerprint}\n" for each in data_sets]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _left_out(before: int, after: int, what: str) -> list[str]:

@@ -129,6 +129,8 @@ class Inputs:
         )
         self._doubts = [*encoder.notes, *left_out(encoder.folder, vectors=False)]
         self.corpus: Corpus = load_corpus(data)
+        # Of the files as they are before a row is read.
+        self._data_digest = self.corpus.fingerprint
         self._findings = self.corpus.check()
         self.head_rates: dict[Any, float] = {}
         self._data, self._test_told = data, False
@@ -294,7 +296,7 @@ class Inputs:
             **record_of(self.tasks),
             "weights_sha256": self.weights_digest,
             "tokenizer_sha256": self.tokenizer_digest,
-            "data": {"name": self.corpus.name, "fingerprint": self.corpus.fingerprint},
+            "data": {"name": self.corpus.name, "fingerprint": self._data_digest},
         }
 
     def notes(self) -> list[str]:

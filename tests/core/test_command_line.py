@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -169,3 +170,23 @@ def test_an_end_by_sigterm_stays_one_whatever_an_import_makes_of_it(capsys):
 
     assert guarded(main, []) == 75
     assert capsys.readouterr().err == "ended by SIGTERM\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_answers_to_a_pipe_outlive_a_stop(unbuffered):
+    """Interrupted, a write to a pipe ends early: what is left of it has to follow."""
+    program = (
+        "from mtl_jax.core.command_line import guarded\n"
+        "raise SystemExit(guarded(lambda argv: print('a' * 10_000_000), []))"
+    )
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        # It is writing: a pipe has room for a small part.
+        first = process.stdout.read(1)
+        for name in (signal.SIGSTOP, signal.SIGCONT):
+            process.send_signal(name)
+        assert first + process.stdout.read() == b"a" * 10_000_000 + b"\n"
+    assert process.returncode == 0

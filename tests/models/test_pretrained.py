@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -38,6 +37,7 @@ from mtl_jax.models.pretrained import (
     to_transformers,
     without_unused_pooler,
 )
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -608,13 +608,13 @@ def test_pooling_of_the_default_checkpoint():
 def python(program, *args, **env):
     """Runs Python in a process without any settings of the hub but ``env``."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program, *args],
+    strict = f"import warnings\nwarnings.simplefilter('error')\n{program}"
+    done = forked.run(
+        [sys.executable, "-c", strict, *args],
         cwd=ROOT,
         env=clean | env,
         capture_output=True,
         text=True,
-        check=False,
         timeout=60,
     )
     assert done.returncode == 0, done.stderr

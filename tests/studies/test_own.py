@@ -1,12 +1,11 @@
 """A study of one's own, from a file: as a script, and as the launchers run it."""
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 from mtl_jax.core.json_files import read_lines
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 OWN_STUDY = "experiments/examples/own_study.py"
@@ -14,14 +13,7 @@ ARMS = ["no_warmup", "warmup", "long_warmup"]
 
 
 def call(*words):
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
 

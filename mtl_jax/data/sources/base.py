@@ -151,8 +151,8 @@ class Source:
     """Where rows come from."""
 
     name: str
-    fingerprint: str
-    """digest of the contents, wherever they lie"""
+    fingerprint: Callable[[], str]
+    """digest of the contents, wherever they lie; it may read them all"""
     splits: tuple[str, ...]
     """those there are, of train, validation and test"""
     classes: dict[str, tuple[str, ...]]

@@ -65,10 +65,14 @@ def open_dataset(
             yield Rows(fields.joined(texts), labels, range(start, start + len(texts[0])))
 
     digest = functools.cache(lambda split: _digest(name, split, splits[split], fields))
-    read = "".join(f"{split}:{digest(split)}\n" for split in splits if split != "test")
+
+    def fingerprint() -> str:
+        lines = [f"{split}:{digest(split)}\n" for split in splits if split != "test"]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
     return Source(
         name=name,
-        fingerprint=hashlib.sha256(read.encode()).hexdigest(),
+        fingerprint=fingerprint,
         splits=tuple(splits),
         classes={
             task: of

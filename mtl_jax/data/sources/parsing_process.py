@@ -75,18 +75,18 @@ def _main() -> None:
     from mtl_jax.data.table import digests_of
 
     read, path, fields = pickle.load(sys.stdin.buffer)  # noqa: S301
-    out = sys.stdout.buffer
     # Python's search for cycles, of which rows have none, takes a sixth of the time.
     gc.disable()
-    try:
-        stream = read(path, fields)
-        for rows in stream.rows:
-            known = dataclasses.replace(rows, digests=digests_of(rows.texts))
-            pickle.dump(known, out, pickle.HIGHEST_PROTOCOL)
-        pickle.dump(stream.notes, out)
-    except UserError as error:
-        pickle.dump(error, out)
-    out.flush()
+    # Not sys.stdout.buffer: with PYTHONUNBUFFERED that drops the rest of what a signal interrupts.
+    with open(sys.stdout.fileno(), "wb", closefd=False) as out:
+        try:
+            stream = read(path, fields)
+            for rows in stream.rows:
+                known = dataclasses.replace(rows, digests=digests_of(rows.texts))
+                pickle.dump(known, out, pickle.HIGHEST_PROTOCOL)
+            pickle.dump(stream.notes, out)
+        except UserError as error:
+            pickle.dump(error, out)
 
 
 if __name__ == "__main__":

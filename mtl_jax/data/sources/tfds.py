@@ -133,7 +133,7 @@ def source(
     fingerprint = hashlib.sha256(f"{name} {sizes}".encode()).hexdigest()
     return Source(
         name=name,
-        fingerprint=fingerprint,
+        fingerprint=lambda: fingerprint,
         splits=splits,
         classes={
             task: classes

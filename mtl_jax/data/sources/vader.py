@@ -260,8 +260,8 @@ def open_sentences(
         group_column="classifier",
         notes=tuple(f"{reason} ({count} sentences)" for reason, count in counts.items()),
     )
-    pinned = f"{downloads.SENTENCES.sha256} {source.fingerprint}"
-    return dataclasses.replace(source, fingerprint=hashlib.sha256(pinned.encode()).hexdigest())
+    pinned = hashlib.sha256(f"{downloads.SENTENCES.sha256} {source.fingerprint()}".encode())
+    return dataclasses.replace(source, fingerprint=pinned.hexdigest)
 
 
 def _rows(path: Path) -> Iterator[list[str]]:

@@ -1,6 +1,7 @@
 """A file that another process reads is the same file."""
 
 import numpy as np
+import psutil
 import pytest
 
 from mtl_jax.core.errors import UserError
@@ -57,3 +58,23 @@ def test_what_is_wrong_is_told_as_here_and_no_process_is_left(tmp_path):
     assert len(next(begun).texts) == 4095
     # A reader that is let go of would be told of as a warning if its process went on.
     begun.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_process_that_is_stopped_and_goes_on_loses_nothing(tmp_path, monkeypatch):
+    """Interrupted, a write to a pipe ends early."""
+    # As containers often have it: standard output has no buffer that would write the rest.
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    path = tmp_path / "t.csv"
+    path.write_text("text,mood\n" + "".join(f"{'a' * 50} {i},up\n" for i in range(30_000)))
+    texts = []
+    for rows in in_process(path).rows:
+        (child,) = (
+            c for c in psutil.Process().children() if read_in_process.__module__ in c.cmdline()
+        )
+        # It soon waits: a pipe holds a part of the rows that it sends.
+        while child.status() == psutil.STATUS_RUNNING:
+            pass
+        child.suspend()
+        child.resume()
+        texts += rows.texts
+    assert texts == [f"{'a' * 50} {i}" for i in range(30_000)]

@@ -1,13 +1,12 @@
 """The study of several backbones as a real process: two that are there, one that is not."""
 
+import dataclasses
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 
-from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.studies.builtin.backbones import Backbones
 from mtl_jax.studies.report.backbones_report import (
     choice,
@@ -17,7 +16,8 @@ from mtl_jax.studies.report.backbones_report import (
     tuning_gains,
 )
 from mtl_jax.studies.report.render import to_markdown
-from tests.conftest import TINY, write_checkpoint
+from tests import forked
+from tests.conftest import SMALL, write_checkpoint
 from tests.synthetic_study import line
 
 
@@ -103,29 +103,24 @@ def test_folders_hold_from_anywhere(tmp_path, monkeypatch):
     assert study.backbones == (str(tmp_path / "mine"), "bert-base-uncased")
 
 
-def test_a_backbone_that_cannot_be_reached_is_counted(flags, tmp_path):
-    deep = EncoderConfig(**{**vars(TINY), "num_hidden_layers": 4})
-    folders = [tmp_path / "shallow", tmp_path / "deep"]
-    write_checkpoint(folders[0])
-    write_checkpoint(folders[1], deep, seed=1)
-    names = [str(folders[0]), "somebody/nothing", str(folders[1])]
+def test_a_backbone_that_cannot_be_reached_is_counted(small, small_flags, tmp_path):
+    deep = dataclasses.replace(SMALL, num_hidden_layers=2)
+    names = [
+        *(str(small), "somebody/nothing"),
+        str(write_checkpoint(tmp_path / "deep", deep, seed=1)),
+    ]
     study = tmp_path / "study"
 
     def call(*backbones):
-        return subprocess.run(
+        return forked.run(
             [
                 *(sys.executable, "-m", "experiments.backbones", f"--workdir={study}"),
                 *("--backbones", *backbones, "--arms", "backbone_frozen", "none_frozen"),
-                *("--seeds", "0", "1", *flags[1:]),
+                *("--seeds", "0", "1", *small_flags[1:]),
             ],
             capture_output=True,
             text=True,
-            env={
-                **os.environ,
-                "HF_HUB_OFFLINE": "1",
-                "HF_HOME": str(tmp_path / "hub"),
-            },
-            check=False,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
         )
 
     done = call(*names)
