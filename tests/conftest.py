@@ -37,9 +37,9 @@ import pytest
 import safetensors.numpy
 
 from mtl_jax.config.train import DataConfig
+from mtl_jax.models.conversion import to_transformers
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
-from mtl_jax.models.pretrained import to_transformers
 from mtl_jax.runs.record_changes import json_digest
 
 # Some tests interrupt, or close a terminal; a shell's background job, as they may be, or what

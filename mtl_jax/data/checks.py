@@ -16,10 +16,10 @@ from typing import TypeVar
 import numpy as np
 
 from mtl_jax.config.tasks import Kind
+from mtl_jax.core.names import listed, shown
 from mtl_jax.data import value_checks
 from mtl_jax.data.findings import Finding
 from mtl_jax.data.kinds import KINDS, SEPARATOR, has_label, kind_of
-from mtl_jax.data.names import listed, shown
 from mtl_jax.data.table import EMPTY
 
 T = TypeVar("T")

@@ -17,8 +17,8 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 
 from mtl_jax.config.tasks import Kind
+from mtl_jax.core.names import quoted
 from mtl_jax.data.columns import Column, GatherNames, GatherNumbers, Label, gathered
-from mtl_jax.data.names import quoted
 
 MISSING = -1
 """What stands for the label of a text that has none for a task; NaN where labels are floats."""

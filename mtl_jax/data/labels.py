@@ -8,8 +8,8 @@ from typing import NoReturn
 import numpy as np
 
 from mtl_jax.core.errors import UserError
+from mtl_jax.core.names import listed, quoted, shown
 from mtl_jax.data.kinds import LabelKind, has_label
-from mtl_jax.data.names import listed, quoted, shown
 from mtl_jax.data.soft_labels import DISTRIBUTION, soft_name
 from mtl_jax.data.table import Table
 

@@ -16,9 +16,9 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 
 from mtl_jax.config.tasks import Kind
+from mtl_jax.core.names import quoted
 from mtl_jax.data.columns import Label, gathered
 from mtl_jax.data.kinds import LabelKind, SingleLabel, kinds_of
-from mtl_jax.data.names import quoted
 
 _SUFFIX = " (soft)"
 _HOW = 'write {"a": 0.2, "b": 0.8}, or [0.2, 0.8] in the order of the classes'

@@ -14,9 +14,10 @@ from jax.typing import ArrayLike
 
 from mtl_jax.config.model import Dropped, Pooling
 from mtl_jax.core.errors import UserError
-from mtl_jax.models import pretrained
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
+from mtl_jax.models.pretrained import load_backbone, resolve_backbone, without_unused_pooler
+from mtl_jax.models.sentence_transformers import default_pooling
 from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.models.tokenizer_checks import tokenizer_notes
 
@@ -141,18 +142,18 @@ def load_encoder(
     Raises:
         UserError: The checkpoint can't be found or used.
     """
-    folder = pretrained.resolve_backbone(str(name))
-    config, params = pretrained.load_backbone(folder)
+    folder = resolve_backbone(str(name))
+    config, params = load_backbone(folder)
     if attention_dropout is not None:
         config = dataclasses.replace(config, attention_probs_dropout_prob=attention_dropout)
     config = dataclasses.replace(config, attention_dropout_on=attention_dropout_on)
-    chosen = pooling or pretrained.default_pooling(folder, config)
+    chosen = pooling or default_pooling(folder, config)
     tokenizer = load_tokenizer(folder)
     return Encoder(
         name=str(name),
         folder=folder,
         config=config,
-        params=pretrained.without_unused_pooler(params, chosen, str(name)),
+        params=without_unused_pooler(params, chosen, str(name)),
         tokenizer=tokenizer,
         pooling=chosen,
         notes=tuple(tokenizer_notes(folder, tokenizer, config.vocab_size)),

@@ -11,6 +11,9 @@ from mtl_jax.config.model import Dropped
 from mtl_jax.core.errors import UserError
 from mtl_jax.models.families import FAMILIES, Family
 
+FETCH = "fetch the checkpoint again"
+"""What to do where a file of a checkpoint is damaged."""
+
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh")
 
 # The buckets that MPNet computes, whatever the rows of its table.
@@ -291,7 +294,7 @@ class EncoderConfig:
             UserError: A field asks for something that this encoder does not compute.
         """
         if not isinstance(fields, dict):
-            raise UserError(f"{origin} is not a JSON object: fetch the checkpoint again")
+            raise UserError(f"{origin} is not a JSON object: {FETCH}")
         if own_code := fields.get("auto_map"):
             raise UserError(
                 f"{origin}: auto_map names code of the checkpoint's own "

@@ -9,7 +9,7 @@ from typing import Any
 from mtl_jax.config.optimizer import EPOCHS
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.console import say
-from mtl_jax.data.names import shown
+from mtl_jax.core.names import shown
 from mtl_jax.data.packing.waste import MOST_PADDING, mending_batch_size
 from mtl_jax.freezing.phase import untaken
 from mtl_jax.runs.phase_plan import PhasePlan

@@ -22,9 +22,9 @@ from mtl_jax.core.json_files import (
     read_json,
     write_first,
 )
+from mtl_jax.core.names import listed
 from mtl_jax.core.paths import expanded
 from mtl_jax.core.versions import version
-from mtl_jax.data.names import listed
 from mtl_jax.models.tokenizer_files import copy_tokenizer, tokenizer_digest
 from mtl_jax.runs.metrics_log import MetricsLog
 from mtl_jax.runs.record_changes import DIGEST, ID, VERSION, changes, json_digest, lasting

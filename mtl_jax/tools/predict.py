@@ -25,7 +25,7 @@ from mtl_jax.data.pairs import Pair
 from mtl_jax.freezing.partition import Params
 from mtl_jax.models.encoder import load_encoder
 from mtl_jax.models.encoder_config import EncoderConfig
-from mtl_jax.models.pretrained import left_out
+from mtl_jax.models.sentence_transformers import left_out
 from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.run_config import identity, model_spec, read_record, recorded_tasks

@@ -16,8 +16,8 @@ from mtl_jax.config.tasks import Kind, Task
 from mtl_jax.config.train import Settings
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.core.imported import import_function, import_object
+from mtl_jax.core.names import listed, quoted, shown
 from mtl_jax.data.kinds import KINDS as LABELS
-from mtl_jax.data.names import listed, quoted, shown
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.heads import MlpHead
 from mtl_jax.models.multitask import Head, Loss

@@ -27,7 +27,7 @@ from mtl_jax.data.packing.mixing import Mixture, apportion, rates
 from mtl_jax.data.packing.plan import Layout, PackingPlan
 from mtl_jax.freezing.partition import Stages, digest
 from mtl_jax.models.encoder import Encoder, load_encoder
-from mtl_jax.models.pretrained import left_out
+from mtl_jax.models.sentence_transformers import left_out
 from mtl_jax.models.tokenizer_files import tokenizer_digest
 from mtl_jax.training.cache.array_store import GIB, ArrayStore
 from mtl_jax.training.cache.facts import fact

@@ -12,12 +12,12 @@ import pytest
 import scipy.special
 from jax.extend.core import jaxprs_in_params
 
+from mtl_jax.models.conversion import to_transformers
 from mtl_jax.models.dense_product import Dense, kernel_product, product
 from mtl_jax.models.encoder_config import ACTIVATIONS, EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.models.layers import FeedForward
 from mtl_jax.models.multitask import MultiTaskModule
-from mtl_jax.models.pretrained import to_transformers
 from tests.conftest import head_sizes
 
 HALF = jnp.bfloat16

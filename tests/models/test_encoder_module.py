@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import mtl_jax
 from mtl_jax.core import downloads
+from mtl_jax.models.conversion import to_transformers
 from mtl_jax.models.dropout import Dropout
 from mtl_jax.models.encoder_config import ACTIVATIONS, EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
@@ -25,7 +26,6 @@ from mtl_jax.models.fused_attention import attention as fused_attention
 from mtl_jax.models.fused_attention import cudnn_can, of_seeds
 from mtl_jax.models.layers import attention_bias
 from mtl_jax.models.precision import default_dtype
-from mtl_jax.models.pretrained import to_transformers
 from tests import make_bert_reference as reference
 
 SCRIPT = Path(reference.__file__)

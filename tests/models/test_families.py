@@ -19,10 +19,10 @@ import mtl_jax
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.partition import Partition
+from mtl_jax.models.conversion import to_transformers
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.models.multitask import MultiTaskModule
-from mtl_jax.models.pretrained import to_transformers
 from mtl_jax.runs.loop import train
 from mtl_jax.tools.predict import Predictor
 from tests import make_encoder_reference as reference

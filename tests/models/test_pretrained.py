@@ -25,18 +25,16 @@ from mtl_jax.config.model import DEFAULT_BACKBONE
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.partition import digest
+from mtl_jax.models.conversion import from_transformers, to_transformers
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.models.pretrained import (
-    default_pooling,
-    from_transformers,
-    left_out,
     load_config,
     read_tensors,
     resolve_backbone,
-    to_transformers,
     without_unused_pooler,
 )
+from mtl_jax.models.sentence_transformers import default_pooling, left_out
 from tests import forked
 
 ROOT = Path(__file__).parents[2]

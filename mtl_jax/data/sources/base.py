@@ -11,9 +11,9 @@ import numpy as np
 
 from mtl_jax.config.tasks import Kind
 from mtl_jax.core.errors import UserError
+from mtl_jax.core.names import listed, quoted
 from mtl_jax.data.columns import Label
 from mtl_jax.data.kinds import LabelKind
-from mtl_jax.data.names import listed, quoted
 from mtl_jax.data.pairs import Pair
 from mtl_jax.data.soft_labels import MostProbable, is_soft, label_kinds
 

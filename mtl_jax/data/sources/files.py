@@ -15,9 +15,9 @@ from typing import Any, NoReturn, TextIO
 from mtl_jax.config.tasks import Kind
 from mtl_jax.core.atomic_write import other_kind
 from mtl_jax.core.errors import UserError
+from mtl_jax.core.names import quoted
 from mtl_jax.data.columns import Label
 from mtl_jax.data.kinds import LabelKind, type_in_words
-from mtl_jax.data.names import quoted
 from mtl_jax.data.sources import arrow_csv
 from mtl_jax.data.sources.base import ALL_SINGLE_LABEL, Fields, Rows, Source, Stream
 from mtl_jax.data.sources.delimited import Columns, MalformedError, Sheet, read_csv, read_tsv

@@ -18,8 +18,8 @@ import safetensors.numpy
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import OBJECT, read_json, write_json
 from mtl_jax.models import exported
+from mtl_jax.models.conversion import to_transformers
 from mtl_jax.models.encoder_config import EncoderConfig
-from mtl_jax.models.pretrained import to_transformers
 from mtl_jax.models.tokenizer_checks import check_ids
 from mtl_jax.models.tokenizer_files import tokenizer_files
 from mtl_jax.tools.export.trained_run import TaskHead, TrainedRun

@@ -14,8 +14,9 @@ import pytest
 
 import mtl_jax as mtl
 from mtl_jax.config.train import TrainConfig
+from mtl_jax.models.conversion import to_transformers
 from mtl_jax.models.exported import classifier_tensors
-from mtl_jax.models.pretrained import load_backbone, to_transformers
+from mtl_jax.models.pretrained import load_backbone
 from mtl_jax.runs.loop import train
 from mtl_jax.tools.export.trained_run import TrainedRun
 from mtl_jax.training.evaluator import ModelSpec

@@ -18,9 +18,9 @@ from jax import export as export_of_jax
 import mtl_jax as mtl
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.freezing.lora import merge_lora
+from mtl_jax.models.conversion import conversion_table, leaf_shape
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
-from mtl_jax.models.pretrained import conversion_table, leaf_shape
 from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.workdir import Workdir

@@ -14,8 +14,10 @@ import safetensors.numpy
 
 import mtl_jax as mtl
 from mtl_jax.core.errors import UserError
+from mtl_jax.models.conversion import to_transformers
 from mtl_jax.models.exported import read_head
-from mtl_jax.models.pretrained import left_out, read_tensors, to_transformers
+from mtl_jax.models.pretrained import read_tensors
+from mtl_jax.models.sentence_transformers import left_out
 from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.tools.export.torch_folders import (
     as_dtype,
