@@ -183,7 +183,7 @@ def test_a_study_goes_on_with_other_limits_but_not_with_other_files_or_weights(s
     record["settings"] |= {"cache_size": 20.0, "cache_folder": None}
     write_record(folder, record)
     assert conduct(study_of(["backbone_frozen"], cache_size=0.5), InputsPool(), "", 0.0) == 0
-    with pytest.raises(UserError, match=r"settings.epochs was 2, now 3"):
+    with pytest.raises(UserError, match=r"\(epochs was 2, now 3\)"):
         conduct(study_of(["backbone_frozen"], epochs=3), InputsPool(), "", 0.0)
     other = (("rules/first.json", [["*", "head"]]),)
     with pytest.raises(UserError, match=r"rules/first.json is not what the study began with"):

@@ -575,7 +575,7 @@ def test_a_run_goes_on_with_other_limits_but_not_without_its_states(flags, setti
 
     settings |= {"scenario": "top_1", "checkpoint_every": 4, "epochs": 3}
     before = {path: path.read_bytes() for path in folder.glob("*.json*")}
-    with pytest.raises(UserError, match=r"\(settings\.prefix_cache was True, now False\): use an"):
+    with pytest.raises(UserError, match=r"\(prefix_cache was True, now False\): use an"):
         trained(folder, settings, prefix_cache=False)
     assert {path: path.read_bytes() for path in folder.glob("*.json*")} == before
     other = {"cache_size": 1.0, "cache_folder": str(tmp_path / "other")}
