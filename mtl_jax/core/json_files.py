@@ -119,8 +119,8 @@ def read_lines(path: Path, schema: Mapping[str, Any] = OBJECT) -> list[dict[str,
     records, damage = parsed_lines(path, schema)
     if damage:
         raise UserError(
-            f"{path}, line {len(records) + 1} is damaged ({damage}): remove it and run the command "
-            "again that wrote the file, which makes up for it"
+            f"{path}, line {len(records) + 1} is damaged ({damage}): remove that line and run "
+            "the command that wrote the file again, which replaces it"
         )
     return records
 

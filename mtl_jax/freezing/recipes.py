@@ -285,11 +285,12 @@ def phases_of(config: TrainConfig, context: RecipeContext) -> tuple[Phase, ...]:
     phases = tuple(phase.completed(config) for phase in recipe_named(config.recipe)(context))
     if not phases[0].restart:
         raise UserError(
-            f"recipe {config.recipe}: phase 1 has no schedule to go on with: leave restart out"
+            f"recipe {config.recipe}: phase 1 has no earlier schedule to continue: leave "
+            "restart out"
         )
     if phases[0].requires_gain is not None:
         raise UserError(
-            f"recipe {config.recipe}: phase 1 follows on none that could have gained: leave "
+            f"recipe {config.recipe}: phase 1 has no phase before it that could gain: leave "
             "requires_gain out"
         )
     return phases

@@ -132,7 +132,7 @@ def read_work(words: Sequence[str], run_id: str, runs: str | None) -> Work:
                 "there is no folder that every machine sees by itself: name one with --workdir"
             )
         workdir = f"{runs.rstrip('/')}/{work.name}-{run_id}"
-        say(f"--workdir is {workdir}: name it to go on with this run")
+        say(f"--workdir is {workdir}: name it to resume this run")
         flags = [*flags, f"{_WORKDIR}={workdir}"]
     work = dataclasses.replace(work, words=(*work.words, *flags), workdir=workdir or "")
     if work.trains:

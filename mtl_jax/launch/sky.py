@@ -180,7 +180,8 @@ def _as_copied(work: Work) -> Work:
         return work
     if not work.file.is_relative_to(_ROOT):
         raise UserError(
-            f"{work.file} would be on no machine, which get a copy of {_ROOT}: move the file there"
+            f"{work.file} is outside {_ROOT}, of which each machine gets a copy: move the "
+            "file there"
         )
     copied = str(work.file.relative_to(_ROOT))
     return dataclasses.replace(work, words=("study", copied, *work.words[2:]))

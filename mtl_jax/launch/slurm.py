@@ -161,7 +161,7 @@ jobs"""
         _write(folder, files)
         job = _submit(folder / "job.sbatch")
         print(job)
-        say(f"job {job} runs {folder / 'job.sbatch'}; {folder} gets what it says")
+        say(f"job {job} runs {folder / 'job.sbatch'}; its output is in {folder}")
         if work.study:
             try:
                 gather = _submit(*_after(job), folder / "gather.sbatch")

@@ -164,7 +164,7 @@ def recover(workdir: Workdir, run: Mapping[str, str]) -> None:
         UserError: A checkpoint is of another version of this package, or can't be read.
     """
     if damage := workdir.metrics.mend():
-        say(f"warning: {damage}: what it said there comes again")
+        say(f"warning: {damage}: what was lost is logged again")
     saved = CheckpointReader(workdir.checkpoints, run)
     reasons = _Reasons(saved, workdir.metrics.lines)
     aside: dict[int, str] = {}

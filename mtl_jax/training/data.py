@@ -243,6 +243,6 @@ def _as_tasks(tasks: Mapping[str, str | Task] | Sequence[Task]) -> list[Task]:
         found.append(Task(name, column=task) if isinstance(task, str) else task)
         if found[-1].name != name:
             raise UserError(
-                f"tasks has the task {found[-1].name!r} under the name {name!r}: call it alike"
+                f"tasks has the task {found[-1].name!r} under the name {name!r}: use one name"
             )
     return found

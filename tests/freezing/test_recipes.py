@@ -224,7 +224,7 @@ def test_a_file_that_holds_something_else(name, text, words, tmp_path):
     ("phases", "words"),
     [
         ([{"scenario": "top_1", "restart": False}], "phase 1 has no schedule to go on with"),
-        ([{"scenario": "top_1", "requires_gain": 0.1}], "phase 1 follows on none"),
+        ([{"scenario": "top_1", "requires_gain": 0.1}], "phase 1 has no phase before it"),
     ],
 )
 def test_a_list_that_can_not_be_a_recipe(phases, words, tmp_path):

@@ -358,7 +358,7 @@ def _open(path: Path) -> BufferedReader:
             raise UserError(f"{path} is a folder: name a file")
         if kind:
             raise UserError(
-                f"{path} is {kind} and no regular file: write what it gives to one and name that"
+                f"{path} is {kind} and no regular file: write its contents to a file and name that"
             )
         return path.open("rb")
     except FileNotFoundError as error:

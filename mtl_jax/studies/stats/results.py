@@ -58,7 +58,7 @@ def read_results(path: Path) -> list[Result]:
         content = path.read_bytes()
         lines = (gzip.decompress(content) if path.suffix == ".gz" else content).split(b"\n")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}): put it there again") from error
+        raise UserError(f"{path} is damaged ({first_line(error)}): copy it there again") from error
     except OSError as error:
         raise cannot_read(path, error) from error
     return [
@@ -66,7 +66,7 @@ def read_results(path: Path) -> list[Result]:
             line.decode("utf-8", errors="replace"),
             RESULT,
             f"{path}, line {number}",
-            "remove it and run the study again, which makes up for it",
+            "remove that line and run the study again, which replaces it",
         )
         for number, line in enumerate(lines, start=1)
         if line.strip()
