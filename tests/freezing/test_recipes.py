@@ -223,7 +223,7 @@ def test_a_file_that_holds_something_else(name, text, words, tmp_path):
 @pytest.mark.parametrize(
     ("phases", "words"),
     [
-        ([{"scenario": "top_1", "restart": False}], "phase 1 has no schedule to go on with"),
+        ([{"scenario": "top_1", "restart": False}], "phase 1 has no earlier schedule"),
         ([{"scenario": "top_1", "requires_gain": 0.1}], "phase 1 has no phase before it"),
     ],
 )

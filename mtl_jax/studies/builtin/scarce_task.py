@@ -131,9 +131,7 @@ than --epochs to reach it"""
         self._refuse_empty("fractions", "arms")
         tasks = self.data.tasks
         if len(tasks) < 2:
-            raise UserError(
-                "a scarce task is compared with others: name several tasks with --label-columns"
-            )
+            raise UserError("a scarce task needs other tasks: name several with --label-columns")
         object.__setattr__(self, "scarce_task", self.scarce_task or tasks[-1])
         if self.scarce_task not in tasks:
             raise UserError(f"--scarce-task {self.scarce_task}: use {' or '.join(tasks)}")
@@ -144,8 +142,9 @@ than --epochs to reach it"""
                 raise UserError(f"--fractions {fraction} must be above 0 and at most 1")
         if self.scarce_task in self.data.label_fractions:
             raise UserError(
-                f"--label-fraction names {self.scarce_task}, of which --fractions says "
-                f"how many labels are kept: name {' or '.join(self.other_tasks)} only, or leave it out"
+                f"--label-fraction names {self.scarce_task}, of whose labels "
+                f"--fractions says how many are kept: name {' or '.join(self.other_tasks)} only, "
+                "or leave it out"
             )
         refuse_nothing_held(self.hold_frozen_heads, self.arms)
 

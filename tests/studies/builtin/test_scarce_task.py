@@ -156,7 +156,7 @@ def test_a_fraction_of_the_other_task_holds_in_every_arm(settings, tmp_path):
         "classifier=0.5",
     )
     thinned = dataclasses.replace(data, label_fraction=("sentiment=0.5",))
-    with pytest.raises(UserError, match="--label-fraction names sentiment, whose labels --fracti"):
+    with pytest.raises(UserError, match="--label-fraction names sentiment, of whose labels --f"):
         ScarceTask(**{**shared, "data": thinned})
 
 
