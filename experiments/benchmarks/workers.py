@@ -91,7 +91,7 @@ def _torch_device(platform: str) -> str:
 def _extract(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
     """The vectors of the training sentences by the checkpoint as it is, once it is loaded."""
     from mtl_jax.data.corpus import load_corpus
-    from mtl_jax.tools.predict import checkpoint_encoder
+    from mtl_jax.tools.text_encoder import checkpoint_encoder
 
     del job, platform
     texts = list(load_corpus(config.data).read("train").texts)

@@ -262,7 +262,8 @@ def _print_json(lines: Iterable[Mapping[str, Any]]) -> None:
 
 def _extract(command: Extract) -> None:
     from mtl_jax.core.console import say
-    from mtl_jax.tools.predict import Predictor, checkpoint_encoder
+    from mtl_jax.tools.predict import Predictor
+    from mtl_jax.tools.text_encoder import checkpoint_encoder
     from mtl_jax.tools.vectors import check_output, write_vectors
 
     if command.backbone is not None:

@@ -14,7 +14,8 @@ from mtl_jax.config.tasks import Task
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.examples import Examples
 from mtl_jax.runs.ensembles import mean_probabilities
-from mtl_jax.tools.predict import CHUNK, Predictor
+from mtl_jax.tools.predict import Predictor
+from mtl_jax.tools.text_encoder import CHUNK
 from mtl_jax.training.inputs import standardised
 from mtl_jax.training.kinds.base import Metrics
 from mtl_jax.training.kinds.registry import KINDS, kind_of

@@ -9,12 +9,12 @@ from sklearn.metrics import f1_score
 
 from mtl_jax.config.optimizer import head_weight_decay
 from mtl_jax.config.train import DataConfig, TrainConfig
+from mtl_jax.runs.best_checkpoint import best_parameters
 from mtl_jax.runs.head_rate import RATES, _choice, _compared, chosen_head_rate, rate_key
 from mtl_jax.runs.head_sweep import Grid, train_heads
 from mtl_jax.runs.loop import train, train_seeds
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.workdir import Workdir
-from mtl_jax.tools.predict import best_parameters
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.kinds.registry import KINDS
 from tests.conftest import weights

@@ -23,7 +23,8 @@ from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.input_texts import read_lines, read_texts
-from mtl_jax.tools.predict import Predictor, checkpoint_encoder
+from mtl_jax.tools.predict import Predictor
+from mtl_jax.tools.text_encoder import checkpoint_encoder
 from tests.conftest import TASKS, write_record
 
 

@@ -18,9 +18,9 @@ from mtl_jax.freezing.lora import merge_lora
 from mtl_jax.freezing.partition import Params
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.tokenizer import load_tokenizer
+from mtl_jax.runs.best_checkpoint import best_parameters
 from mtl_jax.runs.run_config import read_record
 from mtl_jax.runs.workdir import Workdir
-from mtl_jax.tools.predict import best_parameters
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

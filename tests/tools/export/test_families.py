@@ -22,13 +22,13 @@ from mtl_jax.models.conversion import conversion_table, leaf_shape
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.models.tokenizer import load_tokenizer
+from mtl_jax.runs.best_checkpoint import best_parameters
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.export.onnx import write_onnx
 from mtl_jax.tools.export.stablehlo import write_stablehlo
 from mtl_jax.tools.export.torch_folders import write_classifier, write_sentence_encoder
 from mtl_jax.tools.export.trained_run import TrainedRun
-from mtl_jax.tools.predict import best_parameters
 from tests.conftest import WORDS
 from tests.make_encoder_reference import MODELS
 from tests.models.test_tokenizer import roberta_files

@@ -1,0 +1,155 @@
+"""Texts to vectors, by the encoder of a run or of a bare checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from mtl_jax.config.data import LongTexts
+from mtl_jax.config.model import Pooling
+from mtl_jax.config.tasks import Task
+from mtl_jax.core.console import say
+from mtl_jax.core.errors import UserError
+from mtl_jax.core.prefetch import ahead
+from mtl_jax.data.batches import HostBatch, TextSet
+from mtl_jax.data.kinds import KINDS as LABELS
+from mtl_jax.data.packing.plan import Layout
+from mtl_jax.freezing.partition import Params
+from mtl_jax.models.encoder import load_encoder
+from mtl_jax.models.sentence_transformers import left_out
+from mtl_jax.training.evaluator import ModelSpec, evaluator
+from mtl_jax.training.inputs import standardised
+from mtl_jax.training.text_reader import TextReader
+
+# Texts in memory at a time, while as many wait; enough for the packing to leave little padding.
+CHUNK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    lines: list[str]
+    texts: TextSet
+    batches: list[HostBatch]
+
+
+class TextEncoder:
+    """Texts, or pairs of them, to pooled vectors.
+
+    The next texts are read, tokenised and laid out while the device has those before.
+
+    Attributes:
+        reader: Tokenises the texts.
+        width: Length of a vector.
+        tasks: The tasks by name, of a run.
+        cut: Texts so far that were longer than the model's positions or ``max_length``.
+        empty: Texts so far with no token of their own.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        params: Params,
+        reader: TextReader,
+        tasks: Mapping[str, Task] | None = None,
+        layer: int | None = None,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+            spec: The model.
+            params: Its parameters.
+            reader: Tokenises the texts.
+            tasks: The tasks by name, of a run.
+            layer: Whose token states ``pooled`` pools: 0 the embeddings, k the k-th layer; by
+                default the last one.
+
+        Raises:
+            UserError: There is no such layer, or the pooler does not fit it.
+        """
+        layers = spec.bert.num_hidden_layers
+        if layer is not None and not 0 <= layer <= layers:
+            raise UserError(
+                f"--layer {layer}: the encoder has {layers} layers: use 0, its embeddings, to "
+                f"{layers}, the last one"
+            )
+        if layer not in (None, layers) and spec.pooling == "pooler":
+            raise UserError(
+                f"--layer {layer}: the checkpoint's pooler is for the last layer, {layers}: add "
+                "--pooling mean or cls"
+            )
+        self.reader = reader
+        # A batch has room for the labels of a task at least.
+        self.tasks = tasks or {name: Task(name) for name, _ in spec.classes}
+        self.width = spec.bert.hidden_size
+        self._depth = None if layer in (None, layers) else 1 + layer
+        self.cut = self.empty = 0
+        self._evaluator = evaluator(spec)
+        self._params = self._evaluator.runner.replicate(params)
+
+    @property
+    def layout(self) -> Layout:
+        """The shape of the batches."""
+        return self._evaluator.layout
+
+    @property
+    def compile_seconds(self) -> float:
+        """What compiling took so far."""
+        return self._evaluator.compile_seconds
+
+    def _read(self, lines: Iterable[str]) -> Iterator[_Chunk]:
+        lines, first = iter(lines), 1
+        while chunk := list(itertools.islice(lines, CHUNK)):
+            blank = {
+                name: LABELS[task.kind].blank(len(chunk), len(task.classes))
+                for name, task in self.tasks.items()
+            }
+            origin = f"lines {first} to {first + len(chunk) - 1}"
+            texts = self.reader(chunk, standardised(blank, self.tasks), origin)
+            if first == 1 and len(chunk) == CHUNK:
+                self._evaluator = self._evaluator.fitted(texts.tokens.lengths)
+            yield _Chunk(chunk, texts, list(self._evaluator.batches(texts)))
+            first += len(chunk)
+
+    def _chunks(self, lines: Iterable[str]) -> Iterator[_Chunk]:
+        for chunk in ahead(self._read(lines)):
+            self.cut += chunk.texts.tokens.truncated
+            self.empty += chunk.texts.tokens.empty
+            yield chunk
+
+    def pooled(self, texts: Iterable[str]) -> Iterator[tuple[list[str], np.ndarray]]:
+        """Chunk by chunk ``texts``, k of them, and their vectors, float32 [k, hidden].
+
+        Raises:
+            UserError: A text is too long, where these are refused.
+        """
+        for chunk in self._chunks(texts):
+            yield (
+                chunk.lines,
+                self._evaluator.pooled(self._params, chunk.texts, chunk.batches, self._depth),
+            )
+
+
+def checkpoint_encoder(
+    backbone: str,
+    pooling: Pooling | None,
+    max_length: int,
+    long_texts: LongTexts = "cut",
+    layer: int | None = None,
+) -> TextEncoder:
+    """The encoder of a pre-trained checkpoint, as ``all_frozen`` sees it.
+
+    Raises:
+        UserError: The checkpoint can't be used, or max_length leaves no room for a text.
+    """
+    encoder = load_encoder(backbone, pooling)
+    reader = TextReader(encoder.tokenizer, encoder.config, max_length, long_texts)
+    for note in (*encoder.notes, *left_out(encoder.folder, vectors=True)):
+        say(f"note: {note}")
+    # Vectors are made without a head.
+    spec = ModelSpec(
+        encoder.config, (("unused", 1),), encoder.pooling, "float32", reader.max_length, "auto"
+    )
+    return TextEncoder(spec, {"backbone": encoder.params}, reader, layer=layer)
