@@ -319,7 +319,7 @@ def _model(config: EncoderConfig, length: int) -> tuple[Any, Any]:
 
     from mtl_jax.models.encoder_module import EncoderModule
     from mtl_jax.training.evaluator import ModelSpec
-    from mtl_jax.training.step import stream
+    from mtl_jax.training.program import stream
 
     spec = ModelSpec(config, ((_TASK, _CLASSES),), "mean", "bfloat16", length, parallel="jit")
     ids = np.zeros((1, length), np.int32)

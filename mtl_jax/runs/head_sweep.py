@@ -28,9 +28,10 @@ from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.kinds.base import Metrics, TaskKind
 from mtl_jax.training.kinds.registry import kind_of as kind_of_labels
 from mtl_jax.training.optimizer import build_optimizer
+from mtl_jax.training.program import Program, TrainState, stream
 from mtl_jax.training.runners import kind_of
 from mtl_jax.training.seed_runner import devices_across
-from mtl_jax.training.step import Program, TrainState, stream, take, train_step
+from mtl_jax.training.step import take, train_step
 
 T = TypeVar("T")
 

@@ -26,7 +26,7 @@ from mtl_jax.runs.prepare import prepare_runs
 from mtl_jax.runs.save_clock import SaveClock
 from mtl_jax.runs.seed_run import SeedRun
 from mtl_jax.training.inputs import Inputs
-from mtl_jax.training.step import TrainState
+from mtl_jax.training.program import TrainState
 
 
 def train(config: TrainConfig, inputs: Inputs | None = None) -> dict[str, Any]:

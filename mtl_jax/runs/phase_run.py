@@ -33,8 +33,8 @@ from mtl_jax.training.evaluator import ModelSpec, evaluator, of_tasks
 from mtl_jax.training.extensions import built_in_parts, class_weights_of, load_extensions
 from mtl_jax.training.frozen_activations import SHALLOWEST, FrozenActivations
 from mtl_jax.training.inputs import Inputs, Split
+from mtl_jax.training.program import TrainState, stream
 from mtl_jax.training.runners import make_runner
-from mtl_jax.training.step import TrainState, stream
 from mtl_jax.training.weighting.base import Weighting
 from mtl_jax.training.weighting.registry import make_weighting, useless
 

@@ -15,7 +15,7 @@ from mtl_jax.runs.phase_plan import keeps_factors
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.progress import PhaseProgress
 from mtl_jax.training.optimizer import carried
-from mtl_jax.training.step import TrainState
+from mtl_jax.training.program import TrainState
 
 
 @dataclasses.dataclass(frozen=True)

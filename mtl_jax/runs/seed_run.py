@@ -38,7 +38,7 @@ from mtl_jax.runs.recovery import batches_from, depended_on, done_before, open_c
 from mtl_jax.runs.run_config import identity
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.metrics import mean_score
-from mtl_jax.training.step import TrainState
+from mtl_jax.training.program import TrainState
 
 _LOG_EVERY = 10
 

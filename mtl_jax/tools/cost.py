@@ -20,7 +20,8 @@ from mtl_jax.runs.flops import as_kept, counted
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.micro_batches import WHOLE
-from mtl_jax.training.step import Program, Template, pooled_step, states_step, train_step_with
+from mtl_jax.training.program import Program, Template
+from mtl_jax.training.step import pooled_step, states_step, train_step_with
 
 # The median of more calls would differ little.
 _MOST_CALLS = 50

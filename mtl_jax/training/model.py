@@ -19,7 +19,7 @@ from mtl_jax.models.encoder import Encoder
 from mtl_jax.models.multitask import Head
 from mtl_jax.models.precision import default_dtype
 from mtl_jax.training.evaluator import ModelSpec, of_tasks
-from mtl_jax.training.step import stream
+from mtl_jax.training.program import stream
 
 
 class MultiTaskModel:

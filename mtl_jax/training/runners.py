@@ -23,12 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mtl_jax.config.model import Placement
 from mtl_jax.core import distributed
 from mtl_jax.core.errors import UserError
-from mtl_jax.training.step import (
-    eval_step,
-    pooled_at_step,
-    pooled_step,
-    states_step,
-)
+from mtl_jax.training.step import eval_step, pooled_at_step, pooled_step, states_step
 
 AXIS = "devices"
 # The steps whose results have a row for each of the batch's.

@@ -28,8 +28,8 @@ from mtl_jax.training.inputs import Split
 from mtl_jax.training.metrics import Metrics
 from mtl_jax.training.model import MultiTaskModel
 from mtl_jax.training.optimizer import Optimizer
+from mtl_jax.training.program import Numbers, Template, TrainState, stream
 from mtl_jax.training.runners import make_runner
-from mtl_jax.training.step import Numbers, Template, TrainState, stream
 from mtl_jax.training.weighting.base import Weighting
 from mtl_jax.training.weighting.registry import make_weighting
 

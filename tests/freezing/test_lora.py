@@ -20,7 +20,8 @@ from mtl_jax.freezing.phase import Phase
 from mtl_jax.freezing.scenarios import FROZEN
 from mtl_jax.models.multitask import MultiTaskModule
 from mtl_jax.training.optimizer import OptimizerConfig, build_optimizer
-from mtl_jax.training.step import Program, train_step
+from mtl_jax.training.program import Program
+from mtl_jax.training.step import train_step
 from tests import conftest
 from tests.conftest import head_sizes
 from tests.training.test_step import CLASSES, CONFIG, flat, random_batch, random_params

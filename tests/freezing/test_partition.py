@@ -18,7 +18,8 @@ from mtl_jax.freezing.scenarios import FROZEN, scenario_rules
 from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.training.losses import masked_cross_entropy
 from mtl_jax.training.optimizer import OptimizerConfig
-from mtl_jax.training.step import stream, train_step
+from mtl_jax.training.program import stream
+from mtl_jax.training.step import train_step
 from tests.conftest import TASKS
 from tests.training.test_step import (
     CLASSES,

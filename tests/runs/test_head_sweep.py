@@ -23,8 +23,9 @@ from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.kinds.registry import KINDS
 from mtl_jax.training.metrics import mean_score, split_metrics
 from mtl_jax.training.prediction_counts import class_counts
+from mtl_jax.training.program import TrainState
 from mtl_jax.training.seed_runner import devices_across
-from mtl_jax.training.step import TrainState, scanned_steps, take, train_step
+from mtl_jax.training.step import scanned_steps, take, train_step
 from tests.conftest import TASKS, settings_of, weights
 
 GRID = Grid((0, 3, 4), (1e-3, 5e-2), (0.0, 0.1), weights((1.0,), (1.0, 0.25)))

@@ -14,6 +14,7 @@ from mtl_jax.models.multitask import MultiTaskModule
 from mtl_jax.runs.loop import train as run_training
 from mtl_jax.training.losses import masked_cross_entropy
 from mtl_jax.training.optimizer import build_optimizer
+from mtl_jax.training.program import Program
 from mtl_jax.training.runners import (
     Compiled,
     JitRunner,
@@ -22,7 +23,7 @@ from mtl_jax.training.runners import (
     gathered,
     make_runner,
 )
-from mtl_jax.training.step import Program, eval_step, pooled_step, train_step
+from mtl_jax.training.step import eval_step, pooled_step, train_step
 from tests.conftest import TASKS, head_sizes
 from tests.training.test_step import (
     CLASSES,

@@ -10,9 +10,10 @@ import pytest
 
 from mtl_jax.freezing.partition import Partition
 from mtl_jax.freezing.scenarios import scenario_rules
+from mtl_jax.training.program import stream
 from mtl_jax.training.runners import Compiled, JitRunner
 from mtl_jax.training.seed_runner import SHARED, SeedRunner
-from mtl_jax.training.step import scanned_steps, stream, train_step
+from mtl_jax.training.step import scanned_steps, train_step
 from tests.conftest import TASKS
 from tests.training.test_runners import LOSS_TOLERANCE, NORM_TOLERANCE, PARAMETER_TOLERANCE
 from tests.training.test_step import CONFIG, flat, make_program, random_batch, random_params

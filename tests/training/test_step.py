@@ -13,7 +13,8 @@ from mtl_jax.freezing.partition import Partition
 from mtl_jax.freezing.scenarios import scenario_rules
 from mtl_jax.models.multitask import MultiTaskModule
 from mtl_jax.training.optimizer import OptimizerConfig, build_optimizer
-from mtl_jax.training.step import Program, eval_step, pooled_step, stream, train_step
+from mtl_jax.training.program import Program, stream
+from mtl_jax.training.step import eval_step, pooled_step, train_step
 from tests import conftest
 from tests.conftest import TASKS, head_sizes
 

@@ -26,7 +26,7 @@ from mtl_jax.runs.checkpoints.handler import StateHandler, StateSave
 from mtl_jax.runs.checkpoints.manifest import Manifest
 from mtl_jax.runs.checkpoints.reader import BEST, CheckpointReader, optimizer_tree
 from mtl_jax.runs.progress import beats
-from mtl_jax.training.step import TrainState
+from mtl_jax.training.program import TrainState
 
 # What is written beside the arrays.
 _SMALL_FILES = 2**18

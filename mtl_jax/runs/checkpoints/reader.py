@@ -16,7 +16,7 @@ from mtl_jax.runs.checkpoints import arrays, earlier, frozen_leaves, manifest
 from mtl_jax.runs.checkpoints.handler import file_of
 from mtl_jax.runs.checkpoints.manifest import DamageError, Manifest
 from mtl_jax.runs.workdir import FROZEN
-from mtl_jax.training.step import TrainState
+from mtl_jax.training.program import TrainState
 
 # The part of a checkpoint that has the parameters of the best one, where it is not that itself and
 # there is none of it.
