@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import decimal
-import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
 
 import numpy as np
 
@@ -20,9 +18,8 @@ from mtl_jax.core.names import listed, shown
 from mtl_jax.data import value_checks
 from mtl_jax.data.findings import Finding
 from mtl_jax.data.kinds import KINDS, SEPARATOR, has_label, kind_of
-from mtl_jax.data.table import EMPTY
+from mtl_jax.data.repeated_texts import contradictions, seen_before
 
-T = TypeVar("T")
 _MOST_CLASSES = 12
 _MOST_WARNINGS = 5
 
@@ -42,10 +39,8 @@ UNEVEN = 3
 """times as many texts as another that a class of imbalanced ones has"""
 # Of an accuracy, at most: 0.5 / sqrt(n) of n labels.
 _LARGEST_ERROR = 0.03
-# Part of a split from which on what is found in some of its texts is no accident.
-_MANY = 0.01
-# Texts whose hashes are compared at a time: 2 to this power, about.
-_AT_A_TIME = 20
+# Labels that are counted at a time.
+_AT_A_TIME = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +78,9 @@ def check(
     for split, view in others.items():
         if view.hashes is not None and train.hashes is not None:
             findings += seen_before(split, view.hashes, {"train": train.hashes})
-    return [*findings, *_contradictions(train, tuple(classes))]
+    if train.hashes is not None:
+        findings += contradictions(train.hashes, {task: train.labels[task] for task in classes})
+    return findings
 
 
 def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
@@ -95,8 +92,8 @@ def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
     """
     counts = np.zeros(classes, np.int64)
     # Some at a time: of many, what is worked out of them takes as much memory again.
-    for start in range(0, len(labels) if classes else 0, 2**_AT_A_TIME):
-        some = labels[start : start + 2**_AT_A_TIME]
+    for start in range(0, len(labels) if classes else 0, _AT_A_TIME):
+        some = labels[start : start + _AT_A_TIME]
         there = some[has_label(some)]
         if there.ndim == 2:
             counts += (there > 0).sum(0)
@@ -117,79 +114,6 @@ def absent_classes(
         labels: Its labels.
     """
     return _absent(task, names, split, class_counts(labels, len(names)))
-
-
-def seen_before(split: str, hashes: np.ndarray, known: Mapping[str, np.ndarray]) -> list[Finding]:
-    """Says how many texts of a split are among those of others, where some are.
-
-    Args:
-        split: The split.
-        hashes: ``hashes_of`` its texts, uint64 [n].
-        known: The same of each other split.
-    """
-    findings = []
-    for other, of_other in known.items():
-
-        def among(mine: np.ndarray, theirs: np.ndarray, of_other: np.ndarray = of_other) -> int:
-            return _among(hashes[mine], np.sort(of_other[theirs]))
-
-        count = sum(_part_by_part(among, hashes, of_other))
-        if count:
-            words = f"{split}: {count:,} of {len(hashes):,} texts are among those of"
-            findings.append(by_share(count, len(hashes), f"{words} {_named(other)}"))
-    return findings
-
-
-def _among(some: np.ndarray, known: np.ndarray) -> int:
-    """How many of some numbers are among known ones, which ascend."""
-    if not len(known):
-        return 0
-    some = np.sort(some)  # neighbours are looked up soonest one after the other
-    places = np.minimum(np.searchsorted(known, some), len(known) - 1)
-    return int((known[places] == some).sum())
-
-
-def repeated(split: str, hashes: np.ndarray) -> list[Finding]:
-    """Says how many texts of a split are there before in it, where some are.
-
-    Args:
-        split: The split.
-        hashes: ``hashes_of`` its texts, uint64 [n].
-    """
-
-    def repeats(there: np.ndarray) -> int:
-        alike = np.sort(hashes[there])
-        return int((alike[1:] == alike[:-1]).sum())
-
-    count = sum(_part_by_part(repeats, hashes))
-    if not count:
-        return []
-    return [Finding("note", f"{split}: {count:,} of {len(hashes):,} texts repeat another one")]
-
-
-def _part_by_part(find: Callable[..., T], *hashes: np.ndarray) -> list[T]:
-    """What is found in some texts at a time.
-
-    Equal ones are so at the same time, and not many at once: what is worked out of them needs
-    little memory.
-
-    Args:
-        find: Is given which of the texts, of those that are not empty, bool [n] for each of the
-            ``hashes``.
-        hashes: uint64 [n] each.
-    """
-    bits = min((max(map(len, hashes)) >> _AT_A_TIME).bit_length(), 16)
-    high = 3 if sys.byteorder == "little" else 0
-
-    def of_part(part: int) -> T:
-        there = [of != EMPTY for of in hashes]
-        if bits:
-            for mask, of in zip(there, hashes, strict=True):
-                mask &= of.view(np.uint16)[high::4] >> (16 - bits) == part
-        return find(*there)
-
-    # One after the other: threads would each keep memory of their own.
-    return [of_part(part) for part in range(2**bits)]
 
 
 def _of_classes(
@@ -393,44 +317,6 @@ def _too_small(validation: View, tasks: Sequence[str]) -> list[Finding]:
         f"{' and '.join(words)}; with {enough} labels it would be {_LARGEST_ERROR}"
     )
     return [Finding("warning", text)]
-
-
-def _contradictions(train: View, tasks: Sequence[str]) -> Iterator[Finding]:
-    """Texts that occur with one label and with another."""
-    if train.hashes is None:
-        return
-    known = train.hashes
-    for task in tasks:
-        labelled, of_task = has_label(train.labels[task]), train.labels[task]
-        if not KINDS[kind_of(of_task)].has_classes:
-            continue
-
-        def count(
-            there: np.ndarray, labelled: np.ndarray = labelled, of_task: np.ndarray = of_task
-        ) -> tuple[int, int]:
-            there &= labelled
-            order = np.argsort(hashes := known[there])
-            starts = np.flatnonzero(np.diff(hashes[order], prepend=EMPTY))
-            if not len(starts):
-                return 0, 0
-            ordered = of_task[there][order]
-            of_text = [f.reduceat(ordered, starts) for f in (np.minimum, np.maximum)]
-            torn = (of_text[0] != of_text[1]).reshape(len(starts), -1).any(1).sum()
-            return int(torn), len(starts)
-
-        torn, distinct = map(sum, zip(*_part_by_part(count, known), strict=True))
-        if torn:
-            words = f"train: {torn:,} of {distinct:,} distinct texts occur with different "
-            yield by_share(torn, distinct, f"{words}{task} labels")
-
-
-def by_share(count: int, of: int, words: str) -> Finding:
-    """Words on ``count`` of so many texts: a warning where they are too many for an accident."""
-    return Finding("warning" if count >= _MANY * of else "note", words)
-
-
-def _named(split: str) -> str:
-    return "training" if split == "train" else split
 
 
 def _warning(task: str, words: str) -> Finding:

@@ -17,6 +17,7 @@ from mtl_jax.data.data_set import DataSet, Keeping
 from mtl_jax.data.examples import Examples, index_type
 from mtl_jax.data.findings import Finding
 from mtl_jax.data.kinds import KINDS, blank, has_label
+from mtl_jax.data.repeated_texts import seen_before
 from mtl_jax.data.sources.registry import open_sources
 from mtl_jax.data.table import EMPTY
 from mtl_jax.data.texts import SomeTexts, choose, drawn, joined
@@ -265,7 +266,7 @@ class Corpus:
             for task, kind in each.kinds.items()
             if kind.has_classes
         ]
-        return [*itertools.chain(*absent), *checks.seen_before("test", test.text_hashes, known)]
+        return [*itertools.chain(*absent), *seen_before("test", test.text_hashes, known)]
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+# Part of a split from which on what is found in some of its texts is no accident.
+_MANY = 0.01
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -17,3 +20,8 @@ class Finding:
 
     def __str__(self) -> str:
         return f"warning: {self.text}" if self.severity == "warning" else self.text
+
+
+def by_share(count: int, of: int, words: str) -> Finding:
+    """Words on ``count`` of so many texts: a warning where they are too many for an accident."""
+    return Finding("warning" if count >= _MANY * of else "note", words)

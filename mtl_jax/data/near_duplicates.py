@@ -13,8 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mtl_jax.data.checks import by_share
-from mtl_jax.data.findings import Finding
+from mtl_jax.data.findings import Finding, by_share
 
 THRESHOLD = 0.8
 """Of the Jaccard similarity of two texts' pieces, from which on they are nearly the same."""

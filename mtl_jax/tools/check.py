@@ -11,13 +11,14 @@ import numpy as np
 from mtl_jax.config.data import DataConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.names import shown
-from mtl_jax.data.checks import class_counts, repeated
+from mtl_jax.data.checks import class_counts
 from mtl_jax.data.corpus import Corpus, load_corpus
 from mtl_jax.data.data_set import Keeping
 from mtl_jax.data.examples import Examples
 from mtl_jax.data.findings import Finding
 from mtl_jax.data.kinds import KINDS
 from mtl_jax.data.near_duplicates import THRESHOLD, NearDuplicates, near_duplicates
+from mtl_jax.data.repeated_texts import repeated
 from mtl_jax.data.tokens import lengths_of
 from mtl_jax.data.value_checks import summary
 from mtl_jax.models import pretrained

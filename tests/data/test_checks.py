@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mtl_jax.data.checks import View, check, repeated, seen_before
+from mtl_jax.data.checks import View, check
+from mtl_jax.data.repeated_texts import repeated, seen_before
 from mtl_jax.data.table import hashes_of
 
 
