@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # ./launch.sh        makes .venv, installs, runs the quick freezing study, says where the report is
 # ./launch.sh test   makes .venv, installs, runs the tests; test quick runs what most changes need
+# ./launch.sh lint   makes .venv, installs, runs ruff, pyright and the check of imports
 # ./launch.sh local|slurm|kubernetes|sky [options] -- train|experiment ...
 #                    makes .venv, installs, and runs that on several processes; see --help
 # ./launch.sh status --workdir DIR        shows the progress of the workers of a study
@@ -17,7 +18,7 @@ case "${1-}" in
     lint) task='lint'; extras='lint'; shift ;;
     local | slurm | kubernetes | sky | status) task=launch; extras=${EXTRAS-} ;;
     "" | -*) task=study; extras= ;;
-    *) fail "unknown task '$1': use ./launch.sh, ./launch.sh test, or ./launch.sh local, slurm, kubernetes, sky or status" ;;
+    *) fail "unknown task '$1': use ./launch.sh alone, or with test, lint, local, slurm, kubernetes, sky or status" ;;
 esac
 
 find_python() {

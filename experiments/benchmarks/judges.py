@@ -22,7 +22,7 @@ from mtl_jax.studies.report.document import Cell
 from mtl_jax.studies.stats.formatting import MISSING, byte_size, count_of, fixed
 
 Sample = Mapping[str, Any]
-"""What one measurement gave; see ``benchmark_workers.MEASUREMENTS``."""
+"""What one measurement gave; see ``workers.MEASUREMENTS``."""
 Samples = Mapping[str, Sequence[Sample]]
 """Per label of a case's jobs, the samples of its repeats."""
 
