@@ -22,6 +22,7 @@ from mtl_jax.core import distributed, preemption
 from mtl_jax.core.command_line import guarded, parse
 from mtl_jax.core.errors import UserError, shortened
 from mtl_jax.core.paths import expanded
+from mtl_jax.core.streams import Descriptor
 from mtl_jax.freezing.scenarios import usual_scenarios
 from mtl_jax.runs.startup import import_transformers_alone, prepare
 from mtl_jax.studies.budget import Budget
@@ -405,7 +406,7 @@ def _texts(
     try:
         # A reader of its own: the thread that reads may still wait when the process ends, and
         # the interpreter can't close its own standard input then.
-        stream = io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False))
+        stream = io.BufferedReader(Descriptor(sys.stdin.fileno(), closefd=False))
     except OSError as error:
         raise UserError(
             f"standard input can't be read ({error.strerror}): give it lines of text"
