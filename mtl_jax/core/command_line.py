@@ -18,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from mtl_jax.core import distributed, streams
+from mtl_jax.core import distributed, interrupts, streams
 from mtl_jax.core.errors import (
     SAVED,
     Preempted,
@@ -40,6 +40,9 @@ _LONGEST = 4000
 _MISTAKEN = 2
 # A shell's of what SIGINT has ended.
 _INTERRUPTED = 130
+
+# What the loader of shared libraries says where there is no memory (ulimit -v) for one.
+_NO_MAP = "failed to map segment"
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _REMEDIES = {
@@ -141,17 +144,18 @@ def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     threads = _Threads(threading.excepthook)
     threading.excepthook, shown = threads, sys.excepthook
     sys.excepthook = functools.partial(_show, shown)
-    try:
-        with streams.words():
-            status = _ended(main, argv, threads)
-    finally:
-        threading.excepthook, sys.excepthook = threads.told, shown
-        streams.end()
-    # What is saved is saved by all at the same step.
-    if status not in (0, SAVED):
-        distributed.abandon(status)
-    distributed.leave()
-    return status
+    with interrupts.restored():
+        try:
+            with streams.words():
+                status = _ended(main, argv, threads)
+        finally:
+            threading.excepthook, sys.excepthook = threads.told, shown
+            streams.end()
+        # What is saved is saved by all at the same step.
+        if status not in (0, SAVED):
+            distributed.abandon(status)
+        distributed.leave()
+        return status
 
 
 def _ended(main: Callable[[Sequence[str]], None], argv: Sequence[str], threads: _Threads) -> int:
@@ -225,7 +229,7 @@ def _shortage_in_words(error: Exception) -> str | None:
     # What XLA raises is known by its text alone.
     if isinstance(error, RuntimeError) and text.startswith("RESOURCE_EXHAUSTED"):
         place, reason = "the device", text.partition(": ")[2]
-    elif isinstance(error, MemoryError):
+    elif isinstance(error, MemoryError) or (isinstance(error, ImportError) and _NO_MAP in text):
         place, reason = "the machine", text or "an array found no room"
     else:
         return None
@@ -304,6 +308,8 @@ def _outcome(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
             print(stop, file=sys.stderr)
             return SAVED
         if stop is not None:
+            # A second one, by someone who is in a hurry.
+            interrupts.end_at_once()
             print("interrupted", file=sys.stderr)
             return _INTERRUPTED
         if not isinstance(error, UserError):

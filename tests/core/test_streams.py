@@ -3,6 +3,8 @@
 import contextlib
 import io
 import os
+import signal
+import subprocess
 import sys
 import threading
 
@@ -74,8 +76,30 @@ def test_an_interrupt_stays_one_whatever_an_import_makes_of_it(capsys):
         except KeyboardInterrupt as stop:
             raise ImportError("half imported") from stop
 
+    before = signal.getsignal(signal.SIGINT)
     assert guarded(main, []) == 130
     assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+AT_THE_END = """
+import atexit, os, signal, sys
+from mtl_jax.core.command_line import guarded
+
+def interrupt(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+atexit.register(interrupt)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(guarded(interrupt, []))
+"""
+
+
+def test_a_second_interrupt_ends_the_process_without_a_traceback():
+    done = subprocess.run(
+        [sys.executable, "-c", AT_THE_END], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "interrupted\n")
 
 
 def test_a_pipe_that_does_not_block_is_waited_for():
