@@ -144,7 +144,7 @@ def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     threads = _Threads(threading.excepthook)
     threading.excepthook, shown = threads, sys.excepthook
     sys.excepthook = functools.partial(_show, shown)
-    with interrupts.restored():
+    with interrupts.heeded():
         try:
             with streams.words():
                 status = _ended(main, argv, threads)

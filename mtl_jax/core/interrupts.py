@@ -1,11 +1,17 @@
-"""SIGINT where Python has nothing to make of it: as a process begins, and as it ends."""
+"""SIGINT where Python has nothing to make of it: as a process begins or ends, and in finalizers."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
+
+# After which an interrupt is tried again that came to nothing.
+_AGAIN_SECONDS = 0.01
 
 
 def end_at_once() -> None:
@@ -20,15 +26,26 @@ def end_at_once() -> None:
 
 
 @contextlib.contextmanager
-def restored() -> Iterator[None]:
-    """Ends what ``end_at_once`` has begun within; from then on only the interpreter's end is so.
+def heeded() -> Iterator[None]:
+    """Lets no interrupt come to nothing.
 
-    That calls what libraries have registered, and shows the errors that an interrupt makes there.
+    One that is raised in a finalizer, or in what is called as garbage is collected, is sent again.
+    Afterwards all is as before ``end_at_once`` was called within, and only the interpreter's end is
+    so: it calls what libraries have registered, and shows the errors of an interrupt there.
     """
-    before = signal.getsignal(signal.SIGINT)
+    before, told = signal.getsignal(signal.SIGINT), sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            told(unraisable)
+
+    sys.unraisablehook = hook
     try:
         yield
     finally:
+        sys.unraisablehook = told
         # One that is not Python's can't be put back, nor need it.
         with contextlib.suppress(ValueError, TypeError):
             signal.signal(signal.SIGINT, before)

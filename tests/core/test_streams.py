@@ -3,8 +3,6 @@
 import contextlib
 import io
 import os
-import signal
-import subprocess
 import sys
 import threading
 
@@ -67,39 +65,6 @@ def test_what_nobody_can_be_told_changes_neither_answers_nor_status(
             if buffered:
                 below.detach()
         assert (tmp_path / "answers").read_text() == "the first answer\nthe second answer\n"
-
-
-def test_an_interrupt_stays_one_whatever_an_import_makes_of_it(capsys):
-    def main(argv):
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt as stop:
-            raise ImportError("half imported") from stop
-
-    before = signal.getsignal(signal.SIGINT)
-    assert guarded(main, []) == 130
-    assert capsys.readouterr().err == "interrupted\n"
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-AT_THE_END = """
-import atexit, os, signal, sys
-from mtl_jax.core.command_line import guarded
-
-def interrupt(*_):
-    os.kill(os.getpid(), signal.SIGINT)
-
-atexit.register(interrupt)
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(guarded(interrupt, []))
-"""
-
-
-def test_a_second_interrupt_ends_the_process_without_a_traceback():
-    done = subprocess.run(
-        [sys.executable, "-c", AT_THE_END], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (-signal.SIGINT, "interrupted\n")
 
 
 def test_a_pipe_that_does_not_block_is_waited_for():
