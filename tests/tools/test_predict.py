@@ -331,11 +331,36 @@ def test_predict_reads_a_file_and_warns_of_a_header(trained_folder, reviews, tmp
     capsys.readouterr()
     for mistake, words in (
         (["--input=gone.csv"], "there is no such file"),
+        ([f"--input={tmp_path}"], "is a folder: name a file"),
         ([f"--input={file}", "--text-column=x"], "no column 'x'"),
         (["--text-column=x"], "needs --input"),
     ):
         assert run(["predict", folder, *mistake]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_texts_are_not_written_over_nor_answers_read_as_texts(
+    trained_folder, reviews, tmp_path, monkeypatch, capsys
+):
+    folder, file = f"--workdir={trained_folder}", tmp_path / "texts.txt"
+    texts = "a film\n" * 2_000
+    file.write_text(texts)
+    link = tmp_path / "link.npy"
+    link.hardlink_to(file)
+    with file.open("rb") as stdin, file.open("a") as stdout:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        for words in (["extract", f"--output={link}"], ["predict"]):
+            for source in ([], [f"--input={file}"]):
+                if words == ["predict"]:
+                    monkeypatch.setattr(sys, "stdout", stdout)
+                assert run([*words, folder, *source]) == 2
+                assert "is the file that the texts are read from" in capsys.readouterr().err
+    assert file.read_text() == texts
+    data = tmp_path / "data.csv"
+    data.write_text((reviews / "train.csv").read_text())
+    monkeypatch.undo()
+    assert run(["check", f"--train-file={data}", "--label-columns=mood", f"--html={data}"]) == 2
+    assert data.read_text() == (reviews / "train.csv").read_text()
 
 
 WRONG = (None, True, 5, -1.5, "x", "", [], [None], {}, {"x": 1})
