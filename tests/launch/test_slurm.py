@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mtl_jax.core.command_line import guarded
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.launch.__main__ import main
 from mtl_jax.runs.loop import train
+from tests import forked
 from tests.conftest import COMPILER_FLAGS
 
 ROOT = Path(__file__).parents[2]
@@ -43,9 +45,9 @@ def cluster(tmp_path_factory):
 def launch(cluster, tmp_path, monkeypatch, capsys):
     """Launches on the cluster; gives the numbers of the jobs and the folder of their logs."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "executable", forked.interpreter())
     for name, value in {
         "SLURM_CONF": cluster,
-        "PYTHONPATH": ROOT,
         # Without the number of devices, which is the launcher's to say.
         "XLA_FLAGS": COMPILER_FLAGS,
     }.items():
