@@ -20,6 +20,7 @@ import json
 import os
 import runpy
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -100,7 +101,7 @@ def _server():
 
 
 # As ``python``, but for options other than -m and -c.
-_INTERPRETER = """#!{python} -SE
+_INTERPRETER = """
 import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
@@ -136,8 +137,11 @@ def interpreter():
     _server()
     folder = tempfile.mkdtemp(prefix="interpreter-")
     atexit.register(shutil.rmtree, folder)
-    path = Path(folder) / "python"
-    path.write_text(_INTERPRETER.format(python=sys.executable, address=_address()))
+    path, program = Path(folder) / "python", Path(folder) / "python.py"
+    program.write_text(_INTERPRETER.format(address=_address()))
+    # A first line that names an interpreter may hold no long path, and no space.
+    started = shlex.join([sys.executable, "-S", "-E", str(program)])
+    path.write_text(f'#!/bin/sh\nexec {started} "$@"\n')
     path.chmod(0o755)
     return str(path)
 
