@@ -150,8 +150,10 @@ def test_a_run_that_is_driven_out_goes_on_when_it_is_its_turn_again(launch, smal
         return lambda: log.exists() and words in log.read_text()
 
     until(said("epoch 5 of 9999"), logs)
-    urgent = ["--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=:"]
-    subprocess.run(["sbatch", "--wait", *urgent], check=True, capture_output=True)
+    words = ["--parsable", "--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=:"]
+    # It is not waited for by sbatch, which looks less and less often.
+    urgent = subprocess.run(["sbatch", *words], check=True, capture_output=True, text=True).stdout
+    assert ended(urgent.strip(), logs) == ["COMPLETED"]
     assert states(job) == ["PENDING"]
     done = len(read_lines(metrics))
     until(said("resuming from step"), logs)
