@@ -5,8 +5,8 @@ import pty
 import re
 import subprocess
 import sys
-import termios
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,15 +115,15 @@ def test_durations(seconds, words):
     assert duration(seconds) == words
 
 
-def train(flags, folder, stderr):
+def train(flags, folder, stderr, start: Any = subprocess.Popen):
     command = [sys.executable, "-m", "mtl_jax", "train", *flags, f"--workdir={folder}"]
     command += ["--scenario=none_frozen", "--heartbeat=1e-9"]
-    environment = {**os.environ, "TERM": "xterm"}
-    return forked.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment)
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    return start(command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment)
 
 
 def test_a_run_without_a_terminal_beats(small_flags, tmp_path):
-    with train(small_flags, tmp_path / "run", subprocess.PIPE) as process:
+    with train(small_flags, tmp_path / "run", subprocess.PIPE, forked.Popen) as process:
         assert process.stderr is not None
         said = process.stderr.read().decode().splitlines()
     assert process.returncode == 0
@@ -156,9 +156,8 @@ def test_a_bar_shows_its_title_as_it_stands(monkeypatch):
 
 def test_a_run_with_a_terminal_draws_a_bar_with_the_time_left(small_flags, tmp_path):
     main, side = pty.openpty()
-    termios.tcsetwinsize(side, (40, 120))
-    with os.fdopen(side, "wb") as terminal:
-        process = train(small_flags, tmp_path / "run", terminal)
+    process = train(small_flags, tmp_path / "run", side)
+    os.close(side)
     said = b""
     while part := _read(main):
         said += part
