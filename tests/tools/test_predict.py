@@ -28,14 +28,20 @@ from mtl_jax.tools.text_encoder import checkpoint_encoder
 from tests.conftest import TASKS, write_record
 
 
+@pytest.fixture
+def settings(small_settings):
+    """Of one layer: what is tried here does not depend on how many there are."""
+    return dict(small_settings)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("trained")
 
 
 @pytest.fixture(scope="module")
-def trained_folder(shared_settings, folder):
-    train(TrainConfig(**shared_settings, workdir=str(folder), scenario="none_frozen"))
+def trained_folder(small_settings, folder):
+    train(TrainConfig(**small_settings, workdir=str(folder), scenario="none_frozen"))
     return folder
 
 
@@ -261,7 +267,7 @@ def test_a_layer_that_is_not_there_or_has_no_pooler_is_refused(tiny, trained_fol
     for layer in (-1, 4):
         with pytest.raises(UserError, match=f"--layer {layer}: the encoder has 3 layers: use 0"):
             checkpoint_encoder(str(tiny), "mean", 128, layer=layer)
-        with pytest.raises(UserError, match=f"--layer {layer}: the encoder has 3 layers: use 0"):
+        with pytest.raises(UserError, match=f"--layer {layer}: the encoder has 1 layers: use 0"):
             Predictor(trained_folder, layer=layer)
     with pytest.raises(UserError, match="pooler is for the last layer, 3: add --pooling mean or c"):
         checkpoint_encoder(str(tiny), "pooler", 128, layer=1)
