@@ -26,6 +26,10 @@ if os.environ.setdefault(
     # The older code generator takes less than half the time of the newer one. Later versions may
     # have no such flag, and end a process that sets one they do not know.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+# The threads of scipy's and PyTorch's products wait for each other for longer than products of this
+# size take, and keep the cores of two workers busy as they do.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The processes that the tests start share what has been compiled.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "mtl-jax-xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -33,6 +37,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import safetensors.numpy
 
@@ -106,6 +111,9 @@ TINY = EncoderConfig(
 # For processes of their own, each of which traces and loads its programs.
 SMALL = dataclasses.replace(TINY, num_hidden_layers=1)
 
+# For runs: one layer to freeze and one to train.
+DOUBLE = dataclasses.replace(TINY, num_hidden_layers=2)
+
 # One whose matrix products outweigh everything else, without dropout.
 WIDE = dataclasses.replace(
     TINY,
@@ -124,7 +132,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     """Traces are many small objects, most of which stay: the collector looks less often."""
-    gc.set_threshold(5_000, 10, 10)
+    gc.set_threshold(20_000, 20, 20)
 
 
 def run_without_home(program):
@@ -145,12 +153,15 @@ def run_without_home(program):
 def random_tensors(config, seed):
     """Of a random encoder, under transformers' names; a BERT has a pooler."""
     encoder = EncoderModule(config)
-    ids = jnp.zeros((1, 4), jnp.int32)
-    key = jax.random.key(seed)
-    params = encoder.init(key, ids)["params"]
-    pooler = encoder.init(key, jnp.zeros((1, config.hidden_size)), method="pool")["params"]
-    pooler = pooler if config.family_table.pooler else {}
-    return to_transformers({**params, **pooler}, config.family)
+
+    # One program in the place of one for each operation.
+    @jax.jit
+    def drawn(key):
+        pooler = encoder.init(key, jnp.zeros((1, config.hidden_size)), method="pool")["params"]
+        pooler = pooler if config.family_table.pooler else {}
+        return {**encoder.init(key, jnp.zeros((1, 4), jnp.int32))["params"], **pooler}
+
+    return to_transformers(jax.tree.map(np.asarray, drawn(jax.random.key(seed))), config.family)
 
 
 def write_checkpoint(folder, config=TINY, seed=0):
@@ -194,6 +205,12 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def double(tmp_path_factory):
+    """The folder of a checkpoint of two layers; not to be changed."""
+    return write_checkpoint(tmp_path_factory.mktemp("double") / "checkpoint", DOUBLE)
+
+
+@pytest.fixture(scope="session")
 def reviews(tmp_path_factory):
     """A CSV of 96 short texts with labels for one task or both; and 32 more twice."""
     folder = tmp_path_factory.mktemp("reviews")
@@ -211,7 +228,7 @@ def reviews(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def shared_settings(tiny, reviews, tmp_path_factory):
+def shared_settings(double, reviews, tmp_path_factory):
     """What ``settings`` gives, for fixtures that live longer than a test; not to be changed."""
     data = DataConfig(
         train_file=str(reviews / "train.csv"),
@@ -220,7 +237,7 @@ def shared_settings(tiny, reviews, tmp_path_factory):
         label_columns=("classifier=topic", "sentiment=mood"),
     )
     return {
-        "backbone": str(tiny),
+        "backbone": str(double),
         "data": data,
         "epochs": 2,
         "batch_size": 16,
@@ -235,7 +252,7 @@ def shared_settings(tiny, reviews, tmp_path_factory):
 
 @pytest.fixture
 def settings(shared_settings):
-    """Keyword arguments of a ``TrainConfig`` that trains the tiny BERT on the reviews."""
+    """Keyword arguments of a ``TrainConfig`` that trains a BERT of two layers on the reviews."""
     return dict(shared_settings)
 
 
@@ -264,6 +281,12 @@ def flags(shared_settings):
 def small_settings(shared_settings, small):
     """``shared_settings`` of a backbone of one layer; not to be changed."""
     return {**shared_settings, "backbone": str(small)}
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(shared_settings, tiny):
+    """``shared_settings`` of a backbone of three layers; not to be changed."""
+    return {**shared_settings, "backbone": str(tiny)}
 
 
 @pytest.fixture(scope="session")

@@ -5,19 +5,28 @@ resume need not import again each time. A forked process has its own memory, sig
 folder and environment, and runs the module, the code or the script as ``python`` does. How an
 interpreter starts, and what it reads of the environment as it does, only a test with ``subprocess``
 can see.
+
+What a launcher starts is forked from the same process where ``interpreter`` is the interpreter that
+it starts: a program that has one forked in its place, hands it its streams, folder, environment and
+cores, passes signals on to it, ends as it ends, and takes it along when it is killed.
 """
 
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
 import json
 import os
 import runpy
+import select
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -44,7 +53,10 @@ PIPE = subprocess.PIPE
 # Between two looks at what a process does: without a pause they would take the time that it needs.
 _LOOK_SECONDS = 0.002
 # Read late, in the process itself; all else that JAX is told by is read as it is imported.
-_READ_LATE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_READ_LATE = (
+    *("JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_BIND_ADDRESS"),
+    *("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
+)
 
 
 def _named(environment, *prefixes):
@@ -56,19 +68,28 @@ def _read_early(environment):
     return {name: value for name, value in found.items() if name not in _READ_LATE}
 
 
+def _address():
+    """Where the server of these tests listens: no file, so that none is left."""
+    return f"\0tests.forked {os.getpid()}"
+
+
 @functools.cache
 def _server():
     """The socket and the environment of the process that forks the others."""
     ours, theirs = socket.socketpair()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(_address())
+    listener.listen(64)
     # Another process's copy would keep the server when this one has ended.
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.forked", str(theirs.fileno())],
-        pass_fds=[theirs.fileno()],
+        [sys.executable, "-m", "tests.forked", str(theirs.fileno()), str(listener.fileno())],
+        pass_fds=[theirs.fileno(), listener.fileno()],
         cwd=REPOSITORY,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
     theirs.close()
+    listener.close()
     environment = _read_early(os.environ)
 
     def end():
@@ -77,6 +98,52 @@ def _server():
 
     atexit.register(end)
     return ours, environment
+
+
+# As ``python``, but for options other than -m and -c.
+_INTERPRETER = """
+import json, os, signal, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.connect({address!r})
+how, argv = sys.argv[1], sys.argv[2:]
+if how not in ("-m", "-c"):
+    how, argv = "script", sys.argv[1:]
+request = {{
+    "how": how,
+    "argv": argv,
+    "env": dict(os.environ),
+    "cwd": os.getcwd(),
+    "cores": sorted(os.sched_getaffinity(0)),
+}}
+content = json.dumps(request).encode()
+socket.send_fds(server, [len(content).to_bytes(8, "big")], [0, 1, 2])
+server.sendall(content)
+told = server.makefile("r")
+process = int(told.readline())
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) != signal.SIG_IGN:
+        signal.signal(number, lambda number, _frame: os.kill(process, number))
+status = int(told.readline())
+if status < 0:
+    signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+    os.kill(os.getpid(), -status)
+os._exit(status)
+"""
+
+
+@functools.cache
+def interpreter():
+    """The path of a program that is called as ``sys.executable``, whose processes are forked."""
+    _server()
+    folder = tempfile.mkdtemp(prefix="interpreter-")
+    atexit.register(shutil.rmtree, folder)
+    path, program = Path(folder) / "python", Path(folder) / "python.py"
+    program.write_text(_INTERPRETER.format(address=_address()))
+    # A first line that names an interpreter may hold no long path, and no space.
+    started = shlex.join([sys.executable, "-S", "-E", str(program)])
+    path.write_text(f'#!/bin/sh\nexec {started} "$@"\n')
+    path.chmod(0o755)
+    return str(path)
 
 
 class Popen:
@@ -93,10 +160,20 @@ class Popen:
         stdout: As there: None for that of the tests, ``PIPE``, or a file.
         stderr: Likewise.
         text: As there.
+        executable: What the process takes for its ``sys.executable``.
     """
 
     def __init__(
-        self, command, *, env=None, cwd=None, stdin=None, stdout=None, stderr=None, text=False
+        self,
+        command,
+        *,
+        env=None,
+        cwd=None,
+        stdin=None,
+        stdout=None,
+        stderr=None,
+        text=False,
+        executable=sys.executable,
     ):
         self.args, self.returncode = list(command), None
         environment = dict(os.environ if env is None else env)
@@ -113,6 +190,7 @@ class Popen:
             "argv": argv,
             "env": {name: str(value) for name, value in environment.items()},
             "cwd": str(cwd or Path.cwd()),
+            "executable": executable,
         }
         with theirs:
             fds, closed, streams = [theirs.fileno()], [], []
@@ -276,7 +354,7 @@ def _import_all():
         importlib.import_module("tensorboardX")
 
 
-def _serve(control):
+def _serve(control, listener):
     """Forks a process for each request; returns, in that process, what it is to run."""
     _import_all()
     gc.collect()
@@ -284,31 +362,56 @@ def _serve(control):
     # Nobody waits for those that wait for the processes.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        size, fds, _, _ = socket.recv_fds(control, 8, 4)
-        if not size:
-            sys.exit(0)
-        content = b""
-        while len(content) < int.from_bytes(size, "big"):
-            content += control.recv(2**16)
-        if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            process = os.fork()
-            if process == 0:
-                return json.loads(content), fds
-            control.close()
-            _tell(fds, process)
-        for fd in fds:
-            os.close(fd)
+        for ready in select.select([control, listener], [], [])[0]:
+            if ready is control:
+                request, fds = _received(control, 4)
+                if request is None:
+                    sys.exit(0)
+            else:
+                # Who has asked is told the end, and hung up on if it comes to its own first.
+                asking, _ = listener.accept()
+                request, streams = _received(asking, 3)
+                fds = [asking.detach(), *streams]
+                if request is None:
+                    os.close(fds[0])
+                    continue
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                process = os.fork()
+                if process == 0:
+                    return request, fds
+                control.close()
+                _tell(fds, process, alone=ready is control)
+            for fd in fds:
+                os.close(fd)
 
 
-def _tell(fds, process):
-    """Tells the tests the number of a process and, when it has ended, its status."""
+def _received(asking, count):
+    """A request and its open files; None where there comes none any more."""
+    size, fds, _, _ = socket.recv_fds(asking, 8, count)
+    if not size:
+        return None, []
+    content = b""
+    while len(content) < int.from_bytes(size, "big"):
+        content += asking.recv(2**16)
+    return json.loads(content), fds
+
+
+def _tell(fds, process, *, alone):
+    """Tells who has asked the number of a process and, when it has ended, its status.
+
+    Unless it is ``alone``, it is killed when who has asked is gone.
+    """
     status, *streams = fds
     for fd in streams:
         os.close(fd)
-    os.write(status, f"{process}\n".encode())
+    with contextlib.suppress(OSError):
+        os.write(status, f"{process}\n".encode())
+    if not alone and status in select.select([os.pidfd_open(process), status], [], [])[0]:
+        os.kill(process, signal.SIGKILL)
     _, ended = os.waitpid(process, 0)
-    os.write(status, f"{os.waitstatus_to_exitcode(ended)}\n".encode())
+    with contextlib.suppress(OSError):
+        os.write(status, f"{os.waitstatus_to_exitcode(ended)}\n".encode())
     os._exit(0)
 
 
@@ -327,6 +430,11 @@ def _become(request, fds):
     sys.stdin = sys.__stdin__ = _stream(0, "r")
     sys.stdout = sys.__stdout__ = _stream(1, "w")
     sys.stderr = sys.__stderr__ = _stream(2, "w", 1, "backslashreplace")
+    if _read_early(request["env"]) != _read_early(os.environ):
+        sys.exit("this process needs an interpreter of its own, for what that reads as it starts")
+    if "cores" in request:
+        os.sched_setaffinity(0, request["cores"])
+    sys.executable = request.get("executable", sys.executable)
     hub = _named(os.environ, "HF_", "HUGGING")
     os.environ.clear()
     os.environ.update(request["env"])
@@ -352,6 +460,9 @@ def _become(request, fds):
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
-    with socket.socket(fileno=int(sys.argv[1])) as _control:
-        _asked = _serve(_control)
+    with (
+        socket.socket(fileno=int(sys.argv[1])) as _control,
+        socket.socket(fileno=int(sys.argv[2])) as _listener,
+    ):
+        _asked = _serve(_control, _listener)
     _become(*_asked)

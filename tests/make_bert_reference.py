@@ -21,7 +21,7 @@ from mtl_jax.models.encoder_config import EncoderConfig
 
 STORED = Path(__file__).parent / "data" / "bert_reference.npz"
 REAL = "minilm"
-SENTENCES = 64
+SENTENCES = 16
 
 _SMALL = EncoderConfig(
     vocab_size=29,
@@ -125,7 +125,7 @@ def inputs(name):
 
 
 def real_inputs():
-    """The same for 64 real sentences, from the shortest to the longest, padded with [PAD]."""
+    """The same for 16 real sentences, from the shortest to the longest, padded with [PAD]."""
     from mtl_jax.data.corpus import load_corpus
     from mtl_jax.data.tokens import tokenize
     from mtl_jax.models.tokenizer import load_tokenizer
@@ -162,7 +162,7 @@ def thinned(full):
     """What the committed file keeps of the default checkpoint's arrays.
 
     Of each vector six dimensions, others at each position and in each sentence, so that all
-    are covered; of the states below the last only every 16th sentence; 64 values of each
+    are covered; of the states below the last only every fourth sentence; 64 values of each
     gradient.
     """
     kept = {}
@@ -171,7 +171,7 @@ def thinned(full):
             array = array.reshape(-1)
             array = array[:: -(-array.size // 64)]
         elif name == "states":
-            kept["states"] = _some_dimensions(array[:, ::16])
+            kept["states"] = _some_dimensions(array[:, ::4])
             name, array = "last_state", _some_dimensions(array[-1])
         kept[name] = array
     return kept

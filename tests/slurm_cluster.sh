@@ -56,7 +56,7 @@ SlurmdPidFile=$dir/slurmd.own.pid
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool
 AuthType=auth/munge
-AuthInfo=socket=$dir/munge.socket,cred_expire=20
+AuthInfo=socket=$dir/munge.socket,cred_expire=15
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none

@@ -19,9 +19,12 @@ from mtl_jax.core import distributed, preemption
 from mtl_jax.core.command_line import guarded, parse
 from mtl_jax.core.errors import UserError, shortened
 from mtl_jax.core.paths import expanded
+from mtl_jax.core.streams import Descriptor
 from mtl_jax.runs.startup import import_transformers_alone, prepare
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mtl_jax.tools.ensemble import Ensemble
     from mtl_jax.tools.predict import Predictor
 
@@ -87,7 +90,7 @@ def _train(command: Train) -> None:
 
 
 def _check(command: Check) -> None:
-    from mtl_jax.core.atomic_write import whole
+    from mtl_jax.core.atomic_write import check_place, is_same_file, whole
     from mtl_jax.core.errors import cannot_write
     from mtl_jax.studies.report.render import to_html
     from mtl_jax.tools.check import check
@@ -95,18 +98,24 @@ def _check(command: Check) -> None:
     for name in ("backbone", "html"):
         if (value := getattr(command, name)) is not None:
             refuse_blank(name, [value])
+    data = command.data.absolute()
+    page = None if command.html is None else expanded(command.html)
+    if page is not None:
+        check_place(page, "an .html file")
+        files = [file for origin in data.origins for _, file in origin.files]
+        if any(is_same_file(file, page) for file in files):
+            raise UserError(f"--html {page} is a file of the data: name another")
     found = check(
-        command.data.absolute(),
+        data,
         command.backbone or DEFAULT_BACKBONE,
         needs_backbone=command.backbone is not None,
     )
-    if command.html is not None:
-        path = expanded(command.html)
+    if page is not None:
         try:
-            with whole(path) as draft:
+            with whole(page) as draft:
                 draft.write_text(to_html(found.document()), "utf-8", "backslashreplace")
         except OSError as error:
-            raise cannot_write(path, error) from error
+            raise cannot_write(page, error) from error
     if command.json:
         _print_json([found.record()])
         return
@@ -164,14 +173,19 @@ def _model(command: Predict | Evaluate) -> Predictor | Ensemble:
 
 
 def _texts(
-    command: Predict | Extract,
+    command: Predict | Extract, output: Path | None
 ) -> Callable[[Sequence[str] | None, Iterable[str]], Iterator[str]]:
     """Opens what the texts come from.
+
+    Args:
+        command: The command.
+        output: Where to write what they become; None for standard output.
 
     Returns:
         What reads them, when it is told the columns to read by default, one, two of pairs, or
         None where there are none, and the columns that a header may name.
     """
+    from mtl_jax.core.atomic_write import other_kind
     from mtl_jax.core.console import say
     from mtl_jax.tools.input_texts import (
         looks_like_header,
@@ -183,8 +197,12 @@ def _texts(
     named = _named_columns(command)
     if command.input is not None:
         path = expanded(command.input)
-        if not command.input or not path.exists() or path.is_dir():
+        if not command.input or not path.exists():
             raise UserError(f"--input {command.input!r}: there is no such file: correct the path")
+        # Pipes and devices can be read.
+        if (kind := other_kind(path)) in ("a folder", "a socket"):
+            raise UserError(f"--input {command.input!r} is {kind}: name a file")
+        _refuse_own_source(path, output)
 
         def of_file(columns: Sequence[str] | None, known: Iterable[str]) -> Iterator[str]:
             del known
@@ -204,11 +222,12 @@ def _texts(
     try:
         # A reader of its own: the thread that reads may still wait when the process ends, and
         # the interpreter can't close its own standard input then.
-        stream = io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False))
+        stream = io.BufferedReader(Descriptor(sys.stdin.fileno(), closefd=False))
     except OSError as error:
         raise UserError(
             f"standard input can't be read ({error.strerror}): give it lines of text"
         ) from error
+    _refuse_own_source(stream.fileno(), output)
 
     def of_lines(columns: Sequence[str] | None, known: Iterable[str]) -> Iterator[str]:
         if columns is not None and len(columns) == 2:
@@ -223,6 +242,25 @@ def _texts(
             yield line
 
     return of_lines
+
+
+def _refuse_own_source(source: Path | int, output: Path | None) -> None:
+    """Refuses to write over the texts, or behind them, where the answers would be read as texts.
+
+    Args:
+        source: The file of the texts, or the number of the open one.
+        output: As of ``_texts``.
+    """
+    from mtl_jax.core.atomic_write import is_same_file
+
+    place: Path | int | None = output
+    if place is None:
+        # Something else than a file may stand in its place.
+        with contextlib.suppress(OSError):
+            place = sys.stdout.fileno()
+    if place is not None and is_same_file(source, place):
+        name = "standard output" if output is None else f"--output {output}"
+        raise UserError(f"{name} is the file that the texts are read from: name another")
 
 
 def _named_columns(command: Predict | Extract) -> tuple[str, ...] | None:
@@ -243,7 +281,7 @@ def _named_columns(command: Predict | Extract) -> tuple[str, ...] | None:
 def _predict(command: Predict) -> None:
     from mtl_jax.core.console import say
 
-    texts = _texts(command)
+    texts = _texts(command, None)
     model = _model(command)
     _print_json(model.answers(texts(model.text_columns, model.columns)))
     if model.cut or model.empty:
@@ -261,17 +299,18 @@ def _print_json(lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _extract(command: Extract) -> None:
+    from mtl_jax.core.atomic_write import check_place
     from mtl_jax.core.console import say
     from mtl_jax.tools.predict import Predictor
     from mtl_jax.tools.text_encoder import checkpoint_encoder
-    from mtl_jax.tools.vectors import check_output, write_vectors
+    from mtl_jax.tools.vectors import VECTOR_FILE, write_vectors
 
     if command.backbone is not None:
         refuse_blank("backbone", [command.backbone])
     refuse_blank("output", [command.output])
     output = expanded(command.output)
-    check_output(output)
-    texts = _texts(command)
+    check_place(output, VECTOR_FILE)
+    texts = _texts(command, output)
     columns: Sequence[str] | None = ("text",)
     known: Iterable[str] = columns
     if command.workdir is not None:

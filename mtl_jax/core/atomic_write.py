@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from mtl_jax.core.errors import NoFileError
+from mtl_jax.core.errors import NoFileError, UserError
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -42,6 +42,35 @@ def refuse_other_kind(path: Path) -> None:
     """
     if kind := other_kind(path):
         raise NoFileError(errno.EINVAL, f"it is {kind}", str(path))
+
+
+def check_place(path: Path, file: str) -> None:
+    """Refuses where ``whole`` can't write, before there is anything to write.
+
+    Args:
+        path: The place.
+        file: What to name instead, such as "a .npy file".
+
+    Raises:
+        UserError: It is something else than a file, or is in a folder that can't be written.
+    """
+    kind = "a folder" if not path.name else other_kind(path)
+    if kind:
+        raise UserError(f"{path} is {kind}: name {file}")
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise UserError(f"{path} can't be written (there is no folder {folder}): make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path} can't be written (no access to {folder}): name another file")
+
+
+def is_same_file(one: Path | int, other: Path | int) -> bool:
+    """Whether two paths, or numbers of open files, lead to one regular file."""
+    try:
+        found, same = (os.fstat(x) if isinstance(x, int) else x.stat() for x in (one, other))
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and os.path.samestat(found, same)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from mtl_jax.core import distributed
+from mtl_jax.core import distributed, interrupts, streams
 from mtl_jax.core.errors import (
     SAVED,
     Preempted,
@@ -38,6 +38,11 @@ _ONE_LINE = 10**6
 _LONGEST = 4000
 # The status of a user's mistake, and of what the machine refuses.
 _MISTAKEN = 2
+# A shell's of what SIGINT has ended.
+_INTERRUPTED = 130
+
+# What the loader of shared libraries says where there is no memory (ulimit -v) for one.
+_NO_MAP = "failed to map segment"
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _REMEDIES = {
@@ -135,10 +140,25 @@ def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     for name in ("absl", "asyncio"):
         # Orbax logs a traceback from each of its threads for an error that it also raises.
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    _keep_descriptors()
+    streams.keep_descriptors()
     threads = _Threads(threading.excepthook)
     threading.excepthook, shown = threads, sys.excepthook
     sys.excepthook = functools.partial(_show, shown)
+    with interrupts.heeded():
+        try:
+            with streams.words():
+                status = _ended(main, argv, threads)
+        finally:
+            threading.excepthook, sys.excepthook = threads.told, shown
+            streams.end()
+        # What is saved is saved by all at the same step.
+        if status not in (0, SAVED):
+            distributed.abandon(status)
+        distributed.leave()
+        return status
+
+
+def _ended(main: Callable[[Sequence[str]], None], argv: Sequence[str], threads: _Threads) -> int:
     try:
         status = _status(main, argv)
     except Exception as error:
@@ -158,13 +178,6 @@ def guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     else:
         if status == 0:
             threads.tell()
-    finally:
-        threading.excepthook, sys.excepthook = threads.told, shown
-        _end_streams()
-    # What is saved is saved by all at the same step.
-    if status not in (0, SAVED):
-        distributed.abandon(status)
-    distributed.leave()
     return status
 
 
@@ -173,9 +186,9 @@ def complain(message: str) -> None:
 
     The middle goes: the beginning names the thing, the end the reason and the remedy.
     """
+    line = shortened(message, _LONGEST).encode(errors="backslashreplace").decode()
     # Where standard error can't be written either, the status is all that there is to tell.
     with contextlib.suppress(OSError):
-        line = shortened(message, _LONGEST).encode(errors="backslashreplace").decode()
         print(f"error: {line}", file=sys.stderr, flush=True)
 
 
@@ -210,41 +223,13 @@ class _Threads:
             self.told(ended)
 
 
-def _keep_descriptors() -> None:
-    """Keeps the numbers of standard streams that are closed from files that are opened later."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            # The lowest number that is free, which is this one.
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    if sys.stderr is None:
-        # Else what is meant for it would be printed on standard output.
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-
-
-def _end_streams() -> None:
-    """Leaves the interpreter nothing to write at its end, when it could only fail."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            _drop(stream)
-
-
-def _drop(stream: Any) -> None:
-    """Lets what is still to be written to a stream go nowhere."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
 def _shortage_in_words(error: Exception) -> str | None:
     """What to say where an array finds no room; None for any other error."""
     text = " ".join(str(error).split())
     # What XLA raises is known by its text alone.
     if isinstance(error, RuntimeError) and text.startswith("RESOURCE_EXHAUSTED"):
         place, reason = "the device", text.partition(": ")[2]
-    elif isinstance(error, MemoryError):
+    elif isinstance(error, MemoryError) or (isinstance(error, ImportError) and _NO_MAP in text):
         place, reason = "the machine", text or "an array found no room"
     else:
         return None
@@ -294,69 +279,15 @@ def _system_error_in_words(error: OSError) -> str:
     return f"{thing} can't be {verb} ({error.strerror or first_line(error)}): {remedy}"
 
 
-class _Answers(io.TextIOWrapper):
-    """Standard output, by whose errors it can be told which file could not be written."""
-
-    def write(self, text: str, /) -> int:
-        with _named_in_errors():
-            return super().write(text)
-
-    def flush(self) -> None:
-        with _named_in_errors():
-            super().flush()
-
-
-@contextlib.contextmanager
-def _named_in_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        error.filename = "standard output"
-        raise
-
-
-@contextlib.contextmanager
-def _answers() -> Iterator[None]:
-    """Has standard output escape what its encoding lacks, and name itself in its errors."""
-    # Whoever has put something in its place knows better.
-    if type(before := sys.stdout) is not io.TextIOWrapper:
-        yield
-        return
-    # Unbuffered (PYTHONUNBUFFERED), it drops the rest of what a signal has interrupted.
-    raw: Any = before.buffer
-    unbuffered = isinstance(raw, io.RawIOBase)
-    buffer: Any = io.BufferedWriter(raw) if unbuffered else raw
-    sys.stdout = answers = _Answers(
-        buffer,
-        before.encoding,
-        "backslashreplace",
-        line_buffering=before.line_buffering or unbuffered,
-        write_through=before.write_through and not unbuffered,
-    )
-    try:
-        yield
-    finally:
-        if sys.stdout is answers:
-            sys.stdout = before
-        try:
-            answers.detach()
-        except OSError:
-            _drop(answers)
-            answers.detach()
-        if unbuffered:
-            # Or it would close standard output at its own end.
-            buffer.detach()
-
-
 def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     try:
-        with _answers():
+        with streams.answers():
             status = _outcome(main, argv)
             if status != _MISTAKEN:
                 sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read standard output has left; the interpreter must not flush it again.
-        _drop(sys.stdout)
+        streams.drop(sys.stdout)
         return 1
     return status
 
@@ -368,30 +299,30 @@ def _outcome(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
                 "standard output is closed: give it a file or a pipe, or > /dev/null for none"
             )
         main(argv)
-    except UserError as error:
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except (Exception, KeyboardInterrupt, Preempted) as error:
+        # Also where C code that is being imported makes an error of its own of it.
+        stop = _asked_to_end(error)
+        if isinstance(stop, Preempted):
+            print(stop, file=sys.stderr)
+            return SAVED
+        if stop is not None:
+            # A second one, by someone who is in a hurry.
+            interrupts.end_at_once()
+            print("interrupted", file=sys.stderr)
+            return _INTERRUPTED
+        if not isinstance(error, UserError):
+            raise
         if not isinstance(error, distributed.RelayedError):
             complain(str(error))
         return _MISTAKEN
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Preempted as stop:
-        print(stop, file=sys.stderr)
-        return SAVED
-    except Exception as error:
-        # C code that is being imported makes an error of its own of what is raised within it.
-        if (stop := _preemption_behind(error)) is None:
-            raise
-        print(stop, file=sys.stderr)
-        return SAVED
     return 0
 
 
-def _preemption_behind(error: BaseException | None) -> Preempted | None:
-    """The end by SIGTERM that an error came of, if it did."""
-    while error is not None and not isinstance(error, Preempted):
+def _asked_to_end(error: BaseException | None) -> Preempted | KeyboardInterrupt | None:
+    """The end by SIGTERM or SIGINT that an error came of, if it did."""
+    while error is not None and not isinstance(error, (Preempted, KeyboardInterrupt)):
         error = error.__cause__ or error.__context__
     return error
 

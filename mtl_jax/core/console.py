@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +28,10 @@ class Terminal(Console):
         """Columns and lines."""
         return ConsoleDimensions(*map(max, super().size, _SMALLEST))
 
+    def on_broken_pipe(self) -> None:
+        """Leaves it to the caller, where rich would end the process and drop its answers."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
 
 _console = Terminal(stderr=True, soft_wrap=True)
 
@@ -34,13 +40,9 @@ def say(message: str) -> None:
     """Prints one line; of several processes the first does."""
     if not distributed.is_main():
         return
-    try:
+    # A run does not end because what it says can't be written, as on a full disk.
+    with contextlib.suppress(OSError):
         _console.print(message)
-    except BrokenPipeError:
-        raise
-    except OSError:
-        # A run does not end because what it says can't be written, as on a full disk.
-        return
 
 
 def is_terminal() -> bool:

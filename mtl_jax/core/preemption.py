@@ -24,13 +24,13 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import cast
 
-from mtl_jax.core import distributed
+from mtl_jax.core import distributed, streams
 from mtl_jax.core.errors import SAVED, Preempted
 from mtl_jax.core.rendezvous import Peers, has_left
 
 AGAIN = "run the same command again to go on"
 _AT_ONCE = f"ended by SIGTERM; what was saved before is there: {AGAIN}"
-_NOTED = b"SIGTERM: saving after this step\n"
+_NOTED = "SIGTERM: saving after this step"
 # Larger than any system's struct sigaction.
 _SIGACTION_BYTES = 1024
 
@@ -59,8 +59,7 @@ class _Notice:
         self.given = True
         if not self.waits:
             raise Preempted(_AT_ONCE)
-        # Not through a stream: what is interrupted here may be writing to that.
-        os.write(2, _NOTED)
+        streams.tell(_NOTED)
 
 
 _notice = _Notice()
@@ -120,7 +119,7 @@ class _Watch:
             self._leave()
         if not self._noted:
             self._noted = True
-            os.write(2, _NOTED)
+            streams.tell(_NOTED)
             before = _exchanged(self._of_jax)
             signal.raise_signal(signal.SIGTERM)
             _exchanged(before)
@@ -128,8 +127,7 @@ class _Watch:
     def _leave(self) -> None:
         """Ends this process, where nothing would be lost, and has the others do so."""
         self._peers.tell_left()
-        with contextlib.suppress(OSError):
-            os.write(2, f"{_AT_ONCE}\n".encode())
+        streams.tell(_AT_ONCE)
         if self._serves:
             # The others would fail if it ended before they do.
             time.sleep(distributed.LAST_SECONDS)

@@ -9,9 +9,11 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 from mtl_jax.core import compile_cache
 from mtl_jax.core.downloads import cache_dir
+from mtl_jax.core.errors import UserError, first_line
 
 # mallopt's parameters, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -46,6 +48,20 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
+def _jax() -> ModuleType:
+    """JAX, set to what programs here and in libraries are written for."""
+    try:
+        import jax
+    except ValueError as error:
+        raise UserError(
+            f"JAX can't be started as the environment says ({first_line(error)}): correct that "
+            "variable, or unset it"
+        ) from error
+    # Some set it to "raise" for code of their own.
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    return jax
+
+
 def keep_compiled() -> Path:
     """Turns JAX's persistent compilation cache on; its own settings come first.
 
@@ -54,9 +70,11 @@ def keep_compiled() -> Path:
 
     Returns:
         The folder: ``$JAX_COMPILATION_CACHE_DIR``, else ``xla`` in ``cache_dir()``.
-    """
-    import jax
 
+    Raises:
+        UserError: JAX is set by the environment to what it does not know.
+    """
+    jax = _jax()
     compile_cache.mend()
     if folder := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return Path(folder)

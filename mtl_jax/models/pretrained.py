@@ -12,7 +12,7 @@ import safetensors
 from mtl_jax.config.model import DEFAULT_BACKBONE, Pooling
 from mtl_jax.core import downloads
 from mtl_jax.core.atomic_write import refuse_other_kind
-from mtl_jax.core.errors import UserError, cannot_read, first_line
+from mtl_jax.core.errors import NoFileError, UserError, cannot_read, first_line
 from mtl_jax.core.json_files import OBJECT, read_json
 from mtl_jax.core.paths import expanded
 from mtl_jax.models.conversion import from_transformers, named
@@ -118,12 +118,23 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
                             f"has: {FETCH}"
                         )
                     names = expected
-                tensors |= {name: file.get_tensor(name) for name in names}
-        except PermissionError as error:
+                tensors |= {name: _tensor(file, name, path) for name in names}
+        except (PermissionError, NoFileError) as error:
             raise cannot_read(path, error) from error
         except (safetensors.SafetensorError, TypeError, OSError) as error:
             raise UserError(f"{path} can't be read ({first_line(error)}): {FETCH}") from error
     return tensors
+
+
+def _tensor(file: Any, name: str, path: Path) -> np.ndarray:
+    try:
+        return file.get_tensor(name)
+    except AttributeError:
+        # What safetensors raises of numbers that numpy has not.
+        kind = file.get_slice(name).get_dtype()
+        raise UserError(
+            f"{path}: {name} is of {kind} numbers: use a checkpoint that is not quantized"
+        ) from None
 
 
 def load_config(folder: Path) -> EncoderConfig:

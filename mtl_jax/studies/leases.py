@@ -37,6 +37,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from mtl_jax.core import streams
 from mtl_jax.core.atomic_write import whole
 from mtl_jax.core.errors import SAVED, UserError, cannot_read, cannot_write
 from mtl_jax.core.file_lock import LEASE_SECONDS, machine
@@ -334,8 +335,7 @@ def leave_mark(folder: Path, arm: str, number: int, how: How, content: Mapping[s
 
 def _end_process(reason: str) -> None:
     """Ends this process at once: what it would write now is another one's to write."""
-    with contextlib.suppress(OSError):
-        os.write(2, f"{reason}\n".encode())
+    streams.tell(reason)
     os._exit(SAVED)
 
 

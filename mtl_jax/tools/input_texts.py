@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import re
@@ -9,27 +10,37 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from mtl_jax.core.console import say
+from mtl_jax.core.console import in_bytes, say
 from mtl_jax.core.errors import UserError, cannot_read, shortened
 from mtl_jax.data.pairs import Pair
 from mtl_jax.data.sources import files
 from mtl_jax.data.sources.base import Rows, Stream
 
+# Of what is no text, such as /dev/zero, a line may have no end.
+_LONGEST_LINE = 2**28
+
 
 def read_lines(stream: IO[bytes], origin: str = "standard input") -> Iterator[str]:
-    """Lines of UTF-8 text without their ends.
+    """Lines of UTF-8 text without their ends, and without the byte order mark of the first.
 
     Args:
         stream: Where they come from.
         origin: What to call it in an error.
 
     Raises:
-        UserError: It can't be read, or a line is not UTF-8.
+        UserError: It can't be read, or a line is not UTF-8 or has no end.
     """
     number = 0
     try:
-        for line in stream:
+        for line in iter(lambda: stream.readline(_LONGEST_LINE), b""):
             number += 1
+            if len(line) == _LONGEST_LINE:
+                raise UserError(
+                    f"{origin}, line {number}: longer than {in_bytes(_LONGEST_LINE)}: give it "
+                    "lines of text"
+                )
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(

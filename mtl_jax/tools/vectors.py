@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from mtl_jax.core.atomic_write import other_kind, whole
+from mtl_jax.core.atomic_write import check_place, whole
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.pairs import Pair
 
+VECTOR_FILE = "a .npy or .parquet file"
+"""What can be written."""
+
 # Of a group of rows, which Parquet compresses and reads as one.
 _GROUP_BYTES = 16 * 2**20
-
-
-def check_output(path: Path) -> None:
-    """Refuses where ``write_vectors`` can't write, before there is anything to write.
-
-    Raises:
-        UserError: It is something else than a file, or is in a folder that can't be written.
-    """
-    kind = "a folder" if not path.name else other_kind(path)
-    if kind:
-        raise UserError(f"{path} is {kind}: name a .npy or .parquet file")
-    folder = Path(os.path.realpath(path)).parent
-    if not folder.is_dir():
-        raise UserError(f"{path} can't be written (there is no folder {folder}): make it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{path} can't be written (no access to {folder}): name another file")
 
 
 def write_vectors(path: Path, chunks: Iterable[tuple[list[str], np.ndarray]], width: int) -> int:
@@ -47,7 +33,7 @@ def write_vectors(path: Path, chunks: Iterable[tuple[list[str], np.ndarray]], wi
     Returns:
         The number of rows.
     """
-    check_output(path)
+    check_place(path, VECTOR_FILE)
     write = _write_parquet if path.suffix.lower() == ".parquet" else _write_npy
     try:
         with whole(path) as draft:

@@ -124,7 +124,7 @@ def test_train_evaluate_predict_extract(flags, tmp_path):
     ("extra", "words"),
     [
         (["--scenario=nne_frozen"], ["'nne_frozen'", "did you mean none_frozen"]),
-        (["--scenario=top_4"], ["'top_4'", "3 layers"]),
+        (["--scenario=top_4"], ["'top_4'", "2 layers"]),
         (["--backbone=./nowhere"], ["'./nowhere'", "no such folder"]),
         (["--text-column=body"], ["'body'", "'text', 'topic', 'mood'"]),
         (["--label-columns", "classifier=genre"], ["'genre'", "--label-columns"]),

@@ -66,6 +66,14 @@ def test_a_defect_is_not_hidden(error):
         guarded(main, [])
 
 
+def test_a_library_that_finds_no_room_is_no_defect(capsys):
+    def main(argv):
+        raise ImportError("libx.so: failed to map segment from shared object")
+
+    assert guarded(main, []) == 1
+    assert "the machine has not enough memory (libx.so: failed to map" in capsys.readouterr().err
+
+
 def test_a_long_line_keeps_its_beginning_and_its_end(capsys):
     def main(argv):
         raise UserError(f"the thing {'x' * 717_000}: the remedy")

@@ -28,6 +28,18 @@ print(events[cache + "hits"], events[cache + "misses"])
 """
 EVERYTHING = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
+SET = """
+from mtl_jax.core.errors import UserError
+from mtl_jax.core.runtime import keep_compiled
+try:
+    keep_compiled()
+except UserError as error:
+    print(error)
+else:
+    import jax.numpy as jnp
+    print((jnp.ones((2, 3)) * jnp.ones(3)).sum())
+"""
+
 ALLOCATE = """
 import resource
 import sys
@@ -126,3 +138,14 @@ def test_freed_memory_is_used_again_without_faults():
     assert kept < 100
     # 40 arrays of 32 pages each, where pages are as large as they can be.
     assert given_back > 1000
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("JAX_ENABLE_X64", "perhaps", "JAX can't be started as the environment says ("),
+        ("JAX_NUMPY_RANK_PROMOTION", "raise", "6.0"),
+    ],
+)
+def test_what_the_environment_tells_jax(variable, value, words):
+    assert run(SET, **{variable: value}).stdout.startswith(words)

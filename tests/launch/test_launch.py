@@ -14,6 +14,7 @@ import pytest
 from mtl_jax.core.command_line import guarded
 from mtl_jax.launch.__main__ import main
 from mtl_jax.launch.command import read_work
+from tests import forked
 from tests.launching import AWKWARD, recorded, recorder, shellcheck, shown
 from tests.test_docs import commands
 
@@ -437,17 +438,18 @@ def test_a_run_that_crashed_is_begun_again_by_all(first, options, status, left, 
     assert (found, after["distributed0"]) == (status, left)
 
 
-def test_two_processes_here_train_one_run(flags, tmp_path):
+def test_two_processes_here_train_one_run(small_flags, tmp_path):
     workdir = tmp_path / "a run"
-    spread = [flag for flag in flags if not flag.startswith("--parallel")]
+    spread = [flag for flag in small_flags if not flag.startswith("--parallel")]
     words = ["train", f"--workdir={workdir}", *spread, "--epochs=1"]
     options = ["local", "--tasks=2", "--devices-per-task=2"]
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-m", "mtl_jax.launch", *options, "--", *words],
         capture_output=True,
         text=True,
         env={**os.environ, "XLA_FLAGS": ""},
         check=True,
+        executable=forked.interpreter(),
     )
     # The first process's result is that of all, and the others have nothing to say to it.
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mtl_jax.core.command_line import guarded
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.launch.__main__ import main
 from mtl_jax.runs.loop import train
+from tests import forked
 from tests.conftest import COMPILER_FLAGS
 
 ROOT = Path(__file__).parents[2]
@@ -43,9 +45,9 @@ def cluster(tmp_path_factory):
 def launch(cluster, tmp_path, monkeypatch, capsys):
     """Launches on the cluster; gives the numbers of the jobs and the folder of their logs."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "executable", forked.interpreter())
     for name, value in {
         "SLURM_CONF": cluster,
-        "PYTHONPATH": ROOT,
         # Without the number of devices, which is the launcher's to say.
         "XLA_FLAGS": COMPILER_FLAGS,
     }.items():
@@ -148,8 +150,10 @@ def test_a_run_that_is_driven_out_goes_on_when_it_is_its_turn_again(launch, smal
         return lambda: log.exists() and words in log.read_text()
 
     until(said("epoch 5 of 9999"), logs)
-    urgent = ["--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=:"]
-    subprocess.run(["sbatch", "--wait", *urgent], check=True, capture_output=True)
+    words = ["--parsable", "--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=:"]
+    # It is not waited for by sbatch, which looks less and less often.
+    urgent = subprocess.run(["sbatch", *words], check=True, capture_output=True, text=True).stdout
+    assert ended(urgent.strip(), logs) == ["COMPLETED"]
     assert states(job) == ["PENDING"]
     done = len(read_lines(metrics))
     until(said("resuming from step"), logs)

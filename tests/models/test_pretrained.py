@@ -258,6 +258,18 @@ def test_quantized_weights_are_refused(copy):
         mtl_jax.load_backbone(copy)
 
 
+def test_quantized_weights_that_numpy_has_no_numbers_for_are_refused(copy):
+    content = (copy / WEIGHTS).read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    (name, told), *_ = (item for item in header.items() if item[0].endswith("output.dense.weight"))
+    told["dtype"], told["shape"] = "F8_E4M3", [4 * told["shape"][0], *told["shape"][1:]]
+    changed = json.dumps(header).encode()
+    (copy / WEIGHTS).write_bytes(len(changed).to_bytes(8, "little") + changed + content[end:])
+    with pytest.raises(UserError, match=rf"{re.escape(name)} is of F8_E4M3 numbers: use a check"):
+        mtl_jax.load_backbone(copy)
+
+
 def test_a_checkpoint_without_a_pooler(copy, tiny):
     rewrite(copy, lambda tensors: {k: v for k, v in tensors.items() if "pooler" not in k})
     params = mtl_jax.load_backbone(copy)[1]
@@ -375,7 +387,7 @@ def test_an_index_of_another_kind_is_one_line(content, words, copy):
 def test_weights_that_are_a_folder(copy):
     (copy / WEIGHTS).unlink()
     (copy / WEIGHTS).mkdir()
-    with pytest.raises(UserError, match=r"model\.safetensors can't be read \(.*\): fetch"):
+    with pytest.raises(UserError, match=r"read \(it is a folder\): move that away"):
         mtl_jax.load_backbone(copy)
 
 

@@ -15,17 +15,20 @@ from mtl_jax.training.inputs import Inputs
 
 
 @pytest.fixture
-def room(settings, tmp_path):
-    """Settings with room for the token states of one phase, and no more than a tenth beside."""
+def room(tiny_settings, tmp_path):
+    """Settings with room for the token states of one phase, and no more than a tenth beside.
+
+    Of three layers, so that there are states at two depths.
+    """
     run = PhaseRun(
-        TrainConfig(**settings | {"scenario": "top_1"}, workdir=""),
-        Inputs(TrainConfig(**settings, workdir="")),
+        TrainConfig(**tiny_settings | {"scenario": "top_1"}, workdir=""),
+        Inputs(TrainConfig(**tiny_settings, workdir="")),
     )
     arrays = kept_arrays(run)
     size = 1.1 * sum(file_bytes(array.shape, array.dtype) for array in arrays) / GIB
     # Nothing may depend on when Python looks for cycles.
     gc.disable()
-    yield settings | {"cache_size": size, "cache_folder": str(tmp_path / "kept")}
+    yield tiny_settings | {"cache_size": size, "cache_folder": str(tmp_path / "kept")}
     gc.enable()
 
 

@@ -16,8 +16,8 @@ LAYERS = ["layer_0", "layer_1", "layer_2"]
 
 
 @pytest.fixture(scope="module")
-def inputs(shared_settings):
-    return Inputs(TrainConfig(**shared_settings, workdir=""))
+def inputs(tiny_settings):
+    return Inputs(TrainConfig(**tiny_settings, workdir=""))
 
 
 def scores(metrics):
@@ -25,10 +25,10 @@ def scores(metrics):
 
 
 def test_a_layer_that_was_not_trained_can_be_rolled_back_without_loss(
-    shared_settings, inputs, tmp_path
+    tiny_settings, inputs, tmp_path
 ):
     config = TrainConfig(
-        **{**shared_settings, "epochs": 3},
+        **{**tiny_settings, "epochs": 3},
         workdir=str(tmp_path),
         scenario="top_1",
         watch=MonitoringConfig(measure_layers=True),
@@ -50,13 +50,13 @@ def test_a_layer_that_was_not_trained_can_be_rolled_back_without_loss(
     assert other["test"] == result["test"]
 
 
-def test_a_frozen_backbone_has_nothing_to_roll_back(shared_settings, inputs):
-    run = PhaseRun(TrainConfig(**shared_settings, workdir="", scenario="backbone_frozen"), inputs)
+def test_a_frozen_backbone_has_nothing_to_roll_back(tiny_settings, inputs):
+    run = PhaseRun(TrainConfig(**tiny_settings, workdir="", scenario="backbone_frozen"), inputs)
     assert layer_roles(run, run.params) is None
 
 
-def test_factors_are_a_part_of_the_layer_that_they_are_beside(shared_settings, inputs):
-    run = PhaseRun(TrainConfig(**shared_settings, workdir="", scenario="lora_2"), inputs)
+def test_factors_are_a_part_of_the_layer_that_they_are_beside(tiny_settings, inputs):
+    run = PhaseRun(TrainConfig(**tiny_settings, workdir="", scenario="lora_2"), inputs)
     params = dict(run.params)
     backbone = dict(params["backbone"])
 

@@ -97,7 +97,7 @@ MIXED = [
         "task_weights": {"classifier": 1, "sentiment": 0},
         "schedule": "constant",
     },
-    {"scenario": "top_2", "epochs": 9, "patience": 1, "keep_best": True, "layer_decay": 0.5},
+    {"scenario": "top_1", "epochs": 9, "patience": 1, "keep_best": True, "layer_decay": 0.5},
     {"scenario": "sentiment_frozen", "steps": 3, "hold_frozen_heads": 2.0},
     {"scenario": "classifier_frozen", "steps": 4, "hold_frozen_heads": 2.0},
     {"scenario": "none_frozen", "steps": 3, "restart": False},
@@ -110,7 +110,8 @@ MIXED[1] |= {"learning_rates": {"head": 0.3, "backbone": 0.3}}
 def gradual(shared_settings, inputs, tmp_path_factory):
     """A whole run of gradual unfreezing, and its folder as a kill after each step leaves it."""
     folder = tmp_path_factory.mktemp("gradual")
-    return with_snapshots(shared_settings, inputs, folder, recipe="gradual_unfreezing")
+    more = {"recipe": "gradual_unfreezing", "epochs": 4}
+    return with_snapshots(shared_settings, inputs, folder, **more)
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +119,13 @@ def mixed(shared_settings, inputs, tmp_path_factory):
     """The same of ``MIXED``, its task weights learned."""
     folder = tmp_path_factory.mktemp("mixed")
     (folder / "mixed.json").write_text(json.dumps(MIXED))
-    # An epoch is 3 steps.
-    more = {"recipe": str(folder / "mixed.json"), "weighting": "uncertainty", "batch_size": 32}
+    more = {"recipe": str(folder / "mixed.json"), "weighting": "uncertainty", "epochs": 3}
     return with_snapshots(shared_settings, inputs, folder, **more)
 
 
 def with_snapshots(settings, inputs, folder, **changes):
-    settings = settings | {"checkpoint_every": 1, "epochs": 3, **changes}
+    # An epoch is 3 steps.
+    settings = settings | {"checkpoint_every": 1, "batch_size": 32, **changes}
     config = TrainConfig(**settings, workdir=str(folder / "whole"))
     save = SeedRun.save
 
@@ -140,7 +141,8 @@ def with_snapshots(settings, inputs, folder, **changes):
     return config, folder, result
 
 
-STEPS = 18
+# Of three phases of an epoch and a step.
+STEPS = 12
 
 
 def test_gradual_unfreezing_takes_one_more_layer_in_each_phase(gradual):
@@ -149,7 +151,6 @@ def test_gradual_unfreezing_takes_one_more_layer_in_each_phase(gradual):
     assert [proof["scenario"] for proof in proofs] == [
         "backbone_frozen",
         "top_1",
-        "top_2",
         "none_frozen",
     ]
     head = [proof["labels"]["head"]["parameters"] for proof in proofs]
@@ -158,17 +159,12 @@ def test_gradual_unfreezing_takes_one_more_layer_in_each_phase(gradual):
     stages = [
         {label for label in proof["labels"] if label.startswith("backbone/")} for proof in proofs
     ]
-    layers = [f"backbone/layer_{i}" for i in (2, 1, 0)]
-    assert stages == [
-        set(),
-        set(layers[:1]),
-        set(layers[:2]),
-        {*layers, "backbone/embeddings"},
-    ]
+    layers = [f"backbone/layer_{i}" for i in (1, 0)]
+    assert stages == [set(), set(layers[:1]), {*layers, "backbone/embeddings"}]
     assert trained == sorted(trained)
     assert all(proof["frozen_digest_unchanged"] for proof in proofs)
-    assert [record["step"] for record in log_of(config, "phase")] == [4, 9, 14, 18]
-    assert result["phases"] == 4
+    assert [record["step"] for record in log_of(config, "phase")] == [4, 8, 12]
+    assert result["phases"] == 3
     assert result["recipe"] == "gradual_unfreezing"
     assert result["step"] == STEPS
     assert result["trainable_parameters"] == result["total_parameters"] == trained[-1]
@@ -216,15 +212,16 @@ def ends_the_same(step, config, folder, result, inputs, cut):
 
 def test_killed_at_a_phase_edge_it_resumes_to_the_same_end(gradual, inputs, flags, tmp_path):
     config, _, result = gradual
-    flags = [*flags, "--recipe=gradual_unfreezing", "--checkpoint-every=1", "--epochs=3"]
+    flags = [*flags, "--recipe=gradual_unfreezing", "--checkpoint-every=1"]
+    flags += ["--epochs=4", "--batch-size=32"]
     command = [sys.executable, "-m", "mtl_jax", "train", *flags, f"--workdir={tmp_path / 'cut'}"]
     with forked.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as victim:
-        # The ninth step ends the second phase.
-        forked.wait_until((tmp_path / "cut" / "checkpoints" / "9").exists, victim)
+        # The eighth step ends the second phase.
+        forked.wait_until((tmp_path / "cut" / "checkpoints" / "8").exists, victim)
         victim.send_signal(signal.SIGKILL)
     assert Workdir(tmp_path / "cut").result() is None
     ended = forked.run(command, capture_output=True, text=True, check=True)
-    assert "phase 4, none_frozen: 4 steps done" in ended.stderr
+    assert "phase 3, none_frozen: 4 steps done" in ended.stderr
     assert without_times(Workdir(tmp_path / "cut").result()) == without_times(result)
     resumed = dataclasses.replace(config, workdir=str(tmp_path / "cut"))
     assert everything(resumed, inputs)[1:] == known_end(config, inputs)[1:]
@@ -296,7 +293,8 @@ def test_auto_stops_where_nothing_is_gained(recipe, inputs, capsys):
     config = recipe("auto", head_learning_rate=1e-30, backbone_learning_rate=1e-30)
     result = train(config, inputs)
     assert result["phases"] == 2
-    assert "phase 2 changed the best score by +0.0000, top_2 asks for 0.002" in result["stopped"]
+    words = "phase 2 changed the best score by +0.0000, none_frozen asks for 0.002"
+    assert words in result["stopped"]
     assert f"the recipe stops: {result['stopped']}" in capsys.readouterr().err
 
 
@@ -337,7 +335,7 @@ def test_seeds_go_through_phases_together(recipe, inputs, tmp_path):
     [
         (
             [{"scenario": "backbone_frozen"}, {"scenario": "top_9"}],
-            r"recipe .*run\.json: phase 2: scenario 'top_9' does not fit the backbone's 3 layers",
+            r"recipe .*run\.json: phase 2: scenario 'top_9' does not fit the backbone's 2 layers",
         ),
         (
             [{"scenario": "all_frozen"}, {"scenario": "top_1"}],
@@ -454,9 +452,9 @@ def test_a_setting_that_no_phase_has_a_use_for_is_told(changes, words, settings,
         (
             {"recipe": "gradual_unfreezing", "epochs": 1},
             None,
-            "phase 1 (backbone_frozen) takes 2 steps, phase 2 (top_1) takes 1 step, "
-            "phase 3 (top_2) takes 1 step, phase 4 (none_frozen) takes 2 steps",
-            7,
+            "phase 1 (backbone_frozen) takes 2 steps, phase 2 (top_1) takes 2 steps, "
+            "phase 3 (none_frozen) takes 2 steps",
+            5,
         ),
         ({"epochs": 2}, [("top_1", 2), ("top_2", 1.5)], "phase 2 (top_2) takes 9 steps", None),
         ({"scenario": "all_frozen", "epochs": 1}, None, None, None),
@@ -491,10 +489,10 @@ def test_a_phase_of_too_few_steps_is_told_with_what_mends_it(
 def test_what_is_without_effect_is_said_once_and_the_run_goes_on(settings, tmp_path, capsys):
     settings |= {"epochs": 4, "layer_decay": 0.9}
     config = TrainConfig(**settings, recipe="gradual_unfreezing", workdir=str(tmp_path / "run"))
-    assert train(config)["phases"] == 4
+    assert train(config)["phases"] == 3
     said = capsys.readouterr().err
     assert said.count("note: --layer-decay 0.9 is without effect") == 1
-    assert said.count("warning: phase 1 (backbone_frozen) takes 6 steps, phase 2 (top_1)") == 1
+    assert said.count("warning: phase 1 (backbone_frozen) takes 8 steps, phase 2 (top_1)") == 1
 
 
 def test_phases_of_one_task_go_on_in_the_same_texts(recipe, inputs):

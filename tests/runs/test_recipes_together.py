@@ -18,6 +18,12 @@ SEEDS = (0, 1, 2, 3)
 
 
 @pytest.fixture
+def settings(small_settings):
+    """Of one layer: what is tried here does not depend on how many there are."""
+    return dict(small_settings)
+
+
+@pytest.fixture
 def recipe(settings, tmp_path):
     """Settings of a run of phases that are given as JSON objects."""
 

@@ -38,6 +38,12 @@ class TinyTopics(tfds.core.GeneratorBasedBuilder):
             yield i, {"headline": f"headline {i}", "topic": i % 2}
 
 
+@pytest.fixture
+def settings(small_settings):
+    """Of one layer: what is tried here does not depend on how many there are."""
+    return dict(small_settings)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Topics with a test file and without one to validate; reviews with the opposite."""
@@ -340,13 +346,13 @@ def test_evaluation_repeats_the_run(settings, data, tmp_path):
     }
 
 
-def test_train_evaluate_predict(tiny, data, tmp_path):
+def test_train_evaluate_predict(small, data, tmp_path):
     folder = f"--workdir={tmp_path / 'run'}"
     flags = [
         word for name, values in data.items() for word in (f"--{name.replace('_', '-')}", *values)
     ]
     more = ["--mixing=equal", "--label-fraction", "classifier=0.5", "--epochs=2", "--batch-size=8"]
-    common = [folder, "--backbone", str(tiny), "--scenario=none_frozen", *flags, *more]
+    common = [folder, "--backbone", str(small), "--scenario=none_frozen", *flags, *more]
     done = call("mtl_jax", "train", *common)
     assert done.returncode == 0, done.stderr
     assert "classifier labels remain (--label-fraction)" in done.stderr

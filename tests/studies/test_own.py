@@ -13,7 +13,13 @@ ARMS = ["no_warmup", "warmup", "long_warmup"]
 
 
 def call(*words):
-    done = forked.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    done = forked.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        executable=forked.interpreter(),
+    )
     assert done.returncode == 0, done.stderr
     return done
 

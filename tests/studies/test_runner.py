@@ -20,8 +20,14 @@ from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.runner import conduct, train_group
 from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder
 from mtl_jax.training.inputs import Inputs
-from tests.conftest import write_checkpoint, write_record
+from tests.conftest import SMALL, write_checkpoint, write_record
 from tests.faults.runs import without_times
+
+
+@pytest.fixture
+def settings(small_settings):
+    """Of one layer: what is tried here does not depend on how many there are."""
+    return dict(small_settings)
 
 
 def test_of_a_failed_arm_only_the_words_are_kept(settings, tmp_path):
@@ -58,7 +64,7 @@ def test_inputs_are_shared_dropped_and_not_refused_twice(settings, tmp_path):
     folder = tmp_path / "later"
     with pytest.raises(UserError, match="no such folder"):
         pool.get(run_of(0, backbone=str(folder)))
-    write_checkpoint(folder)
+    write_checkpoint(folder, SMALL)
     with pytest.raises(UserError, match="no such folder"):
         pool.get(run_of(0, backbone=str(folder)))
     InputsPool().get(run_of(0, backbone=str(folder)))
@@ -90,7 +96,7 @@ def plan_of(folder, settings, backbones, scenarios, seen):
 
 
 def test_a_study_skips_what_it_cannot_read_and_goes_on(settings, tmp_path, capsys):
-    there = str(write_checkpoint(tmp_path / "there", seed=3))
+    there = str(write_checkpoint(tmp_path / "there", SMALL, seed=3))
     seen = []
     backbones = [there, str(tmp_path / "missing"), settings["backbone"]]
     scenarios = ["backbone_frozen", "top_9"]
@@ -117,7 +123,7 @@ def test_a_study_skips_what_it_cannot_read_and_goes_on(settings, tmp_path, capsy
     assert said.startswith("a note\narm 1 of 6: backbone_frozen, seed 0, backbone ")
 
     # With the folder there at last, only what is lacking is trained.
-    write_checkpoint(tmp_path / "missing", seed=4)
+    write_checkpoint(tmp_path / "missing", SMALL, seed=4)
     plan = plan_of(folder, settings, backbones, scenarios[:1], seen)
     assert conduct(plan, InputsPool(), "the command", 0.0) == 0
     assert "arm 2 of 3" in (said := capsys.readouterr().err)
@@ -163,7 +169,7 @@ def test_a_report_is_written_after_each_group_and_when_interrupted(settings, tmp
 
 
 def test_a_study_goes_on_with_other_limits_but_not_with_other_files_or_weights(settings, tmp_path):
-    backbone = write_checkpoint(tmp_path / "mine", seed=3)
+    backbone = write_checkpoint(tmp_path / "mine", SMALL, seed=3)
     folder, seen = tmp_path / "study", []
 
     def study_of(scenarios, files=(("rules/first.json", [["*", "frozen"]]),), **changes):
@@ -188,7 +194,7 @@ def test_a_study_goes_on_with_other_limits_but_not_with_other_files_or_weights(s
     other = (("rules/first.json", [["*", "head"]]),)
     with pytest.raises(UserError, match=r"rules/first.json is not what the study began with"):
         conduct(study_of(["backbone_frozen"], other), InputsPool(), "", 0.0)
-    write_checkpoint(backbone, seed=4)
+    write_checkpoint(backbone, SMALL, seed=4)
     assert conduct(study_of(["backbone_frozen", "top_1"]), InputsPool(), "", 0.0) == 1
     assert [result["arm"] for result in seen[0]] == ["backbone_frozen"]
     assert "has other weights than the runs of it that are done" in seen[1][0]["error"]
@@ -221,9 +227,10 @@ def test_an_error_of_the_data_ends_a_study_before_its_first_arm(
     assert capsys.readouterr().err == ""
 
 
-def test_the_data_is_told_before_the_first_arm(settings, tmp_path):
+def test_the_data_is_told_before_the_first_arm(shared_settings, tmp_path):
+    folders = (shared_settings["backbone"],)
     study = backbones.Backbones(
-        **settings, backbones=(settings["backbone"],), workdir=str(tmp_path), seeds=(0,)
+        **shared_settings, backbones=folders, workdir=str(tmp_path), seeds=(0,)
     )
     for plan in (
         backbones.plan_of(study, InputsPool()),

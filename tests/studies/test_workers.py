@@ -47,6 +47,7 @@ def started(module, *more):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        executable=forked.interpreter(),
     )
 
 

@@ -79,7 +79,8 @@ def test_what_is_of_a_sample_says_so(flags):
 
 def test_a_page_that_can_not_be_written_and_a_backbone_that_is_not_there(flags, tmp_path, capsys):
     assert run(["check", *flags, f"--html={tmp_path}"]) == 2
-    assert "can't be written" in capsys.readouterr().err
+    # Before anything is looked at.
+    assert capsys.readouterr().err == f"error: {tmp_path} is a folder: name an .html file\n"
     assert run(["check", *flags[:-1], f"--backbone={tmp_path / 'nowhere'}"]) == 2
     assert "nowhere" in capsys.readouterr().err
 

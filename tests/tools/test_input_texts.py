@@ -3,12 +3,20 @@ import io
 import pytest
 
 from mtl_jax.core.errors import UserError
+from mtl_jax.tools import input_texts
 from mtl_jax.tools.input_texts import looks_like_header, read_lines, read_texts
 
 
 def test_lines_end_where_lines_end():
     stream = io.BytesIO("a\r\n\nb\u2028c\n".encode() + b"last")
     assert list(read_lines(stream)) == ["a", "", "b\u2028c", "last"]
+
+
+def test_a_byte_order_mark_is_no_text_and_what_is_no_text_has_no_end(monkeypatch):
+    assert list(read_lines(io.BytesIO("\ufeffa\n\ufeffb\n".encode()))) == ["a", "\ufeffb"]
+    monkeypatch.setattr(input_texts, "_LONGEST_LINE", 2**10)
+    with open("/dev/zero", "rb") as zeros, pytest.raises(UserError, match="line 1: longer"):  # noqa: PTH123
+        next(read_lines(zeros))
 
 
 def test_texts_come_from_tables_and_from_lines(tmp_path):

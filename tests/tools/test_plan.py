@@ -21,7 +21,7 @@ from mtl_jax.tools.plan import Estimate, plan, tables, warnings_of
 from mtl_jax.training.inputs import Inputs
 from tests import conftest, forked
 
-CACHED = ("all_frozen", "backbone_frozen", "top_2", "none_frozen")
+CACHED = ("all_frozen", "backbone_frozen", "top_1", "none_frozen")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def costs(shared_settings):
     """Costs by scenario, and with ``uncached`` before its name without kept activations."""
     cached = plan(TrainConfig(**shared_settings, workdir=""), CACHED, 0)
     settings = TrainConfig(**shared_settings, workdir="", prefix_cache=False)
-    uncached = plan(settings, ("backbone_frozen", "top_2"), 0)
+    uncached = plan(settings, ("backbone_frozen", "top_1"), 0)
     return {e.scenario: e.cost for e in cached} | {
         f"uncached {e.scenario}": e.cost for e in uncached
     }
@@ -83,15 +83,15 @@ def test_half_precision_keeps_float32_and_no_activation_is_written(settings, cos
         **settings | {"dtype": "bfloat16", "parallel": "pmap", "cache_folder": str(folder)},
         workdir="",
     )
-    (estimate,) = plan(config, ["top_2"], 0)
+    (estimate,) = plan(config, ["top_1"], 0)
     assert estimate.cost is not None
-    assert estimate.cost.cache_bytes == costs["top_2"].cache_bytes
+    assert estimate.cost.cache_bytes == costs["top_1"].cache_bytes
     assert kept(folder) == {".tokens"}
 
 
 def test_what_is_frozen_costs_no_backward(costs):
     frozen, top, whole = (
-        costs[name].flops for name in ("uncached backbone_frozen", "uncached top_2", "none_frozen")
+        costs[name].flops for name in ("uncached backbone_frozen", "uncached top_1", "none_frozen")
     )
     assert frozen["backward"] < top["backward"] < whole["backward"]
     assert frozen["backward"] < frozen["forward"] / 10
@@ -99,7 +99,7 @@ def test_what_is_frozen_costs_no_backward(costs):
 
 
 def test_kept_activations_spare_the_steps_their_flops(costs):
-    kept, whole = costs["top_2"].flops, costs["uncached top_2"].flops
+    kept, whole = costs["top_1"].flops, costs["uncached top_1"].flops
     assert kept["forward"] < whole["forward"]
     assert kept["forward"] + kept["backward"] < whole["forward"] + whole["backward"]
     assert whole["prefix"] == 0
@@ -131,7 +131,7 @@ def test_forward_flops_are_those_of_the_matrix_products(settings, tmp_path):
 
 def test_flops_of_layers_in_a_loop_are_those_of_all_of_them(shared_settings, costs):
     settings = TrainConfig(**shared_settings, workdir="", scan_layers=True)
-    for estimate in plan(settings, ("top_2", "none_frozen"), 0):
+    for estimate in plan(settings, ("top_1", "none_frozen"), 0):
         assert estimate.cost is not None
         assert estimate.cost.flops == costs[estimate.scenario].flops
 
@@ -170,7 +170,7 @@ def test_seconds_add_up_over_the_parts_that_there_are(costs):
         ),
         ("backbone_frozen", {"batch_size": 97}, "96 training texts are less than one batch"),
         (
-            "top_2",
+            "top_1",
             {"cache_size": 1e-5},
             "exceed --cache-size",
         ),
@@ -186,8 +186,8 @@ def test_a_setting_that_can_hardly_be_meant_is_told(scenario, changes, words, ma
         ("backbone_frozen", {}),
         ("backbone_frozen", {"backbone_learning_rate": 0, "batch_size": 96}),
         ("sentiment_frozen", {"task_weights": ("sentiment=0",)}),
-        ("top_2", {"cache_size": 1}),
-        ("top_2", {"cache_size": 0, "prefix_cache": False}),
+        ("top_1", {"cache_size": 1}),
+        ("top_1", {"cache_size": 0, "prefix_cache": False}),
     ],
 )
 def test_what_is_in_order_is_not_warned_of(scenario, changes, make_run):
@@ -207,7 +207,7 @@ def test_a_task_without_a_training_label_is_told(make_run):
 
 def test_a_disk_without_room_is_told(make_run, tmp_path):
     room = {"cache_size": 1e9, "cache_folder": str(tmp_path / "a" / "b")}
-    run = make_run("top_2", **room)
+    run = make_run("top_1", **room)
     free = shutil.disk_usage(tmp_path).free
     tokens = run.inputs.split("train").texts.tokens
     # Texts without content: as many tokens as the disk has bytes, in no memory.
@@ -225,7 +225,7 @@ def test_scenarios_that_can_not_run_are_told_and_the_others_go_on(settings, tmp_
     off, own, fine = plan(settings, ["top_9", str(idle), "all_frozen"], 0)
     assert off.record() == {
         "scenario": "top_9",
-        "warnings": ["scenario 'top_9' does not fit the backbone's 3 layers: use top_1 to top_3"],
+        "warnings": ["scenario 'top_9' does not fit the backbone's 2 layers: use top_1 to top_2"],
     }
     assert own.cost is None
     assert own.warnings == (
@@ -259,7 +259,7 @@ LONG_TEXTS = ["--max-length=8", "--measure-seconds=0", "--scenario", "all_frozen
 TABLE = ["--scenario", "all_frozen", "rules.json", "nne_frozen", "--measure-seconds=0"]
 JSON = ["--scenario", "backbone_frozen", "top_9", "--measure-seconds=0", "--json"]
 MISTAKES = [
-    (["--scenario", "top_9"], "scenario 'top_9' does not fit the backbone's 3 layers"),
+    (["--scenario", "top_9"], "scenario 'top_9' does not fit the backbone's 2 layers"),
     (["--scenario"], "--scenario is empty"),
     (["--measure-seconds=-1"], "--measure-seconds -1.0 must not be negative"),
     (["--train-file=nowhere.csv"], "nowhere.csv"),
@@ -346,7 +346,7 @@ def test_help_needs_no_jax():
 
 @pytest.mark.parametrize("width", [10, 40, 60, 80, 120, 300])
 def test_every_row_has_its_name_and_every_number_is_there_at_any_width(width, costs):
-    cost = costs["top_2"]
+    cost = costs["top_1"]
     names = ["backbone_frozen", "[/b] rules.json", "a/long/path/" * 8 + ":x:.json"]
     file = io.StringIO()
     terminal = Terminal(file=file, width=width, force_terminal=True, color_system=None)

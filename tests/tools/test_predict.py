@@ -28,14 +28,20 @@ from mtl_jax.tools.text_encoder import checkpoint_encoder
 from tests.conftest import TASKS, write_record
 
 
+@pytest.fixture
+def settings(small_settings):
+    """Of one layer: what is tried here does not depend on how many there are."""
+    return dict(small_settings)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("trained")
 
 
 @pytest.fixture(scope="module")
-def trained_folder(shared_settings, folder):
-    train(TrainConfig(**shared_settings, workdir=str(folder), scenario="none_frozen"))
+def trained_folder(small_settings, folder):
+    train(TrainConfig(**small_settings, workdir=str(folder), scenario="none_frozen"))
     return folder
 
 
@@ -261,7 +267,7 @@ def test_a_layer_that_is_not_there_or_has_no_pooler_is_refused(tiny, trained_fol
     for layer in (-1, 4):
         with pytest.raises(UserError, match=f"--layer {layer}: the encoder has 3 layers: use 0"):
             checkpoint_encoder(str(tiny), "mean", 128, layer=layer)
-        with pytest.raises(UserError, match=f"--layer {layer}: the encoder has 3 layers: use 0"):
+        with pytest.raises(UserError, match=f"--layer {layer}: the encoder has 1 layers: use 0"):
             Predictor(trained_folder, layer=layer)
     with pytest.raises(UserError, match="pooler is for the last layer, 3: add --pooling mean or c"):
         checkpoint_encoder(str(tiny), "pooler", 128, layer=1)
@@ -331,11 +337,36 @@ def test_predict_reads_a_file_and_warns_of_a_header(trained_folder, reviews, tmp
     capsys.readouterr()
     for mistake, words in (
         (["--input=gone.csv"], "there is no such file"),
+        ([f"--input={tmp_path}"], "is a folder: name a file"),
         ([f"--input={file}", "--text-column=x"], "no column 'x'"),
         (["--text-column=x"], "needs --input"),
     ):
         assert run(["predict", folder, *mistake]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_texts_are_not_written_over_nor_answers_read_as_texts(
+    trained_folder, reviews, tmp_path, monkeypatch, capsys
+):
+    folder, file = f"--workdir={trained_folder}", tmp_path / "texts.txt"
+    texts = "a film\n" * 2_000
+    file.write_text(texts)
+    link = tmp_path / "link.npy"
+    link.hardlink_to(file)
+    with file.open("rb") as stdin, file.open("a") as stdout:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        for words in (["extract", f"--output={link}"], ["predict"]):
+            for source in ([], [f"--input={file}"]):
+                if words == ["predict"]:
+                    monkeypatch.setattr(sys, "stdout", stdout)
+                assert run([*words, folder, *source]) == 2
+                assert "is the file that the texts are read from" in capsys.readouterr().err
+    assert file.read_text() == texts
+    data = tmp_path / "data.csv"
+    data.write_text((reviews / "train.csv").read_text())
+    monkeypatch.undo()
+    assert run(["check", f"--train-file={data}", "--label-columns=mood", f"--html={data}"]) == 2
+    assert data.read_text() == (reviews / "train.csv").read_text()
 
 
 WRONG = (None, True, 5, -1.5, "x", "", [], [None], {}, {"x": 1})

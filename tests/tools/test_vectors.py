@@ -9,11 +9,11 @@ import pytest
 from pyarrow import parquet
 
 from mtl_jax.cli.commands import run
-from mtl_jax.core.atomic_write import whole
+from mtl_jax.core.atomic_write import check_place, whole
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.pairs import Pair
 from mtl_jax.tools.input_texts import read_lines
-from mtl_jax.tools.vectors import check_output, write_vectors
+from mtl_jax.tools.vectors import VECTOR_FILE, write_vectors
 
 
 def rows(count, value=1.0):
@@ -65,13 +65,13 @@ def test_vectors_go_through_a_link_and_replace_nothing_but_files(tmp_path):
     (tmp_path / "device.npy").symlink_to("/dev/null")
     for path, kind in ((pipe, "a pipe"), (tmp_path / "device.npy", "a device")):
         with pytest.raises(UserError, match=f"is {kind}: name a .npy or .parquet file"):
-            check_output(path)
+            check_place(path, VECTOR_FILE)
         with pytest.raises(OSError, match=f"it is {kind}"), whole(path) as draft:
             draft.write_text("x")
     assert pipe.is_fifo()
     assert Path("/dev/null").is_char_device()
     with pytest.raises(UserError, match="there is no folder"):
-        check_output(tmp_path / "no" / "v.npy")
+        check_place(tmp_path / "no" / "v.npy", VECTOR_FILE)
 
 
 def test_output_that_can_not_be_written_is_refused_before_anything_is_read(capsys):

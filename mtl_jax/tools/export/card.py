@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -57,22 +58,47 @@ def card(run: TrainedRun, heads: tuple[TaskHead, ...], use: Use) -> str:
         f"# {', '.join(head.name for head in heads) or 'Text encoder'}",
         _what(run, heads),
         "## Use",
-        f"```python\n{use.code}\n```",
+        _block("python", use.code),
         *([use.note] if use.note else []),
         "## Training",
         _training(run),
         "The command, with files by their names alone:",
-        f"```bash\n{command(record['settings'])}\n```",
+        _block("bash", command(record["settings"])),
         "## Scores",
         _scores(run, heads),
     ]
     return "\n\n".join(parts) + "\n"
 
 
+def _literal(text: str) -> str:
+    """A text as Python has it, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _block(language: str, code: str) -> str:
+    """Code as Markdown has it, which nothing in it can end."""
+    fence = _ticks(code, 3)
+    return f"{fence}{language}\n{code}\n{fence}"
+
+
+def _span(text: str) -> str:
+    """A text as Markdown shows code, in one line; what can't be seen in it is escaped."""
+    seen = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    ticks = _ticks(seen, 1)
+    room = " " if len(ticks) > 1 else ""
+    return f"{ticks}{room}{seen}{room}{ticks}"
+
+
+def _ticks(text: str, fewest: int) -> str:
+    """More backticks than the text has anywhere in a row, and not fewer than some."""
+    runs = [len(run) + 1 for run in re.findall("`+", text)]
+    return "`" * max(fewest, *runs, 0)
+
+
 def _what(run: TrainedRun, heads: tuple[TaskHead, ...]) -> str:
     lines = []
     for head in heads:
-        names = ", ".join(f"`{name}`" for name in head.classes)
+        names = ", ".join(map(_span, head.classes))
         kinds = {
             "single_label": f"One of {names}.",
             "multi_label": f"Any of {names}.",
@@ -113,7 +139,9 @@ def _training(run: TrainedRun) -> str:
             "epochs": f"{run.result['epochs']}, the best one {run.result['best_epoch']}",
             "trained parameters": f"{run.result['trainable_parameters']:,}",
         }
-    cells = (f"| {name} | `{value}` |" for name, value in rows.items() if value != "")
+    # A pipe ends a cell even inside a code span, unless it is escaped there too.
+    spans = {name: _span(str(value)).replace("|", r"\|") for name, value in rows.items()}
+    cells = (f"| {name} | {spans[name]} |" for name, value in rows.items() if value != "")
     return "\n".join(["| | |", "|---|---|", *cells])
 
 
@@ -172,7 +200,7 @@ def classifier_use(folder: str, *, native: bool) -> Use:
     trust = "" if native else ", trust_remote_code=True"
     code = (
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
-        f'folder = "{folder}"\n'
+        f"folder = {_literal(folder)}\n"
         f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})\n"
         f"model = AutoModelForSequenceClassification.from_pretrained(folder{trust})\n"
         'batch = tokenizer(["a text"], truncation=True, padding=True, return_tensors="pt")\n'
@@ -190,7 +218,7 @@ def encoder_use(folder: str) -> Use:
     """Of a folder for sentence-transformers."""
     code = (
         "from sentence_transformers import SentenceTransformer\n\n"
-        f'vectors = SentenceTransformer("{folder}").encode(["a text"])'
+        f'vectors = SentenceTransformer({_literal(folder)}).encode(["a text"])'
     )
     name = "sentence-transformers"
     metadata = {"library_name": name, "pipeline_tag": "sentence-similarity", "tags": [name]}
@@ -201,7 +229,7 @@ def onnx_use(folder: str) -> Use:
     """Of a folder for ONNX Runtime."""
     code = (
         "import onnxruntime\nfrom transformers import AutoTokenizer\n\n"
-        f'folder = "{folder}"  # fetched from where it is\n'
+        f"folder = {_literal(folder)}  # fetched from where it is\n"
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")\n'
         'batch = tokenizer(["a text"], truncation=True, padding=True, return_tensors="np")\n'

@@ -163,12 +163,12 @@ def statistics(folder):
     return text[text.index("## Statistics") : text.index("## Runs")]
 
 
-def test_seeds_at_once_leave_what_one_by_one_does(settings, tmp_path, capsys):
+def test_seeds_at_once_leave_what_one_by_one_does(small_settings, tmp_path, capsys):
     scenarios = ("all_frozen", "backbone_frozen", "top_1")
 
     def study_of(name, at_once, scenarios=scenarios):
-        settings.update(workdir=str(tmp_path / name), seeds=(0, 1), seeds_at_once=at_once)
-        return run(Freezing(**settings, arms=scenarios), "the command")
+        own = {"workdir": str(tmp_path / name), "seeds": (0, 1), "seeds_at_once": at_once}
+        return run(Freezing(**small_settings, **own, arms=scenarios), "the command")
 
     assert study_of("single", 1) == 0
     assert study_of("group", 2, scenarios[:1]) == 0

@@ -218,7 +218,7 @@ def test_what_was_read_is_kept_as_long_as_an_arm_needs_it(settings, tmp_path):
 @pytest.mark.parametrize(
     ("arm", "words"),
     [
-        ("top_4", "scenario 'top_4' does not fit the backbone's 3 layers"),
+        ("top_4", "scenario 'top_4' does not fit the backbone's 2 layers"),
         ("top_down_9", "recipe top_down_9: phase 2: scenario 'top_9' does not fit"),
         ("scarce_head_lost", "did you mean scarce_head_last.*use joint, scarce_head_frozen, "),
     ],

@@ -1,6 +1,8 @@
 """Exporting as a command: folders whole or not at all, cards, mistakes in one line, the hub."""
 
+import ast
 import base64
+import dataclasses
 import http.server
 import json
 import shlex
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from mtl_jax.cli.commands import run
 from mtl_jax.cli.flags import Command
@@ -16,6 +19,7 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.atomic_write import whole_folder
 from mtl_jax.core.command_line import parse
 from mtl_jax.runs.workdir import Workdir
+from mtl_jax.tools.export import card
 
 
 def export(trained, output, *flags):
@@ -84,6 +88,31 @@ def test_a_folder_for_each_task_with_its_card(trained, tmp_path, capsys):
     assert asked.head_learning_rate == original.head_learning_rate
     assert asked.data.label_columns == original.data.label_columns
     assert asked.data.train_file == Path(str(original.data.train_file)).name
+
+
+def test_names_of_users_are_neither_markup_nor_code_in_a_card(opened):
+    folder = "a\"b\\r\n```\n'+x|\N{GRINNING FACE}"
+    settings, file = opened.record["settings"], "/where/a|`b.csv"
+    data = {"label_columns": ["mood=mood"], "train_file": file}
+    record = {**opened.record, "settings": {**settings, "data": {**settings["data"], **data}}}
+    labels = ("`", "``` x", "two\nlines", "pi|pe", "\u202eabc", "<b>")
+    head = dataclasses.replace(opened.heads[0], classes=labels)
+    run_of_them = dataclasses.replace(opened, record=record)
+    for use in (
+        card.classifier_use(folder, native=True),
+        card.encoder_use(folder),
+        card.onnx_use(folder),
+    ):
+        text = card.card(run_of_them, (head,), use).split("---\n", 2)[2]
+        tokens = MarkdownIt().enable("table").parse(text)
+        loads, trains = (token.content for token in tokens if token.type == "fence")
+        nodes = ast.walk(ast.parse(loads))
+        assert folder in [node.value for node in nodes if isinstance(node, ast.Constant)]
+        assert "a|`b.csv" in shlex.split(trains)
+        inside = [child for token in tokens for child in token.children or ()]
+        spans = [child.content for child in inside if child.type == "code_inline"]
+        assert spans[:6] == ["`", "``` x", r"two\nlines", "pi|pe", r"\u202eabc", "<b>"]
+        assert any(span.startswith("a|`b.csv") for span in spans)
 
 
 def test_some_tasks_and_other_formats(trained, tmp_path):
