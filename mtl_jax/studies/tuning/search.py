@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ _AT_RANDOM, _WHOLE = 5, 4
 # Runs of any length are held against each other after each quarter of their steps.
 _PARTS = 4
 _LENGTH = "length"
+# Where Optuna keeps which line of the record a trial becomes.
+_NUMBER = "number"
 
 
 class _EndedEarlyError(UserError):
@@ -57,7 +59,7 @@ def search(job: TuningJob) -> None:
         done = record.trials()
         spent = sum(trial.flops for trial in done)
         study.sampler = _sampler(len(done))
-        trial = _next(study, space, len(done))
+        trial = _next(study, space, done)
         settings = _settings(trial, space)
         run = _planned(dataclasses.replace(config, **settings), job.inputs, record)
         flops = sum(phase.total for phase in run_flops(run, [p.steps for p in run.plans]))
@@ -65,8 +67,9 @@ def search(job: TuningJob) -> None:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return
         outcome = _tried(run, trial, settings, space, flops)
-        _tell(study, trial, outcome)
+        # In this order: what the record has, Optuna can be told later.
         record.add(len(done), outcome, config.seed)
+        _tell(study, trial, outcome)
         shutil.rmtree(run.config.workdir, ignore_errors=True)
 
 
@@ -105,19 +108,24 @@ def _sampler(number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.TPESampler(n_startup_trials=_AT_RANDOM, seed=number)
 
 
-def _next(study: optuna.Study, space: Space, number: int) -> optuna.Trial:
-    """The trial of a number, which a call that was killed may have begun."""
+def _next(study: optuna.Study, space: Space, done: Sequence[Trial]) -> optuna.Trial:
+    """The trial after those that are done, which a call that was killed may have begun."""
     import optuna
 
     running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
     for left in running:
+        if (number := left.user_attrs.get(_NUMBER, len(done))) < len(done):
+            _tell(study, left.number, done[number])
+            continue
         # Its run is in its folder, whatever its number is now.
         study.enqueue_trial(left.params)
         study.tell(left.number, state=optuna.trial.TrialState.FAIL)
-    if not running and not number:
+    if not running and not done:
         first = {rate.field: rate.default for rate in space.rates}
         study.enqueue_trial({**first, _LENGTH: 1.0})
-    return study.ask()
+    trial = study.ask()
+    trial.set_user_attr(_NUMBER, len(done))
+    return trial
 
 
 def _settings(trial: optuna.Trial, space: Space) -> dict[str, Any]:
@@ -185,7 +193,7 @@ def _measured(run: PhaseRun) -> dict[int, float]:
     }
 
 
-def _tell(study: optuna.Study, trial: optuna.Trial, outcome: Trial) -> None:
+def _tell(study: optuna.Study, trial: optuna.Trial | int, outcome: Trial) -> None:
     import optuna
 
     if outcome.pruned:
