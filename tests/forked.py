@@ -393,7 +393,11 @@ def _received(asking, count):
         return None, []
     content = b""
     while len(content) < int.from_bytes(size, "big"):
-        content += asking.recv(2**16)
+        if not (piece := asking.recv(2**16)):
+            for fd in fds:
+                os.close(fd)
+            return None, []
+        content += piece
     return json.loads(content), fds
 
 
@@ -407,8 +411,10 @@ def _tell(fds, process, *, alone):
         os.close(fd)
     with contextlib.suppress(OSError):
         os.write(status, f"{process}\n".encode())
-    if not alone and status in select.select([os.pidfd_open(process), status], [], [])[0]:
-        os.kill(process, signal.SIGKILL)
+    if not alone:
+        there = os.pidfd_open(process)
+        if there not in select.select([there, status], [], [])[0]:
+            os.kill(process, signal.SIGKILL)
     _, ended = os.waitpid(process, 0)
     with contextlib.suppress(OSError):
         os.write(status, f"{os.waitstatus_to_exitcode(ended)}\n".encode())

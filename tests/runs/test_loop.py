@@ -41,6 +41,12 @@ SCENARIOS = (
 )
 
 
+@pytest.fixture
+def settings(small_settings):
+    """Of one layer: what a run leaves and refuses does not depend on how many there are."""
+    return dict(small_settings)
+
+
 def final_params(folder):
     checkpoints = CheckpointManager(Workdir(folder).checkpoints)
     assert checkpoints.last_step is not None
