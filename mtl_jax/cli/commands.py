@@ -144,14 +144,15 @@ def _plan(command: Plan) -> None:
 
 def _evaluate(command: Evaluate) -> None:
     from mtl_jax.cli.summary import show_evaluation, shows_tables
+    from mtl_jax.core.atomic_write import check_folder
     from mtl_jax.core.console import say
-    from mtl_jax.tools.evaluate import check_output, evaluate
+    from mtl_jax.tools.evaluate import evaluate
 
     output = None
     if command.output is not None:
         refuse_blank("output", [command.output])
         output = expanded(command.output)
-        check_output(output)
+        check_folder(output, "--output")
     model = _model(command)
     found = evaluate(model, command.split, output)
     if output is not None:

@@ -64,6 +64,28 @@ def check_place(path: Path, file: str) -> None:
         raise UserError(f"{path} can't be written (no access to {folder}): name another file")
 
 
+def check_folder(path: Path, flag: str) -> None:
+    """Refuses, before anyone waits, what can't be a folder of files, there already or made then.
+
+    Args:
+        path: The folder.
+        flag: That names it, for the error.
+
+    Raises:
+        UserError: There, or on the way, is something else, or no access.
+    """
+    there = next((each for each in (path, *path.parents) if os.path.lexists(each)), Path())
+    if not there.is_dir():
+        kind = "a file" if there.exists() else "a link that leads nowhere"
+        way = "" if there == path else f": {there}"
+        raise UserError(
+            f"{flag} {path}{way} is {other_kind(there) or kind}: name a folder, which is made if "
+            "missing"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {path} can't be written (no access to {there}): name another")
+
+
 def is_same_file(one: Path | int, other: Path | int) -> bool:
     """Whether two paths, or numbers of open files, lead to one regular file."""
     try:

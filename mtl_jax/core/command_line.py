@@ -20,6 +20,7 @@ import tyro
 
 from mtl_jax.core import distributed, interrupts, streams
 from mtl_jax.core.errors import (
+    REMEDIES,
     SAVED,
     Preempted,
     UserError,
@@ -45,22 +46,6 @@ _INTERRUPTED = 130
 _NO_MAP = "failed to map segment"
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_REMEDIES = {
-    errno.ENOSPC: "make room, of bytes and of files (df, df -i), or name another place",
-    errno.EDQUOT: "make room in the quota, or name another place",
-    errno.EFBIG: "raise the limit on the size of a file (ulimit -f), or name another place",
-    errno.EROFS: "name a place that can be written",
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
-    errno.ENFILE: "raise the system's limit on open files",
-    errno.EACCES: "give access to it, or name another",
-    errno.EPERM: "give access to it, or name another",
-    errno.ENOENT: "correct the path, or put it there",
-    errno.ENOTDIR: "a file stands where the path has a folder: correct the path",
-    errno.EISDIR: "it is a folder: name a file",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EIO: "check the disk",
-    errno.ENOMEM: "free memory",
-}
 
 
 def parse(kind: Any, argv: Sequence[str], prog: str, description: str) -> Any:
@@ -271,11 +256,19 @@ def _system_error(error: BaseException) -> OSError | None:
     return None
 
 
+def _current_folder() -> str | None:
+    with contextlib.suppress(OSError):
+        return os.getcwd()  # noqa: PTH109
+    return None
+
+
 def _system_error_in_words(error: OSError) -> str:
     name: Any = error.filename
     thing = os.fsdecode(name) if isinstance(name, str | bytes) else "a file"
+    if name is None and error.errno == errno.ENOENT and not _current_folder():
+        return "the current folder is gone: change to another one (cd)"
     verb = "written" if error.errno in _NO_ROOM else "used"
-    remedy = _REMEDIES.get(error.errno or 0, "correct it, or name another")
+    remedy = REMEDIES.get(error.errno or 0, "correct it, or name another")
     return f"{thing} can't be {verb} ({error.strerror or first_line(error)}): {remedy}"
 
 

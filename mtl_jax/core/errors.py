@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 # The status of a run that has saved what it had after a SIGTERM, and can be gone on with:
 # EX_TEMPFAIL of sysexits.h.
 SAVED = 75
+
+REMEDIES = {
+    errno.ENOSPC: "make room, of bytes and of files (df, df -i), or name another place",
+    errno.EDQUOT: "make room in the quota, or name another place",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f), or name another place",
+    errno.EROFS: "name a place that can be written",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "raise the system's limit on open files",
+    errno.EACCES: "give access to it, or name another",
+    errno.EPERM: "give access to it, or name another",
+    errno.ENOENT: "correct the path, or put it there",
+    errno.ENOTDIR: "a file stands where the path has a folder: correct the path",
+    errno.ELOOP: "a link in it leads back to itself: correct that",
+    errno.EISDIR: "it is a folder: name a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "check the disk",
+    errno.ENOMEM: "free memory",
+}
+"""What to do about what the system refuses, by its number."""
 
 # Of a long text that is refused, what is shown on both sides of the fault.
 _AROUND = 100
@@ -79,7 +99,10 @@ def first_line(error: BaseException) -> str:
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """What to say where a file or folder can't be written."""
-    remedy = _of_another_kind(error) or "make room or access"
+    remedy = _of_another_kind(error)
+    if isinstance(error, FileNotFoundError):
+        remedy = "put back the folder that it is in, or name another"
+    remedy = remedy or REMEDIES.get(error.errno or 0, "make room or access")
     return UserError(f"{path} can't be written ({error.strerror or error}): {remedy}")
 
 
@@ -87,14 +110,17 @@ def cannot_read(path: Path, error: OSError) -> UserError:
     """What to say where a file or folder is there, or not, and can't be read."""
     if isinstance(error, FileNotFoundError):
         return UserError(f"{path} is missing: correct the path, or put the file there")
-    remedy = _of_another_kind(error) or "give read access to it"
+    remedy = _of_another_kind(error)
+    if not isinstance(error, PermissionError):
+        remedy = remedy or REMEDIES.get(error.errno or 0)
+    remedy = remedy or "give read access to it"
     return UserError(f"{path} can't be read ({error.strerror or error}): {remedy}")
 
 
 def _of_another_kind(error: OSError) -> str | None:
     """What to do where there is a folder in the place of a file, or the other way round."""
     if isinstance(error, NoFileError):
-        return "move that away, for there should be a file"
+        return "there should be a file: name one, or move that away"
     if isinstance(error, IsADirectoryError):
         return "there should be a file: move that folder away"
     if isinstance(error, (FileExistsError, NotADirectoryError)):

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtl_jax.config.data import refuse_blank
+from mtl_jax.core.atomic_write import check_folder
 from mtl_jax.core.command_line import parse
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_write
@@ -63,12 +65,25 @@ def judge_study(argv: Sequence[str]) -> int:
     first = argv[:1] if argv and not argv[0].startswith("-") else []
     words = [*(f"--study={word}" for word in first), *argv[len(first) :]]
     asked = parse(Judge, words, called, Judge.__doc__ or "")
-    folder = expanded(asked.study)
-    path = judge(folder, expanded(asked.output) if asked.output else None)
+    folder, places = expanded(asked.study), {}
+    for name in ("output", "keep"):
+        if (value := getattr(asked, name)) is not None:
+            refuse_blank(name, [value])
+            places[name] = expanded(value)
+            check_folder(places[name], f"--{name}")
+    if "keep" in places:
+        _refuse_itself(folder, places["keep"])
+    path = judge(folder, places.get("output"))
     say(f"the report is {path}")
-    if asked.keep:
-        keep(folder, expanded(asked.keep), asked.digits)
+    if "keep" in places:
+        keep(folder, places["keep"], asked.digits)
     return 0
+
+
+def _refuse_itself(folder: Path, place: Path) -> None:
+    """Refuses to leave in a study's folder what would take the place of its own files."""
+    if folder.resolve() == place.resolve():
+        raise UserError(f"--keep {place} is the folder of the study itself: name another")
 
 
 def judge(folder: Path, output: Path | None = None) -> Path:
@@ -169,12 +184,13 @@ def keep(folder: Path, place: Path, digits: int | None = None) -> None:
         digits: Decimals of the probabilities; by default those that there are.
 
     Raises:
-        UserError: Something can't be read or written.
+        UserError: Something can't be read or written, or ``place`` is the study's folder.
     """
     # With pyarrow, which no help waits for.
     from mtl_jax.runs.predictions import copy_rounded
     from mtl_jax.studies.report.quality_report import STUDY as QUALITY
 
+    _refuse_itself(folder, place)
     results = results_file(folder)
     lines = read_results(results)
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.core.atomic_write import whole
-from mtl_jax.core.errors import UserError, cannot_write
+from mtl_jax.core.errors import cannot_write
 from mtl_jax.data.examples import Examples
 from mtl_jax.runs import calibration, diagnosis
 from mtl_jax.runs.predictions import (
@@ -298,13 +298,3 @@ def _write_csv(path: Path, columns: Sequence[str], rows: _Rows) -> None:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(rows)
-
-
-def check_output(output: Path) -> None:
-    """Refuses, before anyone waits, a place that can't be a folder of files.
-
-    Raises:
-        UserError: There is a file.
-    """
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file: name a folder, which is made if missing")

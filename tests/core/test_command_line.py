@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from mtl_jax.cli.commands import run
 from mtl_jax.cli.flags import Command
 from mtl_jax.core.command_line import guarded, one_line, parse
-from mtl_jax.core.errors import Preempted, UserError, first_line
+from mtl_jax.core.errors import Preempted, UserError, cannot_read, cannot_write, first_line
 from mtl_jax.studies.settings import StudySettings
 from tests.conftest import run_without_home
 
@@ -64,6 +65,31 @@ def test_a_defect_is_not_hidden(error):
 
     with pytest.raises(type(error)):
         guarded(main, [])
+
+
+@pytest.mark.parametrize(
+    ("number", "to_write", "to_read"),
+    [
+        (errno.ENAMETOOLONG, "choose a shorter name", "choose a shorter name"),
+        (errno.ENOSPC, "make room, of bytes and of files", "make room"),
+        (errno.ENOENT, "put back the folder that it is in", "correct the path"),
+        (errno.EACCES, "give access to it", "give read access to it"),
+        (errno.EMFILE, "ulimit -n", "ulimit -n"),
+    ],
+)
+def test_the_remedy_is_for_what_the_system_refused(number, to_write, to_read):
+    error = OSError(number, os.strerror(number))
+    assert to_write in str(cannot_write(Path("x"), error)).partition("): ")[2]
+    assert to_read in str(cannot_read(Path("x"), error)).rpartition(": ")[2]
+
+
+def test_a_current_folder_that_is_gone_is_told(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run(["check", "--train-file=x.csv", "--label-columns=mood=mood"]) == 2
+    assert "the current folder is gone: change to" in capsys.readouterr().err
 
 
 def test_a_library_that_finds_no_room_is_no_defect(capsys):

@@ -387,7 +387,7 @@ def test_an_index_of_another_kind_is_one_line(content, words, copy):
 def test_weights_that_are_a_folder(copy):
     (copy / WEIGHTS).unlink()
     (copy / WEIGHTS).mkdir()
-    with pytest.raises(UserError, match=r"read \(it is a folder\): move that away"):
+    with pytest.raises(UserError, match=r"read \(it is a folder\): there should be a file"):
         mtl_jax.load_backbone(copy)
 
 

@@ -95,7 +95,7 @@ def test_an_error_of_one_process_alone_ends_the_study_and_one_of_all_an_arm(smal
     assert (
         said[0]
         .splitlines()[-1]
-        .endswith("can't be written (it is a folder): move that away, for there should be a file")
+        .endswith("(it is a folder): there should be a file: name one, or move that away")
     )
     assert those[1].returncode != 0
     assert "arm 3" not in said[0]

@@ -365,7 +365,9 @@ def test_texts_are_not_written_over_nor_answers_read_as_texts(
     data = tmp_path / "data.csv"
     data.write_text((reviews / "train.csv").read_text())
     monkeypatch.undo()
-    assert run(["check", f"--train-file={data}", "--label-columns=mood", f"--html={data}"]) == 2
+    columns = "--label-columns=mood=mood"
+    assert run(["check", f"--train-file={data}", columns, f"--html={data}"]) == 2
+    assert f"--html {data} is a file of the data" in capsys.readouterr().err
     assert data.read_text() == (reviews / "train.csv").read_text()
 
 

@@ -156,6 +156,17 @@ def assert_judged_again(folder, results):
     assert (again / packed).read_bytes() == (kept / packed).read_bytes()
     with pytest.raises(UserError, match=r"results\.jsonl is missing"):
         run_study(["judge", str(folder / "arms")])
+    # Before the report, which takes a while.
+    before = [(path, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))]
+    for flag, words in (
+        (f"--keep={folder}/arms/..", "is the folder of the study itself"),
+        (f"--keep={folder}/results.jsonl", "is a file: name a folder"),
+        ("--output=/dev/null", "is a device: name a folder"),
+        ("--output=", "names nothing"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run_study(["judge", str(folder), flag])
+    assert [(path, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))] == before
 
 
 def statistics(folder):
