@@ -210,7 +210,8 @@ def test_logits_of_probabilities_give_these_and_the_same_predictions(kind):
     shares = draw.dirichlet(np.ones(3), 40)
     # Nearer to the threshold than float32 can tell, and at both ends.
     shares[:3] = [[0.5, 0.5 - 1e-12, 1e-12], [0, 0.5 + 1e-12, 0.5 - 1e-12], [1, 0, 0]]
-    np.testing.assert_allclose(of.probabilities(of.logits(shares)), shares, atol=1e-6)
+    found: Any = of.probabilities(of.logits(shares))
+    np.testing.assert_allclose(found, shares, atol=1e-6)
     expected = shares.argmax(-1) if kind == "single_label" else shares >= 0.5
     np.testing.assert_array_equal(of.predicted(of.logits(shares)), expected)
     with pytest.raises(ValueError, match="no probabilities"):
