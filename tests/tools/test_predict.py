@@ -407,7 +407,7 @@ def test_an_edited_config_is_refused_and_not_obeyed(edited):
     for place, change in edits(record):
         (folder / "config.json").write_text(json.dumps(change, indent=2))
         # Where a run goes on this is what it is held against.
-        for use in (lambda: Predictor(folder), lambda: Workdir(folder).differences(record)):
+        for use in (lambda: Predictor(folder), lambda: Workdir(folder).refuse_another(record)):
             with pytest.raises(UserError, match=r"/run/config.json ") as caught:
                 use()
             words = str(caught.value)
