@@ -189,7 +189,7 @@ def test_a_damaged_line_of_the_log_is_a_lost_one(of_end, last, copy, finished, c
     place = len(lines) - 1 if of_end else known - 1
     lines[place] = b"\0" + lines[place][1:]
     log.write_bytes(b"".join(lines))
-    words = f"metrics.jsonl, line {place + 1} is damaged .*: remove it and run the command again"
+    words = f"metrics.jsonl, line {place + 1} is damaged .*: remove that line and run the command"
     with pytest.raises(UserError, match=words):
         Workdir(config.workdir).result()
     ends_the_same(config, finished)

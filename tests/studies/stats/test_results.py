@@ -42,7 +42,9 @@ def test_a_line_that_is_no_result_is_named(line, reason, tmp_path):
     """By whoever reads it: the report, and the study that goes on."""
     file = tmp_path / "results.jsonl"
     file.write_bytes(b'{"arm": "top_1", "seed": 0}\n' + line.encode("latin-1") + b"\n")
-    with pytest.raises(UserError, match=rf"results\.jsonl, line 2:? {reason}: remove it and run"):
+    with pytest.raises(
+        UserError, match=rf"results\.jsonl, line 2:? {reason}: remove that line and run"
+    ):
         read_results(file)
     with pytest.raises(UserError, match=r"results\.jsonl, line 2 is damaged \("):
         read_lines(file, RESULT)
