@@ -77,9 +77,9 @@ def kernel_product(
 ) -> jax.Array:
     """[..., any] by [any, features], both rounded to ``dtype``: float32 [..., features].
 
-    Gradients are products of the same kind, as those of ``product`` are. The kernel's is one
-    product over all tokens, of which XLA transposes neither float32 factor: of JAX's own it makes
-    a transposed copy of the cotangent first on a CPU, which takes a quarter of the product's time.
+    Gradients are products of the same kind, as those of ``product`` are. The kernel's gradient is
+    written as one product over all tokens, because for JAX's own gradient XLA first copies the
+    cotangent, transposed, on a CPU. In float32 that copy takes a quarter of the product's time.
 
     Args:
         dtype: What the factors are rounded to.

@@ -57,6 +57,28 @@ def test_a_product_and_its_gradients_have_rounded_factors_and_float32_sums(types
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-6)
 
 
+@pytest.mark.parametrize("types", [(jnp.float32, HALF), (HALF, jnp.float32)])
+def test_a_kernel_and_what_it_multiplies_have_the_gradients_of_rounded_factors(types):
+    x, kernel = (
+        jnp.asarray(drawn(shape, seed)).astype(type_)
+        for seed, (shape, type_) in enumerate(zip([(3, 7, 24), (24, 10)], types, strict=True))
+    )
+    cotangent = drawn((3, 7, 10), 2)
+    found, pull = jax.vjp(jax.jit(functools.partial(kernel_product, HALF, None)), x, kernel)
+    of_x, of_kernel = pull(cotangent)
+    assert (found.dtype, of_x.dtype, of_kernel.dtype) == (jnp.float32, *types)
+    a, b, c = (rounded(array) for array in (x, kernel, cotangent))
+    np.testing.assert_allclose(found, a @ b, atol=1e-5)
+    for gradient, expected in (
+        (of_x, c @ b.T),
+        (of_kernel, np.einsum("btx,bty->xy", a, c)),
+    ):
+        tolerance = 2.0**-8 if gradient.dtype == HALF else 1e-6
+        np.testing.assert_allclose(
+            np.asarray(gradient, np.float64), expected, rtol=tolerance, atol=1e-5
+        )
+
+
 @pytest.mark.parametrize(
     "times",
     [functools.partial(kernel_product, dtype, None) for dtype in (HALF, jnp.float32)],
