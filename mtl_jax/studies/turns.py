@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mtl_jax.core.console import say
-from mtl_jax.core.errors import cannot_write
 from mtl_jax.studies.leases import Claims, Standing, standings
 
 _PAUSE_SECONDS = 0.2
@@ -25,7 +24,7 @@ def turn(
     that is dead, and from one that has failed.
 
     Args:
-        folder: Of the work, and of the claims to it; made where there is none.
+        folder: For the claims; made where there is none.
         name: What the work is called there.
         is_done: Whether there is nothing left to do.
         alone: Whether no other worker can be at it, so that there is nothing to claim.
@@ -36,15 +35,9 @@ def turn(
     Raises:
         UserError: The folder can't be written.
     """
-    if is_done():
-        yield False
-        return
-    if alone:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
-        yield True
+    done = is_done()
+    if done or alone:
+        yield not done
         return
     with contextlib.closing(Claims(folder)) as claims:
         mine = _claimed(claims, name, is_done)

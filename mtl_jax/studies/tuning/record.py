@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtl_jax.core.errors import cannot_write
 from mtl_jax.core.json_files import append_line, read_json, read_lines, rewrite_lines, write_json
 from mtl_jax.studies.settings import Arm
 
@@ -75,8 +76,16 @@ class TuningRecord:
         line = {**self._of, "seed": seed, "trial": number, **dataclasses.asdict(trial)}
         append_line(self._lines, line)
 
-    def mend(self) -> None:
-        """Drops a line that a kill left unfinished."""
+    def prepare(self) -> None:
+        """Makes its folder, and drops a line that a kill left unfinished.
+
+        Raises:
+            UserError: It can't be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
         rewrite_lines(self._lines, read_lines(self._lines, _TRIAL))
 
     def choose(self, budget: str) -> dict[str, Any]:

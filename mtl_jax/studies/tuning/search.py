@@ -79,7 +79,6 @@ def _study(record: TuningRecord) -> optuna.Study:
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    record.folder.mkdir(parents=True, exist_ok=True)
     journal = record.folder / "optuna.log"
     _drop_unfinished_line(journal)
     with warnings.catch_warnings():

@@ -77,7 +77,7 @@ def tuned_run(config: TrainConfig, budget: Budget) -> TrainConfig:
 
 
 def _choose(arm: Arm, inputs: Inputs, budget: Budget, record: TuningRecord) -> dict[str, object]:
-    record.mend()
+    record.prepare()
     config = dataclasses.replace(arm.config, callbacks=())
     space = space_of(PhaseRun(config, inputs))
     if space.rates:
