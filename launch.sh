@@ -3,10 +3,11 @@
 # ./launch.sh test   makes .venv, installs, runs the tests; test quick runs what most changes need
 # ./launch.sh lint   makes .venv, installs, runs ruff, pyright and the check of imports
 # ./launch.sh local|slurm|kubernetes|sky [options] -- train|experiment ...
-#                    makes .venv, installs, and runs that on several processes; see --help
+#                    makes .venv, installs, and runs that on several processes; their --help says more
 # ./launch.sh status --workdir DIR        shows the progress of the workers of a study
-# Further arguments go to the study, or to pytest. PYTHON names another interpreter; EXTRAS (cuda
-# or tpu) names what else to install for running on several processes.
+# Further arguments go to the study (mtl-jax study freezing --help lists them), or to pytest. PYTHON
+# names another interpreter; EXTRAS (cuda or tpu) names what else to install for running on several
+# processes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -14,6 +15,7 @@ say() { printf '== %s\n' "$*" >&2; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 2; }
 
 case "${1-}" in
+    -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p}' launch.sh; exit ;;
     test) task='test'; extras='test'; shift ;;
     lint) task='lint'; extras='lint'; shift ;;
     local | slurm | kubernetes | sky | status) task=launch; extras=${EXTRAS-} ;;

@@ -1,27 +1,58 @@
-"""The documents against the code: commands parse, links lead somewhere, Python runs."""
+"""The documents against the code: commands are understood, links lead somewhere, Python runs."""
 
+import contextlib
+import importlib
+import json
 import re
 import shlex
+import shutil
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from mtl_jax.cli.flags import Command, Train
-from mtl_jax.cli.study import JUDGE
-from mtl_jax.config.files import with_file
+import mtl_jax as mtl
+from experiments.benchmarks.__main__ import Benchmark
+from mtl_jax.cli.flags import Check, Command, Evaluate, Export, Extract, Plan, Predict, Train
+from mtl_jax.cli.study import JUDGE, run_study
+from mtl_jax.config.files import defaults_of, with_file
 from mtl_jax.core.command_line import parse
+from mtl_jax.core.errors import UserError
+from mtl_jax.freezing.recipes import recipe_named
+from mtl_jax.launch.__main__ import Place, _Status
+from mtl_jax.launch.command import read_work
+from mtl_jax.launch.kubernetes import Kubernetes
+from mtl_jax.launch.local import Local
+from mtl_jax.launch.sky import Sky
+from mtl_jax.launch.slurm import Slurm
 from mtl_jax.studies.command import StudyCommand
 from mtl_jax.studies.judge import Judge
-from mtl_jax.studies.registry import find_study
+from mtl_jax.studies.registry import built_in, find_study
+from mtl_jax.studies.stats.results import read_results, results_file
 from tests.conftest import WORDS
+from tests.faults.__main__ import Faults
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     ROOT / "experiments" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.S | re.M)
+# The programs beside the command line that have flags, and what these are read into.
+PROGRAMS = {"experiments.benchmarks": Benchmark, "tests.faults": Faults}
+FLAGS = {"--config", "--help", "--version", "--account"}.union(
+    f"--{no}{name.replace('_', '-')}"
+    for kind in (
+        *(Train, Check, Plan, Evaluate, Predict, Extract, Export, Judge),
+        *(Local, Slurm, Kubernetes, Sky, _Status, *PROGRAMS.values()),
+        *(find_study(name).main.kind for name in built_in()),
+    )
+    for name, default in defaults_of(kind).items()
+    for no in (("", "no-") if isinstance(default, bool) else ("",))
+)
 
 
 def blocks(page, language):
@@ -37,32 +68,145 @@ def commands(page):
             yield words[: ends[0]] if ends else words
 
 
-def assert_a_study_takes(words):
-    if words[0] == JUDGE:
-        parse(Judge, [f"--study={words[1]}", *words[2:]], "prog", "")
-        return
-    study = find_study(words[0]).main
-    assert isinstance(study, StudyCommand)
-    parse(study.kind, words[1:], "prog", "")
+def in_sentences(page):
+    """The words of each piece of code that stands in a sentence, but for three dots."""
+    for span in re.findall(r"`([^`]+)`", BLOCK.sub("", page.read_text())):
+        with contextlib.suppress(ValueError):  # No piece for a shell: it has one quotation mark.
+            words = shlex.split(span)
+            yield [word for word in words if word not in ("…", "...")]
+
+
+def read(words):
+    """Reads a command as the program that it calls does, and runs nothing.
+
+    Raises:
+        UserError: The program refuses it.
+        AssertionError: There is no such program here.
+    """
+    while words and re.match(r"[A-Z_]+=", words[0]):
+        words = words[1:]
+    match words:
+        case [] | [".", ".venv/bin/activate"] | ["tensorboard" | "sky", *_]:
+            pass
+        case ["pip", "install", *needed]:
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+            for name in re.findall(r"\[(.*?)\]", " ".join(needed)):
+                assert name in extras["optional-dependencies"]
+        case ["python", "-m", "mtl_jax", "study", *argv] | ["mtl-jax", "study", *argv]:
+            read_study(argv)
+        case ["python", "-m", "mtl_jax", *argv] | ["mtl-jax", *argv]:
+            if argv[0] in ("train", "check", "plan"):
+                kind = {"train": Train, "check": Check, "plan": Plan}[argv[0]]
+                argv = [argv[0], *with_file(argv[1:], kind)]
+            parse(Command, argv, "mtl-jax", "")
+        case ["python", "-m", module, *argv] if module in PROGRAMS:
+            own, flags = split(argv)
+            parse(PROGRAMS[module], own, module, "")
+            if flags:
+                parse(Command, ["train", "--workdir=x", *flags], "mtl-jax", "")
+        case ["python", "-m", module, *argv]:
+            main = importlib.import_module(module).main
+            if isinstance(main, StudyCommand):
+                parse(main.kind, with_file(argv, main.kind), module, "")
+            else:
+                assert not [word for word in argv if word.startswith("-")]
+        case ["python", file, *argv]:
+            read_study([file, *argv])
+        case ["./launch.sh", "status", *argv]:
+            parse(_Status, argv, "./launch.sh", "")
+        case ["./launch.sh", "test" | "lint", *argv]:
+            for word in argv:
+                assert (ROOT / word).exists() or not word.startswith("tests/"), word
+        case ["./launch.sh", "local" | "slurm" | "kubernetes" | "sky", *_]:
+            own, work = split(words[1:])
+            parse(Place, own, "./launch.sh", "")
+            read_work(work, "id", "runs")
+        case ["./launch.sh", *argv]:
+            read_study(["freezing", "--workdir=x", *argv])
+        case _:
+            raise AssertionError(f"nothing reads {words}")
+
+
+def split(words):
+    """What stands before the first ``--``, and what stands behind it."""
+    cut = words.index("--") if "--" in words else len(words)
+    return words[:cut], words[cut + 1 :]
+
+
+def read_study(words):
+    if not words:
+        assert run_study(words) == 0
+    elif words[0] == JUDGE:
+        parse(Judge, words[1:], "mtl-jax study judge", "")
+    else:
+        main = find_study(words[0]).main
+        assert isinstance(main, StudyCommand)
+        parse(main.kind, with_file(words[1:], main.kind), "mtl-jax study", "")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_are_understood(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for words in commands(page):
-        if words[:3] == ["python", "-m", "mtl_jax"]:
-            argv = words[3:]
-            assert "--help" not in argv
-            if argv[0] == "train":
-                argv = ["train", *with_file(argv[1:], Train)]
-            parse(Command, argv, "prog", "")
-        elif words[:2] == ["mtl-jax", "study"]:
-            assert_a_study_takes(words[2:])
-        elif "experiment" in words:
-            assert_a_study_takes(words[words.index("experiment") + 1 :])
-        elif words[:2] == ["python", "-m"]:
-            module = ROOT / words[2].replace(".", "/")
-            assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), words
+        read(words)
+    for words in in_sentences(page):
+        if words[:2] == ["python", "-m"] or words[:1] in (["mtl-jax"], ["./launch.sh"]):
+            # Some are named, or asked for help, and not written out.
+            with contextlib.suppress(SystemExit):
+                read(words if any(word.startswith("--") for word in words) else words[:0])
+        flags = [word.partition("=")[0] for word in words if re.match("--[a-z]", word)]
+        assert not [flag for flag in flags if flag not in FLAGS and "xla" not in flag]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python -m mtl_jax train --workdir runs/x --epoch 3",
+        "python -m mtl_jax evaluate --workdir runs/x --splits test",
+        "mtl-jax study freezing --workdir runs/x --arm top_1",
+        "mtl-jax study frezing --workdir runs/x",
+        "mtl-jax study judge runs/x --digit 2",
+        "python -m experiments.freezing --workdir runs/x --seed 1",
+        "python -m experiments.benchmarks --workdir runs/x --row top_2",
+        "python experiments/examples/own_study.py --workdir runs/x --arms top_1",
+        "python -m tests.faults --workdir runs/x -- --senario top_2",
+        "./launch.sh --seed 1",
+        "./launch.sh local --task 2 -- train --workdir runs/x",
+        "./launch.sh local --tasks 2 -- train --workdir runs/x --epoch 3",
+        "./launch.sh status --folder runs/x",
+        "pip install '.[tensorflow]'",
+        "mtl_jax train --workdir runs/x",
+    ],
+)
+def test_a_wrong_command_is_noticed(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises((UserError, AssertionError)):
+        read(shlex.split(command))
+
+
+def test_the_launcher_says_what_it_takes():
+    said = subprocess.run(
+        ["./launch.sh", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for words in ("test", "lint", "local|slurm|kubernetes|sky", "status --workdir DIR"):
+        assert f"\n./launch.sh {words} " in said
+    assert "#" not in said
+    assert "set -e" not in said
+
+
+def test_files_of_the_pages_are_understood(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (settings,) = blocks(ROOT / "docs" / "data.md", "yaml")
+    Path("settings.yaml").write_text(settings)
+    argv = with_file(["--config", "settings.yaml", "--workdir=x"], Train)
+    asked = parse(Command, ["train", *argv], "mtl-jax", "")
+    assert asked.scenario == "top_2"
+    assert asked.data.tasks == ("topic", "mood")
+    (phases,) = blocks(ROOT / "docs" / "scenarios.md", "json")
+    Path("mine.json").write_text(phases)
+    labels = {"classifier": 9, "sentiment": 9}
+    found = recipe_named("mine.json")(mtl.RecipeContext(6, 3, labels))
+    assert [phase.scenario for phase in found] == ["backbone_frozen", "top_2", "none_frozen"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -72,21 +216,32 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_compiles(page):
-    for block in blocks(page, "python"):
-        compile(block, str(page), "exec")
-
-
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 1500
 
 
-def test_the_loop_of_the_readme_runs(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "docs/library.md"])
+def test_the_loop_of_a_page_runs(page, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [f"{WORDS[5 + i % 20]} film,{'ab'[i % 2]},{'xyz'[i % 3]}" for i in range(40)]
     Path("train.csv").write_text("\n".join(["text,topic,mood", *rows]) + "\n")
-    (loop,) = blocks(ROOT / "README.md", "python")
+    (loop,) = blocks(ROOT / page, "python")
     found = {}
     exec(loop.replace("sentence-transformers/all-MiniLM-L6-v2", str(tiny)), found)  # noqa: S102
     assert found["scores"].keys() == {"topic", "mood"}
+
+
+def test_the_code_on_studies_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kept, study = ROOT / "experiments" / "results" / "freezing-quick", Path("runs/freezing")
+    line = next(line for line in read_results(results_file(kept)) if line["arm"] == "top_2")
+    name = f"arms/top_2-seed{line['seed']}"
+    shutil.copytree(kept / name, study / name)
+    (study / "results.jsonl").write_text(json.dumps(line) + "\n")
+    lines, own = blocks(ROOT / "docs" / "studies.md", "python")
+    exec(lines, found := {"mtl": mtl})  # noqa: S102
+    assert found["lines"] == [line]
+    assert found["found"].tasks["sentiment"].probabilities.shape == (1500, 3)
+    exec(own, found := {})  # noqa: S102
+    assert isinstance(found["main"], StudyCommand)
+    assert parse(found["main"].kind, ["--workdir=x"], "", "").seeds == tuple(range(6))

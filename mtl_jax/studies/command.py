@@ -69,7 +69,9 @@ class StudyCommand:
         return guarded(self._main, argv)
 
     def _main(self, argv: Sequence[str]) -> None:
-        study = parse(self.kind, with_file(argv, self.kind), self.called, self.question)
+        # A terminal has no use for the marks of code in a docstring.
+        question = self.question.replace("``", "")
+        study = parse(self.kind, with_file(argv, self.kind), self.called, question)
         # What has no arms has no place to stop at, and ends at once.
         with preemption.heeded() if self.has_parts else contextlib.nullcontext():
             prepare()

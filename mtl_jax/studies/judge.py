@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tyro.conf import Positional
+
 from mtl_jax.config.data import refuse_blank
 from mtl_jax.core.atomic_write import check_folder
 from mtl_jax.core.command_line import parse
@@ -43,16 +45,16 @@ _KEPT_SPLITS = tuple(split for split in SPLITS if split != "train")
 class Judge:
     """Write the report of a study again, from its results and predictions alone."""
 
-    study: str
-    """folder of the study, or what --keep has left of one"""
+    study: Positional[str]
+    """folder of the study, or the folder in which --keep has left one"""
     output: str | None = None
     """folder for the report; by default that of the study"""
     keep: str | None = None
-    """leave in this folder what a study is judged from: its results, compressed, and the \
+    """also copy what a report is written from to this folder: the results, compressed, and the \
 predictions on validation and test"""
     digits: int | None = None
-    """with --keep: decimals of the probabilities, as 2, which take far less room; calibration \
-errors are then those of the results, and not computed again"""
+    """with --keep: round probabilities to so many decimals, such as 2, which takes far less room; \
+reports then show the calibration errors of the results, and do not compute them again"""
 
 
 def judge_study(argv: Sequence[str]) -> int:
@@ -62,9 +64,7 @@ def judge_study(argv: Sequence[str]) -> int:
         UserError: The folder holds no study that can be judged, or the flags are wrong.
     """
     called = "mtl-jax study judge"
-    first = argv[:1] if argv and not argv[0].startswith("-") else []
-    words = [*(f"--study={word}" for word in first), *argv[len(first) :]]
-    asked = parse(Judge, words, called, Judge.__doc__ or "")
+    asked = parse(Judge, argv, called, Judge.__doc__ or "")
     folder, places = expanded(asked.study), {}
     for name in ("output", "keep"):
         if (value := getattr(asked, name)) is not None:

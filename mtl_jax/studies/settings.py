@@ -74,7 +74,7 @@ that no other worker has claimed until none is left, and write no report"""
     """how often workers try an arm that fails before they give it up"""
     lease_seconds: float = LEASE_SECONDS
     """seconds without a sign of life after which the arms of a worker on another machine are \
-taken over; more than the 60 s by which NFS may lag"""
+taken over; more than 60 on NFS, which may show a sign of life as late as that"""
     gather: bool = False
     """train nothing, and write the report from what the workers have finished so far"""
 

@@ -1,8 +1,8 @@
 """What does a larger backbone buy, and how much of it must be trained?
 
-The same scenarios and seeds on several checkpoints: quality against cost. A checkpoint that
-can't be reached is skipped and counted; the others go on, and the exit status is 1. Call the
-study again on its folder when it can.
+The same scenarios are trained with the same seeds on several checkpoints, and their quality is
+shown against their cost. A checkpoint that can't be reached is skipped and named, and the exit
+status is then 1. Run the same command again when it can be reached.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which parts of the model should be frozen? Every scenario, several seeds, one report.
 
-The defaults are the quick study that ``./launch.sh`` runs, on a part of the Sentences
-corpus; of one's own data it takes all, unless it is told otherwise.
+The default settings are those of the quick study that ``./launch.sh`` runs, on a part of the
+default corpus. Of your own data all texts are used, unless a flag limits them.
 """
 
 from __future__ import annotations

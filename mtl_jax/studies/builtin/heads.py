@@ -1,9 +1,9 @@
 """How should the heads of a frozen backbone be trained? Over a hundred are trained at once.
 
-Every seed with every combination of learning rate, weight decay and task weights, in one
-compiled program. The best combination is chosen on validation; the test split is read once,
-for the chosen one. The default is 192 runs on the whole Sentences corpus. With a part of the
-training texts, or of their labels, each seed has a draw of its own, and a program call of its own.
+Every combination of learning rate, weight decay and task weights is trained with every seed, all
+in one compiled program. The best combination is chosen on validation, and only that one is measured
+on test. By default these are 192 runs on the whole default corpus. If only a part of the training
+texts or labels is used, each seed has a random part of its own, and seeds are trained one by one.
 """
 
 from __future__ import annotations

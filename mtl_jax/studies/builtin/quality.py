@@ -1,9 +1,8 @@
 """What raises quality? Soft labels, an auxiliary task, averaged weights, R-Drop, longer training.
 
-Every arm is full fine-tuning, ``none_frozen``, with one thing changed, and is held against it with
-the same seed, on validation first. Names that are joined with ``+`` have the changes of all, such
-as ``soft_labels+r_drop``. The seeds of an arm make an ensemble, whose scores the report has beside
-those of one model.
+Every arm is full fine-tuning with one change, and is compared with ``none_frozen`` of the same
+seed, on validation first. Names joined with ``+``, such as ``soft_labels+r_drop``, make several
+changes at once. The report shows the ensemble of the seeds of each arm beside the single models.
 
 ``soft_labels`` trains on the share of the raters that are of each sentiment, and
 ``soft_labels_of_mean`` on how probable each is for the mean of as many other raters, which is what

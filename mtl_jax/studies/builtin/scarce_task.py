@@ -1,28 +1,28 @@
 """One task has few labels: does it help to freeze its head at first, or to train it last?
 
-The labels of one task are thinned to 1, 3, 10, 30 and 100 %; the other tasks keep all of
-theirs, or the part that ``--label-fraction`` gives them, and validation and test keep all. Each
-step's loss is the sum over tasks of the mean over the labels that the step has, so that a
-thin task weighs as much as a full one wherever it has a label at all. The arms:
+One task keeps 1, 3, 10, 30 or 100 % of its training labels. The other tasks keep all of theirs, or
+the fraction that ``--label-fraction`` gives them. Validation and test keep all labels. The loss of
+a step is the sum over the tasks of the mean over their labels in the step, so in every step in
+which it has a label, the scarce task weighs as much as the others. The arms:
 
 ``joint``               all heads and the backbone from the start
 ``scarce_head_frozen``  the scarce task's head is frozen for the first half of the epochs, all
                         losses on all the time
 ``scarce_head_last``    the scarce task's head is trained last: frozen at first, and its loss off
 ``sequential_heads``    one task after the other, the scarce one last, then all
-``sequential_control``  the same, but in the scarce task's own phase its head alone trains: the
-                        others can't be forgotten there
+``sequential_control``  the same, but in the scarce task's own phase only its head is trained, so
+                        that the other tasks can't be forgotten there
 ``single_task``         the scarce task alone, without the others' labels
 
-All of these make as many updates on labels of the scarce task: those of ``joint``, in whose
-batches a thin task often has no label. Where it trains alone every batch has some, and there
-are as many steps; where its loss is off the phase comes on top. The number is an expectation
-over the order of the texts; what each run has made of it is its ``updates_by_task``. With few
-labels every arm has more than ``--epochs`` passes, until there are ``--min-steps`` such updates.
+All of these make equally many updates on labels of the scarce task: as many as ``joint``, many of
+whose batches have no such label. A phase that trains the scarce task alone has one in every batch,
+and makes that many steps; a phase without its loss is added on top. The number is an expectation
+over the order of the texts; ``updates_by_task`` in the results has what each run made. With few
+labels every arm makes more passes than ``--epochs``, until there are ``--min-steps`` such updates.
 
-An epoch is a pass over the texts that have a label of a task that counts. ``single_task``
-does without the other tasks' labels altogether: else the best epoch would be chosen with the
-score of a head that never trains.
+An epoch is a pass over the texts that have a label of a task whose loss is on. ``single_task`` does
+without the labels of the other tasks; otherwise the best epoch would be chosen with the scores of
+heads that are never trained.
 """
 
 from __future__ import annotations

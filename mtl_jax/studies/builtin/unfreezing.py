@@ -1,30 +1,28 @@
 """From how many sentences on does unfreezing pay? Is gradual unfreezing better than at once?
 
-Every depth from a frozen backbone to full fine-tuning, the recipes beside them, on 64
-sentences up to all of them. An arm of a given number of sentences has as many passes over
-them as every other, and so makes as many updates: a recipe shares them among its phases, so that
-gradual unfreezing and unfreezing at once have read as many texts. ``auto`` may have read fewer, as
-it can end early, and so may a recipe with phases of one task; one in a file has the passes that
-the file says.
+Every depth from a frozen backbone to full fine-tuning is trained, and so are the recipes, on each
+of several numbers of sentences. With the same number of sentences all arms make the same number of
+passes over them, and so of updates; a recipe divides its passes among its phases. There are three
+exceptions: ``auto`` may end early, a phase that trains one task skips the texts without a label for
+it, and a recipe from a file makes the passes that the file states.
 
-Equal updates are not equal cost. ``backbone_frozen_equal_cost`` and ``top_k_equal_cost`` have as
-many more passes as the training FLOPs of ``none_frozen`` allow, ten times as many at most, so that
-each question is answered twice: with as many updates, and with as much computation.
+Equal updates are not equal cost. ``backbone_frozen_equal_cost`` and ``top_k_equal_cost`` make as
+many more passes as the training FLOPs of ``none_frozen`` allow, at most ten times as many. So each
+question is answered twice: at equal updates and at equal cost.
 
-Gradual unfreezing comes with a learning rate of its own for each layer and with another
-schedule. ``at_once`` is full fine-tuning with those rates and that schedule, so that gradual
-unfreezing differs from it in nothing but its phases. Published results disagree on which is
-better: FinBERT (Araci 2019, arXiv:1908.10063) and ULMFiT (Howard & Ruder 2018,
-arXiv:1801.06146) find gradual unfreezing better, T5 (Raffel et al. 2020, arXiv:1910.10683,
-section 3.5.1) finds it slightly worse.
+Gradual unfreezing has a learning rate for each layer and a schedule of its own. ``at_once`` is full
+fine-tuning with these rates and this schedule, so that the two differ only in the phases.
+Published results disagree on which is better: FinBERT (Araci 2019, arXiv:1908.10063) and ULMFiT
+(Howard & Ruder 2018, arXiv:1801.06146) find gradual unfreezing better, T5 (Raffel et al. 2020,
+arXiv:1910.10683, section 3.5.1) finds it slightly worse.
 
-Few sentences are few steps in ``--epochs`` passes, too few for a backbone to leave where it
-was; small sets have more passes, until there are ``--min-steps`` steps. (Mosbach et al. 2021,
-arXiv:2006.04884, find that much of what is called instability on small sets is training
-that ended too early.)
+On few sentences, ``--epochs`` passes are too few steps for the backbone to change. Small sets
+therefore get more passes, until there are ``--min-steps`` steps. (Mosbach et al. 2021,
+arXiv:2006.04884, find that much of the instability on small sets comes from training that
+ended too early.)
 
-``only_layer_i`` trains the heads and layer i alone: whether the top layer alone does more than
-the bottom one alone is what "higher layers are task-specific" foretells.
+``only_layer_i`` trains the heads and layer i alone. If higher layers are more task-specific, then
+the highest layer alone does more than the lowest layer alone.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from mtl_jax.runs.loop import train
 from mtl_jax.tools.export.trained_run import TrainedRun
 from mtl_jax.training.evaluator import ModelSpec
 
+EXPORT_PAGE = Path(__file__).parents[3] / "docs" / "export.md"
 TEXTS = ["the film was good !", "", "a book", "we liked the phone very much . " * 5]
 PAIRS = list(zip(TEXTS, TEXTS[1:] + TEXTS[:1], strict=True))
 

@@ -3,7 +3,7 @@
     python in_torch.py JOBS.json OUTPUT.npz
 
 A job is an object: ``folder``, ``trusted``, ``texts`` and, where a step is taken, ``further``,
-where to save.
+where to save; or ``program``, a text that comes to ``logits``.
 """
 
 import json
@@ -22,6 +22,11 @@ def main(jobs, output):
     torch.manual_seed(0)
     found, told = {}, []
     for i, job in enumerate(jobs):
+        if "program" in job:
+            exec(job["program"], names := {})  # noqa: S102
+            found[f"{i}/logits"] = names["logits"].detach().numpy()
+            told.append({})
+            continue
         how = {"trust_remote_code": job["trusted"]}
         tokenizer = AutoTokenizer.from_pretrained(job["folder"], **how)
         try:

@@ -17,7 +17,9 @@ from jax import export as export_of_jax
 from mtl_jax.core.errors import UserError
 from mtl_jax.tools.export.command import export
 from mtl_jax.tools.export.stablehlo import write_stablehlo
+from tests.test_docs import blocks
 from tests.tools.export.conftest import (
+    EXPORT_PAGE,
     PAIRS,
     TEXTS,
     expected_logits,
@@ -100,6 +102,10 @@ def test_a_head_of_ones_own_is_in_the_program_of_a_trusted_module(opened, tmp_pa
     vectors = expected_vectors(run, TEXTS[:1])
     expected: Any = Own(3).apply({"params": params}, vectors)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    page = blocks(EXPORT_PAGE, "python")[2].replace('["topic"]', '["sentiment"]')
+    exec(page.replace('Path("program")', f"Path({str(tmp_path)!r})"), names := {})  # noqa: S102
+    expected = Own(3).apply({"params": params}, expected_vectors(run, ["a text", "another one"]))
+    np.testing.assert_allclose(names["logits"], expected, atol=1e-5)
 
 
 @pytest.mark.skipif(find_spec("flatbuffers") is not None, reason="flatbuffers is installed")

@@ -27,7 +27,9 @@ from mtl_jax.tools.export.torch_folders import (
     write_tokenizer,
 )
 from mtl_jax.tools.export.trained_run import TaskHead
+from tests.test_docs import blocks
 from tests.tools.export.conftest import (
+    EXPORT_PAGE,
     TEXTS,
     arrays_of,
     assert_same_bits,
@@ -75,6 +77,8 @@ def in_torch(pooled_by, tmp_path_factory):
     (root / "stars").mkdir()
     write_classifier(pooled_by["pooler"], STARS, root / "stars", "float32")
     jobs["stars"] = {"folder": str(root / "stars"), "trusted": False}
+    program = blocks(EXPORT_PAGE, "python")[0]
+    jobs["page"] = {"program": program.replace("exported/topic", str(root / "mean"))}
     _, told, arrays = run_in_torch(root, jobs)
     return root, told, arrays
 
@@ -92,6 +96,12 @@ def test_transformers_gives_the_logits_of_the_run(pooling, pooled_by, in_torch):
     expected = expected_logits(pooled_by[pooling])["sentiment"]
     np.testing.assert_allclose(arrays[pooling, "logits"], expected, atol=1e-5)
     assert np.ptp(expected, axis=0).min() > 1e-3
+
+
+def test_the_code_of_the_page_gives_the_logits_of_the_run(pooled_by, in_torch):
+    _, _, arrays = in_torch
+    expected = expected_logits(pooled_by["mean"], ["a text"])["sentiment"]
+    np.testing.assert_allclose(arrays["page", "logits"], expected, atol=1e-4)
 
 
 def test_a_folder_with_code_is_never_loaded_as_what_it_is_not(in_torch):
@@ -114,9 +124,14 @@ def test_weights_are_the_same_bits_there_and_back_after_a_step(pooling, in_torch
     np.testing.assert_allclose(ours, arrays[pooling, "logits after"][:1], atol=1e-5)
 
 
-def test_a_folder_loads_with_its_heads_and_trains_on(opened, tmp_path):
+def test_a_folder_loads_with_its_heads_and_trains_on(opened, tmp_path, monkeypatch):
     folders = [written(opened, tmp_path / task, task) for task in ("classifier", "sentiment")]
     model, params = mtl.load_exported(*folders)
+    page = blocks(EXPORT_PAGE, "python")[1].replace("101, 2023, 102", "2, 6, 3")
+    page = page.replace("exported/topic", "classifier").replace("exported/mood", "sentiment")
+    monkeypatch.chdir(tmp_path)
+    exec(page.replace("topic", "classifier"), found := {})  # noqa: S102
+    assert np.array_equal(found["logits"], model(params, [[2, 6, 3]])["classifier"])
     assert [(task.name, task.classes) for task in model.tasks] == [
         (head.name, head.classes) for head in opened.heads
     ]
