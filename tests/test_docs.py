@@ -41,6 +41,15 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.S | re.M)
+
+
+def flags_of_a_study(words):
+    """What the flags of a study are read into, and those of its words that are flags."""
+    main = find_study(words[0]).main
+    assert isinstance(main, StudyCommand)
+    return main.kind, with_file(words[1:], main.kind)
+
+
 # The programs beside the command line that have flags, and what these are read into.
 PROGRAMS = {"experiments.benchmarks": Benchmark, "tests.faults": Faults}
 FLAGS = {"--config", "--help", "--version", "--account"}.union(
@@ -48,7 +57,7 @@ FLAGS = {"--config", "--help", "--version", "--account"}.union(
     for kind in (
         *(Train, Check, Plan, Evaluate, Predict, Extract, Export, Judge),
         *(Local, Slurm, Kubernetes, Sky, _Status, *PROGRAMS.values()),
-        *(find_study(name).main.kind for name in built_in()),
+        *(flags_of_a_study([name])[0] for name in built_in()),
     )
     for name, default in defaults_of(kind).items()
     for no in (("", "no-") if isinstance(default, bool) else ("",))
@@ -139,9 +148,7 @@ def read_study(words):
     elif words[0] == JUDGE:
         parse(Judge, words[1:], "mtl-jax study judge", "")
     else:
-        main = find_study(words[0]).main
-        assert isinstance(main, StudyCommand)
-        parse(main.kind, with_file(words[1:], main.kind), "mtl-jax study", "")
+        parse(*flags_of_a_study(words), "mtl-jax study", "")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

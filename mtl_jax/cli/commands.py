@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from mtl_jax import __version__
 from mtl_jax.cli.flags import Check, Command, Evaluate, Export, Extract, Plan, Predict, Train
-from mtl_jax.cli.study import run_study
 from mtl_jax.config.data import refuse_blank
 from mtl_jax.config.files import with_file
 from mtl_jax.config.model import DEFAULT_BACKBONE
@@ -20,7 +19,6 @@ from mtl_jax.core.command_line import guarded, parse
 from mtl_jax.core.errors import UserError, shortened
 from mtl_jax.core.paths import expanded
 from mtl_jax.core.streams import Descriptor
-from mtl_jax.runs.startup import import_transformers_alone, prepare
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,11 +38,16 @@ def _main(argv: Sequence[str]) -> None:
         return
     if argv and argv[0] == "study":
         # Its flags are the study's own, and not known here.
+        from mtl_jax.cli.study import run_study
+
         sys.exit(run_study(argv[1:]))
     kinds = {"train": Train, "check": Check, "plan": Plan}
     if argv and argv[0] in kinds:
         argv = [argv[0], *with_file(argv[1:], kinds[argv[0]])]
     command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
+    # No help waits for it.
+    from mtl_jax.runs.startup import import_transformers_alone, prepare
+
     with preemption.heeded() if isinstance(command, Train) else contextlib.nullcontext():
         if isinstance(command, Check):
             # It runs no step, and what many rows have needed for a while is given back.

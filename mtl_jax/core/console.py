@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,13 +16,21 @@ from mtl_jax.core import distributed
 
 # Columns and lines of a terminal at least, whatever it says of itself: in none nothing is shown.
 _SMALLEST = ConsoleDimensions(40, 10)
+# What the environment may say of them: rich takes any digits, of any script, and trips over some.
+_SIZES, _SIZE = ("COLUMNS", "LINES"), re.compile("[0-9]{1,4}")
 
 
 class Terminal(Console):
     """A console that shows every text as it stands, however small the terminal says it is."""
 
     def __init__(self, **settings: Any):
-        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **settings})
+        known = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in _SIZES or _SIZE.fullmatch(value)
+        }
+        shown = {"markup": False, "emoji": False, "highlight": False, "_environ": known}
+        super().__init__(**{**shown, **settings})
 
     @property
     def size(self) -> ConsoleDimensions:  # pyright: ignore[reportIncompatibleMethodOverride]

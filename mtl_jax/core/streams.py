@@ -102,7 +102,7 @@ def _in_the_place_of(name: str, kind: type[io.TextIOWrapper]) -> Iterator[None]:
         layers.append(buffer)
     stream = kind(
         buffer,
-        before.encoding,
+        _usable(before.encoding),
         "backslashreplace",
         line_buffering=before.line_buffering or unbuffered,
         write_through=before.write_through and not unbuffered,
@@ -119,6 +119,18 @@ def _in_the_place_of(name: str, kind: type[io.TextIOWrapper]) -> Iterator[None]:
             except OSError:
                 drop(before)
                 layer.detach()
+
+
+def _usable(encoding: str) -> str:
+    """The encoding, or UTF-8 where it is for something else than text of any kind.
+
+    ``PYTHONIOENCODING`` takes any codec of Python's, such as that of names of the net.
+    """
+    try:
+        "a line: ä … 😀".encode(encoding, "backslashreplace")
+    except (LookupError, UnicodeError):
+        return "utf-8"
+    return encoding
 
 
 def keep_descriptors() -> None:

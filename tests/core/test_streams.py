@@ -67,6 +67,24 @@ def test_what_nobody_can_be_told_changes_neither_answers_nor_status(
         assert (tmp_path / "answers").read_text() == "the first answer\nthe second answer\n"
 
 
+@pytest.mark.parametrize("encoding", ["idna", "undefined", "ascii"])
+def test_an_encoding_that_lacks_a_letter_loses_no_line(encoding, monkeypatch, tmp_path):
+    words = f"a text. {'long ' * 30}é"
+    with (tmp_path / "said").open("w", encoding=encoding) as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        monkeypatch.setattr(sys, "stderr", file)
+
+        def main(argv):
+            print(words)
+            raise UserError(words)
+
+        assert guarded(main, []) == 2
+        monkeypatch.undo()
+    said = sorted((tmp_path / "said").read_text("utf-8").splitlines())
+    known = words.replace("é", "\\xe9") if encoding == "ascii" else words
+    assert said == [known, f"error: {known}"]
+
+
 def test_a_pipe_that_does_not_block_is_waited_for():
     """Else a reader takes a pause for the end, and a writer loses what finds no room."""
     read, write = os.pipe()

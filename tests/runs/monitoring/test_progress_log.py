@@ -133,10 +133,12 @@ def test_a_run_without_a_terminal_beats(small_flags, tmp_path):
     assert [int(beat[1]) for beat in found if beat] == [2, 3, 4, 5, 6, 7, 8, 10, 10, 11]
 
 
-def test_a_bar_shows_its_title_as_it_stands(monkeypatch):
+@pytest.mark.parametrize("size", ["0", "-1", "²", "9" * 5000, "1000000000", ""])
+def test_a_bar_shows_its_title_as_it_stands(size, monkeypatch):
     """In a terminal of any size that it may say it has."""
     main, side = pty.openpty()
-    monkeypatch.setenv("COLUMNS", "0")
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.setenv(name, size)
     monkeypatch.setenv("TERM", "xterm")
     title = "[/b] :x: {0}"
     with os.fdopen(side, "w", encoding="utf-8") as stream:

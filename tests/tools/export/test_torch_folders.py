@@ -131,7 +131,7 @@ def test_a_folder_loads_with_its_heads_and_trains_on(opened, tmp_path, monkeypat
     page = page.replace("exported/topic", "classifier").replace("exported/mood", "sentiment")
     monkeypatch.chdir(tmp_path)
     exec(page.replace("topic", "classifier"), found := {})  # noqa: S102
-    assert np.array_equal(found["logits"], model(params, [[2, 6, 3]])["classifier"])
+    assert np.array_equal(found["logits"], model(params, np.array([[2, 6, 3]]))["classifier"])
     assert [(task.name, task.classes) for task in model.tasks] == [
         (head.name, head.classes) for head in opened.heads
     ]
