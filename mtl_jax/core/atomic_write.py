@@ -116,10 +116,22 @@ def whole(path: Path, suffix: str = "") -> Iterator[Path]:
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     draft = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
     try:
-        yield draft
-        draft.replace(path)
+        with _named(path, draft):
+            yield draft
+            draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path, draft: Path) -> Iterator[None]:
+    """Has an error name a file, where it names its draft, or none, as that of a write does."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, str(draft)):
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -140,12 +152,13 @@ def first(path: Path) -> Iterator[Path]:
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        yield draft
-        try:
-            os.link(draft, path)
-        except OSError:
-            if not path.exists():
-                draft.replace(path)
+        with _named(path, draft):
+            yield draft
+            try:
+                os.link(draft, path)
+            except OSError:
+                if not path.exists():
+                    draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
 

@@ -25,6 +25,7 @@ from mtl_jax.studies.results_store import BASELINES, OF_BASELINES
 from mtl_jax.studies.settings import Report
 from mtl_jax.studies.stats.results import SPLITS, Result, read_results, results_file
 from mtl_jax.studies.text_errors import with_text_errors
+from mtl_jax.studies.work_queue import FOLDER as CLAIMS
 
 # What a report says beside the results, and the trials of what was tuned.
 _RECORD, _TRIALS = "study.json", "tuning.jsonl"
@@ -102,7 +103,13 @@ def judge(folder: Path, output: Path | None = None) -> Path:
     Raises:
         UserError: Something in it can't be read, or it has no results.
     """
-    noted, opened = read_results(results_file(folder)), KeptPredictions(folder)
+    file = results_file(folder)
+    if not file.exists() and (folder / CLAIMS).is_dir():
+        raise UserError(
+            f"{folder} has no results yet: run the study with --gather first, which collects what "
+            "its workers have done"
+        )
+    noted, opened = read_results(file), KeptPredictions(folder)
     if not noted:
         raise UserError(f"{folder} has no results yet: judge it when an arm is done")
     results = [recomputed(line, opened) for line in noted]

@@ -147,6 +147,11 @@ def gather(plan: Plan, pool: InputsPool, command: str, started: float) -> int:
         lacking = distributed.call_on_main(ledger.collect)
         for arm, failure in lacking:
             ledger.failed(ledger.arms[arm], failure)
+        if not ledger.results():
+            raise UserError(
+                f"no arm of the study in {plan.workdir} has a result yet; of the first one: "
+                f"{ledger.failures[0]['error']}"
+            )
         return _Reporter(plan, ledger, pool, command, started).end()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mtl_jax.core.atomic_write import check_folder, is_same_file
+from mtl_jax.core.atomic_write import check_folder, first, is_same_file, whole
 from mtl_jax.core.errors import UserError
 
 
@@ -27,6 +27,25 @@ def test_a_folder_is_there_or_can_be_made(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=f"--output {name}{kind}: name a folder"):
             check_folder(Path(name), "--output")
+
+
+@pytest.mark.parametrize("written", [whole, first])
+def test_an_error_names_the_file(written, tmp_path):
+    """A write names none, and what opens the draft names that."""
+
+    def write(path, device=None):
+        with written(path) as draft:
+            if device:
+                draft.symlink_to(device)
+            draft.write_text("words")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        write(tmp_path / "file", "/dev/full")
+    assert caught.value.filename == str(tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError) as caught:
+        write(tmp_path / "gone" / "file")
+    assert caught.value.filename == str(tmp_path / "gone" / "file")
 
 
 def test_one_file_has_many_names(tmp_path):

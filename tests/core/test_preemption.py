@@ -204,7 +204,9 @@ def test_where_nothing_could_be_saved_it_says_why(settings, small_disk, monkeypa
         return draw(member, steps)
 
     monkeypatch.setattr(SeedRun, "draw", draw_and_terminate)
-    words = r"checkpoint could not be saved in .* \(0.1 of 0.\d MiB are free\): free some disk"
+    words = (
+        r"checkpoint could not be saved in .* \([\d.]+ KiB of [\d.]+ KiB are free\): free some disk"
+    )
     with preemption.heeded(), pytest.raises(UserError, match=words):
         train(config)
 

@@ -20,6 +20,7 @@ from mtl_jax.core.json_files import read_lines
 from mtl_jax.studies import leases
 from mtl_jax.studies.builtin.freezing import Freezing, plan_of, run
 from mtl_jax.studies.inputs_pool import InputsPool
+from mtl_jax.studies.judge import judge
 from mtl_jax.studies.leases import Claims, standings
 from mtl_jax.studies.results_store import listed, opened
 from mtl_jax.studies.runner import conduct, gather, work
@@ -137,6 +138,8 @@ def test_arms_that_are_done_are_listed_as_such(plan, tmp_path):
     assert work(only(plan, SCENARIOS[1]), InputsPool()) == 0
     # Of what a worker has left in the arm's folder, and of what is gathered.
     assert list(listed(plan)) == [first, f"{second} (done)", third]
+    with pytest.raises(UserError, match="no results yet: run the study with --gather first"):
+        judge(tmp_path / "study")
     assert gather(plan, InputsPool(), "", 0.0) == 2
     shutil.rmtree(tmp_path / "study" / "arms")
     assert list(listed(plan)) == [first, f"{second} (done)", third]
@@ -221,7 +224,9 @@ def plan(settings, tmp_path):
 
 def test_an_arm_without_a_result_is_counted_as_failed(plan, tmp_path, capsys):
     plan, seen = plan
-    with pytest.raises(UserError, match=r"no arm .* the first failed with: it was not begun"):
+    with pytest.raises(
+        UserError, match=r"no arm .* has a result yet; of the first one: it was not begun"
+    ):
         gather(plan, InputsPool(), "", 0.0)
     assert work(only(plan, SCENARIOS[0]), InputsPool()) == 0
     capsys.readouterr()

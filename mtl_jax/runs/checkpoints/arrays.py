@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,9 @@ def write(file: Path, tree: Any) -> None:
     try:
         safetensors.numpy.save_file(leaves, file)
     except SafetensorError as error:
+        # What the system has said stands in the words alone.
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from error
         raise OSError(first_line(error)) from error
 
 

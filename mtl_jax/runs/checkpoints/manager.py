@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import math
 import os
@@ -19,6 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mtl_jax.core import distributed
+from mtl_jax.core.console import in_bytes
 from mtl_jax.core.errors import SharedError, UserError, first_line
 from mtl_jax.freezing.partition import Params
 from mtl_jax.runs.checkpoints import arrays, manifest
@@ -32,6 +34,15 @@ from mtl_jax.training.program import TrainState
 _SMALL_FILES = 2**18
 # Files and folders of a checkpoint, and of its companions, at most.
 _FILES = 32
+# What to do where the system refuses something else than room.
+_REMEDIES = {
+    errno.EACCES: "give write access to it",
+    errno.EDQUOT: "make room in the quota",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
+    errno.EIO: "check the disk",
+    errno.ENOENT: "put back that folder, or go to where it is now,",
+    errno.EROFS: "make that disk writable",
+}
 # Where those go that are to be removed: in one move, so that a kill leaves none in part.
 _PRUNED = ".pruned"
 
@@ -122,13 +133,15 @@ class CheckpointManager(CheckpointReader):
             DamageError: The newest checkpoint is damaged; see ``recovery``.
             SharedError: The processes of the run do not see the same checkpoints.
         """
+        # Orbax writes to the path as it is now, and would make a folder that is moved anew there.
+        folder = folder.absolute()
         super().__init__(folder, run)
         self._latest, self._every, self._kept = latest, every, _Kept()
         self._held: _Held | None = None
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
         handlers.add(manifest.ITEM, StateSave, StateHandler())
         self._manager = _Manager(
-            folder.absolute(),
+            folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._kept,
                 todelete_subdir=_PRUNED,
@@ -334,9 +347,9 @@ class CheckpointManager(CheckpointReader):
         try:
             needed, free = size + _SMALL_FILES, shutil.disk_usage(self.folder).free
         except OSError as error:
-            raise self._unsaved(first_line(error)) from error
+            raise self._unsaved(first_line(error), error.errno) from error
         if free < needed:
-            raise self._unsaved(f"{free / 2**20:.1f} of {needed / 2**20:.1f} MiB are free")
+            raise self._unsaved(f"{in_bytes(free)} of {in_bytes(needed)} are free")
         disk = os.statvfs(self.folder)
         # Some file systems have no such count.
         if disk.f_files and disk.f_favail < _FILES:
@@ -352,12 +365,13 @@ class CheckpointManager(CheckpointReader):
             # A save that failed leaves the manager without knowledge of those before it.
             self._manager.reload()
             self._look()
-            raise self._unsaved(first_line(error)) from error
+            raise self._unsaved(first_line(error), getattr(error, "errno", None)) from error
 
-    def _unsaved(self, reason: str) -> UserError:
+    def _unsaved(self, reason: str, number: int | None = None) -> UserError:
+        remedy = _REMEDIES.get(number or 0, "free some disk space")
         return UserError(
-            f"the checkpoint could not be saved in {self.folder} ({reason}): free some disk "
-            f"space and run again to resume from step {self.last_step or 0}"
+            f"the checkpoint could not be saved in {self.folder} ({reason}): {remedy} and run "
+            f"again to resume from step {self.last_step or 0}"
         )
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,45 @@ def test_a_full_disk_is_told_in_one_line_and_spares_the_last_checkpoint(run, sma
         save(checkpoints, run, 2, 0.9)
         assert raw(checkpoints.restore_params(2)) == raw(run.at(2)[0])
     assert steps(folder) == [1, 2]
+
+
+def test_what_the_system_refuses_is_told_with_its_remedy(run, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save_two():
+        with CheckpointManager(tmp_path) as checkpoints:
+            save(checkpoints, run, 1, 0.5)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+            try:
+                save(checkpoints, run, 2, 0.9)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with pytest.raises(UserError) as caught:
+        save_two()
+    assert "File too large" in str(caught.value)
+    assert "): raise the limit on the size of a file (ulimit -f) and run" in str(caught.value)
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.steps == [1]
+        save(checkpoints, run, 2, 0.9)
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_a_folder_that_is_moved_meanwhile_is_not_made_anew(run, tmp_path, monkeypatch):
+    """Whoever is in it, and names it from there, would have it in two places."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with opened(Path("checkpoints")) as checkpoints:
+        save(checkpoints, run, 1, 0.5)
+        here.rename(there)
+        with pytest.raises(UserError, match="put back that folder, or go to where it is now, and"):
+            save(checkpoints, run, 2, 0.9)
+    assert not here.exists()
+    with opened(Path("checkpoints")) as checkpoints:
+        assert checkpoints.steps == [1]
+        save(checkpoints, run, 2, 0.9)
+    assert steps(there / "checkpoints") == [1, 2]
 
 
 @pytest.mark.parametrize(
