@@ -1,7 +1,11 @@
 """The documents against the code: commands are understood, links lead somewhere, Python runs."""
 
+import ast
 import contextlib
+import functools
 import importlib
+import inspect
+import itertools
 import json
 import re
 import shlex
@@ -40,7 +44,8 @@ PAGES = [
     ROOT / "experiments" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.S | re.M)
+CODE = re.compile(r"`([^`]+)`")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 
 
 def flags_of_a_study(words):
@@ -79,7 +84,7 @@ def commands(page):
 
 def in_sentences(page):
     """The words of each piece of code that stands in a sentence, but for three dots."""
-    for span in re.findall(r"`([^`]+)`", BLOCK.sub("", page.read_text())):
+    for span in CODE.findall(BLOCK.sub("", page.read_text())):
         with contextlib.suppress(ValueError):  # No piece for a shell: it has one quotation mark.
             words = shlex.split(span)
             yield [word for word in words if word not in ("…", "...")]
@@ -221,6 +226,39 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_what_sentences_name_is_there():
+    """Files of the repository, names of the library, and what those take by keyword."""
+    checked, texts = 0, (BLOCK.sub("", page.read_text()) for page in PAGES)
+    for span in itertools.chain.from_iterable(map(CODE.findall, texts)):
+        if re.fullmatch(r"(mtl_jax|experiments|tests)/[\w/.]+", span):
+            assert (ROOT / span).exists(), span
+        try:
+            tree = ast.parse(" ".join(span.split()), mode="eval")
+        except SyntaxError:
+            continue
+        for node in ast.walk(tree):
+            called = node.func if isinstance(node, ast.Call) else node
+            name = re.sub(r"^mtl(_jax)?\.", "", whole := ast.unparse(called))
+            if not name.replace(".", "").isidentifier() or (
+                name == whole and name not in mtl.__all__
+            ):
+                continue
+            found = functools.reduce(getattr, name.split("."), mtl)
+            if isinstance(node, ast.Call):
+                known = {*inspect.signature(found).parameters}
+                # It takes those of the data, too.
+                known |= {*mtl.DataConfig.__dataclass_fields__} if name == "load_data" else set()
+                assert {keyword.arg for keyword in node.keywords} <= known, span
+                checked += len(node.keywords)
+    assert checked > 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_compiles(page):
+    for block in blocks(page, "python"):
+        compile(block, str(page), "exec")
 
 
 def test_the_readme_is_short():
