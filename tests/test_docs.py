@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -245,7 +246,7 @@ def test_what_sentences_name_is_there():
                 name == whole and name not in mtl.__all__
             ):
                 continue
-            found = functools.reduce(getattr, name.split("."), mtl)
+            found: Any = functools.reduce(getattr, name.split("."), mtl)
             if isinstance(node, ast.Call):
                 known = {*inspect.signature(found).parameters}
                 # It takes those of the data, too.
