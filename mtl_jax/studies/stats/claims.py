@@ -99,7 +99,7 @@ def judge_claims(
 
 
 def _key(compared: Contrast | Comparison) -> _Key:
-    """What is the same wherever the same is compared, whichever of the two is held against the other.
+    """What is the same wherever the same two are compared, whichever comes first.
 
     The tests are two-sided: a difference and its negative have one p-value.
     """
