@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mtl_jax.core import distributed
+from mtl_jax.core.blas import one_thread
 from mtl_jax.core.json_files import OBJECT, read_json, read_lines, rewrite_lines, write_json
 from mtl_jax.data.kinds import has_label
 from mtl_jax.runs.phase_run import PhaseRun
@@ -123,16 +124,14 @@ def _logits(
         labels = inputs.split("train").texts.labels[task.name]
         there = np.flatnonzero(has_label(labels))
         known, own = vectors["train"][there], labels[there]
-        best, models = -np.inf, [None]
+        models = [None]
         if KINDS[task.kind].can_learn(own):
             models = [_model(task, name, strength) for strength in _STRENGTHS]
-        for model in models:
-            logits = {split: _asked(task, model, known, own, vectors[split]) for split in found}
-            score = mean_score(_metrics(inputs, "validation", {task.name: logits["validation"]}))
-            if score > best:
-                best = score
-                for split, of_split in logits.items():
-                    found[split][task.name] = of_split
+        fitted = [_fitted(task, model, known, own) for model in models]
+        reached = [_score(inputs, task, predict(vectors["validation"])) for predict in fitted]
+        best = fitted[int(np.argmax(reached))]
+        for split, of_split in found.items():
+            of_split[task.name] = best(vectors[split])
     return found
 
 
@@ -151,44 +150,57 @@ def _model(task: Task, name: str, strength: float) -> Any:
     return model if name == TF_IDF else make_pipeline(StandardScaler(), model)
 
 
-def _asked(task: Task, model: Any, known: Any, labels: np.ndarray, asked: Any) -> np.ndarray:
-    """What a model makes of vectors; without one, what is so of the training texts."""
+def _fitted(task: Task, model: Any, known: Any, labels: np.ndarray) -> Callable[[Any], np.ndarray]:
+    """Fits a model, and returns what makes logits of vectors.
+
+    Without a model they are what is so of the training texts.
+    """
     from sklearn.exceptions import ConvergenceWarning
 
-    count = asked.shape[0]
-    with warnings.catch_warnings():
+    single = task.kind == "multi_label" and labels.shape[1] == 1
+    with warnings.catch_warnings(), one_thread():
         # As good as it gets in so many iterations is good enough.
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", "Label .* is present in all training examples")
+        if model is not None:
+            model.fit(known, labels[:, 0] if single else labels)
+
+    def logits(asked: Any) -> np.ndarray:
+        count, classes = asked.shape[0], len(task.classes)
         if task.kind == "regression":
-            found = np.zeros(count) if model is None else model.fit(known, labels).predict(asked)
+            found = np.zeros(count) if model is None else model.predict(asked)
             return found.reshape(-1, 1).astype(np.float32)
         if task.kind == "multi_label":
             if model is None:
-                shares = np.broadcast_to((labels > 0).mean(0), (count, len(task.classes)))
+                shares = np.broadcast_to((labels > 0).mean(0), (count, classes))
             else:
-                single = labels.shape[1] == 1
-                model.fit(known, labels[:, 0] if single else labels)
                 shares = model.predict_proba(asked)[:, -labels.shape[1] :]
-            return KINDS[task.kind].logits(shares)
-        shares = np.zeros((count, len(task.classes)))
-        if model is None:
-            shares += np.bincount(labels, minlength=len(task.classes)) / max(len(labels), 1)
         else:
-            model.fit(known, labels)
-            shares[:, model.classes_] = model.predict_proba(asked)
-    return KINDS[task.kind].logits(shares)
+            shares = np.zeros((count, classes))
+            if model is None:
+                shares += np.bincount(labels, minlength=classes) / max(len(labels), 1)
+            else:
+                shares[:, model.classes_] = model.predict_proba(asked)
+        return KINDS[task.kind].logits(shares)
+
+    return logits
+
+
+def _predicted(task: Task, logits: np.ndarray) -> np.ndarray:
+    return KINDS[task.kind].predicted(logits, task.mean, task.deviation)
+
+
+def _score(inputs: Inputs, task: Task, logits: np.ndarray) -> float:
+    """What a task's logits reach on validation."""
+    name, labels = task.name, inputs.split("validation").examples.labels
+    asked = {name: labels[name]}, {name: _predicted(task, logits)}, {name: inputs.classes[name]}
+    return mean_score(split_metrics(*asked, None))
 
 
 def _metrics(inputs: Inputs, split: str, logits: Mapping[str, np.ndarray]) -> dict[str, Any]:
     examples = inputs.split(split).examples
-    predicted = {
-        name: KINDS[task.kind].predicted(logits[name], task.mean, task.deviation)
-        for name, task in inputs.tasks.items()
-        if name in logits
-    }
-    classes: dict[str, Sequence[str]] = {name: inputs.classes[name] for name in predicted}
-    return split_metrics(examples.labels, predicted, classes, examples.groups)
+    predicted = {name: _predicted(task, logits[name]) for name, task in inputs.tasks.items()}
+    return split_metrics(examples.labels, predicted, inputs.classes, examples.groups)
 
 
 def _measured(

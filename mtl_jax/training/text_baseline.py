@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax.core.blas import one_thread
 from mtl_jax.core.versions import version
 from mtl_jax.data.examples import Examples
 from mtl_jax.data.kinds import has_label
@@ -85,7 +86,7 @@ def text_baseline(
         except ValueError:
             continue
         model = kind.bag_of_words()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), one_thread():
             # As good as it gets in so many iterations is good enough.
             warnings.simplefilter("ignore", ConvergenceWarning)
             # A class that all texts have, or none, is predicted for all, or none.

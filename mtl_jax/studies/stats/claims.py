@@ -99,8 +99,12 @@ def judge_claims(
 
 
 def _key(compared: Contrast | Comparison) -> _Key:
-    """What is the same wherever the same is compared."""
-    return tuple(sorted(compared.difference.by_seed.items()))
+    """What is the same wherever the same two are compared, whichever comes first.
+
+    The tests are two-sided: a difference and its negative have one p-value.
+    """
+    found = tuple(sorted(compared.difference.by_seed.items()))
+    return max(found, tuple((seed, -value) for seed, value in found))
 
 
 def _tested(family: Mapping[_Key, Contrast | Comparison]) -> dict[_Key, float | None]:

@@ -428,7 +428,10 @@ def test_what_a_report_finds_beside_has_the_claims_p_values():
     other = dataclasses.replace(
         within[0], difference=of_differences({s: (-1.0) ** (s == 0) for s in range(6)})
     )
-    judgement = judge_claims(results, (), overall, [*within, other])
+    # The same two the other way round are no further comparison.
+    signs = {seed: -value for seed, value in within[0].difference.by_seed.items()}
+    turned = dataclasses.replace(within[0], difference=of_differences(signs))
+    judgement = judge_claims(results, (), overall, [*within, other, turned])
     claim = judgement.claims[SCARCE]
     assert (len(judgement.family), len(judgement.details)) == (1, 3)
     for comparison, finding in zip(
@@ -436,7 +439,7 @@ def test_what_a_report_finds_beside_has_the_claims_p_values():
     ):
         assert f"corrected p {p_text(comparison.p_value)}," in finding.number
     assert within[0].p_value == 2 / 64
-    assert judgement.within[0].p_value == 4 / 64
+    assert judgement.within[0].p_value == judgement.within[-1].p_value == 4 / 64
     note = claims_blocks(judgement)[0]
     assert isinstance(note, Table)
-    assert "The 4 findings above are among these" in note.note
+    assert "The 5 findings above are among these" in note.note
