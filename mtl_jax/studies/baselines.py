@@ -127,7 +127,8 @@ def _logits(
         models = [None]
         if KINDS[task.kind].can_learn(own):
             models = [_model(task, name, strength) for strength in _STRENGTHS]
-        fitted = [_fitted(task, model, known, own) for model in models]
+        with one_thread():
+            fitted = [_fitted(task, model, known, own) for model in models]
         reached = [_score(inputs, task, predict(vectors["validation"])) for predict in fitted]
         best = fitted[int(np.argmax(reached))]
         for split, of_split in found.items():
@@ -158,7 +159,7 @@ def _fitted(task: Task, model: Any, known: Any, labels: np.ndarray) -> Callable[
     from sklearn.exceptions import ConvergenceWarning
 
     single = task.kind == "multi_label" and labels.shape[1] == 1
-    with warnings.catch_warnings(), one_thread():
+    with warnings.catch_warnings():
         # As good as it gets in so many iterations is good enough.
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", "Label .* is present in all training examples")
