@@ -135,6 +135,12 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 20, 20)
 
 
+def pytest_sessionfinish():
+    """Garbage is looked for once: at the end pytest does so five times, in all that is kept."""
+    gc.collect()
+    gc.freeze()
+
+
 def run_without_home(program):
     """Runs a Python program as a user that has no home folder and no entry among the users."""
     if os.geteuid() != 0:

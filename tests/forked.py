@@ -41,10 +41,20 @@ _NEEDED = (
     "mtl_jax.studies.runner",
     "mtl_jax.tools.plan",
     "mtl_jax.tools.predict",
-    # What a run imports late.
+    # What a run or a study imports late.
+    "jaxlib.mlir.dialects.mhlo",
     "jsonschema",
+    "mtl_jax.cli.summary",
+    "mtl_jax.data.sources.files",
+    "mtl_jax.data.sources.delimited",
+    "mtl_jax.studies.baselines",
+    "pyarrow.dataset",
     "pyarrow.parquet",
     "sklearn.feature_extraction.text",
+    "sklearn.linear_model",
+    "sklearn.multiclass",
+    "sklearn.neighbors",
+    "sklearn.pipeline",
     "transformers.models.bert.tokenization_bert",
     "typeguard",
 )
@@ -359,8 +369,8 @@ def _serve(control, listener):
     _import_all()
     gc.collect()
     gc.freeze()
-    # Nobody waits for those that wait for the processes.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # So their time counts among that of the tests.
+    signal.signal(signal.SIGCHLD, _reap)
     while True:
         for ready in select.select([control, listener], [], [])[0]:
             if ready is control:
@@ -384,6 +394,13 @@ def _serve(control, listener):
                 _tell(fds, process, alone=ready is control)
             for fd in fds:
                 os.close(fd)
+
+
+def _reap(_number, _frame):
+    """Waits for the processes that have ended."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _received(asking, count):

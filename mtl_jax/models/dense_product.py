@@ -13,6 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
 from mtl_jax.models.dropout import dropped
+from mtl_jax.models.parameter import parameter
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -171,10 +172,10 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., any] -> float32 [..., features]."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
         y = self._times(x, kernel)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
             y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
         return y + self._low_rank(x) if self.has_variable("params", "lora_a") else y
 

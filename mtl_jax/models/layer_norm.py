@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mtl_jax.models.parameter import parameter
+
 Sums = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -29,9 +31,9 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., features] -> float32 [..., features]."""
         features = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, features)
+        scale = parameter(self, "scale", nn.initializers.ones, features)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, features)
+            bias = parameter(self, "bias", nn.initializers.zeros, features)
         else:
             bias = jnp.zeros(features)
         return _normed(self.epsilon, x.astype(jnp.float32), scale, bias)

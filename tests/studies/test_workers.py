@@ -38,10 +38,6 @@ def words(folder, flags):
     return [f"--workdir={folder}", "--arms", *SCENARIOS, "--seeds", "0", *flags]
 
 
-def start(folder, flags, *more):
-    return started("experiments.freezing", *words(folder, flags), *more)
-
-
 def started(module, *more):
     return forked.Popen(
         [sys.executable, "-m", module, *more],
@@ -155,13 +151,16 @@ def test_arms_that_are_done_are_listed_as_such(plan, tmp_path):
         list(listed(other))
 
 
-def test_a_study_under_kills_leaves_what_an_undisturbed_one_does(whole, small_flags, tmp_path):
+def test_a_study_under_kills_leaves_what_an_undisturbed_one_does(
+    whole, small_settings, small_flags, tmp_path
+):
     """As ``python -m tests.faults.workers``, which has more workers, arms and kills."""
     folder = tmp_path / "study"
     asked = Kills(workdir=str(folder), workers=2, kills=3, within=0.2)
     command = [sys.executable, "-m", "experiments.freezing", *words(folder, small_flags)]
     killed = disturbed(folder, [*command, "--worker"], asked, forked.Popen)
-    assert end(start(folder, small_flags, "--gather"))[0] == 0
+    study = Freezing(**small_settings, workdir=str(folder), arms=SCENARIOS, seeds=(0,), gather=True)
+    assert run(study, "the command") == 0
     assert results(folder) == results(whole)
     known = standings(folder / "queue")
     assert all(standing.done for standing in known.values())
@@ -190,7 +189,9 @@ sys.exit(freezing.main(sys.argv[1:]))
         ("ledger.append_line", "kill"),
     ],
 )
-def test_a_kill_as_an_arm_is_done_leaves_no_checkpoints(where, what, whole, small_flags, tmp_path):
+def test_a_kill_as_an_arm_is_done_leaves_no_checkpoints(
+    where, what, whole, small_settings, small_flags, tmp_path, capsys
+):
     folder = tmp_path / "study"
     asked = [f"--workdir={folder}", "--arms=all_frozen", "--seeds=0", *small_flags]
     code = _KILLED.format(where=where, what=what)
@@ -199,9 +200,9 @@ def test_a_kill_as_an_arm_is_done_leaves_no_checkpoints(where, what, whole, smal
     arm = folder / "arms" / "all_frozen-seed0"
     left = [(arm / name).exists() for name in ("checkpoints", ".checkpoints-removed")]
     assert left == [where.startswith("Workdir"), not where.startswith("Workdir")]
-    status, _, err = end(started("experiments.freezing", *asked))
-    assert status == 0, err
-    assert "is done: " in err
+    study = Freezing(**small_settings, workdir=str(folder), arms=("all_frozen",), seeds=(0,))
+    assert run(study, "the command") == 0
+    assert "is done: " in capsys.readouterr().err
     assert not (arm / "checkpoints").exists()
     assert list((arm / ".checkpoints-removed").iterdir()) == []
     assert [without_times(line) for line in lines(folder)] == [
@@ -210,9 +211,9 @@ def test_a_kill_as_an_arm_is_done_leaves_no_checkpoints(where, what, whole, smal
 
 
 @pytest.fixture
-def plan(settings, tmp_path):
+def plan(small_settings, tmp_path):
     """The plan of such a study, and what its report is made from."""
-    study = Freezing(**settings, workdir=str(tmp_path / "study"), arms=SCENARIOS, seeds=(0,))
+    study = Freezing(**small_settings, workdir=str(tmp_path / "study"), arms=SCENARIOS, seeds=(0,))
     seen = {}
 
     def leave(path, results, failures, _context):

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
-import shutil
 import signal
 import struct
 import subprocess
@@ -365,8 +363,7 @@ LOSS_TOLERANCE, PARAMETER_TOLERANCE = 1e-5, 5e-5
         ("backbone_frozen", "pooler"),
         ("top_1", "mean"),
         ("top_1", "cls"),
-        ("top_1", "pooler"),
-        ("top_2", "mean"),
+        ("top_2", "pooler"),
     ],
 )
 def test_training_is_the_same_with_and_without(scenario, pooling, to_train, once):
@@ -405,41 +402,20 @@ def test_training_from_files_is_the_same_bit_for_bit(scenario, dtype, to_train, 
     assert list(folder.glob(".*.part")) == []
 
 
-OTHER_VERSION = """
-import json
-import sys
-from mtl_jax.config.train import DataConfig, TrainConfig
-from mtl_jax.training.inputs import Inputs
-from mtl_jax.runs.phase_run import PhaseRun
-
-settings = json.loads(sys.argv[1])
-data = DataConfig(**settings.pop("data"))
-config = TrainConfig(**settings, data=data, workdir="unused")
-PhaseRun(config, Inputs(config)).split("validation")
-"""
-
-
-def test_the_files_of_another_version_are_not_used(settings, tmp_path):
+def test_the_files_of_another_version_are_not_used(settings, tmp_path, monkeypatch):
     """The version that this package would be if it made its files in another way."""
     folder = tmp_path / "files"
     settings |= {"scenario": "top_1", "cache_folder": str(folder)}
-    package = Path(prefix_module.__file__).parents[1]
-    shutil.copytree(package, tmp_path / "other" / "mtl_jax")
-    module = tmp_path / "other" / "mtl_jax" / "training" / "frozen_activations.py"
-    source = module.read_text()
-    assert source.count("\n_VERSION = ") == 1
-    module.write_text(source.replace("\n_VERSION = ", "\n_VERSION = 1000 + "))
-    arguments = json.dumps(settings | {"data": dataclasses.asdict(settings["data"])})
-    subprocess.run(
-        [sys.executable, "-c", OTHER_VERSION, arguments], cwd=tmp_path / "other", check=True
-    )
+    config = TrainConfig(**settings, workdir="unused")
+    with monkeypatch.context() as patch:
+        patch.setattr(prefix_module, "_VERSION", 1000 + prefix_module._VERSION)
+        PhaseRun(config, Inputs(config)).split("validation")
     (other,) = folder.glob("*.states")
     # Its numbers are given another scale, and its digest follows.
     wrong = (np.frombuffer(other.read_bytes()[:-40], np.float32) * 2).tobytes()
     wrong += other.read_bytes()[-40:-32]
     other.write_bytes(wrong + hashlib.sha256(wrong).digest())
 
-    config = TrainConfig(**settings, workdir="unused")
     run = PhaseRun(config, Inputs(config))
     states = run.split("validation").texts.states
     assert states is not None

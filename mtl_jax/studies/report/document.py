@@ -7,7 +7,12 @@ shown as it stands. Of a ``Verbatim``, such as a text of the data, the backticks
 from __future__ import annotations
 
 import dataclasses
+import functools
 import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Control characters, and what turns the direction of a text round or is on its own no character.
 _UNSEEN = ("Cc", "Cs")
@@ -118,11 +123,16 @@ class Code:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A PNG beside the report."""
+    """A PNG beside the report, drawn once, when it is first written."""
 
     name: str
-    png: bytes
+    draw: Callable[[], bytes]
     caption: str
+
+    @functools.cached_property
+    def png(self) -> bytes:
+        """What the file holds."""
+        return self.draw()
 
 
 Block = Heading | Paragraph | Facts | Bullets | Code | Table | Picture

@@ -69,9 +69,13 @@ def save(figure: Figure, file: IO[bytes]) -> None:
 
 def picture(drawn: Drawn) -> Picture:
     """A figure as a block of a document."""
-    buffer = io.BytesIO()
-    save(drawn.figure, buffer)
-    return Picture(f"{drawn.name}.png", buffer.getvalue(), drawn.caption)
+
+    def draw() -> bytes:
+        buffer = io.BytesIO()
+        save(drawn.figure, buffer)
+        return buffer.getvalue()
+
+    return Picture(f"{drawn.name}.png", draw, drawn.caption)
 
 
 def quality_against_cost(results: Sequence[Result]) -> Drawn | None:

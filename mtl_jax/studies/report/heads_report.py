@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -153,7 +154,7 @@ def document(lines: Sequence[Line], context: Mapping[str, Any]) -> Document:
         Paragraph(f"Chosen on validation: {setting}.", "lead"),
         Picture(
             "heads.png",
-            score_plot(lines),
+            functools.partial(score_plot, lines),
             "Mean macro-F1 on validation of the epoch that is kept: the mean over seeds, from the "
             "smallest to the largest.",
         ),

@@ -163,8 +163,8 @@ def _html_block(block: Block, anchor: str) -> str:
             return f"<ul{kind}>\n" + "\n".join(f"<li>{_ht(i)}</li>" for i in items) + "\n</ul>"
         case Code(text):
             return f"<pre><code>{html.escape(text)}</code></pre>"
-        case Picture(_, png, caption):
-            data = base64.b64encode(png).decode("ascii")
+        case Picture(_, _, caption):
+            data = base64.b64encode(block.png).decode("ascii")
             return (
                 f'<figure>\n<div class="scroll" tabindex="0" role="region" aria-label="Picture">'
                 f'<img src="data:image/png;base64,{data}" '

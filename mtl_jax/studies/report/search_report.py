@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ def search_blocks(scores: Sequence[float]) -> list[Block]:
         Heading("What a smaller search would have found"),
         Picture(
             "search.png",
-            _plot(scores),
+            functools.partial(_plot, scores),
             "Expected validation macro-F1 of the best of n settings, drawn at random from those "
             "tried. Where it is flat, more settings of the kind buy nothing.",
         ),

@@ -10,11 +10,10 @@ import time
 
 import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
-from tensorboardX.record_writer import masked_crc32c
 
 from mtl_jax.config.monitoring import MonitoringConfig, _installed
 from mtl_jax.config.train import TrainConfig
+from mtl_jax.core import runtime
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.runs.loop import train, train_seeds
@@ -23,6 +22,11 @@ from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.inputs import Inputs
 from tests.conftest import TASKS
 from tests.training.weighting.test_train import interrupted_at
+
+# As a run does: it would import PyTorch where that is installed.
+with runtime.without("torch", "boto3"):
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.record_writer import masked_crc32c
 
 
 @pytest.fixture

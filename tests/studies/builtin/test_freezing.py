@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("study")
 
 
-def test_two_seeds_then_a_third(folder, small_flags):
+def test_two_seeds_then_a_third(folder, small_settings, small_flags, capsys):
     first = study(folder, small_flags, ["0", "1"])
     assert first.returncode == 0, first.stderr
     assert str(folder / "report.html") in first.stderr
@@ -69,10 +69,11 @@ def test_two_seeds_then_a_third(folder, small_flags):
     assert_computed_again(folder, results)
     assert_judged_again(folder, results)
 
-    again = study(folder, small_flags, ["0", "1"])
-    assert again.returncode == 0
+    asked = {"workdir": str(folder), "arms": tuple(SCENARIOS), "seeds": (0, 1)}
+    capsys.readouterr()
+    assert run(Freezing(**small_settings, **asked), "the command") == 0
     assert lines(folder) == results
-    assert "arm 1 of" not in again.stderr
+    assert "arm 1 of" not in capsys.readouterr().err
 
     # A kill in the middle of a line must cost that arm only.
     text = (folder / "results.jsonl").read_text()

@@ -12,7 +12,7 @@ import pytest
 from mtl_jax.config.train import DataConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.recipes import RecipeContext, phases_of
-from mtl_jax.studies.builtin.unfreezing import Unfreezing, only_layer_rules
+from mtl_jax.studies.builtin.unfreezing import Unfreezing, only_layer_rules, run
 from mtl_jax.studies.report.document import Table
 from mtl_jax.studies.report.phase_counts import best_phases
 from mtl_jax.studies.report.render import to_markdown
@@ -367,7 +367,7 @@ def results_in(folder):
     return [json.loads(text) for text in texts]
 
 
-def test_a_killed_study_goes_on(small_flags, tmp_path):
+def test_a_killed_study_goes_on(small_settings, small_flags, tmp_path, capsys):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = forked.Popen(command(killed, small_flags), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -379,10 +379,12 @@ def test_a_killed_study_goes_on(small_flags, tmp_path):
     before = results_in(killed)
     assert [result["arm"] for result in before] == list(ARMS[:1])
 
+    # One after the other in this process, which traces the steps once.
+    asked = {"arms": ARMS, "sizes": (16, None), "seeds": (0,), "min_steps": 4}
     for folder in (killed, whole):
-        done = forked.run(command(folder, small_flags), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "unfreezing" in done.stdout
+        study = Unfreezing(**small_settings, **asked, workdir=str(folder))
+        assert run(study, "the command") == 0
+        assert "unfreezing" in capsys.readouterr().out
     after = results_in(killed)
     assert after[:1] == before
     assert [without_times(result) for result in after] == [

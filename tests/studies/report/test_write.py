@@ -334,7 +334,7 @@ def test_names_of_users_are_no_markup(tmp_path):
 
 
 def test_a_caption_ends_where_it_ends():
-    picture = Picture("p.png", b"", "minus [/b] and ] and $x$")
+    picture = Picture("p.png", bytes, "minus [/b] and ] and $x$")
     assert to_markdown(Document("t", "", (picture,))).splitlines()[-1] == (
         r"![minus \[/b\] and \] and \$x\$](p.png)"
     )
