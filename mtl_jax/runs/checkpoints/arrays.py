@@ -52,9 +52,10 @@ def write(file: Path, tree: Any) -> None:
     try:
         safetensors.numpy.save_file(leaves, file)
     except SafetensorError as error:
-        # What the system has said stands in the words alone.
-        if found := re.search(r"\(os error (\d+)\)", str(error)):
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from error
+        # What the system has said stands in the words alone, which differ between releases.
+        if found := re.search(r"\(os error (\d+)\)|\bcode: (\d+)", str(error)):
+            number = int(found[1] or found[2])
+            raise OSError(number, os.strerror(number), str(file)) from error
         raise OSError(first_line(error)) from error
 
 
