@@ -84,6 +84,7 @@ def _sides(**job: Any) -> tuple[tuple[str, Job], ...]:
 
 
 _SPREAD = {"scenario": "none_frozen", "sentences": 1024}
+_EXTRACTIONS: dict[str, Dtype] = {"extract": "float32", "extract_bfloat16": "bfloat16"}
 _GRADUAL = ("gradual_unfreezing", "none_frozen")
 _FULL = _sides(scenario="none_frozen", sentences=2048)
 
@@ -111,13 +112,16 @@ CASES: Mapping[str, Case] = {
         )
         for name, low in (("bias_only", 1.3), ("lora_8", 1.25))
     },
-    "extract": Case(
-        (
-            (OURS, Job("extract", sentences=5000)),
-            (THEIRS, Job("sentence_transformers", sentences=5000)),
-        ),
-        sentences_a_second(Goal(low=1.5)),
-    ),
+    **{
+        name: Case(
+            (
+                (OURS, Job("extract", sentences=5000, dtype=dtype)),
+                (THEIRS, Job("sentence_transformers", sentences=5000, dtype=dtype)),
+            ),
+            sentences_a_second(name, Goal(low=1.5)),
+        )
+        for name, dtype in _EXTRACTIONS.items()
+    },
     "whole_run": Case(
         tuple(
             (side, Job(name, "none_frozen", sentences=1024, epochs=3, whole=True))

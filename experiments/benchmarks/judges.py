@@ -146,7 +146,7 @@ def faster(
     return judge
 
 
-def sentences_a_second(goal: Goal) -> Callable[[Samples], list[Outcome]]:
+def sentences_a_second(name: str, goal: Goal) -> Callable[[Samples], list[Outcome]]:
     """How many vectors of sentences are made in a second, as a multiple of the other side's."""
 
     def judge(samples: Samples) -> list[Outcome]:
@@ -157,7 +157,7 @@ def sentences_a_second(goal: Goal) -> Callable[[Samples], list[Outcome]]:
         count = count_of(samples[OURS][0]["sentences"], "sentence")
         about = f"vectors of {count}, against sentence-transformers: compilation included"
         cells = spread(ours, "a second"), spread(theirs, "a second")
-        return [Outcome("extract", about, *cells, times, goal=goal)]
+        return [Outcome(name, about, *cells, times, goal=goal)]
 
     return judge
 

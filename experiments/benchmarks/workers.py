@@ -93,9 +93,10 @@ def _extract(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
     from mtl_jax.data.corpus import load_corpus
     from mtl_jax.tools.text_encoder import checkpoint_encoder
 
-    del job, platform
+    del platform
     texts = list(load_corpus(config.data).read("train").texts)
-    encoder = checkpoint_encoder(config.backbone, None, config.data.max_length)
+    length = config.data.max_length
+    encoder = checkpoint_encoder(config.backbone, None, length, dtype=job.dtype)
     started = time.perf_counter()
     count = sum(len(vectors) for _, vectors in encoder.pooled(texts))
     seconds = time.perf_counter() - started
@@ -109,10 +110,10 @@ def _sentence_transformers(config: TrainConfig, job: Job, platform: str) -> dict
 
     from mtl_jax.data.corpus import load_corpus
 
-    del job
     texts = list(load_corpus(config.data).read("train").texts)
-    device = _torch_device(platform)
-    encoder = sentence_transformers.SentenceTransformer(config.backbone, device=device)
+    encoder = sentence_transformers.SentenceTransformer(
+        config.backbone, device=_torch_device(platform), model_kwargs={"dtype": job.dtype}
+    )
     encoder.max_seq_length = config.data.max_length
     started = time.perf_counter()
     count = len(encoder.encode(texts, show_progress_bar=False))

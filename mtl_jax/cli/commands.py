@@ -328,6 +328,7 @@ def _extract(command: Extract) -> None:
             trust=command.trust,
             layer=command.layer,
             pooling=command.pooling,
+            dtype=command.dtype,
         )
         columns, known = encoder.text_columns, encoder.columns
     else:
@@ -337,6 +338,7 @@ def _extract(command: Extract) -> None:
             128 if command.max_length is None else command.max_length,
             command.long_texts or "cut",
             command.layer,
+            command.dtype or "float32",
         )
     rows = write_vectors(output, encoder.pooled(texts(columns, known)), encoder.width)
     say(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, subcommand
 
 from mtl_jax.config.data import LongTexts
-from mtl_jax.config.model import Pooling
+from mtl_jax.config.model import Dtype, Pooling
 from mtl_jax.config.train import DEFAULT_DATA, DataConfig, Settings, TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.scenarios import usual_scenarios
@@ -150,6 +150,9 @@ the last"""
     pooling: Pooling | None = None
     """how the token vectors become one vector; by default as in the training of --workdir, \
 otherwise as the checkpoint declares"""
+    dtype: Dtype | None = None
+    """precision of the encoder's matrix products; vectors are float32 all the same. By default as \
+in the training of --workdir, otherwise float32"""
     max_length: int | None = None
     """with --backbone: maximum number of tokens per text, including special tokens; by default \
 128"""

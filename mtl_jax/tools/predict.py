@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.config.data import DataConfig, LongTexts
-from mtl_jax.config.model import Pooling
+from mtl_jax.config.model import Dtype, Pooling
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, shortened
 from mtl_jax.data.corpus import load_corpus
@@ -54,6 +54,7 @@ class Predictor(TextEncoder):
         trust: Sequence[str] = (),
         layer: int | None = None,
         pooling: Pooling | None = None,
+        dtype: Dtype | None = None,
     ):
         """Loads the checkpoint.
 
@@ -65,6 +66,7 @@ class Predictor(TextEncoder):
             layer: The layer whose states ``pooled`` returns; by default the last.
             pooling: How its token vectors become one vector; by default as in the training, which
                 predictions need.
+            dtype: The precision of the encoder's matrix products; by default as in the training.
 
         Raises:
             UserError: The folder has no finished checkpoint of a run, or it names code of a module
@@ -105,6 +107,8 @@ class Predictor(TextEncoder):
         )
         if pooling is not None:
             spec = dataclasses.replace(spec, pooling=_fitting(pooling, params, str(workdir.path)))
+        if dtype is not None:
+            spec = dataclasses.replace(spec, dtype=dtype)
         super().__init__(spec, params, reader, tasks, layer)
 
     def evaluate(self, split: str) -> Metrics:

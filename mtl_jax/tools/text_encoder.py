@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from mtl_jax.config.data import LongTexts
-from mtl_jax.config.model import Pooling
+from mtl_jax.config.model import Dtype, Pooling
 from mtl_jax.config.tasks import Task
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError
@@ -138,8 +138,17 @@ def checkpoint_encoder(
     max_length: int,
     long_texts: LongTexts = "cut",
     layer: int | None = None,
+    dtype: Dtype = "float32",
 ) -> TextEncoder:
     """The encoder of a pre-trained checkpoint, as ``all_frozen`` sees it.
+
+    Args:
+        backbone: A folder, or a name on the hub.
+        pooling: How token vectors become one vector; by default as the checkpoint declares.
+        max_length: Tokens of a text at most.
+        long_texts: What to do with longer ones.
+        layer: The layer whose states ``pooled`` returns; by default the last.
+        dtype: The precision of the encoder's matrix products; vectors are float32.
 
     Raises:
         UserError: The checkpoint can't be used, or max_length leaves no room for a text.
@@ -150,6 +159,6 @@ def checkpoint_encoder(
         say(f"note: {note}")
     # Vectors are made without a head.
     spec = ModelSpec(
-        encoder.config, (("unused", 1),), encoder.pooling, "float32", reader.max_length, "auto"
+        encoder.config, (("unused", 1),), encoder.pooling, dtype, reader.max_length, "auto"
     )
     return TextEncoder(spec, {"backbone": encoder.params}, reader, layer=layer)

@@ -129,6 +129,9 @@ def test_extraction_is_judged_by_sentences_a_second():
     assert (outcome.value, outcome.verdict) == (pytest.approx(1.5), "reached")
     assert outcome.measured.text == "100.0 a second"
     assert [job.sentences for _, job in CASES["extract"].jobs] == [5000, 5000]
+    (outcome,) = CASES["extract_bfloat16"].judge(samples)
+    assert outcome.name == "extract_bfloat16"
+    assert {job.dtype for _, job in CASES["extract_bfloat16"].jobs} == {"bfloat16"}
 
 
 def test_extraction_is_measured(settings, tmp_path):

@@ -8,12 +8,14 @@ import sys
 import threading
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import jax
 import numpy as np
 import pytest
 
 from mtl_jax.cli.commands import run
+from mtl_jax.config.model import Dtype
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.models import pretrained
@@ -245,6 +247,18 @@ def test_any_layer_can_be_extracted(tiny, layer, pooling):
         hidden = np.asarray(states[layer])[0]
         expected = hidden.mean(0) if pooling == "mean" else hidden[0]
         np.testing.assert_allclose(vector, expected, atol=2e-6)
+
+
+def test_vectors_of_half_precision_are_float32_and_near(tiny, trained_folder):
+    texts = ["the film was good !", "a book", "we liked the phone very much ."]
+    encoders = [
+        [checkpoint_encoder(str(tiny), "mean", 128, dtype=dtype) for dtype in get_args(Dtype)],
+        [Predictor(trained_folder, dtype=dtype) for dtype in get_args(Dtype)],
+    ]
+    for of_source in encoders:
+        whole, half = (next(encoder.pooled(texts))[1] for encoder in of_source)
+        assert half.dtype == np.float32
+        assert 1e-4 < np.abs(half - whole).max() < 0.02 * np.abs(whole).max()
 
 
 def test_many_short_texts_have_the_vectors_that_each_has_alone(tiny):
