@@ -130,7 +130,7 @@ def test_extraction_is_judged_by_sentences_a_second():
     assert outcome.measured.text == "100.0 a second"
     assert [job.sentences for _, job in CASES["extract"].jobs] == [5000, 5000]
     (outcome,) = CASES["extract_bfloat16"].judge(samples)
-    assert outcome.name == "extract_bfloat16"
+    assert (outcome.name, outcome.goal) == ("extract_bfloat16", Goal(low=1))
     assert {job.dtype for _, job in CASES["extract_bfloat16"].jobs} == {"bfloat16"}
 
 
