@@ -19,6 +19,7 @@ import pytest
 
 import mtl_jax as mtl
 from experiments.benchmarks.__main__ import Benchmark
+from experiments.benchmarks.many_arms import ManyArms
 from mtl_jax.cli.flags import Check, Command, Evaluate, Export, Extract, Plan, Predict, Train
 from mtl_jax.cli.study import JUDGE, run_study
 from mtl_jax.config.files import defaults_of, with_file
@@ -57,7 +58,11 @@ def flags_of_a_study(words):
 
 
 # The programs beside the command line that have flags, and what these are read into.
-PROGRAMS = {"experiments.benchmarks": Benchmark, "tests.faults": Faults}
+PROGRAMS = {
+    "experiments.benchmarks": Benchmark,
+    "experiments.benchmarks.many_arms": ManyArms,
+    "tests.faults": Faults,
+}
 FLAGS = {"--config", "--help", "--version", "--account"}.union(
     f"--{no}{name.replace('_', '-')}"
     for kind in (

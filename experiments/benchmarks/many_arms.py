@@ -8,22 +8,24 @@ gathered into ``results.jsonl``, and gathered again when all are there.
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import patch
 
 from mtl_jax.config.train import DataConfig, TrainConfig
+from mtl_jax.core.command_line import guarded, parse
+from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_lines
 from mtl_jax.runs.workdir import Workdir
-from mtl_jax.studies import runner
+from mtl_jax.studies import baselines, runner
 from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.settings import Arm, Plan, arm_folder
 from mtl_jax.studies.status import status_of
@@ -38,6 +40,18 @@ _METRICS = {
     "per_class": [{"class": str(i), "precision": 0.7, "recall": 0.7, "f1": 0.7} for i in range(4)],
 }
 _OF_SPLIT = {"classifier": _METRICS, "sentiment": _METRICS}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ManyArms:
+    """Measure what claims and gathering cost, and print one line of JSON."""
+
+    arms: int = 2000
+    """arms of the study"""
+
+    def __post_init__(self) -> None:
+        if self.arms < 1:
+            raise UserError(f"--arms {self.arms} must be at least 1")
 
 
 def plan_of(folder: Path, arms: int) -> Plan:
@@ -112,7 +126,12 @@ def measured(arms: int, folder: Path) -> dict[str, Any]:
     def gather() -> None:
         runner.gather(plan, pool, "", time.time())
 
-    with patch.object(runner, "train_group", leave_results), patch.object(WorkQueue, "take", timed):
+    with (
+        patch.object(runner, "train_group", leave_results),
+        # What they are held against has no texts, either.
+        patch.object(baselines, "leave_baselines", lambda *_, **__: None),
+        patch.object(WorkQueue, "take", timed),
+    ):
         work = seconds(lambda: runner.work(plan, pool))
     tenth = -(-arms // 10)
     found = {
@@ -133,14 +152,16 @@ def measured(arms: int, folder: Path) -> dict[str, Any]:
     return {name: round(value, 3) for name, value in found.items()}
 
 
-def main() -> None:
-    """Prints one line of JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--arms", type=int, default=2000)
-    asked = parser.parse_args()
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line; returns the exit status."""
+    return guarded(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> None:
+    asked = parse(ManyArms, argv, "python -m experiments.benchmarks.many_arms", __doc__ or "")
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measured(asked.arms, Path(folder) / "study")))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
