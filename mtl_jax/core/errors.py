@@ -51,6 +51,10 @@ class SharedError(UserError):
     """
 
 
+class UnsavedError(UserError):
+    """A checkpoint could not be saved, as on a full disk: other runs beside it would fare alike."""
+
+
 class Preempted(BaseException):
     """The process was asked to end, and has saved what it had: the same command goes on.
 

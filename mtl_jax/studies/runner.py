@@ -25,7 +25,7 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.core import distributed, preemption
 from mtl_jax.core.command_line import one_line
 from mtl_jax.core.console import say
-from mtl_jax.core.errors import Preempted, UserError
+from mtl_jax.core.errors import Preempted, UnsavedError, UserError
 from mtl_jax.core.file_lock import LEASE_SECONDS
 from mtl_jax.runs.precision import with_dtype
 from mtl_jax.runs.workdir import Workdir
@@ -353,6 +353,8 @@ def _train_group(
 
         try:
             arms = tuned(arms, inputs, ledger.folder, plan.tune, alone=ledger.alone)
+        except UnsavedError:
+            raise
         except UserError as error:
             return [{"error": one_line(error)} for _ in arms]
     outcomes = train_group([arm.config for arm in arms], inputs)
@@ -383,13 +385,21 @@ def train_group(configs: Sequence[TrainConfig], inputs: Inputs) -> Sequence[dict
     """Per run its result, or in words what it failed with: an exception holds the arrays.
 
     Of several processes all have failed then: an error of one alone is raised, and ends them.
+
+    Raises:
+        UnsavedError: A checkpoint could not be saved: nor could those of the arms to come.
     """
     from mtl_jax.runs.loop import train_seeds
 
     try:
         outcomes = train_seeds(configs, inputs)
+    except UnsavedError:
+        raise
     except Exception as error:  # but one scenario must not take the others with it
         if not distributed.is_collective(error):
             raise
         return [one_line(error)] * len(configs)
+    for each in outcomes:
+        if isinstance(each, UnsavedError) and distributed.count() == 1:
+            raise each
     return [one_line(each) if isinstance(each, UserError) else each for each in outcomes]

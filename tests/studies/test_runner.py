@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 
 import pytest
@@ -138,6 +139,26 @@ def test_a_study_skips_what_it_cannot_read_and_goes_on(settings, tmp_path, capsy
     none = plan_of(tmp_path / "none", settings, backbones[:1], ["top_9"], seen)
     with pytest.raises(UserError, match=r"no arm .* could be trained; the first failed with: scen"):
         conduct(none, InputsPool(), "the command", 0.0)
+
+
+def test_a_study_ends_where_an_arm_cannot_be_saved_and_goes_on_when_it_can(
+    settings, tmp_path, small_disk
+):
+    disk, seen = small_disk(4), []
+    filler = disk / "filler"
+    free = os.statvfs(disk)
+    # The first checkpoint takes more than what is left beside what the study itself writes.
+    filler.write_bytes(bytes(free.f_bavail * free.f_frsize - 300 * 2**10))
+    folder = disk / "study"
+    plan = plan_of(folder, settings, [settings["backbone"]], ["none_frozen", "top_1"], seen)
+    with pytest.raises(UserError, match=r"could not be saved in .*/none_frozen-"):
+        conduct(plan, InputsPool(), "the command", 0.0)
+    assert seen == []
+    (begun,) = (folder / "arms").iterdir()
+    assert begun.name.startswith("none_frozen-")
+    filler.unlink()
+    assert conduct(plan, InputsPool(), "the command", 0.0) == 0
+    assert [result["arm"] for result in seen[0]] == ["none_frozen", "top_1"]
 
 
 def test_a_report_is_written_after_each_group_and_when_interrupted(settings, tmp_path):

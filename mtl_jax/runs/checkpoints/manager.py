@@ -21,7 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mtl_jax.core import distributed
 from mtl_jax.core.console import in_bytes
-from mtl_jax.core.errors import SharedError, UserError, first_line
+from mtl_jax.core.errors import SharedError, UnsavedError, UserError, first_line
 from mtl_jax.freezing.partition import Params
 from mtl_jax.runs.checkpoints import arrays, manifest
 from mtl_jax.runs.checkpoints.handler import StateHandler, StateSave
@@ -367,9 +367,9 @@ class CheckpointManager(CheckpointReader):
             self._look()
             raise self._unsaved(first_line(error), getattr(error, "errno", None)) from error
 
-    def _unsaved(self, reason: str, number: int | None = None) -> UserError:
+    def _unsaved(self, reason: str, number: int | None = None) -> UnsavedError:
         remedy = _REMEDIES.get(number or 0, "free some disk space")
-        return UserError(
+        return UnsavedError(
             f"the checkpoint could not be saved in {self.folder} ({reason}): {remedy} and run "
             f"again to resume from step {self.last_step or 0}"
         )
