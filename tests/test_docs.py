@@ -38,6 +38,7 @@ from mtl_jax.studies.registry import built_in, find_study
 from mtl_jax.studies.stats.results import read_results, results_file
 from tests.conftest import WORDS
 from tests.faults.__main__ import Faults
+from tests.faults.workers import Kills
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -62,6 +63,7 @@ PROGRAMS = {
     "experiments.benchmarks": Benchmark,
     "experiments.benchmarks.many_arms": ManyArms,
     "tests.faults": Faults,
+    "tests.faults.workers": Kills,
 }
 FLAGS = {"--config", "--help", "--version", "--account"}.union(
     f"--{no}{name.replace('_', '-')}"
