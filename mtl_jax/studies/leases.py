@@ -187,6 +187,8 @@ class Claims:
             self._file.touch(exist_ok=False)
             self._beat()
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.unlink(missing_ok=True)
             raise cannot_write(folder, error) from error
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._thread.start()

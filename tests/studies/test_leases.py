@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -173,6 +174,17 @@ def test_a_worker_that_can_not_write_its_heartbeat_gives_up_before_others_take_o
     next(one.folder.glob("*.worker")).unlink()
     until(lambda: lost)
     assert "lost a: its heartbeat could not be written (No such file" in lost[0]
+
+
+def test_a_worker_that_can_not_begin_leaves_nothing(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(UserError, match="raise the limit on the size of a file"):
+            Claims(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_claim_that_can_not_be_read_is_given_a_lease(workers):
