@@ -45,6 +45,8 @@ _REMEDIES = {
 }
 # Where those go that are to be removed: in one move, so that a kill leaves none in part.
 _PRUNED = ".pruned"
+# Is made and removed before a save, to see whether the disk takes anything.
+_PROBE = ".probe"
 
 
 def kept(needs: Mapping[int, Collection[int]], latest: int, every: int) -> set[int]:
@@ -311,7 +313,7 @@ class CheckpointManager(CheckpointReader):
         elif best is not None and best[0] != step and (held := self._best_held()) is not None:
             parts[BEST] = held.params
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts))
-        distributed.call_on_main(functools.partial(self._check_space, size))
+        distributed.call_on_main(functools.partial(self._check_disk, size))
         beside = () if held is not None else (best or ())[:1]
         needs = tuple(sorted({*keep, *beside} - {step}))
         known = Manifest(
@@ -342,9 +344,13 @@ class CheckpointManager(CheckpointReader):
         if jax.process_index() == 0:
             shutil.rmtree(self.folder / _PRUNED, ignore_errors=True)
 
-    def _check_space(self, size: int) -> None:
-        # Beforehand, for Orbax fails in many threads at once, each with a traceback.
+    def _check_disk(self, size: int) -> None:
+        # Beforehand, for Orbax fails in many threads at once, each with a traceback, and waits
+        # five minutes for a folder that can't be made.
         try:
+            probe = self.folder / _PROBE
+            probe.mkdir(exist_ok=True)
+            probe.rmdir()
             needed, free = size + _SMALL_FILES, shutil.disk_usage(self.folder).free
         except OSError as error:
             raise self._unsaved(first_line(error), error.errno) from error
