@@ -25,6 +25,7 @@ from mtl_jax.core.errors import (
     Preempted,
     UserError,
     first_line,
+    reason,
     refuse_undecodable,
     shortened,
 )
@@ -269,7 +270,7 @@ def _system_error_in_words(error: OSError) -> str:
         return "the current folder is gone: change to another one (cd)"
     verb = "written" if error.errno in _NO_ROOM else "used"
     remedy = REMEDIES.get(error.errno or 0, "correct it, or name another")
-    return f"{thing} can't be {verb} ({error.strerror or first_line(error)}): {remedy}"
+    return f"{thing} can't be {verb} ({reason(error)}): {remedy}"
 
 
 def _status(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 # The status of a run that has saved what it had after a SIGTERM, and can be gone on with:
@@ -29,6 +30,8 @@ REMEDIES = {
 }
 """What to do about what the system refuses, by its number."""
 
+# How pyarrow, safetensors and TensorStore spell it.
+_NUMBER = re.compile(r"(?:errno|os error|code:) (\d+)", re.IGNORECASE)
 # Of a long text that is refused, what is shown on both sides of the fault.
 _AROUND = 100
 
@@ -101,13 +104,31 @@ def first_line(error: BaseException) -> str:
     return shortened(lines[0].strip(), 1000) if lines else repr(error)
 
 
+def system_number(error: BaseException) -> int:
+    """The system's number of what it refused, or 0; some libraries give it in their words alone."""
+    number = error.errno if isinstance(error, OSError) else None
+    found = None if number else _NUMBER.search(" ".join(map(str, error.args)))
+    return int(found[1]) if found else number or 0
+
+
+def reason(error: OSError) -> str:
+    """What the system says that it refused, without what a library has put around it."""
+    # Not the error as a text, which is its numbers alone once it names a file.
+    words = error.strerror or " ".join(map(str, error.args)) or repr(error)
+    found = _NUMBER.search(words)
+    return os.strerror(int(found[1])) if found else shortened(" ".join(words.split()), 1000)
+
+
 def cannot_write(path: Path, error: OSError) -> UserError:
     """What to say where a file or folder can't be written."""
+    number = system_number(error)
+    if number and error.errno is None:
+        error = OSError(number, os.strerror(number))
     remedy = _of_another_kind(error)
     if isinstance(error, FileNotFoundError):
         remedy = "put back the folder that it is in, or name another"
     remedy = remedy or REMEDIES.get(error.errno or 0, "make room or access")
-    return UserError(f"{path} can't be written ({error.strerror or error}): {remedy}")
+    return UserError(f"{path} can't be written ({reason(error)}): {remedy}")
 
 
 def cannot_read(path: Path, error: OSError) -> UserError:
@@ -118,7 +139,7 @@ def cannot_read(path: Path, error: OSError) -> UserError:
     if not isinstance(error, PermissionError):
         remedy = remedy or REMEDIES.get(error.errno or 0)
     remedy = remedy or "give read access to it"
-    return UserError(f"{path} can't be read ({error.strerror or error}): {remedy}")
+    return UserError(f"{path} can't be read ({reason(error)}): {remedy}")
 
 
 def _of_another_kind(error: OSError) -> str | None:

@@ -80,7 +80,8 @@ def exclusive(
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(_opened(path.with_name(f".{path.name}.lock")))
+            file = _opened(path.with_name(f".{path.name}.lock"))
+            stack.callback(release, file)
             patience = math.inf if wait else 0.0
             held = _taken(file, fcntl.LOCK_EX, patience, f"another process that makes {path}")
         except OSError as error:
@@ -89,7 +90,7 @@ def exclusive(
 
 
 def hold(lock: Path, *, shared: bool) -> IO[bytes] | None:
-    """Takes the lock of a folder, until the file is closed; None where another process has it.
+    """Takes the lock of a folder, for ``release``; None where another process has it.
 
     Another process on this machine has it for good reason. One on another machine may be gone
     with that: it is waited for until the file server would know, ``LEASE_SECONDS``, and told.
@@ -103,7 +104,8 @@ def hold(lock: Path, *, shared: bool) -> IO[bytes] | None:
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(_opened(lock))
+        file = _opened(lock)
+        stack.callback(release, file)
         held = _taken(file, kind, 0.0, "")
         if not held and _holder(file) != machine():
             who = f"a process that works in {lock.parent}, on a machine that may be gone,"
@@ -115,6 +117,16 @@ def hold(lock: Path, *, shared: bool) -> IO[bytes] | None:
         _name_holder(file, machine() if alone else b"several machines")
         stack.pop_all()
         return file
+
+
+def release(lock: IO[bytes]) -> None:
+    """Lets go of a lock.
+
+    A disk that fails meanwhile is told where something is written that matters: it must not hide
+    what a run ends with.
+    """
+    with contextlib.suppress(OSError):
+        lock.close()
 
 
 def _opened(lock: Path) -> IO[bytes]:

@@ -12,7 +12,7 @@ from typing import Annotated
 from tyro.conf import UseAppendAction
 
 from mtl_jax.core.console import say
-from mtl_jax.core.errors import UserError, refuse_undecodable
+from mtl_jax.core.errors import UserError, cannot_write, refuse_undecodable
 from mtl_jax.core.paths import expanded
 from mtl_jax.launch.command import Work
 from mtl_jax.launch.options import (
@@ -293,9 +293,7 @@ def _write(folder: Path, files: dict[str, str]) -> None:
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(
-            f"{folder} can't be written ({error.strerror}): name another --folder"
-        ) from error
+        raise cannot_write(folder, error) from error
 
 
 def _submit(*words: str | Path) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mtl_jax.config.tasks import Kind, Task
 from mtl_jax.core.atomic_write import whole
-from mtl_jax.core.errors import UserError, cannot_read, first_line
+from mtl_jax.core.errors import UserError, cannot_read, cannot_write, first_line
 from mtl_jax.core.json_files import check_json
 from mtl_jax.data.examples import Examples
 from mtl_jax.data.kinds import KINDS as LABEL_KINDS
@@ -207,9 +207,7 @@ def _write(path: Path, table: pa.Table) -> None:
         with whole(path) as draft:
             pq.write_table(table, draft, compression="zstd", compression_level=9)
     except OSError as error:
-        raise UserError(
-            f"{path} can't be written ({error.strerror or error}): make room"
-        ) from error
+        raise cannot_write(path, error) from error
 
 
 def _words(table: pa.Table, name: str) -> np.ndarray | None:

@@ -16,7 +16,7 @@ from mtl_jax.config.earlier import as_recorded, renamed
 from mtl_jax.core import distributed
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_read, cannot_write
-from mtl_jax.core.file_lock import hold, without_locks
+from mtl_jax.core.file_lock import hold, release, without_locks
 from mtl_jax.core.json_files import (
     OBJECT,
     read_json,
@@ -329,7 +329,7 @@ class Workdir:
         """Lets another process work here."""
         self.metrics.close()
         if self._lock is not None:
-            self._lock.close()
+            release(self._lock)
 
     def remove_checkpoints(self) -> None:
         """Frees the disk of them and of the encoder beside them; the result stays.

@@ -250,6 +250,8 @@ def undo(folder: Path, arm: str, known: Standing) -> None:
 def why_lacking(folder: Path, arm: str, known: Standing) -> dict[str, Any]:
     """Why there is no result of an arm: its failure, as ``WorkQueue.end`` was given it.
 
+    One that workers may yet train is ``unfinished``, and has not failed.
+
     Args:
         folder: Of the claims.
         arm: Its name there.
@@ -265,8 +267,9 @@ def why_lacking(folder: Path, arm: str, known: Standing) -> dict[str, Any]:
     if known.deaths + known.claimed >= MOST_DEATHS:
         return {"error": f"{MOST_DEATHS} workers have died as they trained it: see what they said"}
     if known.claimed:
-        return {"error": f"a worker has it, or has died with it: {_GO_ON}"}
-    return {"error": f"it {'is not finished' if known.ends else 'was not begun'}: {_GO_ON}"}
+        return {"error": f"a worker has it, or has died with it: {_GO_ON}", "unfinished": True}
+    how = "is not finished" if known.ends else "was not begun"
+    return {"error": f"it {how}: {_GO_ON}", "unfinished": True}
 
 
 def claim_name(workdir: str) -> str:

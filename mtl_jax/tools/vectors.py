@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 
 from mtl_jax.core.atomic_write import check_place, whole
-from mtl_jax.core.errors import UserError
+from mtl_jax.core.errors import cannot_write
 from mtl_jax.data.pairs import Pair
 
 VECTOR_FILE = "a .npy or .parquet file"
@@ -39,7 +39,7 @@ def write_vectors(path: Path, chunks: Iterable[tuple[list[str], np.ndarray]], wi
         with whole(path) as draft:
             return write(draft, chunks, width)
     except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}): name another file") from error
+        raise cannot_write(path, error) from error
 
 
 def _write_npy(draft: Path, chunks: Iterable[tuple[list[str], np.ndarray]], width: int) -> int:

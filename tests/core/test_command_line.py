@@ -15,6 +15,7 @@ from mtl_jax.cli.flags import Command
 from mtl_jax.core.command_line import guarded, one_line, parse
 from mtl_jax.core.errors import Preempted, UserError, cannot_read, cannot_write, first_line
 from mtl_jax.studies.settings import StudySettings
+from tests import forked
 from tests.conftest import run_without_home
 
 REFUSALS = [
@@ -83,13 +84,18 @@ def test_the_remedy_is_for_what_the_system_refused(number, to_write, to_read):
     assert to_read in str(cannot_read(Path("x"), error)).rpartition(": ")[2]
 
 
-def test_a_current_folder_that_is_gone_is_told(tmp_path, monkeypatch, capsys):
+def test_a_current_folder_that_is_gone_is_told(tmp_path):
+    # In a process of its own: an import that fails midway would be met by other tests.
+    program = (
+        "import os, pathlib\nfrom mtl_jax.cli.commands import run\n"
+        "pathlib.Path.cwd().rmdir()\n"
+        "print(run(['check', '--train-file=x.csv', '--label-columns=mood=mood']))"
+    )
     gone = tmp_path / "gone"
     gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    assert run(["check", "--train-file=x.csv", "--label-columns=mood=mood"]) == 2
-    assert "the current folder is gone: change to" in capsys.readouterr().err
+    done = forked.run([sys.executable, "-c", program], cwd=gone, capture_output=True, text=True)
+    assert done.stdout == "2\n"
+    assert "the current folder is gone: change to" in done.stderr
 
 
 def test_a_library_that_finds_no_room_is_no_defect(capsys):

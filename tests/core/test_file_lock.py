@@ -11,7 +11,7 @@ import pytest
 
 from mtl_jax.core import file_lock
 from mtl_jax.core.errors import UserError
-from mtl_jax.core.file_lock import exclusive, hold
+from mtl_jax.core.file_lock import exclusive, hold, release
 from mtl_jax.runs.workdir import Workdir
 
 TURNS = """
@@ -194,3 +194,10 @@ def test_a_file_system_without_locks_is_named(number, tmp_path, monkeypatch):
             raise AssertionError
     with pytest.raises(UserError, match=words):
         Workdir(tmp_path).claim({})
+
+
+def test_a_disk_that_fails_as_a_lock_ends_hides_nothing():
+    lock = Path("/dev/full").open("wb")  # noqa: SIM115
+    lock.write(b"what is written when the file is closed")
+    release(lock)
+    assert lock.closed

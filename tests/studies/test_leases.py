@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 from mtl_jax.core.errors import UserError
 from mtl_jax.studies import leases
 from mtl_jax.studies.leases import Claims, holder, is_here, standings
+from tests.limits import largest_file
 
 LEASE = 1.0
 
@@ -177,13 +177,9 @@ def test_a_worker_that_can_not_write_its_heartbeat_gives_up_before_others_take_o
 
 
 def test_a_worker_that_can_not_begin_leaves_nothing(tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    try:
-        with pytest.raises(UserError, match="raise the limit on the size of a file"):
-            Claims(tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    refused = pytest.raises(UserError, match="raise the limit on the size of a file")
+    with largest_file(100), refused:
+        Claims(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

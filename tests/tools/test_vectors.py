@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.data.pairs import Pair
 from mtl_jax.tools.input_texts import read_lines
 from mtl_jax.tools.vectors import VECTOR_FILE, write_vectors
+from tests.limits import largest_file
 
 
 def rows(count, value=1.0):
@@ -92,6 +94,15 @@ def test_texts_and_vectors_stream_into_a_parquet_file(tmp_path):
     np.testing.assert_array_equal(found["vector"].to_pylist(), vectors)
     assert write_vectors(path, iter([]), 3) == 0
     assert parquet.read_table(path).num_rows == 0
+
+
+@pytest.mark.parametrize("name", ["v.npy", "v.parquet"])
+def test_what_the_system_refuses_is_told_in_its_words(tmp_path, name):
+    path = tmp_path / name
+    words = f"{path} can't be written (File too large): raise the limit on the size of a file"
+    with largest_file(100), pytest.raises(UserError, match=re.escape(words)):
+        write_vectors(path, [rows(200)], 3)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pairs_are_two_columns_of_a_parquet_file(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TextIO
 
 from mtl_jax.config.tasks import Kind
 from mtl_jax.core.atomic_write import other_kind
-from mtl_jax.core.errors import UserError
+from mtl_jax.core.errors import UserError, reason
 from mtl_jax.core.names import quoted
 from mtl_jax.data.columns import Label
 from mtl_jax.data.kinds import LabelKind, type_in_words
@@ -385,7 +385,7 @@ def _size(path: Path) -> int:
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot read {path} ({error.strerror}): name a readable file")
+    return UserError(f"cannot read {path} ({reason(error)}): name a readable file")
 
 
 def _check_kind(path: Path) -> None:

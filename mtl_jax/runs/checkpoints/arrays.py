@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import safetensors.numpy
 from flax.traverse_util import unflatten_dict
 from safetensors import SafetensorError
 
-from mtl_jax.core.errors import first_line
+from mtl_jax.core.errors import first_line, system_number
 from mtl_jax.freezing import partition
 
 
@@ -52,9 +51,7 @@ def write(file: Path, tree: Any) -> None:
     try:
         safetensors.numpy.save_file(leaves, file)
     except SafetensorError as error:
-        # What the system has said stands in the words alone, which differ between releases.
-        if found := re.search(r"\(os error (\d+)\)|\bcode: (\d+)", str(error)):
-            number = int(found[1] or found[2])
+        if number := system_number(error):
             raise OSError(number, os.strerror(number), str(file)) from error
         raise OSError(first_line(error)) from error
 

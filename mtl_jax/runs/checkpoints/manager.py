@@ -9,6 +9,7 @@ import functools
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -21,7 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mtl_jax.core import distributed
 from mtl_jax.core.console import in_bytes
-from mtl_jax.core.errors import SharedError, UnsavedError, UserError, first_line
+from mtl_jax.core.errors import SharedError, UnsavedError, UserError, first_line, reason
 from mtl_jax.freezing.partition import Params
 from mtl_jax.runs.checkpoints import arrays, manifest
 from mtl_jax.runs.checkpoints.handler import StateHandler, StateSave
@@ -45,8 +46,6 @@ _REMEDIES = {
 }
 # Where those go that are to be removed: in one move, so that a kill leaves none in part.
 _PRUNED = ".pruned"
-# Is made and removed before a save, to see whether the disk takes anything.
-_PROBE = ".probe"
 
 
 def kept(needs: Mapping[int, Collection[int]], latest: int, every: int) -> set[int]:
@@ -348,12 +347,10 @@ class CheckpointManager(CheckpointReader):
         # Beforehand, for Orbax fails in many threads at once, each with a traceback, and waits
         # five minutes for a folder that can't be made.
         try:
-            probe = self.folder / _PROBE
-            probe.mkdir(exist_ok=True)
-            probe.rmdir()
+            tempfile.TemporaryFile(dir=self.folder).close()
             needed, free = size + _SMALL_FILES, shutil.disk_usage(self.folder).free
         except OSError as error:
-            raise self._unsaved(first_line(error), error.errno) from error
+            raise self._unsaved(reason(error), error.errno) from error
         if free < needed:
             raise self._unsaved(f"{in_bytes(free)} of {in_bytes(needed)} are free")
         disk = os.statvfs(self.folder)

@@ -143,9 +143,14 @@ def warnings(results: Sequence[Result], failures: Sequence[Failure]) -> list[Blo
     if changed:
         runs = ", ".join(f"`{r['arm']}` seed {r['seed']}" for r in changed)
         blocks.append(Paragraph(f"Frozen parameters changed in {runs}: distrust them.", "warning"))
-    if failures:
-        failed = f"{formatting.count_of(len(failures), 'run')} failed; see the end of the report."
-        blocks.append(Paragraph(failed, "warning"))
+    to_come = sum(bool(failure.get("unfinished")) for failure in failures)
+    if failed := len(failures) - to_come:
+        text = f"{formatting.count_of(failed, 'run')} failed; see the end of the report."
+        blocks.append(Paragraph(text, "warning"))
+    if to_come:
+        runs = formatting.count_of(to_come, "run")
+        text = f"The study is not finished: workers have not ended {runs} yet."
+        blocks.append(Paragraph(text, "warning"))
     lacking = unfinished(results, failures)
     if lacking:
         arms = "; ".join(f"`{arm}` {finished}" for arm, finished in lacking.items())
@@ -253,10 +258,11 @@ def _runs(
     """How many runs each arm has, and what the missing ones failed with."""
     done = Counter(result["arm"] for result in results)
     skipped = Counter(failure["arm"] for failure in failures if failure.get("skipped"))
-    failed = Counter(failure["arm"] for failure in failures) - skipped
+    to_come = Counter(failure["arm"] for failure in failures if failure.get("unfinished"))
+    failed = Counter(failure["arm"] for failure in failures) - skipped - to_come
     rows = [
         Row((Cell(f"`{arm}`"), *(Cell(str(n[arm])) for n in (asked, done, failed, skipped))))
-        for asked in [context.get("asked") or done + failed + skipped]
+        for asked in [context.get("asked") or done + failed + skipped + to_come]
         for arm in asked
     ]
     if not rows:

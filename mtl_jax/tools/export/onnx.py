@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from mtl_jax.core.errors import UserError, first_line
+from mtl_jax.core.errors import UserError, first_line, system_number
 from mtl_jax.core.json_files import OBJECT, read_json, write_json
 from mtl_jax.models import exported
 from mtl_jax.tools.export.forward import forward, weights_of
@@ -76,6 +76,8 @@ def write_onnx(run: TrainedRun, head: TaskHead, folder: Path, where: str) -> Non
         )
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.strip()] or ["no word"]
+            if number := system_number(OSError(said[-1])):
+                raise OSError(number, os.strerror(number), str(folder / _MODEL))
             raise UserError(
                 f"PyTorch can't convert the task {head.name!r} to ONNX ({said[-1][:300]}): use "
                 "another release of torch and onnxscript, or --format stablehlo"

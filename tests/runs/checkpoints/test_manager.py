@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from mtl_jax.runs.checkpoints.manifest import DamageError
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
 from mtl_jax.runs.workdir import Workdir
 from tests.conftest import TASKS
+from tests.limits import largest_file
 from tests.training.test_step import make_program, random_params
 
 TEXTS = 20
@@ -316,16 +316,11 @@ def test_a_full_disk_is_told_in_one_line_and_spares_the_last_checkpoint(run, sma
 
 
 def test_what_the_system_refuses_is_told_with_its_remedy(run, tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
     def save_two():
         with CheckpointManager(tmp_path) as checkpoints:
             save(checkpoints, run, 1, 0.5)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-            try:
+            with largest_file(100):
                 save(checkpoints, run, 2, 0.9)
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     with pytest.raises(UserError) as caught:
         save_two()

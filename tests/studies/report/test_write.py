@@ -272,6 +272,14 @@ def test_only_failures(tmp_path: Path):
     assert "<code>top_4</code> seed 1" in text
 
 
+def test_what_workers_have_not_ended_has_not_failed(tmp_path: Path):
+    to_come = {"arm": "top_4", "seed": 2, "error": "it was not begun: go on", "unfinished": True}
+    text = report(tmp_path, study(), failures=[*FAILURES, to_come])
+    assert "1 run failed" in text
+    assert "The study is not finished: workers have not ended 1 run yet." in text
+    assert "<code>top_4</code> seed 2: it was not begun" in text
+
+
 def test_a_changed_digest_is_a_warning(tmp_path: Path):
     results = study()
     results[0]["frozen_digest_unchanged"] = False
