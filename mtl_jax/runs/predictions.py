@@ -141,7 +141,8 @@ def copy_rounded(path: Path, copy: Path, digits: int) -> None:
     Args:
         path: ``predictions-<split>.parquet`` of a run.
         copy: The file to write.
-        digits: Decimals of each probability.
+        digits: Significant digits of each probability: of the smallest, too, for losses and
+            temperatures depend on their logarithms.
 
     Raises:
         UserError: The one can't be read or the other can't be written.
@@ -153,11 +154,19 @@ def copy_rounded(path: Path, copy: Path, digits: int) -> None:
         column = f"{name}_probabilities"
         if column not in table.column_names:
             continue
-        flat = table[column].combine_chunks().flatten().to_numpy().round(digits)
+        flat = _significant(table[column].combine_chunks().flatten().to_numpy(), digits)
         rows = pa.FixedSizeListArray.from_arrays(pa.array(flat), len(task["classes"]))
         table = table.set_column(table.column_names.index(column), column, rows)
     noted = {"mtl_jax": json.dumps({**about, "digits": digits})}
     _write(copy, table.replace_schema_metadata(noted))
+
+
+def _significant(values: np.ndarray, digits: int) -> np.ndarray:
+    """Rounds float [n], none of which is negative, to so many significant digits."""
+    exponents = np.floor(np.log10(np.where(values > 0, values, 1.0)).astype(np.float64))
+    # Of equal digits and exponents equal numbers, of which the file has each once.
+    scale = 10.0**exponents
+    return ((values / scale).round(digits - 1) * scale).astype(values.dtype)
 
 
 def copy_with(path: Path, copy: Path, found: Predictions) -> None:

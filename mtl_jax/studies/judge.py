@@ -54,8 +54,8 @@ class Judge:
     """also copy what a report is written from to this folder: the results, compressed, and the \
 predictions on validation and test"""
     digits: int | None = None
-    """with --keep: round probabilities to so many decimals, such as 2, which takes far less room; \
-reports then show the calibration errors of the results, and do not compute them again"""
+    """with --keep: round probabilities to so many significant digits, such as 2, which takes far \
+less room; reports then show the calibration errors of the results, and do not compute them again"""
 
 
 def judge_study(argv: Sequence[str]) -> int:
@@ -188,7 +188,7 @@ def keep(folder: Path, place: Path, digits: int | None = None) -> None:
         place: Where ``results.jsonl.gz``, ``study.json``, ``tuning.jsonl``, ``baselines.jsonl`` and
             the predictions on validation and test, those of baselines too, are left; what is there
             already of an arm is replaced.
-        digits: Decimals of the probabilities; by default those that there are.
+        digits: Significant ones of the probabilities; by default those that there are.
 
     Raises:
         UserError: Something can't be read or written, or ``place`` is the study's folder.
