@@ -30,7 +30,7 @@ REMEDIES = {
 }
 """What to do about what the system refuses, by its number."""
 
-# How pyarrow, safetensors and TensorStore spell it.
+# How pyarrow and safetensors spell an errno.
 _NUMBER = re.compile(r"(?:errno|os error|code:) (\d+)", re.IGNORECASE)
 # Of a long text that is refused, what is shown on both sides of the fault.
 _AROUND = 100
@@ -105,15 +105,15 @@ def first_line(error: BaseException) -> str:
 
 
 def system_number(error: BaseException) -> int:
-    """The system's number of what it refused, or 0; some libraries give it in their words alone."""
+    """The errno of an error, from its text where a library gives it only there; 0 without one."""
     number = error.errno if isinstance(error, OSError) else None
     found = None if number else _NUMBER.search(" ".join(map(str, error.args)))
     return int(found[1]) if found else number or 0
 
 
 def reason(error: OSError) -> str:
-    """What the system says that it refused, without what a library has put around it."""
-    # Not the error as a text, which is its numbers alone once it names a file.
+    """The system's message of an error, without the text that a library has put around it."""
+    # Not ``str(error)``: of an error without an errno that is "[Errno None] None" and its file.
     words = error.strerror or " ".join(map(str, error.args)) or repr(error)
     found = _NUMBER.search(words)
     return os.strerror(int(found[1])) if found else shortened(" ".join(words.split()), 1000)
@@ -121,9 +121,7 @@ def reason(error: OSError) -> str:
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """What to say where a file or folder can't be written."""
-    number = system_number(error)
-    if number and error.errno is None:
-        error = OSError(number, os.strerror(number))
+    error = _with_errno(error)
     remedy = _of_another_kind(error)
     if isinstance(error, FileNotFoundError):
         remedy = "put back the folder that it is in, or name another"
@@ -133,6 +131,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 def cannot_read(path: Path, error: OSError) -> UserError:
     """What to say where a file or folder is there, or not, and can't be read."""
+    error = _with_errno(error)
     if isinstance(error, FileNotFoundError):
         return UserError(f"{path} is missing: correct the path, or put the file there")
     remedy = _of_another_kind(error)
@@ -140,6 +139,12 @@ def cannot_read(path: Path, error: OSError) -> UserError:
         remedy = remedy or REMEDIES.get(error.errno or 0)
     remedy = remedy or "give read access to it"
     return UserError(f"{path} can't be read ({reason(error)}): {remedy}")
+
+
+def _with_errno(error: OSError) -> OSError:
+    """The error as the system raises it, of its own class, where only its text has an errno."""
+    number = system_number(error)
+    return OSError(number, os.strerror(number)) if number and error.errno is None else error
 
 
 def _of_another_kind(error: OSError) -> str | None:
