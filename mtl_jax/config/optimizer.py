@@ -33,20 +33,21 @@ MIN_STEPS, HEAD_MIN_STEPS = 150, 5000
 # The rate of the heads where no sweep chooses it.
 HEAD_LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.01
-# That of heads alone, with so many training texts; see ``head_weight_decay``.
-_HEAD_WEIGHT_DECAY, _OF_TEXTS = 0.06, 10_000
+# Training texts up to which the weight decay of heads alone is 1; see ``head_weight_decay``.
+_FEW_TEXTS = 1200
 
 
 def head_weight_decay(texts: int) -> float:
     """Returns AdamW's weight decay of heads that are trained alone, without dropout.
 
-    It takes the place of dropout, and is the larger the fewer texts there are to learn from:
-    0.06 for 10,000 of them, as the root of their number falls, and 1 at most. What AdamW decays by
-    is no L2 penalty of the loss, for Adam divides the gradient, and not the decay, by the root of
-    the gradient's mean square: a weight whose gradient is small from text to text, as all are
-    where few texts are fitted closely, is held more.
+    It takes the place of dropout, and is the larger the fewer texts there are to learn from: 1 for
+    1,200 of them and fewer, and as one over their number for more, as the weight of a Gaussian
+    prior against a mean loss falls. What AdamW decays by is no L2 penalty of the loss, for Adam
+    divides the gradient, and not the decay, by the root of the gradient's mean square: a weight
+    whose gradient is small from text to text, as all are where few texts are fitted closely, is
+    held more.
     """
-    return min(_HEAD_WEIGHT_DECAY * math.sqrt(_OF_TEXTS / max(texts, 1)), 1.0)
+    return min(_FEW_TEXTS / max(texts, 1), 1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ heads, a rate from a quick sweep if its validation score is clearly better"""
     """peak learning rate of the trained part of the backbone"""
     weight_decay: float | None = None
     """weight decay of AdamW, for everything except biases and layer norms; by default 0.01, or, \
-if only heads are trained, 0.06 * sqrt(10000 / training texts), at most 1"""
+if only heads are trained, 1200 / training texts, at most 1"""
     layer_decay: float = 1.0
     """factor from the learning rate of each layer to that of the layer below it"""
     schedule: str = "linear"

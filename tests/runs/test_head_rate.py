@@ -163,7 +163,7 @@ def test_seeds_together_have_one_rate_and_a_recipe_only_its_first_phase(
 
 
 @pytest.mark.parametrize(
-    ("texts", "decay"), [(10_000, 0.06), (2_500, 0.12), (1_000_000, 0.006), (100, 0.6), (1, 1.0)]
+    ("texts", "decay"), [(12_000, 0.1), (2_400, 0.5), (1_000_000, 0.0012), (1_200, 1.0), (1, 1.0)]
 )
 def test_fewer_texts_are_decayed_more(texts, decay):
     assert head_weight_decay(texts) == pytest.approx(decay)
