@@ -77,7 +77,7 @@ def test_vectors_go_through_a_link_and_replace_nothing_but_files(tmp_path):
     loop = tmp_path / "loop.npy"
     loop.symlink_to("loop.npy")
     for write in (check_place, write_vectors):
-        with pytest.raises(UserError, match="levels of symbolic links.*leads back to itself"):
+        with pytest.raises(UserError, match=r"levels of symbolic links.*leads back to itself"):
             write(loop, *((VECTOR_FILE,) if write is check_place else ([rows(2)], 3)))
     assert loop.is_symlink()
     assert Path("/dev/null").is_char_device()
