@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from mtl_jax.core.errors import NoFileError, UserError
+from mtl_jax.core.errors import NoFileError, UserError, cannot_write
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -52,12 +52,16 @@ def check_place(path: Path, file: str) -> None:
         file: What to name instead, such as "a .npy file".
 
     Raises:
-        UserError: It is something else than a file, or is in a folder that can't be written.
+        UserError: It is something else than a file, or a link to itself, or is in a folder that
+            can't be written.
     """
     kind = "a folder" if not path.name else other_kind(path)
     if kind:
         raise UserError(f"{path} is {kind}: name {file}")
-    folder = Path(os.path.realpath(path)).parent
+    try:
+        folder = _led_to(path).parent
+    except OSError as error:
+        raise cannot_write(path, error) from error
     if not folder.is_dir():
         raise UserError(f"{path} can't be written (there is no folder {folder}): make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -84,6 +88,14 @@ def check_folder(path: Path, flag: str) -> None:
         )
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{flag} {path} can't be written (no access to {there}): name another")
+
+
+def _led_to(path: Path) -> Path:
+    """Where a path leads, there or not; an OSError where links lead back to themselves."""
+    place = Path(os.path.realpath(path))
+    if place.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return place
 
 
 def is_same_file(one: Path | int, other: Path | int) -> bool:
@@ -113,7 +125,7 @@ def whole(path: Path, suffix: str = "") -> Iterator[Path]:
         NoFileError: There is something else than a file, which stays.
     """
     refuse_other_kind(path)
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    path = _led_to(path) if path.is_symlink() else path
     draft = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
     try:
         with _named(path, draft):

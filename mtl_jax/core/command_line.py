@@ -230,16 +230,28 @@ def _refusal_in_words(error: Exception) -> str | None:
     """What to say where the system, and not this program, is at fault; None for any other error."""
     if refusal := _system_error(error):
         return _system_error_in_words(refusal)
-    if not isinstance(error, RuntimeError):
-        return None
-    text = first_line(error)
-    if re.match(r"Unable to initialize backend|Unknown backend|No known backend", text):
+    if why := _no_device(error):
         return (
-            f"JAX can't use the devices that it was told to ({text}): set JAX_PLATFORMS to what "
+            f"JAX can't use the devices that it was told to ({why}): set JAX_PLATFORMS to what "
             "this machine has, such as cpu, or unset it"
         )
-    if text.startswith("Could not determine home directory"):
+    text = first_line(error)
+    if isinstance(error, RuntimeError) and text.startswith("Could not determine home directory"):
         return "there is no home folder for a path with ~: set HOME, or write the path in full"
+    return None
+
+
+def _no_device(error: Exception) -> str | None:
+    """Why JAX has no device of those it was told to use, where that is what an error says."""
+    text = first_line(error)
+    if isinstance(error, RuntimeError):
+        told = re.match(r"Unable to initialize backend|Unknown backend|No known backend", text)
+        return text if told else None
+    # JAX passes CUDA over without a GPU that it can see, and asserts that some device is left.
+    if isinstance(error, AssertionError) and os.environ.get("JAX_PLATFORMS"):
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__") == "jax._src.xla_bridge":
+            return "no GPU is visible"
     return None
 
 

@@ -73,6 +73,8 @@ def check(
             if (labels := view.labels.get(task)) is not None
         }
         findings += _BY_KIND[kind_of(of_splits["train"])](task, names, of_splits)
+    for split, view in others.items():
+        findings += _unlabelled(split, view, tuple(classes))
     if "validation" in others:
         findings += _too_small(others["validation"], tuple(classes))
     for split, view in others.items():
@@ -298,6 +300,15 @@ def _absent(task: str, names: Sequence[str], split: str, count: np.ndarray) -> l
     )
     # Nothing is chosen on the test split.
     return [Finding("note" if split == "test" else "warning", text)]
+
+
+def _unlabelled(split: str, view: View, tasks: Sequence[str]) -> Iterator[Finding]:
+    """Where nothing can be measured of a task, as on a test split whose labels are kept back."""
+    what = "measured of it" if split == "test" else "measured of it or chosen by it"
+    for task in tasks:
+        labels = view.labels.get(task)
+        if labels is not None and len(labels) and not has_label(labels).any():
+            yield _warning(task, f"no text of {split} has a label: nothing is {what}")
 
 
 def _too_small(validation: View, tasks: Sequence[str]) -> list[Finding]:

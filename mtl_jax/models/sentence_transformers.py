@@ -71,6 +71,11 @@ def default_pooling(folder: Path, config: EncoderConfig | None = None) -> Poolin
         return exported
     modules = _modules(folder)
     places = [module.get("path", "") for module in modules if _kind(module) == "Pooling"]
+    if len(places) > 1:
+        raise UserError(
+            f"{folder / 'modules.json'} declares {len(places)} poolings: choose one by --pooling "
+            "mean, cls or pooler; its vectors are not those that the checkpoint was made for"
+        )
     path = folder / (places[0] if places else "1_Pooling") / "config.json"
     otherwise = cast("Pooling", (config and config.classifier_pooling) or "mean")
     if not places and not path.exists():

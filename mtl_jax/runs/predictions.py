@@ -214,7 +214,8 @@ def _write(path: Path, table: pa.Table) -> None:
 
     try:
         with whole(path) as draft:
-            pq.write_table(table, draft, compression="zstd", compression_level=9)
+            # pyarrow takes a relative path such as s3:x/y for an address.
+            pq.write_table(table, draft.absolute(), compression="zstd", compression_level=9)
     except OSError as error:
         raise cannot_write(path, error) from error
 

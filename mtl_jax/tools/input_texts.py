@@ -140,7 +140,7 @@ def looks_like_header(line: str, columns: Iterable[str]) -> bool:
             names = json.loads(line)
             return isinstance(names, dict) and bool({*map(str.lower, names)} & (known | _USUAL))
         return False
-    for delimiter in ("\t", ","):
+    for delimiter in ("\t", ",", ";"):
         fields = [field.strip().strip('"').strip().lower() for field in line.split(delimiter)]
         if known & {*fields}:
             return True

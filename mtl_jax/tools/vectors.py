@@ -71,7 +71,8 @@ def _write_parquet(draft: Path, chunks: Iterable[tuple[list[str], np.ndarray]], 
     vector = pa.list_(pa.float32(), width)
     schema = pa.schema([*((name, pa.string()) for name in names), ("vector", vector)])
     rows, waiting, size = 0, [], 0
-    with parquet.ParquetWriter(draft, schema) as writer:
+    # pyarrow takes a relative path such as s3:x/y for an address.
+    with parquet.ParquetWriter(draft.absolute(), schema) as writer:
         for texts, vectors in itertools.chain([] if some is None else [some], chunks):
             flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
             columns = [texts]

@@ -45,6 +45,21 @@ def test_what_the_system_refuses_is_one_line(error, words, capsys):
     assert words in line
 
 
+def test_a_gpu_that_is_not_there_is_told():
+    """JAX asserts here, without a word, that it has found one."""
+    program = "import sys, jax; from mtl_jax.core.command_line import guarded\n"
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{program}sys.exit(guarded(lambda argv: jax.devices(), []))"],
+        env={**os.environ, "JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": "-1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("error: JAX can't use the devices that it was ")
+    assert "Traceback" not in ended.stderr
+
+
 def test_the_cause_is_told_of_an_error_that_names_one(capsys):
     def main(argv):
         try:

@@ -174,7 +174,11 @@ def test_classes_without_a_text():
         "classes that occur or are predicted",
     ]
     # Without a label of the task there is nothing to say of its classes.
-    assert told(names, [0, 1, 2, 3], validation=[-1, -1]) == []
+    assert told(names, [0, 1, 2, 3], validation=[-1, -1], test=[-1]) == [
+        "warning: topic: no text of validation has a label: nothing is measured of it or chosen "
+        "by it",
+        "warning: topic: no text of test has a label: nothing is measured of it",
+    ]
     many = tuple(f"c{i}" for i in range(30))
     said = told(many, [0] * 9, validation=[*range(30)])
     assert [each for each in said if "more" in each] == [

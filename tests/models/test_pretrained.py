@@ -561,6 +561,10 @@ def test_pooling_is_where_the_modules_say(tmp_path):
         default_pooling(tmp_path)
     declare(tmp_path, {"pooling_mode": "cls"}, "2_Pooling")
     assert default_pooling(tmp_path) == "cls"
+    modules = [{"type": "st.Pooling", "path": f"{number}_Pooling"} for number in (1, 2)]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UserError, match=r"modules\.json declares 2 poolings: choose one by"):
+        default_pooling(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", '[{"path": "x"}]', '[{"type": 1}]', "["])

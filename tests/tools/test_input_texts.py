@@ -27,7 +27,10 @@ def test_texts_come_from_tables_and_from_lines(tmp_path):
     assert list(read_texts(tmp_path / "t.csv", ("id",), ("text",))) == ["1", "2"]
     assert list(read_texts(tmp_path / "t.jsonl", ("body",), ("text",))) == ["a", "b"]
     assert list(read_texts(tmp_path / "t.txt", None, ("text",))) == ["id,text", "a"]
-    with pytest.raises(UserError, match="has no column 'text'"):
+    # Nobody who has texts read has labels to name.
+    with pytest.raises(
+        UserError, match=r"no column 'text'.*: name the columns with --text-column$"
+    ):
         read_texts(tmp_path / "t.jsonl", None, ("text",))
     with pytest.raises(UserError, match=r"gone\.txt is missing"):
         read_texts(tmp_path / "gone.txt", None, ("text",))
@@ -42,8 +45,10 @@ def test_texts_come_from_tables_and_from_lines(tmp_path):
         ("mood", True),
         ('{"text": "a", "topic": "b"}', True),
         ("review,rating", True),
+        ("review;rating", True),
         ("the film was good, and long", False),
         ("yes,no", False),
+        ("yes; no", False),
         ("a text", False),
         ("{a brace", False),
         ("[1]", False),

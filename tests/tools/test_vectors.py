@@ -10,10 +10,13 @@ import pytest
 from pyarrow import parquet
 
 from mtl_jax.cli.commands import run
+from mtl_jax.config.tasks import Task
 from mtl_jax.core.atomic_write import check_place, whole
 from mtl_jax.core.errors import UserError
+from mtl_jax.data.examples import Examples
 from mtl_jax.data.pairs import Pair
-from mtl_jax.tools.input_texts import read_lines
+from mtl_jax.runs.predictions import read_predictions, write_predictions
+from mtl_jax.tools.input_texts import read_lines, read_texts
 from mtl_jax.tools.vectors import VECTOR_FILE, write_vectors
 from tests.limits import largest_file
 
@@ -71,6 +74,14 @@ def test_vectors_go_through_a_link_and_replace_nothing_but_files(tmp_path):
         with pytest.raises(OSError, match=f"it is {kind}"), whole(path) as draft:
             draft.write_text("x")
     assert pipe.is_fifo()
+    loop = tmp_path / "loop.npy"
+    loop.symlink_to("loop.npy")
+    words = r"levels of symbolic links.*leads back to itself"
+    with pytest.raises(UserError, match=words):
+        check_place(loop, VECTOR_FILE)
+    with pytest.raises(OSError, match=r"levels of symbolic links"), whole(loop) as draft:
+        draft.write_text("x")
+    assert loop.is_symlink()
     assert Path("/dev/null").is_char_device()
     with pytest.raises(UserError, match="there is no folder"):
         check_place(tmp_path / "no" / "v.npy", VECTOR_FILE)
@@ -94,6 +105,20 @@ def test_texts_and_vectors_stream_into_a_parquet_file(tmp_path):
     np.testing.assert_array_equal(found["vector"].to_pylist(), vectors)
     assert write_vectors(path, iter([]), 3) == 0
     assert parquet.read_table(path).num_rows == 0
+
+
+def test_a_folder_that_looks_like_an_address_is_a_folder(tmp_path, monkeypatch):
+    """pyarrow takes what stands before a colon for the name of a file system."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("file:x", "s3:x"):
+        (tmp_path / name).mkdir()
+        path = Path(name, "v.parquet")
+        write_vectors(path, [(["a text"], np.zeros((1, 3), np.float32))], 3)
+        assert list(read_texts(path, ["text"], [])) == ["a text"]
+        examples = Examples([""], {"mood": np.zeros(1, np.int32)}, None, rows=np.arange(1))
+        tasks, logits = {"mood": Task("mood", classes=("good", "bad"))}, np.zeros((1, 2), "f4")
+        write_predictions(path, examples, {"mood": logits}, tasks, ("d",))
+        assert read_predictions(path).tasks["mood"].predicted.shape == (1,)
 
 
 @pytest.mark.parametrize("name", ["v.npy", "v.parquet"])

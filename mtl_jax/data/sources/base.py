@@ -100,7 +100,8 @@ class Fields:
                 return (
                     f"its fields have {name} between them: save it as .csv with commas, or as .tsv"
                 )
-        flags = f"name the columns with {self.text_flag} and {self.label_flags}"
+        labels = f" and {self.label_flags}" if self.labels else ""
+        flags = f"name the columns with {self.text_flag}{labels}"
         alike = [name for name in there if name.strip().lower() == column.strip().lower()]
         return f"{flags}; did you mean {alike[0]!r}?" if alike else flags
 

@@ -36,7 +36,8 @@ def read_rows(path: Path, fields: Fields) -> Iterator[Rows]:
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(path, buffer_size=_BYTES, pre_buffer=False)
+        # pyarrow takes a relative path such as s3:x/y for an address.
+        file = parquet.ParquetFile(path.absolute(), buffer_size=_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path} is not a complete Parquet file ({first_line(error)}): {_REMEDY}"

@@ -87,8 +87,16 @@ def arm_axis(axes: Axes, arms: Sequence[str]) -> None:
 
 
 def cost_axis(axes: Axes) -> None:
-    """A logarithmic cost along the bottom, written out."""
+    """A logarithmic cost along the bottom, written out.
+
+    Args:
+        axes: What is drawn in it has been already.
+    """
     axes.set_xscale("log")
+    low, high = axes.dataLim.intervalx
+    # Equal costs may differ in their last digit, which would be all that there is to see.
+    if 0 < low <= high < low * (1 + 1e-9):
+        axes.set_xlim(low / 2, high * 2)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.text import Annotation, Text
 
 from mtl_jax.studies.report import figures, tables
-from mtl_jax.studies.report.axes import LONGEST_LABEL
+from mtl_jax.studies.report.axes import LONGEST_LABEL, cost_axis, panel_row
 from mtl_jax.studies.report.palette import looks
 from tests.synthetic_study import line, study
 
@@ -100,6 +100,14 @@ def test_looks_are_distinct_and_do_not_depend_on_order():
     ]
     assert len({look.colour for look in found.values()}) == len(arms)
     assert looks(arms[::-1])["top_2"] == found["top_2"]
+
+
+def test_costs_that_differ_in_their_last_digit_are_one_place():
+    """The mean of six equal ones may, and an axis from the one to the other shows nothing."""
+    _, (axes,) = panel_row(1, 4.0)
+    axes.scatter([3.0, 3.0 + 2**-51], [0.1, 0.2])
+    cost_axis(axes)
+    assert axes.get_xlim() == pytest.approx((1.5, 6.0))
 
 
 def test_costs_are_counted_and_controls_are_hollow():
