@@ -139,8 +139,8 @@ def _markdown_table(table: Table) -> str:
     lines.append(line([":--"] + [rule] * (len(table.columns) - 1)))
     for row in table.rows:
         cells = [_md(cell.plain) for cell in row.cells]
-        bold = row.style == "chosen"
-        lines.append(line([f"**{cell}**" if bold and cell else cell for cell in cells]))
+        mark = {"chosen": "**", "reference": "*"}.get(row.style, "")
+        lines.append(line([f"{mark}{cell}{mark}" if cell else cell for cell in cells]))
     if table.note:
         lines.append(f"\n{_md(table.note)}")
     return "\n".join(lines)
