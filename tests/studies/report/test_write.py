@@ -115,7 +115,7 @@ def test_html_and_markdown_hold_the_same_tables(full: Path):
     assert len(markdown) >= 8
     assert page.tables == markdown
     # Its note says "in italics".
-    assert "\n| *majority class* |  | *0.2* |" in (full / "report.md").read_text(encoding="utf-8")
+    assert "\n| *majority class* |  | *0.200* |" in (full / "report.md").read_text(encoding="utf-8")
 
 
 def test_sections(full: Path):
