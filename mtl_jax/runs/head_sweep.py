@@ -22,6 +22,7 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.batches import EpochOrder, index_batch
+from mtl_jax.runs.monitoring.progress_log import Heartbeat
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.progress import beats
 from mtl_jax.training.inputs import Inputs
@@ -191,6 +192,7 @@ def train_heads(run: PhaseRun, grid: Grid) -> tuple[Heads, list[int], np.ndarray
     plan = run.plans[0]
     heads, epochs = Heads(run, grid), max(round(plan.epochs(plan.steps)), 1)
     measured, scores = [], []
+    heartbeat = Heartbeat(run.config.watch.heartbeat, epochs, phases=1, may_end_early=False)
     # Epochs of few steps are trained several at a time.
     at_once = math.gcd(plan.measure_every, epochs)
     for epoch in range(at_once, epochs + 1, at_once):
@@ -198,6 +200,9 @@ def train_heads(run: PhaseRun, grid: Grid) -> tuple[Heads, list[int], np.ndarray
         if epoch % plan.measure_every == 0 or epoch == epochs:
             measured.append(epoch)
             scores.append(heads.measure())
+        if heartbeat.due(epoch):
+            left = ", ".join([f"epoch {epoch:,} of {epochs:,}", *heartbeat.left(epoch)])
+            say(f"sweep of {len(heads.settings)} settings of the heads: {left}")
     return heads, measured, np.stack(scores, axis=-1)
 
 

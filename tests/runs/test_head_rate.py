@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from mtl_jax.config.monitoring import MonitoringConfig
 from mtl_jax.config.optimizer import head_weight_decay
 from mtl_jax.config.train import DataConfig, TrainConfig
 from mtl_jax.runs.best_checkpoint import best_parameters
@@ -64,10 +65,15 @@ def test_another_rate_is_chosen_only_where_it_is_clearly_better():
     assert words == "macro-F1 0.541 on validation, 0.500 with 0.003"
 
 
-def test_scores_and_errors_are_those_of_the_trained_heads(open_settings, inputs):
-    run = PhaseRun(TrainConfig(**open_settings, workdir=""), inputs)
+def test_scores_and_errors_are_those_of_the_trained_heads(open_settings, inputs, capsys):
+    watch = MonitoringConfig(heartbeat=1e-9)
+    run = PhaseRun(TrainConfig(**open_settings, workdir="", watch=watch), inputs)
     grid = Grid((0, 1), RATES, (0.01,), weights((1.0,), (1.0,)))
-    heads, _, validation = train_heads(run, grid)
+    heads, measured, validation = train_heads(run, grid)
+    # A long sweep tells how far it is.
+    *_, last = capsys.readouterr().err.splitlines()
+    epochs = measured[-1]
+    assert last == f"sweep of 4 settings of the heads: epoch {epochs} of {epochs}, about 0.0 s left"
     scores, errors = _compared(run, heads)
     # The best measurement of each is kept, and every validation text takes part.
     np.testing.assert_allclose(scores, validation[..., -1].mean(0), rtol=1e-5)

@@ -23,7 +23,7 @@ class Heartbeat:
 
     Args:
         every: Seconds between two lines; 0 for none.
-        total: Steps of the run, at most.
+        total: Steps of the run, or epochs of a sweep, at most.
         phases: How many it has.
         may_end_early: Whether it may take fewer steps.
         clock: Seconds from any start.
@@ -54,24 +54,34 @@ class Heartbeat:
             losses: Per task its mean loss in nats; before any is known it is told nothing.
             rate: Examples per second.
         """
-        if not self._every or not losses:
+        if not losses or not self.due(step):
             return
-        now = self._clock()
-        if self._first is None:
-            self._first, self._last = (now, step), now
-            return
-        if now - self._last < self._every:
-            return
-        self._last = now
-        start, before = self._first
         of_phases = f" (phase {phase + 1} of {self._phases})" if self._phases > 1 else ""
         words = [f"step {step:,} of {self._total:,}{of_phases}"]
         words += [f"{task} {loss:.3f}" for task, loss in losses.items()]
-        words += [f"{rate:.0f} examples/s", *memory_in_use()]
-        if step > before:
-            left = (self._total - step) * (now - start) / (step - before)
-            words.append(f"{self._left} {duration(left)} left")
+        words += [f"{rate:.0f} examples/s", *memory_in_use(), *self.left(step)]
         self._write(", ".join(words))
+
+    def due(self, step: int) -> bool:
+        """Whether a line is due after this step; the first call starts the clock."""
+        if not self._every:
+            return False
+        now = self._clock()
+        if self._first is None:
+            self._first, self._last = (now, step), now
+            return False
+        if now - self._last < self._every:
+            return False
+        self._last = now
+        return True
+
+    def left(self, step: int) -> list[str]:
+        """What is left after this step, where a line is due, in words."""
+        if self._first is None or step <= self._first[1]:
+            return []
+        start, before = self._first
+        seconds = (self._total - step) * (self._last - start) / (step - before)
+        return [f"{self._left} {duration(seconds)} left"]
 
 
 def training_heartbeat(run: PhaseRun) -> Heartbeat:
