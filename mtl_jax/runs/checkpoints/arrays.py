@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,17 @@ def write(file: Path, tree: Any) -> None:
         OSError: It can't be written.
     """
     leaves = {name: np.asarray(leaf, order="C") for name, leaf in named(tree).items()}
+    # The file that safetensors puts in the place of this one is for its owner alone; others may
+    # read what those may read that are made in the usual way.
+    file.touch()
+    mode = stat.S_IMODE(file.stat().st_mode)
     try:
         safetensors.numpy.save_file(leaves, file)
     except SafetensorError as error:
         if number := system_number(error):
             raise OSError(number, os.strerror(number), str(file)) from error
         raise OSError(first_line(error)) from error
+    file.chmod(mode)
 
 
 def read(file: Path) -> dict[str, np.ndarray]:
