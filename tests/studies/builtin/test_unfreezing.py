@@ -205,8 +205,9 @@ def test_the_report_holds_every_arm_at_every_size():
     assert "](curves.png)" in text
     assert text.index("unfreezing pays from 256") < text.index("## Results")
     # Size by size, the findings and the claim say the same.
-    claims = [row for row in text.splitlines() if row.startswith("| at max_train_examples 64 |")]
-    assert sum("| +0.050 [+0.050, +0.050], corrected p 0.031, 6 seeds |" in c for c in claims) == 1
+    claims = [row for row in text.splitlines() if row.startswith("| *at max_train_examples 64* |")]
+    number = "| *+0.050 [+0.050, +0.050], corrected p 0.031, 6 seeds* |"
+    assert sum(number in claim for claim in claims) == 1
     (found,) = [row for row in text.splitlines() if row.startswith("- 64 sentences: `gradual")]
     assert found.endswith("against `none_frozen`, better (corrected p = 0.031).")
 
