@@ -23,12 +23,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ.setdefault(
     "JAX_DISABLE_MOST_OPTIMIZATIONS", "1"
 ) == "1" and importlib.metadata.version("jaxlib").startswith("0.10."):
-    # The older code generator takes less than half the time of the newer one, and fewer passes over
-    # a program two thirds of what is left. Later versions may have no such flags, and end a process
-    # that sets one they do not know.
-    os.environ["XLA_FLAGS"] += (
-        " --xla_cpu_use_fusion_emitters=false --xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE"
-    )
+    # The older code generator takes less than half the time of the newer one. Later versions may
+    # have no such flag, and end a process that sets one they do not know.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # The threads of scipy's and PyTorch's products wait for each other for longer than products of this
 # size take, and keep the cores of two workers busy as they do.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
