@@ -39,6 +39,8 @@ class Backbones(StudySettings):
     """checkpoints to compare, instead of --backbone: folders, or names on the Hugging Face hub"""
     arms: tuple[str, ...] = ("backbone_frozen", "top_2", "none_frozen")
     """scenarios, recipes, or .json files of either, to train on each checkpoint"""
+    epochs: int | None = None
+    """as in train, so that heads alone, whose passes are nearly free, make enough steps"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
