@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Mapping
@@ -59,7 +60,9 @@ def write(file: Path, tree: Any) -> None:
         if number := system_number(error):
             raise OSError(number, os.strerror(number), str(file)) from error
         raise OSError(first_line(error)) from error
-    file.chmod(mode)
+    # Not every file system knows permissions.
+    with contextlib.suppress(OSError):
+        file.chmod(mode)
 
 
 def read(file: Path) -> dict[str, np.ndarray]:
