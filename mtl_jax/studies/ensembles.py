@@ -78,7 +78,7 @@ def keep_ensembles(folder: Path, place: Path, splits: Sequence[str], digits: int
         folder: Of the study.
         place: The other folder.
         splits: Which splits.
-        digits: Significant ones of the probabilities; labels are those of all digits.
+        digits: Significant digits of the probabilities; labels are those of all digits.
 
     Raises:
         UserError: Something can't be read or written.

@@ -188,7 +188,7 @@ def keep(folder: Path, place: Path, digits: int | None = None) -> None:
         place: Where ``results.jsonl.gz``, ``study.json``, ``tuning.jsonl``, ``baselines.jsonl`` and
             the predictions on validation and test, those of baselines too, are left; what is there
             already of an arm is replaced.
-        digits: Significant ones of the probabilities; by default those that there are.
+        digits: Significant digits of the probabilities; by default all.
 
     Raises:
         UserError: Something can't be read or written, or ``place`` is the study's folder.

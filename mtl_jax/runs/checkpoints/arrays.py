@@ -50,8 +50,8 @@ def write(file: Path, tree: Any) -> None:
         OSError: It can't be written.
     """
     leaves = {name: np.asarray(leaf, order="C") for name, leaf in named(tree).items()}
-    # The file that safetensors puts in the place of this one is for its owner alone; others may
-    # read what those may read that are made in the usual way.
+    # Safetensors replaces the file by one that its owner alone may read. It gets the permissions
+    # of a new file back, so that colleagues can read a run.
     file.touch()
     mode = stat.S_IMODE(file.stat().st_mode)
     try:

@@ -103,6 +103,12 @@ def test_folders_hold_from_anywhere(tmp_path, monkeypatch):
     assert study.backbones == (str(tmp_path / "mine"), "bert-base-uncased")
 
 
+def test_it_makes_as_many_passes_as_train():
+    """Three passes, as other studies make, leave heads on a frozen backbone untrained."""
+    run = Backbones(workdir="x").of_a_run()
+    assert (run["epochs"], run["min_steps"], run["head_min_steps"]) == (None, None, None)
+
+
 def test_a_backbone_that_cannot_be_reached_is_counted(small, small_flags, tmp_path):
     deep = dataclasses.replace(SMALL, num_hidden_layers=2)
     names = [
