@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mtl_jax.studies import read_results, recompute
+from mtl_jax.studies.settings import arm_folder
 from mtl_jax.studies.stats.results import results_file
 
 FOLDERS = sorted((Path(__file__).parents[2] / "experiments" / "results").iterdir())
@@ -16,7 +17,7 @@ def test_its_predictions_give_its_numbers_again(folder):
     assert recompute(folder) == lines
     assert all(line["frozen_digest_unchanged"] for line in lines)
     for line in lines:
-        arm = next(folder.glob(f"arms/{line['arm']}-seed{line['seed']}"))
+        arm = Path(arm_folder(str(folder), line["arm"], line["seed"], line.get("setting") or {}))
         assert {path.name for path in arm.iterdir()} == {
             "predictions-test.parquet",
             "predictions-validation.parquet",
