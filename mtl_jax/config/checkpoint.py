@@ -29,6 +29,9 @@ ends with a checkpoint. 0: save at every measurement"""
 it is used"""
     keep_every: int = 0
     """also keep the checkpoints at multiples of this many steps; 0: none"""
+    keep_final_state: bool = True
+    """let the checkpoint at the end have the last parameters and the state of the optimizer; \
+otherwise it has the best parameters only"""
 
     def __post_init__(self) -> None:
         at_least_1(self, "measure_every", "keep_latest")

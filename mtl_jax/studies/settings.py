@@ -54,6 +54,9 @@ class StudySettings(Settings):
     """random seeds; each arm is trained once with each"""
     keep_checkpoints: bool = False
     """keep the checkpoints of all finished arms, not only those of the best"""
+    keep_final_state: bool = False
+    """let the last checkpoint of an arm have its last parameters and the state of the optimizer; \
+otherwise it has the best parameters only"""
     seeds_at_once: int | None = None
     """number of seeds of an arm to train in one program, each on one device; by default all on \
 an accelerator, which one batch of short texts does not fill, and 1 on a CPU; 1 if each seed has \

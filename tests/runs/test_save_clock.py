@@ -40,7 +40,17 @@ def test_a_run_ends_the_same_however_often_it_is_saved(small_settings, tmp_path)
     results = [train(config) for config in (often, once, always)]
     log, best, parts = left(often.workdir)
     last = max(parts)
-    assert without_times(results[1:]) == without_times([results[0]] * 2)
+    # Only what a finished run is asked for; without its result it is measured again from that.
+    best_only = dataclasses.replace(
+        once, workdir=str(tmp_path / "best-only"), keep_final_state=False
+    )
+    result = train(best_only)
+    path = Path(best_only.workdir) / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    results += [result, train(best_only)]
+    assert without_times(results[1:]) == without_times([results[0]] * 4)
+    part = "params" if CheckpointReader(path.parent / "checkpoints").best_step == last else BEST
+    assert left(path.parent) == (log, best, {last: {part}})
     for config in (once, always):
         other_log, other_best, other_parts = left(config.workdir)
         assert (other_log, other_best) == (log, best)

@@ -276,8 +276,9 @@ class CheckpointManager(CheckpointReader):
         reference: Mapping[str, Any] | None = None,
         frozen: str | None = None,
         phase: int = 0,
+        only_best: bool = False,
     ) -> None:
-        """Saves in the background what ``restore`` needs.
+        """Saves in the background what ``restore`` needs, or only what ``restore_best`` does.
 
         Args:
             params: The model's parameters, but for what ``frozen`` has.
@@ -293,6 +294,8 @@ class CheckpointManager(CheckpointReader):
             frozen: Digest of the pre-trained encoder, where a file of it beside the checkpoints
                 has the parameters that are not among ``params``; see ``frozen_leaves``.
             phase: As of ``hold``.
+            only_best: Whether of all arrays only the best parameters are saved, for nothing goes
+                on from here.
 
         Raises:
             UserError: This save, or the one before it, could not be written, or a
@@ -300,10 +303,8 @@ class CheckpointManager(CheckpointReader):
         """
         self.wait()
         step = int(state.step)
-        parts = _host_copy({"params": params, "optimizer": optimizer_tree(state)})
+        parts = {"params": _host_copy(params)}
         self._refuse_not_finite(parts["params"], step)
-        if reference:
-            parts["reference"] = reference
         best, held = self._best, None
         if self._is_best(score, replaced):
             best = step, score
@@ -311,6 +312,12 @@ class CheckpointManager(CheckpointReader):
             self._held = _Held(step, parts["params"], {"frozen": frozen, "phase": phase})
         elif best is not None and best[0] != step and (held := self._best_held()) is not None:
             parts[BEST] = held.params
+        if not only_best:
+            parts["optimizer"] = _host_copy(optimizer_tree(state))
+            if reference:
+                parts["reference"] = reference
+        elif best is not None and best[0] != step:
+            del parts["params"]
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(parts))
         distributed.call_on_main(functools.partial(self._check_disk, size))
         beside = () if held is not None else (best or ())[:1]

@@ -37,7 +37,8 @@ class CheckpointReader:
     which stands in the folder ``frozen`` beside), ``optimizer`` (state, step, key), where the best
     one has no folder of its own its parameters, ``best``, where there are any ``reference`` arrays,
     and the ``manifest``, against which the others are checked
-    whenever they are read. Those of earlier versions have the whole model: see ``earlier``.
+    whenever they are read. The one of a run's end may have no more than the best parameters.
+    Those of earlier versions have the whole model: see ``earlier``.
     """
 
     def __init__(self, folder: Path, run: Mapping[str, str] | None = None):

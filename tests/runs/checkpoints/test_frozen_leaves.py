@@ -139,6 +139,8 @@ def test_the_arms_of_a_study_share_its_bytes(shared_settings, flags, tmp_path):
     files = sorted((tmp_path / "kept" / "arms").glob("*/frozen/*.safetensors"))
     assert len(files) == 2
     assert len({file.stat().st_ino for file in files}) == 1
+    # Of each, the best parameters suffice.
+    assert not [*tmp_path.glob("kept/arms/*/checkpoints/*/state/optimizer.safetensors")]
     # And those of the tokenizer, which every run has whole.
     own = [
         sorted(arm.iterdir()) for arm in sorted((tmp_path / "kept" / "arms").glob("*/tokenizer"))

@@ -77,9 +77,9 @@ def opened(folder):
         yield checkpoints
 
 
-def save(checkpoints, run, step, score, data=None):
+def save(checkpoints, run, step, score, data=None, **kept):
     params, state = run.at(step)
-    checkpoints.save(params, state, data or batches(), {"step": step}, score)
+    checkpoints.save(params, state, data or batches(), {"step": step}, score, **kept)
     checkpoints.wait()
 
 
@@ -435,6 +435,28 @@ def test_the_best_that_is_held_is_a_part_of_the_next_checkpoint(run, tmp_path):
         reader.restore_best()
     with pytest.raises(DamageError, match="best has other values than it had"):
         reader.check(8)
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "parts"),
+    [
+        pytest.param((0.1, 0.2, 0.3), 3, {"params"}, id="its own"),
+        pytest.param((0.1, 0.3, 0.2), 2, {"best"}, id="held"),
+        pytest.param((0.3, 0.2, 0.1), 1, set(), id="saved before"),
+    ],
+)
+def test_at_the_end_the_best_parameters_suffice(run, tmp_path, scores, best, parts):
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, run, 1, scores[0])
+        checkpoints.hold(2, run.at(2)[0], scores[1])
+        save(checkpoints, run, 3, scores[2], only_best=True)
+    reader = CheckpointReader(tmp_path)
+    reader.check(3)
+    assert (set(reader.manifest(3).digests), reader.best_step) == (parts, best)
+    assert raw(reader.restore_best()) == raw(run.at(best)[0])
+    # Nothing is gone on from there.
+    with pytest.raises(DamageError, match="it has no"):
+        reader.restore(3, run.start, run.partition)
 
 
 def test_once_it_is_beaten_it_is_handed_on_no_more(run, tmp_path):
