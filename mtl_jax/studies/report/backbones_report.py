@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.studies.report import study_sections
@@ -22,6 +22,11 @@ from mtl_jax.studies.report.study_figures import cost_scatter
 from mtl_jax.studies.stats import formatting, wording
 from mtl_jax.studies.stats.comparisons import Comparison, compared, having, values_of
 from mtl_jax.studies.stats.intervals import mean_interval
+from mtl_jax.studies.stats.overfitting import (
+    calibration_error,
+    loss_past_its_minimum,
+    mean_gap,
+)
 from mtl_jax.studies.stats.recommendation import Recommendation, recommend
 from mtl_jax.studies.stats.recommendation_text import explain
 from mtl_jax.studies.stats.results import (
@@ -64,7 +69,7 @@ def document(
             Paragraph(choice_text(results, names), "lead"),
             *([picture(drawn)] if drawn else []),
         ],
-        table=[_table(results, names, split)],
+        table=[_table(results, names, split), *_overfitting(results, names, split)],
         statistics=[Bullets(tuple(texts))] if texts else [],
     )
     return assemble(parts, results, failures, context)
@@ -127,6 +132,54 @@ def choice_text(results: Sequence[Result], names: Mapping[str, str]) -> str:
 
 def _pair(result: Result) -> str:
     return f"{result['setting'][SETTING]} {result['arm']}"
+
+
+def _overfitting(
+    results: Sequence[Result], names: Mapping[str, str], split: str
+) -> Iterator[Table]:
+    """Whether a larger backbone overfits more; nothing where no run was measured twice."""
+    rows = []
+    baseline = having(results, **{SETTING: next(iter(names), None)})
+    for backbone, name in names.items():
+        here = having(results, **{SETTING: backbone})
+        for arm in (each for each in arms_of(here) if each != BASELINE):
+            risen = per_seed(here, arm, loss_past_its_minimum)
+            if not risen:
+                continue
+            before = per_seed(baseline, arm, loss_past_its_minimum)
+            rows.append(
+                Row(
+                    (
+                        Cell(name),
+                        arm_cell(arm, control_heads(results)),
+                        study_sections.mean_cell(risen),
+                        Cell("")
+                        if here == baseline
+                        else study_sections.difference_cell(risen, before),
+                        study_sections.mean_cell(per_seed(here, arm, lambda r: mean_gap(r, split))),
+                        study_sections.mean_cell(
+                            per_seed(here, arm, lambda r: calibration_error(r, split))
+                        ),
+                    )
+                )
+            )
+    if rows:
+        yield Table(
+            "Whether a larger backbone overfits more",
+            (
+                "backbone",
+                "arm",
+                "loss past its minimum",
+                f"minus {next(iter(names.values()))}",
+                f"train minus {split}",
+                "ECE",
+            ),
+            tuple(rows),
+            "Means over tasks and seeds ± half of the 95 % t interval over seeds. The loss is that "
+            "on validation at the end of training, above its minimum, in nats; the other two are "
+            "of the checkpoint that was kept: macro-F1, and the expected calibration error on the "
+            f"{split} split.",
+        )
 
 
 def _table(results: Sequence[Result], names: Mapping[str, str], split: str) -> Table:

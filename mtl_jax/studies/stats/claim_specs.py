@@ -18,6 +18,11 @@ from mtl_jax.studies.stats.decision_rules import (
     of_seeds,
     within_arm,
 )
+from mtl_jax.studies.stats.overfitting import (
+    calibration_error,
+    loss_past_its_minimum,
+    validation_losses,
+)
 from mtl_jax.studies.stats.results import (
     BASELINE,
     REFERENCE,
@@ -87,21 +92,8 @@ def _heads_frozen(arms: Collection[str]) -> Arms | None:
 
 
 def _loss_past_its_minimum(results: Sequence[Result], pair: Arms) -> Answer:
-    def risen(line: Result) -> float | None:
-        rises = [
-            losses[-1] - min(losses)
-            for task in tasks_of([line])
-            if len(losses := _losses(line, task)) > 1
-        ]
-        return sum(rises) / len(rises) if rises else None
-
     what = "validation loss at the end, above its minimum, in nats"
-    return contrast(results, pair, risen, what, claimed=-1)
-
-
-def _losses(line: Result, task: str) -> list[float]:
-    found = (lookup(each, "validation", task, "loss") for each in line.get("curve") or ())
-    return [loss for loss in found if loss is not None]
+    return contrast(results, pair, loss_past_its_minimum, what, claimed=-1)
 
 
 def _still_falling(results: Sequence[Result], pair: Arms) -> str:
@@ -109,7 +101,7 @@ def _still_falling(results: Sequence[Result], pair: Arms) -> str:
     said = []
     for arm in pair:
         runs = [line for line in results if line["arm"] == arm and line.get("curve")]
-        ends = [[_losses(line, task) for task in tasks_of([line])] for line in runs]
+        ends = [[validation_losses(line, task) for task in tasks_of([line])] for line in runs]
         falling = sum(any(each and each[-1] == min(each) for each in run) for run in ends)
         said.append(f"`{arm}` in {falling} of {formatting.count_of(len(runs), 'run')}")
     return f"a loss was at its minimum when it ended: {', '.join(said)}"
@@ -119,9 +111,7 @@ def _calibrated(results: Sequence[Result], pair: Arms) -> Answer:
     split = evaluation_split(results)
 
     def error(line: Result) -> float | None:
-        errors = [lookup(line, split, task, "ece") for task in tasks_of([line])]
-        known = [each for each in errors if each is not None]
-        return sum(known) / len(known) if known else None
+        return calibration_error(line, split)
 
     return contrast(results, pair, error, f"calibration error on {split}", claimed=-1)
 

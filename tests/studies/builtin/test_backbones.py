@@ -69,6 +69,27 @@ def test_a_backbone_that_was_skipped_is_named_first():
     assert "](quality_against_cost.png)" in text
 
 
+def test_whether_a_larger_one_overfits_more_is_answered():
+    def curve(*losses):
+        tasks = ("classifier", "sentiment")
+        return [{"validation": {task: {"loss": loss} for task in tasks}} for loss in losses]
+
+    losses = {"a/small": (0.9, 0.5, 0.6), "large": (0.9, 0.4, 0.75)}
+    measured = [{**r, "curve": curve(*losses[r["setting"]["backbone"]])} for r in RESULTS]
+    text = to_markdown(document(measured, [], {}))
+    table = text[text.index("overfits more") :].splitlines()
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table if "`" in row][:4]
+    # Scores on train are 0.05 above those on test.
+    constant = ["0.050 ± 0.000", "—"]
+    rose = ["0.100 ± 0.000", ""], ["0.350 ± 0.000", "+0.250 [+0.250, +0.250]"]
+    assert rows == [
+        [name, arm, *own, *constant]
+        for name, own in zip(("small", "large"), rose, strict=True)
+        for arm in ("`backbone_frozen`", "`none_frozen`")
+    ]
+    assert "overfits more" not in to_markdown(document(RESULTS, [], {}))
+
+
 def test_a_backbone_that_could_be_read_only_at_first():
     """Of the larger one's six runs five are done: all are ranked on the seeds of these."""
     cut = [r for r in RESULTS if (r["setting"]["backbone"], r["arm"], r["seed"]) != LAST]
