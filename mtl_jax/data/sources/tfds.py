@@ -334,7 +334,8 @@ def _is_string(feature: tfds.features.FeatureConnector) -> bool:
 
 def _is_of(kind: type[np.generic], feature: tfds.features.FeatureConnector) -> bool:
     # A type where the data set's code is there, a dtype where features.json is read.
-    return feature.shape == () and np.issubdtype(feature.np_dtype, kind)
+    dtype: Any = feature.np_dtype
+    return feature.shape == () and np.issubdtype(dtype, kind)
 
 
 def _text(value: bytes | str, place: str) -> str:
