@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mtl_jax.core.errors import reason
+
 # The end of the name of an entry's file, after its key.
 _SUFFIX = "-cache"
 
@@ -68,7 +70,19 @@ def _in_one_move(put: Callable[[Any, str, bytes], None]) -> Callable[[Any, str, 
             try:
                 draft.write_bytes(value)
                 draft.replace(entry)
+            except OSError as error:
+                # JAX would warn of each of some fifty programs.
+                _tell_once(folder, reason(error))
             finally:
                 draft.unlink(missing_ok=True)
 
     return stored
+
+
+@functools.cache
+def _tell_once(folder: Path, why: str) -> None:
+    print(
+        f"note: compiled programs can't be kept in {folder} ({why}): each run compiles them again "
+        "until there is room",
+        file=sys.stderr,
+    )

@@ -37,7 +37,7 @@ _TOGETHER = [
 _SEEN_BY_ALL = """\
 mkdir -p {folder} || exit 2
 if [ "$(stat -c %d {folder})" = "$(stat -c %d "$HOME")" ]; then
-    echo "error: {mount} is on the machine's own disk: mount what all see with --setup" >&2
+    printf "error: %s is on the machine's own disk: mount what all see with --setup\\n" {folder} >&2
     exit 2
 fi"""
 
@@ -116,11 +116,14 @@ links and renames"""
         for word in (task["run"], task.get("setup", "")):
             refuse_undecodable(word)
         if work.study:
-            report = work.command("python", "--gather")
+            report = quoted(work.command("python", "--gather"))
+            if not report.isprintable():
+                # A comment ends with its line.
+                report = "the same study with --gather"
             print(
                 "# Each launch is a worker: for i in 1 2 3 4; do sky jobs launch -y -d FILE; done"
             )
-            print(f"# The report, where the folder is mounted: {quoted(report)}")
+            print(f"# The report, where the folder is mounted: {report}")
         print(yaml.safe_dump(task, sort_keys=False, width=1000), end="")
         return 0
 
@@ -152,7 +155,7 @@ links and renames"""
     def _before(self) -> list[str]:
         folder = quoted([self.mount])
         # Not in SkyPilot's setup, which is not done again where a machine has begun anew.
-        lines = ["set -e", *self.setup, _SEEN_BY_ALL.format(folder=folder, mount=self.mount)]
+        lines = ["set -e", *self.setup, _SEEN_BY_ALL.format(folder=folder)]
         if self.tasks > 1:
             lines += _TOGETHER
         if flags := device_flags(self.devices_per_task):

@@ -146,6 +146,11 @@ jobs"""
         work.refuse_tasks(self.tasks)
         folder = (expanded(self.folder) / run_id).absolute()
         refuse_unprintable("--folder", str(folder))
+        if "\\" in str(folder):
+            raise UserError(
+                f"--folder {folder} has a backslash, and Slurm would write the output elsewhere: "
+                "use another folder"
+            )
         files = {"job.sbatch": self._job(work, run_id, folder)}
         if work.study:
             files["gather.sbatch"] = self._gather(work, run_id, folder)
@@ -279,7 +284,9 @@ def _head(options: Sequence[str]) -> list[str]:
     lines = []
     for option in options:
         flag, equals, value = option.partition("=")
-        lines.append(f"#SBATCH {flag}{equals}{shlex.quote(value) if value else ''}")
+        # In quotes, too, a backslash escapes what follows it.
+        quoted_value = shlex.quote(value).replace("\\", "\\\\") if value else ""
+        lines.append(f"#SBATCH {flag}{equals}{quoted_value}")
     return ["#!/usr/bin/env bash", *lines, ""]
 
 

@@ -36,6 +36,10 @@ from mtl_jax.training.step import take, train_step
 
 T = TypeVar("T")
 
+# Steps of one call, unless an epoch has more: how far it is can be told, and Ctrl-C be heeded, only
+# between two calls.
+_STEPS_AT_ONCE = 1000
+
 # The runs of one seed share the order of their data and dropout's masks: only once computed.
 _OF_RUN: Any = TrainState(step=None, trainable=0, opt_state=0, rng=None, weighting=0)  # pyright: ignore
 
@@ -193,8 +197,7 @@ def train_heads(run: PhaseRun, grid: Grid) -> tuple[Heads, list[int], np.ndarray
     heads, epochs = Heads(run, grid), max(round(plan.epochs(plan.steps)), 1)
     measured, scores = [], []
     heartbeat = Heartbeat(run.config.watch.heartbeat, epochs, phases=1, may_end_early=False)
-    # Epochs of few steps are trained several at a time.
-    at_once = math.gcd(plan.measure_every, epochs)
+    at_once = _epochs_at_once(plan.measure_every, epochs, plan.batches.steps)
     for epoch in range(at_once, epochs + 1, at_once):
         heads.train(range(epoch - at_once, epoch))
         if epoch % plan.measure_every == 0 or epoch == epochs:
@@ -204,6 +207,19 @@ def train_heads(run: PhaseRun, grid: Grid) -> tuple[Heads, list[int], np.ndarray
             left = ", ".join([f"epoch {epoch:,} of {epochs:,}", *heartbeat.left(epoch)])
             say(f"sweep of {len(heads.settings)} settings of the heads: {left}")
     return heads, measured, np.stack(scores, axis=-1)
+
+
+def _epochs_at_once(measure_every: int, epochs: int, steps: int) -> int:
+    """How many epochs one call trains, so that each measurement comes after a whole call.
+
+    Args:
+        measure_every: Epochs between two measurements.
+        epochs: All of them, after which there is a measurement, too.
+        steps: Those of an epoch.
+    """
+    even = math.gcd(measure_every, epochs)
+    most = min(even, max(_STEPS_AT_ONCE // steps, 1))
+    return next(number for number in range(most, 0, -1) if even % number == 0)
 
 
 class Heads:

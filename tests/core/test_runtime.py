@@ -131,6 +131,18 @@ def test_a_cache_that_cannot_be_written_costs_no_more_than_the_compilation(tmp_p
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+def test_a_full_cache_is_told_once_and_costs_no_more_than_the_compilation(tmp_path):
+    full = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+    again = "jax.jit(lambda x: x * 3)(np.ones(4))\n"
+    done = run(full + COMPILE + again, MTL_JAX_CACHE=str(tmp_path), PYTHONWARNINGS="error")
+    assert "22.0" in done.stdout.splitlines()
+    assert done.stderr == (
+        f"note: compiled programs can't be kept in {tmp_path / 'xla'} (File too large): each run "
+        "compiles them again until there is room\n"
+    )
+    assert list((tmp_path / "xla").iterdir()) == []
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left alone")
 def test_freed_memory_is_used_again_without_faults():
     """Ten times four arrays of 64 MiB, which are given back to the system otherwise."""

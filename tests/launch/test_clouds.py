@@ -196,18 +196,26 @@ def test_each_launch_of_a_study_is_a_worker(capsys):
     assert launched(task) == expected
     assert "num_nodes" in task
     assert out.splitlines()[1].endswith(f"study {study} {workdir} --gather")
+    # No line of a name is one of the task.
+    for end in ("\n", "\x85", "\u2028"):
+        folder = f"--workdir=/runs/x{end}name: other"
+        out = shown(capsys, "sky", "--run-id=a", "--", "experiment", study, folder)
+        assert checked(out, "skypilot")["name"] == "own-study-a"
 
 
 def test_a_disk_of_the_machine_itself_is_refused(capsys, tmp_path):
     """What a machine's shell makes of the task where nothing is mounted."""
-    words = ["train", f"--workdir={tmp_path}/runs/x"]
-    script = task_of(capsys, [f"--mount={tmp_path}/runs"], words)["run"]
+    mount = f'{tmp_path}/it\'s "so" $(touch {tmp_path}/ran)'
+    script = task_of(capsys, [f"--mount={mount}"], ["train", f"--workdir={mount}/x"])["run"]
     own = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         ["bash", "-c", script], env=own, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "is on the machine's own disk: mount what all see with --setup" in done.stderr
+    assert done.stderr == (
+        f"error: {mount} is on the machine's own disk: mount what all see with --setup\n"
+    )
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_schemas_refuse_what_there_is_not(capsys):

@@ -71,6 +71,7 @@ WRONG_VALUES = [
         for value in (SECOND_LINE, "x\r", "x\x1b[2J", "x\x85", "x\u2028y", "", " ", "\udcff")
     ],
     *[(["slurm", "--dry-run"], "setup", value) for value in ("x\r", "", "\udcff")],
+    *[(["slurm", "--dry-run"], "folder", value) for value in ("a\\b", "\\")],
     *[
         (["slurm", "--dry-run"], "time", value)
         for value in ("04:00:00 #", "1-", "1:2:3:4", "-1", "1-2-3", "soon", "٣")

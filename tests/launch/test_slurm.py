@@ -106,7 +106,12 @@ def test_a_study_is_an_array_of_workers_whose_results_a_last_job_gathers(
     assert not workdir.exists()
 
     words[words.index("top_9")] = "top_1"
-    (job, gather), logs = launch(["--workers=2"], ["experiment", "freezing", *words])
+    awkward = 'it\'s "so" $HOME `id` \\n #!'
+    options = ["--workers=2", f"--sbatch=--comment={awkward}"]
+    (job, gather), logs = launch(options, ["experiment", "freezing", *words])
+    seen = ["squeue", "--noheader", "--states=all", "--format=%k", f"--jobs={gather}"]
+    found = subprocess.run(seen, capture_output=True, text=True, check=True).stdout
+    assert found.rstrip("\n") == awkward
     assert ended(gather, logs) == ["COMPLETED"]
     assert states(job) == ["COMPLETED"] * 2
     names[-1] = "top_1"

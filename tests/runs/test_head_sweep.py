@@ -13,7 +13,7 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.runs import head_sweep as sweeping
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
-from mtl_jax.runs.head_sweep import Grid, score_of_counts, sweep
+from mtl_jax.runs.head_sweep import Grid, _epochs_at_once, score_of_counts, sweep
 from mtl_jax.runs.loop import train
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.workdir import Workdir
@@ -123,6 +123,21 @@ def test_the_settings_of_one_seed_are_spread_over_the_devices(swept, tmp_path):
     spread = heads._states.trainable["classifier"]["kernel"].addressable_shards
     assert [shard.data.shape for shard in spread] == [(1, 2, *kernel.shape)] * 4
     assert len({shard.index[1].start for shard in spread}) == 4
+
+
+@pytest.mark.parametrize(
+    ("between", "epochs", "steps", "at_once"),
+    [
+        (1, 7, 5, 1),
+        (10, 95, 5, 5),
+        (10, 20, 1000, 1),
+        (100, 1000, 3, 100),
+        (20_000_000, 200_000_000, 5, 200),
+        (10**9 + 7, 10**9 + 7, 1, 1),
+    ],
+)
+def test_a_call_of_a_sweep_takes_few_steps(between, epochs, steps, at_once):
+    assert _epochs_at_once(between, epochs, steps) == at_once
 
 
 def test_many_steps_in_one_program_are_the_steps_one_by_one(settings, tmp_path):

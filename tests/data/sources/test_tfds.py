@@ -116,6 +116,9 @@ def test_booleans_are_labels_as_those_of_json_are(root, tmp_path):
     test = corpus.read("test")
     found = dict(zip(test.texts, test.labels["sentiment"].tolist(), strict=True))
     assert found == {f"test é {i}": int(i % 3 == 0) for i in range(6)}
+    # Without the code of the data set the types of its features are read from its files.
+    alone = load(str(root / "toy_reviews" / "1.2.0"), "sentiment=liked", "number=stars")
+    assert alone.classes == {"sentiment": ("false", "true"), "number": ("9", "10")}
 
 
 def test_sequences_are_lists_of_classes_and_two_texts_a_pair(root):
