@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
@@ -47,25 +48,80 @@ from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.runs.record_changes import json_digest
 
+
+def share_contexts():
+    """Has JAX lower the programs of a thread in one context.
+
+    Each has a context of its own else, into which all dialects are loaded: in four milliseconds,
+    for each operation outside of a program, too. It reaches into JAX, which has no hook for this;
+    one that looks otherwise inside keeps its own ways.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from jax._src.interpreters import mlir
+
+        make, of_thread = mlir.make_ir_context, threading.local()
+
+        def shared():
+            if not hasattr(of_thread, "context"):
+                of_thread.context = make()
+            return of_thread.context
+
+        mlir.make_ir_context = shared
+
+
+share_contexts()
+
 # Some tests interrupt, or close a terminal; a shell's background job, as they may be, or what
 # nohup starts is told to ignore that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Where files are dealt to workers, none is left with one of these at the end.
+# From the longest on, those of ten CPU seconds or more: where files are dealt to workers, none of
+# them is left at the end.
 LONGEST = (
-    "test_recipes.py",
-    "test_recovery.py",
-    "test_encoder_module.py",
-    "test_processes.py",
-    "test_loop.py",
-    "test_faults.py",
-    "test_workers.py",
-    "test_frozen_activations.py",
-    "test_slurm.py",
-    "test_scarce_task.py",
-    "test_unfreezing.py",
+    "runs/test_processes.py",
+    "runs/test_recipes.py",
+    "models/test_encoder_module.py",
+    "training/test_frozen_activations.py",
+    "models/test_families.py",
+    "training/weighting/test_step.py",
+    "launch/test_slurm.py",
+    "training/test_train_step.py",
+    "training/test_micro_batches.py",
+    "faults/test_faults.py",
+    "training/test_runners.py",
+    "runs/test_seeds_together.py",
     "test_tasks_end_to_end.py",
+    "test_kinds_end_to_end.py",
+    "runs/test_loop.py",
+    "tools/export/test_onnx.py",
+    "tools/export/test_families.py",
+    "runs/test_cached_splits.py",
+    "studies/test_workers.py",
+    "studies/builtin/test_freezing.py",
+    "runs/test_recovery.py",
+    "runs/test_head_sweep.py",
+    "models/test_dense_product.py",
+    "tools/export/test_torch_folders.py",
+    "studies/stats/test_two_way.py",
+    "training/weighting/test_train.py",
+    "studies/builtin/test_unfreezing.py",
+    "runs/test_recipes_together.py",
+    "studies/tuning/test_tuning.py",
+    "studies/builtin/test_scarce_task.py",
+    "runs/test_lora.py",
+    "runs/test_flops.py",
+    "runs/monitoring/test_progress_log.py",
+    "training/test_compiled_step.py",
+    "studies/report/test_write.py",
+    "studies/builtin/test_quality.py",
+    "studies/builtin/test_backbones.py",
+    "runs/test_plan_recipe.py",
+    "runs/test_phase_contract.py",
+    "runs/test_nonfinite.py",
+    "runs/test_head_rate.py",
+    "training/test_sharded.py",
+    "runs/test_processes_apart.py",
 )
 # How programs are compiled, on however many devices.
 COMPILER_FLAGS = re.sub(
@@ -127,7 +183,8 @@ WIDE = dataclasses.replace(
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 def pytest_collection_finish():

@@ -176,15 +176,17 @@ def _target_width(run: PhaseRun, task: str) -> int:
 def prefix_flops(run: PhaseRun) -> int:
     """FLOPs of one pass of a phase's frozen layers over its training texts, from the ids."""
     layout = _one_device_layout(run)
-    model, texts = run.evaluator.model, run.inputs.training(run.phase.tasks).texts
+    own, texts = run.evaluator, run.inputs.training(run.phase.tasks).texts
     layout = evaluation_layout(run.inputs.reader.max_length, CPU_TOKENS, 1, layout)
     depth = None if run.partition.backbone_frozen else run.states_depth
-    model = model.clone(fused=None, blocks=layout.blocks)
+    model = own.model.clone(fused=None, blocks=layout.blocks)
     key = model, layout, depth
     if key not in _known:
         compute = functools.partial(
             *((pooled_step, model) if depth is None else (states_step, (model, depth)))
         )
+        if (model, layout) == (own.model, own.layout) and isinstance(own.runner, JitRunner):
+            compute = own.frozen_step(texts, depth)
         params = {"backbone": _shapes(run.params["backbone"])}
         batch = _batch(texts, layout)
         _known[key] = _kept(key, model, batch, lambda: counted(compute, params, batch))

@@ -126,6 +126,12 @@ class Evaluator:
             self._steps[key] = Compiled(self.runner, step, bound)
         return self._steps[key]
 
+    def frozen_step(self, texts: TextSet, depth: int | None) -> Compiled:
+        """What ``states`` at a depth, or with None ``pooled``, runs on parameters and a batch."""
+        if depth is None:
+            return self._step(pooled_step, texts)
+        return self._step(states_step, texts, depth)
+
     def batches(self, texts: TextSet) -> Iterator[HostBatch]:
         """Every text once; to be made elsewhere than where the batches are run."""
         return evaluation_batches(texts, self.layout, self.runner.own(self.layout.rows))
@@ -175,7 +181,7 @@ class Evaluator:
                 k layers do; by default that of all layers.
         """
         if depth is None:
-            step = self._step(pooled_step, texts)
+            step = self.frozen_step(texts, None)
         else:
             step = self._step(pooled_at_step, texts, depth)
         return self._collect(functools.partial(step, params), texts, batches)
@@ -185,7 +191,7 @@ class Evaluator:
 
         Of several processes each does this ``alone``.
         """
-        step = functools.partial(self._step(states_step, texts, depth), params)
+        step = functools.partial(self.frozen_step(texts, depth), params)
         offsets = texts.tokens.offsets.tolist()
         for batch, rows in self._run(step, texts):
             # Row by row and text by text, as in ``example``, wherever in its row a text lies.

@@ -1,4 +1,4 @@
-"""Metrics of a split from predictions, by scikit-learn."""
+"""Metrics of a split from predictions."""
 
 from __future__ import annotations
 

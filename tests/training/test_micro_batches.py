@@ -1,6 +1,7 @@
 """A batch in micro-batches makes the update that it makes as a whole."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from tests.training.test_step import flat, make_program, random_params
 TOLERANCE = 2e-6
 
 
+@functools.cache
 def gradient_and_metrics(parts, kind: Any = "jit", weighting="fixed", held=False) -> Any:
     """What a step on eight unevenly labelled rows hands to the optimizer, and its metrics."""
     params, batch = random_params(SHALLOW), uneven_batch(0)

@@ -1,6 +1,7 @@
 """The pure training step, and what its optimizer is given."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -57,17 +58,20 @@ def random_batch(rows=4, length=12, slots=3, seed=0, **labels) -> dict[str, Any]
     return batch
 
 
+@functools.cache
+def _param_shapes(config):
+    model = MultiTaskModule(config, head_sizes(*CLASSES))
+    return jax.eval_shape(model.init, jax.random.key(0), random_batch())["params"]
+
+
 def random_params(config=CONFIG, seed=0) -> Any:
     """The parameters of the tiny model, on the host; no leaf is all zeros."""
-    shapes = jax.eval_shape(
-        MultiTaskModule(config, head_sizes(*CLASSES)).init, jax.random.key(0), random_batch()
-    )
     draw = np.random.default_rng(seed)
     return jax.tree.map_with_path(
         lambda path, leaf: (
             (path[-1].key == "scale") + 0.3 * draw.standard_normal(leaf.shape)
         ).astype(np.float32),
-        shapes["params"],
+        _param_shapes(config),
     )
 
 

@@ -12,6 +12,7 @@ _ROUNDS = 4
 _SHORTEST_BLOCK = 16
 # Indices that are permuted at once: they stay in the processor's cache.
 _CHUNK = 1 << 15
+_WORDS = (np.uint8, np.uint16, np.uint32)
 
 
 class Shuffle:
@@ -39,17 +40,22 @@ class Shuffle:
         return walk(keys, word)
 
     def _by_doubling(self, keys: list[int], word: int) -> np.ndarray:
-        # Of so few of the numbers one may be next to another after tens of thousands: whoever
-        # has not come to one goes on from where it is as far as that has come.
-        after = _enciphered(np.arange(1 << 2 * word, dtype=np.uint64), keys, word).astype(np.int64)
-        while (after[: self._size] >= self._size).any():
-            after = np.where(after < self._size, after, after[after])
-        return after[: self._size].copy()
+        # Of so few of the numbers one may be next to another after tens of thousands: each of
+        # these jumps goes twice as far as the one before, but no further than to one of them.
+        spare = np.arange(1 << 2 * word)
+        jumps = _enciphered(spare, keys, word)
+        found = jumps[: self._size].copy()
+        jumps[: self._size] = spare[: self._size]
+        while (found >= self._size).any():
+            found = jumps[found]
+            # Unless it may clip, take() buffers what it is to write.
+            jumps, spare = np.take(jumps, jumps, out=spare, mode="clip"), jumps
+        return found
 
     def _by_steps(self, keys: list[int], word: int) -> np.ndarray:
         found = np.empty(self._size, np.int64)
         for first in range(0, self._size, _CHUNK):
-            numbers = np.arange(first, min(first + _CHUNK, self._size), dtype=np.uint64)
+            numbers = np.arange(first, min(first + _CHUNK, self._size))
             numbers = _enciphered(numbers, keys, word)
             while (beyond := np.flatnonzero(numbers >= self._size)).size:
                 numbers[beyond] = _enciphered(numbers[beyond], keys, word)
@@ -58,11 +64,11 @@ class Shuffle:
 
 
 def _enciphered(numbers: np.ndarray, keys: list[int], word: int) -> np.ndarray:
-    """uint64 [n] -> the same: two words of so many bits each."""
-    # Of a word that fits in half of them, all shifts do, too.
-    kind = np.uint32 if word <= _SHORTEST_BLOCK else np.uint64
+    """int64 [n] -> the same: two words of so many bits each."""
+    # The fewest bits that hold a word: what a shift loses are bits that the mask takes away.
+    kind = next(kind for kind in _WORDS if word <= np.iinfo(kind).bits)
     mask = kind((1 << word) - 1)
-    left, right = (numbers >> np.uint64(word)).astype(kind), numbers.astype(kind) & mask
+    left, right = (numbers >> word).astype(kind), numbers.astype(kind) & mask
 
     def mixed(x: np.ndarray) -> np.ndarray:
         once, eight, twice = (
@@ -73,7 +79,7 @@ def _enciphered(numbers: np.ndarray, keys: list[int], word: int) -> np.ndarray:
     for first, second in zip(keys[::2], keys[1::2], strict=True):
         left = left ^ mixed(right) ^ kind(first)
         right = right ^ mixed(left) ^ kind(second)
-    return (left.astype(np.uint64) << np.uint64(word)) | right
+    return (left.astype(np.int64) << word) | right
 
 
 def _words(seed: int, count: int) -> list[int]:

@@ -202,12 +202,16 @@ def test_famo_looks_again_with_the_same_dropout():
     np.testing.assert_allclose(weights_of(metrics), wanted, rtol=1e-5)
 
 
+@functools.cache
+def gradient_of_one_task():
+    return gradient_of(random_params(), random_batch(), weights=(2.0, 0.0))[0]
+
+
 @each_method
 def test_a_weight_of_0_is_the_user_s_and_moves_no_head(method):
-    batch = random_batch()
-    gradient, metrics, _ = weighted_gradient_of(method, batch, task_weights=(2.0, 0.0))
+    gradient, metrics, _ = weighted_gradient_of(method, random_batch(), task_weights=(2.0, 0.0))
     np.testing.assert_array_equal(weights_of(metrics), [2, 0])
-    wanted, _ = gradient_of(random_params(), batch, weights=(2.0, 0.0))
+    wanted = gradient_of_one_task()
     for path, leaf in gradient.items():
         np.testing.assert_allclose(leaf, wanted[path], rtol=1e-4, atol=1e-6)
     assert not np.any(gradient["sentiment/kernel"])
