@@ -156,8 +156,8 @@ class SingleLabel(TaskKind):
     def weighted_f1(self, labels: np.ndarray, predicted: np.ndarray) -> float | None:
         """See ``TaskKind``."""
         there = np.flatnonzero(np.bincount(np.concatenate([labels, predicted])))
-        true, guess = (np.searchsorted(there, each) for each in (labels, predicted))
-        return scores_of_each(true, guess, len(there)).weighted_f1
+        places = (np.searchsorted(there, each) for each in (labels, predicted))
+        return scores_of_each(*places, len(there)).weighted_f1
 
     def per_class(
         self, labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
