@@ -1,4 +1,4 @@
-"""Metrics of a split from predictions."""
+"""Metrics of a split from predictions, by scikit-learn."""
 
 from __future__ import annotations
 

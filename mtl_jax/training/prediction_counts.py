@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,42 +74,6 @@ def f1_of(hits: np.ndarray, both: np.ndarray) -> np.ndarray:
     return _ratio(2 * hits, both)
 
 
-class ClassScores(NamedTuple):
-    """``precision``, ``recall`` and ``f1`` of each class, and its ``support``; 0 for no texts.
-
-    To the bit they are those of scikit-learn's ``precision_recall_fscore_support``, whose checks of
-    its arguments took a third of the time of a short run.
-    """
-
-    precision: np.ndarray
-    recall: np.ndarray
-    f1: np.ndarray
-    support: np.ndarray
-
-    @classmethod
-    def of(cls, hits: np.ndarray, given: np.ndarray, true: np.ndarray) -> ClassScores:
-        """Those of K classes that are hit, given and true so often, int [K]."""
-        return cls(_ratio(hits, given), _ratio(hits, true), f1_of(hits, given + true), true)
-
-    @property
-    def weighted_f1(self) -> float:
-        """The mean over the classes, each as often as it is true; 0 where none is."""
-        return float(np.average(self.f1, weights=self.support)) if self.support.any() else 0.0
-
-
-def scores_of_each(labels: np.ndarray, predicted: np.ndarray, classes: int) -> ClassScores:
-    """Those of so many classes of which each text has one, int [n], and is given one."""
-    hit = labels[labels == predicted]
-    counts = (np.bincount(each, minlength=classes) for each in (hit, predicted, labels))
-    return ClassScores.of(*counts)
-
-
-def scores_of_marks(labels: np.ndarray, predicted: np.ndarray) -> ClassScores:
-    """Those of classes with which each text is marked, and is to be, [n, K] of 0 and 1."""
-    true, given = labels > 0, predicted > 0
-    return ClassScores.of(*(each.sum(0) for each in (true & given, given, true)))
-
-
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.zeros(whole.shape), where=whole > 0)
 
@@ -121,22 +84,22 @@ def without_each(values: np.ndarray) -> np.ndarray:
 
 
 def by_class(
-    classes: Sequence[str], found: ClassScores, predicted: np.ndarray
+    classes: Sequence[str], found: Sequence[np.ndarray], predicted: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """Scores of classes under their names.
+    """What scikit-learn's ``precision_recall_fscore_support`` gives, under the classes' names.
 
     Args:
         classes: K names.
-        found: Their scores.
+        found: What it gives, four arrays [K].
         predicted: How many texts are given each class, int [K].
     """
-    precision, recall, f1, support = (each.tolist() for each in found)
+    precision, recall, f1, support = (np.asarray(each).tolist() for each in found)
     return {
         name: {
             "precision": precision[k],
             "recall": recall[k],
             "f1": f1[k],
-            "support": support[k],
+            "support": int(support[k]),
             "predicted": int(predicted[k]),
         }
         for k, name in enumerate(classes)

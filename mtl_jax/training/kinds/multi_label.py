@@ -16,13 +16,13 @@ from mtl_jax.config.tasks import Task
 from mtl_jax.data.kinds import has_label
 from mtl_jax.models.multitask import Loss
 from mtl_jax.training.kinds.base import SMALLEST, Metrics, TaskKind
+from mtl_jax.training.kinds.single_label import UNDEFINED
 from mtl_jax.training.prediction_counts import (
     by_class,
     f1_of,
     macro_f1_of_counts,
     marked_counts,
     resampled_macro_f1,
-    scores_of_marks,
     without_each,
 )
 
@@ -130,31 +130,57 @@ class MultiLabel(TaskKind):
         part of all marks that are wrong. Macro-F1 is the mean over the classes that occur or are
         predicted; where none does either, nothing could be missed and the F1 scores are 1.
         """
+        from sklearn.metrics import accuracy_score, f1_score, hamming_loss
+
         present = has_label(labels)
         names = ("subset_accuracy", "micro_f1", "macro_f1", "hamming_loss")
         if not present.any():
             return {**dict.fromkeys(names), "examples": 0}
-        true, guess = labels[present] > 0, predicted[present] > 0
-        found, counts = scores_of_marks(true, guess), (true.sum(0) + guess.sum(0))
-        some = bool(counts.any())
+        true, guess = labels[present], predicted[present]
+        there = np.flatnonzero((true + guess).sum(0))
+        f1 = {"micro": 1.0, "macro": 1.0}
+        for average in f1 if len(there) else ():
+            f1[average] = float(
+                f1_score(
+                    true[:, there],
+                    guess[:, there],
+                    labels=np.arange(len(there)),
+                    average=average,
+                    zero_division=UNDEFINED,
+                )
+                if len(there) > 1
+                else f1_score(true[:, there[0]], guess[:, there[0]], zero_division=UNDEFINED)
+            )
         return {
-            "subset_accuracy": float((true == guess).all(1).mean()),
-            "micro_f1": float(2 * (true & guess).sum() / counts.sum()) if some else 1.0,
-            "macro_f1": float(found.f1[counts > 0].mean()) if some else 1.0,
-            "hamming_loss": float((true != guess).mean()),
-            "examples": len(true),
+            "subset_accuracy": float(accuracy_score(true, guess)),
+            "micro_f1": f1["micro"],
+            "macro_f1": f1["macro"],
+            "hamming_loss": float(hamming_loss(true, guess)),
+            "examples": int(present.sum()),
         }
 
     def weighted_f1(self, labels: np.ndarray, predicted: np.ndarray) -> float | None:
         """See ``TaskKind``."""
-        found = scores_of_marks(labels, predicted)
-        return float(found.f1[0]) if len(found.f1) == 1 else found.weighted_f1
+        from sklearn.metrics import f1_score
+
+        if labels.shape[1] == 1:
+            return float(f1_score(labels[:, 0], predicted[:, 0], zero_division=UNDEFINED))
+        return float(f1_score(labels, predicted, average="weighted", zero_division=UNDEFINED))
 
     def per_class(
         self, labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
     ) -> dict[str, dict[str, float]]:
         """See ``TaskKind``."""
-        return by_class(classes, scores_of_marks(labels, predicted), (predicted > 0).sum(0))
+        from sklearn.metrics import precision_recall_fscore_support
+
+        # Of one class scikit-learn would take the marks for those of two.
+        each = [
+            precision_recall_fscore_support(
+                labels[:, k], predicted[:, k], labels=[1], zero_division=UNDEFINED
+            )
+            for k in range(len(classes))
+        ]
+        return by_class(classes, list(np.array(each)[..., 0].T), (predicted > 0).sum(0))
 
     def confidences(
         self, labels: np.ndarray, probabilities: np.ndarray

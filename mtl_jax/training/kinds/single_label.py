@@ -22,9 +22,11 @@ from mtl_jax.training.prediction_counts import (
     f1_of,
     macro_f1_of_counts,
     resampled_macro_f1,
-    scores_of_each,
     without_each,
 )
+
+# The precision of a class that is never predicted; scikit-learn's annotations know only "warn".
+UNDEFINED: Any = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,26 +146,35 @@ class SingleLabel(TaskKind):
         present = labels >= 0
         if not present.any():
             return {"accuracy": None, "macro_f1": None, "examples": 0}
+        from sklearn.metrics import accuracy_score, f1_score
+
         true, guess = labels[present], predicted[present]
-        found = scores_of_each(true, guess, classes)
-        counted = found.support + np.bincount(guess, minlength=classes) > 0
+        counts = np.bincount(true, minlength=classes) + np.bincount(guess, minlength=classes)
+        there = np.flatnonzero(counts)
         return {
-            "accuracy": float((true == guess).mean()),
-            "macro_f1": float(found.f1[counted].mean()),
-            "examples": len(true),
+            "accuracy": float(accuracy_score(true, guess)),
+            "macro_f1": float(
+                f1_score(true, guess, labels=there, average="macro", zero_division=UNDEFINED)
+            ),
+            "examples": int(present.sum()),
         }
 
     def weighted_f1(self, labels: np.ndarray, predicted: np.ndarray) -> float | None:
         """See ``TaskKind``."""
-        there = np.flatnonzero(np.bincount(np.concatenate([labels, predicted])))
-        places = (np.searchsorted(there, each) for each in (labels, predicted))
-        return scores_of_each(*places, len(there)).weighted_f1
+        from sklearn.metrics import f1_score
+
+        return float(f1_score(labels, predicted, average="weighted", zero_division=UNDEFINED))
 
     def per_class(
         self, labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
     ) -> dict[str, dict[str, float]]:
         """See ``TaskKind``."""
-        found = scores_of_each(labels, predicted, len(classes))
+        numbers = np.arange(len(classes))
+        from sklearn.metrics import precision_recall_fscore_support
+
+        found: Any = precision_recall_fscore_support(
+            labels, predicted, labels=numbers, zero_division=UNDEFINED
+        )
         return by_class(classes, found, np.bincount(predicted, minlength=len(classes)))
 
     def confidences(
