@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
@@ -47,29 +46,6 @@ from mtl_jax.models.conversion import to_transformers
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.runs.record_changes import json_digest
-
-
-def share_contexts():
-    """Has JAX lower the programs of a thread in one context.
-
-    Each has a context of its own else, into which all dialects are loaded: in four milliseconds,
-    for each operation outside of a program, too. It reaches into JAX, which has no hook for this;
-    one that looks otherwise inside keeps its own ways.
-    """
-    with contextlib.suppress(ImportError, AttributeError):
-        from jax._src.interpreters import mlir
-
-        make, of_thread = mlir.make_ir_context, threading.local()
-
-        def shared():
-            if not hasattr(of_thread, "context"):
-                of_thread.context = make()
-            return of_thread.context
-
-        mlir.make_ir_context = shared
-
-
-share_contexts()
 
 # Some tests interrupt, or close a terminal; a shell's background job, as they may be, or what
 # nohup starts is told to ignore that.
