@@ -52,8 +52,8 @@ from mtl_jax.runs.record_changes import json_digest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# From the longest on, those of ten CPU seconds or more: where files are dealt to workers, none of
-# them is left at the end.
+# Those that took longest, from the longest on: where files are dealt to workers, none of them is
+# left at the end.
 LONGEST = (
     "runs/test_processes.py",
     "runs/test_recipes.py",
@@ -160,6 +160,7 @@ WIDE = dataclasses.replace(
 
 def pytest_collection_modifyitems(items):
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    assert all(path.exists() for path in places), "LONGEST names a file that has moved"
     items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 

@@ -138,48 +138,41 @@ def _overfitting(
     results: Sequence[Result], names: Mapping[str, str], split: str
 ) -> Iterator[Table]:
     """Whether a larger backbone overfits more; nothing where no run was measured twice."""
+    if not names:
+        return
+    controls, (baseline, *_) = control_heads(results), names
+    numbers_of_run = (
+        lambda result: mean_gap(result, split),
+        lambda result: calibration_error(result, split),
+    )
     rows = []
-    baseline = having(results, **{SETTING: next(iter(names), None)})
     for backbone, name in names.items():
         here = having(results, **{SETTING: backbone})
-        for arm in (each for each in arms_of(here) if each != BASELINE):
+        for arm in arms_of(here):
             risen = per_seed(here, arm, loss_past_its_minimum)
-            if not risen:
+            if arm == BASELINE or not risen:
                 continue
-            before = per_seed(baseline, arm, loss_past_its_minimum)
-            rows.append(
-                Row(
-                    (
-                        Cell(name),
-                        arm_cell(arm, control_heads(results)),
-                        study_sections.mean_cell(risen),
-                        Cell("")
-                        if here == baseline
-                        else study_sections.difference_cell(risen, before),
-                        study_sections.mean_cell(per_seed(here, arm, lambda r: mean_gap(r, split))),
-                        study_sections.mean_cell(
-                            per_seed(here, arm, lambda r: calibration_error(r, split))
-                        ),
-                    )
-                )
-            )
+            base = per_seed(having(results, **{SETTING: baseline}), arm, loss_past_its_minimum)
+            over = Cell("") if backbone == baseline else study_sections.difference_cell(risen, base)
+            cells = (study_sections.mean_cell(per_seed(here, arm, n)) for n in numbers_of_run)
+            loss = study_sections.mean_cell(risen)
+            rows.append(Row((Cell(name), arm_cell(arm, controls), loss, over, *cells)))
+    columns = (
+        "backbone",
+        "arm",
+        "loss past its minimum",
+        f"minus {names[baseline]}",
+        f"train minus {split}",
+        "ECE",
+    )
+    note = (
+        "Means over tasks and seeds ± half of the 95 % t interval over seeds. The loss is that on "
+        "validation at the end of training, above its minimum, in nats; the other two are of the "
+        "checkpoint that was kept: macro-F1, and the expected calibration error on the "
+        f"{split} split."
+    )
     if rows:
-        yield Table(
-            "Whether a larger backbone overfits more",
-            (
-                "backbone",
-                "arm",
-                "loss past its minimum",
-                f"minus {next(iter(names.values()))}",
-                f"train minus {split}",
-                "ECE",
-            ),
-            tuple(rows),
-            "Means over tasks and seeds ± half of the 95 % t interval over seeds. The loss is that "
-            "on validation at the end of training, above its minimum, in nats; the other two are "
-            "of the checkpoint that was kept: macro-F1, and the expected calibration error on the "
-            f"{split} split.",
-        )
+        yield Table("Whether a larger backbone overfits more", columns, tuple(rows), note)
 
 
 def _table(results: Sequence[Result], names: Mapping[str, str], split: str) -> Table:

@@ -30,6 +30,7 @@ from mtl_jax.studies.stats.results import (
     by_setting,
     evaluation_split,
     lookup,
+    mean_of_known,
     numbers,
     per_seed,
     qualities,
@@ -354,9 +355,7 @@ def _against(
 def _mean(
     results: Sequence[Result], arm: str, count: Callable[[Result], float | None]
 ) -> float | None:
-    found = [count(line) for line in results if line["arm"] == arm]
-    known = [value for value in found if value is not None]
-    return sum(known) / len(known) if known else None
+    return mean_of_known(count(line) for line in results if line["arm"] == arm)
 
 
 def _of_an_update(line: Result) -> float | None:

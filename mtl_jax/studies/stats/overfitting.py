@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from mtl_jax.studies.stats.results import Result, gap, lookup, tasks_of
+from mtl_jax.studies.stats.results import Result, gap, lookup, mean_of_known, tasks_of
 
 
 def validation_losses(line: Result, task: str) -> list[float]:
@@ -16,19 +14,14 @@ def validation_losses(line: Result, task: str) -> list[float]:
 def loss_past_its_minimum(line: Result) -> float | None:
     """The validation loss at the end, above its minimum, in nats; None without two measurements."""
     found = (validation_losses(line, task) for task in tasks_of([line]))
-    return _mean(losses[-1] - min(losses) for losses in found if len(losses) > 1)
+    return mean_of_known(losses[-1] - min(losses) for losses in found if len(losses) > 1)
 
 
 def mean_gap(line: Result, split: str) -> float | None:
     """The score on the training examples minus that on ``split``."""
-    return _mean(gap(line, task, split) for task in tasks_of([line]))
+    return mean_of_known(gap(line, task, split) for task in tasks_of([line]))
 
 
 def calibration_error(line: Result, split: str) -> float | None:
     """The expected calibration error on ``split``."""
-    return _mean(lookup(line, split, task, "ece") for task in tasks_of([line]))
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return mean_of_known(lookup(line, split, task, "ece") for task in tasks_of([line]))

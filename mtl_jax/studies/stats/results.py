@@ -202,8 +202,12 @@ def quality(metrics: Any) -> float | None:
         metrics: ``{task: {"macro_f1": …}}``, the metrics on one split.
     """
     tasks = metrics if isinstance(metrics, dict) else ()
-    scores = [score(metrics, task) for task in tasks]
-    known = [score for score in scores if score is not None]
+    return mean_of_known(score(metrics, task) for task in tasks)
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that there are; None where there is none."""
+    known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
