@@ -127,7 +127,7 @@ class Evaluator:
         return self._steps[key]
 
     def frozen_step(self, texts: TextSet, depth: int | None) -> Compiled:
-        """What ``states`` at a depth, or with None ``pooled``, runs on parameters and a batch."""
+        """The compiled step of ``states`` at a depth, or of ``pooled`` where that is None."""
         if depth is None:
             return self._step(pooled_step, texts)
         return self._step(states_step, texts, depth)

@@ -91,8 +91,8 @@ class Estimate:
             level: How often, in (0, 1].
         """
         if self.seeds >= _MANY_SEEDS:
-            return _limit(level, self._satterthwaite)
-        of_seeds, of_texts = (_limit(level, freedom) for freedom in self._freedoms)
+            return _critical_value(level, self._satterthwaite)
+        of_seeds, of_texts = (_critical_value(level, freedom) for freedom in self._freedoms)
         part = 1.0 if self.error == 0 else min((self.over_seeds / self.error) ** 2, 1.0)
         return part * of_seeds + (1 - part) * of_texts
 
@@ -119,8 +119,8 @@ class Estimate:
             return float(abs(self.mean) < _ROUNDING)
         found = abs(self.mean) / self.error
         if self.seeds >= _MANY_SEEDS or not self.shared:
-            return _level(found, self._satterthwaite)
-        low, high = sorted(_level(found, each) for each in self._freedoms)
+            return _p_value(found, self._satterthwaite)
+        low, high = sorted(_p_value(found, each) for each in self._freedoms)
         if self.quantile(low) <= found or self.quantile(high) >= found:
             return low if self.quantile(low) <= found else high
         level: Any = scipy.optimize.brentq(
@@ -129,15 +129,15 @@ class Estimate:
         return float(level)
 
 
-# Of scipy.stats.t the functions themselves: what that checks takes a hundred times as long.
-def _limit(level: float, freedom: float) -> float:
-    """What t is beyond, on either side, so often."""
+# scipy.stats.t checks its arguments, which takes a hundred times as long as these functions.
+def _critical_value(level: float, freedom: float) -> float:
+    """The two-sided critical value of Student's t at a level in (0, 1]."""
     return float(abs(scipy.special.stdtrit(freedom, level / 2)))
 
 
-def _level(limit: float, freedom: float) -> float:
-    """How often t is beyond that, on either side."""
-    return 2 * float(scipy.special.stdtr(freedom, -limit))
+def _p_value(statistic: float, freedom: float) -> float:
+    """The two-sided p-value of a statistic of Student's t, which is not negative."""
+    return 2 * float(scipy.special.stdtr(freedom, -statistic))
 
 
 def estimate(scores: Collection[float]) -> Estimate | None:
