@@ -25,7 +25,7 @@ def summed(tree: Any, axis_name: str, looked_up: Mapping[str, jax.Array] | None 
 
     Args:
         tree: Arrays of one device.
-        axis_name: The ``pmap`` axis.
+        axis_name: The axis of the devices.
         looked_up: By the end of its path, as ``a/b/c``, the rows of a table outside of which
             its gradient is 0 on this device: integers of any shape, some maybe repeated.
 

@@ -145,7 +145,12 @@ class _Spread:
 
 
 class MeshRunner(_Spread, _OneSeed):
-    """``jit`` over a one-dimensional mesh of all devices."""
+    """``jit`` over a one-dimensional mesh of all devices, each of which has all parameters.
+
+    A step is mapped over the mesh, as ``pmap`` maps it, so that ``collectives.summed`` says what
+    devices exchange. The compiler, given the whole batch, would sum every gradient apart, and
+    the table of words as a whole.
+    """
 
     def replicate(self, tree: Any) -> Any:
         """See ``Runner``."""
@@ -165,14 +170,31 @@ class MeshRunner(_Spread, _OneSeed):
         return self._whole(rows)
 
     def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
-        """See ``Runner``."""
-        rows, everywhere = self._by_row, self.everywhere
-        results = rows if step in _GIVES_ROWS else everywhere
-        return jax.jit(
-            functools.partial(step, static),
-            donate_argnums=0 if donate else (),
-            out_shardings=(rows, everywhere) if step is eval_step else results,
-        )
+        """See ``Runner``: each device computes with its rows, and reduces as the step says."""
+        rows, everywhere = self._by_row.spec, self.everywhere.spec
+        of_device = functools.partial(step, static, axis_name=AXIS)
+
+        def of_all(*args: Any) -> Any:
+            # Of a step's arguments the batch is the last one.
+            of_args = (*[everywhere] * (len(args) - 1), rows)
+            sharded = jax.shard_map(
+                of_device,
+                mesh=self._by_row.mesh,
+                in_specs=of_args,
+                out_specs=self._results_of(step, rows, everywhere),
+                # Else what is differentiated by what is everywhere is reduced by JAX, leaf by leaf.
+                check_vma=False,
+            )
+            return sharded(*args)
+
+        return jax.jit(of_all, donate_argnums=0 if donate else ())
+
+    @staticmethod
+    def _results_of(step: Callable[..., Any], rows: Any, everywhere: Any) -> Any:
+        """``rows`` or ``everywhere`` for what a step gives, as it gives it."""
+        if step is eval_step:
+            return rows, everywhere
+        return rows if step in _GIVES_ROWS else everywhere
 
 
 class ShardedRunner(MeshRunner):
@@ -215,7 +237,8 @@ class ShardedRunner(MeshRunner):
     def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
         """See ``Runner``."""
         if step in _GIVES_ROWS:
-            return super().jit(step, static, donate)
+            results = self._results_of(step, self._by_row, self.everywhere)
+            return jax.jit(functools.partial(step, static), out_shardings=results)
 
         def kept(*args: Any) -> Any:
             state, metrics = step(static, *args)
@@ -313,7 +336,7 @@ def make_runner(kind: Placement, *, alone: bool = False) -> Runner:
 def compiler_shards(kind: Placement) -> int:
     """Over how many devices the compiler spreads a batch that a step sees as a whole."""
     runner = make_runner(kind)
-    return runner.devices if isinstance(runner, MeshRunner) else 1
+    return runner.devices if isinstance(runner, ShardedRunner) else 1
 
 
 def gathered(kind: Placement) -> NamedSharding | None:

@@ -113,7 +113,7 @@ def train_step(
         state: Donated by the wrappers.
         frozen: The frozen partition of the parameters.
         batch: See ``model.Batch``; this device's rows.
-        axis_name: The ``pmap`` axis to reduce over; None where the compiler sees the whole
+        axis_name: The axis of the devices to reduce over; None where the compiler sees the whole
             batch.
 
     Returns:

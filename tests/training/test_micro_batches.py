@@ -68,7 +68,8 @@ def assert_alike(found, expected):
         ("jit", MicroBatches(2), "fixed", True),
         ("jit", MicroBatches(4), "pcgrad", True),
         ("jit", MicroBatches(2), "famo", False),
-        ("mesh", MicroBatches(2, 4), "fixed", False),
+        ("mesh", MicroBatches(2), "fixed", False),
+        ("fsdp", MicroBatches(2, 4), "fixed", False),
         ("pmap", MicroBatches(2), "uncertainty", False),
     ],
     ids=str,
@@ -135,4 +136,4 @@ def test_rows_are_enough_for_every_micro_batch(small_settings, tmp_path):
     )
     run = PhaseRun(config, Inputs(config))
     assert run.plan.layout.rows % (4 * 3) == 0
-    assert run.compiled_step().template.parts == MicroBatches(3, 4)
+    assert run.compiled_step().template.parts == MicroBatches(3)

@@ -1,6 +1,8 @@
 """The three ways to run the steps give the same numbers, on unevenly labelled batches."""
 
 import dataclasses
+import math
+import re
 from typing import Any
 
 import jax
@@ -65,8 +67,8 @@ def pooled_batch(seed, width=CONFIG.hidden_size) -> dict[str, Any]:
     return {task: batch[task] for task in TASKS} | {"pooled": vectors.astype(np.float32)}
 
 
-def train(kind, scenario, batches, config=NO_DROPOUT):
-    """Parameters and metrics after the compiled, donating step has run on every batch."""
+def made(scenario, config, gathered=None):
+    """The program of a scenario, and the parameters that it trains and those that it does not."""
     params = random_params(config)
     partition = Partition(params, scenario)
     params = partition.with_factors(params, jax.random.key(1))
@@ -76,9 +78,14 @@ def train(kind, scenario, batches, config=NO_DROPOUT):
         build_optimizer(partition, optimizer),
         partition.depth(config.num_hidden_layers),
         task_weights=(1.0, 1.0),
-        gathered=gathered(kind),
+        gathered=gathered,
     )
-    trainable, frozen = partition.split(params)
+    return program, partition.split(params)
+
+
+def train(kind, scenario, batches, config=NO_DROPOUT):
+    """Parameters and metrics after the compiled, donating step has run on every batch."""
+    program, (trainable, frozen) = made(scenario, config, gathered(kind))
     runner = make_runner(kind)
     step = Compiled(runner, train_step, program, donate=True)
     state, frozen = runner.replicate(program.init(trainable, 0)), runner.replicate(frozen)
@@ -196,7 +203,7 @@ def test_a_large_vocabulary_whose_gradient_is_summed_by_rows():
         # Some words on all devices, some on one.
         batch["input_ids"][::2, 1:] += 19_900 * (batch["input_ids"][::2, 1:] > 9)
     (found, logged), (known, known_logged) = (
-        train(kind, "none_frozen", batches, config) for kind in ("pmap", "jit")
+        train(kind, "none_frozen", batches, config) for kind in ("mesh", "jit")
     )
     for metrics, other in zip(logged, known_logged, strict=True):
         np.testing.assert_allclose(metrics["grad_norm"], other["grad_norm"], rtol=NORM_TOLERANCE)
@@ -205,6 +212,30 @@ def test_a_large_vocabulary_whose_gradient_is_summed_by_rows():
     moved = np.abs(known[words] - flat(random_params(config))[words]).max(-1)
     read = np.unique(batches[-1]["input_ids"])
     assert moved[read[read > 19_900]].max() > 20 * PARAMETER_TOLERANCE
+
+
+def exchanged(program):
+    """The collectives of a compiled program, and how many numbers each gives."""
+    found = re.findall(r"= \(?\w+\[([\d,]*)\]\S* (all-reduce|all-gather)\(", program)
+    return [(name, math.prod(map(int, shape.split(",")))) for shape, name in found if shape]
+
+
+@pytest.mark.parametrize("kind", ["pmap", "mesh"])
+def test_devices_exchange_small_gradients_together_and_of_the_words_what_was_read(kind):
+    config = dataclasses.replace(SHALLOW, vocab_size=20_000)
+    program, (trainable, frozen) = made("none_frozen", config)
+    runner = make_runner(kind)
+    state, frozen = runner.replicate(program.init(trainable, 0)), runner.replicate(frozen)
+    batch = uneven_batch(0)
+    step = Compiled(runner, train_step, program).lower(state, frozen, runner.shard(batch))
+    found = exchanged(step.compile().as_text())
+    words = trainable["backbone"]["embeddings"]["word"]["embedding"]
+    others = sum(leaf.size for leaf in jax.tree.leaves(trainable)) - words.size
+    assert len(found) <= 4
+    assert max(sizes := [size for name, size in found if name == "all-gather"]) == (
+        batch["input_ids"].size * words.shape[1]
+    )
+    assert sum(size for _, size in found) - sum(sizes) in range(others, others + 10)
 
 
 def head_gradients(batch, params, counts):

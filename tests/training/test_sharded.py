@@ -1,5 +1,6 @@
 """Parameters and moments over the mesh: each device keeps a part, and the numbers stay."""
 
+import dataclasses
 import shutil
 from typing import Any
 
@@ -17,7 +18,7 @@ from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.runners import ShardedRunner, gathered, make_runner
 from mtl_jax.training.step import _gathering
-from tests.conftest import TASKS
+from tests.conftest import SMALL, TASKS, write_checkpoint
 from tests.training.test_runners import SHALLOW, train, uneven_batch
 
 
@@ -93,9 +94,11 @@ def test_parameters_are_gathered_again_for_the_backward_pass():
 
 
 def test_a_run_goes_on_from_the_folders_of_others(small_settings, tmp_path):
-    """The numbers and the files are those of whole copies; a resumed run is one of both."""
+    """Without dropout the numbers and the files are those of whole copies, and of both in turns."""
+    bert = dataclasses.replace(SMALL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     settings = {
         **small_settings,
+        "backbone": str(write_checkpoint(tmp_path / "checkpoint", bert)),
         "parallel": "mesh",
         "scenario": "top_1",
         "epochs": 2,
