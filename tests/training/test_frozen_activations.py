@@ -118,6 +118,7 @@ def assert_states(texts, found, backbone, depth, kept=None, start=None):
         np.testing.assert_allclose(states, expected, rtol=0, atol=STATES_TOLERANCE)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_states_are_those_of_every_text_alone(depth, prefix, base, texts):
     found, seconds = prefix().states(texts, depth)
@@ -128,6 +129,7 @@ def test_states_are_those_of_every_text_alone(depth, prefix, base, texts):
     assert_states(texts, found.states, base.inputs.backbone, depth)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
 @pytest.mark.parametrize("kept", [False, True])
 def test_pooled_vectors_are_those_of_every_text_alone(pooling, kept, prefix, settings, texts):
@@ -149,6 +151,7 @@ def test_pooled_vectors_are_those_of_every_text_alone(pooling, kept, prefix, set
         np.testing.assert_allclose(vector, expected, rtol=0, atol=STATES_TOLERANCE)
 
 
+@pytest.mark.optimized
 def test_deeper_states_from_kept_ones_are_those_from_the_ids(prefix, texts):
     by_steps = prefix()
     for depth in DEPTHS:
@@ -181,6 +184,7 @@ def test_deeper_states_start_at_the_deepest_that_are_kept(prefix, base, texts, t
     np.testing.assert_allclose(pooled.pooled, expected, rtol=0, atol=STATES_TOLERANCE)
 
 
+@pytest.mark.optimized
 def test_a_boundary_that_moves_down_is_computed_from_the_ids(prefix, base, texts):
     made = prefix()
     deep, _ = made.states(texts, 3)
@@ -356,6 +360,7 @@ def assert_close(found, expected, loss, parameter, ties=1):
 LOSS_TOLERANCE, PARAMETER_TOLERANCE = 1e-5, 5e-5
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     ("scenario", "pooling"),
     [
@@ -384,6 +389,7 @@ def test_training_is_the_same_with_and_without(scenario, pooling, to_train, once
         assert (distance > 20 * PARAMETER_TOLERANCE) if trains else (distance == 0), path
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     ("scenario", "dtype"),
     [("backbone_frozen", "float32"), ("top_1", "float32"), ("top_1", "bfloat16")],
@@ -493,6 +499,7 @@ def test_a_damaged_file_of_a_run_is_made_again(to_train, once, tmp_path, capsys)
     assert partition.digest(found) == partition.digest(params)
 
 
+@pytest.mark.optimized
 def test_the_states_of_half_precision_are_kept_unrounded(to_train, once):
     changes = {"scenario": "top_1", "dtype": "bfloat16"}
     settings = to_train("top_1") | changes
@@ -512,6 +519,7 @@ def without_dropout(tmp_path_factory):
     return str(write_checkpoint(tmp_path_factory.mktemp("plain") / "checkpoint", config))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("scenario", ["backbone_frozen", "top_1"])
 @pytest.mark.parametrize("kind", ["pmap", "mesh"])
 def test_four_devices_with_kept_states_are_one(kind, scenario, once, without_dropout):

@@ -100,6 +100,7 @@ def assert_alike(found, expected):
             np.testing.assert_allclose(leaf, others[path], rtol=0, atol=PARAMETER_TOLERANCE)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     ("seeds", "spread", "devices"),
     # Six are two on each of three devices, without a fourth; five are, too, one of them twice.
@@ -119,6 +120,7 @@ def test_each_seed_trains_as_alone(seeds, spread, devices):
     assert np.abs(first - second).max() > 20 * PARAMETER_TOLERANCE
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(("seeds", "spread"), [(3, False), (5, True)])
 def test_scanned_steps_share_the_vectors(seeds, spread):
     program, begun = starts("backbone_frozen")
@@ -161,6 +163,7 @@ def test_place_and_unplace_are_inverse(seeds, spread):
         assert jax.tree.all(jax.tree.map(np.array_equal, one, tree))
 
 
+@pytest.mark.optimized
 def test_a_seed_that_diverges_leaves_the_others_alone():
     program, begun = starts("classifier_frozen")
     batches = [batches_of(seed) for seed in range(3)]

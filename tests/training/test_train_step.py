@@ -79,6 +79,7 @@ def looped(model, data, scenario, epochs=1, loss=None, optimizer=None, parts=1, 
     return step.params(state), metrics
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     ("scenario", "epochs", "r_drop"),
     [("top_1", 1, None), ("mood_frozen", 1, 2.0), ("backbone_frozen", 3, None), ("lora_4", 1, 2.0)],
@@ -155,6 +156,7 @@ def flat_pairs(old, new):
     return {path: (old[path], new[path]) for path in old}
 
 
+@pytest.mark.optimized
 def test_the_cache_changes_no_number(model, data):
     # With dropout in what trains: the masks are the same. Adam would scale rounding up.
     kept, _ = looped(model, data, "top_1", optimizer=optax.sgd(0.1))
@@ -163,6 +165,7 @@ def test_the_cache_changes_no_number(model, data):
         np.testing.assert_allclose(old, new, atol=1e-5)
 
 
+@pytest.mark.optimized
 def test_micro_batches_make_the_update_of_the_whole(model, data):
     # Heads alone have no dropout, whose masks would be others.
     whole, _ = looped(model, data, "backbone_frozen", optimizer=optax.sgd(0.1))
