@@ -29,8 +29,9 @@ from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.cache.facts import fact
 from mtl_jax.training.compiled_step import step_numbers, step_template
 from mtl_jax.training.evaluator import CPU_TOKENS
+from mtl_jax.training.executables import Compiled
 from mtl_jax.training.kinds.registry import KINDS
-from mtl_jax.training.runners import Compiled, JitRunner
+from mtl_jax.training.runners import JitRunner
 from mtl_jax.training.step import pooled_step, states_step, train_step_with
 
 # A batch of one text: its shape is that of every other.

@@ -25,12 +25,12 @@ from mtl_jax.data.batches import EpochOrder, index_batch
 from mtl_jax.runs.monitoring.progress_log import Heartbeat
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.progress import beats
+from mtl_jax.training.executables import kind_of
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.kinds.base import Metrics, TaskKind
 from mtl_jax.training.kinds.registry import kind_of as kind_of_labels
 from mtl_jax.training.optimizer import build_optimizer
 from mtl_jax.training.program import Program, TrainState, stream
-from mtl_jax.training.runners import kind_of
 from mtl_jax.training.seed_runner import devices_across
 from mtl_jax.training.step import take, train_step
 

@@ -17,10 +17,11 @@ from mtl_jax.freezing.partition import Params, Partition
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.fused_attention import of_seeds
 from mtl_jax.training.evaluator import ModelSpec
+from mtl_jax.training.executables import Compiled
 from mtl_jax.training.micro_batches import MicroBatches
 from mtl_jax.training.optimizer import AdamW, OptimizerConfig
 from mtl_jax.training.program import Numbers, Program, Template, TrainState
-from mtl_jax.training.runners import Compiled, Runner, compiler_shards, gathered, make_runner
+from mtl_jax.training.runners import Runner, compiler_shards, gathered, make_runner
 from mtl_jax.training.seed_runner import SHARED, SeedRunner
 from mtl_jax.training.step import scanned_steps_with, train_step_with
 from mtl_jax.training.weighting.base import Weighting

@@ -22,12 +22,13 @@ from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.fused_attention import cudnn_can
 from mtl_jax.models.multitask import Head, Loss, MultiTaskModule
 from mtl_jax.training.cache.array_file import Write
+from mtl_jax.training.executables import Compiled
 from mtl_jax.training.extensions import Metric
 from mtl_jax.training.inputs import Split
 from mtl_jax.training.kinds.base import Metrics
 from mtl_jax.training.kinds.registry import kind_of
 from mtl_jax.training.metrics import split_metrics
-from mtl_jax.training.runners import Compiled, Runner, make_runner
+from mtl_jax.training.runners import Runner, make_runner
 from mtl_jax.training.step import eval_step, pooled_at_step, pooled_step, states_step
 
 NEIGHBOURS = 20

@@ -12,8 +12,9 @@ from mtl_jax.runs.loop import train, train_seeds
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.training.compiled_step import shared_step
 from mtl_jax.training.evaluator import ModelSpec, evaluator
+from mtl_jax.training.executables import Compiled
 from mtl_jax.training.inputs import Inputs
-from mtl_jax.training.runners import Compiled, JitRunner
+from mtl_jax.training.runners import JitRunner
 
 
 @pytest.fixture

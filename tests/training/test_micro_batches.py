@@ -13,9 +13,10 @@ from mtl_jax.config.train import TrainConfig
 from mtl_jax.freezing.scenarios import scenario_rules
 from mtl_jax.runs.loop import train_seeds
 from mtl_jax.runs.phase_run import PhaseRun
+from mtl_jax.training.executables import Compiled
 from mtl_jax.training.inputs import Inputs
 from mtl_jax.training.micro_batches import WHOLE, MicroBatches
-from mtl_jax.training.runners import Compiled, make_runner
+from mtl_jax.training.runners import make_runner
 from mtl_jax.training.step import train_step
 from mtl_jax.training.weighting.registry import make_weighting
 from tests.conftest import TASKS

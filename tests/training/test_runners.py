@@ -14,17 +14,11 @@ from mtl_jax.freezing.partition import Partition
 from mtl_jax.freezing.scenarios import scenario_rules
 from mtl_jax.models.multitask import MultiTaskModule
 from mtl_jax.runs.loop import train as run_training
+from mtl_jax.training.executables import Compiled
 from mtl_jax.training.losses import masked_cross_entropy
 from mtl_jax.training.optimizer import build_optimizer
 from mtl_jax.training.program import Program
-from mtl_jax.training.runners import (
-    Compiled,
-    JitRunner,
-    MeshRunner,
-    PmapRunner,
-    gathered,
-    make_runner,
-)
+from mtl_jax.training.runners import JitRunner, MeshRunner, PmapRunner, gathered, make_runner
 from mtl_jax.training.step import eval_step, pooled_step, train_step
 from tests.conftest import TASKS, head_sizes
 from tests.training.test_step import (

@@ -10,8 +10,9 @@ import pytest
 
 from mtl_jax.freezing.partition import Partition
 from mtl_jax.freezing.scenarios import scenario_rules
+from mtl_jax.training.executables import Compiled
 from mtl_jax.training.program import stream
-from mtl_jax.training.runners import Compiled, JitRunner
+from mtl_jax.training.runners import JitRunner
 from mtl_jax.training.seed_runner import SHARED, SeedRunner
 from mtl_jax.training.step import scanned_steps, train_step
 from tests.conftest import TASKS

@@ -12,9 +12,10 @@ import pytest
 
 from mtl_jax.freezing.partition import Partition
 from mtl_jax.freezing.scenarios import scenario_rules
+from mtl_jax.training.executables import Compiled
 from mtl_jax.training.losses import masked_cross_entropy
 from mtl_jax.training.program import Program, stream
-from mtl_jax.training.runners import Compiled, JitRunner, make_runner
+from mtl_jax.training.runners import JitRunner, make_runner
 from mtl_jax.training.step import scanned_steps, take, train_step
 from mtl_jax.training.weighting.methods.famo import Famo
 from mtl_jax.training.weighting.methods.fixed import Fixed
