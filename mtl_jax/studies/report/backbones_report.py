@@ -39,6 +39,7 @@ from mtl_jax.studies.stats.results import (
     numbers,
     per_seed,
     quality,
+    score_name,
     untrained_heads,
 )
 
@@ -168,7 +169,8 @@ def _overfitting(
     note = (
         "Means over tasks and seeds ± half of the 95 % t interval over seeds. The loss is that on "
         "validation at the end of training, above its minimum, in nats; the other two are of the "
-        "checkpoint that was kept: macro-F1, and the expected calibration error on the "
+        f"checkpoint that was kept: {score_name(results)}, and the expected calibration error on "
+        "the "
         f"{split} split."
     )
     if rows:
@@ -212,7 +214,7 @@ def _table(results: Sequence[Result], names: Mapping[str, str], split: str) -> T
         "backbone",
         "arm",
         "seeds",
-        "macro-F1",
+        score_name(results),
         "training FLOPs",
         f"minus {names[baseline]}",
         "step ms",

@@ -30,6 +30,7 @@ from mtl_jax.studies.stats.results import (
     tasks_of,
     trained_arms,
 )
+from mtl_jax.studies.stats.results import score as score_of
 
 
 def build(
@@ -38,7 +39,9 @@ def build(
     """See ``outline.Build``."""
     advice = recommend(results)
     chosen = advice.chosen.arm if advice else None
-    parts = Parts(title="What to freeze", answer=_answer(advice, results), noun="scenario")
+    parts = Parts(
+        title=context.get("question") or "What to freeze", answer=_answer(advice, results)
+    )
     if results:
         parts = Parts(
             title=parts.title,
@@ -48,7 +51,6 @@ def build(
             learning=[*_drawn(figures.gap_bars, results), tables.gap_table(results, chosen)],
             cost=[tables.cost_table(results, chosen)],
             statistics=_statistics(advice, results),
-            noun=parts.noun,
         )
     return assemble(parts, results, failures, context)
 
@@ -56,9 +58,9 @@ def build(
 def _answer(advice: Recommendation | None, results: Sequence[Result]) -> list[Block]:
     if advice is None:
         why = (
-            "Every scenario with validation scores is a control, with a head that never trained"
+            "Every arm with validation scores is a control, with a head that never trained"
             if any(qualities(results, arm, "validation") for arm in trained_arms(results))
-            else "No trained scenario has validation scores"
+            else "No trained arm has validation scores"
         )
         return [Paragraph(f"{why}: none is recommended.", "lead")]
     return [
@@ -73,10 +75,18 @@ def _use(advice: Recommendation, results: Sequence[Result]) -> str:
     name = advice.name(advice.chosen.arm)
     if advice.score is None:
         return f"Use {name}."
-    tasks = formatting.series(list(tasks_of(results)))
+    # A task none of whose texts has a label there has no part in the mean.
+    measured = [
+        task
+        for task in tasks_of(results)
+        if any(score_of(result.get(advice.split), task) is not None for result in results)
+    ]
+    tasks = formatting.series(measured)
     score = f"{formatting.fixed(advice.score.mean)} {formatting.plus_minus(advice.score)}".rstrip()
-    words = f"Use {name}: it reaches {score} macro-F1 on the {advice.split} split ({tasks}"
-    words += ", their mean)" if len(tasks_of(results)) > 1 else ")"
+    words = (
+        f"Use {name}: it reaches {score} {advice.score_name} on the {advice.split} split ({tasks}"
+    )
+    words += ", their mean)" if len(measured) > 1 else ")"
     flops, reference = (
         mean_interval(numbers(results, arm, "train_flops").values())
         for arm in (advice.chosen.arm, REFERENCE)
@@ -111,7 +121,7 @@ def _facts(advice: Recommendation, results: Sequence[Result]) -> list[tuple[str,
     facts = [("Recommended", Cell(f"`{chosen}`"))]
     if advice.score:
         score = Cell(formatting.fixed(advice.score.mean), formatting.plus_minus(advice.score))
-        facts.append((f"Macro-F1, {advice.split}", score))
+        facts.append((f"{formatting.capital(advice.score_name)}, {advice.split}", score))
     for label, key, written in (
         ("Training FLOPs", "train_flops", formatting.flops),
         ("Trained parameters", "trainable_parameters", lambda count: formatting.fixed(count, 0)),
@@ -141,15 +151,17 @@ def _statistics(advice: Recommendation | None, results: Sequence[Result]) -> lis
         found.append(Paragraph(" ".join(explain(advice))))
         others = alternatives(advice, results)
         found += [Bullets(tuple(others))] if others else []
-    chosen = advice.chosen.arm if advice else None
-    differences = tables.difference_table(results, chosen)
-    return [*found, differences or Paragraph(_unpaired(results))]
-
-
-def _unpaired(results: Sequence[Result]) -> str:
     if REFERENCE in arms_of(results):
-        return f"No other scenario shares a seed with `{REFERENCE}`: there is nothing to pair."
-    return f"`{REFERENCE}` has no result in this study: there is nothing to compare with."
+        reference, lines = REFERENCE, results
+    elif advice is not None:
+        # With the chosen arm those are compared that are ranked, as the recommendation does.
+        reference, ranked = advice.chosen.arm, {each.arm for each in advice.candidates}
+        lines = [result for result in results if result["arm"] in ranked]
+    else:
+        return found
+    differences = tables.difference_table(lines, reference, advice.chosen.arm if advice else None)
+    nothing = f"No other arm shares a seed with `{reference}`: there is nothing to compare."
+    return [*found, differences or Paragraph(nothing)]
 
 
 def _drawn(plot: figures.Plot, results: Sequence[Result]) -> list[Block]:

@@ -17,10 +17,11 @@ from mtl_jax.studies.report.document import Cell, Document, Picture, Row, Table
 from mtl_jax.studies.report.outline import Failure, failure_text
 from mtl_jax.studies.report.render import to_html, to_markdown
 from mtl_jax.studies.report.scenarios_report import build
+from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.doubts import doubts
 from mtl_jax.studies.stats.recommendation import recommend
 from mtl_jax.studies.stats.recommendation_text import explain
-from mtl_jax.studies.stats.results import Result, evaluation_split, tasks_of
+from mtl_jax.studies.stats.results import Result, evaluation_split, score_name, tasks_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,9 +47,10 @@ def write_report(
         workdir: The folder of the study; made if it is missing.
         results: Lines of ``results.jsonl``.
         failures: Arms without a result, each with ``arm``, ``seed`` and ``error``.
-        context: How the study was made: any of ``command``, ``started``, ``seconds``,
-            ``machine``, ``versions``, ``data``, ``seeds``, ``settings`` and ``asked``, the runs of
-            each arm; and ``corpora``, the data that are open already, by their ``DataConfig``.
+        context: How the study was made: any of ``question``, the title, ``command``, ``started``,
+            ``seconds``, ``machine``, ``versions``, ``data``, ``seeds``, ``settings`` and ``asked``,
+            the runs of each arm; and ``corpora``, the data that are open already, by their
+            ``DataConfig``.
 
     Returns:
         The path of ``report.html``.
@@ -120,8 +122,11 @@ def _summary(results: Sequence[Result], chosen: str | None) -> Table:
         cells = [row.cells[0], row.cells[2], *of_tasks]
         price = cost.get(row.cells[0].text)
         rows.append(Row((*cells, price.cells[2] if price else Cell("")), row.style))
-    columns = ("scenario", "mean macro-F1", *tasks, "FLOPs")
-    return Table(f"Macro-F1 on the {evaluation_split(results)} split", columns, tuple(rows))
+    name = score_name(results)
+    columns = ("arm", f"mean {name}", *tasks, "FLOPs")
+    return Table(
+        f"{formatting.capital(name)} on the {evaluation_split(results)} split", columns, tuple(rows)
+    )
 
 
 def show_table(console: Console, table: Table) -> None:

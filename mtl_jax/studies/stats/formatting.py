@@ -117,9 +117,15 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def capital(text: str) -> str:
+    """The same with a capital in front."""
+    return text[:1].upper() + text[1:]
+
+
 def count_of(count: int, noun: str) -> str:
-    """``1 seed``, ``3 seeds``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """``1 seed``, ``3 seeds``, ``2 classes``."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
 
 
 def listing(names: Sequence[str]) -> str:

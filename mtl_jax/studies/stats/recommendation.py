@@ -27,6 +27,7 @@ from mtl_jax.studies.stats.results import (
     evaluation_split,
     numbers,
     qualities,
+    score_name,
     trained_arms,
 )
 
@@ -86,6 +87,8 @@ class Recommendation:
     """what an arm is"""
     names: Mapping[str, str]
     """what to call the arms, where that is not their name in code style"""
+    score_name: str
+    """what their scores are called; see ``results.score_name``"""
 
     def name(self, arm: str) -> str:
         """What to call an arm."""
@@ -100,7 +103,7 @@ class Recommendation:
 def recommend(
     results: Sequence[Result],
     tolerance: float = TOLERANCE,
-    noun: str = "scenario",
+    noun: str = "arm",
     names: Mapping[str, str] | None = None,
 ) -> Recommendation | None:
     """Chooses, of the arms that nothing separates from the best on validation, the cheapest.
@@ -166,6 +169,7 @@ def recommend(
         family=family,
         noun=noun,
         names=names or {},
+        score_name=score_name(results),
     )
 
 

@@ -71,7 +71,7 @@ def _is_trade(candidate: Candidate, advice: Recommendation) -> bool:
 def _choice(advice: Recommendation) -> str:
     chosen, best, count = advice.chosen, advice.best, len(advice.candidates)
     name, of = advice.name(chosen.arm), f"{count} {advice.noun}s"
-    scale = "validation macro-F1 (the mean of tasks and seeds)"
+    scale = f"validation {advice.score_name} (the mean of tasks and seeds)"
     if count == 1:
         return f"{name} is the only {advice.noun} that is ranked, so there is no choice to make."
     if len(advice.level) == 1:
@@ -84,14 +84,14 @@ def _choice(advice: Recommendation) -> str:
     if not advice.counted:
         return f"Use {name}, the best on validation. {alike}"
     if chosen is best:
-        own = f"the best, too, with {formatting.fixed(chosen.validation)}"
+        own = f" and also the best, with {formatting.fixed(chosen.validation)}"
     else:
         own = (
-            f"with {formatting.fixed(chosen.validation)} against "
+            f", with {formatting.fixed(chosen.validation)} against "
             f"{formatting.fixed(best.validation)} of "
             f"{advice.name(best.arm)}, and {_cost(chosen, best)}"
         )
-    return f"Use {name}. {alike} {name} is the cheapest of them by training FLOPs: {own}."
+    return f"Use {name}. {alike} {name} is the cheapest of them by training FLOPs{own}."
 
 
 def _separated(advice: Recommendation) -> str:
@@ -181,23 +181,21 @@ def _evidence(advice: Recommendation) -> list[str]:
         return [f"{head}.", *_seeds(score.n)]
     gap = difference.interval
     compared = f"{head}, {_against(gap.mean)} the runner-up."
+    if gap.n > 1 and (few := too_few_seeds(gap.n)):
+        return [compared, f"{formatting.capital(few)}."]
     return [compared, *_certainty(advice, difference), *_seeds(gap.n)]
 
 
 def _certainty(advice: Recommendation, difference: PairedDifference) -> list[str]:
     gap, family = difference.interval, formatting.count_of(advice.family, "comparison")
-    if gap.n == 1:
-        return []
-    if few := too_few_seeds(gap.n):
-        return [f"{few.capitalize()}."]
     if gap.low is None or advice.p_value is None:
         return []
     verb = "tells" if advice.p_value <= LEVEL else "does not tell"
-    losses = "no loss" if gap.low >= -advice.tolerance else "losses"
+    verdict = "rules out" if gap.low >= -advice.tolerance else "includes"
     over = "over seeds and texts" if gap.over_texts else "over seeds alone"
     return [
-        f"The 95 % interval of that difference, {over}, is {formatting.limits(gap)}, which holds "
-        f"{losses} of more than {advice.tolerance:g}; the test {verb} the two apart "
+        f"The 95 % interval of that difference, {over}, is {formatting.limits(gap)}, which "
+        f"{verdict} losses of more than {advice.tolerance:g}; the test {verb} the two apart "
         f"(p {formatting.p_equals(advice.p_value)}, corrected over {family})."
     ]
 
@@ -227,8 +225,8 @@ def _trade(other: Candidate, advice: Recommendation, results: Sequence[Result]) 
     limits = f" {_plain_limits(shown)}" if shown.low is not None else ""
     unsure = ", an interval that includes 0," if gap.excludes(0) is False else ""
     return (
-        f"{name} {verb} {formatting.fixed(shown.mean)}{limits}{unsure} of {advice.split} macro-F1 "
-        f"against {advice.name(chosen.arm)}{cost}."
+        f"{name} {verb} {formatting.fixed(shown.mean)}{limits}{unsure} of {advice.split} "
+        f"{advice.score_name} against {advice.name(chosen.arm)}{cost}."
     )
 
 

@@ -59,7 +59,7 @@ def test_note(differences: Sequence[PairedDifference]) -> str:
             "other texts would make (step-down maxT, Westfall & Young 1993)."
         )
     return (
-        f"{family}, tested by Student's t with Holm's correction, which takes {FEWEST_FOR_T} "
+        f"{family}, tested by Student's t with Holm's correction, which needs {FEWEST_FOR_T} "
         f"seeds; from {seeds_needed(LEVEL)} on signs are flipped in its place."
     )
 
@@ -68,7 +68,7 @@ def too_few_seeds(seeds: int) -> str:
     """A clause where a comparison has too few seeds for a test; else empty."""
     if seeds >= FEWEST_FOR_T:
         return ""
-    return f"a test takes {FEWEST_FOR_T} seeds, and there {'is' if seeds == 1 else 'are'} {seeds}"
+    return f"a test needs {FEWEST_FOR_T} seeds, and there {'is' if seeds == 1 else 'are'} {seeds}"
 
 
 def corrected_p(p_value: float | None, seeds: int) -> str:

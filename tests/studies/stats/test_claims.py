@@ -118,7 +118,7 @@ def test_few_seeds_are_decided_by_t_and_two_not_at_all():
     assert other.verdict is Verdict.NOT_SUPPORTED
     two = judged(OVERFITTING, overfitting(2, 0.05, 0.1)).finding
     assert (two.verdict, two.number) == (Verdict.UNDECIDED, "−0.050, 2 seeds")
-    assert two.reason == "a test takes 3 seeds, and there are 2"
+    assert two.reason == "a test needs 3 seeds, and there are 2"
 
 
 def test_an_effect_within_the_margin_is_none():
@@ -219,6 +219,9 @@ def test_a_head_frozen_at_its_random_start_is_compared_on_its_own_task():
     assert (finding.verdict, finding.number[:6]) == (Verdict.SUPPORTED, "−0.400")
     assert "`classifier_frozen` and `sentiment_frozen` minus `none_frozen`" in finding.what
     assert judged(CONTROL, results[12:]).finding.verdict is Verdict.NOT_ASKED
+    # No head is frozen by an arm that is only called so.
+    named = [*runs("half_frozen", 0.5, range(6)), *results[12:]]
+    assert judged(CONTROL, named).finding.verdict is Verdict.NOT_ASKED
 
 
 def test_what_is_forgotten_is_lost_between_a_tasks_own_phase_and_the_end_of_the_others():
