@@ -20,7 +20,7 @@ from mtl_jax.studies.report.outline import Failure, Parts, assemble
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.intervals import mean_interval
 from mtl_jax.studies.stats.recommendation import Recommendation, recommend
-from mtl_jax.studies.stats.recommendation_text import alternatives, explain
+from mtl_jax.studies.stats.recommendation_text import alternatives, answer, explain
 from mtl_jax.studies.stats.results import (
     REFERENCE,
     Result,
@@ -30,7 +30,6 @@ from mtl_jax.studies.stats.results import (
     tasks_of,
     trained_arms,
 )
-from mtl_jax.studies.stats.results import score as score_of
 
 
 def build(
@@ -64,56 +63,10 @@ def _answer(advice: Recommendation | None, results: Sequence[Result]) -> list[Bl
         )
         return [Paragraph(f"{why}: none is recommended.", "lead")]
     return [
-        Paragraph(f"{_use(advice, results)} {_why(advice)}", "lead"),
+        Paragraph(answer(advice, results), "lead"),
         *_drawn(figures.quality_against_cost, results),
         Facts(tuple(_facts(advice, results))),
     ]
-
-
-def _use(advice: Recommendation, results: Sequence[Result]) -> str:
-    """What to use, and what it reaches for which tasks."""
-    name = advice.name(advice.chosen.arm)
-    if advice.score is None:
-        return f"Use {name}."
-    # A task none of whose texts has a label there has no part in the mean.
-    measured = [
-        task
-        for task in tasks_of(results)
-        if any(score_of(result.get(advice.split), task) is not None for result in results)
-    ]
-    tasks = formatting.series(measured)
-    score = f"{formatting.fixed(advice.score.mean)} {formatting.plus_minus(advice.score)}".rstrip()
-    words = (
-        f"Use {name}: it reaches {score} {advice.score_name} on the {advice.split} split ({tasks}"
-    )
-    words += ", their mean)" if len(measured) > 1 else ")"
-    flops, reference = (
-        mean_interval(numbers(results, arm, "train_flops").values())
-        for arm in (advice.chosen.arm, REFERENCE)
-    )
-    if flops is None or not advice.counted:
-        return f"{words}."
-    ratio = formatting.ratio(flops.mean, reference.mean if reference else None)
-    compared = f", {ratio} those of `{REFERENCE}`" if ratio and name != f"`{REFERENCE}`" else ""
-    return f"{words} for {formatting.flops(flops.mean)} training FLOPs{compared}."
-
-
-def _why(advice: Recommendation) -> str:
-    """Why that arm and no other, in one sentence."""
-    if len(advice.candidates) == 1:
-        return f"It is the only {advice.noun} that is ranked, so there was no choice to make."
-    second = advice.runner_up
-    behind = ""
-    if second is not None:
-        lost = advice.chosen.validation - second.validation
-        side = "below" if lost >= 0 else "above"
-        apart = f"{formatting.fixed(abs(lost))} {side} it"
-        behind = f"; the runner-up is {advice.name(second.arm)}, {apart}"
-    if len(advice.level) == 1:
-        return f"On validation it is the best of {len(advice.candidates)} {advice.noun}s{behind}."
-    others = [advice.name(each.arm) for each in advice.level if each != advice.chosen]
-    cheapest = ", and it is the cheapest of these" if advice.counted else ""
-    return f"On validation nothing separates it from {formatting.series(others)}{cheapest}{behind}."
 
 
 def _facts(advice: Recommendation, results: Sequence[Result]) -> list[tuple[str, Cell]]:

@@ -116,7 +116,7 @@ def _of_seeds(missed: int, runs: int) -> str:
     """With how many of its seeds an arm misses a class, where it has several."""
     if runs == 1:
         return ""
-    return f", with {'all' if missed == runs else f'{missed} of'} {runs} seeds"
+    return ", with every seed" if missed == runs else f", with {missed} of {runs} seeds"
 
 
 def _is_missed(of_class: Mapping[str, Any] | None) -> bool:

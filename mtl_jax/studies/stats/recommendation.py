@@ -23,6 +23,7 @@ from mtl_jax.studies.stats.results import (
     REFERENCE,
     Result,
     arm_order,
+    arms_of,
     control_heads,
     evaluation_split,
     numbers,
@@ -87,6 +88,8 @@ class Recommendation:
     """what an arm is"""
     names: Mapping[str, str]
     """what to call the arms, where that is not their name in code style"""
+    unranked: bool
+    """whether the study has an arm that is not ranked, be it one that trains nothing"""
     score_name: str
     """what their scores are called; see ``results.score_name``"""
 
@@ -169,6 +172,7 @@ def recommend(
         family=family,
         noun=noun,
         names=names or {},
+        unranked=len(arms) < len(arms_of(results)),
         score_name=score_name(results),
     )
 

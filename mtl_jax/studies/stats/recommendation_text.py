@@ -10,10 +10,12 @@ from mtl_jax.studies.stats.intervals import (
     LEVEL,
     Interval,
     PairedDifference,
+    mean_interval,
     paired_difference,
 )
 from mtl_jax.studies.stats.recommendation import MOST_LOSS, Candidate, Recommendation, is_within
-from mtl_jax.studies.stats.results import Result, qualities
+from mtl_jax.studies.stats.results import REFERENCE, Result, numbers, qualities, tasks_of
+from mtl_jax.studies.stats.results import score as score_on
 from mtl_jax.studies.stats.wording import too_few_seeds
 
 if TYPE_CHECKING:
@@ -29,6 +31,16 @@ def explain(advice: Recommendation) -> list[str]:
         *_unranked(advice),
         *_evidence(advice),
     ]
+
+
+def answer(advice: Recommendation, results: Sequence[Result]) -> str:
+    """The recommendation in two sentences: what to use and what it reaches, and why.
+
+    Args:
+        advice: The recommendation.
+        results: The lines of ``results.jsonl`` that it was made from.
+    """
+    return f"{_use(advice, results)} {_why(advice)}"
 
 
 def alternatives(advice: Recommendation, results: Sequence[Result]) -> list[str]:
@@ -53,6 +65,54 @@ def alternatives(advice: Recommendation, results: Sequence[Result]) -> list[str]
             "and did no better on validation."
         )
     return sentences
+
+
+def _use(advice: Recommendation, results: Sequence[Result]) -> str:
+    """What to use, and what it reaches for which tasks."""
+    name = advice.name(advice.chosen.arm)
+    if advice.score is None:
+        return f"Use {name}."
+    # A task none of whose texts has a label there has no part in the mean.
+    measured = [
+        task
+        for task in tasks_of(results)
+        if any(score_on(result.get(advice.split), task) is not None for result in results)
+    ]
+    tasks = formatting.series(measured)
+    score = f"{formatting.fixed(advice.score.mean)} {formatting.plus_minus(advice.score)}".rstrip()
+    words = (
+        f"Use {name}: it reaches {score} {advice.score_name} on the {advice.split} split ({tasks}"
+    )
+    words += ", their mean)" if len(measured) > 1 else ")"
+    flops, reference = (
+        mean_interval(numbers(results, arm, "train_flops").values())
+        for arm in (advice.chosen.arm, REFERENCE)
+    )
+    if flops is None or not advice.counted:
+        return f"{words}."
+    ratio = formatting.ratio(flops.mean, reference.mean if reference else None)
+    compared = f", {ratio} those of `{REFERENCE}`" if ratio and name != f"`{REFERENCE}`" else ""
+    return f"{words} for {formatting.flops(flops.mean)} training FLOPs{compared}."
+
+
+def _why(advice: Recommendation) -> str:
+    """Why that arm and no other, in one sentence."""
+    if len(advice.candidates) == 1:
+        return f"It is the only {advice.noun} that is ranked, so there was no choice to make."
+    second = advice.runner_up
+    behind = ""
+    if second is not None:
+        lost = advice.chosen.validation - second.validation
+        side = "below" if lost >= 0 else "above"
+        apart = f"{formatting.fixed(abs(lost))} {side} it"
+        behind = f"; the runner-up is {advice.name(second.arm)}, {apart}"
+    if len(advice.level) == 1:
+        count = f"{len(advice.candidates)} {advice.noun}s"
+        ranked = f"the {count} that are ranked" if advice.unranked else count
+        return f"On validation it is the best of {ranked}{behind}."
+    others = [advice.name(each.arm) for each in advice.level if each != advice.chosen]
+    cheapest = ", and it is the cheapest of these" if advice.counted else ""
+    return f"On validation nothing separates it from {formatting.series(others)}{cheapest}{behind}."
 
 
 def _is_trade(candidate: Candidate, advice: Recommendation) -> bool:

@@ -57,7 +57,7 @@ def test_classes_that_are_never_predicted():
         "2 of 3 seeds): train longer"
     )
     results[2]["test"]["sentiment"]["per_class"]["neutral"] = {"support": 25, "predicted": 0}
-    assert "'neutral' (25 texts, with all 3 seeds)" in doubts(results)[0]
+    assert "'neutral' (25 texts, with every seed)" in doubts(results)[0]
     # Of one arm and task there is one sentence, however many classes it misses, and of one seed
     # nothing is counted.
     of_few = {f"class {place}": {"support": 1, "predicted": 0} for place in range(8)}

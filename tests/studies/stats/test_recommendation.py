@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from mtl_jax.studies.report.tables import difference_table
+from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.recommendation import Recommendation, recommend
 from mtl_jax.studies.stats.recommendation_text import alternatives, explain
 from mtl_jax.studies.stats.results import unfinished
@@ -253,6 +254,11 @@ def test_a_comparison_has_the_p_value_of_the_table_of_differences():
     assert [cell.text for cell in row.cells[-2:]] == ["0.031", "0.062"]
     text = " ".join(explain(advice))
     assert "the test does not tell the two apart (p = 0.062, corrected over 2 comp" in text
+
+
+def test_a_p_value_above_the_level_is_not_shown_as_if_at_it():
+    shown = [formatting.p_text(p) for p in (0.0496, 0.05, 0.0503, 0.05004, 0.0004, None)]
+    assert shown == ["0.050", "0.050", "0.0503", "0.05004", "< 0.001", "—"]
 
 
 def test_an_interval_around_0_tells_nothing_apart():
