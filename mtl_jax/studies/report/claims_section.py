@@ -52,8 +52,7 @@ def _rule(judgement: Judgement) -> str:
         return direct
     beside = len(judgement.overall) + len(judgement.within)
     found = f" The {beside} findings above are among these." if beside else ""
-    apart = " Those within a setting are a family of their own:" if len(families) > 1 else ""
-    tests = f"{apart} ".join(wording.test_note(each) for each in families)
+    tests = " Within settings, ".join(wording.test_note(each) for each in families)
     return (
         f"A claim is not supported if the 95 % interval (in brackets, of {FEWEST_FOR_T} seeds or "
         f"more, not corrected) is within {MARGIN:g} of 0, which is too small to matter. Otherwise "

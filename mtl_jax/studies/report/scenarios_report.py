@@ -50,6 +50,7 @@ def build(
             learning=[*_drawn(figures.gap_bars, results), tables.gap_table(results, chosen)],
             cost=[tables.cost_table(results, chosen)],
             statistics=_statistics(advice, results),
+            has_baselines=True,
         )
     return assemble(parts, results, failures, context)
 

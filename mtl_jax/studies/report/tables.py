@@ -269,8 +269,8 @@ def difference_table(results: Sequence[Result], reference: str, chosen: str | No
         f"{reference} with the same seed",
         ("arm", "shared seeds", "mean of tasks", *tasks, "p", "corrected\N{NO-BREAK SPACE}p"),
         tuple(rows),
-        f"{wording.difference_note()} p is two-sided, and belongs to the mean of tasks; corrected, "
-        "it is that of the comparisons of that column. "
+        f"{wording.difference_note()} p is two-sided and of the mean of tasks; the corrected p "
+        "takes all comparisons of that column into account. "
         f"{wording.test_note([each.difference for each in found])} "
         f"{wording.what_intervals_cover(results, split)}",
     )

@@ -68,7 +68,7 @@ def leave_report(
 ) -> Path:
     """Writes the report and prints its main table; see ``settings.Report``."""
     report = write_report(folder, results, failures, context)
-    print_table(results, failures)
+    print_table(results, failures, baselines=context.get("baselines") or ())
     return report
 
 
@@ -92,6 +92,7 @@ def print_table(
     results: Sequence[Result],
     failures: Sequence[Failure] = (),
     console: Console | None = None,
+    baselines: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Prints the quality and the cost of each arm, and the recommendation, to the terminal.
 
@@ -99,6 +100,7 @@ def print_table(
         results: Lines of ``results.jsonl``.
         failures: Arms without a result.
         console: Where to print; standard output by default.
+        baselines: Lines of ``baselines.jsonl``, which a doubt may rest on.
     """
     console = console or Terminal()
     if results:
@@ -106,7 +108,7 @@ def print_table(
         show_table(console, _summary(results, advice.chosen.arm if advice else None))
         if advice:
             console.print(Text("\n" + " ".join(explain(advice)).replace("`", "")))
-        for words in doubts(results):
+        for words in doubts(results, baselines):
             console.print(Text(f"warning: {words}".replace("`", ""), style="yellow"))
     for failure in failures:
         console.print(Text(failure_text(failure).replace("`", ""), style="red"))

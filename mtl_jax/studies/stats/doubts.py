@@ -13,8 +13,10 @@ from mtl_jax.studies.stats.results import (
     by_setting,
     control_heads,
     evaluation_split,
+    mean_of_known,
     qualities,
     quality,
+    setting_name,
     tasks_of,
     trained_arms,
     untrained_heads,
@@ -25,19 +27,51 @@ from mtl_jax.studies.stats.two_way import estimate
 _GAIN = 0.002
 
 
-def doubts(results: Sequence[Result]) -> list[str]:
+def doubts(results: Sequence[Result], baselines: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """All of them; none where nothing is doubtful.
 
     Args:
         results: Lines of ``results.jsonl``, of ``text_errors.with_text_errors`` where the
             predictions are there.
+        baselines: Lines of ``baselines.jsonl``.
     """
     found = []
     for setting, lines in by_setting(results).items():
         where = f"{setting}: " if setting else ""
-        each = [*small_validation(lines), *never_predicted(lines), *still_improving(lines)]
+        linear = [line for line in baselines if setting_name(line) == setting]
+        each = [
+            *below_words(lines, linear),
+            *small_validation(lines),
+            *never_predicted(lines),
+            *still_improving(lines),
+        ]
         found += [where + words for words in each]
     return [*found, *rates_at_the_edge(results)]
+
+
+def below_words(results: Sequence[Result], baselines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether no arm reaches what a linear model of words does, so that none has learned much.
+
+    Args:
+        results: Lines of one setting.
+        baselines: Lines of ``baselines.jsonl`` of the same.
+    """
+    split = evaluation_split(results)
+    words = mean_of_known(
+        quality(line.get(split)) for line in baselines if line["baseline"] == "tf_idf"
+    )
+    means = [
+        statistics.fmean(found.values())
+        for arm in trained_arms(results)
+        if (found := qualities(results, arm, split))
+    ]
+    if words is None or not means or max(means) >= words:
+        return []
+    return [
+        f"no arm reaches what a linear model of words (TF-IDF) does on {split}, "
+        f"{formatting.fixed(words)}: the best has {formatting.fixed(max(means))}; train longer, "
+        "try other learning rates (--tune), or look at the data"
+    ]
 
 
 def small_validation(results: Sequence[Result]) -> list[str]:

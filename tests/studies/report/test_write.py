@@ -187,7 +187,7 @@ def test_claims(full: Path, tmp_path: Path):
     assert claims[1][2] == "−0.001 [−0.003, +0.001], corrected p 0.225, 3 seeds"
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "Not asked by this study: A frozen backbone overfits less" in markdown
-    assert "In a family of 1 comparison, tested by Student's t with Holm's correction" in markdown
+    assert "1 comparison is tested as one family, by Student's t with Holm's correction" in markdown
 
 
 def test_an_arm_with_failed_seeds_is_a_warning_and_counted(tmp_path: Path):

@@ -409,8 +409,8 @@ def test_the_section_lists_what_is_asked_and_what_is_not():
         "at 10 % of the sentiment labels",
     ]
     assert table.rows[0].cells[1].text == "supported"
-    assert "In a family of 1 comparison, tested together by joint flips" in table.note
-    assert "Those within a setting are a family of their own: In a family of 2 comp" in table.note
+    assert "1 comparison is tested as one family, by joint flips" in table.note
+    assert "Within settings, 2 comparisons are tested as one family, by" in table.note
     assert isinstance(rest, Paragraph)
     assert "Gradual unfreezing needs less data." in rest.text
     assert claims_blocks(judge_claims(runs("top_1", 0.7, range(3)))) == []

@@ -6,7 +6,7 @@ import numpy as np
 
 from mtl_jax.studies.stats.doubts import doubts
 from mtl_jax.studies.stats.measured import Measured
-from tests.synthetic_study import line
+from tests.synthetic_study import line, metrics
 
 
 def lines(**more: Any) -> list[dict[str, Any]]:
@@ -20,6 +20,21 @@ def lines(**more: Any) -> list[dict[str, Any]]:
 def test_of_what_is_clear_nothing_is_said():
     assert doubts(lines()) == []
     assert doubts([]) == []
+
+
+def test_arms_that_do_not_reach_a_linear_model_of_words():
+    def baseline(kind: str, *scores: float) -> list[dict[str, Any]]:
+        return [{"baseline": kind, "test": metrics(score)} for score in scores]
+
+    # Of the best arm the test score is 0.71.
+    assert doubts(lines(), [*baseline("tf_idf", 0.8, 0.62), *baseline("logistic_probe", 0.9)]) == []
+    (found,) = doubts(lines(), baseline("tf_idf", 0.8, 0.64))
+    assert found == (
+        "no arm reaches what a linear model of words (TF-IDF) does on test, 0.720: the best has "
+        "0.710; train longer, try other learning rates (--tune), or look at the data"
+    )
+    of_setting = [{**line, "setting": {"size": 64}} for line in lines()]
+    assert doubts(of_setting, baseline("tf_idf", 0.8)) == []
 
 
 def with_texts(results: list[dict[str, Any]], each: float) -> list[dict[str, Any]]:
