@@ -222,8 +222,8 @@ def answer_text(results: Sequence[Result], together: Sequence[Ensemble], split: 
         key=lambda arm: _mean(qualities(results, arm, "validation").values()),
     )
     reached = formatting.fixed(_mean(qualities(results, best, split).values()))
-    words += f". The highest mean there has `{best}`, which reaches {reached} "
-    words += f"{score_name(results)} on {split}"
+    words += f". The highest mean there has `{best}`, which reaches "
+    words += f"{formatting.score_of(reached, score_name(results))} on {split}"
     of_best = next((each for each in together if each.arm == best), None)
     if of_best is not None and (score := quality(of_best.metrics)) is not None:
         words += f"; an ensemble of its {of_best.size} seeds reaches {formatting.fixed(score)}"

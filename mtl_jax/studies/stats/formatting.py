@@ -123,6 +123,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def score_of(number: str, name: str) -> str:
+    """A score by its name: ``0.800 macro-F1``, ``a score of 0.800``; see ``results.score_name``."""
+    return f"a score of {number}" if name == "score" else f"{number} {name}"
+
+
 def capital(text: str) -> str:
     """The same with a capital in front."""
     return text[:1].upper() + text[1:]

@@ -12,7 +12,14 @@ import scipy.stats
 
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.intervals import FEWEST_FOR_T, LEVEL
-from mtl_jax.studies.stats.results import Result, evaluation_split, qualities, trained_arms
+from mtl_jax.studies.stats.results import (
+    REFERENCE,
+    Result,
+    control_heads,
+    evaluation_split,
+    qualities,
+    trained_arms,
+)
 from mtl_jax.studies.stats.two_way import Estimate, estimate
 
 CHANCE = 0.85
@@ -136,10 +143,13 @@ def differences(results: Sequence[Result], reference: str | None = None) -> list
 
     Args:
         results: Lines of ``results.jsonl``, of one setting.
-        reference: The one; by default the last of those that train something.
+        reference: The one; by default full fine-tuning, and in a study without it the last of the
+            arms that are no controls, which then have no part.
     """
     arms, split = trained_arms(results), evaluation_split(results)
-    reference = reference or (arms[-1] if arms else "")
+    if reference is None and REFERENCE not in arms:
+        arms = [arm for arm in arms if arm not in control_heads(results)]
+    reference = reference or (REFERENCE if REFERENCE in arms else (arms or [""])[-1])
     base, found = qualities(results, reference, split), []
     for arm in arms:
         mine = qualities(results, arm, split)

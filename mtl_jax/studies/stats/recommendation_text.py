@@ -80,9 +80,8 @@ def _use(advice: Recommendation, results: Sequence[Result]) -> str:
     ]
     tasks = formatting.series(measured)
     score = f"{formatting.fixed(advice.score.mean)} {formatting.plus_minus(advice.score)}".rstrip()
-    words = (
-        f"Use {name}: it reaches {score} {advice.score_name} on the {advice.split} split ({tasks}"
-    )
+    reached = formatting.score_of(score, advice.score_name)
+    words = f"Use {name}: it reaches {reached} on the {advice.split} split ({tasks}"
     words += ", their mean)" if len(measured) > 1 else ")"
     flops, reference = (
         mean_interval(numbers(results, arm, "train_flops").values())

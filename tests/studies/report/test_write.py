@@ -363,6 +363,7 @@ def test_tasks_of_other_kinds_have_their_own_metrics(tmp_path):
     assert "mean score" in read_html(tmp_path / "report.html").tables[0][0]
     assert "Score on the test split, minus that of none_frozen" in text
     assert "macro-F1 on the test split (" not in text
+    assert ": it reaches a score of 0" in text
     # What nothing was measured of has no part in the mean that is named.
     for result in results:
         result["test"]["tags"] = {"macro_f1": None, "examples": 0}

@@ -8,7 +8,14 @@ import pytest
 import scipy.stats
 
 from mtl_jax.studies.stats.measured import Measured
-from mtl_jax.studies.stats.power import after, after_text, before, detectable, text_error
+from mtl_jax.studies.stats.power import (
+    after,
+    after_text,
+    before,
+    detectable,
+    differences,
+    text_error,
+)
 from tests.synthetic_study import line
 
 
@@ -55,6 +62,9 @@ def test_before_a_study_what_it_can_tell_is_said():
     )
 
 
+OWN = {"one": 0.6, "other": 0.7, "control": 0.1}
+
+
 def piloted() -> list[dict[str, Any]]:
     scatter = (0.01, -0.01, 0.0, 0.0)
     return [
@@ -68,6 +78,15 @@ def test_a_pilot_takes_the_place_of_what_is_assumed():
     said = before(4, 2, {"sentiment": (5, 5)}, piloted())
     assert "if differences vary as in the 1 comparison done so far" in said
     assert said.endswith("the test texts alone leave a standard error of 0.000")
+
+
+def test_differences_are_those_to_full_fine_tuning_or_between_what_is_no_control():
+    full = [*piloted(), *[line("gradual", seed, 0.6, 10) for seed in range(4)]]
+    assert [round(each.mean, 3) for each in differences(full)] == [0.0, -0.1]
+    own = [line(arm, seed, score, 10) for arm, score in OWN.items() for seed in range(4)]
+    for result in own:
+        result["untrained_heads"] = ["sentiment"] if result["arm"] == "control" else []
+    assert [round(each.mean, 3) for each in differences(own)] == [-0.1]
 
 
 def test_after_a_study_the_errors_that_its_sizes_leave():
