@@ -150,8 +150,8 @@ def test_a_study_of_three_tasks_names_them_and_no_others(three, called, refused,
     # Of 7 classes: the biases of ten vectors of 16 below them; kernels of 16 rows.
     assert results[str(file)]["trainable_parameters"] == 10 * 16 + 7
     assert results[rules]["trainable_parameters"] == 16 * 7 + 7
-    (head,) = [line for line in out.splitlines() if line.split()[:1] == ["scenario"]]
-    assert head.split() == ["scenario", "mean", "macro-F1", *TASKS, "FLOPs"]
+    (head,) = [line for line in out.splitlines() if line.split()[:1] == ["arm"]]
+    assert head.split() == ["arm", "mean", "macro-F1", *TASKS, "FLOPs"]
     assert rules in out
     for report in ("report.html", "report.md"):
         page = (folder / report).read_text()

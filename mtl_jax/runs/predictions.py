@@ -41,7 +41,7 @@ _ABOUT = {
         "digits": {"type": "integer"},
     },
 }
-_REMEDY = "name a predictions-<split>.parquet that a run has left"
+_REMEDY = "copy it there again, or name a predictions-<split>.parquet that a run has left"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from mtl_jax.studies.ensembles import keep_ensembles
 from mtl_jax.studies.kept_predictions import KeptPredictions, predictions_path, recomputed
 from mtl_jax.studies.results_store import BASELINES, OF_BASELINES
 from mtl_jax.studies.settings import Report
+from mtl_jax.studies.stats.formatting import count_of
 from mtl_jax.studies.stats.results import SPLITS, Result, read_results, results_file
 from mtl_jax.studies.text_errors import with_text_errors
 from mtl_jax.studies.work_queue import FOLDER as CLAIMS
@@ -120,11 +121,24 @@ def judge(folder: Path, output: Path | None = None) -> Path:
                 f"warning: {before['arm']}, seed {before['seed']}: what is computed from its "
                 f"predictions on {' and '.join(splits)} is not what its results say"
             )
+    _say_missing(noted, folder)
     known = _known(folder)
     context = {**known["context"], "folder": folder}
     report = report_of(results, context.get("study"))
     lines = with_text_errors(folder, results, opened)
     return report(output or folder, lines, known["failures"], context)
+
+
+def _say_missing(lines: Sequence[Result], folder: Path) -> None:
+    """Says of which scores the predictions are gone, so that they can't be computed again."""
+    for split in _KEPT_SPLITS:
+        asked = [line for line in lines if line.get(split)]
+        missing = sum(not predictions_path(folder, line, split).exists() for line in asked)
+        if missing:
+            say(
+                f"note: {count_of(missing, 'run')} of {len(asked)} left no predictions on {split}: "
+                "the scores on it are those of the results, and are not computed again"
+            )
 
 
 def _known(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -37,8 +38,8 @@ def study(arms: Arms, question: str | None, command: str | None = None) -> Study
     Args:
         arms: The arms to compare, each with its fields of ``TrainConfig``. An arm named
             ``none_frozen`` is the reference for differences, and ``all_frozen`` the baseline.
-        question: What the study asks, for ``--help`` and the report; the docstring of a module
-            will do.
+        question: What the study asks, for ``--help``; the docstring of a module will do. Its
+            first paragraph is the title of the report.
         command: How the study is called; by default ``python`` and the calling file.
 
     Returns:
@@ -49,7 +50,8 @@ def study(arms: Arms, question: str | None, command: str | None = None) -> Study
     """
     _refuse_unknown(arms)
 
-    run = planned(lambda settings, pool: _plan(settings, pool, arms))
+    asked = " ".join(inspect.cleandoc(question or "").split("\n\n")[0].split())
+    run = planned(lambda settings, pool: _plan(settings, pool, arms, asked))
     called = command or f"python {shlex.quote(Path(sys.argv[0]).name)}"
     return StudyCommand(StudySettings, question or "", run, called)
 
@@ -64,7 +66,7 @@ def _refuse_unknown(arms: Arms) -> None:
             raise UserError(f"arm {name}: {taken[0]} is set by the study: leave it out")
 
 
-def _plan(settings: StudySettings, pool: InputsPool, arms: Arms) -> Plan:
+def _plan(settings: StudySettings, pool: InputsPool, arms: Arms, question: str) -> Plan:
     from mtl_jax.studies.report.write import leave_report
 
     inputs = pool.whole(settings)
@@ -83,6 +85,7 @@ def _plan(settings: StudySettings, pool: InputsPool, arms: Arms) -> Plan:
         record={"study": "own", "settings": settings.record(), **inputs.record()},
         groups=list(groups()),
         report=leave_report,
+        question=question.replace("``", "`") or "Which arm to use",
         settings=settings.described(),
         notes=inputs.notes(),
         keep_checkpoints=settings.keep_checkpoints,

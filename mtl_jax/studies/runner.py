@@ -36,6 +36,7 @@ from mtl_jax.studies.leases import Claims
 from mtl_jax.studies.planning import power_note
 from mtl_jax.studies.results_store import WEIGHTS, ResultsStore, listed, opened, texts_of
 from mtl_jax.studies.settings import Arm, Plan, StudySettings
+from mtl_jax.studies.stats.formatting import count_of
 from mtl_jax.studies.tuning.record import gather_trials
 from mtl_jax.studies.work_queue import FOLDER, WorkQueue
 
@@ -178,6 +179,7 @@ class _Reporter:
         context: dict[str, Any] = {
             **circumstances(self.command, self.started),
             "study": plan.record.get("study"),
+            "question": plan.question,
             "data": self.pool.notes(),
             "corpora": self.pool.corpora(),
             "seeds": list(dict.fromkeys(arm.config.seed for arm in ledger.arms)),
@@ -216,7 +218,8 @@ class _Reporter:
         path = self.report()
         if not self.ledger.failures:
             self.ledger.remove_shared()
-        say(f"{count} arms in {time.time() - self.started:.0f} s; the report is {path}")
+        took = time.time() - self.started
+        say(f"{count_of(count, 'arm')} in {took:.0f} s; the report is {path}")
         return len(self.ledger.failures)
 
 

@@ -236,6 +236,7 @@ class Plan:
         groups: The arms; those of a group differ in the seed only and are trained at once.
         report: See ``Report``.
         settings: For the report, by name.
+        question: What the study asks, as the title of its report; empty where that has a title.
         notes: What to say before the first arm.
         files: JSON files that the arms read, by their path in the folder.
         keep_checkpoints: Whether those of finished arms stay.
@@ -248,6 +249,7 @@ class Plan:
     groups: Sequence[Sequence[Arm]]
     report: Report
     settings: Mapping[str, Any]
+    question: str = ""
     notes: Sequence[str] = ()
     files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     keep_checkpoints: bool = False

@@ -70,6 +70,8 @@ def test_names_stand_for_recipes_or_scenarios():
         named = {"scenario": None, "recipe": recipe, "hold_frozen_heads": 0.0}
         assert protocol(recipe, "w") == named
     assert protocol("sequential_heads", "w") == {"scenario": None, "recipe": "sequential_heads"}
+    decay = {"scenario": "none_frozen", "layer_decay": 0.8, "hold_frozen_heads": 0.0}
+    assert protocol("layer_decay", "w") == decay
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, "top_down_2"])

@@ -9,6 +9,7 @@ from tests import forked
 
 ROOT = Path(__file__).parents[2]
 OWN_STUDY = "experiments/examples/own_study.py"
+QUESTION = "Does a warm-up help where the top two layers train?"
 ARMS = ["no_warmup", "warmup", "long_warmup"]
 
 
@@ -36,6 +37,7 @@ def test_the_example_runs_as_a_script_and_is_gone_on_with_by_the_launcher(flags,
     assert [line["arm"] for line in results] == ARMS
     (called,) = command()
     assert "python own_study.py --backbone=" in called
+    assert (folder / "report.md").read_text().startswith(f"# {QUESTION}\n")
     launched = call("-m", "mtl_jax.launch", "local", "--", "experiment", OWN_STUDY, *more)
     assert "3 arms in " in launched.stderr
     assert read_lines(folder / "results.jsonl") == results

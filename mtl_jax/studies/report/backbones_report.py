@@ -28,7 +28,7 @@ from mtl_jax.studies.stats.overfitting import (
     mean_gap,
 )
 from mtl_jax.studies.stats.recommendation import Recommendation, recommend
-from mtl_jax.studies.stats.recommendation_text import explain
+from mtl_jax.studies.stats.recommendation_text import answer, explain
 from mtl_jax.studies.stats.results import (
     BASELINE,
     REFERENCE,
@@ -39,6 +39,7 @@ from mtl_jax.studies.stats.results import (
     numbers,
     per_seed,
     quality,
+    score_name,
     untrained_heads,
 )
 
@@ -66,11 +67,11 @@ def document(
         title="What a larger backbone buys",
         answer=[
             *left,
-            Paragraph(choice_text(results, names), "lead"),
+            Paragraph(answer_text(results, names), "lead"),
             *([picture(drawn)] if drawn else []),
         ],
         table=[_table(results, names, split), *_overfitting(results, names, split)],
-        statistics=[Bullets(tuple(texts))] if texts else [],
+        statistics=_statistics(results, names, texts),
     )
     return assemble(parts, results, failures, context)
 
@@ -110,24 +111,37 @@ def tuning_gains(results: Sequence[Result], split: str) -> list[Comparison]:
     return compared(results, SETTING, arms, FROZEN, lambda result: quality(result.get(split)))
 
 
+def _statistics(
+    results: Sequence[Result], names: Mapping[str, str], texts: Sequence[str]
+) -> list[Block]:
+    """How sure the choice is, and what full fine-tuning brings with each backbone."""
+    advice = choice(results, names)
+    found: list[Block] = [] if advice is None else [Paragraph(" ".join(explain(advice)))]
+    return [*found, Bullets(tuple(texts))] if texts else found
+
+
 def choice(results: Sequence[Result], names: Mapping[str, str]) -> Recommendation | None:
     """The cheapest backbone and scenario that nothing separates from the best on validation."""
+    called = {_pair(r): f"{names[r['setting'][SETTING]]} under `{r['arm']}`" for r in results}
+    return recommend(_pairs(results), noun="pair", names=called)
+
+
+def answer_text(results: Sequence[Result], names: Mapping[str, str]) -> str:
+    """Which backbone and scenario to use, in two sentences."""
+    advice = choice(results, names)
+    if advice is None:
+        return "No run with validation scores has trained every head: no backbone is recommended."
+    return answer(advice, _pairs(results))
+
+
+def _pairs(results: Sequence[Result]) -> list[Result]:
+    """The results with each pair of a backbone and an arm as an arm of its own."""
     # Of a pair the name does not tell what is not trained.
-    pairs = [
+    return [
         {**result, "arm": _pair(result), "untrained_heads": untrained_heads(result)}
         for result in results
         if result["arm"] != BASELINE
     ]
-    called = {_pair(r): f"{names[r['setting'][SETTING]]} under `{r['arm']}`" for r in results}
-    return recommend(pairs, noun="pair", names=called)
-
-
-def choice_text(results: Sequence[Result], names: Mapping[str, str]) -> str:
-    """Which backbone and scenario to use, in words."""
-    advice = choice(results, names)
-    if advice is None:
-        return "No run with validation scores has trained every head: no backbone is recommended."
-    return " ".join(explain(advice))
 
 
 def _pair(result: Result) -> str:
@@ -168,7 +182,8 @@ def _overfitting(
     note = (
         "Means over tasks and seeds ± half of the 95 % t interval over seeds. The loss is that on "
         "validation at the end of training, above its minimum, in nats; the other two are of the "
-        "checkpoint that was kept: macro-F1, and the expected calibration error on the "
+        f"checkpoint that was kept: {score_name(results)}, and the expected calibration error on "
+        "the "
         f"{split} split."
     )
     if rows:
@@ -212,7 +227,7 @@ def _table(results: Sequence[Result], names: Mapping[str, str], split: str) -> T
         "backbone",
         "arm",
         "seeds",
-        "macro-F1",
+        score_name(results),
         "training FLOPs",
         f"minus {names[baseline]}",
         "step ms",

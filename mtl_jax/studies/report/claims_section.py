@@ -52,11 +52,11 @@ def _rule(judgement: Judgement) -> str:
         return direct
     beside = len(judgement.overall) + len(judgement.within)
     found = f" The {beside} findings above are among these." if beside else ""
-    apart = " Those within a setting are a family of their own:" if len(families) > 1 else ""
-    tests = f"{apart} ".join(wording.test_note(each) for each in families)
+    tests = " Within settings, ".join(wording.test_note(each) for each in families)
     return (
-        f"Not supported, as too small to matter: the 95 % interval (in brackets, of {FEWEST_FOR_T} "
-        f"seeds or more, not corrected) is within {MARGIN:g} of 0. Else supported: the corrected "
-        f"p, two-sided, is at most {LEVEL:g} in the claimed direction; not supported: the same in "
-        f"the other direction; undecided: everything else. {tests}{found} {direct}"
+        f"A claim is not supported if the 95 % interval (in brackets, of {FEWEST_FOR_T} seeds or "
+        f"more, not corrected) is within {MARGIN:g} of 0, which is too small to matter. Otherwise "
+        f"it is supported if the corrected two-sided p is at most {LEVEL:g} in the claimed "
+        f"direction, not supported if it is so in the other direction, and undecided in all other "
+        f"cases. {tests}{found} {direct}"
     )

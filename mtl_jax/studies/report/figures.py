@@ -24,6 +24,7 @@ from mtl_jax.studies.report.axes import (
 from mtl_jax.studies.report.document import Picture
 from mtl_jax.studies.report.palette import INK, SOFT, looks, styled
 from mtl_jax.studies.report.tables import PUBLISHED, has_published
+from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.intervals import Interval, mean_interval
 from mtl_jax.studies.stats.results import (
     REFERENCE,
@@ -37,9 +38,11 @@ from mtl_jax.studies.stats.results import (
     per_seed,
     qualities,
     score,
+    score_name,
     sources_of,
     tasks_of,
     trained_arms,
+    untrained,
 )
 
 if TYPE_CHECKING:
@@ -93,6 +96,7 @@ def quality_against_cost(results: Sequence[Result]) -> Drawn | None:
             points[arm] = (sum(x for x, _ in runs[arm]) / len(seeds), interval)
     if not points:
         return None
+    name = score_name(results)
     controls = control_heads(results)
     look = looks(arms_of(results), controls)
     with styled():
@@ -105,19 +109,23 @@ def quality_against_cost(results: Sequence[Result]) -> Drawn | None:
         axes.set(
             title=f"What training buys ({split} split)",
             xlabel=f"training FLOPs of one run, {unit_name} (log scale)",
-            ylabel="macro-F1, mean of the tasks",
+            ylabel=f"{name}, mean of the tasks",
         )
         reference_lines(axes, results)
         name_points(figure, axes, points, controls)
-    hollow = " Hollow points are controls, with a head that never trained."
-    return Drawn(
-        "quality_against_cost",
-        figure,
-        f"Macro-F1 on the {split} split, the mean of the tasks, against the counted training "
-        f"FLOPs, {unit_name}. Small points are seeds, large ones their mean with its 95 % "
-        f"interval.{hollow if controls.keys() & points.keys() else ''} Dashed lines need no "
-        "training: the nearest-neighbour probe on frozen features, and the majority class.",
+    caption = (
+        f"{formatting.capital(name)} on the {split} split, the mean of the tasks, against the "
+        f"counted training FLOPs, {unit_name}. Small points are seeds, large ones their mean with "
+        "its 95 % interval."
     )
+    if controls.keys() & points.keys():
+        caption += " Hollow points are controls, with a head that never trained."
+    if untrained(results, "probe"):
+        caption += (
+            " Dashed lines need no training: the nearest-neighbour probe on frozen features, and "
+            "the majority class."
+        )
+    return Drawn("quality_against_cost", figure, caption)
 
 
 def _cost_unit(results: Sequence[Result]) -> tuple[float, str]:
@@ -142,12 +150,14 @@ def learning_curves(results: Sequence[Result]) -> Drawn | None:
         for axes in panels:
             cost_axis(axes)
             axes.set_xlabel(f"training FLOPs, {unit_name} (log scale)")
-        panels[0].set_ylabel("macro-F1")
+        panels[0].set_ylabel(score_name(results))
     return Drawn(
         "learning_curves",
         figure,
-        "Macro-F1 on the validation split as training goes on, a marker per evaluation, over the "
-        f"training FLOPs so far ({unit_name}). Lines are means over seeds, bands run from the "
+        f"{formatting.capital(score_name(results))} on the validation split as training goes on, a "
+        "marker per "
+        f"evaluation, over the training FLOPs so far ({unit_name}). Lines are means over seeds, "
+        "bands run from the "
         "worst seed to the best.",
     )
 
@@ -248,7 +258,10 @@ def gap_bars(results: Sequence[Result]) -> Drawn | None:
                 )
             axes.axvline(0, color=INK, lw=1)
             arm_axis(axes, [arm_label(arm, controls) for arm in arms])
-            axes.set(title=f"{task}: train minus {split}", xlabel="macro-F1 difference")
+            axes.set(
+                title=f"{task}: train minus {split}",
+                xlabel=f"{score_name(results, task)} difference",
+            )
             axes.xaxis.set_major_locator(MaxNLocator(5))
     return Drawn(
         "gap",

@@ -13,6 +13,7 @@ from typing import Any
 from mtl_jax.studies import best_run
 from mtl_jax.studies.report import figures, prediction_sections, tables
 from mtl_jax.studies.report.arm_answers import answers_of
+from mtl_jax.studies.report.baselines_table import baselines_table
 from mtl_jax.studies.report.claims_section import claims_blocks
 from mtl_jax.studies.report.document import (
     Block,
@@ -71,6 +72,8 @@ class Parts:
         statistics: How sure it all is: differences, intervals, tests.
         judgement: Of the claims, where they are tested together with the study's own questions.
         noun: What the arms are.
+        has_baselines: Whether the table has the linear models, too, which otherwise have one of
+            their own.
     """
 
     title: str
@@ -82,6 +85,7 @@ class Parts:
     statistics: Sequence[Block] = ()
     judgement: Judgement | None = None
     noun: str = "arm"
+    has_baselines: bool = False
 
 
 def assemble(
@@ -98,9 +102,11 @@ def assemble(
         failures: Arms without a result.
         context: How the study was made.
     """
-    judgement, doubtful = parts.judgement or judge_claims(results, failures), doubts(results)
+    judgement, baselines = parts.judgement or judge_claims(results, failures), _baselines(context)
+    doubtful = doubts(results, baselines)
+    linear = None if parts.has_baselines else baselines_table(results, baselines)
     sections: list[tuple[str, Sequence[Block]]] = [
-        ("Results", parts.table),
+        ("Results", [*parts.table, *([] if linear is None else [linear])]),
         *_predicted(results, context),
         ("Scores by source", parts.sources),
         ("Learning curves", [*curves(results), *parts.learning]),
@@ -123,6 +129,10 @@ def assemble(
         if section:
             blocks += [Heading(title), *section]
     return Document(parts.title, _subtitle(parts, results, context), tuple(blocks))
+
+
+def _baselines(context: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return context.get("baselines") or ()
 
 
 def _subtitle(parts: Parts, results: Sequence[Result], context: Mapping[str, Any]) -> str:

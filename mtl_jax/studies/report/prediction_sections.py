@@ -180,7 +180,8 @@ def _residual_table(answers: Answers, task: str) -> Table:
         for name in next(iter(errors.values()))
     ]
     note = (
-        f"{answers.over}Errors are predictions minus labels, in the unit of the labels; per cents "
+        f"{answers.over}Errors are predictions minus labels, in the unit of the labels; "
+        "percentages "
         "are quantiles. R2 and the correlations are 1 at best."
     )
     return Table(
@@ -233,7 +234,7 @@ def _confusion_table(answers: Answers, task: str, width: int | None) -> Table:
             "has it, missed",
             "neither",
         )
-        return Table(title, columns, tuple(rows), f"Texts{of}.")
+        return Table(title, columns, tuple(rows), f"Numbers of texts{of}.")
     taken = 20 + sum(max(len(name), 5) + 3 for name in names)
     if len(names) > MOST_CLASSES or (width is not None and taken > width):
         return _confused_pairs(title, names, counts, of)
@@ -250,7 +251,7 @@ def _confusion_table(answers: Answers, task: str, width: int | None) -> Table:
         )
         for name, of_label, (total,) in zip(names, counts, totals, strict=True)
     ]
-    note = f"Texts{of}: a row for each label, a column for each prediction."
+    note = f"Numbers of texts{of}: a row for each label, a column for each prediction."
     return Table(title, ("label \N{RIGHTWARDS ARROW} prediction", *names), tuple(rows), note)
 
 
@@ -300,8 +301,9 @@ def calibration_blocks(answers: Answers, others: Sequence[Answers] = ()) -> list
         ("arm", "task", *_CALIBRATION.values()) if others else ("task", *_CALIBRATION.values())
     )
     note = (
-        f"{answers.over}ECE, the expected calibration error: how far the confidence of a "
-        f"prediction is from the part that is right, in {calibration.BINS} bins of equal width "
+        f"{answers.over}ECE, the expected calibration error: how far the confidence of "
+        f"predictions is from the fraction that is right, in {calibration.BINS} bins of equal "
+        "width "
         "(Guo et al. 2017); 0 is the best. A temperature divides the logits: above 1 the runs are "
         "too sure, below 1 not sure enough; no prediction changes. It is fitted on validation by "
         f"the log-loss, and never on the {answers.split} split."
@@ -386,6 +388,8 @@ def mistake_tables(answers: Answers, most: int = MISTAKES) -> list[Block]:
         notes = []
         if len(runs) > 1:
             notes.append("Predictions are the means over the seeds.")
+        if answers.kind(task) == "multi_label":
+            notes.append("A row is a text and one class: 'not x' means that class x is missed.")
         if any(each.place not in texts for each in mistakes):
             notes.append(
                 "Where the data can't be read any more, the row of the text in its split is shown."

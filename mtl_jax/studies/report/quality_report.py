@@ -37,6 +37,7 @@ from mtl_jax.studies.stats.results import (
     per_seed,
     qualities,
     quality,
+    score_name,
     sources_of,
     tasks_of,
 )
@@ -128,7 +129,7 @@ def ensembles(folder: Path, results: Sequence[Result], split: str) -> list[Ensem
 
 def columns_of(results: Sequence[Result], split: str) -> dict[str, Number]:
     """What is compared, by what to call it: the mean of tasks, each task, and each source."""
-    found: dict[str, Number] = {"mean macro-F1": quality}
+    found: dict[str, Number] = {f"mean {score_name(results)}": quality}
     for task in tasks_of(results):
         for metric, name in measures(results, task):
             found[f"{task} {name}"] = functools.partial(_number, task, metric)
@@ -185,7 +186,8 @@ def gain_table(
             ]
             rows.append(Row((Cell(_called(own)), Cell(""), *cells), "reference"))
     note = (
-        f"{wording.difference_note()} p belongs to the mean macro-F1, and is corrected for the "
+        f"{wording.difference_note()} p is of the mean {score_name(results)}, and is "
+        "corrected for the "
         f"comparisons of its column. {wording.test_note([each.difference for each in tests])} "
         f"{wording.what_intervals_cover(results, split)} In italics, ensembles minus the mean of "
         f"single models of `{REFERENCE}`, with the 95 % interval over texts, for these seeds."
@@ -220,7 +222,8 @@ def answer_text(results: Sequence[Result], together: Sequence[Ensemble], split: 
         key=lambda arm: _mean(qualities(results, arm, "validation").values()),
     )
     reached = formatting.fixed(_mean(qualities(results, best, split).values()))
-    words += f". The highest mean there has `{best}`, which reaches {reached} macro-F1 on {split}"
+    words += f". The highest mean there has `{best}`, which reaches "
+    words += f"{formatting.score_of(reached, score_name(results))} on {split}"
     of_best = next((each for each in together if each.arm == best), None)
     if of_best is not None and (score := quality(of_best.metrics)) is not None:
         words += f"; an ensemble of its {of_best.size} seeds reaches {formatting.fixed(score)}"

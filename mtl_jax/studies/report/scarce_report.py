@@ -14,7 +14,9 @@ from mtl_jax.studies.stats import formatting, wording
 from mtl_jax.studies.stats.claim_specs import forgotten
 from mtl_jax.studies.stats.claims import Judgement, judge_claims
 from mtl_jax.studies.stats.comparisons import (
+    BETTER,
     VERDICTS,
+    WORSE,
     Comparison,
     Number,
     questions,
@@ -27,6 +29,7 @@ from mtl_jax.studies.stats.results import (
     numbers,
     per_seed,
     score,
+    score_name,
     tasks_of,
 )
 
@@ -52,7 +55,7 @@ def document(
     judgement = judge(results, failures, of(scarce, split))
     answer, comparisons = _findings(judgement, arms_of(results), fractions, (scarce, split))
     joint = [arm for arm in arms_of(results) if arm != "single_task"]
-    words = (f"macro-F1 on the {split} split", f"part of the {scarce} labels")
+    words = (f"{score_name(results)} on the {split} split", f"part of the {scarce} labels")
     panels = [
         (scarce, arms_of(results), of(scarce, split)),
         *((other, joint, of(other, split)) for other in others),
@@ -65,7 +68,8 @@ def document(
         kept = [result for result in results if task == scarce or result["arm"] in joint]
         table.append(
             study_sections.grid(
-                f"{task} macro-F1 on the {split} split, by the part of the {scarce} labels",
+                f"{task} {score_name(results, task)} on the {split} split, by the part of the "
+                f"{scarce} labels",
                 kept,
                 SETTING,
                 fractions,
@@ -75,7 +79,7 @@ def document(
                 wording.mean_note(kept, split),
             )
         )
-        title = f"{task} macro-F1 minus that of {JOINT}"
+        title = f"{task} {score_name(results, task)} minus that of {JOINT}"
         gains.append(study_sections.gain_grid(title, kept, SETTING, fractions, number, JOINT))
     parts = Parts(
         title=f"What freezing the head of a scarce task, or training it last, buys: {scarce}",
@@ -188,9 +192,32 @@ def _findings(
             study_sections.comparison_text(gain, JOINT, f"{fractions[gain.value]} of the labels")
             for gain in gains
         ]
-    if not answer:
+    if answer:
+        answer.insert(0, Paragraph(_advice(judgement, words), "lead"))
+    else:
         answer.append(Paragraph("No arm can be compared with another.", "lead"))
     return answer, [Bullets(tuple(texts))] if texts else []
+
+
+def _advice(judgement: Judgement, words: tuple[str, str]) -> str:
+    """Whether to train the scarce head from the start, in one or two sentences."""
+    better, worse = (
+        [each.arm for each in judgement.overall if each.verdict == verdict]
+        for verdict in (BETTER, WORSE)
+    )
+
+    def are(arms: Sequence[str]) -> str:
+        return f"{formatting.listing(arms)} {'is' if len(arms) == 1 else 'are'}"
+
+    where = f"for {words[0]} on the {words[1]} split"
+    text = (
+        f"{formatting.capital(where)} {are(better)} better than training all heads from the start "
+        f"(`{JOINT}`)."
+        if better
+        else f"Train all heads from the start (`{JOINT}`): nothing else is shown to be better "
+        f"{where}."
+    )
+    return f"{text} {are(worse)} worse." if worse else text
 
 
 def _lead(

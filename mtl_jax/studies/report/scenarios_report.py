@@ -20,7 +20,7 @@ from mtl_jax.studies.report.outline import Failure, Parts, assemble
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.intervals import mean_interval
 from mtl_jax.studies.stats.recommendation import Recommendation, recommend
-from mtl_jax.studies.stats.recommendation_text import alternatives, explain
+from mtl_jax.studies.stats.recommendation_text import alternatives, answer, explain
 from mtl_jax.studies.stats.results import (
     REFERENCE,
     Result,
@@ -38,7 +38,9 @@ def build(
     """See ``outline.Build``."""
     advice = recommend(results)
     chosen = advice.chosen.arm if advice else None
-    parts = Parts(title="What to freeze", answer=_answer(advice, results), noun="scenario")
+    parts = Parts(
+        title=context.get("question") or "What to freeze", answer=_answer(advice, results)
+    )
     if results:
         parts = Parts(
             title=parts.title,
@@ -48,7 +50,7 @@ def build(
             learning=[*_drawn(figures.gap_bars, results), tables.gap_table(results, chosen)],
             cost=[tables.cost_table(results, chosen)],
             statistics=_statistics(advice, results),
-            noun=parts.noun,
+            has_baselines=True,
         )
     return assemble(parts, results, failures, context)
 
@@ -56,54 +58,16 @@ def build(
 def _answer(advice: Recommendation | None, results: Sequence[Result]) -> list[Block]:
     if advice is None:
         why = (
-            "Every scenario with validation scores is a control, with a head that never trained"
+            "Every arm with validation scores is a control, with a head that never trained"
             if any(qualities(results, arm, "validation") for arm in trained_arms(results))
-            else "No trained scenario has validation scores"
+            else "No trained arm has validation scores"
         )
         return [Paragraph(f"{why}: none is recommended.", "lead")]
     return [
-        Paragraph(f"{_use(advice, results)} {_why(advice)}", "lead"),
+        Paragraph(answer(advice, results), "lead"),
         *_drawn(figures.quality_against_cost, results),
         Facts(tuple(_facts(advice, results))),
     ]
-
-
-def _use(advice: Recommendation, results: Sequence[Result]) -> str:
-    """What to use, and what it reaches for which tasks."""
-    name = advice.name(advice.chosen.arm)
-    if advice.score is None:
-        return f"Use {name}."
-    tasks = formatting.series(list(tasks_of(results)))
-    score = f"{formatting.fixed(advice.score.mean)} {formatting.plus_minus(advice.score)}".rstrip()
-    words = f"Use {name}: it reaches {score} macro-F1 on the {advice.split} split ({tasks}"
-    words += ", their mean)" if len(tasks_of(results)) > 1 else ")"
-    flops, reference = (
-        mean_interval(numbers(results, arm, "train_flops").values())
-        for arm in (advice.chosen.arm, REFERENCE)
-    )
-    if flops is None or not advice.counted:
-        return f"{words}."
-    ratio = formatting.ratio(flops.mean, reference.mean if reference else None)
-    compared = f", {ratio} those of `{REFERENCE}`" if ratio and name != f"`{REFERENCE}`" else ""
-    return f"{words} for {formatting.flops(flops.mean)} training FLOPs{compared}."
-
-
-def _why(advice: Recommendation) -> str:
-    """Why that arm and no other, in one sentence."""
-    if len(advice.candidates) == 1:
-        return f"It is the only {advice.noun} that is ranked, so there was no choice to make."
-    second = advice.runner_up
-    behind = ""
-    if second is not None:
-        lost = advice.chosen.validation - second.validation
-        side = "below" if lost >= 0 else "above"
-        apart = f"{formatting.fixed(abs(lost))} {side} it"
-        behind = f"; the runner-up is {advice.name(second.arm)}, {apart}"
-    if len(advice.level) == 1:
-        return f"On validation it is the best of {len(advice.candidates)} {advice.noun}s{behind}."
-    others = [advice.name(each.arm) for each in advice.level if each != advice.chosen]
-    cheapest = ", and it is the cheapest of these" if advice.counted else ""
-    return f"On validation nothing separates it from {formatting.series(others)}{cheapest}{behind}."
 
 
 def _facts(advice: Recommendation, results: Sequence[Result]) -> list[tuple[str, Cell]]:
@@ -111,7 +75,7 @@ def _facts(advice: Recommendation, results: Sequence[Result]) -> list[tuple[str,
     facts = [("Recommended", Cell(f"`{chosen}`"))]
     if advice.score:
         score = Cell(formatting.fixed(advice.score.mean), formatting.plus_minus(advice.score))
-        facts.append((f"Macro-F1, {advice.split}", score))
+        facts.append((f"{formatting.capital(advice.score_name)}, {advice.split}", score))
     for label, key, written in (
         ("Training FLOPs", "train_flops", formatting.flops),
         ("Trained parameters", "trainable_parameters", lambda count: formatting.fixed(count, 0)),
@@ -141,15 +105,17 @@ def _statistics(advice: Recommendation | None, results: Sequence[Result]) -> lis
         found.append(Paragraph(" ".join(explain(advice))))
         others = alternatives(advice, results)
         found += [Bullets(tuple(others))] if others else []
-    chosen = advice.chosen.arm if advice else None
-    differences = tables.difference_table(results, chosen)
-    return [*found, differences or Paragraph(_unpaired(results))]
-
-
-def _unpaired(results: Sequence[Result]) -> str:
     if REFERENCE in arms_of(results):
-        return f"No other scenario shares a seed with `{REFERENCE}`: there is nothing to pair."
-    return f"`{REFERENCE}` has no result in this study: there is nothing to compare with."
+        reference, lines = REFERENCE, results
+    elif advice is not None:
+        # With the chosen arm those are compared that are ranked, as the recommendation does.
+        reference, ranked = advice.chosen.arm, {each.arm for each in advice.candidates}
+        lines = [result for result in results if result["arm"] in ranked]
+    else:
+        return found
+    differences = tables.difference_table(lines, reference, advice.chosen.arm if advice else None)
+    nothing = f"No other arm shares a seed with `{reference}`: there is nothing to compare."
+    return [*found, differences or Paragraph(nothing)]
 
 
 def _drawn(plot: figures.Plot, results: Sequence[Result]) -> list[Block]:

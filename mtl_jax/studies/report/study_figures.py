@@ -17,7 +17,14 @@ from mtl_jax.studies.report.palette import INK, Look, looks, styled
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.comparisons import Number, having
 from mtl_jax.studies.stats.intervals import mean_interval, paired_difference
-from mtl_jax.studies.stats.results import Result, arms_of, control_heads, numbers, per_seed
+from mtl_jax.studies.stats.results import (
+    Result,
+    arms_of,
+    control_heads,
+    numbers,
+    per_seed,
+    score_name,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,7 +184,7 @@ def cost_scatter(
         axes.set(
             title=f"What a larger backbone and more training buy ({split} split)",
             xlabel="training FLOPs of one run, in units of 10¹² (log scale)",
-            ylabel="macro-F1, mean over tasks",
+            ylabel=f"{score_name(results)}, mean over tasks",
         )
         handles = [
             Line2D([], [], color=colours[value], lw=2.5, label=label)
@@ -191,8 +198,10 @@ def cost_scatter(
     return Drawn(
         "quality_against_cost",
         figure,
-        f"Macro-F1 on the {split} split, the mean over tasks, against the counted training "
-        "FLOPs; means over seeds with their 95 % intervals. Lines join the arms of one backbone.",
+        f"{formatting.capital(score_name(results))} on the {split} split, the mean over tasks, "
+        "against the "
+        "counted training FLOPs; means over seeds with their 95 % intervals. Lines join the arms "
+        "of one backbone.",
     )
 
 

@@ -33,6 +33,7 @@ from mtl_jax.studies.stats.results import (
     qualities,
     quality,
     score,
+    score_name,
     sources_of,
     tasks_of,
     trained_arms,
@@ -107,17 +108,24 @@ def quality_table(
         rows += _baseline_rows(results) if arm == BASELINE else []
     linear = _linear_rows(results, baselines, split)
     rows += linear
-    columns = ["scenario", "seeds", "mean macro-F1"]
+    columns = ["arm", "seeds", f"mean {score_name(results)}"]
     columns += [f"{task} {name}" for task in tasks for _, name in measures(results, task)]
     columns.append("training FLOPs")
     note = wording.mean_note(results, split)
     if REFERENCE in arms_of(results):
         note += f" FLOPs are counted; in brackets the ratio to `{REFERENCE}`."
     if values := [task for task in tasks if is_regression(results, task)]:
-        note += (
-            f" {formatting.listing(values)}, a regression, has R2 wherever means and differences "
-            "of macro-F1 are given."
-        )
+        verb = "is a regression" if len(values) == 1 else "are regressions"
+        note += f" {formatting.listing(values)} {verb}, whose score is R2."
+        if len(values) < len(tasks):
+            note += " That of the other tasks is macro-F1."
+    unmeasured = [
+        task
+        for task in tasks
+        if not any(score(result.get(split), task) is not None for result in results)
+    ]
+    if unmeasured:
+        note += f" No {split} text has a label of {formatting.listing(unmeasured)}."
     if linear:
         note += (
             " In italics, linear models on words alone (TF-IDF) and on the pooled vectors of the "
@@ -156,10 +164,11 @@ def gap_table(results: Sequence[Result], chosen: str | None) -> Table:
         for arm in trained_arms(results)
     ]
     return Table(
-        f"Macro-F1 on the training examples minus macro-F1 on the {split} split",
-        ("scenario", "seeds", *tasks),
+        f"{formatting.capital(score_name(results))} on the training examples minus that on the "
+        f"{split} split",
+        ("arm", "seeds", *tasks),
         tuple(rows),
-        "The larger the gap, the more the scenario has fitted its own training examples.",
+        "The larger the gap, the more the arm has fitted its own training examples.",
     )
 
 
@@ -195,23 +204,25 @@ def cost_table(results: Sequence[Result], chosen: str | None) -> Table:
         ]
         rows.append(_arm_row(results, arm, chosen, cells))
     note = (
-        "Training FLOPs are counted, by XLA in the programs before it optimizes them, and are the "
-        "same on every machine: every update, and the one pass that computes what frozen layers "
-        f"make of the training texts, whatever a cache had of it; of `{BASELINE}` that pass and "
-        "the probe. Means over seeds"
+        "Training FLOPs are counted by XLA in the programs before it optimizes them, so they are "
+        "the same on every machine. They are those of all updates and of one pass of the frozen "
+        "layers over the training texts, even if a cache has saved that pass."
     )
-    note += f"; in brackets, the ratio to `{REFERENCE}`." if REFERENCE in arms else "."
+    if BASELINE in arms:
+        note += f" Those of `{BASELINE}` are of that pass and of the nearest-neighbour probe."
+    note += " Numbers are means over seeds"
+    note += f", in brackets the ratio to `{REFERENCE}`." if REFERENCE in arms else "."
     note += (
-        " Times are measured on one machine, medians with their range in brackets: a step from its "
-        "10th to its 90th percentile, a run over seeds. Two times whose ranges overlap are equal, "
-        "and no answer of this report rests on one. Seeds that are trained at once have equal "
-        "shares; compilation, which they share, is their sum."
+        " Times are medians, measured on one machine, with their range in brackets: of steps from "
+        "the 10th to the 90th percentile, of runs over seeds. Two times whose ranges overlap are "
+        "equal, and no answer of this report rests on one. Seeds that are trained at once have "
+        "equal shares of the time; compiling, which they share, is the sum over seeds."
     )
     columns = (
         *("training FLOPs", "step ms", "train s", "compile s", "examples/s"),
         *("trained parameters", "optimizer state"),
     )
-    return Table("Cost of one run", ("scenario", "seeds", *columns), tuple(rows), note)
+    return Table("Cost of one run", ("arm", "seeds", *columns), tuple(rows), note)
 
 
 def wall_table(results: Sequence[Result]) -> Table | None:
@@ -235,30 +246,31 @@ def wall_table(results: Sequence[Result]) -> Table | None:
     return Table("Wall time of one run by its parts", ("arm", *_PARTS.values()), tuple(rows), note)
 
 
-def difference_table(results: Sequence[Result], chosen: str | None) -> Table | None:
-    """Paired differences to full fine-tuning; None where there is nothing to pair."""
+def difference_table(results: Sequence[Result], reference: str, chosen: str | None) -> Table | None:
+    """Paired differences to a reference; None where there is nothing to pair."""
     split, tasks = evaluation_split(results), tasks_of(results)
-    reference = qualities(results, REFERENCE, split)
-    found = against(results, REFERENCE, split)
+    base = qualities(results, reference, split)
+    found = against(results, reference, split)
     if not found:
         return None
     rows = []
     for each in found:
-        cells = [difference_cell(qualities(results, each.arm, split), reference)]
+        cells = [difference_cell(qualities(results, each.arm, split), base)]
         for task in tasks:
             mine, theirs = (
                 per_seed(results, arm, lambda line, task=task: score(line.get(split), task))
-                for arm in (each.arm, REFERENCE)
+                for arm in (each.arm, reference)
             )
             cells.append(difference_cell(mine, theirs))
         cells += [Cell(formatting.p_text(p)) for p in (each.difference.p_value, each.p_value)]
         rows.append(_arm_row(results, each.arm, chosen, cells, seeds=each.difference.interval.n))
     return Table(
-        f"Macro-F1 on the {split} split, minus that of {REFERENCE} with the same seed",
-        ("scenario", "shared seeds", "mean of tasks", *tasks, "p", "corrected\N{NO-BREAK SPACE}p"),
+        f"{formatting.capital(score_name(results))} on the {split} split, minus that of "
+        f"{reference} with the same seed",
+        ("arm", "shared seeds", "mean of tasks", *tasks, "p", "corrected\N{NO-BREAK SPACE}p"),
         tuple(rows),
-        f"{wording.difference_note()} p is two-sided, and belongs to the mean of tasks; corrected, "
-        "it is that of the comparisons of that column. "
+        f"{wording.difference_note()} p is two-sided and of the mean of tasks; the corrected p "
+        "takes all comparisons of that column into account. "
         f"{wording.test_note([each.difference for each in found])} "
         f"{wording.what_intervals_cover(results, split)}",
     )
@@ -291,7 +303,7 @@ def source_table(results: Sequence[Result], chosen: str | None, task: str) -> Ta
         )
     return Table(
         f"Weighted F1 of {task} on the {split} split, by source",
-        ("scenario", "seeds", *sources),
+        ("arm", "seeds", *sources),
         tuple(rows),
         note,
     )

@@ -32,6 +32,7 @@ from mtl_jax.studies.stats.results import (
     numbers,
     qualities,
     quality,
+    score_name,
     unfinished,
 )
 
@@ -225,7 +226,8 @@ def pays_text(
     below = f"; with {fewer[-1]:,} it is not shown to" if fewer else ""
     return (
         f"{head}: there the depth that is chosen for each seed on the validation scores of the "
-        f"others, `{first.arm}`, has {formatting.signed(first.mean)} of {split} macro-F1 over "
+        f"others, `{first.arm}`, has {formatting.signed(first.mean)} of {split} "
+        f"{score_name(results)} over "
         f"`{basis.frozen}`{below}."
     )
 
@@ -279,7 +281,8 @@ def gradual_text(
     )
     return (
         f"With as many passes over the data, gradual unfreezing {answer}: "
-        f"{formatting.signed(whole.mean)}{limits} of {split} macro-F1, paired by seed, the "
+        f"{formatting.signed(whole.mean)}{limits} of {split} {score_name(results)}, paired by "
+        "seed, the "
         "mean over "
         f"{formatting.series([f'{size:,}' for size in whole.value])} sentences "
         f"({wording.corrected_p(whole.p_value, interval.n)}); size by size {counts} of "

@@ -28,7 +28,7 @@ from mtl_jax.studies.report.unfreezing_findings import (
     pays_text,
     size_names,
 )
-from mtl_jax.studies.stats import wording
+from mtl_jax.studies.stats import formatting, wording
 from mtl_jax.studies.stats.claims import judge_claims
 from mtl_jax.studies.stats.comparisons import (
     Comparison,
@@ -40,6 +40,7 @@ from mtl_jax.studies.stats.results import (
     arms_of,
     evaluation_split,
     per_seed,
+    score_name,
 )
 
 
@@ -52,7 +53,7 @@ def document(
     asked = questions(results, SETTING, GRADUAL, opponent(results), number)
     judgement = judge_claims(results, failures, *asked)
     sizes = size_names([*results, *failures])
-    words = (f"macro-F1 on the {split} split", "training sentences")
+    words = (f"{score_name(results)} on the {split} split", "training sentences")
     drawn = heat_map(results, SETTING, sizes, number, FROZEN, words)
     panels = [(title, arms, number) for title, arms in _panels(results) if arms]
     lines = curves("curves", results, SETTING, sizes, panels, words)
@@ -73,7 +74,8 @@ def document(
         table=[
             *([picture(drawn)] if drawn else []),
             study_sections.grid(
-                f"Macro-F1 on the {split} split, mean over tasks, by training sentences",
+                f"{formatting.capital(score_name(results))} on the {split} split, mean over tasks, "
+                "by training sentences",
                 results,
                 SETTING,
                 sizes,

@@ -17,10 +17,11 @@ from mtl_jax.studies.report.document import Cell, Document, Picture, Row, Table
 from mtl_jax.studies.report.outline import Failure, failure_text
 from mtl_jax.studies.report.render import to_html, to_markdown
 from mtl_jax.studies.report.scenarios_report import build
+from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.doubts import doubts
 from mtl_jax.studies.stats.recommendation import recommend
 from mtl_jax.studies.stats.recommendation_text import explain
-from mtl_jax.studies.stats.results import Result, evaluation_split, tasks_of
+from mtl_jax.studies.stats.results import Result, evaluation_split, score_name, tasks_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,9 +47,10 @@ def write_report(
         workdir: The folder of the study; made if it is missing.
         results: Lines of ``results.jsonl``.
         failures: Arms without a result, each with ``arm``, ``seed`` and ``error``.
-        context: How the study was made: any of ``command``, ``started``, ``seconds``,
-            ``machine``, ``versions``, ``data``, ``seeds``, ``settings`` and ``asked``, the runs of
-            each arm; and ``corpora``, the data that are open already, by their ``DataConfig``.
+        context: How the study was made: any of ``question``, the title, ``command``, ``started``,
+            ``seconds``, ``machine``, ``versions``, ``data``, ``seeds``, ``settings`` and ``asked``,
+            the runs of each arm; and ``corpora``, the data that are open already, by their
+            ``DataConfig``.
 
     Returns:
         The path of ``report.html``.
@@ -66,7 +68,7 @@ def leave_report(
 ) -> Path:
     """Writes the report and prints its main table; see ``settings.Report``."""
     report = write_report(folder, results, failures, context)
-    print_table(results, failures)
+    print_table(results, failures, baselines=context.get("baselines") or ())
     return report
 
 
@@ -90,6 +92,7 @@ def print_table(
     results: Sequence[Result],
     failures: Sequence[Failure] = (),
     console: Console | None = None,
+    baselines: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Prints the quality and the cost of each arm, and the recommendation, to the terminal.
 
@@ -97,6 +100,7 @@ def print_table(
         results: Lines of ``results.jsonl``.
         failures: Arms without a result.
         console: Where to print; standard output by default.
+        baselines: Lines of ``baselines.jsonl``, which a doubt may rest on.
     """
     console = console or Terminal()
     if results:
@@ -104,7 +108,7 @@ def print_table(
         show_table(console, _summary(results, advice.chosen.arm if advice else None))
         if advice:
             console.print(Text("\n" + " ".join(explain(advice)).replace("`", "")))
-        for words in doubts(results):
+        for words in doubts(results, baselines):
             console.print(Text(f"warning: {words}".replace("`", ""), style="yellow"))
     for failure in failures:
         console.print(Text(failure_text(failure).replace("`", ""), style="red"))
@@ -120,8 +124,11 @@ def _summary(results: Sequence[Result], chosen: str | None) -> Table:
         cells = [row.cells[0], row.cells[2], *of_tasks]
         price = cost.get(row.cells[0].text)
         rows.append(Row((*cells, price.cells[2] if price else Cell("")), row.style))
-    columns = ("scenario", "mean macro-F1", *tasks, "FLOPs")
-    return Table(f"Macro-F1 on the {evaluation_split(results)} split", columns, tuple(rows))
+    name = score_name(results)
+    columns = ("arm", f"mean {name}", *tasks, "FLOPs")
+    return Table(
+        f"{formatting.capital(name)} on the {evaluation_split(results)} split", columns, tuple(rows)
+    )
 
 
 def show_table(console: Console, table: Table) -> None:

@@ -36,6 +36,7 @@ from mtl_jax.studies.stats.results import (
     qualities,
     quality,
     score,
+    score_name,
     tasks_of,
 )
 
@@ -171,6 +172,9 @@ def _head_is_control(results: Sequence[Result], pair: Arms) -> Answer:
     split, reference = evaluation_split(results), pair[0]
     frozen = {arm: arm.removesuffix("_frozen") for arm in pair[1:]}
     tasks = {arm: task for arm, task in frozen.items() if task in tasks_of(results)}
+    if not tasks:
+        # Arms that are only called so.
+        return None, ()
     differences: dict[int, list[float]] = {}
     for arm, task in tasks.items():
         mine, theirs = (
@@ -181,10 +185,8 @@ def _head_is_control(results: Sequence[Result], pair: Arms) -> Answer:
             differences.setdefault(seed, []).append(mine[seed] - theirs[seed])
     means = {s: sum(d) / len(d) for s, d in differences.items() if len(d) == len(tasks)}
     what = (
-        f"macro-F1 of the task whose head is frozen, {formatting.listing(sorted(tasks))} minus "
-        f"`{reference}`"
-        if tasks
-        else ""
+        f"{score_name(results, *tasks.values())} of the task whose head is frozen, "
+        f"{formatting.listing(sorted(tasks))} minus `{reference}`"
     )
     return of_seeds(means, what, claimed=-1)
 
@@ -247,7 +249,7 @@ def _own_and_others(phases: Sequence[Mapping[str, Any]], task: str) -> tuple[int
 
 def _better(results: Sequence[Result], pair: Arms) -> Answer:
     split = evaluation_split(results)
-    return contrast(results, pair, lambda line: quality(line.get(split)), "macro-F1")
+    return contrast(results, pair, lambda line: quality(line.get(split)), score_name(results))
 
 
 def _scarce_task_gains(results: Sequence[Result], pair: Arms) -> Answer:

@@ -6,14 +6,17 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mtl_jax.core.names import listed
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.results import (
     Result,
     by_setting,
     control_heads,
     evaluation_split,
+    mean_of_known,
     qualities,
     quality,
+    setting_name,
     tasks_of,
     trained_arms,
     untrained_heads,
@@ -24,19 +27,51 @@ from mtl_jax.studies.stats.two_way import estimate
 _GAIN = 0.002
 
 
-def doubts(results: Sequence[Result]) -> list[str]:
+def doubts(results: Sequence[Result], baselines: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """All of them; none where nothing is doubtful.
 
     Args:
         results: Lines of ``results.jsonl``, of ``text_errors.with_text_errors`` where the
             predictions are there.
+        baselines: Lines of ``baselines.jsonl``.
     """
     found = []
     for setting, lines in by_setting(results).items():
         where = f"{setting}: " if setting else ""
-        each = [*small_validation(lines), *never_predicted(lines), *still_improving(lines)]
+        linear = [line for line in baselines if setting_name(line) == setting]
+        each = [
+            *below_words(lines, linear),
+            *small_validation(lines),
+            *never_predicted(lines),
+            *still_improving(lines),
+        ]
         found += [where + words for words in each]
     return [*found, *rates_at_the_edge(results)]
+
+
+def below_words(results: Sequence[Result], baselines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether no arm reaches what a linear model of words does, so that none has learned much.
+
+    Args:
+        results: Lines of one setting.
+        baselines: Lines of ``baselines.jsonl`` of the same.
+    """
+    split = evaluation_split(results)
+    words = mean_of_known(
+        quality(line.get(split)) for line in baselines if line["baseline"] == "tf_idf"
+    )
+    means = [
+        statistics.fmean(found.values())
+        for arm in trained_arms(results)
+        if (found := qualities(results, arm, split))
+    ]
+    if words is None or not means or max(means) >= words:
+        return []
+    return [
+        f"no arm reaches what a linear model of words (TF-IDF) does on {split}, "
+        f"{formatting.fixed(words)}: the best has {formatting.fixed(max(means))}; train longer, "
+        "try other learning rates (--tune), or look at the data"
+    ]
 
 
 def small_validation(results: Sequence[Result]) -> list[str]:
@@ -70,12 +105,14 @@ def small_validation(results: Sequence[Result]) -> list[str]:
         "validation is too small to choose an arm on: its texts leave a standard error of "
         f"{formatting.fixed(statistics.median(errors))} in a difference from the best, and half of "
         f"the differences are below {formatting.fixed(statistics.median(gaps))}; validate on more "
-        "texts, or take the choice for one of cost"
+        "texts, or choose by cost"
     ]
 
 
 def never_predicted(results: Sequence[Result]) -> list[str]:
     """The classes that arms with trained heads never predict, though texts have them.
+
+    A sentence for each arm and task.
 
     Args:
         results: Lines of one setting.
@@ -90,16 +127,30 @@ def never_predicted(results: Sequence[Result]) -> list[str]:
                 if task not in untrained_heads(line)
                 and (of_task := (line.get(split) or {}).get(task) or {}).get("per_class")
             ]
-            for name in runs[0] if runs else ():
-                missed = sum(_is_missed(each.get(name)) for each in runs)
-                if missed:
-                    often = "any of its seeds" if missed == len(runs) else f"{missed} of its seeds"
-                    found.append(
-                        f"`{arm}` never predicts the {task} class {name!r} with {often}, though "
-                        f"{runs[0][name]['support']:,} {split} texts have it: train longer, or "
-                        "give the class a weight (--class-weights)"
-                    )
+            missed = {
+                name: count
+                for name in (runs[0] if runs else ())
+                if (count := sum(_is_missed(each.get(name)) for each in runs))
+            }
+            if missed:
+                classes = [
+                    f"{name!r} ({formatting.count_of(runs[0][name]['support'], 'text')}"
+                    f"{_of_seeds(count, len(runs))})"
+                    for name, count in missed.items()
+                ]
+                found.append(
+                    f"`{arm}` never predicts {formatting.count_of(len(missed), f'{task} class')} "
+                    f"that {split} texts have, {listed(classes)}: train longer, or give weights to "
+                    "classes (--class-weights)"
+                )
     return found
+
+
+def _of_seeds(missed: int, runs: int) -> str:
+    """With how many of its seeds an arm misses a class, where it has several."""
+    if runs == 1:
+        return ""
+    return ", with every seed" if missed == runs else f", with {missed} of {runs} seeds"
 
 
 def _is_missed(of_class: Mapping[str, Any] | None) -> bool:
@@ -128,9 +179,10 @@ def still_improving(results: Sequence[Result]) -> list[str]:
         gain = statistics.fmean(end - before for before, end, _ in ends)
         if 3 * last >= 2 * len(ends) and gain >= _GAIN:
             found.append(
-                f"`{arm}` was still improving when it ended: its last measurement is the best of "
-                f"{last} of {formatting.count_of(len(ends), 'run')}, by "
-                f"{formatting.fixed(gain)} over the one before in the mean; train longer (--epochs)"
+                f"`{arm}` was still improving when it ended: in {last} of "
+                f"{formatting.count_of(len(ends), 'run')} the last measurement is the best, and on "
+                f"average it is {formatting.fixed(gain)} above the one before; train longer "
+                "(--epochs)"
             )
     return found
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mtl_jax.studies.stats.intervals import LEVEL
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -41,10 +43,14 @@ def limits(interval: Interval, digits: int = 3) -> str:
 
 
 def p_text(p_value: float | None) -> str:
-    """A p-value, never written as 0."""
+    """A p-value, never written as 0; one above the level of the tests never as if at it."""
     if p_value is None:
         return MISSING
-    return "< 0.001" if p_value < 0.001 else fixed(p_value)
+    text, digits = fixed(p_value), 3
+    while p_value > LEVEL and float(text) <= LEVEL:
+        digits += 1
+        text = fixed(p_value, digits)
+    return "< 0.001" if p_value < 0.001 else text
 
 
 def p_equals(p_value: float) -> str:
@@ -117,9 +123,20 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def score_of(number: str, name: str) -> str:
+    """A score by its name: ``0.800 macro-F1``, ``a score of 0.800``; see ``results.score_name``."""
+    return f"a score of {number}" if name == "score" else f"{number} {name}"
+
+
+def capital(text: str) -> str:
+    """The same with a capital in front."""
+    return text[:1].upper() + text[1:]
+
+
 def count_of(count: int, noun: str) -> str:
-    """``1 seed``, ``3 seeds``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """``1 seed``, ``3 seeds``, ``2 classes``."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
 
 
 def listing(names: Sequence[str]) -> str:

@@ -12,7 +12,14 @@ import scipy.stats
 
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.intervals import FEWEST_FOR_T, LEVEL
-from mtl_jax.studies.stats.results import Result, evaluation_split, qualities, trained_arms
+from mtl_jax.studies.stats.results import (
+    REFERENCE,
+    Result,
+    control_heads,
+    evaluation_split,
+    qualities,
+    trained_arms,
+)
 from mtl_jax.studies.stats.two_way import Estimate, estimate
 
 CHANCE = 0.85
@@ -104,28 +111,30 @@ def before(
     """
     if seeds < FEWEST_FOR_T or arms < 2:
         return (
-            f"a study of {formatting.count_of(seeds, 'seed')} and "
-            f"{formatting.count_of(arms, 'arm')} that trains tells no difference: a test takes "
-            f"{FEWEST_FOR_T} seeds and two arms"
+            f"this study cannot tell any difference between arms: a test needs {FEWEST_FOR_T} "
+            f"seeds and 2 trained arms, and there are {formatting.count_of(seeds, 'seed')} and "
+            f"{formatting.count_of(arms, 'trained arm')}"
         )
     found = differences(pilot)
     if found:
         # Of few seeds each; together they know more.
         scatter = math.sqrt(statistics.fmean(e.over_seeds**2 * e.seeds for e in found))
         texts = statistics.median(each.shared for each in found)
-        known = f"as the {formatting.count_of(len(found), 'comparison')} done so far scatter"
+        done = formatting.count_of(len(found), "comparison")
+        known = f"if differences vary as in the {done} done so far"
     else:
         scatter, texts = SCATTER, text_error(list(counts.values()))
         known = (
-            f"if a seed's difference scatters by {SCATTER:g}, and of two arms one alone is right "
-            f"on {100 * DISAGREEMENT:g} % of the test texts"
+            f"if differences vary by {SCATTER:g} between seeds, and on {100 * DISAGREEMENT:g} % of "
+            "the test texts just one of two arms is right"
         )
     smallest = detectable(seeds, scatter, texts, arms - 1)
     return (
-        f"{formatting.count_of(seeds, 'seed')} tell a difference of {formatting.fixed(smallest)} "
-        f"macro-F1 in {100 * CHANCE:g} % of studies, among "
-        f"{formatting.count_of(arms - 1, 'comparison')}, {known}; the test texts alone leave a "
-        f"standard error of {formatting.fixed(texts)}"
+        f"with {formatting.count_of(seeds, 'seed')} and "
+        f"{formatting.count_of(arms - 1, 'comparison')}, a difference of "
+        f"{formatting.fixed(smallest)} macro-F1 is detected with a probability of "
+        f"{100 * CHANCE:g} %, {known}; the test texts alone leave a standard error of "
+        f"{formatting.fixed(texts)}"
     )
 
 
@@ -134,10 +143,13 @@ def differences(results: Sequence[Result], reference: str | None = None) -> list
 
     Args:
         results: Lines of ``results.jsonl``, of one setting.
-        reference: The one; by default the last of those that train something.
+        reference: The one; by default full fine-tuning, and in a study without it the last of the
+            arms that are no controls, which then have no part.
     """
     arms, split = trained_arms(results), evaluation_split(results)
-    reference = reference or (arms[-1] if arms else "")
+    if reference is None and REFERENCE not in arms:
+        arms = [arm for arm in arms if arm not in control_heads(results)]
+    reference = reference or (REFERENCE if REFERENCE in arms else (arms or [""])[-1])
     base, found = qualities(results, reference, split), []
     for arm in arms:
         mine = qualities(results, arm, split)
@@ -190,6 +202,7 @@ def after_text(results: Sequence[Result], reference: str | None = None) -> str:
         f"A difference between two arms has a standard error of {formatting.fixed(found['error'])} "
         f"(the median): other seeds alone leave one of {formatting.fixed(found['over_seeds'])}, "
         f"{texts}. With {formatting.count_of(found['seeds'], 'seed')} and "
-        f"{formatting.count_of(found['comparisons'], 'comparison')} a difference of "
-        f"{formatting.fixed(found['detectable'])} is told in {100 * CHANCE:g} % of studies."
+        f"{formatting.count_of(found['comparisons'], 'comparison')}, a difference of "
+        f"{formatting.fixed(found['detectable'])} is detected with a probability of "
+        f"{100 * CHANCE:g} %."
     )

@@ -23,10 +23,12 @@ from mtl_jax.studies.stats.results import (
     REFERENCE,
     Result,
     arm_order,
+    arms_of,
     control_heads,
     evaluation_split,
     numbers,
     qualities,
+    score_name,
     trained_arms,
 )
 
@@ -86,6 +88,10 @@ class Recommendation:
     """what an arm is"""
     names: Mapping[str, str]
     """what to call the arms, where that is not their name in code style"""
+    unranked: bool
+    """whether the study has an arm that is not ranked, be it one that trains nothing"""
+    score_name: str
+    """what their scores are called; see ``results.score_name``"""
 
     def name(self, arm: str) -> str:
         """What to call an arm."""
@@ -100,7 +106,7 @@ class Recommendation:
 def recommend(
     results: Sequence[Result],
     tolerance: float = TOLERANCE,
-    noun: str = "scenario",
+    noun: str = "arm",
     names: Mapping[str, str] | None = None,
 ) -> Recommendation | None:
     """Chooses, of the arms that nothing separates from the best on validation, the cheapest.
@@ -166,6 +172,8 @@ def recommend(
         family=family,
         noun=noun,
         names=names or {},
+        unranked=len(arms) < len(arms_of(results)),
+        score_name=score_name(results),
     )
 
 

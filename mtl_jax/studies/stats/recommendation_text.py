@@ -10,10 +10,12 @@ from mtl_jax.studies.stats.intervals import (
     LEVEL,
     Interval,
     PairedDifference,
+    mean_interval,
     paired_difference,
 )
 from mtl_jax.studies.stats.recommendation import MOST_LOSS, Candidate, Recommendation, is_within
-from mtl_jax.studies.stats.results import Result, qualities
+from mtl_jax.studies.stats.results import REFERENCE, Result, numbers, qualities, tasks_of
+from mtl_jax.studies.stats.results import score as score_on
 from mtl_jax.studies.stats.wording import too_few_seeds
 
 if TYPE_CHECKING:
@@ -29,6 +31,16 @@ def explain(advice: Recommendation) -> list[str]:
         *_unranked(advice),
         *_evidence(advice),
     ]
+
+
+def answer(advice: Recommendation, results: Sequence[Result]) -> str:
+    """The recommendation in two sentences: what to use and what it reaches, and why.
+
+    Args:
+        advice: The recommendation.
+        results: The lines of ``results.jsonl`` that it was made from.
+    """
+    return f"{_use(advice, results)} {_why(advice)}"
 
 
 def alternatives(advice: Recommendation, results: Sequence[Result]) -> list[str]:
@@ -55,6 +67,53 @@ def alternatives(advice: Recommendation, results: Sequence[Result]) -> list[str]
     return sentences
 
 
+def _use(advice: Recommendation, results: Sequence[Result]) -> str:
+    """What to use, and what it reaches for which tasks."""
+    name = advice.name(advice.chosen.arm)
+    if advice.score is None:
+        return f"Use {name}."
+    # A task none of whose texts has a label there has no part in the mean.
+    measured = [
+        task
+        for task in tasks_of(results)
+        if any(score_on(result.get(advice.split), task) is not None for result in results)
+    ]
+    tasks = formatting.series(measured)
+    score = f"{formatting.fixed(advice.score.mean)} {formatting.plus_minus(advice.score)}".rstrip()
+    reached = formatting.score_of(score, advice.score_name)
+    words = f"Use {name}: it reaches {reached} on the {advice.split} split ({tasks}"
+    words += ", their mean)" if len(measured) > 1 else ")"
+    flops, reference = (
+        mean_interval(numbers(results, arm, "train_flops").values())
+        for arm in (advice.chosen.arm, REFERENCE)
+    )
+    if flops is None or not advice.counted:
+        return f"{words}."
+    ratio = formatting.ratio(flops.mean, reference.mean if reference else None)
+    compared = f", {ratio} those of `{REFERENCE}`" if ratio and name != f"`{REFERENCE}`" else ""
+    return f"{words} for {formatting.flops(flops.mean)} training FLOPs{compared}."
+
+
+def _why(advice: Recommendation) -> str:
+    """Why that arm and no other, in one sentence."""
+    if len(advice.candidates) == 1:
+        return f"It is the only {advice.noun} that is ranked, so there was no choice to make."
+    second = advice.runner_up
+    behind = ""
+    if second is not None:
+        lost = advice.chosen.validation - second.validation
+        side = "below" if lost >= 0 else "above"
+        apart = f"{formatting.fixed(abs(lost))} {side} it"
+        behind = f"; the runner-up is {advice.name(second.arm)}, {apart}"
+    if len(advice.level) == 1:
+        count = f"{len(advice.candidates)} {advice.noun}s"
+        ranked = f"the {count} that are ranked" if advice.unranked else count
+        return f"On validation it is the best of {ranked}{behind}."
+    others = [advice.name(each.arm) for each in advice.level if each != advice.chosen]
+    cheapest = ", and it is the cheapest of these" if advice.counted else ""
+    return f"On validation nothing separates it from {formatting.series(others)}{cheapest}{behind}."
+
+
 def _is_trade(candidate: Candidate, advice: Recommendation) -> bool:
     """Whether an arm offers something for what it takes: cheaper, or better on validation.
 
@@ -71,7 +130,7 @@ def _is_trade(candidate: Candidate, advice: Recommendation) -> bool:
 def _choice(advice: Recommendation) -> str:
     chosen, best, count = advice.chosen, advice.best, len(advice.candidates)
     name, of = advice.name(chosen.arm), f"{count} {advice.noun}s"
-    scale = "validation macro-F1 (the mean of tasks and seeds)"
+    scale = f"validation {advice.score_name} (the mean of tasks and seeds)"
     if count == 1:
         return f"{name} is the only {advice.noun} that is ranked, so there is no choice to make."
     if len(advice.level) == 1:
@@ -84,14 +143,14 @@ def _choice(advice: Recommendation) -> str:
     if not advice.counted:
         return f"Use {name}, the best on validation. {alike}"
     if chosen is best:
-        own = f"the best, too, with {formatting.fixed(chosen.validation)}"
+        own = f" and also the best, with {formatting.fixed(chosen.validation)}"
     else:
         own = (
-            f"with {formatting.fixed(chosen.validation)} against "
+            f", with {formatting.fixed(chosen.validation)} against "
             f"{formatting.fixed(best.validation)} of "
             f"{advice.name(best.arm)}, and {_cost(chosen, best)}"
         )
-    return f"Use {name}. {alike} {name} is the cheapest of them by training FLOPs: {own}."
+    return f"Use {name}. {alike} {name} is the cheapest of them by training FLOPs{own}."
 
 
 def _separated(advice: Recommendation) -> str:
@@ -181,23 +240,21 @@ def _evidence(advice: Recommendation) -> list[str]:
         return [f"{head}.", *_seeds(score.n)]
     gap = difference.interval
     compared = f"{head}, {_against(gap.mean)} the runner-up."
+    if gap.n > 1 and (few := too_few_seeds(gap.n)):
+        return [compared, f"{formatting.capital(few)}."]
     return [compared, *_certainty(advice, difference), *_seeds(gap.n)]
 
 
 def _certainty(advice: Recommendation, difference: PairedDifference) -> list[str]:
     gap, family = difference.interval, formatting.count_of(advice.family, "comparison")
-    if gap.n == 1:
-        return []
-    if few := too_few_seeds(gap.n):
-        return [f"{few.capitalize()}."]
     if gap.low is None or advice.p_value is None:
         return []
     verb = "tells" if advice.p_value <= LEVEL else "does not tell"
-    losses = "no loss" if gap.low >= -advice.tolerance else "losses"
+    verdict = "rules out" if gap.low >= -advice.tolerance else "includes"
     over = "over seeds and texts" if gap.over_texts else "over seeds alone"
     return [
-        f"The 95 % interval of that difference, {over}, is {formatting.limits(gap)}, which holds "
-        f"{losses} of more than {advice.tolerance:g}; the test {verb} the two apart "
+        f"The 95 % interval of that difference, {over}, is {formatting.limits(gap)}, which "
+        f"{verdict} losses of more than {advice.tolerance:g}; the test {verb} the two apart "
         f"(p {formatting.p_equals(advice.p_value)}, corrected over {family})."
     ]
 
@@ -227,8 +284,8 @@ def _trade(other: Candidate, advice: Recommendation, results: Sequence[Result]) 
     limits = f" {_plain_limits(shown)}" if shown.low is not None else ""
     unsure = ", an interval that includes 0," if gap.excludes(0) is False else ""
     return (
-        f"{name} {verb} {formatting.fixed(shown.mean)}{limits}{unsure} of {advice.split} macro-F1 "
-        f"against {advice.name(chosen.arm)}{cost}."
+        f"{name} {verb} {formatting.fixed(shown.mean)}{limits}{unsure} of {advice.split} "
+        f"{advice.score_name} against {advice.name(chosen.arm)}{cost}."
     )
 
 

@@ -172,6 +172,17 @@ def is_regression(results: Iterable[Mapping[str, Any]], task: str) -> bool:
     return any(_is_value(result.get(split), task) for result in results for split in _MEASURED)
 
 
+def score_name(results: Sequence[Mapping[str, Any]], *tasks: str) -> str:
+    """What the scores of tasks are called: ``macro-F1``, ``R2`` or, of both kinds, ``score``.
+
+    Args:
+        results: Lines of ``results.jsonl``.
+        *tasks: Which ones; by default all.
+    """
+    kinds = {is_regression(results, task) for task in tasks or tasks_of(results)}
+    return "score" if len(kinds) > 1 else "R2" if True in kinds else "macro-F1"
+
+
 def _is_value(metrics: Any, task: str) -> bool:
     of_task = _of_task(metrics, task)
     return "r2" in of_task and "macro_f1" not in of_task

@@ -44,23 +44,23 @@ def mean_note(results: Sequence[Result], split: str) -> str:
 def difference_note() -> str:
     """What a difference is shown with."""
     return (
-        f"Paired by seed and text; in brackets, of {FEWEST_FOR_T} seeds or more, the 95 % t "
-        "interval, not corrected."
+        f"Differences are paired by seed and text. In brackets, with {FEWEST_FOR_T} seeds or more, "
+        "the 95 % t interval, which is not corrected for the number of comparisons."
     )
 
 
 def test_note(differences: Sequence[PairedDifference]) -> str:
     """How a family of comparisons was tested, in a sentence."""
     count = formatting.count_of(len(differences), "comparison")
-    family = f"In a family of {count}"
+    family = f"{count} {'is' if len(differences) == 1 else 'are'} tested as one family"
     if flips_suffice(differences):
         return (
-            f"{family}, tested together by joint flips of the seeds' signs with the errors that "
-            "other texts would make (step-down maxT, Westfall & Young 1993)."
+            f"{family}, by joint flips of the seeds' signs with the errors that other texts would "
+            "make (step-down maxT, Westfall & Young 1993)."
         )
     return (
-        f"{family}, tested by Student's t with Holm's correction, which takes {FEWEST_FOR_T} "
-        f"seeds; from {seeds_needed(LEVEL)} on signs are flipped in its place."
+        f"{family}, by Student's t with Holm's correction, which needs {FEWEST_FOR_T} seeds; with "
+        f"{seeds_needed(LEVEL)} seeds or more, signs are flipped instead."
     )
 
 
@@ -68,7 +68,7 @@ def too_few_seeds(seeds: int) -> str:
     """A clause where a comparison has too few seeds for a test; else empty."""
     if seeds >= FEWEST_FOR_T:
         return ""
-    return f"a test takes {FEWEST_FOR_T} seeds, and there {'is' if seeds == 1 else 'are'} {seeds}"
+    return f"a test needs {FEWEST_FOR_T} seeds, and there {'is' if seeds == 1 else 'are'} {seeds}"
 
 
 def corrected_p(p_value: float | None, seeds: int) -> str:

@@ -68,7 +68,7 @@ def test_two_seeds_then_a_third(folder, small_settings, small_flags, capsys):
     assert len(Predictor(kept.parent).predict(["the film was good"])) == 1
 
     assert_computed_again(folder, results)
-    assert_judged_again(folder, results)
+    assert_judged_again(folder, results, capsys)
 
     asked = {"workdir": str(folder), "arms": tuple(SCENARIOS), "seeds": (0, 1)}
     capsys.readouterr()
@@ -123,7 +123,7 @@ def assert_computed_again(folder, results):
         recompute(kept)
 
 
-def assert_judged_again(folder, results):
+def assert_judged_again(folder, results, capsys):
     """From what is kept of it elsewhere: no training, and the same decisions."""
     kept = folder.parent / "given away"
     keep(folder, kept)
@@ -156,7 +156,9 @@ def assert_judged_again(folder, results):
     assert "other test texts together" in statistics(written)
     # Without what runs predict they are over seeds alone, and the report says so.
     next(kept.glob("arms/none_frozen-seed0/predictions-test.parquet")).unlink()
+    assert "left no predictions" not in capsys.readouterr().err
     judge(kept, written)
+    assert "note: 1 run of 6 left no predictions on test: the" in capsys.readouterr().err
     assert "not other test texts" in statistics(written)
     again = folder.parent / "again"
     keep(kept, again)

@@ -43,6 +43,10 @@ RESULTS = [
 
 def test_what_freezing_the_scarce_head_buys_is_said_first():
     text = to_markdown(document(RESULTS, [], {}))
+    assert text.split("\n\n")[2] == (
+        "For sentiment on the test split `scarce_head_last` is better than training all heads from "
+        "the start (`joint`). `single_task` is worse."
+    )
     # 0.0403 with 1 % and 0 with all of the labels.
     assert (
         "Training the scarce head last, its loss off until then, changes the sentiment macro-F1 on "

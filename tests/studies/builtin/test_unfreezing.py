@@ -31,7 +31,7 @@ from mtl_jax.studies.stats.claims import judge_claims
 from mtl_jax.studies.stats.comparisons import questions
 from tests import forked
 from tests.faults.runs import without_times
-from tests.synthetic_study import line
+from tests.synthetic_study import line, metrics
 
 ARMS = ("backbone_frozen", "only_layer_0")
 
@@ -195,7 +195,14 @@ def test_what_is_compared_at_one_size_has_one_p_value_wherever_it_stands(sizes):
 
 
 def test_the_report_holds_every_arm_at_every_size():
-    text = to_markdown(document(RESULTS, [], {"command": "the command"}))
+    linear = [
+        {"baseline": "tf_idf", "setting": {"max_train_examples": 64}, "test": metrics(score)}
+        for score in (0.4, 0.42)
+    ]
+    text = to_markdown(document(RESULTS, [], {"command": "the command", "baselines": linear}))
+    # s = 0.01414, and t with 1 degree of freedom 12.7.
+    row = "| *max_train_examples 64* | *TF-IDF, linear model* | *2* | *0.410 ± 0.127* |"
+    assert row in text.partition("## Scores by source")[0]
     assert "| arm | 64 | 256 | 1,024 |" in text
     # Their standard deviation is 0.00089, its error 0.00037, and t with 5 degrees of freedom 2.57.
     assert "| `top_1` | 0.501 ± 0.001 | 0.641 ± 0.001 | 0.701 ± 0.001 |" in text

@@ -14,6 +14,7 @@ from mtl_jax.studies.report import figures
 from mtl_jax.studies.report.document import Cell, Document, Picture, Row, Table
 from mtl_jax.studies.report.render import to_markdown
 from mtl_jax.studies.report.write import print_table, write_report
+from mtl_jax.studies.stats.recommendation import recommend
 from tests.synthetic_study import line, study
 
 CONTEXT = {
@@ -186,7 +187,7 @@ def test_claims(full: Path, tmp_path: Path):
     assert claims[1][2] == "−0.001 [−0.003, +0.001], corrected p 0.225, 3 seeds"
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "Not asked by this study: A frozen backbone overfits less" in markdown
-    assert "In a family of 1 comparison, tested by Student's t with Holm's correction" in markdown
+    assert "1 comparison is tested as one family, by Student's t with Holm's correction" in markdown
 
 
 def test_an_arm_with_failed_seeds_is_a_warning_and_counted(tmp_path: Path):
@@ -243,11 +244,6 @@ def test_without_test_split(tmp_path: Path):
     text = report(tmp_path, results)
     assert "The data has no test split." in text
     assert "Quality on the validation split" in text
-
-
-def test_without_full_fine_tuning(tmp_path: Path):
-    text = report(tmp_path, [r for r in study() if r["arm"] != "none_frozen"])
-    assert "has no result in this study" in text
 
 
 def test_other_sources_have_no_published_figures(tmp_path: Path):
@@ -362,4 +358,35 @@ def test_tasks_of_other_kinds_have_their_own_metrics(tmp_path):
     text = report(tmp_path, results, failures=FAILURES, context=CONTEXT)
     for words in ("stars RMSE", "stars R2", "tags micro-F1", "sentiment accuracy"):
         assert words in text.replace("\N{NO-BREAK SPACE}", " ")
-    assert "<code>stars</code>, a regression, has R2 wherever means and differences" in text
+    assert "<code>stars</code> is a regression, whose score is R2. That of the other tasks" in text
+    # A mean of macro-F1 and R2 is neither.
+    assert "mean score" in read_html(tmp_path / "report.html").tables[0][0]
+    assert "Score on the test split, minus that of none_frozen" in text
+    assert "macro-F1 on the test split (" not in text
+    assert ": it reaches a score of 0" in text
+    # What nothing was measured of has no part in the mean that is named.
+    for result in results:
+        result["test"]["tags"] = {"macro_f1": None, "examples": 0}
+    text = report(tmp_path, results)
+    assert "on the test split (classifier, sentiment and stars, their mean)" in text
+    assert "No test text has a label of <code>tags</code>." in text
+
+
+def test_a_study_without_full_fine_tuning_compares_with_what_it_recommends(tmp_path):
+    results = [
+        {**result, "probe": None, "chance": None}
+        for result in study((0, 1, 2))
+        if result["arm"] not in ("none_frozen", "all_frozen")
+    ]
+    text = report(tmp_path, results, context={"question": "Which <depth>?"})
+    assert "<h1>Which &lt;depth&gt;?</h1>" in text
+    chosen = recommend(results)
+    assert chosen is not None
+    assert f"minus that of {chosen.chosen.arm} with the same seed" in text
+    tables = read_html(tmp_path / "report.html").tables
+    (table,) = [rows for rows in tables if rows[0][:2] == ["arm", "shared seeds"]]
+    ranked = {each.arm for each in chosen.candidates}
+    assert {row[0] for row in table[1:]} == ranked - {chosen.chosen.arm}
+    # Nothing is explained that is not there.
+    assert "Dashed lines" not in text
+    assert "all_frozen" not in text

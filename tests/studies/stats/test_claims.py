@@ -118,7 +118,7 @@ def test_few_seeds_are_decided_by_t_and_two_not_at_all():
     assert other.verdict is Verdict.NOT_SUPPORTED
     two = judged(OVERFITTING, overfitting(2, 0.05, 0.1)).finding
     assert (two.verdict, two.number) == (Verdict.UNDECIDED, "−0.050, 2 seeds")
-    assert two.reason == "a test takes 3 seeds, and there are 2"
+    assert two.reason == "a test needs 3 seeds, and there are 2"
 
 
 def test_an_effect_within_the_margin_is_none():
@@ -219,6 +219,9 @@ def test_a_head_frozen_at_its_random_start_is_compared_on_its_own_task():
     assert (finding.verdict, finding.number[:6]) == (Verdict.SUPPORTED, "−0.400")
     assert "`classifier_frozen` and `sentiment_frozen` minus `none_frozen`" in finding.what
     assert judged(CONTROL, results[12:]).finding.verdict is Verdict.NOT_ASKED
+    # No head is frozen by an arm that is only called so.
+    named = [*runs("half_frozen", 0.5, range(6)), *results[12:]]
+    assert judged(CONTROL, named).finding.verdict is Verdict.NOT_ASKED
 
 
 def test_what_is_forgotten_is_lost_between_a_tasks_own_phase_and_the_end_of_the_others():
@@ -406,8 +409,8 @@ def test_the_section_lists_what_is_asked_and_what_is_not():
         "at 10 % of the sentiment labels",
     ]
     assert table.rows[0].cells[1].text == "supported"
-    assert "In a family of 1 comparison, tested together by joint flips" in table.note
-    assert "Those within a setting are a family of their own: In a family of 2 comp" in table.note
+    assert "1 comparison is tested as one family, by joint flips" in table.note
+    assert "Within settings, 2 comparisons are tested as one family, by" in table.note
     assert isinstance(rest, Paragraph)
     assert "Gradual unfreezing needs less data." in rest.text
     assert claims_blocks(judge_claims(runs("top_1", 0.7, range(3)))) == []

@@ -6,7 +6,7 @@ import numpy as np
 
 from mtl_jax.studies.stats.doubts import doubts
 from mtl_jax.studies.stats.measured import Measured
-from tests.synthetic_study import line
+from tests.synthetic_study import line, metrics
 
 
 def lines(**more: Any) -> list[dict[str, Any]]:
@@ -20,6 +20,21 @@ def lines(**more: Any) -> list[dict[str, Any]]:
 def test_of_what_is_clear_nothing_is_said():
     assert doubts(lines()) == []
     assert doubts([]) == []
+
+
+def test_arms_that_do_not_reach_a_linear_model_of_words():
+    def baseline(kind: str, *scores: float) -> list[dict[str, Any]]:
+        return [{"baseline": kind, "test": metrics(score)} for score in scores]
+
+    # Of the best arm the test score is 0.71.
+    assert doubts(lines(), [*baseline("tf_idf", 0.8, 0.62), *baseline("logistic_probe", 0.9)]) == []
+    (found,) = doubts(lines(), baseline("tf_idf", 0.8, 0.64))
+    assert found == (
+        "no arm reaches what a linear model of words (TF-IDF) does on test, 0.720: the best has "
+        "0.710; train longer, try other learning rates (--tune), or look at the data"
+    )
+    of_setting = [{**line, "setting": {"size": 64}} for line in lines()]
+    assert doubts(of_setting, baseline("tf_idf", 0.8)) == []
 
 
 def with_texts(results: list[dict[str, Any]], each: float) -> list[dict[str, Any]]:
@@ -38,7 +53,7 @@ def test_a_validation_split_whose_errors_are_above_the_differences_is_too_small(
     assert found == (
         "validation is too small to choose an arm on: its texts leave a standard error of 0.008 in "
         "a difference from the best, and half of the differences are below 0.010; validate on more "
-        "texts, or take the choice for one of cost"
+        "texts, or choose by cost"
     )
     assert doubts(with_texts(lines(), 0.0004)) == []
 
@@ -53,10 +68,18 @@ def test_classes_that_are_never_predicted():
         result["test"]["sentiment"]["per_class"]["neutral"] = {"support": 25, "predicted": 0}
     (found,) = doubts(results)
     assert found.startswith(
-        "`top_1` never predicts the sentiment class 'neutral' with 2 of its seeds, though 25 test"
+        "`top_1` never predicts 1 sentiment class that test texts have, 'neutral' (25 texts, with "
+        "2 of 3 seeds): train longer"
     )
     results[2]["test"]["sentiment"]["per_class"]["neutral"] = {"support": 25, "predicted": 0}
-    assert "with any of its seeds" in doubts(results)[0]
+    assert "'neutral' (25 texts, with every seed)" in doubts(results)[0]
+    # Of one arm and task there is one sentence, however many classes it misses, and of one seed
+    # nothing is counted.
+    of_few = {f"class {place}": {"support": 1, "predicted": 0} for place in range(8)}
+    results[0]["test"]["sentiment"]["per_class"] = of_few
+    (found,) = doubts(results[:1])
+    assert "never predicts 8 sentiment classes that test texts have, 'class 0' (1 text)" in found
+    assert "'class 4' (1 text) and 3 more: train longer" in found
     # Of a head that never trained nothing else is to be expected.
     assert doubts([{**each, "untrained_heads": ["sentiment"]} for each in results]) == []
 
@@ -71,8 +94,8 @@ def test_an_arm_that_was_still_improving():
         result["curve"] = curve(0.5, *ends)
     (found,) = doubts(results)
     assert found == (
-        "`top_1` was still improving when it ended: its last measurement is the best of 2 of 3 "
-        "runs, by 0.010 over the one before in the mean; train longer (--epochs)"
+        "`top_1` was still improving when it ended: in 2 of 3 runs the last measurement is the "
+        "best, and on average it is 0.010 above the one before; train longer (--epochs)"
     )
     results[1]["curve"] = curve(0.5, 0.61, 0.61 - 0.001)
     assert doubts(results) == []

@@ -8,7 +8,14 @@ import pytest
 import scipy.stats
 
 from mtl_jax.studies.stats.measured import Measured
-from mtl_jax.studies.stats.power import after, after_text, before, detectable, text_error
+from mtl_jax.studies.stats.power import (
+    after,
+    after_text,
+    before,
+    detectable,
+    differences,
+    text_error,
+)
 from tests.synthetic_study import line
 
 
@@ -45,11 +52,17 @@ def test_more_seeds_and_more_texts_tell_more():
 def test_before_a_study_what_it_can_tell_is_said():
     said = before(6, 5, {"sentiment": (150, 145, 25), "source": (80, 80, 80, 80)})
     assert said == (
-        "6 seeds tell a difference of 0.062 macro-F1 in 85 % of studies, among 4 comparisons, if "
-        "a seed's difference scatters by 0.02, and of two arms one alone is right on 10 % of the "
-        "test texts; the test texts alone leave a standard error of 0.015"
+        "with 6 seeds and 4 comparisons, a difference of 0.062 macro-F1 is detected with a "
+        "probability of 85 %, if differences vary by 0.02 between seeds, and on 10 % of the test "
+        "texts just one of two arms is right; the test texts alone leave a standard error of 0.015"
     )
-    assert before(2, 5, {}).endswith("tells no difference: a test takes 3 seeds and two arms")
+    assert before(2, 5, {}) == (
+        "this study cannot tell any difference between arms: a test needs 3 seeds and 2 trained "
+        "arms, and there are 2 seeds and 5 trained arms"
+    )
+
+
+OWN = {"one": 0.6, "other": 0.7, "control": 0.1}
 
 
 def piloted() -> list[dict[str, Any]]:
@@ -63,8 +76,17 @@ def piloted() -> list[dict[str, Any]]:
 
 def test_a_pilot_takes_the_place_of_what_is_assumed():
     said = before(4, 2, {"sentiment": (5, 5)}, piloted())
-    assert "as the 1 comparison done so far scatter" in said
+    assert "if differences vary as in the 1 comparison done so far" in said
     assert said.endswith("the test texts alone leave a standard error of 0.000")
+
+
+def test_differences_are_those_to_full_fine_tuning_or_between_what_is_no_control():
+    full = [*piloted(), *[line("gradual", seed, 0.6, 10) for seed in range(4)]]
+    assert [round(each.mean, 3) for each in differences(full)] == [0.0, -0.1]
+    own = [line(arm, seed, score, 10) for arm, score in OWN.items() for seed in range(4)]
+    for result in own:
+        result["untrained_heads"] = ["sentiment"] if result["arm"] == "control" else []
+    assert [round(each.mean, 3) for each in differences(own)] == [-0.1]
 
 
 def test_after_a_study_the_errors_that_its_sizes_leave():

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from mtl_jax.studies.report.tables import difference_table
+from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.recommendation import Recommendation, recommend
 from mtl_jax.studies.stats.recommendation_text import alternatives, explain
 from mtl_jax.studies.stats.results import unfinished
@@ -82,7 +83,7 @@ def test_null_scores_are_left_out():
 def test_sentences_name_the_arms_the_numbers_and_the_seeds():
     text = " ".join(explain(advise(study())))
     assert text.startswith(
-        "Use `top_2`. Of 4 scenarios nothing separates `top_2`, `gradual` and `none_frozen`: "
+        "Use `top_2`. Of 4 arms nothing separates `top_2`, `gradual` and `none_frozen`: "
     )
     assert "0.795 against 0.800 of `none_frozen`, and 2.5× fewer training FLOPs" in text
     assert "The runner-up is `gradual`, 0.005 below it on validation, with 2.0× more" in text
@@ -90,8 +91,9 @@ def test_sentences_name_the_arms_the_numbers_and_the_seeds():
     assert "0.005 above the runner-up" in text
     # t = 0.005 / (0.002 / sqrt(3)) = 4.33 of 2 degrees of freedom: the largest of the family.
     assert (
-        "The 95 % interval of that difference, over seeds alone, is [0.000, +0.010], which holds "
-        "no loss of more than 0.01; the test tells the two apart (p = 0.049, corrected over 3 comp"
+        "The 95 % interval of that difference, over seeds alone, is [0.000, +0.010], which "
+        "rules out losses of more than 0.01; the test tells the two apart (p = 0.049, corrected "
+        "over 3 comp"
     ) in text
     assert text.endswith("It rests on 3 seeds.")
 
@@ -171,9 +173,7 @@ def noisy(loss: float) -> list[dict[str, Any]]:
 
 def test_where_the_seeds_tell_nothing_apart_the_cheapest_is_given():
     text = " ".join(explain(advise(noisy(0.02))))
-    assert text.startswith(
-        "Use `top_1`. Of 2 scenarios nothing separates `top_1` and `none_frozen`: "
-    )
+    assert text.startswith("Use `top_1`. Of 2 arms nothing separates `top_1` and `none_frozen`: ")
     assert "or not told apart from it by the t-test with Holm's correction" in text
     assert "`top_1` is the cheapest of them by training FLOPs" in text
     assert "The runner-up is `none_frozen`, the best on validation by 0.020, with 9.0× mor" in text
@@ -184,7 +184,7 @@ def test_where_the_seeds_tell_nothing_apart_the_cheapest_is_given():
 def test_two_seeds_are_too_few_to_test_and_the_tolerance_decides():
     two = [each for each in noisy(0.02) if each["seed"] < 2]
     assert advise(two).chosen.arm == "none_frozen"
-    assert "A test takes 3 seeds, and there are 2." in explain(advise(two))
+    assert explain(advise(two))[-1] == "A test needs 3 seeds, and there are 2."
 
 
 def test_costs_that_were_not_counted_are_said_and_times_do_not_take_their_place():
@@ -232,7 +232,7 @@ def apart(seeds: int) -> list[dict[str, Any]]:
 def test_certainty_is_that_of_t_with_few_seeds_and_of_flips_with_six():
     for seeds, p_value in ((5, "< 0.001"), (6, "= 0.031")):
         text = " ".join(explain(advise(apart(seeds))))
-        assert "which holds no loss of more than 0.01" in text
+        assert "which rules out losses of more than 0.01" in text
         assert f"the test tells the two apart (p {p_value}, corrected over 1 com" in text
 
 
@@ -248,12 +248,17 @@ def test_a_comparison_has_the_p_value_of_the_table_of_differences():
     assert (advice.chosen.arm, advice.family, advice.p_value) == ("top_1", 2, 4 / 64)
     assert advice.difference is not None
     assert advice.difference.p_value == 2 / 64
-    table = difference_table(lines, advice.chosen.arm)
+    table = difference_table(lines, "none_frozen", advice.chosen.arm)
     assert table is not None
     (row,) = [row for row in table.rows if row.cells[0].text == "`top_1`"]
     assert [cell.text for cell in row.cells[-2:]] == ["0.031", "0.062"]
     text = " ".join(explain(advice))
     assert "the test does not tell the two apart (p = 0.062, corrected over 2 comp" in text
+
+
+def test_a_p_value_above_the_level_is_not_shown_as_if_at_it():
+    shown = [formatting.p_text(p) for p in (0.0496, 0.05, 0.0503, 0.05004, 0.0004, None)]
+    assert shown == ["0.050", "0.050", "0.0503", "0.05004", "< 0.001", "—"]
 
 
 def test_an_interval_around_0_tells_nothing_apart():
@@ -263,7 +268,7 @@ def test_an_interval_around_0_tells_nothing_apart():
         for seed in range(6)
     ]
     text = " ".join(explain(advise(noisy)))
-    assert "which holds losses of more than 0.01; the test does not tell the two apart" in text
+    assert "which includes losses of more than 0.01; the test does not tell the two apart" in text
     assert "(p = 1.000," in text
 
 
