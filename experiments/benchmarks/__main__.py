@@ -280,15 +280,16 @@ def run(settings: Benchmark, command: str) -> int:
     return failed
 
 
-def run_gpu(settings: Benchmark) -> None:
-    """Measures the steps on one GPU, and prints the table."""
+def run_gpu(settings: Benchmark) -> int:
+    """Measures the steps on one GPU, and prints the table; how many rows failed."""
     from experiments.benchmarks.gpu import outcomes
     from mtl_jax.core.console import say
 
-    found, notes = outcomes(settings.gpu_shapes)
+    found, notes, failed = outcomes(settings.gpu_shapes)
     for note in notes:
         say(note.replace("`", ""))
     print_table(found, [])
+    return failed
 
 
 def main(argv: Sequence[str]) -> int:
@@ -298,10 +299,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> None:
     settings = parse(Benchmark, argv, "python -m experiments.benchmarks", __doc__ or "")
-    if settings.gpu:
-        run_gpu(settings)
-        return
-    if run(settings, shlex.join(["python", "-m", "experiments.benchmarks", *argv])):
+    command = shlex.join(["python", "-m", "experiments.benchmarks", *argv])
+    if run_gpu(settings) if settings.gpu else run(settings, command):
         sys.exit(1)
 
 

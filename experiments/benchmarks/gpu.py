@@ -22,13 +22,22 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks.judges import Goal, Outcome, forward_flops, spread
+from mtl_jax.core.command_line import one_line
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.studies.report.document import Cell
 from mtl_jax.studies.stats.formatting import MISSING
 
 NOT_RUN = "not run"
-# Dense bfloat16 products, FLOPs a second, from the makers' data sheets, by a part of the name.
-_PEAKS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}
+# Dense bfloat16 products, FLOPs a second, from the makers' data sheets, by a part of the name: the
+# first that fits.
+_PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H200 NVL": 835e12,
+    "H100": 989.4e12,
+    "H200": 989.4e12,
+    "A100": 312e12,
+}
 _TASK = "label"
 _CLASSES = 4
 
@@ -214,7 +223,9 @@ def peak_of(kind: str) -> float | None:
     return next((peak for name, peak in _PEAKS.items() if name in kind), None)
 
 
-def outcomes(shape: str, names: tuple[str, ...] = tuple(ROWS)) -> tuple[list[Outcome], list[str]]:
+def outcomes(
+    shape: str, names: tuple[str, ...] = tuple(ROWS)
+) -> tuple[list[Outcome], list[str], int]:
     """Measures rows on the device that jax uses.
 
     Args:
@@ -222,23 +233,28 @@ def outcomes(shape: str, names: tuple[str, ...] = tuple(ROWS)) -> tuple[list[Out
         names: The rows.
 
     Returns:
-        The lines of the table, and of rows that were not run a note.
+        The lines of the table, of rows that were not run or failed a note, and how many failed.
     """
     import jax
 
     device = jax.devices()[0]
     on_gpu = device.platform == "gpu"
     found: list[Outcome] = []
-    notes = []
+    notes, failed = [], 0
     session = GpuSession(SHAPES[shape], peak_of(device.device_kind) if on_gpu else None)
     for name in names:
-        outcome = session.outcome(name) if on_gpu or shape != "full" else None
+        try:
+            outcome = session.outcome(name) if on_gpu or shape != "full" else None
+        except Exception as error:  # noqa: BLE001  (one row must not take the others with it)
+            failed += 1
+            notes.append(f"`gpu {name}` failed: {one_line(error)}")
+            continue
         if outcome is None:
             goal = ROWS[name].goal.text(ROWS[name].unit)
             notes.append(f"`gpu {name}`: {NOT_RUN} ({ROWS[name].about}; goal {goal})")
         else:
             found.append(outcome)
-    return found, notes
+    return found, notes, failed
 
 
 def training(

@@ -45,7 +45,7 @@ def indexed_table(
         if folder.exists():
             if found := _opened(folder, source, split):
                 return found
-            say(f"note: {folder} is damaged: it is recreated from {source.name}")
+            say(f"note: {folder} is damaged: it is recreated from the data")
             shutil.rmtree(folder)
         for stale in folder.parent.glob(f".{folder.name}.*"):
             # Under the lock it can only be what a killed process left.

@@ -117,7 +117,7 @@ def _opened(file: Path, source: Source, split: str) -> Table | None:
     except OSError:
         return None
     except (ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile):
-        say(f"note: {file} is damaged: it is recreated from {source.name}")
+        say(f"note: {file} is damaged: it is recreated from the data")
         return None
     return table
 

@@ -15,7 +15,7 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import OBJECT, read_json
 from mtl_jax.core.paths import expanded
 from mtl_jax.studies.leases import Holder, Standing, holder, is_here, standings
-from mtl_jax.studies.work_queue import ARMS, FOLDER, why_lacking
+from mtl_jax.studies.work_queue import ARMS, FOLDER, MOST_DEATHS, why_lacking
 
 _ARMS = {
     "type": "array",
@@ -64,8 +64,8 @@ def status_of(workdir: str) -> Status:
     folder = expanded(workdir) / FOLDER
     if not (folder / ARMS).exists():
         raise UserError(
-            f"{workdir} is not the folder of a study that has begun (no {FOLDER}/{ARMS}): name "
-            "that of a study"
+            f"no study has begun in {workdir} yet (no {FOLDER}/{ARMS}): wait for its first worker, "
+            "or name the folder of another study"
         )
     arms = read_json(folder / ARMS, _ARMS, "run the study again, which makes it")
     known = standings(folder)
@@ -76,11 +76,18 @@ def status_of(workdir: str) -> Status:
         standing = known.get(claim, Standing())
         if standing.done:
             done.append(folder / f"{claim}.{standing.ends.index('done') + 1}.done")
-        elif standing.claimed:
-            running.append({**identity, **_where(folder / f"{claim}.{len(standing.ends)}")})
-        elif standing.failures:
+            continue
+        where = {}
+        if standing.claimed:
+            where = _where(folder / f"{claim}.{len(standing.ends)}")
+        # After so many deaths nobody takes the arm over from the last one.
+        given_up = where.get("dead") and standing.deaths + 1 >= MOST_DEATHS
+        if where and not given_up:
+            running.append({**identity, **where})
+        elif standing.failures or given_up:
             why = why_lacking(folder, claim, standing)
-            failed.append({**identity, "error": why["error"], "tries": standing.failures})
+            tries = standing.failures or standing.deaths + 1
+            failed.append({**identity, "error": why["error"], "tries": tries})
     for mark in done[-_TIMED:]:
         found = read_json(mark, OBJECT, "remove it").get("seconds")
         seconds.extend([found] if isinstance(found, (int, float)) else [])

@@ -334,11 +334,9 @@ def make_runner(kind: Placement, *, alone: bool = False) -> Runner:
 
 def compiler_shards(kind: Placement) -> int:
     """Over how many devices the compiler spreads a batch that a step sees as a whole."""
-    runner = make_runner(kind)
-    return runner.devices if isinstance(runner, ShardedRunner) else 1
+    return ShardedRunner().devices if kind == "fsdp" else 1
 
 
 def gathered(kind: Placement) -> NamedSharding | None:
     """Where a step has parameters of which each device keeps a part; None where all keep all."""
-    runner = make_runner(kind)
-    return runner.everywhere if isinstance(runner, ShardedRunner) else None
+    return ShardedRunner().everywhere if kind == "fsdp" else None

@@ -1,5 +1,7 @@
 """The rows that want a GPU: what they say without one, and their measurements on tiny shapes."""
 
+import dataclasses
+
 import pytest
 
 from experiments.benchmarks.__main__ import main
@@ -15,11 +17,20 @@ def test_without_a_gpu_every_row_says_that_it_was_not_run(capsys, tmp_path):
 
 def test_rows_are_measured_on_anything_with_tiny_shapes():
     pytest.importorskip("torch")
-    found, notes = outcomes("tiny")
+    found, notes, failed = outcomes("tiny")
+    assert failed == 0
     assert [outcome.name for outcome in found] == ["gpu compiled", "gpu cached", "gpu seeds"]
     assert all(outcome.value > 0 for outcome in found)
     # What a device could compute at most is known of a card alone.
     assert [note.split("`")[1] for note in notes] == ["gpu flops", "gpu evaluation"]
+
+
+def test_a_row_that_fails_takes_no_other_with_it(monkeypatch):
+    monkeypatch.setitem(SHAPES, "wrong", dataclasses.replace(SHAPES["tiny"], seeds=0))
+    found, notes, failed = outcomes("wrong", ("seeds", "flops"))
+    assert (found, failed) == ([], 1)
+    assert notes[0].startswith("`gpu seeds` failed: ZeroDivisionError")
+    assert notes[1].startswith("`gpu flops`: not run (")
 
 
 def test_a_share_is_of_the_peak():
@@ -34,4 +45,5 @@ def test_a_share_is_of_the_peak():
 
 def test_peaks_of_cards():
     assert peak_of("NVIDIA H100 80GB HBM3") == 989.4e12
+    assert peak_of("NVIDIA H100 PCIe") == 756e12
     assert peak_of("Tesla T4") is None

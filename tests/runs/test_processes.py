@@ -142,6 +142,8 @@ def assert_about_equal(found, known):
             assert result[split][task]["accuracy"] == expected_result[split][task]["accuracy"]
             assert result[split][task]["macro_f1"] == expected_result[split][task]["macro_f1"]
     assert result["frozen_digest_unchanged"]
+    # Counted and not measured: those of one device, whoever shares the work.
+    assert result["train_flops"] == expected_result["train_flops"] > 0
 
 
 def test_one_process_writes(launched):

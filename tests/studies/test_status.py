@@ -11,6 +11,7 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.launch.__main__ import main
 from mtl_jax.studies.leases import Claims
 from mtl_jax.studies.status import status_of, status_tables
+from mtl_jax.studies.work_queue import MOST_DEATHS
 
 
 @pytest.fixture
@@ -61,8 +62,19 @@ def test_arms_done_running_failed_and_the_time_left(study, capsys):
     assert status_of(str(folder)).seconds_left is None
 
 
+def test_an_arm_that_its_workers_have_died_of_is_not_said_to_run(study):
+    folder, _ = study
+    # Nobody takes it over any more: see ``work_queue.MOST_DEATHS``.
+    for number in range(2, MOST_DEATHS + 1):
+        (folder / "queue" / f"a4-seed0.{number}").hardlink_to(folder / "queue" / "a4-seed0.1")
+    status = status_of(str(folder))
+    assert [each["arm"] for each in status.running] == ["a3"]
+    assert {**status.failed[1], "error": ""} == {"arm": "a4", "seed": 0, "error": "", "tries": 10}
+    assert status.failed[1]["error"].startswith("10 workers have died as they trained it")
+
+
 def test_a_folder_without_a_study_is_refused(tmp_path, capsys):
-    with pytest.raises(UserError, match="is not the folder of a study that has begun"):
+    with pytest.raises(UserError, match="wait for its first worker"):
         status_of(str(tmp_path))
     assert guarded(main, ["status"]) == 2
     assert "--workdir" in capsys.readouterr().err
