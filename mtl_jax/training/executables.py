@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +29,7 @@ class Compiled:
         self, runner: Runner, step: Callable[..., Any], static: Any, *, donate: bool = False
     ):
         self.runner = runner
-        self._wrapped = runner.jit(step, static, donate)
+        self._jit = functools.partial(runner.jit, step, static, donate)
         self._executables: dict[Any, Callable[..., Any]] = {}
         self._lowered: dict[Any, Any] = {}
         self._alone = runner.alone
@@ -43,7 +44,12 @@ class Compiled:
         Where it has been compiled for arguments of these shapes, that is what it was compiled from.
         """
         kept = self._lowered.get(_shapes_of(args))
-        return kept or self._wrapped.lower(*args)
+        return kept or self._traced(*args)
+
+    def _traced(self, *args: Any) -> Any:
+        # By a function of its own: JAX keeps a trace, some 12 MB of a small encoder's step,
+        # for as long as there is the function.
+        return self._jit().lower(*args)
 
     def __call__(self, *args: Any) -> Any:
         """Runs the step on arguments as the runner places them."""
@@ -51,7 +57,7 @@ class Compiled:
         executable = self._executables.get(kind)
         if executable is None:
             start = time.perf_counter()
-            lowered = self._wrapped.lower(*args)
+            lowered = self._traced(*args)
             executable = self._executables[kind] = lowered.compile()
             if jax.default_backend() == "cpu":
                 # To count its operations later; another backend's are not those that are counted.
