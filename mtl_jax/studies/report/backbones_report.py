@@ -183,8 +183,7 @@ def _overfitting(
         "Means over tasks and seeds ± half of the 95 % t interval over seeds. The loss is that on "
         "validation at the end of training, above its minimum, in nats; the other two are of the "
         f"checkpoint that was kept: {score_name(results)}, and the expected calibration error on "
-        "the "
-        f"{split} split."
+        f"the {split} split."
     )
     if rows:
         yield Table("Whether a larger backbone overfits more", columns, tuple(rows), note)

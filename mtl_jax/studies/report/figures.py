@@ -155,10 +155,8 @@ def learning_curves(results: Sequence[Result]) -> Drawn | None:
         "learning_curves",
         figure,
         f"{formatting.capital(score_name(results))} on the validation split as training goes on, a "
-        "marker per "
-        f"evaluation, over the training FLOPs so far ({unit_name}). Lines are means over seeds, "
-        "bands run from the "
-        "worst seed to the best.",
+        f"marker per evaluation, over the training FLOPs so far ({unit_name}). Lines are means "
+        "over seeds, bands run from the worst seed to the best.",
     )
 
 

@@ -181,8 +181,7 @@ def _residual_table(answers: Answers, task: str) -> Table:
     ]
     note = (
         f"{answers.over}Errors are predictions minus labels, in the unit of the labels; "
-        "percentages "
-        "are quantiles. R2 and the correlations are 1 at best."
+        "percentages are quantiles. R2 and the correlations are 1 at best."
     )
     return Table(
         f"{task}: values on the {answers.split} split", ("what", "value"), tuple(rows), note
@@ -303,10 +302,9 @@ def calibration_blocks(answers: Answers, others: Sequence[Answers] = ()) -> list
     note = (
         f"{answers.over}ECE, the expected calibration error: how far the confidence of "
         f"predictions is from the fraction that is right, in {calibration.BINS} bins of equal "
-        "width "
-        "(Guo et al. 2017); 0 is the best. A temperature divides the logits: above 1 the runs are "
-        "too sure, below 1 not sure enough; no prediction changes. It is fitted on validation by "
-        f"the log-loss, and never on the {answers.split} split."
+        "width (Guo et al. 2017); 0 is the best. A temperature divides the logits: above 1 the "
+        "runs are too sure, below 1 not sure enough; no prediction changes. It is fitted on "
+        f"validation by the log-loss, and never on the {answers.split} split."
         if answers.split != "validation"
         else "ECE, the expected calibration error (Guo et al. 2017). The temperature is fitted on "
         "these very texts, the validation split: what it mends is flattered."

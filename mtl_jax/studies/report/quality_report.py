@@ -187,8 +187,8 @@ def gain_table(
             rows.append(Row((Cell(_called(own)), Cell(""), *cells), "reference"))
     note = (
         f"{wording.difference_note()} p is of the mean {score_name(results)}, and is "
-        "corrected for the "
-        f"comparisons of its column. {wording.test_note([each.difference for each in tests])} "
+        "corrected for the comparisons of its column. "
+        f"{wording.test_note([each.difference for each in tests])} "
         f"{wording.what_intervals_cover(results, split)} In italics, ensembles minus the mean of "
         f"single models of `{REFERENCE}`, with the 95 % interval over texts, for these seeds."
     )

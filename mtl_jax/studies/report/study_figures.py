@@ -199,9 +199,8 @@ def cost_scatter(
         "quality_against_cost",
         figure,
         f"{formatting.capital(score_name(results))} on the {split} split, the mean over tasks, "
-        "against the "
-        "counted training FLOPs; means over seeds with their 95 % intervals. Lines join the arms "
-        "of one backbone.",
+        "against the counted training FLOPs; means over seeds with their 95 % intervals. Lines "
+        "join the arms of one backbone.",
     )
 
 

@@ -227,8 +227,7 @@ def pays_text(
     return (
         f"{head}: there the depth that is chosen for each seed on the validation scores of the "
         f"others, `{first.arm}`, has {formatting.signed(first.mean)} of {split} "
-        f"{score_name(results)} over "
-        f"`{basis.frozen}`{below}."
+        f"{score_name(results)} over `{basis.frozen}`{below}."
     )
 
 
@@ -282,8 +281,7 @@ def gradual_text(
     return (
         f"With as many passes over the data, gradual unfreezing {answer}: "
         f"{formatting.signed(whole.mean)}{limits} of {split} {score_name(results)}, paired by "
-        "seed, the "
-        "mean over "
+        "seed, the mean over "
         f"{formatting.series([f'{size:,}' for size in whole.value])} sentences "
         f"({wording.corrected_p(whole.p_value, interval.n)}); size by size {counts} of "
         f"{len(within)}. "
