@@ -246,7 +246,10 @@ def _with_settings(run: TrainedRun, folder: Path, **more: Any) -> None:
 
 
 def _gives_the_ids(run: TrainedRun, folder: Path) -> bool:
-    """Whether transformers makes the run's ids: of usual texts, each token and each character."""
+    """Whether transformers makes the run's ids: of usual texts, each token and each character.
+
+    Of pairs it makes the same ids and, where the encoder has several, the same token types.
+    """
     from transformers import AutoTokenizer, logging
 
     own = run.plain_tokenizer()
@@ -263,4 +266,7 @@ def _gives_the_ids(run: TrainedRun, folder: Path) -> bool:
         logging.set_verbosity(level)
     ids = [encoding.ids for encoding in own.encode_batch(texts)]
     same = found(texts, truncation=False, verbose=False)["input_ids"] == ids
+    if run.config.type_vocab_size > 1:
+        types = found("a", "b", return_token_type_ids=True)["token_type_ids"]
+        same = same and types == own.encode("a", "b").type_ids
     return same and found.pad_token_id == run.tokenizer.pad_token_id

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from tokenizers import Tokenizer, normalizers, processors
 
 import mtl_jax as mtl
 from mtl_jax.core.errors import UserError
@@ -274,20 +275,40 @@ def test_the_tokenizer_is_copied_and_cuts_where_the_run_did(opened, encoder_fold
     assert len(ids[-1]) == 24
 
 
-def test_a_tokenizer_that_transformers_makes_anew_is_written_as_it_is(
-    opened, encoder_folder, tmp_path
-):
-    from tokenizers import Tokenizer, normalizers
+def other_words(own):
+    own.normalizer = normalizers.Sequence([normalizers.Replace("x", "film"), own.normalizer])
 
+
+def pairs_as(template):
+    def change(own):
+        ends = [("[CLS]", 2), ("[SEP]", 3)]
+        own.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", template, ends)
+
+    return change
+
+
+# What transformers' BertTokenizer would not make of the vocabulary alone.
+OWN = {
+    "words": other_words,
+    "ids of pairs": pairs_as("[CLS] $A [SEP] [SEP] $B:1 [SEP]:1"),
+    "types of pairs": pairs_as("[CLS] $A [SEP] $B [SEP]"),
+}
+
+
+@pytest.mark.parametrize("change", OWN)
+def test_a_tokenizer_that_transformers_makes_anew_is_written_as_it_is(
+    change, opened, encoder_folder, tmp_path
+):
     files = shutil.copytree(opened.files, tmp_path / "files")
     own = Tokenizer.from_str(opened.tokenizer.backend_tokenizer.to_str())
-    # Of the vocabulary alone a BertTokenizer would make no such normalizer.
-    assert own.normalizer is not None
-    own.normalizer = normalizers.Sequence([normalizers.Replace("x", "film"), own.normalizer])
+    OWN[change](own)
     own.save(str(files / "tokenizer.json"))
     run = dataclasses.replace(opened, files=files, tokenizer=load_tokenizer(files))
     found = loaded_by_transformers(encoder_folder(run))
-    assert found("a x")["input_ids"] == run.tokenizer("a x")["input_ids"] == [2, 5, 10, 3]
+    for texts in (["a x"], ["a x", "the book"]):
+        encoded = own.encode(*texts)
+        given = found(*texts, return_token_type_ids=True)
+        assert (given["input_ids"], given["token_type_ids"]) == (encoded.ids, encoded.type_ids)
     assert found.model_max_length == 24
 
 
