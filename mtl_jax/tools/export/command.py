@@ -156,13 +156,15 @@ def _write(
     """Writes a part, and returns its card."""
     if format == "stablehlo":
         write_stablehlo(run, folder, dtype, where, trust)
-        return card.card(run, part.heads, card.PROGRAM)
+        return card.card(run, part.heads, card.program_use(pairs=run.pairs))
     if format == "sentence-transformers":
         write_sentence_encoder(run, folder, dtype)
         return card.card(run, (), card.encoder_use(loaded_by))
     (head,) = part.heads
+    pairs = head.name in run.pair_tasks
     if format == "onnx":
         write_onnx(run, head, folder, where)
-        return card.card(run, part.heads, card.onnx_use(loaded_by))
+        return card.card(run, part.heads, card.onnx_use(loaded_by, pairs=pairs))
     write_classifier(run, head, folder, dtype)
-    return card.card(run, part.heads, card.classifier_use(loaded_by, native=is_native(run.pooling)))
+    use = card.classifier_use(loaded_by, native=is_native(run.pooling), pairs=pairs)
+    return card.card(run, part.heads, use)

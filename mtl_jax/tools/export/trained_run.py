@@ -98,10 +98,14 @@ class TrainedRun:
     max_length: int
 
     @property
+    def pair_tasks(self) -> frozenset[str]:
+        """The names of the tasks of pairs of texts."""
+        return frozenset(DataConfig(**self.record["settings"]["data"]).pair_columns)
+
+    @property
     def pairs(self) -> bool:
         """Whether a task to be exported is one of pairs of texts."""
-        columns = DataConfig(**self.record["settings"]["data"]).pair_columns
-        return any(head.name in columns for head in self.heads)
+        return any(head.name in self.pair_tasks for head in self.heads)
 
     @property
     def token_types(self) -> bool:

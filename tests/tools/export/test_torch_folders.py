@@ -20,6 +20,7 @@ from mtl_jax.models.exported import read_head
 from mtl_jax.models.pretrained import read_tensors
 from mtl_jax.models.sentence_transformers import left_out
 from mtl_jax.models.tokenizer import load_tokenizer
+from mtl_jax.tools.export import card
 from mtl_jax.tools.export.torch_folders import (
     as_dtype,
     encoder_fields,
@@ -37,6 +38,7 @@ from tests.tools.export.conftest import (
     expected_logits,
     expected_vectors,
     of,
+    of_pairs,
     run_in_torch,
 )
 
@@ -80,6 +82,8 @@ def in_torch(pooled_by, tmp_path_factory):
     jobs["stars"] = {"folder": str(root / "stars"), "trusted": False}
     program = blocks(EXPORT_PAGE, "python")[0]
     jobs["page"] = {"program": program.replace("exported/topic", str(root / "mean"))}
+    use = card.classifier_use(str(root / "mean"), native=False, pairs=True)
+    jobs["card of pairs"] = {"program": use.code}
     _, told, arrays = run_in_torch(root, jobs)
     return root, told, arrays
 
@@ -99,10 +103,13 @@ def test_transformers_gives_the_logits_of_the_run(pooling, pooled_by, in_torch):
     assert np.ptp(expected, axis=0).min() > 1e-3
 
 
-def test_the_code_of_the_page_gives_the_logits_of_the_run(pooled_by, in_torch):
+def test_the_code_of_the_page_and_of_a_card_gives_the_logits_of_the_run(pooled_by, in_torch):
     _, _, arrays = in_torch
     expected = expected_logits(pooled_by["mean"], ["a text"])["sentiment"]
     np.testing.assert_allclose(arrays["page", "logits"], expected, atol=1e-4)
+    of_both = expected_logits(of_pairs(pooled_by["mean"]), [("a text", "its other text")])
+    np.testing.assert_allclose(arrays["card of pairs", "logits"], of_both["sentiment"], atol=1e-4)
+    assert np.abs(of_both["sentiment"] - expected).max() > 1e-2
 
 
 def test_a_folder_with_code_is_never_loaded_as_what_it_is_not(in_torch):
