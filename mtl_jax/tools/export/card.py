@@ -219,9 +219,9 @@ def classifier_use(folder: str, *, native: bool, pairs: bool = False) -> Use:
         "logits = model(**batch).logits"
     )
     note = (
-        f"This folder holds code, `{MODULE}.py`: transformers has no class of this encoder that "
-        "pools as the model does. It is run only where `trust_remote_code=True` is said; read it "
-        "first."
+        f"This folder holds code, `{MODULE}.py`: transformers has no class of this encoder with "
+        "the pooling and the head of the model. It is run only where `trust_remote_code=True` is "
+        "said; read it first."
     )
     return Use(code, _CLASSIFIER, "" if native else note)
 

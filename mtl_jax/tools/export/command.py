@@ -91,13 +91,13 @@ def export(
     run = TrainedRun.open(workdir, tasks)
     parts = _parts(run, format, push_to_hub)
     if format in _OF_TASKS:
-        for head in run.heads:
-            _ = head.dense()
-    if format == "huggingface" and not is_native(run.pooling):
-        say(
-            f"note: transformers has no class of this encoder with the pooling {run.pooling}: each "
-            "folder has a module file and is loaded with trust_remote_code=True"
-        )
+        native = [is_native(run.pooling, head.dense()) for head in run.heads]
+        if format == "huggingface" and not all(native):
+            what = "an MLP as its head" if run.pooling == "pooler" else f"the pooling {run.pooling}"
+            say(
+                f"note: transformers has no class of this encoder with {what}: such a folder has a "
+                "module file and is loaded with trust_remote_code=True"
+            )
     try:
         with whole_folder(folder) as draft:
             for part in parts:
@@ -166,5 +166,6 @@ def _write(
         write_onnx(run, head, folder, where)
         return card.card(run, part.heads, card.onnx_use(loaded_by, pairs=pairs))
     write_classifier(run, head, folder, dtype)
-    use = card.classifier_use(loaded_by, native=is_native(run.pooling), pairs=pairs)
+    native = is_native(run.pooling, head.params)
+    use = card.classifier_use(loaded_by, native=native, pairs=pairs)
     return card.card(run, part.heads, use)

@@ -8,9 +8,11 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import scipy.special
 from tokenizers import Tokenizer, normalizers, processors
 
 import mtl_jax as mtl
@@ -58,6 +60,19 @@ STARS = TaskHead(
 )
 
 
+# One of two hidden layers.
+DEEP = dataclasses.replace(
+    STARS,
+    params={
+        name: {
+            "kernel": np.random.default_rng(rows).standard_normal((rows, columns), np.float32),
+            "bias": np.linspace(-1, 1, columns, dtype=np.float32),
+        }
+        for name, rows, columns in (("hidden_0", 16, 5), ("hidden_1", 5, 4), ("output", 4, 1))
+    },
+)
+
+
 def written(run, folder, task="sentiment", dtype: Any = "float32"):
     """The folder of a task of a run."""
     folder.mkdir(parents=True)
@@ -80,6 +95,11 @@ def in_torch(pooled_by, tmp_path_factory):
     (root / "stars").mkdir()
     write_classifier(pooled_by["pooler"], STARS, root / "stars", "float32")
     jobs["stars"] = {"folder": str(root / "stars"), "trusted": False}
+    for pooling in ("mean", "pooler"):
+        (root / f"deep {pooling}").mkdir()
+        write_classifier(pooled_by[pooling], DEEP, root / f"deep {pooling}", "float32")
+        job = {"folder": str(root / f"deep {pooling}"), "trusted": True}
+        jobs[f"deep {pooling}"] = job | {"further": str(root / f"deep {pooling} further")}
     program = blocks(EXPORT_PAGE, "python")[0]
     jobs["page"] = {"program": program.replace("exported/topic", str(root / "mean"))}
     use = card.classifier_use(str(root / "mean"), native=False, pairs=True)
@@ -226,6 +246,30 @@ def test_a_regression_is_in_the_unit_of_its_labels(pooled_by, in_torch):
     assert (back.task, back.kind, back.classes) == ("stars", "regression", ())
 
 
+@pytest.mark.parametrize("pooling", ["mean", "pooler"])
+def test_an_mlp_is_in_the_module_file_and_comes_back(pooling, pooled_by, in_torch):
+    root, told, arrays = in_torch
+    name = f"deep {pooling}"
+    assert told[name]["class"] == "PooledForSequenceClassification"
+    assert told[name]["keys"] == {}
+    run = dataclasses.replace(pooled_by[pooling], heads=(DEEP,))
+    values = expected_vectors(run, TEXTS)
+    for layer in DEEP.params.values():
+        values = values @ layer["kernel"] + layer["bias"]
+        if layer is not DEEP.params["output"]:
+            values = values * scipy.special.ndtr(values)
+    np.testing.assert_allclose(arrays[name, "logits"], values * 2 + 3, atol=1e-4)
+    assert_same_bits(arrays_of(root / name), of(arrays, name, "before"))
+    after = of(arrays, name, "after")
+    assert not np.array_equal(after["hidden.1.bias"], DEEP.params["hidden_1"]["bias"])
+    assert_same_bits(arrays_of(root / f"{name} further"), after)
+    model, params = mtl.load_exported(root / f"{name} further")
+    ids = model.encoder.tokenizer(TEXTS[:1], return_tensors="np")["input_ids"]
+    ours = model(params, ids)["stars"]
+    np.testing.assert_allclose(ours, arrays[name, "logits after"][:1], atol=1e-4)
+    assert jax.tree.structure(model.init(0)) == jax.tree.structure(params)
+
+
 def test_several_labels_are_told_to_transformers(opened, tmp_path):
     head = dataclasses.replace(opened.heads[0], kind="multi_label")
     (tmp_path / "task").mkdir()
@@ -239,9 +283,6 @@ def test_a_head_of_ones_own_has_no_class(opened):
     words = r"task 'classifier' has a head of your own \(module:Head\), .*: use --format stablehlo"
     with pytest.raises(UserError, match=words):
         head.dense()
-    deep = dataclasses.replace(head, own=None, params={"hidden": {}, "output": {}})
-    with pytest.raises(UserError, match="a head that is no Dense layer"):
-        deep.dense()
 
 
 def test_parameters_that_transformers_has_not_are_refused(opened, tmp_path):
