@@ -110,8 +110,8 @@ class LoraSettings:
 
     lora_targets: tuple[str, ...] | None = None
     """for lora_r: the kernels of each layer that get factors, by name (query, key, value, \
-output, intermediate, mlp_output; ModernBERT also has gate) or as path patterns such as layer_5/attention/*; by default \
-query value"""
+output, intermediate, mlp_output; ModernBERT also has gate) or as path patterns such as \
+layer_5/attention/*; by default query value"""
     lora_alpha: float | None = None
     """for lora_r: the product of the factors is scaled by this / r; by default r"""
     lora_dropout: float | None = None

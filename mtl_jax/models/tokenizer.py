@@ -154,7 +154,9 @@ def _from_vocabulary(path: Path, declared: Declared, remedy: str) -> Tokenizer:
     )
     own = Tokenizer.from_str(bert.to_str())
     if declared.kind is not None and declared.is_computed_by("MPNetTokenizer"):
-        sep, cls = ((special[role], vocabulary[special[role]]) for role in ("sep_token", "cls_token"))
+        sep, cls = (
+            (special[role], vocabulary[special[role]]) for role in ("sep_token", "cls_token")
+        )
         own.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=False)
     _add(own, declared, special, vocabulary)
     return own

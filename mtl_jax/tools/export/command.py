@@ -90,6 +90,8 @@ def export(
         hub.refuse_name(push_to_hub)
     run = TrainedRun.open(workdir, tasks)
     parts = _parts(run, format, push_to_hub)
+    if format == "sentence-transformers" and tasks:
+        say("note: --tasks is without effect: sentence-transformers gets the encoder and no head")
     if format in _OF_TASKS:
         native = [is_native(run.pooling, head.dense()) for head in run.heads]
         if format == "huggingface" and not all(native):

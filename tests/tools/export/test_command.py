@@ -131,10 +131,13 @@ def test_a_card_of_pairs_is_of_pairs(opened):
     assert "A text becomes the mean" in card.card(opened, opened.heads, card.program_use())
 
 
-def test_some_tasks_and_other_formats(trained, tmp_path):
+def test_some_tasks_and_other_formats(trained, tmp_path, capsys):
     assert export(trained, tmp_path / "one", "--tasks", "sentiment", "--dtype=float16") == 0
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["sentiment"]
-    assert export(trained, tmp_path / "encoder", "--format=sentence-transformers") == 0
+    capsys.readouterr()
+    flags = ("--format=sentence-transformers", "--tasks=sentiment")
+    assert export(trained, tmp_path / "encoder", *flags) == 0
+    assert "note: --tasks is without effect: sentence-transf" in capsys.readouterr().err
     files = ["1_Pooling/config.json", "README.md", "config.json", "model.safetensors"]
     files += ["modules.json", "sentence_bert_config.json", "tokenizer_config.json", "vocab.txt"]
     assert names(tmp_path / "encoder") == files
