@@ -10,7 +10,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.core.json_files import read_json
@@ -70,7 +70,7 @@ def check_ids(own: Tokenizer, loaded: PreTrainedTokenizerBase, folder: Path) -> 
             f"the tokenizer in {folder} can't make ids of every text ({first_line(error)}): give "
             "it an unknown token that is in its vocabulary"
         ) from error
-    how = {"truncation": False, "verbose": False}
+    how: dict[str, Any] = {"truncation": False, "verbose": False}
     firsts, seconds = map(list, zip(*pairs, strict=True))
     found = [loaded(probes, **how)["input_ids"], loaded(firsts, seconds, **how)["input_ids"]]
     same = zip([*probes, *pairs], expected, itertools.chain(*found), strict=True)

@@ -353,9 +353,9 @@ def test_a_tokenizer_that_transformers_makes_anew_is_written_as_it_is(
     own.save(str(files / "tokenizer.json"))
     run = dataclasses.replace(opened, files=files, tokenizer=load_tokenizer(files))
     found = loaded_by_transformers(encoder_folder(run))
-    for texts in (["a x"], ["a x", "the book"]):
-        encoded = own.encode(*texts)
-        given = found(*texts, return_token_type_ids=True)
+    for text, other in (("a x", None), ("a x", "the book")):
+        encoded = own.encode(text, other)
+        given = found(text, other, return_token_type_ids=True)
         assert (given["input_ids"], given["token_type_ids"]) == (encoded.ids, encoded.type_ids)
     assert found.model_max_length == 24
 
