@@ -303,17 +303,16 @@ def _print_json(lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _extract(command: Extract) -> None:
-    from mtl_jax.core.atomic_write import check_place
     from mtl_jax.core.console import say
     from mtl_jax.tools.predict import Predictor
     from mtl_jax.tools.text_encoder import checkpoint_encoder
-    from mtl_jax.tools.vectors import VECTOR_FILE, write_vectors
+    from mtl_jax.tools.vectors import check_vector_file, write_vectors
 
     if command.backbone is not None:
         refuse_blank("backbone", [command.backbone])
     refuse_blank("output", [command.output])
     output = expanded(command.output)
-    check_place(output, VECTOR_FILE)
+    check_vector_file(output)
     texts = _texts(command, output)
     columns: Sequence[str] | None = ("text",)
     known: Iterable[str] = columns

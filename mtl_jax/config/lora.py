@@ -22,6 +22,8 @@ KERNELS = {
     "output": "attention/output",
     "intermediate": "mlp/intermediate",
     "mlp_output": "mlp/output",
+    # Of ModernBERT, whose intermediate layer has two halves.
+    "gate": "mlp/gate",
 }
 
 
@@ -108,8 +110,8 @@ class LoraSettings:
 
     lora_targets: tuple[str, ...] | None = None
     """for lora_r: the kernels of each layer that get factors, by name (query, key, value, \
-output, intermediate, mlp_output) or as path patterns such as layer_5/attention/*; by default \
-query value"""
+output, intermediate, mlp_output; ModernBERT also has gate) or as path patterns such as \
+layer_5/attention/*; by default query value"""
     lora_alpha: float | None = None
     """for lora_r: the product of the factors is scaled by this / r; by default r"""
     lora_dropout: float | None = None

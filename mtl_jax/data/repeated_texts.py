@@ -67,19 +67,24 @@ def repeated(split: str, hashes: np.ndarray) -> list[Finding]:
 
 
 def contradictions(known: np.ndarray, labels: Mapping[str, np.ndarray]) -> Iterator[Finding]:
-    """Says how many texts to train on occur with one class and with another, where some do.
+    """Says how many texts to train on occur with labels that differ, where some do.
+
+    Classes differ wherever they are not the same; numbers, which raters seldom agree on, where they
+    are further apart than the standard deviation of all.
 
     Args:
         known: ``hashes_of`` the texts, uint64 [n].
         labels: Per task those of the texts, as ``kinds`` tells.
     """
     for task, of_task in labels.items():
-        if not KINDS[kind_of(of_task)].has_classes:
-            continue
-        labelled = has_label(of_task)
+        labelled, has_classes = has_label(of_task), KINDS[kind_of(of_task)].has_classes
+        far = 0.0 if has_classes or not labelled.any() else float(of_task[labelled].std())
 
         def count(
-            there: np.ndarray, labelled: np.ndarray = labelled, of_task: np.ndarray = of_task
+            there: np.ndarray,
+            labelled: np.ndarray = labelled,
+            of_task: np.ndarray = of_task,
+            far: float = far,
         ) -> tuple[int, int]:
             there &= labelled
             order = np.argsort(hashes := known[there])
@@ -88,13 +93,15 @@ def contradictions(known: np.ndarray, labels: Mapping[str, np.ndarray]) -> Itera
                 return 0, 0
             ordered = of_task[there][order]
             of_text = [f.reduceat(ordered, starts) for f in (np.minimum, np.maximum)]
-            torn = (of_text[0] != of_text[1]).reshape(len(starts), -1).any(1).sum()
+            torn = (of_text[1] - of_text[0] > far).reshape(len(starts), -1).any(1).sum()
             return int(torn), len(starts)
 
         torn, distinct = map(sum, zip(*_part_by_part(count, known), strict=True))
         if torn:
-            words = f"train: {torn:,} of {distinct:,} distinct texts occur with different "
-            yield by_share(torn, distinct, f"{words}{task} labels")
+            apart = f"{task} values more than a standard deviation apart"
+            what = f"different {task} labels" if has_classes else apart
+            words = f"train: {torn:,} of {distinct:,} distinct texts occur with {what}"
+            yield by_share(torn, distinct, words)
 
 
 def _part_by_part(find: Callable[..., T], *hashes: np.ndarray) -> list[T]:

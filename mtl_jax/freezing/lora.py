@@ -63,9 +63,10 @@ def _adapted(params: Mapping[str, Any], lora: Lora) -> list[str]:
         pattern = f"layer_*/{KERNELS[target]}" if target in KERNELS else target
         if not (matched := [each for each in dense if fnmatchcase(each, pattern)]):
             inside = sorted({path.partition("/")[2] for path in dense})
+            named = [name for name, path in KERNELS.items() if path in inside]
             raise UserError(
                 f"lora_targets {target!r} is not a kernel of this backbone, whose layers have "
-                f"{', '.join(inside)}: use one of {', '.join(KERNELS)}, or a pattern of paths such "
+                f"{', '.join(inside)}: use one of {', '.join(named)}, or a pattern of paths such "
                 f"as layer_0/{inside[0]}"
             )
         found |= dict.fromkeys(matched)

@@ -19,6 +19,7 @@ from mtl_jax.config.model import Pooling
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_json
 from mtl_jax.models.families import FAMILIES
+from mtl_jax.models.heads import dense_layers
 
 FIELD = "mtl_jax"
 """Of a ``config.json``: what transformers has no field for."""
@@ -39,8 +40,8 @@ PROBLEM_TYPES = {
 }
 """The kind of a task to transformers' name of it."""
 
-# The last layer of a classifier, whichever class it is in.
-_LINEAR = "classifier"
+# The last layer of a classifier, whichever class it is in, and those before it in the module file.
+_LINEAR, _HIDDEN = "classifier", "hidden"
 # Families whose encoder has no pooler where transformers classifies: its head of two layers begins
 # with that one, on the first token and with tanh.
 _POOLER_IN_HEAD = ("roberta", "xlm-roberta", "camembert", "mpnet")
@@ -63,6 +64,7 @@ _WITH_HEAD: Mapping[str, Any] = {
             "properties": {
                 "task": {"type": "string"},
                 "pooling": {"enum": list(get_args(Pooling))},
+                "hidden": {"type": "array", "items": {"type": "integer", "minimum": 1}},
             },
         },
         "id2label": {
@@ -118,21 +120,29 @@ class ExportedHead:
         task: The name of the task.
         kind: What its labels are, as of ``PROBLEM_TYPES``.
         classes: The names of its classes; none of a regression.
-        params: Its Dense layer, float32: ``kernel`` [hidden, outputs] and ``bias`` [outputs].
+        hidden: Units of each hidden layer; none of a head that is one Dense layer.
+        params: Its parameters, float32: those of a Dense layer, ``kernel`` [hidden, outputs] and
+            ``bias`` [outputs], or of an ``MlpHead``.
     """
 
     task: str
     kind: str
     classes: tuple[str, ...]
-    params: dict[str, np.ndarray]
+    hidden: tuple[int, ...]
+    params: dict[str, Any]
 
 
-def is_native(pooling: Pooling) -> bool:
-    """Whether a class of transformers itself pools so, and puts one linear layer on that.
+def is_native(pooling: Pooling, head: Mapping[str, Any]) -> bool:
+    """Whether a class of transformers itself pools so, and puts such a head on that.
 
-    Each family that has a pooler has such a class, and no other pooling has one.
+    Each family that has a pooler has such a class for one linear layer; no other pooling and no
+    other head has one.
+
+    Args:
+        pooling: How a text's token vectors become one.
+        head: The parameters of the head.
     """
-    return pooling == "pooler"
+    return pooling == "pooler" and len(dense_layers(head)) == 1
 
 
 def classifier_tensors(
@@ -142,18 +152,22 @@ def classifier_tensors(
 
     Args:
         encoder: Those of the family's plain model.
-        head: The parameters of a Dense layer.
+        head: The parameters of the head: a Dense layer, or an ``MlpHead``.
         family: The encoder's ``model_type``.
         pooling: How a text's token vectors become one.
     """
     prefix, last = FAMILIES[family].prefix, _LINEAR
     tensors = {f"{prefix}{name}": array for name, array in encoder.items()}
-    if pooling == "pooler" and family in _POOLER_IN_HEAD:
+    if is_native(pooling, head) and family in _POOLER_IN_HEAD:
         last = _AFTER_IT
         for name in _PARAMETERS:
             tensors[f"{_IN_HEAD}.{name}"] = tensors.pop(f"{prefix}{_POOLER}.{name}")
-    dense = np.asarray(head["kernel"]).T, np.asarray(head["bias"])
-    return tensors | {f"{last}.{name}": a for name, a in zip(_PARAMETERS, dense, strict=True)}
+    layers = dense_layers(head)
+    names = [*(f"{_HIDDEN}.{i}" for i in range(len(layers) - 1)), last]
+    for name, layer in zip(names, layers, strict=True):
+        tensors[f"{name}.weight"] = np.asarray(layer["kernel"]).T
+        tensors[f"{name}.bias"] = np.asarray(layer["bias"])
+    return tensors
 
 
 def with_pooler(
@@ -191,21 +205,26 @@ def read_head(folder: Path, tensors: Mapping[str, np.ndarray]) -> ExportedHead:
     """
     fields = read_json(folder / "config.json", _WITH_HEAD, _REMEDY)
     labels = [fields["id2label"][i] for i in sorted(fields["id2label"], key=int)]
+    hidden = tuple(fields[FIELD].get("hidden", ()))
     last = _AFTER_IT if f"{_AFTER_IT}.weight" in tensors else _LINEAR
-    kernel, bias = (tensors.get(f"{last}.{name}") for name in _PARAMETERS)
-    if kernel is None or bias is None or kernel.ndim != 2 or len(kernel) != len(labels):
-        raise UserError(
-            f"{folder} has no {last}.weight and {last}.bias of {len(labels)} outputs, as its "
-            f"config.json says: {_REMEDY}"
-        )
+    names = [*(f"{_HIDDEN}.{i}" for i in range(len(hidden))), last]
+    layers: list[dict[str, np.ndarray]] = []
+    for name, units in zip(names, (*hidden, len(labels)), strict=True):
+        kernel, bias = (tensors.get(f"{name}.{parameter}") for parameter in _PARAMETERS)
+        if kernel is None or bias is None or kernel.ndim != 2 or len(kernel) != units:
+            raise UserError(
+                f"{folder} has no {name}.weight and {name}.bias of {units} outputs, as its "
+                f"config.json says: {_REMEDY}"
+            )
+        layer = {"kernel": np.ascontiguousarray(kernel.T, np.float32)}
+        layers.append(layer | {"bias": np.ascontiguousarray(bias, np.float32)})
+    own = [f"hidden_{i}" for i in range(len(hidden))]
     kinds = {name: kind for kind, name in PROBLEM_TYPES.items()}
     kind = kinds[fields["problem_type"]]
     return ExportedHead(
         task=fields[FIELD]["task"],
         kind=kind,
         classes=() if kind == "regression" else tuple(labels),
-        params={
-            "kernel": np.ascontiguousarray(kernel.T, np.float32),
-            "bias": np.ascontiguousarray(bias, np.float32),
-        },
+        hidden=hidden,
+        params=dict(zip([*own, "output"], layers, strict=True)) if hidden else layers[0],
     )

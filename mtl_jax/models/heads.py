@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 
@@ -29,3 +32,14 @@ class MlpHead(nn.Module):
             layer = exact_dense(self.config, units, name=f"hidden_{i}")
             vectors = nn.gelu(layer(vectors), approximate=False)
         return exact_dense(self.config, self.classes, name="output")(vectors)
+
+
+def dense_layers(params: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The Dense layers of a head, from the first to the last.
+
+    Args:
+        params: Its parameters: those of one Dense layer, or of an ``MlpHead``.
+    """
+    if "kernel" in params:
+        return [params]
+    return [*(params[f"hidden_{i}"] for i in range(len(params) - 1)), params["output"]]

@@ -126,10 +126,10 @@ def _from_whole(path: Path, declared: Declared, remedy: str) -> Tokenizer:
 
 
 def _from_vocabulary(path: Path, declared: Declared, remedy: str) -> Tokenizer:
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer, processors
     from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
-    # MPNet's differs in its special tokens alone.
+    # MPNet's differs in its special tokens, and in how many stand between the texts of a pair.
     bases = ("BertTokenizer", "MPNetTokenizer")
     if not any(declared.is_computed_by(base) for base in bases):
         raise _refuse_kind(declared, path.name)
@@ -153,6 +153,11 @@ def _from_vocabulary(path: Path, declared: Declared, remedy: str) -> Tokenizer:
         lowercase=fields.get("do_lower_case") is not False,
     )
     own = Tokenizer.from_str(bert.to_str())
+    if declared.kind is not None and declared.is_computed_by("MPNetTokenizer"):
+        sep, cls = (
+            (special[role], vocabulary[special[role]]) for role in ("sep_token", "cls_token")
+        )
+        own.post_processor = processors.RobertaProcessing(sep, cls, add_prefix_space=False)
     _add(own, declared, special, vocabulary)
     return own
 

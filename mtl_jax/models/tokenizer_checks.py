@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.core.json_files import read_json
@@ -54,22 +55,26 @@ _PROBES = (
 
 
 def check_ids(own: Tokenizer, loaded: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Holds the ids of a loaded tokenizer against those of its own file, on some texts.
+    """Holds the ids of a loaded tokenizer against those of its own file, on some texts and pairs.
 
     Raises:
         UserError: They differ, or a text can't be tokenised.
     """
     added = [token.content for token in own.get_added_tokens_decoder().values()]
     probes = [*_PROBES, *(f"a {token} b{token}c" for token in added[:100])]
+    pairs = list(itertools.pairwise(_PROBES))
     try:
-        expected = [encoding.ids for encoding in own.encode_batch(probes)]
+        expected = [encoding.ids for encoding in own.encode_batch([*probes, *pairs])]
     except Exception as error:
         raise UserError(
             f"the tokenizer in {folder} can't make ids of every text ({first_line(error)}): give "
             "it an unknown token that is in its vocabulary"
         ) from error
-    found = loaded(probes, truncation=False, verbose=False)["input_ids"]
-    if changed := [text for text, a, b in zip(probes, expected, found, strict=True) if a != b]:
+    how: dict[str, Any] = {"truncation": False, "verbose": False}
+    firsts, seconds = map(list, zip(*pairs, strict=True))
+    found = [loaded(probes, **how)["input_ids"], loaded(firsts, seconds, **how)["input_ids"]]
+    same = zip([*probes, *pairs], expected, itertools.chain(*found), strict=True)
+    if changed := [text for text, a, b in same if a != b]:
         raise UserError(
             f"the tokenizer that transformers makes of {folder} gives {changed[0]!r:.80} other ids "
             "than its own file does: use another release of transformers"

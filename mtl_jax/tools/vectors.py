@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 
 from mtl_jax.core.atomic_write import check_place, whole
-from mtl_jax.core.errors import cannot_write
+from mtl_jax.core.errors import UserError, cannot_write
 from mtl_jax.data.pairs import Pair
 
 VECTOR_FILE = "a .npy or .parquet file"
@@ -20,20 +20,34 @@ VECTOR_FILE = "a .npy or .parquet file"
 _GROUP_BYTES = 16 * 2**20
 
 
+def check_vector_file(path: Path) -> None:
+    """Refuses where ``write_vectors`` can't write, before there is anything to write.
+
+    Raises:
+        UserError: Its name ends otherwise than in .npy or .parquet, or no file can be there.
+    """
+    check_place(path, VECTOR_FILE)
+    if path.suffix.lower() not in (".npy", ".parquet"):
+        raise UserError(f"{path} can't hold vectors: name {VECTOR_FILE}")
+
+
 def write_vectors(path: Path, chunks: Iterable[tuple[list[str], np.ndarray]], width: int) -> int:
     """Streams rows into a file, which appears when it is whole.
 
     Args:
         path: A ``.parquet`` file with the columns ``text``, a string, or of pairs ``first`` and
-            ``second``, and ``vector``, a list of ``width`` float32; of any other name a ``.npy``
-            file, float32 [n, width].
+            ``second``, and ``vector``, a list of ``width`` float32; or a ``.npy`` file, float32
+            [n, width].
         chunks: k texts, or k pairs, and float32 [k, width] each.
         width: Columns, needed where there is no row.
 
     Returns:
         The number of rows.
+
+    Raises:
+        UserError: As of ``check_vector_file``, or the system refuses.
     """
-    check_place(path, VECTOR_FILE)
+    check_vector_file(path)
     write = _write_parquet if path.suffix.lower() == ".parquet" else _write_npy
     try:
         with whole(path) as draft:

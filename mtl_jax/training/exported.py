@@ -14,6 +14,7 @@ from mtl_jax.core.paths import expanded
 from mtl_jax.freezing.partition import Params
 from mtl_jax.models.encoder import load_encoder
 from mtl_jax.models.exported import read_head
+from mtl_jax.models.heads import MlpHead
 from mtl_jax.models.pretrained import read_tensors
 from mtl_jax.training.model import MultiTaskModel
 
@@ -51,7 +52,13 @@ def load_exported(*folders: str | Path) -> tuple[MultiTaskModel, Params]:
     heads = [read_head(path, read_tensors(path)) for path in paths]
     tasks = [Task(head.task, cast("Kind", head.kind), classes=head.classes) for head in heads]
     params: Params = {"backbone": encoders[0].params}
-    return MultiTaskModel(encoders[0], tasks), params | {head.task: head.params for head in heads}
+    deep = {
+        head.task: MlpHead(encoders[0].config, head.hidden, task.outputs)
+        for head, task in zip(heads, tasks, strict=True)
+        if head.hidden
+    }
+    model = MultiTaskModel(encoders[0], tasks, deep)
+    return model, params | {head.task: head.params for head in heads}
 
 
 def _equal(left: Params, right: Params) -> bool:

@@ -240,6 +240,11 @@ def test_one_text_with_several_labels():
         "warning: train: 1 of 3 distinct texts occur with different topic labels"
     ]
     assert told(("x", "y"), [0, 0, 1, 1, 0, 0, 0, 1], texts=texts) == []
+    # Their standard deviation is 1.2.
+    numbers = np.array([1.0, 4.0, 2.0, 3.0, 5.0, np.nan, 3.0, 3.0])
+    found = check({"stars": ()}, View({"stars": numbers}, hashes_of(texts)), {})
+    words = "1 of 3 distinct texts occur with stars values more than a standard deviation apart"
+    assert str(found[-1]) == f"warning: train: {words}"
 
 
 def test_of_many_texts_none_is_missed_that_is_there_twice():

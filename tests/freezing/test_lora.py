@@ -244,6 +244,7 @@ def test_no_gradient_of_a_kernel_is_formed(dtype):
             Lora(2, ("layer_7/*",)),
             "lora_targets 'layer_7/*' is not a kernel of this backbone, whose",
         ),
+        (Lora(2, ("gate",)), "use one of query, key, value, output, intermediate, mlp_output, or"),
         (Lora(2, ("query", "*/wqkv")), "or a pattern of paths such as layer_0/attention/key"),
         (Lora(17), "lora_17 is of a higher rank than the kernel of layer_0/attention/query, 16 x"),
     ],

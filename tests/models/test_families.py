@@ -341,6 +341,9 @@ def test_what_belongs_to_no_layer_is_frozen_with_the_stage_that_owns_it():
     assert labels["backbone/layer_4/final_norm/scale"] == "backbone"
     assert labels["backbone/layer_3/attention/layer_norm/scale"] == "frozen"
     assert Partition(paths(modern), "top_1").depth(5) == 5
+    factors = dict(Partition(paths(modern), "lora_2", lora_targets=["gate"]).labels)
+    adapted = {path.rpartition("/")[0] for path, label in factors.items() if label == "lora"}
+    assert adapted == {f"backbone/layer_{i}/mlp/gate" for i in range(5)}
     by_stage = dict(Partition(paths(modern), "none_frozen").by_stage().labels)
     assert by_stage["backbone/layer_4/final_norm/scale"] == "backbone/layer_4"
     mpnet = EncoderConfig.from_dict(reference.MODELS["mpnet"])

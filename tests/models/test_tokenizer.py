@@ -333,6 +333,10 @@ def test_mpnet_s_vocabulary_alone_has_its_own_special_tokens(tmp_path):
     theirs = MPNetTokenizer(vocab={word: i for i, word in enumerate(words)})
     texts = ["The film was GOOD, tweets!", "a <mask> book </s>", ""]
     assert ids(loaded, texts) == theirs(texts)["input_ids"]
+    # Two of the first's end stand between the texts of a pair, as in RoBERTa.
+    pair = (["the film"], ["a book"])
+    assert loaded(*pair)["input_ids"] == theirs(*pair)["input_ids"]
+    assert loaded(*pair)["input_ids"][0].count(3) == 3
     assert loaded.pad_token_id == 0
 
 

@@ -93,6 +93,15 @@ def test_output_that_can_not_be_written_is_refused_before_anything_is_read(capsy
     assert Path("/dev/null").is_char_device()
 
 
+@pytest.mark.parametrize("name", ["v.csv", "v.npz", "v.parquet.gz", "v"])
+def test_a_name_of_another_format_is_refused(name, tmp_path, capsys):
+    path = tmp_path / name
+    assert run(["extract", "--backbone=./nowhere", f"--output={path}", "--input=x"]) == 2
+    words = f"error: {path} can't hold vectors: name a .npy or .parquet file"
+    assert capsys.readouterr().err.splitlines() == [words]
+    assert not path.exists()
+
+
 def test_texts_and_vectors_stream_into_a_parquet_file(tmp_path):
     path = tmp_path / "v.parquet"
     texts = ["a, b", "", "\u2028 \N{GRINNING FACE}"]

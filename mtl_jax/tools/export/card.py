@@ -107,9 +107,11 @@ def _what(run: TrainedRun, heads: tuple[TaskHead, ...]) -> str:
         lines.append(f"* **{head.name}**: {kinds[head.kind]}")
     if heads:
         lines.append("")
+    paired = any(head.name in run.pair_tasks for head in heads)
+    what = "A pair of texts" if paired else "A text"
     lines.append(
         f"Trained by mtl_jax {run.record['mtl_jax']} on the tasks "
-        f"{', '.join(run.record['classes'])}. A text becomes the {_POOLINGS[run.pooling]}; longer "
+        f"{', '.join(run.record['classes'])}. {what} becomes the {_POOLINGS[run.pooling]}; longer "
         f"ones are cut to {run.max_length} tokens."
     )
     return "\n".join(lines)
@@ -192,24 +194,34 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+# What a tokenizer is called with: a text, or a pair of them.
+_TEXTS = {False: '["a text"]', True: '["a text"], ["its other text"]'}
+
 _CLASSIFIER = {"library_name": "transformers", "pipeline_tag": "text-classification"}
 
 
-def classifier_use(folder: str, *, native: bool) -> Use:
-    """Of a folder for transformers: its own class (``native``), or the module file."""
+def classifier_use(folder: str, *, native: bool, pairs: bool = False) -> Use:
+    """Of a folder for transformers: its own class (``native``), or the module file.
+
+    Args:
+        folder: What it is loaded by.
+        native: Whether transformers has a class of the model.
+        pairs: Whether it takes pairs of texts.
+    """
     trust = "" if native else ", trust_remote_code=True"
     code = (
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
         f"folder = {_literal(folder)}\n"
         f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})\n"
         f"model = AutoModelForSequenceClassification.from_pretrained(folder{trust})\n"
-        'batch = tokenizer(["a text"], truncation=True, padding=True, return_tensors="pt")\n'
+        f"batch = tokenizer({_TEXTS[pairs]}, truncation=True, padding=True, "
+        'return_tensors="pt")\n'
         "logits = model(**batch).logits"
     )
     note = (
-        f"This folder holds code, `{MODULE}.py`: transformers has no class of this encoder that "
-        "pools as the model does. It is run only where `trust_remote_code=True` is said; read it "
-        "first."
+        f"This folder holds code, `{MODULE}.py`: transformers has no class of this encoder with "
+        "the pooling and the head of the model. It is run only where `trust_remote_code=True` is "
+        "said; read it first."
     )
     return Use(code, _CLASSIFIER, "" if native else note)
 
@@ -225,25 +237,30 @@ def encoder_use(folder: str) -> Use:
     return Use(code, metadata)
 
 
-def onnx_use(folder: str) -> Use:
-    """Of a folder for ONNX Runtime."""
+def onnx_use(folder: str, *, pairs: bool = False) -> Use:
+    """Of a folder for ONNX Runtime; see ``classifier_use``."""
     code = (
         "import onnxruntime\nfrom transformers import AutoTokenizer\n\n"
         f"folder = {_literal(folder)}  # fetched from where it is\n"
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")\n'
-        'batch = tokenizer(["a text"], truncation=True, padding=True, return_tensors="np")\n'
+        f"batch = tokenizer({_TEXTS[pairs]}, truncation=True, padding=True, "
+        'return_tensors="np")\n'
         "inputs = {each.name: batch[each.name] for each in session.get_inputs()}\n"
         "(logits,) = session.run(None, inputs)"
     )
     return Use(code, {**_CLASSIFIER, "library_name": "onnx"})
 
 
-PROGRAM = Use(
-    f"from {Path(LOADER).stem} import logits, tasks\n\n"
-    'logits(["a text"])  # of each of tasks [texts, labels]',
-    {"library_name": "jax"},
-    f"`{LOADER}` of this folder needs jax, flatbuffers, numpy, safetensors and tokenizers, and is "
-    "imported from here.",
-)
-"""Of a folder for JAX."""
+def program_use(*, pairs: bool = False) -> Use:
+    """Of a folder for JAX; see ``classifier_use``."""
+    texts = '[("a text", "its other text")]' if pairs else '["a text"]'
+    code = (
+        f"from {Path(LOADER).stem} import logits, tasks\n\n"
+        f"logits({texts})  # of each of tasks [texts, labels]"
+    )
+    note = (
+        f"`{LOADER}` of this folder needs jax, flatbuffers, numpy, safetensors and tokenizers, and "
+        "is imported from here."
+    )
+    return Use(code, {"library_name": "jax"}, note)

@@ -90,14 +90,16 @@ def export(
         hub.refuse_name(push_to_hub)
     run = TrainedRun.open(workdir, tasks)
     parts = _parts(run, format, push_to_hub)
+    if format == "sentence-transformers" and tasks:
+        say("note: --tasks is without effect: sentence-transformers gets the encoder and no head")
     if format in _OF_TASKS:
-        for head in run.heads:
-            _ = head.dense()
-    if format == "huggingface" and not is_native(run.pooling):
-        say(
-            f"note: transformers has no class of this encoder with the pooling {run.pooling}: each "
-            "folder has a module file and is loaded with trust_remote_code=True"
-        )
+        native = [is_native(run.pooling, head.dense()) for head in run.heads]
+        if format == "huggingface" and not all(native):
+            what = "an MLP as its head" if run.pooling == "pooler" else f"the pooling {run.pooling}"
+            say(
+                f"note: transformers has no class of this encoder with {what}: such a folder has a "
+                "module file and is loaded with trust_remote_code=True"
+            )
     try:
         with whole_folder(folder) as draft:
             for part in parts:
@@ -156,13 +158,16 @@ def _write(
     """Writes a part, and returns its card."""
     if format == "stablehlo":
         write_stablehlo(run, folder, dtype, where, trust)
-        return card.card(run, part.heads, card.PROGRAM)
+        return card.card(run, part.heads, card.program_use(pairs=run.pairs))
     if format == "sentence-transformers":
         write_sentence_encoder(run, folder, dtype)
         return card.card(run, (), card.encoder_use(loaded_by))
     (head,) = part.heads
+    pairs = head.name in run.pair_tasks
     if format == "onnx":
         write_onnx(run, head, folder, where)
-        return card.card(run, part.heads, card.onnx_use(loaded_by))
+        return card.card(run, part.heads, card.onnx_use(loaded_by, pairs=pairs))
     write_classifier(run, head, folder, dtype)
-    return card.card(run, part.heads, card.classifier_use(loaded_by, native=is_native(run.pooling)))
+    native = is_native(run.pooling, head.params)
+    use = card.classifier_use(loaded_by, native=native, pairs=pairs)
+    return card.card(run, part.heads, use)

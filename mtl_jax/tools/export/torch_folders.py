@@ -20,6 +20,7 @@ from mtl_jax.core.json_files import OBJECT, read_json, write_json
 from mtl_jax.models import exported
 from mtl_jax.models.conversion import to_transformers
 from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.heads import dense_layers
 from mtl_jax.models.tokenizer_checks import check_ids
 from mtl_jax.models.tokenizer_files import tokenizer_files
 from mtl_jax.tools.export.trained_run import TaskHead, TrainedRun
@@ -48,14 +49,14 @@ def write_classifier(run: TrainedRun, head: TaskHead, folder: Path, dtype: Dtype
     """Writes what ``AutoModelForSequenceClassification.from_pretrained`` loads.
 
     What pools by its pooler is of a class of the family, such as ``BertForSequenceClassification``.
-    For any other pooling transformers has no class, and the folder has a module file.
+    For any other pooling, and for an MLP, transformers has no class: the folder has a module file.
 
     Raises:
-        UserError: The head is no Dense layer, or a weight does not fit into ``dtype``.
+        UserError: The head is one of the user's own, or a weight does not fit into ``dtype``.
         OSError: It can't be written.
     """
     fields, dense = encoder_fields(run), head.dense()
-    kind = fields["model_type"]
+    kind, hidden = fields["model_type"], [len(each["bias"]) for each in dense_layers(dense)[:-1]]
     fields |= {
         "architectures": [f"{_stem(kind)}ForSequenceClassification"],
         "dtype": dtype,
@@ -66,9 +67,10 @@ def write_classifier(run: TrainedRun, head: TaskHead, folder: Path, dtype: Dtype
             "task": head.name,
             "pooling": run.pooling,
             "dropout": run.config.head_dropout,
+            **({"hidden": hidden} if hidden else {}),
         },
     }
-    if not exported.is_native(run.pooling):
+    if not exported.is_native(run.pooling, dense):
         fields |= {
             "model_type": exported.pooled_type(kind),
             "architectures": ["PooledForSequenceClassification"],
@@ -246,7 +248,10 @@ def _with_settings(run: TrainedRun, folder: Path, **more: Any) -> None:
 
 
 def _gives_the_ids(run: TrainedRun, folder: Path) -> bool:
-    """Whether transformers makes the run's ids: of usual texts, each token and each character."""
+    """Whether transformers makes the run's ids: of usual texts, each token and each character.
+
+    Of pairs it makes the same ids and, where the encoder has several, the same token types.
+    """
     from transformers import AutoTokenizer, logging
 
     own = run.plain_tokenizer()
@@ -263,4 +268,7 @@ def _gives_the_ids(run: TrainedRun, folder: Path) -> bool:
         logging.set_verbosity(level)
     ids = [encoding.ids for encoding in own.encode_batch(texts)]
     same = found(texts, truncation=False, verbose=False)["input_ids"] == ids
+    if run.config.type_vocab_size > 1:
+        types = found("a", "b", return_token_type_ids=True)["token_type_ids"]
+        same = same and types == own.encode("a", "b").type_ids
     return same and found.pad_token_id == run.tokenizer.pad_token_id

@@ -17,6 +17,7 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.lora import merge_lora
 from mtl_jax.freezing.partition import Params
 from mtl_jax.models.encoder_config import EncoderConfig
+from mtl_jax.models.heads import dense_layers
 from mtl_jax.models.tokenizer import load_tokenizer
 from mtl_jax.runs.best_checkpoint import best_parameters
 from mtl_jax.runs.run_config import read_record
@@ -36,7 +37,7 @@ class TaskHead:
         kind: What its labels are, as of ``Task``.
         classes: The names of its classes; none of a regression.
         scale: Of a regression, what a logit is multiplied by and what is then added to it.
-        own: The import path of a head of the user's own; None of a Dense layer.
+        own: The import path of a head of the user's own; None of Dense layers.
         params: The parameters of its head.
     """
 
@@ -52,23 +53,24 @@ class TaskHead:
         """What each of its outputs is called."""
         return self.classes or (self.name,)
 
-    def dense(self) -> dict[str, np.ndarray]:
-        """The kernel and bias of its Dense layer; of a regression in the unit of the labels.
+    def dense(self) -> Params:
+        """The parameters of its Dense layers; of a regression in the unit of the labels.
 
         Raises:
-            UserError: It is none.
+            UserError: It has others.
         """
-        if self.own or self.params.keys() != {"kernel", "bias"}:
-            what = f"of your own ({self.own})" if self.own else "that is no Dense layer"
+        if self.own:
             raise UserError(
-                f"the task {self.name!r} has a head {what}, for which transformers has no class: "
-                "use --format stablehlo, or --tasks for the others"
+                f"the task {self.name!r} has a head of your own ({self.own}), for which "
+                "transformers has no class: use --format stablehlo, or --tasks for the others"
             )
-        kernel, bias = (np.asarray(self.params[leaf]) for leaf in ("kernel", "bias"))
         if self.kind != "regression":
-            return {"kernel": kernel, "bias": bias}
+            return self.params
         factor, offset = map(np.float32, self.scale)
-        return {"kernel": kernel * factor, "bias": bias * factor + offset}
+        last = dense_layers(self.params)[-1]
+        kernel, bias = (np.asarray(last[leaf]) for leaf in ("kernel", "bias"))
+        scaled = {"kernel": kernel * factor, "bias": bias * factor + offset}
+        return scaled if last is self.params else {**self.params, "output": scaled}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +100,14 @@ class TrainedRun:
     max_length: int
 
     @property
+    def pair_tasks(self) -> frozenset[str]:
+        """The names of the tasks of pairs of texts."""
+        return frozenset(DataConfig(**self.record["settings"]["data"]).pair_columns)
+
+    @property
     def pairs(self) -> bool:
         """Whether a task to be exported is one of pairs of texts."""
-        columns = DataConfig(**self.record["settings"]["data"]).pair_columns
-        return any(head.name in columns for head in self.heads)
+        return any(head.name in self.pair_tasks for head in self.heads)
 
     @property
     def token_types(self) -> bool:

@@ -20,6 +20,7 @@ from mtl_jax.core.atomic_write import whole_folder
 from mtl_jax.core.command_line import parse
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.export import card
+from tests.tools.export.conftest import of_pairs
 
 
 def export(trained, output, *flags):
@@ -115,10 +116,28 @@ def test_names_of_users_are_neither_markup_nor_code_in_a_card(opened):
         assert any(span.startswith("a|`b.csv") for span in spans)
 
 
-def test_some_tasks_and_other_formats(trained, tmp_path):
+def test_a_card_of_pairs_is_of_pairs(opened):
+    of_both = of_pairs(opened)
+    for use in (
+        card.classifier_use("folder", native=True, pairs=True),
+        card.onnx_use("folder", pairs=True),
+        card.program_use(pairs=True),
+    ):
+        text = card.card(of_both, of_both.heads, use)
+        assert "A pair of texts becomes the mean" in text
+        assert ast.parse(use.code)
+        assert "a text" in use.code
+        assert "its other text" in use.code
+    assert "A text becomes the mean" in card.card(opened, opened.heads, card.program_use())
+
+
+def test_some_tasks_and_other_formats(trained, tmp_path, capsys):
     assert export(trained, tmp_path / "one", "--tasks", "sentiment", "--dtype=float16") == 0
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["sentiment"]
-    assert export(trained, tmp_path / "encoder", "--format=sentence-transformers") == 0
+    capsys.readouterr()
+    flags = ("--format=sentence-transformers", "--tasks=sentiment")
+    assert export(trained, tmp_path / "encoder", *flags) == 0
+    assert "note: --tasks is without effect: sentence-transf" in capsys.readouterr().err
     files = ["1_Pooling/config.json", "README.md", "config.json", "model.safetensors"]
     files += ["modules.json", "sentence_bert_config.json", "tokenizer_config.json", "vocab.txt"]
     assert names(tmp_path / "encoder") == files

@@ -8,9 +8,12 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import scipy.special
+from tokenizers import Tokenizer, normalizers, processors
 
 import mtl_jax as mtl
 from mtl_jax.core.errors import UserError
@@ -19,6 +22,7 @@ from mtl_jax.models.exported import read_head
 from mtl_jax.models.pretrained import read_tensors
 from mtl_jax.models.sentence_transformers import left_out
 from mtl_jax.models.tokenizer import load_tokenizer
+from mtl_jax.tools.export import card
 from mtl_jax.tools.export.torch_folders import (
     as_dtype,
     encoder_fields,
@@ -36,6 +40,7 @@ from tests.tools.export.conftest import (
     expected_logits,
     expected_vectors,
     of,
+    of_pairs,
     run_in_torch,
 )
 
@@ -51,6 +56,19 @@ STARS = TaskHead(
     {
         "kernel": np.random.default_rng(0).standard_normal((16, 1), np.float32),
         "bias": np.array([0.5], np.float32),
+    },
+)
+
+
+# One of two hidden layers.
+DEEP = dataclasses.replace(
+    STARS,
+    params={
+        name: {
+            "kernel": np.random.default_rng(rows).standard_normal((rows, columns), np.float32),
+            "bias": np.linspace(-1, 1, columns, dtype=np.float32),
+        }
+        for name, rows, columns in (("hidden_0", 16, 5), ("hidden_1", 5, 4), ("output", 4, 1))
     },
 )
 
@@ -77,8 +95,15 @@ def in_torch(pooled_by, tmp_path_factory):
     (root / "stars").mkdir()
     write_classifier(pooled_by["pooler"], STARS, root / "stars", "float32")
     jobs["stars"] = {"folder": str(root / "stars"), "trusted": False}
+    for pooling in ("mean", "pooler"):
+        (root / f"deep {pooling}").mkdir()
+        write_classifier(pooled_by[pooling], DEEP, root / f"deep {pooling}", "float32")
+        job = {"folder": str(root / f"deep {pooling}"), "trusted": True}
+        jobs[f"deep {pooling}"] = job | {"further": str(root / f"deep {pooling} further")}
     program = blocks(EXPORT_PAGE, "python")[0]
     jobs["page"] = {"program": program.replace("exported/topic", str(root / "mean"))}
+    use = card.classifier_use(str(root / "mean"), native=False, pairs=True)
+    jobs["card of pairs"] = {"program": use.code}
     _, told, arrays = run_in_torch(root, jobs)
     return root, told, arrays
 
@@ -98,10 +123,13 @@ def test_transformers_gives_the_logits_of_the_run(pooling, pooled_by, in_torch):
     assert np.ptp(expected, axis=0).min() > 1e-3
 
 
-def test_the_code_of_the_page_gives_the_logits_of_the_run(pooled_by, in_torch):
+def test_the_code_of_the_page_and_of_a_card_gives_the_logits_of_the_run(pooled_by, in_torch):
     _, _, arrays = in_torch
     expected = expected_logits(pooled_by["mean"], ["a text"])["sentiment"]
     np.testing.assert_allclose(arrays["page", "logits"], expected, atol=1e-4)
+    of_both = expected_logits(of_pairs(pooled_by["mean"]), [("a text", "its other text")])
+    np.testing.assert_allclose(arrays["card of pairs", "logits"], of_both["sentiment"], atol=1e-4)
+    assert np.abs(of_both["sentiment"] - expected).max() > 1e-2
 
 
 def test_a_folder_with_code_is_never_loaded_as_what_it_is_not(in_torch):
@@ -218,6 +246,30 @@ def test_a_regression_is_in_the_unit_of_its_labels(pooled_by, in_torch):
     assert (back.task, back.kind, back.classes) == ("stars", "regression", ())
 
 
+@pytest.mark.parametrize("pooling", ["mean", "pooler"])
+def test_an_mlp_is_in_the_module_file_and_comes_back(pooling, pooled_by, in_torch):
+    root, told, arrays = in_torch
+    name = f"deep {pooling}"
+    assert told[name]["class"] == "PooledForSequenceClassification"
+    assert told[name]["keys"] == {}
+    run = dataclasses.replace(pooled_by[pooling], heads=(DEEP,))
+    values = expected_vectors(run, TEXTS)
+    for layer in DEEP.params.values():
+        values = values @ layer["kernel"] + layer["bias"]
+        if layer is not DEEP.params["output"]:
+            values = values * scipy.special.ndtr(values)
+    np.testing.assert_allclose(arrays[name, "logits"], values * 2 + 3, atol=1e-4)
+    assert_same_bits(arrays_of(root / name), of(arrays, name, "before"))
+    after = of(arrays, name, "after")
+    assert not np.array_equal(after["hidden.1.bias"], DEEP.params["hidden_1"]["bias"])
+    assert_same_bits(arrays_of(root / f"{name} further"), after)
+    model, params = mtl.load_exported(root / f"{name} further")
+    ids = model.encoder.tokenizer(TEXTS[:1], return_tensors="np")["input_ids"]
+    ours = model(params, ids)["stars"]
+    np.testing.assert_allclose(ours, arrays[name, "logits after"][:1], atol=1e-4)
+    assert jax.tree.structure(model.init(0)) == jax.tree.structure(params)
+
+
 def test_several_labels_are_told_to_transformers(opened, tmp_path):
     head = dataclasses.replace(opened.heads[0], kind="multi_label")
     (tmp_path / "task").mkdir()
@@ -231,9 +283,6 @@ def test_a_head_of_ones_own_has_no_class(opened):
     words = r"task 'classifier' has a head of your own \(module:Head\), .*: use --format stablehlo"
     with pytest.raises(UserError, match=words):
         head.dense()
-    deep = dataclasses.replace(head, own=None, params={"hidden": {}, "output": {}})
-    with pytest.raises(UserError, match="a head that is no Dense layer"):
-        deep.dense()
 
 
 def test_parameters_that_transformers_has_not_are_refused(opened, tmp_path):
@@ -274,20 +323,40 @@ def test_the_tokenizer_is_copied_and_cuts_where_the_run_did(opened, encoder_fold
     assert len(ids[-1]) == 24
 
 
-def test_a_tokenizer_that_transformers_makes_anew_is_written_as_it_is(
-    opened, encoder_folder, tmp_path
-):
-    from tokenizers import Tokenizer, normalizers
+def other_words(own):
+    own.normalizer = normalizers.Sequence([normalizers.Replace("x", "film"), own.normalizer])
 
+
+def pairs_as(template):
+    def change(own):
+        ends = [("[CLS]", 2), ("[SEP]", 3)]
+        own.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", template, ends)
+
+    return change
+
+
+# What transformers' BertTokenizer would not make of the vocabulary alone.
+OWN = {
+    "words": other_words,
+    "ids of pairs": pairs_as("[CLS] $A [SEP] [SEP] $B:1 [SEP]:1"),
+    "types of pairs": pairs_as("[CLS] $A [SEP] $B [SEP]"),
+}
+
+
+@pytest.mark.parametrize("change", OWN)
+def test_a_tokenizer_that_transformers_makes_anew_is_written_as_it_is(
+    change, opened, encoder_folder, tmp_path
+):
     files = shutil.copytree(opened.files, tmp_path / "files")
     own = Tokenizer.from_str(opened.tokenizer.backend_tokenizer.to_str())
-    # Of the vocabulary alone a BertTokenizer would make no such normalizer.
-    assert own.normalizer is not None
-    own.normalizer = normalizers.Sequence([normalizers.Replace("x", "film"), own.normalizer])
+    OWN[change](own)
     own.save(str(files / "tokenizer.json"))
     run = dataclasses.replace(opened, files=files, tokenizer=load_tokenizer(files))
     found = loaded_by_transformers(encoder_folder(run))
-    assert found("a x")["input_ids"] == run.tokenizer("a x")["input_ids"] == [2, 5, 10, 3]
+    for text, other in (("a x", None), ("a x", "the book")):
+        encoded = own.encode(text, other)
+        given = found(text, other, return_token_type_ids=True)
+        assert (given["input_ids"], given["token_type_ids"]) == (encoded.ids, encoded.type_ids)
     assert found.model_max_length == 24
 
 
