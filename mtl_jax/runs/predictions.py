@@ -215,22 +215,24 @@ def _write(path: Path, table: pa.Table) -> None:
     try:
         with whole(path) as draft:
             # pyarrow takes a relative path such as s3:x/y for an address.
-            pq.write_table(
-                table,
-                draft.absolute(),
-                compression="zstd",
-                compression_level=9,
-                # Rising numbers, of which the differences take a fraction of the room.
-                column_encoding={"example": "DELTA_BINARY_PACKED"},
-                use_dictionary=[_leaf(field) for field in table.schema if field.name != "example"],
-            )
+            pq.write_table(table, draft.absolute(), **_encoding(table))
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
-def _leaf(field: pa.Field) -> str:
-    """What Parquet calls the column of a field, or of the elements of its lists."""
-    return f"{field.name}.list.element" if field.type.num_fields else field.name
+def _encoding(table: pa.Table) -> dict[str, Any]:
+    """How a table takes least room, as keyword arguments of ``pyarrow.parquet.write_table``."""
+    others = [field for field in table.schema if field.name != "example"]
+    return {
+        "compression": "zstd",
+        "compression_level": 9,
+        # Rising numbers, whose differences take a fraction of the room.
+        "column_encoding": {"example": "DELTA_BINARY_PACKED"},
+        "use_dictionary": [
+            f"{field.name}.list.element" if field.type.num_fields else field.name
+            for field in others
+        ],
+    }
 
 
 def _words(table: pa.Table, name: str) -> np.ndarray | None:
