@@ -102,7 +102,7 @@ def test_of_ordered_comparisons_none_counts_behind_one_that_failed():
         (
             0.02,
             0.0501,
-            "+0.020 [−0.005, +0.045] against `b`, not told apart (corrected p = 0.050).",
+            "+0.020 [−0.005, +0.045] against `b`, not told apart (corrected p = 0.0501).",
         ),
         (-0.02, 0.0002, "−0.020 [−0.005, +0.045] against `b`, worse (corrected p < 0.001)."),
         (0.02, None, "+0.020 [−0.005, +0.045] against `b`, not told apart (not tested, as one"),
