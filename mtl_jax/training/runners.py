@@ -181,7 +181,7 @@ class MeshRunner(_Spread, _OneSeed):
                 mesh=self._by_row.mesh,
                 in_specs=of_args,
                 out_specs=self._results_of(step, rows, everywhere),
-                # Else what is differentiated by what is everywhere is reduced by JAX, leaf by leaf.
+                # With the check JAX itself sums the gradients of replicated parameters, each apart.
                 check_vma=False,
             )
             return sharded(*args)
@@ -190,7 +190,7 @@ class MeshRunner(_Spread, _OneSeed):
 
     @staticmethod
     def _results_of(step: Callable[..., Any], rows: Any, everywhere: Any) -> Any:
-        """``rows`` or ``everywhere`` for what a step gives, as it gives it."""
+        """How a step's results are spread: over ``rows``, or ``everywhere`` what is reduced."""
         if step is eval_step:
             return rows, everywhere
         return rows if step in _GIVES_ROWS else everywhere

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mtl_jax.studies.report.cells import mean_cell
 from mtl_jax.studies.report.document import Cell, Row, Table
-from mtl_jax.studies.report.tables import LINEAR
+from mtl_jax.studies.report.tables import LINEAR, reference_cells
 from mtl_jax.studies.stats.results import (
     by_setting,
     evaluation_split,
-    lookup,
     measures,
-    quality,
     score_name,
     setting_name,
     tasks_of,
@@ -34,7 +31,6 @@ def baselines_table(
         baselines: Lines of ``baselines.jsonl``.
     """
     split, settings = evaluation_split(results), list(by_setting(results))
-    shown = [(task, *each) for task in tasks_of(results) for each in measures(results, task)]
     rows = []
     for setting in settings:
         for kind, words in LINEAR.items():
@@ -45,20 +41,15 @@ def baselines_table(
             ]
             if not found:
                 continue
-            numbers = [list(map(quality, found))]
-            numbers += [[lookup(draw, task, metric) for draw in found] for task, metric, _ in shown]
-            cells = [
-                mean_cell({draw: value for draw, value in enumerate(each) if value is not None})
-                for each in numbers
-            ]
             names = [Cell(setting)] if any(settings) else []
+            cells = reference_cells(found, results)
             rows.append(Row((*names, Cell(words), Cell(str(len(found))), *cells), "reference"))
     if not rows:
         return None
     columns = (
         *(("setting",) if any(settings) else ()),
         *("model", "draws", f"mean {score_name(results)}"),
-        *(f"{task} {name}" for task, _, name in shown),
+        *(f"{task} {name}" for task in tasks_of(results) for _, name in measures(results, task)),
     )
     note = (
         "They train on the same texts as the arms: on words alone (TF-IDF), and on the pooled "

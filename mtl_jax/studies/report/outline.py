@@ -102,7 +102,7 @@ def assemble(
         failures: Arms without a result.
         context: How the study was made.
     """
-    judgement, baselines = parts.judgement or judge_claims(results, failures), _baselines(context)
+    judgement, baselines = parts.judgement or judge_claims(results, failures), baselines_of(context)
     doubtful = doubts(results, baselines)
     linear = None if parts.has_baselines else baselines_table(results, baselines)
     sections: list[tuple[str, Sequence[Block]]] = [
@@ -131,7 +131,8 @@ def assemble(
     return Document(parts.title, _subtitle(parts, results, context), tuple(blocks))
 
 
-def _baselines(context: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def baselines_of(context: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The lines of ``baselines.jsonl``, as a context has them."""
     return context.get("baselines") or ()
 
 

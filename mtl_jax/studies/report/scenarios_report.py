@@ -16,7 +16,7 @@ from mtl_jax.studies.report.document import (
     Paragraph,
 )
 from mtl_jax.studies.report.figures import picture
-from mtl_jax.studies.report.outline import Failure, Parts, assemble
+from mtl_jax.studies.report.outline import Failure, Parts, assemble, baselines_of
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.intervals import mean_interval
 from mtl_jax.studies.stats.recommendation import Recommendation, recommend
@@ -45,7 +45,7 @@ def build(
         parts = Parts(
             title=parts.title,
             answer=parts.answer,
-            table=[tables.quality_table(results, chosen, context.get("baselines", ()))],
+            table=[tables.quality_table(results, chosen, baselines_of(context))],
             sources=_by_source(results, chosen),
             learning=[*_drawn(figures.gap_bars, results), tables.gap_table(results, chosen)],
             cost=[tables.cost_table(results, chosen)],

@@ -42,7 +42,7 @@ from mtl_jax.studies.stats.results import (
 from mtl_jax.training.metrics import of_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _PARTS = {
     "compile_seconds": "compiling",
@@ -329,25 +329,29 @@ def _linear_rows(
 
 
 def _reference_row(name: str, found: Sequence[Mapping[str, Any]], results: Sequence[Result]) -> Row:
-    """The means over draws of the training texts, with their intervals.
+    count = str(len(found)) if len(found) > 1 else ""
+    cells = reference_cells(found, results)
+    return Row((Cell(name), Cell(count), *cells, Cell("")), "reference")
+
+
+def reference_cells(
+    found: Sequence[Mapping[str, Any]], results: Sequence[Result]
+) -> Iterator[Cell]:
+    """The mean score, then each measure of each task: means over draws of the training texts.
 
     Args:
-        name: What stands in front.
         found: Metrics by task, of each draw.
-        results: Of the arms, whose tasks and measures the columns have.
+        results: Of the arms, whose tasks and measures the cells have.
     """
 
     def mean(number: Callable[[Mapping[str, Any]], float | None]) -> Cell:
         numbers = enumerate(map(number, found))
         return mean_cell({k: value for k, value in numbers if value is not None})
 
-    cells = [
-        mean(lambda metrics, at=(task, metric): lookup(metrics, *at))
-        for task in tasks_of(results)
-        for metric, _ in measures(results, task)
-    ]
-    count = str(len(found)) if len(found) > 1 else ""
-    return Row((Cell(name), Cell(count), mean(quality), *cells, Cell("")), "reference")
+    yield mean(quality)
+    for task in tasks_of(results):
+        for metric, _ in measures(results, task):
+            yield mean(lambda metrics, at=(task, metric): lookup(metrics, *at))
 
 
 def _bag_of_words(results: Sequence[Result]) -> str:

@@ -14,7 +14,7 @@ from mtl_jax.core.atomic_write import whole
 from mtl_jax.core.console import Terminal
 from mtl_jax.studies.report import tables
 from mtl_jax.studies.report.document import Cell, Document, Picture, Row, Table
-from mtl_jax.studies.report.outline import Failure, failure_text
+from mtl_jax.studies.report.outline import Failure, baselines_of, failure_text
 from mtl_jax.studies.report.render import to_html, to_markdown
 from mtl_jax.studies.report.scenarios_report import build
 from mtl_jax.studies.stats import formatting
@@ -68,7 +68,7 @@ def leave_report(
 ) -> Path:
     """Writes the report and prints its main table; see ``settings.Report``."""
     report = write_report(folder, results, failures, context)
-    print_table(results, failures, baselines=context.get("baselines") or ())
+    print_table(results, failures, baselines=baselines_of(context))
     return report
 
 
