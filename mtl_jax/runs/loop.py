@@ -54,6 +54,7 @@ def train_seeds(
     configs: Sequence[TrainConfig],
     inputs: Inputs | None = None,
     observe: Callable[[int, float], None] | None = None,
+    outdone: Callable[[str, float], bool] | None = None,
 ) -> list[dict[str, Any] | UserError]:
     """Trains one scenario or recipe with several seeds at once; each leaves what ``train`` leaves.
 
@@ -74,6 +75,8 @@ def train_seeds(
         observe: Is called with each measurement on validation, the steps so far and the score;
             a ``UserError`` that it raises ends the run. Such a run is a trial: it is not measured
             at its end, no test split is read, and its result is empty.
+        outdone: Is asked at the end of a run, with its folder and best score, whether its
+            checkpoints would be removed anyway: those of the end are not written then.
 
     Returns:
         Per seed the result, or in its place why there is none, as a loss that is not finite,
@@ -89,11 +92,13 @@ def train_seeds(
     if not prepared.go_together:
         prepared.tell()
         return [
-            outcome for run in runs for outcome in train_seeds([run.config], run.inputs, observe)
+            outcome
+            for run in runs
+            for outcome in train_seeds([run.config], run.inputs, observe, outdone)
         ]
 
     with contextlib.ExitStack() as stack:
-        seed_runs = [SeedRun(run, stack, observe) for run in runs]
+        seed_runs = [SeedRun(run, stack, observe, outdone) for run in runs]
         for seed_run in seed_runs:
             with seed_run.guarded():
                 seed_run.open()
@@ -104,7 +109,13 @@ def train_seeds(
         for seed_run in under_way:
             groups.setdefault(seed_run.place, []).append(seed_run)
         for group in groups.values():
-            _train_group(group)
+            try:
+                _train_group(group)
+            except Preempted:
+                for seed_run in _under_way(group):
+                    with seed_run.guarded():
+                        seed_run.save_end()
+                raise
         if inputs is None:
             for seed_run in under_way:
                 for warning in learned_too_little(seed_run.outcome):
@@ -235,16 +246,18 @@ def _measure(
 ) -> None:
     """Measures what an epoch of the phase, or its last steps, have led to.
 
-    It is saved where that is due, where the phase is over, and where the next one may go on from
-    here; else its parameters are held, if they are the best, until the next save.
+    It is saved where that is due, where the phase is over, unless nobody will want the checkpoint,
+    and where the next phase may go on from here; else its parameters are held, if they are the
+    best, until the next save.
 
     Raises:
         UserError: The loss there is not finite, or nothing can be written.
     """
     score = seed_run.evaluate(state, frozen, done)
-    if seed_run.progress.over:
+    if over := seed_run.progress.over is not None:
         seed_run.end_phase(state, frozen)
-    if saves or seed_run.progress.over or seed_run.may_be_gone_back_to(state):
+    wanted = over and not seed_run.is_outdone(state, score)
+    if saves or wanted or seed_run.may_be_gone_back_to(state):
         seed_run.save(state, frozen, score)
     else:
         seed_run.hold(state, frozen, score)

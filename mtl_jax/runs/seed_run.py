@@ -69,6 +69,7 @@ class SeedRun:
         run: In its first phase.
         stack: Has what is open of it, and lets others have the folder.
         observe: As of ``train_seeds``.
+        outdone: As of ``train_seeds``.
 
     Attributes:
         run: Its parameters, partition and plan in its present phase.
@@ -90,8 +91,9 @@ class SeedRun:
         run: PhaseRun,
         stack: contextlib.ExitStack,
         observe: Callable[[int, float], None] | None = None,
+        outdone: Callable[[str, float], bool] | None = None,
     ):
-        self.run, self._observe = run, observe
+        self.run, self._observe, self._outdone = run, observe, outdone
         self.done = 0
         self.outcome: dict[str, Any] | UserError | None = None
         self._first = run
@@ -352,6 +354,24 @@ class SeedRun:
     def may_be_gone_back_to(self, state: TrainState) -> bool:
         """Whether the next phase may begin with what the phase has come to here."""
         return int(state.step) in self.progress.needed(self.run.plans[self.run.index].phase)
+
+    def is_outdone(self, state: TrainState, score: float | None) -> bool:
+        """Whether it has ended, and its model would be removed; ``score`` is that of ``save``."""
+        config, outdone = self.run.config, self._outdone
+        # Several processes that are told to leave may be at different places when they do.
+        alone = distributed.count() == 1
+        if outdone is None or not self._ended or config.keep_final_state or not alone:
+            return False
+        best = self.checkpoints.best_score(score, self._replaced(state))
+        return best is not None and outdone(config.workdir, best)
+
+    def save_end(self) -> None:
+        """Leaves a checkpoint of its end, where it has ended and ``is_outdone`` has spared that."""
+        end = self._snapshot
+        if end is not None and self._ended and not self.has_saved(end.state):
+            self.run = end.run
+            self.save(end.state, self.run.partition.split(end.params)[1])
+            self.checkpoints.wait()
 
     def has_saved(self, state: TrainState) -> bool:
         """Whether there is a checkpoint of what the run has come to."""

@@ -54,11 +54,24 @@ class KeptModels:
     def __init__(self, arms: Sequence[Arm]):
         self._arms = arms
         self._scores: dict[str, dict[Path, float]] = {}
+        self._outdone: set[Path] = set()
+
+    def outdone(self, workdir: str, score: float) -> bool:
+        """Whether a run that keeps its checkpoints is better than the one in this folder.
+
+        Then the latter need not save its own: it is passed over from here on.
+        """
+        place = Path(workdir)
+        rivals = self._rivals(next(arm for arm in self._arms if _place(arm) == place))
+        better = any(rivals[each] > score for each in rivals if each != place and has_model(each))
+        if better:
+            self._outdone.add(place)
+        return better
 
     def keep_better(self, arm: Arm) -> None:
         """Removes the checkpoints of an arm that is done, or of the one that it is better than."""
         rivals, place = self._rivals(arm), _place(arm)
-        if (score := _kept_score(arm)) is not None:
+        if place not in self._outdone and (score := _kept_score(arm)) is not None:
             rivals[place] = score
         there = [each for each in rivals if has_model(each)]
         best = max(there, key=lambda each: rivals[each], default=None)

@@ -194,6 +194,10 @@ class ResultsStore:
         self.failures.append({**arm.identity, **failure})
         say(f"arm {self._numbers[arm.key]} failed: {failure['error']}")
 
+    def outdone(self, workdir: str, score: float) -> bool:
+        """Whether the model of a run with such a validation score would be removed at its end."""
+        return not self._keep_checkpoints and self._models.outdone(workdir, score)
+
     def _clear(self, arm: Arm) -> None:
         if not self._keep_checkpoints:
             self._models.keep_better(arm)

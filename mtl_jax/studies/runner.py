@@ -360,7 +360,7 @@ def _train_group(
             raise
         except UserError as error:
             return [{"error": one_line(error)} for _ in arms]
-    outcomes = train_group([arm.config for arm in arms], inputs)
+    outcomes = train_group([arm.config for arm in arms], inputs, ledger.outdone)
     return [
         {"error": each}
         if isinstance(each, str)
@@ -384,10 +384,14 @@ def _leave_baselines(arm: Arm, ledger: ResultsStore, inputs: Inputs) -> None:
         say(f"note: there are no baselines: {one_line(error)}")
 
 
-def train_group(configs: Sequence[TrainConfig], inputs: Inputs) -> Sequence[dict[str, Any] | str]:
+def train_group(
+    configs: Sequence[TrainConfig],
+    inputs: Inputs,
+    outdone: Callable[[str, float], bool] | None = None,
+) -> Sequence[dict[str, Any] | str]:
     """Per run its result, or in words what it failed with: an exception holds the arrays.
 
-    Of several processes all have failed then: an error of one alone is raised, and ends them.
+    The arguments are those of ``train_seeds``. Of several processes all have failed then: an error of one alone is raised, and ends them.
 
     Raises:
         UnsavedError: A checkpoint could not be saved: nor could those of the arms to come.
@@ -395,7 +399,7 @@ def train_group(configs: Sequence[TrainConfig], inputs: Inputs) -> Sequence[dict
     from mtl_jax.runs.loop import train_seeds
 
     try:
-        outcomes = train_seeds(configs, inputs)
+        outcomes = train_seeds(configs, inputs, outdone=outdone)
     except UnsavedError:
         raise
     except Exception as error:  # but one scenario must not take the others with it

@@ -22,6 +22,7 @@ from mtl_jax.runs.loop import train, train_seeds
 from mtl_jax.runs.seed_run import SeedRun
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.studies.runner import InputsPool, conduct
+from mtl_jax.studies.stats.results import quality
 from mtl_jax.training.inputs import Inputs
 from tests import forked
 from tests.faults.runs import without_times
@@ -290,6 +291,37 @@ def test_while_the_end_is_measured_it_leaves_at_once(settings, tmp_path, monkeyp
     assert CheckpointReader(tmp_path / "run" / "checkpoints").last_step == 12
     whole = dataclasses.replace(config, workdir=str(tmp_path / "whole"))
     assert without_times(train(config, inputs)) == without_times(train(whole, inputs))
+
+
+@pytest.mark.parametrize("moment", ["asked", "measured"])
+def test_an_end_that_nobody_wanted_is_saved_all_the_same(moment, settings, tmp_path, monkeypatch):
+    """Else the steps of a run whose model would be removed were lost."""
+    settings |= {"checkpoint_minutes": 60.0, "keep_final_state": False}
+    config = TrainConfig(**settings, workdir=str(tmp_path / "run"), scenario="top_1")
+    whole = dataclasses.replace(config, workdir=str(tmp_path / "whole"))
+    inputs, scores, finish = Inputs(config), [], SeedRun.finish
+
+    def outdone(folder, score):
+        assert folder == config.workdir
+        scores.append(score)
+        if moment == "asked":
+            terminate()
+        return True
+
+    def terminate_and_finish(seed_run):
+        terminate()
+        finish(seed_run)
+
+    with monkeypatch.context() as patch:
+        if moment == "measured":
+            patch.setattr(SeedRun, "finish", terminate_and_finish)
+        with pytest.raises(Preempted), preemption.heeded():
+            train_seeds([config], inputs, outdone=outdone)
+    assert CheckpointReader(tmp_path / "run" / "checkpoints").steps == [12]
+    (result,) = train_seeds([config], inputs, outdone=outdone)
+    assert without_times(result) == without_times(train(whole, inputs))
+    assert isinstance(result, dict)
+    assert scores == [quality(result["validation"])]
 
 
 def test_a_study_passes_it_on_and_counts_no_failure(settings, tmp_path, monkeypatch):

@@ -17,7 +17,8 @@ from mtl_jax.core.json_files import read_lines
 from mtl_jax.data.batches import make_batch
 from mtl_jax.freezing import partition
 from mtl_jax.runs.checkpoints.manager import CheckpointManager
-from mtl_jax.runs.loop import train
+from mtl_jax.runs.checkpoints.reader import CheckpointReader
+from mtl_jax.runs.loop import train, train_seeds
 from mtl_jax.runs.phase_run import PhaseRun, _even
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.training.inputs import Inputs
@@ -128,6 +129,31 @@ def test_a_run_can_be_measured_less_often(settings, inputs_of, tmp_path):
     train(config, inputs_of(config))
     log = read_lines(tmp_path / "metrics.jsonl")
     assert [record["epoch"] for record in log if record["event"] == "epoch"] == [2, 4, 5]
+
+
+def test_a_run_that_is_outdone_leaves_its_result_and_no_model(settings, inputs_of, tmp_path):
+    settings |= {"checkpoint_minutes": 60.0, "keep_final_state": False}
+    config = TrainConfig(**settings, workdir=str(tmp_path / "run"), scenario="top_1")
+    wanted, kept = (
+        dataclasses.replace(config, workdir=str(tmp_path / name)) for name in ("wanted", "kept")
+    )
+    kept = dataclasses.replace(kept, keep_final_state=True)
+    inputs, asked = inputs_of(config), []
+
+    def outdone(folder, score):
+        asked.append((folder, score))
+        return folder == config.workdir
+
+    results = [train_seeds([one], inputs, outdone=outdone)[0] for one in (config, wanted, kept)]
+    assert without_times(results[0]) == without_times(results[1])
+    folders = [Workdir(one.workdir).checkpoints for one in (config, wanted, kept)]
+    assert [CheckpointReader(folder).steps for folder in folders] == [[], [12], [12]]
+    # Of a run whose state is to be kept nothing is asked.
+    assert [folder for folder, _ in asked] == [config.workdir, wanted.workdir]
+    assert asked[0][1] == asked[1][1]
+    # Where a kill has come between the result and the mark that its checkpoints are not lost.
+    (again,) = train_seeds([config], inputs, outdone=outdone)
+    assert without_times(again) == without_times(results[0])
 
 
 def test_a_finished_run_says_so_and_changes_nothing(settings, inputs_of, tmp_path, capsys):

@@ -55,6 +55,26 @@ def test_of_each_arm_its_best_run_and_in_the_end_that_of_the_recommended(tmp_pat
     assert kept(arms) == ["none_frozen 0"]
 
 
+def test_who_is_outdone_need_not_save(tmp_path):
+    runs = [("top_1", 0, 0.6), ("top_1", 1, 0.5), ("none_frozen", 0, 0.4), ("top_1", 2, 0.6)]
+    arms = [made(tmp_path, name, seed) for name, seed, _ in runs]
+    models, said = KeptModels(arms), []
+    for arm, (_, _, score) in zip(arms, runs, strict=True):
+        said.append(models.outdone(arm.config.workdir, score))
+        train(arm, score)
+        models.keep_better(arm)
+    # By a better one of the same arm that has its checkpoints; an equal one saves its own.
+    assert said == [False, True, False, False]
+    assert kept(arms) == ["top_1 0", "none_frozen 0"]
+    # Whatever it says of itself afterwards, it has no model.
+    last = made(tmp_path, "none_frozen", 1)
+    models = KeptModels([*arms, last])
+    assert models.outdone(last.config.workdir, 0.3)
+    train(last, 0.9)
+    models.keep_better(last)
+    assert kept([*arms, last]) == ["top_1 0", "none_frozen 0"]
+
+
 def test_of_a_study_with_settings_one_run_of_all(tmp_path):
     runs = [("top_1", 64, 0.6), ("none_frozen", 64, 0.5), ("top_1", 256, 0.7)]
     arms = [made(tmp_path, name, 0, {"size": size}) for name, size, _ in runs]

@@ -232,6 +232,10 @@ class CheckpointManager(CheckpointReader):
             self._best = step, score
             self._held = _Held(step, copy, {"frozen": frozen, "phase": phase})
 
+    def best_score(self, score: float | None, replaced: Container[int] = ()) -> float | None:
+        """The best score, with one that is as of ``save``."""
+        return score if self._is_best(score, replaced) else self._best and self._best[1]
+
     def _is_best(self, score: float | None, replaced: Container[int]) -> TypeGuard[float]:
         best = self._best
         to_beat = -math.inf if best is None or best[0] in replaced else best[1]
