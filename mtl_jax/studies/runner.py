@@ -391,7 +391,8 @@ def train_group(
 ) -> Sequence[dict[str, Any] | str]:
     """Per run its result, or in words what it failed with: an exception holds the arrays.
 
-    The arguments are those of ``train_seeds``. Of several processes all have failed then: an error of one alone is raised, and ends them.
+    The arguments are those of ``train_seeds``. Of several processes all have failed then: an error
+    of one alone is raised, and ends them.
 
     Raises:
         UnsavedError: A checkpoint could not be saved: nor could those of the arms to come.
