@@ -150,14 +150,27 @@ def drawn(seed):
                 "norm_bias": pick(True, False),
             }
             fields |= {name: _MODERN[name] for name in _MODERN if name.endswith("token_id")}
+            if pick(True, False):
+                # As its present configurations say it.
+                kinds = [f"{pick('sliding', 'full')}_attention" for _ in range(layers)]
+                thetas = {"full": "global_rope_theta", "sliding": "local_rope_theta"}
+                fields["rope_parameters"] = {
+                    f"{kind}_attention": {"rope_type": "default", "rope_theta": fields.pop(theta)}
+                    for kind, theta in thetas.items()
+                }
+                del fields["global_attn_every_n_layers"]
+                fields["layer_types"] = kinds
         elif family == "electra":
             fields = {**usual, "embedding_size": pick(width, 9, 15)}
             fields["type_vocab_size"] = pick(1, 2, 4)
         elif family == "mpnet":
+            # Its positions begin after 1, whatever the id of padding is.
             fields = {**usual, "relative_attention_num_buckets": pick(32, 40)}
+            fields["pad_token_id"] = pick(1, 4)
         elif family == "deberta-v2":
             fields = {**usual, **DISENTANGLED, "position_buckets": pick(4, 7, 10)}
             fields["type_vocab_size"] = pick(0, 2)
+            fields["max_relative_positions"] = pick(-1, 9, 30)
         else:
             fields = {**usual, "pad_token_id": pick(0, 1, 4), "type_vocab_size": pick(1, 2)}
         found[f"{family} of {seed}"] = {**shared, **fields}

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import mtl_jax
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
+from mtl_jax.freezing.lora import merge_lora
 from mtl_jax.freezing.partition import Partition
 from mtl_jax.models.conversion import to_transformers
 from mtl_jax.models.encoder_config import EncoderConfig
@@ -114,7 +115,7 @@ def test_equals_the_stored_numbers_of_pytorch(name, tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 def test_equals_pytorch_run_now_on_random_configurations(tmp_path):
-    live, seed = tmp_path / "full.npz", 1
+    live, seed = tmp_path / "full.npz", 13
     done = subprocess.run(
         [sys.executable, "-m", reference.__name__, "--full", str(live), "--seed", str(seed)],
         cwd=ROOT,
@@ -324,6 +325,43 @@ def test_each_dropout_is_where_the_family_has_it_and_ends_at_the_frozen_part(
     # Where all is frozen no random stream is asked for.
     frozen = run(dropping, params, ids, train=True, frozen_depth=1 + config.num_hidden_layers)
     np.testing.assert_array_equal(frozen, run(EncoderModule(config), params, ids))
+
+
+@pytest.mark.parametrize("name", ["distilbert", "mpnet", MODERN, "deberta-v2"])
+def test_factors_beside_every_kernel_train_and_are_merged(name, models):
+    """Descent along the gradient through packed texts, in the families unlike BERT."""
+    config, backbone = models(name)
+    rows, _ = packed_and_alone(config)
+    params = {"backbone": backbone, "topic": {"bias": np.zeros(2)}}
+    kernels = [path for path in flat(backbone) if "layer_0" in path and path.endswith("/kernel")]
+    targets = [kernel.removesuffix("/kernel").replace("layer_0", "layer_*") for kernel in kernels]
+    partition = Partition(params, "lora_2", lora_targets=targets, lora_alpha=4)
+    trainable, frozen = partition.split(partition.with_factors(params, jax.random.key(0)))
+    loss = loss_of(config, rows)
+
+    @jax.jit
+    def stepped(trainable):
+        def loss_and_states(trainable):
+            return loss(Partition.merge(trainable, frozen)["backbone"])
+
+        gradient, states = jax.grad(loss_and_states, has_aux=True)(trainable)
+        # As large in every leaf, however steep it is there.
+        sizes = jax.tree.map(lambda leaf: jnp.abs(leaf).max() + 1e-9, gradient)
+        moved = jax.tree.map(lambda p, g, size: p - 0.1 * g / size, trainable, gradient, sizes)
+        return states, moved
+
+    before, moved = stepped(trainable)
+    _, moved = stepped(moved)
+    found = {path: leaf for path, leaf in flat(moved).items() if "lora" in path}
+    assert len(found) == 2 * len(kernels) * config.num_hidden_layers
+    # A moves from the second step on, when B is not 0.
+    for path, leaf in found.items():
+        assert np.abs(leaf - flat(trainable)[path]).max() > 0.01, path
+    merged = merge_lora(Partition.merge(moved, frozen))
+    assert flat(merged).keys() == flat(params).keys()
+    _, states = jax.jit(loss)(merged["backbone"])
+    np.testing.assert_allclose(states, stepped(moved)[0], rtol=0, atol=1e-5)
+    assert np.abs(states - before).max() > 0.01
 
 
 # What a scenario freezes.
