@@ -49,7 +49,13 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which texts and labels a run reads."""
+    """Which texts and labels a run reads.
+
+        data = mtl.DataConfig(train_file="train.csv", label_columns=("topic=topic", "stars=rating"),
+                              task_kinds=("stars=regression",))
+
+    Its fields are the flags of the data of ``train --help``, which describes each.
+    """
 
     dataset: PerTask = "sentences"
     """data set to use instead of files: the default corpus `sentences`, the name of a TFDS data \

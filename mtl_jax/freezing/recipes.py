@@ -34,6 +34,13 @@ _PAYS = 0.002
 class RecipeContext:
     """What the phases of a recipe may depend on.
 
+        def phases(context: mtl.RecipeContext) -> list[mtl.Phase]:
+            half = context.epochs / 2
+            top = f"top_{context.num_layers // 2}"
+            return [mtl.Phase("backbone_frozen", epochs=half), mtl.Phase(top, epochs=half)]
+
+    A file with such a function is used as ``--recipe mine.py``.
+
     Attributes:
         num_layers: Layers of the backbone.
         epochs: Passes over the training texts, for all phases together.

@@ -68,6 +68,9 @@ class TaskPredictions:
 class Predictions:
     """What a run has predicted of the n examples of a split.
 
+        found: mtl.studies.Predictions = mtl.studies.ensemble("runs/quality", "none_frozen")
+        found.tasks["sentiment"].probabilities  # float32 [n, classes]
+
     Attributes:
         examples: int64 [n]: the row of each in its split as the data were read.
         data_sets: str [n]: the data set of each; None where there is one.

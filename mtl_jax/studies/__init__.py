@@ -1,4 +1,12 @@
-"""Studies of many runs: settings, runner, statistics and report."""
+"""Studies of many runs: settings, runner, statistics and report.
+
+A study of one's own is a file with its arms:
+
+    ARMS = {"frozen": {"scenario": "backbone_frozen"}, "full": {"scenario": "none_frozen"}}
+    main = mtl.studies.study(ARMS, "What does full fine-tuning bring?")
+
+and what ``main`` leaves is read again by ``read_results`` and ``read_predictions``.
+"""
 
 from __future__ import annotations
 
