@@ -33,7 +33,7 @@ def test_no_module_takes_the_place_of_a_lazy_name_once_it_is_imported():
 
 def example_in(docstring: str) -> str:
     """What is indented above the first section."""
-    lines = docstring.partition("\nArgs:")[0].partition("\nAttributes:")[0].splitlines()
+    lines = re.split("\n(?:Args|Attributes|Raises|Returns):\n", docstring)[0].splitlines()
     return textwrap.dedent("\n".join(line for line in lines if line.startswith("    ")))
 
 

@@ -43,7 +43,8 @@ def _main(argv: Sequence[str]) -> None:
         sys.exit(run_study(argv[1:]))
     kinds = {"train": Train, "check": Check, "plan": Plan}
     if argv and argv[0] in kinds:
-        argv = [argv[0], *with_file(argv[1:], kinds[argv[0]])]
+        # What is checked or planned is a run, whose file of settings serves for that, too.
+        argv = [argv[0], *with_file(argv[1:], kinds[argv[0]], of_train=argv[0] != "train")]
     command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
     # No help waits for it.
     from mtl_jax.runs.startup import import_transformers_alone, prepare
