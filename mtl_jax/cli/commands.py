@@ -47,6 +47,10 @@ def _main(argv: Sequence[str]) -> None:
         argv = [argv[0], *with_file(argv[1:], kinds[argv[0]], of_train=argv[0] != "train")]
     command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
     # No help waits for it.
+    from mtl_jax.core.console import say_awaited
+
+    if not (isinstance(command, Train) and command.distributed):
+        say_awaited(_AWAITED[type(command)])
     from mtl_jax.runs.startup import import_transformers_alone, prepare
 
     with preemption.heeded() if isinstance(command, Train) else contextlib.nullcontext():
@@ -69,6 +73,15 @@ def _main(argv: Sequence[str]) -> None:
 
 
 _WIDEST = 10_000
+_AWAITED = {
+    Train: "loading the data and the encoder",
+    Check: "reading the data",
+    Plan: "loading the data and the encoder",
+    Evaluate: "loading the model and the data",
+    Predict: "loading the model",
+    Extract: "loading the encoder",
+    Export: "loading the model",
+}
 _DESCRIPTION = (
     "Fine-tune an encoder on several tasks, with the parts frozen that a scenario names. "
     "--version prints the version."

@@ -54,6 +54,15 @@ def say(message: str) -> None:
         _console.print(message)
 
 
+def say_awaited(what: str) -> None:
+    """Says on a terminal what is being waited for, before anything that takes seconds is imported.
+
+    A log has no need of it.
+    """
+    if is_terminal():
+        say(f"{what} ...")
+
+
 def is_terminal() -> bool:
     """Whether there is someone to draw a bar for."""
     return _console.is_terminal

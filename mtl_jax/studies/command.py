@@ -13,6 +13,7 @@ from mtl_jax.config.files import with_file
 from mtl_jax.config.train import Settings
 from mtl_jax.core import distributed, preemption
 from mtl_jax.core.command_line import guarded, parse
+from mtl_jax.core.console import say_awaited
 from mtl_jax.runs.startup import prepare
 from mtl_jax.studies.settings import Plan, StudySettings
 
@@ -74,8 +75,11 @@ class StudyCommand:
         study = parse(self.kind, with_file(argv, self.kind), self.called, question)
         # What has no arms has no place to stop at, and ends at once.
         with preemption.heeded() if self.has_parts else contextlib.nullcontext():
+            several = isinstance(study, StudySettings) and study.distributed
+            if not several:
+                say_awaited("loading the data and the encoder")
             prepare()
-            if isinstance(study, StudySettings) and study.distributed:
+            if several:
                 distributed.join()
             failed = self.carry_out(study, f"{self.called} {shlex.join(argv)}")
         if failed:
