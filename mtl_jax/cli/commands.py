@@ -107,7 +107,7 @@ def _train(command: Train) -> None:
 
 
 def _check(command: Check) -> None:
-    from mtl_jax.core.atomic_write import check_place, is_same_file, whole
+    from mtl_jax.core.atomic_write import atomic_write, check_place, is_same_file
     from mtl_jax.core.errors import cannot_write
     from mtl_jax.studies.report.render import to_html
     from mtl_jax.tools.check import check
@@ -129,7 +129,7 @@ def _check(command: Check) -> None:
     )
     if page is not None:
         try:
-            with whole(page) as draft:
+            with atomic_write(page) as draft:
                 draft.write_text(to_html(found.document()), "utf-8", "backslashreplace")
         except OSError as error:
             raise cannot_write(page, error) from error

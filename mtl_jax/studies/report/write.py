@@ -12,7 +12,7 @@ from rich.segment import Segments
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mtl_jax.core.atomic_write import whole
+from mtl_jax.core.atomic_write import atomic_write
 from mtl_jax.core.console import Terminal, name_width, side_by_side
 from mtl_jax.studies.report import tables
 from mtl_jax.studies.report.document import Cell, Document, Picture, Row, Table
@@ -190,5 +190,5 @@ def _rich_table(table: Table, first: int | None = None) -> RichTable:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_bytes(content)
