@@ -140,6 +140,10 @@ def _settings(path: Path) -> tuple[dict[str, Any], bool]:
         # Where it ran is no setting of another run.
         limits = (found.get("environment") or {}).get("limits") or {}
         found = {**renamed(found["settings"]), **limits}
+    elif isinstance(found, Mapping) and {"settings", "study"} <= found.keys():
+        raise UserError(
+            f"{path} is the record of a study, not of a run: name that of one of its arms"
+        )
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise UserError(f"{path} does not contain settings by name: {_REMEDY}")
     return dict(_flat(found)), is_record

@@ -79,6 +79,7 @@ def test_a_runs_record_is_a_file_of_settings(tmp_path):
     [
         ("epoch: 3", "there is no setting 'epoch': did you mean epochs"),
         ("data: {max_lenght: 3}", "no setting 'max_lenght': did you mean max_length"),
+        ('{"study": "freezing", "settings": {}}', "is the record of a study, not of a run: name"),
         ("- epochs", "does not contain settings by name"),
         ("epochs: [", "is neither YAML nor JSON"),
         ("epochs: [[1]]", "epochs is a list of lists"),
