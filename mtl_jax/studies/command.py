@@ -13,7 +13,6 @@ from mtl_jax.config.files import with_file
 from mtl_jax.config.train import Settings
 from mtl_jax.core import distributed, preemption
 from mtl_jax.core.command_line import guarded, parse
-from mtl_jax.core.console import say_awaited
 from mtl_jax.runs.startup import prepare
 from mtl_jax.studies.settings import Plan, StudySettings
 
@@ -73,6 +72,9 @@ class StudyCommand:
         # A terminal has no use for the marks of code in a docstring.
         question = self.question.replace("``", "")
         study = parse(self.kind, with_file(argv, self.kind), self.called, question)
+        # No help waits for it.
+        from mtl_jax.core.console import say_awaited
+
         # What has no arms has no place to stop at, and ends at once.
         with preemption.heeded() if self.has_parts else contextlib.nullcontext():
             several = isinstance(study, StudySettings) and study.distributed
