@@ -119,7 +119,7 @@ def read(words):
         case ["python", "-m", "mtl_jax", *argv] | ["mtl-jax", *argv]:
             if argv[0] in ("train", "check", "plan"):
                 kind = {"train": Train, "check": Check, "plan": Plan}[argv[0]]
-                argv = [argv[0], *with_file(argv[1:], kind)]
+                argv = [argv[0], *with_file(argv[1:], kind, of_train=kind is not Train)]
             parse(Command, argv, "mtl-jax", "")
         case ["python", "-m", module, *argv] if module in PROGRAMS:
             own, flags = split(argv)

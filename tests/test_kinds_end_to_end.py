@@ -1,8 +1,10 @@
 """Tasks of every kind in one run: trained, measured, predicted, gone on with, and recomputed."""
 
 import dataclasses
+import importlib
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from mtl_jax.training.text_reader import TextReader
 from tests.conftest import WORDS, metrics_of
 
 TASKS = ("topic", "tags", "stars")
+EXAMPLES = Path(__file__).parents[1] / "experiments" / "examples"
 KINDS = ("tags=multi_label", "stars=regression")
 NOUNS, GOOD = ("film", "book", "phone"), {"good": 1.0, "great": 2.0, "bad": -1.0, "awful": -2.5}
 
@@ -195,6 +198,14 @@ def test_evaluate_looks_closely_at_every_kind(trained, folder, tmp_path, capsys)
     assert largest["text"] in (tmp_path / "report.html").read_text()
     for name in ("classes.csv", "reliability.csv", "mistakes.csv", "report.md", "values.png"):
         assert (tmp_path / name).stat().st_size > 20
+
+
+def test_the_example_that_predicts_has_words_for_every_kind(trained, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    importlib.import_module("predict_texts").main([trained[0].workdir, "a film"])
+    (line,) = capsys.readouterr().out.splitlines()
+    number = r"-?\d+\.\d\d"
+    assert re.fullmatch(rf"a film: topic \S+ \({number}\), tags .+, stars {number}", line)
 
 
 def test_evaluate_fits_a_terminal(trained):

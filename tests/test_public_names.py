@@ -1,7 +1,10 @@
 """What a package offers is what its lazy names say, whatever has been imported before."""
 
 import importlib
+import inspect
 import pkgutil
+import re
+import textwrap
 from types import ModuleType
 
 import mtl_jax
@@ -26,3 +29,17 @@ def test_no_module_takes_the_place_of_a_lazy_name_once_it_is_imported():
         for name, home in package._HOMES.items():
             module = importlib.import_module(f"{mtl_jax.__name__}.{home}")
             assert getattr(package, name) is getattr(module, name)
+
+
+def example_in(docstring: str) -> str:
+    """What is indented above the first section."""
+    lines = re.split("\n(?:Args|Attributes|Raises|Returns):\n", docstring)[0].splitlines()
+    return textwrap.dedent("\n".join(line for line in lines if line.startswith("    ")))
+
+
+def test_the_docstring_of_every_name_shows_its_use():
+    for package in packages():
+        for name in package.__all__:
+            code = example_in(inspect.getdoc(getattr(package, name)) or "")
+            compile(code, name, "exec")
+            assert re.search(rf"\b{name}\b", code, re.IGNORECASE), name

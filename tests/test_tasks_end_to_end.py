@@ -350,7 +350,7 @@ def example(name):
 
 
 def test_the_example_that_predicts_runs(trained, capsys):
-    example("predict_texts").main(str(trained), "the film was good", "a book")
+    example("predict_texts").main([str(trained), "the film was good", "a book"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["the film was good", "a book"]
     for line in lines:

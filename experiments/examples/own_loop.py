@@ -14,14 +14,14 @@ def main(argv=None):
     parser.add_argument("--backbone", default="sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--train", required=True)
     parser.add_argument("--validation")
-    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK=COLUMN")
+    parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK[=COLUMN]")
     parser.add_argument("--scenario", default="top_2")
     parser.add_argument("--epochs", type=int, default=3)
     args = parser.parse_args(argv)
 
     encoder = mtl.load_encoder(args.backbone)
     files = {"train": args.train, "validation": args.validation}
-    tasks = dict(pair.split("=") for pair in args.tasks)
+    tasks = dict(pair.partition("=")[::2] for pair in args.tasks)
     data = mtl.load_data(**files, tasks=tasks, encoder=encoder)
     model = mtl.MultiTaskModel(encoder, data.tasks)
     partition = mtl.Partition(model.params, args.scenario)

@@ -43,9 +43,14 @@ def _main(argv: Sequence[str]) -> None:
         sys.exit(run_study(argv[1:]))
     kinds = {"train": Train, "check": Check, "plan": Plan}
     if argv and argv[0] in kinds:
-        argv = [argv[0], *with_file(argv[1:], kinds[argv[0]])]
+        # What is checked or planned is a run, whose file of settings serves for that, too.
+        argv = [argv[0], *with_file(argv[1:], kinds[argv[0]], of_train=argv[0] != "train")]
     command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
     # No help waits for it.
+    from mtl_jax.core.console import say_awaited
+
+    if not (isinstance(command, Train) and command.distributed):
+        say_awaited(_AWAITED[type(command)])
     from mtl_jax.runs.startup import import_transformers_alone, prepare
 
     with preemption.heeded() if isinstance(command, Train) else contextlib.nullcontext():
@@ -68,6 +73,15 @@ def _main(argv: Sequence[str]) -> None:
 
 
 _WIDEST = 10_000
+_AWAITED = {
+    Train: "loading the data and the encoder",
+    Check: "reading the data",
+    Plan: "loading the data and the encoder",
+    Evaluate: "loading the model and the data",
+    Predict: "loading the model",
+    Extract: "loading the encoder",
+    Export: "loading the model",
+}
 _DESCRIPTION = (
     "Fine-tune an encoder on several tasks, with the parts frozen that a scenario names. "
     "--version prints the version."
@@ -93,7 +107,7 @@ def _train(command: Train) -> None:
 
 
 def _check(command: Check) -> None:
-    from mtl_jax.core.atomic_write import check_place, is_same_file, whole
+    from mtl_jax.core.atomic_write import atomic_write, check_place, is_same_file
     from mtl_jax.core.errors import cannot_write
     from mtl_jax.studies.report.render import to_html
     from mtl_jax.tools.check import check
@@ -115,7 +129,7 @@ def _check(command: Check) -> None:
     )
     if page is not None:
         try:
-            with whole(page) as draft:
+            with atomic_write(page) as draft:
                 draft.write_text(to_html(found.document()), "utf-8", "backslashreplace")
         except OSError as error:
             raise cannot_write(page, error) from error

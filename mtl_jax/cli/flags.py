@@ -49,6 +49,7 @@ class Check:
     """Check the data before training: sizes, classes, lengths, duplicates, likely mistakes."""
 
     data: DataConfig = DEFAULT_DATA
+    """Which texts and labels a run reads."""
     backbone: str | None = None
     """checkpoint whose tokenizer is used to count the tokens of a sample of texts; see train"""
     html: str | None = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Iterable
+import os
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from mtl_jax.config.extensions import as_pairs
 from mtl_jax.config.tasks import Kind, numbers_of, pairs_of, refuse_kind
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
@@ -47,7 +49,13 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which texts and labels a run reads."""
+    """Which texts and labels a run reads.
+
+        data = mtl.DataConfig(train_file="train.csv", label_columns=("topic=topic", "stars=rating"),
+                              task_kinds=("stars=regression",))
+
+    Its fields are the flags of the data of ``train --help``, which describes each.
+    """
 
     dataset: PerTask = "sentences"
     """data set to use instead of files: the default corpus `sentences`, the name of a TFDS data \
@@ -104,13 +112,20 @@ case"""
     def __post_init__(self) -> None:
         # A record has lists for tuples.
         for name in _OF_TASKS:
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, as_pairs(getattr(self, name)))
             refuse_blank(name, getattr(self, name), paired=True)
         for name in ("dataset", "text_column", *_FILES):
             value = getattr(self, name)
+            if isinstance(value, os.PathLike):
+                value = os.fspath(value)
+            elif isinstance(value, Mapping):
+                value = as_pairs(value)
             refuse_blank(name, (value,) if isinstance(value, str) else value or (), self.columns)
             object.__setattr__(self, name, _normal(value, self.columns))
-        object.__setattr__(self, "text_columns", tuple(self.text_columns))
+        columns: Any = self.text_columns
+        if isinstance(columns, Mapping):
+            columns = [f"{task}={each}" for task, pair in columns.items() for each in pair]
+        object.__setattr__(self, "text_columns", tuple(columns))
         refuse_blank("text_columns", self.text_columns, self.columns)
         for name in (*_LIMITS, "mixing_cap"):
             limit = getattr(self, name)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from mtl_jax.config.data import refuse_blank
 from mtl_jax.config.earlier import renamed
 from mtl_jax.config.extensions import named_paths
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.imported import refuse_untrusted
 from mtl_jax.core.json_files import read_text
@@ -23,12 +24,15 @@ _WHAT = ("scenario", "recipe")
 _REMEDY = "write one flag in each line, such as epochs: 3"
 
 
-def with_file(argv: Sequence[str], kind: type) -> list[str]:
+def with_file(argv: Sequence[str], kind: type, *, of_train: bool = False) -> list[str]:
     """Puts the flags of a ``--config`` file before those of the command line, which override it.
+
+    Of the record of a run what ``kind`` has not is left out.
 
     Args:
         argv: The flags.
         kind: The dataclass whose fields, and those of the dataclasses in it, they set.
+        of_train: Whether any file may be one of ``train``, of which as much is left out.
 
     Raises:
         UserError: The file can't be read, has a key that is no flag, or names code of a module
@@ -41,10 +45,14 @@ def with_file(argv: Sequence[str], kind: type) -> list[str]:
         raise UserError(f"{_FLAG} needs a file name: give it one, or leave it out")
     refuse_blank("config", file)
     path = expanded(file[-1])
-    settings = _settings(path)
+    settings, is_record = _settings(path)
+    known = dict(_fields(kind))
+    left_out: Set[str] = set()
+    if is_record or of_train:
+        left_out = {name for name, _ in _fields(TrainConfig)} - known.keys()
+        settings = _without(settings, left_out)
     trust, rest = _taken(rest, _TRUST)
     refuse_untrusted(named_paths(settings), trust or (), str(path))
-    known = dict(_fields(kind))
     flags: list[str] = []
     # The two cannot be used together: a flag stands for whichever of them the file has.
     given = {name for name in _WHAT if _taken(rest, f"--{name}")[0] is not None}
@@ -53,7 +61,7 @@ def with_file(argv: Sequence[str], kind: type) -> list[str]:
     for name, value in settings.items():
         key = name.replace("-", "_")
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
+            close = difflib.get_close_matches(key, [*known, *left_out], n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise UserError(f"{path}: there is no setting {name!r}: {hint}see --help for all")
         flags += _as_flags(key, value, path)
@@ -111,7 +119,12 @@ def _from_yaml(text: str) -> Any:
     return yaml.load(text, Loader)  # noqa: S506  (it makes no object but these)
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _without(settings: Mapping[str, Any], names: Set[str]) -> dict[str, Any]:
+    return {name: v for name, v in settings.items() if name.replace("-", "_") not in names}
+
+
+def _settings(path: Path) -> tuple[dict[str, Any], bool]:
+    """The settings in a file, and whether it is a run's config.json."""
     import yaml
 
     text = read_text(path, _REMEDY)
@@ -121,14 +134,19 @@ def _settings(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is neither YAML nor JSON ({reason}): {_REMEDY}") from error
     if found is None:
-        return {}
-    if isinstance(found, Mapping) and {"settings", "phases"} <= found.keys():
-        # A run's config.json; where it ran is no setting of another run.
+        return {}, False
+    is_record = isinstance(found, Mapping) and {"settings", "phases"} <= found.keys()
+    if is_record:
+        # Where it ran is no setting of another run.
         limits = (found.get("environment") or {}).get("limits") or {}
         found = {**renamed(found["settings"]), **limits}
+    elif isinstance(found, Mapping) and {"settings", "study"} <= found.keys():
+        raise UserError(
+            f"{path} is the record of a study, not of a run: name that of one of its arms"
+        )
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise UserError(f"{path} does not contain settings by name: {_REMEDY}")
-    return dict(_flat(found))
+    return dict(_flat(found)), is_record
 
 
 def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -148,10 +148,9 @@ than this, in nats, while the backbone trains"""
             object.__setattr__(self, "schedule", import_path(self.schedule, "--schedule"))
         refuse_schedule(self.schedule, get_args(Schedule))
         object.__setattr__(self, "loss", as_paths("loss", self.loss))
-        object.__setattr__(self, "task_weights", tuple(self.task_weights))
-        refuse_blank("task_weights", self.task_weights, paired=True)
-        for name in ("class_weights", "label_smoothing"):
+        for name in ("task_weights", "class_weights", "label_smoothing"):
             object.__setattr__(self, name, as_pairs(getattr(self, name)))
+        refuse_blank("task_weights", self.task_weights, paired=True)
         refuse_blank("class_weights", self.class_weights, paired=True)
         refuse_blank("label_smoothing", self.label_smoothing)
         if not 0 <= self.warmup_fraction <= 1:

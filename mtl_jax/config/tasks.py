@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, cast, get_args
@@ -56,7 +57,7 @@ class Task:
             are divided.
 
     Raises:
-        UserError: The name is not allowed, or there is no such kind.
+        UserError: The name or the weight is not allowed, or there is no such kind.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Task:
     def __post_init__(self) -> None:
         refuse_task_name(self.name, "the task")
         refuse_kind(self.kind, f"kind of the task {self.name!r}")
+        refuse_weight(self.weight, f"weight of the task {self.name!r}")
         object.__setattr__(self, "column", self.column or self.name)
         object.__setattr__(self, "classes", tuple(self.classes))
 
@@ -77,6 +79,16 @@ class Task:
     def outputs(self) -> int:
         """How many logits its head has: one for each class, or one of a regression."""
         return 1 if self.kind == "regression" else len(self.classes)
+
+
+def refuse_weight(weight: float, where: str) -> None:
+    """Refuses what no loss can be multiplied by.
+
+    Raises:
+        UserError: It is no number of 0 or more; ``where`` is what the error begins with.
+    """
+    if not 0 <= weight < math.inf:
+        raise UserError(f"{where} is {weight}: it must be a number of 0 or more")
 
 
 def refuse_kind(kind: str, where: str) -> Kind:

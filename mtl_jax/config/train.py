@@ -55,6 +55,7 @@ class Settings(CheckpointSettings, LoraSettings, OptimizerSettings, ModelSetting
     """What a run and a study of many runs have in common."""
 
     data: DataConfig = DEFAULT_DATA
+    """Which texts and labels a run reads."""
     metrics: tuple[str, ...] = ()
     """name=module:function pairs: additional metrics, (labels, predictions) -> number, for all \
 tasks, or for the kinds of tasks in the function's attribute kinds"""
@@ -217,7 +218,14 @@ rules, as a JSON file or directly"""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Settings, _RunSettings):
-    """One training run. Everything that is needed to repeat it."""
+    """One training run: everything that is needed to repeat it.
+
+        data = mtl.DataConfig(train_file="train.csv", label_columns=("topic=topic",))
+        config = mtl.TrainConfig(workdir="runs/mine", scenario="top_2", data=data, epochs=3)
+
+    Its fields are the flags of ``train``, whose ``--help`` describes each. A head, loss, schedule,
+    metric or callback is a class or function that a module defines, or its ``module:name``.
+    """
 
     distributed: bool = False
     """run as one of several processes of this training, which JAX finds by itself: under Slurm, \

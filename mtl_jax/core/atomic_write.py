@@ -45,7 +45,7 @@ def refuse_other_kind(path: Path) -> None:
 
 
 def check_place(path: Path, file: str) -> None:
-    """Refuses where ``whole`` can't write, before there is anything to write.
+    """Refuses where ``atomic_write`` can't write, before there is anything to write.
 
     Args:
         path: The place.
@@ -108,7 +108,7 @@ def is_same_file(one: Path | int, other: Path | int) -> bool:
 
 
 @contextlib.contextmanager
-def whole(path: Path, suffix: str = "") -> Iterator[Path]:
+def atomic_write(path: Path, suffix: str = "") -> Iterator[Path]:
     """Writes a file so that it has its name when it is whole, or keeps what it was.
 
     Args:
@@ -176,7 +176,7 @@ def first(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Makes a folder that has its name when it is whole, or is not there.
 
     Args:

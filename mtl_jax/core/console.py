@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -54,6 +56,15 @@ def say(message: str) -> None:
         _console.print(message)
 
 
+def say_awaited(what: str) -> None:
+    """Says on a terminal what is being waited for, before anything that takes seconds is imported.
+
+    A log has no need of it.
+    """
+    if is_terminal():
+        say(f"{what} ...")
+
+
 def is_terminal() -> bool:
     """Whether there is someone to draw a bar for."""
     return _console.is_terminal
@@ -78,6 +89,37 @@ def scaled(value: float, base: int, units: Sequence[str]) -> str:
 def in_bytes(size: float) -> str:
     """1536 -> ``1.5 KiB``."""
     return scaled(size, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def name_width(names: Sequence[str], width: int) -> int:
+    """How wide the column with the names of rows is: of half a terminal at most, which breaks them.
+
+    Args:
+        names: The names, and the title of their column.
+        width: Columns of the terminal.
+    """
+    return min(max(map(cell_len, names)), width // 2 - 4)
+
+
+def side_by_side(first: int, widths: Sequence[int], width: int) -> list[list[int]]:
+    """Which columns of a table fit beside the names of its rows, in tables below each other.
+
+    Args:
+        first: The width of the names.
+        widths: Those of the other columns.
+        width: Columns of the terminal.
+
+    Returns:
+        The places of the columns in each table, each with one at least.
+    """
+    found, places = [], list(range(len(widths)))
+    while places:
+        # Each column has its border and a space on either side.
+        ends = itertools.accumulate((widths[place] + 3 for place in places), initial=first + 4)
+        fitting = max(sum(end <= width for end in ends) - 1, 1)
+        found.append(places[:fitting])
+        places = places[fitting:]
+    return found
 
 
 @contextlib.contextmanager

@@ -39,6 +39,11 @@ _AROUND = 100
 class UserError(Exception):
     """A mistake the user can mend: one line that names the thing and the remedy.
 
+        try:
+            model = mtl.Predictor("runs/mine")
+        except mtl.UserError as error:
+            print(error)
+
     The command line prints it on standard error and exits with status 2; from
     Python it is an ordinary exception.
     """

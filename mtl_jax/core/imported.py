@@ -102,12 +102,13 @@ def refuse_untrusted(paths: Collection[str], trust: Collection[str], where: str)
 
     Args:
         paths: The import paths.
-        trust: The modules that the user has named; a package stands for its modules.
+        trust: The modules that the user has named, or one; a package stands for its modules.
         where: What names them, for the error.
 
     Raises:
         UserError: There is one that is not trusted; nothing has been imported.
     """
+    trust = (trust,) if isinstance(trust, str) else trust
     for path in paths:
         module = path.partition(":")[0]
         if not any(module == each or module.startswith(f"{each}.") for each in trust):

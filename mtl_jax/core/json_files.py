@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.core import distributed
-from mtl_jax.core.atomic_write import first, refuse_other_kind, whole
+from mtl_jax.core.atomic_write import atomic_write, first, refuse_other_kind
 from mtl_jax.core.errors import UserError, cannot_read, cannot_write, first_line, shortened
 
 OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -100,7 +100,7 @@ def _replace(path: Path, text: str) -> None:
     if not distributed.is_main():
         return
     try:
-        with whole(path) as draft:
+        with atomic_write(path) as draft:
             draft.write_text(text, encoding="utf-8")
     except OSError as error:
         raise cannot_write(path, error) from error

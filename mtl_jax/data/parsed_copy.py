@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.core.atomic_write import whole
+from mtl_jax.core.atomic_write import atomic_write
 from mtl_jax.core.console import say
 from mtl_jax.core.downloads import cache_dir
 from mtl_jax.data.kinds import LabelKind
@@ -66,7 +66,7 @@ def parsed_table(
         file.parent.mkdir(parents=True, exist_ok=True)
         content = _content(table)
         _make_room(file.parent, len(content))
-        with whole(file) as draft:
+        with atomic_write(file) as draft:
             draft.write_bytes(content)
     return table
 

@@ -135,6 +135,8 @@ def _drawn(key: jax.Array, path: str, shape: tuple[int, int]) -> np.ndarray:
 def merge_lora(params: Mapping[str, Any]) -> dict[str, Any]:
     """Merges low-rank factors into their kernels.
 
+        params = mtl.merge_lora(step.params(state))
+
     The result computes the same function, up to rounding.
 
     Args:

@@ -83,6 +83,10 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 class Phase:
     """One phase of a recipe; fields that are None take the value of the run's settings.
 
+        phases = [mtl.Phase("backbone_frozen", epochs=1), mtl.Phase("top_2", epochs=3, patience=2)]
+
+    A file with such a list is used as ``--recipe mine.py``.
+
     A phase is divided into epochs from its start. It is measured on validation at the end of each
     epoch, or of every so many, and at its own end.
 

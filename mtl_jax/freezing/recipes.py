@@ -22,6 +22,7 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import read_json
 from mtl_jax.core.paths import expanded
 from mtl_jax.freezing.phase import Phase, phases_from
+from mtl_jax.freezing.scenarios import is_scenario
 
 # Howard & Ruder 2018 (arXiv:1801.06146), section 3.2: "we empirically found it to work well".
 # Whatever is compared with gradual unfreezing needs them, too, or the rates are what differs.
@@ -33,6 +34,13 @@ _PAYS = 0.002
 @dataclasses.dataclass(frozen=True)
 class RecipeContext:
     """What the phases of a recipe may depend on.
+
+        def phases(context: mtl.RecipeContext) -> list[mtl.Phase]:
+            half = context.epochs / 2
+            top = f"top_{context.num_layers // 2}"
+            return [mtl.Phase("backbone_frozen", epochs=half), mtl.Phase(top, epochs=half)]
+
+    A file with such a function is used as ``--recipe mine.py``.
 
     Attributes:
         num_layers: Layers of the backbone.
@@ -146,6 +154,7 @@ def _top_down(k: int) -> Recipe:
     return lambda context: _even(context, "backbone_frozen", f"top_{k}")
 
 
+_TOP_DOWN = re.compile(r"top_down_(\d+)")
 RECIPES: dict[str, Recipe] = {
     recipe.__name__: recipe
     for recipe in (gradual_unfreezing, lp_ft, sequential_heads, scarce_head_last, auto)
@@ -187,6 +196,11 @@ def _scarce(context: RecipeContext) -> str:
     return min(reversed(context.tasks), key=lambda task: context.labels[task])
 
 
+def is_recipe(name: str) -> bool:
+    """Whether a name is that of a recipe; a file is none."""
+    return name in RECIPES or _TOP_DOWN.fullmatch(name) is not None
+
+
 def recipe_named(name: str) -> Recipe:
     """The recipe of a name, or of a ``.json`` or ``.py`` file.
 
@@ -203,8 +217,10 @@ def recipe_named(name: str) -> Recipe:
         return _of_python(expanded(name))
     if name in RECIPES:
         return RECIPES[name]
-    if top := re.fullmatch(r"top_down_(\d+)", name):
+    if top := _TOP_DOWN.fullmatch(name):
         return _top_down(int(top.group(1)))
+    if is_scenario(name):
+        raise UserError(f"{name} is a scenario, not a recipe: name it with --scenario {name}")
     close = difflib.get_close_matches(name, [*RECIPES, "top_down_1"], n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UserError(

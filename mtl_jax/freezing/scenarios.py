@@ -51,6 +51,11 @@ def is_scenario_name(name: str, tasks: Sequence[str]) -> bool:
     return known or bool(_frozen_tasks(name, tasks))
 
 
+def is_scenario(name: str) -> bool:
+    """Whether a name is that of a scenario, of whatever tasks and layers; a file is none."""
+    return name in _PLAIN or name.endswith("_frozen") or _NUMBERED.fullmatch(name) is not None
+
+
 def _frozen_tasks(name: str, tasks: Sequence[str]) -> list[str]:
     """The tasks whose heads ``a+b_frozen`` freezes; none of any other name."""
     found = list(dict.fromkeys(name.removesuffix("_frozen").split("+")))
@@ -130,6 +135,10 @@ def scenario_rules(name: str, num_layers: int, tasks: Sequence[str]) -> tuple[Ru
         frozen = [(f"{task}/*", FROZEN) for task in frozen_tasks]
         return (*frozen, *(head for head in heads if (head[0], FROZEN) not in frozen), _TRAINED)
     if not (numbered := _NUMBERED.fullmatch(name)):
+        from mtl_jax.freezing.recipes import is_recipe
+
+        if is_recipe(name):
+            raise UserError(f"{name} is a recipe, not a scenario: name it with --recipe {name}")
         close = difflib.get_close_matches(name, close_names(tasks), n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(

@@ -131,6 +131,8 @@ def load_encoder(
 ) -> Encoder:
     """Loads the encoder of a pre-trained checkpoint.
 
+        encoder = mtl.load_encoder("sentence-transformers/all-MiniLM-L6-v2")
+
     Args:
         name: A folder, or a name on the Hugging Face hub. Weights are read from safetensors only.
         pooling: How the token vectors of a text become one vector; by default as the checkpoint

@@ -51,6 +51,9 @@ _FLAGS = ("norm_first", "gated_mlp", "attention_bias", "mlp_bias", "norm_bias")
 class EncoderConfig:
     """What changes the numbers of an encoder; the defaults are BERT's.
 
+        small = mtl.EncoderConfig(vocab_size=1000, hidden_size=64, num_hidden_layers=2,
+                                  num_attention_heads=4, intermediate_size=256)
+
     The names are those of transformers' ``BertConfig``, and for what BERT has not those of the
     family that has it.
 

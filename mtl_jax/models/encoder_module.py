@@ -33,6 +33,9 @@ from mtl_jax.models.positions import rotation
 class EncoderModule(nn.Module):
     """Embeddings, L layers and an optional pooler; pure under ``apply``.
 
+        config, params = mtl.load_backbone("bert-base-uncased")
+        hidden = mtl.EncoderModule(config).apply({"params": params}, jnp.array([[101, 7592, 102]]))
+
     Attributes:
         config: Sizes, activation, dropout rates.
         dtype: Precision of the factors of its matrix products; see ``layers``.

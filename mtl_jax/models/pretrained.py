@@ -145,7 +145,9 @@ def load_config(folder: Path) -> EncoderConfig:
 
 
 def load_backbone(name_or_directory: str | Path) -> tuple[EncoderConfig, dict[str, Any]]:
-    """Loads a pre-trained encoder.
+    """Loads the parameters of a pre-trained encoder; ``load_encoder`` adds its tokenizer.
+
+        config, params = mtl.load_backbone("bert-base-uncased")
 
     Args:
         name_or_directory: The folder of a transformers checkpoint, the name of one that is

@@ -32,6 +32,9 @@ from mtl_jax.training.program import TrainState
 def train(config: TrainConfig, inputs: Inputs | None = None) -> dict[str, Any]:
     """Trains one scenario or recipe, or goes on where an earlier call on the same folder stopped.
 
+        result = mtl.train(mtl.TrainConfig(workdir="runs/mine", scenario="backbone_frozen"))
+        result["validation"]["sentiment"]["macro_f1"]
+
     Args:
         config: The settings.
         inputs: What ``open_inputs(config)`` gives, to share it between runs.

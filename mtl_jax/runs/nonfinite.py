@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from mtl_jax.core import distributed
-from mtl_jax.core.atomic_write import whole
+from mtl_jax.core.atomic_write import atomic_write
 from mtl_jax.core.errors import SharedError, UserError
 from mtl_jax.data.batches import HostBatch, TextSet, make_batch
 from mtl_jax.data.kinds import blank, has_label
@@ -76,7 +76,7 @@ def keep(folder: Path, run: PhaseRun, step: int, batch: HostBatch) -> str:
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as draft, draft.open("wb") as file:
+        with atomic_write(path) as draft, draft.open("wb") as file:
             np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
     except OSError as error:
         raise UserError(error.strerror or str(error)) from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from mtl_jax.config.tasks import Kind, Task
-from mtl_jax.core.atomic_write import whole
+from mtl_jax.core.atomic_write import atomic_write
 from mtl_jax.core.errors import UserError, cannot_read, cannot_write, first_line
 from mtl_jax.core.json_files import check_json
 from mtl_jax.data.examples import Examples
@@ -67,6 +67,9 @@ class TaskPredictions:
 @dataclasses.dataclass(frozen=True)
 class Predictions:
     """What a run has predicted of the n examples of a split.
+
+        found: mtl.studies.Predictions = mtl.studies.ensemble("runs/quality", "none_frozen")
+        found.tasks["sentiment"].probabilities  # float32 [n, classes]
 
     Attributes:
         examples: int64 [n]: the row of each in its split as the data were read.
@@ -213,7 +216,7 @@ def _write(path: Path, table: pa.Table) -> None:
     import pyarrow.parquet as pq
 
     try:
-        with whole(path) as draft:
+        with atomic_write(path) as draft:
             # pyarrow takes a relative path such as s3:x/y for an address.
             pq.write_table(table, draft.absolute(), **_encoding(table))
     except OSError as error:

@@ -43,7 +43,7 @@ def has_model(folder: Path) -> bool:
     return Workdir(folder).checkpoints.is_dir()
 
 
-class KeptModels:
+class BestModels:
     """The checkpoints that stay while a study is trained.
 
     Until all arms are done nobody knows which will be recommended: of each arm one run keeps its

@@ -72,10 +72,16 @@ class StudyCommand:
         # A terminal has no use for the marks of code in a docstring.
         question = self.question.replace("``", "")
         study = parse(self.kind, with_file(argv, self.kind), self.called, question)
+        # No help waits for it.
+        from mtl_jax.core.console import say_awaited
+
         # What has no arms has no place to stop at, and ends at once.
         with preemption.heeded() if self.has_parts else contextlib.nullcontext():
+            several = isinstance(study, StudySettings) and study.distributed
+            if not several:
+                say_awaited("loading the data and the encoder")
             prepare()
-            if isinstance(study, StudySettings) and study.distributed:
+            if several:
                 distributed.join()
             failed = self.carry_out(study, f"{self.called} {shlex.join(argv)}")
         if failed:

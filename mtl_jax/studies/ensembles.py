@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
-from mtl_jax.studies.kept_predictions import predictions_of, predictions_path
+from mtl_jax.studies.arm_predictions import predictions_of, predictions_path
 from mtl_jax.studies.settings import arm_folder
 from mtl_jax.studies.stats.results import Result, read_results, results_file
 

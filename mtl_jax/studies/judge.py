@@ -18,9 +18,9 @@ from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_write
 from mtl_jax.core.json_files import read_json, write_json
 from mtl_jax.core.paths import expanded
+from mtl_jax.studies.arm_predictions import ArmPredictions, predictions_path, recomputed
 from mtl_jax.studies.ensembles import FOLDER as OF_ENSEMBLES
 from mtl_jax.studies.ensembles import keep_ensembles
-from mtl_jax.studies.kept_predictions import KeptPredictions, predictions_path, recomputed
 from mtl_jax.studies.results_store import BASELINES, OF_BASELINES
 from mtl_jax.studies.settings import Report
 from mtl_jax.studies.stats.formatting import count_of
@@ -110,7 +110,7 @@ def judge(folder: Path, output: Path | None = None) -> Path:
             f"{folder} has no results yet: run the study with --gather first, which collects what "
             "its workers have done"
         )
-    noted, opened = read_results(file), KeptPredictions(folder)
+    noted, opened = read_results(file), ArmPredictions(folder)
     if not noted:
         raise UserError(f"{folder} has no results yet: judge it when an arm is done")
     results = [recomputed(line, opened) for line in noted]

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtl_jax.core import streams
-from mtl_jax.core.atomic_write import whole
+from mtl_jax.core.atomic_write import atomic_write
 from mtl_jax.core.errors import SAVED, UserError, cannot_read, cannot_write
 from mtl_jax.core.file_lock import LEASE_SECONDS, machine
 
@@ -329,7 +329,7 @@ def leave_mark(folder: Path, arm: str, number: int, how: How, content: Mapping[s
     """
     path = folder / f"{arm}.{number}.{how}"
     try:
-        with whole(path, f".{secrets.token_hex(4)}") as draft:
+        with atomic_write(path, f".{secrets.token_hex(4)}") as draft:
             draft.write_text(json.dumps(content), encoding="utf-8")
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -14,7 +14,7 @@ from typing import Any
 
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core import distributed
-from mtl_jax.core.atomic_write import whole
+from mtl_jax.core.atomic_write import atomic_write
 from mtl_jax.core.command_line import one_line
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_write
@@ -84,7 +84,7 @@ class ResultsStore:
             if self._inputs.setdefault(_reads(first.config), len(self.inputs)) == len(self.inputs):
                 self.inputs.append(first.config)
         self._keep_checkpoints = plan.keep_checkpoints
-        self._models = best_run.KeptModels(self.arms)
+        self._models = best_run.BestModels(self.arms)
         lines = distributed.call_on_main(self._lines)
         done = {_key(line): line.get(WEIGHTS) for line in lines}
         for arm in self.arms:
@@ -223,7 +223,7 @@ class ResultsStore:
         path = self.folder / FOLDER / ARMS
         try:
             if not path.exists() or path.read_text(encoding="utf-8") != text:
-                with whole(path, f".{worker}") as draft:
+                with atomic_write(path, f".{worker}") as draft:
                     draft.write_text(text, encoding="utf-8")
         except OSError as error:
             raise cannot_write(path, error) from error

@@ -43,7 +43,12 @@ _OF_A_RUN = tuple(field.name for field in dataclasses.fields(Settings))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudySettings(Settings):
-    """What the studies have in common, beside what a run is set by."""
+    """What the studies have in common, beside what a run is set by.
+
+        settings = mtl.studies.StudySettings(workdir="runs/warmup", seeds=(0, 1, 2), epochs=5)
+
+    Its fields are the flags of every study, whose ``--help`` describes each.
+    """
 
     workdir: str
     """folder for the arms, results.jsonl and the report; run the same command again to resume"""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtl_jax.data.kinds import has_label
-from mtl_jax.studies.kept_predictions import KeptPredictions, predictions_path
+from mtl_jax.studies.arm_predictions import ArmPredictions, predictions_path
 from mtl_jax.studies.stats.measured import Measured, contributions
 from mtl_jax.studies.stats.results import SPLITS, Result
 from mtl_jax.training.kinds.registry import KINDS
@@ -28,7 +28,7 @@ _BY_SOURCE = "weighted_f1_by_source"
 
 
 def with_text_errors(
-    folder: Path, results: Sequence[Result], kept: KeptPredictions | None = None
+    folder: Path, results: Sequence[Result], kept: ArmPredictions | None = None
 ) -> list[Result]:
     """The same lines, whose scores are ``Measured`` where the predictions of all arms are there.
 
@@ -42,7 +42,7 @@ def with_text_errors(
             for.
         kept: The predictions, where some have been read already.
     """
-    kept = kept or KeptPredictions(folder)
+    kept = kept or ArmPredictions(folder)
     found = [dict(line) for line in results]
     for split in SPLITS:
         lines = [line for line in found if line.get(split)]
@@ -73,7 +73,7 @@ def shared_tasks(metrics: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def _read(kept: KeptPredictions, line: Result, split: str) -> Predictions:
+def _read(kept: ArmPredictions, line: Result, split: str) -> Predictions:
     found = kept.of(line, split)
     if found is None:
         raise ValueError("there was a file")

@@ -14,7 +14,7 @@ from mtl_jax.config.tasks import Task
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.examples import Examples
 from mtl_jax.runs.ensembles import mean_probabilities
-from mtl_jax.tools.predict import Predictor
+from mtl_jax.tools.predict import Predictor, refuse_one_text
 from mtl_jax.tools.text_encoder import CHUNK
 from mtl_jax.training.inputs import standardised
 from mtl_jax.training.kinds.base import Metrics
@@ -86,6 +86,7 @@ class Ensemble:
 
     def predict(self, texts: Iterable[str | Sequence[str]]) -> list[dict[str, Any]]:
         """As of ``Predictor``."""
+        refuse_one_text(texts)
         return list(self.answers(texts))
 
     def answers(self, texts: Iterable[str | Sequence[str]]) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.core.atomic_write import whole
+from mtl_jax.core.atomic_write import atomic_write
 from mtl_jax.core.errors import cannot_write
 from mtl_jax.data.examples import Examples
 from mtl_jax.runs import calibration, diagnosis
@@ -289,12 +289,12 @@ def _tables(record: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...], _Rows
 
 
 def _write(path: Path, text: str) -> None:
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(text, "utf-8", "backslashreplace")
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: _Rows) -> None:
-    with whole(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(rows)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
 from mtl_jax.config.train import Settings, TrainConfig
-from mtl_jax.core.console import duration, in_bytes, say, scaled
+from mtl_jax.core.console import duration, in_bytes, name_width, say, scaled, side_by_side
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.kinds import has_label
 from mtl_jax.freezing.scenarios import FROZEN
@@ -177,16 +175,8 @@ def tables(estimates: Sequence[Estimate], width: int) -> list[Table]:
         max(map(len, (*title.split("\n"), *cells)))
         for title, *cells in zip(_TITLES, *rows, strict=True)
     ]
-    # A name that takes more than half of the terminal is broken.
-    first = min(max(map(cell_len, ("scenario", *names))), width // 2 - 4)
-    found, places = [], list(range(len(_TITLES)))
-    while places:
-        # Each column has its border and a space on either side.
-        ends = itertools.accumulate((widths[place] + 3 for place in places), initial=first + 4)
-        fitting = max(sum(end <= width for end in ends) - 1, 1)
-        found.append(_table(names, rows, first, places[:fitting]))
-        places = places[fitting:]
-    return found
+    first = name_width(("scenario", *names), width)
+    return [_table(names, rows, first, places) for places in side_by_side(first, widths, width)]
 
 
 def _table(

@@ -161,8 +161,9 @@ class Predictor(TextEncoder):
             texts: Texts, or pairs of two texts.
 
         Raises:
-            UserError: A text is too long, and long texts are refused.
+            UserError: A text is too long, and long texts are refused; or it is one text alone.
         """
+        refuse_one_text(texts)
         return list(self.answers(texts))
 
     def answers(self, texts: Iterable[str | Sequence[str]]) -> Iterator[dict[str, Any]]:
@@ -234,6 +235,16 @@ class Predictor(TextEncoder):
                 f"{'a pair' if isinstance(text, Pair) else 'one text'}: see --text-columns"
             )
         return text
+
+
+def refuse_one_text(texts: Iterable[str | Sequence[str]]) -> None:
+    """Refuses a text in the place of a list of texts, of which it would be taken letter by letter.
+
+    Raises:
+        UserError: It is one.
+    """
+    if isinstance(texts, str):
+        raise UserError(f"predict takes a list of texts, and {shortened(texts, 60)!r} is one text")
 
 
 def _fitting(pooling: Pooling, params: Params, folder: str) -> Pooling:

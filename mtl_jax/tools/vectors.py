@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 
-from mtl_jax.core.atomic_write import check_place, whole
+from mtl_jax.core.atomic_write import atomic_write, check_place
 from mtl_jax.core.errors import UserError, cannot_write
 from mtl_jax.data.pairs import Pair
 
@@ -50,7 +50,7 @@ def write_vectors(path: Path, chunks: Iterable[tuple[list[str], np.ndarray]], wi
     check_vector_file(path)
     write = _write_parquet if path.suffix.lower() == ".parquet" else _write_npy
     try:
-        with whole(path) as draft:
+        with atomic_write(path) as draft:
             return write(draft, chunks, width)
     except OSError as error:
         raise cannot_write(path, error) from error

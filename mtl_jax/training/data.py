@@ -13,6 +13,7 @@ from mtl_jax.config.data import DataConfig
 from mtl_jax.config.tasks import Task, refuse_task_name
 from mtl_jax.config.train import Settings
 from mtl_jax.core.errors import UserError
+from mtl_jax.core.names import listed, shown
 from mtl_jax.data.batches import WHOLE, EpochOrder, HostBatch, TextSet, make_batch
 from mtl_jax.data.packing.plan import Layout, PackingPlan, Placement
 from mtl_jax.models.encoder import Encoder
@@ -205,14 +206,16 @@ def load_data(
         text: The column or feature with the texts, or two of them for pairs of texts.
         tasks: For each task the column of its labels, or a ``Task`` with its kind and weight; or
             a list of ``Task``. By default ``classifier`` and ``sentiment``, the tasks of the
-            default corpus.
+            default corpus. The classes are those of the data, and a ``Task`` may have no others.
         max_length: Maximum number of tokens per text, including special tokens.
         **settings: Other fields of ``DataConfig``, such as ``label_fraction``.
 
     Raises:
-        UserError: The data can't be found, or something is wrong with them.
+        UserError: The data can't be found, or something is wrong with them, or a task is given
+            other classes than they have.
     """
     weights: dict[str, float] = {}
+    classes: dict[str, tuple[str, ...]] = {}
     if tasks is not None:
         given = _as_tasks(tasks)
         settings["label_columns"] = tuple(f"{task.name}={task.column}" for task in given)
@@ -220,6 +223,7 @@ def load_data(
             f"{task.name}={task.kind}" for task in given if task.kind != "single_label"
         )
         weights = {task.name: task.weight for task in given}
+        classes = {task.name: task.classes for task in given}
     if not isinstance(text, str):
         settings["text_columns"], text = tuple(text), "text"
     files = {"train_file": train, "validation_file": validation, "test_file": test}
@@ -230,7 +234,20 @@ def load_data(
         **{name: str(file) for name, file in files.items() if file is not None},
         **settings,
     )
-    return Data(config.absolute(), encoder, weights)
+    data = Data(config.absolute(), encoder, weights)
+    for task in data.tasks:
+        _refuse_other_classes(task, classes.get(task.name, ()))
+    return data
+
+
+def _refuse_other_classes(task: Task, given: Sequence[str]) -> None:
+    """Refuses classes in another order than a user's own loss would count them in."""
+    if given and tuple(given) != task.classes:
+        raise UserError(
+            f"the task {task.name!r} is given the classes {listed(list(map(shown, given)), 20)}, "
+            f"and the training texts have {listed(list(map(shown, task.classes)), 20)}, in this "
+            "order: give these, or none"
+        )
 
 
 def _as_tasks(tasks: Mapping[str, str | Task] | Sequence[Task]) -> list[Task]:

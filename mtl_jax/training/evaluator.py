@@ -258,8 +258,9 @@ class Evaluator:
         logits: Mapping[str, np.ndarray],
         losses: Mapping[str, float | None],
         classes: Mapping[str, Sequence[str]],
+        own: Iterable[tuple[str, Metric]] = (),
     ) -> Metrics:
-        """``metrics`` of examples whose logits and mean losses are known."""
+        """``metrics`` of examples whose logits and mean losses are known, and metrics beside."""
         kinds = {task: kind_of(labels) for task, labels in examples.labels.items()}
         predicted = {
             task: kinds[task].predicted(values, *self._scales.get(task, ()))
@@ -271,7 +272,7 @@ class Evaluator:
             result[task]["loss"] = loss
             labels = examples.labels[task]
             there = has_label(labels)
-            for name, metric in self._metrics:
+            for name, metric in (*self._metrics, *own):
                 if kinds[task].name not in metric.kinds:
                     continue
                 found = metric(labels[there], predicted[task][there]) if there.any() else math.nan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 import flax.linen as nn
@@ -116,28 +116,17 @@ def load_extensions(
     names = tuple(tasks)
     own_heads, own_losses, own_metrics = [], [], []
     for task, path in paths_by_name("--heads", heads, names).items():
-        outputs = tasks[task].outputs
-        made = _head(import_object(path, f"--heads {task}"), outputs, task)
-        _check_head(made, task, outputs, hidden_size)
-        own_heads.append((task, Head(made)))
+        what = f"--heads {task}"
+        found = import_object(path, what)
+        own_heads.append((task, make_head(found, tasks[task].outputs, hidden_size, what)))
     for task, path in paths_by_name("--loss", loss, names, every=True).items():
         function = import_function(path, f"--loss {task}")
         _check_loss(function, f"--loss {task} {path}", tasks[task])
         own_losses.append((task, function))
     for name, path in paths_by_name("--metrics", metrics, None).items():
-        if name in BUILT_IN:
-            raise UserError(f"--metrics {name} already exists: use another name")
+        refuse_built_in(name, "--metrics")
         metric = import_function(path, f"--metrics {name}")
-        measured = _metric(metric, f"--metrics {name} {path}")
-        there = {task.kind for task in tasks.values()}
-        kinds: list[Kind] = [kind for kind in measured.kinds if kind in there]
-        if not kinds:
-            raise UserError(
-                f"--metrics {name} {path} is for {' or '.join(measured.kinds)} alone, and no task "
-                "is that: leave it out"
-            )
-        for kind in kinds:
-            _ = measured(*_TRIED[kind])
+        measured = make_metric(metric, tasks.values(), f"--metrics {name} {path}")
         own_metrics.append((name, measured))
     return Extensions(tuple(own_heads), tuple(own_losses), tuple(own_metrics))
 
@@ -202,6 +191,39 @@ def class_weights_of(
     return found
 
 
+def refuse_built_in(name: str, what: str) -> None:
+    """Refuses the name of a metric that there is already.
+
+    Raises:
+        UserError: It is one; ``what`` is what names it.
+    """
+    if name in BUILT_IN:
+        raise UserError(f"{what} {name} already exists: use another name")
+
+
+def make_metric(function: Any, tasks: Iterable[Task], what: str) -> Metric:
+    """A user's metric, tried on a few labels of each kind of these tasks that it is for.
+
+    Args:
+        function: (labels, predictions) -> number.
+        tasks: The tasks.
+        what: What it is called in an error.
+
+    Raises:
+        UserError: It is for none of the tasks, or fails.
+    """
+    measured = _metric(function, what)
+    there = {task.kind for task in tasks}
+    kinds: list[Kind] = [kind for kind in measured.kinds if kind in there]
+    if not kinds:
+        raise UserError(
+            f"{what} is for {' or '.join(measured.kinds)} alone, and no task is that: leave it out"
+        )
+    for kind in kinds:
+        _ = measured(*_TRIED[kind])
+    return measured
+
+
 def _metric(function: Any, what: str) -> Metric:
     kinds = getattr(function, "kinds", get_args(Kind))
     if isinstance(kinds, str) or not kinds or not set(kinds) <= set(get_args(Kind)):
@@ -232,8 +254,24 @@ def _check_loss(loss: Loss, what: str, task: Task) -> None:
         )
 
 
-def _head(found: Any, classes: int, task: str) -> nn.Module:
-    """The module that an import path names: itself, or what it makes for so many classes."""
+def make_head(found: Any, outputs: int, hidden_size: int, what: str) -> Head:
+    """A user's head, tried on the shapes that it will have.
+
+    Args:
+        found: A Flax module, or a class or function that makes one for so many classes.
+        outputs: How many logits it is to make of a vector.
+        hidden_size: Length of a pooled vector.
+        what: What it is called in an error.
+
+    Raises:
+        UserError: It is no such thing, or makes something else.
+    """
+    made = _head(found, outputs, what)
+    _check_head(made, what, outputs, hidden_size)
+    return Head(made)
+
+
+def _head(found: Any, classes: int, what: str) -> nn.Module:
     if isinstance(found, nn.Module):
         return found
     try:
@@ -244,17 +282,15 @@ def _head(found: Any, classes: int, task: str) -> nn.Module:
             made = found(classes) if callable(found) else found
     except TypeError as error:
         raise UserError(
-            f"--heads {task}: {getattr(found, '__name__', found)} can't be made ({error}): give it "
+            f"{what}: {getattr(found, '__name__', found)} can't be made ({error}): give it "
             "a field classes, or defaults"
         ) from error
     if not isinstance(made, nn.Module):
-        raise UserError(
-            f"--heads {task}: {found!r} is not a Flax module and does not return one: name one"
-        )
+        raise UserError(f"{what}: {found!r} is not a Flax module and does not return one: name one")
     return made
 
 
-def _check_head(head: nn.Module, task: str, classes: int, hidden_size: int) -> None:
+def _check_head(head: nn.Module, what: str, classes: int, hidden_size: int) -> None:
     vectors = jax.ShapeDtypeStruct((2, 3, hidden_size), np.float32)
     init = functools.partial(head.init_with_output, jax.random.key(0))
     try:
@@ -262,12 +298,12 @@ def _check_head(head: nn.Module, task: str, classes: int, hidden_size: int) -> N
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"--heads {task}: {type(head).__name__} can't be called with pooled vectors, float32 "
+            f"{what}: {type(head).__name__} can't be called with pooled vectors, float32 "
             f"[..., {hidden_size}] ({reason}): correct it"
         ) from error
     if getattr(logits, "shape", None) != (2, 3, classes):
         raise UserError(
-            f"--heads {task}: {type(head).__name__} makes {getattr(logits, 'shape', logits)} of "
+            f"{what}: {type(head).__name__} makes {getattr(logits, 'shape', logits)} of "
             f"vectors [2, 3, {hidden_size}], and the task has {classes} classes: make it "
             f"[2, 3, {classes}]"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import flax.linen as nn
@@ -19,6 +19,7 @@ from mtl_jax.models.encoder import Encoder
 from mtl_jax.models.multitask import Head
 from mtl_jax.models.precision import default_dtype
 from mtl_jax.training.evaluator import ModelSpec, of_tasks
+from mtl_jax.training.extensions import make_head
 from mtl_jax.training.program import stream
 
 
@@ -39,7 +40,7 @@ class MultiTaskModel:
         self,
         encoder: Encoder,
         tasks: Sequence[Task],
-        heads: Mapping[str, nn.Module] | None = None,
+        heads: Mapping[str, nn.Module | Callable[[int], nn.Module]] | None = None,
         *,
         dtype: Dtype | None = None,
     ):
@@ -49,24 +50,31 @@ class MultiTaskModel:
             encoder: From ``load_encoder``.
             tasks: The tasks with their classes, as ``load_data`` returns them.
             heads: For some tasks a Flax module that maps pooled vectors, float32 [..., hidden], to
-                logits, float32 [..., classes], or [..., 1] for a regression; by default a Dense
-                layer.
+                logits, float32 [..., classes], or [..., 1] for a regression, or what makes one for
+                a number of classes; by default a Dense layer.
             dtype: ``float32``, or ``bfloat16`` for the operands of the encoder's matrix products;
                 by default bfloat16 on TPUs and on GPUs from Ampere on.
 
         Raises:
-            UserError: There is no task, a task has no classes, or a head is for an unknown task.
+            UserError: There is no task, a task has no classes, or a head is for an unknown task or
+                makes other logits than its task has.
         """
         self.encoder, self.tasks = encoder, tuple(tasks)
         self.dtype: Dtype = dtype or default_dtype()
-        self.heads = dict(heads or {})
         names = [task.name for task in self.tasks]
         if not names or len(set(names)) < len(names):
             raise UserError("a model needs tasks of different names")
         if bare := [task.name for task in self.tasks if not task.outputs]:
             raise UserError(f"the task {bare[0]!r} has no classes: take the tasks of load_data")
-        if strange := [name for name in self.heads if name not in names]:
+        if strange := [name for name in heads or {} if name not in names]:
             raise UserError(f"heads names the task {strange[0]!r}: use {' or '.join(names)}")
+        outputs = {task.name: task.outputs for task in self.tasks}
+        self.heads: dict[str, nn.Module] = {
+            name: make_head(
+                head, outputs[name], encoder.config.hidden_size, f"the head of {name}"
+            ).module
+            for name, head in (heads or {}).items()
+        }
 
     def spec(self, **how: Any) -> ModelSpec:
         """What it is built and compiled from; ``how`` is the rest of ``ModelSpec``."""

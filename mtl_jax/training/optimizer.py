@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mtl_jax.config.optimizer import WEIGHT_DECAY, Schedule
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.partition import Params, Partition, longest_prefix
+from mtl_jax.freezing.scenarios import LORA
 from mtl_jax.training.schedules import (
     BLOCK,
     MakeSchedule,
@@ -250,8 +252,20 @@ def make_optimizer(
         ema: As of ``TrainConfig``; ``TrainStep.params`` then gives the average.
 
     Raises:
-        UserError: A label of the partition has no learning rate, or ``ema`` is not a decay.
+        UserError: A label of the partition has no learning rate, a rate is for a label that there
+            is not, ``schedule`` is unknown, or a number is none that training can have.
     """
+    _refuse_rates(partition, learning_rates)
+    if not callable(schedule) and schedule not in get_args(Schedule):
+        known = ", ".join(get_args(Schedule))
+        raise UserError(f"schedule {schedule!r} is unknown: use {known}, or a function")
+    if total_steps < 1:
+        raise UserError(f"total_steps {total_steps} must be at least 1")
+    for name, number in (("weight_decay", weight_decay), ("warmup_steps", warmup_steps or 0)):
+        if not 0 <= number < math.inf:
+            raise UserError(f"{name} {number} must be a number of 0 or more")
+    if not clip_norm > 0:
+        raise UserError(f"clip_norm {clip_norm} must be above 0")
     if ema is not None and not 0 < ema < 1:
         raise UserError(f"ema {ema} must be above 0 and below 1")
     config = OptimizerConfig(
@@ -264,6 +278,23 @@ def make_optimizer(
         ema=ema,
     )
     return build_optimizer(partition, config)
+
+
+# What most partitions have: a rate of the backbone is no slip where heads alone are trained.
+_USUAL = ("head", "backbone", LORA)
+
+
+def _refuse_rates(partition: Partition, rates: Mapping[str, float]) -> None:
+    """Refuses a rate that is none, and a label that nothing has."""
+    for label, rate in rates.items():
+        if not 0 <= rate < math.inf:
+            raise UserError(f"the learning rate of {label} is {rate}: it must be 0 or more")
+        of_it = [each for each in partition.groups if f"{each}/".startswith(f"{label}/")]
+        if not of_it and label.partition("/")[0] not in _USUAL:
+            raise UserError(
+                f"learning_rates names {label!r}, which is not a label of anything that is "
+                f"trained: use {', '.join(partition.groups)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import jax
 import numpy as np
@@ -315,8 +315,10 @@ def make_runner(kind: Placement, *, alone: bool = False) -> Runner:
         alone: Whether over the devices of this process only, whatever the others do.
 
     Raises:
-        UserError: One device is asked for, of several processes.
+        UserError: There is none of that name, or one device is asked for, of several processes.
     """
+    if kind not in get_args(Placement):
+        raise UserError(f"parallel {kind!r} is unknown: use {', '.join(get_args(Placement))}")
     alone = alone or distributed.count() == 1
     if kind == "jit" and not alone:
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import optax
 
 from mtl_jax.config.model import Parallel
 from mtl_jax.config.optimizer import WeightingName
-from mtl_jax.config.tasks import Task
+from mtl_jax.config.tasks import Task, refuse_weight
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.batches import TextSet
 from mtl_jax.data.packing.plan import PackingPlan
@@ -23,6 +23,7 @@ from mtl_jax.models.multitask import Loss
 from mtl_jax.training.compiled_step import CompiledTrainStep, drops_out, micro_batches
 from mtl_jax.training.data import Data, TrainBatch
 from mtl_jax.training.evaluator import ModelSpec, evaluator
+from mtl_jax.training.extensions import make_metric, refuse_built_in
 from mtl_jax.training.frozen_activations import SHALLOWEST, FrozenActivations
 from mtl_jax.training.inputs import Split
 from mtl_jax.training.metrics import Metrics
@@ -31,7 +32,7 @@ from mtl_jax.training.optimizer import Optimizer
 from mtl_jax.training.program import Numbers, Template, TrainState, stream
 from mtl_jax.training.runners import make_runner
 from mtl_jax.training.weighting.base import Weighting
-from mtl_jax.training.weighting.registry import make_weighting
+from mtl_jax.training.weighting.registry import make_weighting, refuse_weighting
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,14 +145,19 @@ class TrainStep:
                 reaches what is trained.
 
         Raises:
-            UserError: Nothing is trained, an unknown task is named, ``accumulate`` is not a
-                number of micro-batches, or ``r_drop`` is not above 0 or has no task with classes.
+            UserError: Nothing is trained, an unknown task, ``weighting`` or ``parallel`` is named,
+                a weight is negative, ``accumulate`` is not a number of micro-batches, or ``r_drop``
+                is not above 0 or has no task with classes.
         """
         names = [task.name for task in model.tasks]
         losses = dict.fromkeys(names, loss) if callable(loss) else dict(loss or {})
         for what, named in (("loss", losses), ("task_weights", task_weights or {})):
             if strange := [task for task in named if task not in names]:
                 raise UserError(f"{what} names the task {strange[0]!r}: use {' or '.join(names)}")
+        for task, weight in (task_weights or {}).items():
+            refuse_weight(weight, f"task_weights {task}")
+        if isinstance(weighting, str):
+            refuse_weighting(weighting, "weighting")
         if accumulate < 1:
             raise UserError(f"accumulate {accumulate} must be at least 1")
         if r_drop is not None and not 0 < r_drop < math.inf:
@@ -300,7 +306,12 @@ class TrainStep:
 
 
 def evaluate(
-    model: MultiTaskModel, params: Params, split: Split, *, parallel: Parallel = "auto"
+    model: MultiTaskModel,
+    params: Params,
+    split: Split,
+    *,
+    metrics: Mapping[str, Callable[[np.ndarray, np.ndarray], Any]] | None = None,
+    parallel: Parallel = "auto",
 ) -> Metrics:
     """Measures parameters on a split, without dropout.
 
@@ -311,13 +322,24 @@ def evaluate(
         model: The model.
         params: All of its parameters.
         split: A split of ``load_data``.
+        metrics: Additional metrics by name, (labels, predictions) -> number, as ``--metrics`` names
+            them.
         parallel: See ``TrainConfig``.
 
     Returns:
         For each task ``accuracy``, ``macro_f1``, ``loss`` (the mean, in nats), ``examples`` and
-        ``weighted_f1_by_source``.
+        ``weighted_f1_by_source``, and the additional metrics.
+
+    Raises:
+        UserError: An additional metric has the name of another one, or fails.
     """
+    own = []
+    for name, function in (metrics or {}).items():
+        refuse_built_in(name, "metrics")
+        own.append((name, make_metric(function, model.tasks, f"the metric {name}")))
     longest = max(int(split.texts.tokens.lengths.max(initial=1)), split.max_length or 1)
     measured = evaluator(model.spec(max_length=longest, parallel=parallel, like=split.like))
     classes = {task.name: task.classes for task in model.tasks}
-    return measured.metrics(measured.runner.replicate(params), split, classes)
+    # Whatever they are, what is compiled is the same.
+    logits, losses = measured.logits(measured.runner.replicate(params), split.texts)
+    return measured.metrics_of(split.examples, logits, losses, classes, own)

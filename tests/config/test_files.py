@@ -5,10 +5,12 @@ import json
 
 import pytest
 
+from mtl_jax.cli.flags import Check, Plan
 from mtl_jax.config.files import with_file
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.command_line import parse
 from mtl_jax.core.errors import UserError
+from mtl_jax.studies.settings import StudySettings
 
 YAML = """
 scenario: [["backbone/*", "frozen"], ["*", "head"]]
@@ -77,6 +79,7 @@ def test_a_runs_record_is_a_file_of_settings(tmp_path):
     [
         ("epoch: 3", "there is no setting 'epoch': did you mean epochs"),
         ("data: {max_lenght: 3}", "no setting 'max_lenght': did you mean max_length"),
+        ('{"study": "freezing", "settings": {}}', "is the record of a study, not of a run: name"),
         ("- epochs", "does not contain settings by name"),
         ("epochs: [", "is neither YAML nor JSON"),
         ("epochs: [[1]]", "epochs is a list of lists"),
@@ -106,6 +109,27 @@ def test_a_file_that_is_not_there_or_not_named(tmp_path):
         read(f"--config={tmp_path}/gone.yaml")
     with pytest.raises(UserError, match="needs a file name"):
         read("--config")
+
+
+def test_a_check_and_a_plan_take_the_file_of_a_run_and_a_study_its_record_alone(tmp_path):
+    file, record = tmp_path / "settings.yaml", tmp_path / "config.json"
+    file.write_text("scenario: top_2\nseed: 3\nlabel-columns: {topic: label}\n")
+    settings = {"scenario": "top_2", "seed": 3, "data": {"label_columns": ["topic=label"]}}
+    record.write_text(json.dumps({"settings": settings, "phases": []}))
+    columns = ["--label-columns", "topic=label"]
+    for path in (file, record):
+        argv = [f"--config={path}"]
+        assert with_file(argv, Check, of_train=True) == columns
+        assert with_file(argv, Plan, of_train=True) == ["--scenario", "top_2", *columns]
+    assert with_file([f"--config={record}", "--workdir=w"], StudySettings) == [
+        *columns,
+        "--workdir=w",
+    ]
+    with pytest.raises(UserError, match="there is no setting 'scenario'"):
+        with_file([f"--config={file}"], StudySettings)
+    file.write_text("epoch: 3\n")
+    with pytest.raises(UserError, match="no setting 'epoch': did you mean epochs"):
+        with_file([f"--config={file}"], Check, of_train=True)
 
 
 def test_an_empty_file_says_nothing(tmp_path):

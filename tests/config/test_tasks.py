@@ -1,5 +1,7 @@
 """The tasks as data: their names, and pairs that name them."""
 
+import math
+
 import pytest
 
 from mtl_jax.config.data import DataConfig
@@ -27,6 +29,12 @@ def test_what_can_be_no_name_is_refused(name, words):
         Task(name)
     with pytest.raises(UserError, match=words if name else "is not a pair: write task=column"):
         DataConfig(label_columns=(f"{name}=column",))
+
+
+@pytest.mark.parametrize("weight", [-1, math.nan, math.inf])
+def test_a_weight_is_a_number_of_0_or_more(weight):
+    with pytest.raises(UserError, match=f"weight of the task 'topic' is {weight}: it must be"):
+        Task("topic", weight=weight)
 
 
 def test_a_task_is_named_once():

@@ -192,10 +192,12 @@ def test_settings_by_task_or_for_all():
         workdir="w",
         data=KINDS,
         class_weights={"topic": {"rare": 2.5}},  # pyright: ignore[reportArgumentType]
+        task_weights={"stars": 0.5},  # pyright: ignore[reportArgumentType]
         label_smoothing=("0.1",),
         mlp_heads=("64,32",),
     )
     assert config.class_weights == ('topic={"rare": 2.5}',)
+    assert config.task_weights == ("stars=0.5",)
     assert config.weights_of_classes == {"topic": {"rare": 2.5}}
     # A regression has no classes to smooth.
     assert config.smoothing == {"topic": 0.1}

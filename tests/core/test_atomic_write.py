@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mtl_jax.core.atomic_write import check_folder, first, is_same_file, whole
+from mtl_jax.core.atomic_write import atomic_write, check_folder, first, is_same_file
 from mtl_jax.core.errors import UserError
 
 
@@ -29,7 +29,7 @@ def test_a_folder_is_there_or_can_be_made(tmp_path, monkeypatch):
             check_folder(Path(name), "--output")
 
 
-@pytest.mark.parametrize("written", [whole, first])
+@pytest.mark.parametrize("written", [atomic_write, first])
 def test_an_error_names_the_file(written, tmp_path):
     """A write names none, and what opens the draft names that."""
 

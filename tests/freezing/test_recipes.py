@@ -140,6 +140,8 @@ def test_a_recipe_of_several_tasks_is_refused_for_one(name):
         ("gradual_unfreeze", "did you mean gradual_unfreezing?"),
         ("top_down_k", "did you mean top_down_1?"),
         ("top_down_", "did you mean top_down_1?"),
+        ("top_2", "top_2 is a scenario, not a recipe: name it with --scenario top_2"),
+        ("mood_frozen", "mood_frozen is a scenario, not a recipe"),
         ("/no/such.json", "recipe file /no/such.json is missing"),
         ("/no/such.py", "recipe file /no/such.py is not there"),
     ],

@@ -185,6 +185,13 @@ def test_an_unknown_name_is_refused_with_the_closest(name, hint):
     )
 
 
+@pytest.mark.parametrize("name", ["lp_ft", "top_down_2"])
+def test_a_recipe_in_the_place_of_a_scenario_is_told_by_its_flag(name):
+    words = f"{name} is a recipe, not a scenario: name it with --recipe {name}"
+    with pytest.raises(UserError, match=words):
+        scenario_rules(name, 6, TASKS)
+
+
 def test_a_json_file_holds_own_rules(tmp_path):
     file = tmp_path / "own.json"
     file.write_text('[["classifier/*", "frozen"], ["*/layer_1/*", "backbone/low"], ["*", "head"]]')

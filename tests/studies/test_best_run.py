@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from mtl_jax.config.train import TrainConfig
-from mtl_jax.studies.best_run import KeptModels, best_run, has_model, keep_only_best
+from mtl_jax.studies.best_run import BestModels, best_run, has_model, keep_only_best
 from mtl_jax.studies.settings import Arm, arm_folder
 from tests.synthetic_study import line, metrics
 
@@ -33,7 +33,7 @@ def kept(arms):
 def test_of_each_arm_its_best_run_and_in_the_end_that_of_the_recommended(tmp_path):
     runs = [("all_frozen", 0, 0.9), ("top_1", 0, 0.6), ("none_frozen", 0, 0.8), ("top_1", 1, 0.7)]
     arms = [made(tmp_path, name, seed) for name, seed, _ in runs]
-    models, after = KeptModels(arms), []
+    models, after = BestModels(arms), []
     for arm, (_, _, score) in zip(arms, runs, strict=True):
         train(arm, score)
         models.keep_better(arm)
@@ -44,7 +44,7 @@ def test_of_each_arm_its_best_run_and_in_the_end_that_of_the_recommended(tmp_pat
     # Another process finds what this one has left.
     worse = made(tmp_path, "none_frozen", 1)
     train(worse, 0.75)
-    KeptModels([*arms, worse]).keep_better(worse)
+    BestModels([*arms, worse]).keep_better(worse)
     assert kept([*arms, worse]) == ["none_frozen 0", "top_1 1"]
 
     results = [line(name, seed, score, 10) for name, seed, score in runs]
@@ -58,7 +58,7 @@ def test_of_each_arm_its_best_run_and_in_the_end_that_of_the_recommended(tmp_pat
 def test_who_is_outdone_need_not_save(tmp_path):
     runs = [("top_1", 0, 0.6), ("top_1", 1, 0.5), ("none_frozen", 0, 0.4), ("top_1", 2, 0.6)]
     arms = [made(tmp_path, name, seed) for name, seed, _ in runs]
-    models, said = KeptModels(arms), []
+    models, said = BestModels(arms), []
     for arm, (_, _, score) in zip(arms, runs, strict=True):
         said.append(models.outdone(arm.config.workdir, score))
         train(arm, score)
@@ -68,7 +68,7 @@ def test_who_is_outdone_need_not_save(tmp_path):
     assert kept(arms) == ["top_1 0", "none_frozen 0"]
     # Whatever it says of itself afterwards, it has no model.
     last = made(tmp_path, "none_frozen", 1)
-    models = KeptModels([*arms, last])
+    models = BestModels([*arms, last])
     assert models.outdone(last.config.workdir, 0.3)
     train(last, 0.9)
     models.keep_better(last)
@@ -78,7 +78,7 @@ def test_who_is_outdone_need_not_save(tmp_path):
 def test_of_a_study_with_settings_one_run_of_all(tmp_path):
     runs = [("top_1", 64, 0.6), ("none_frozen", 64, 0.5), ("top_1", 256, 0.7)]
     arms = [made(tmp_path, name, 0, {"size": size}) for name, size, _ in runs]
-    models = KeptModels(arms)
+    models = BestModels(arms)
     for arm, (_, _, score) in zip(arms, runs, strict=True):
         train(arm, score)
         models.keep_better(arm)

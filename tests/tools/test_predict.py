@@ -109,6 +109,11 @@ def test_predictions_are_in_order_and_probabilities(model):
         assert answers[0][task]["probability"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_one_text_is_no_list_of_texts(model):
+    with pytest.raises(UserError, match="predict takes a list of texts, and 'a film' is one text"):
+        model.predict("a film")
+
+
 # Nothing here takes this long, unless it would wait for ever.
 PATIENCE = 60
 

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from mtl_jax.cli.commands import run
 from mtl_jax.config.tasks import Task
-from mtl_jax.core.atomic_write import check_place, whole
+from mtl_jax.core.atomic_write import atomic_write, check_place
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.examples import Examples
 from mtl_jax.data.pairs import Pair
@@ -71,7 +71,7 @@ def test_vectors_go_through_a_link_and_replace_nothing_but_files(tmp_path):
     for path, kind in ((pipe, "a pipe"), (tmp_path / "device.npy", "a device")):
         with pytest.raises(UserError, match=f"is {kind}: name a .npy or .parquet file"):
             check_place(path, VECTOR_FILE)
-        with pytest.raises(OSError, match=f"it is {kind}"), whole(path) as draft:
+        with pytest.raises(OSError, match=f"it is {kind}"), atomic_write(path) as draft:
             draft.write_text("x")
     assert pipe.is_fifo()
     loop = tmp_path / "loop.npy"
@@ -79,7 +79,7 @@ def test_vectors_go_through_a_link_and_replace_nothing_but_files(tmp_path):
     words = r"levels of symbolic links.*leads back to itself"
     with pytest.raises(UserError, match=words):
         check_place(loop, VECTOR_FILE)
-    with pytest.raises(OSError, match=r"levels of symbolic links"), whole(loop) as draft:
+    with pytest.raises(OSError, match=r"levels of symbolic links"), atomic_write(loop) as draft:
         draft.write_text("x")
     assert loop.is_symlink()
     assert Path("/dev/null").is_char_device()

@@ -16,6 +16,7 @@ import pytest
 
 import mtl_jax as mtl
 from mtl_jax.core.errors import UserError
+from mtl_jax.training.evaluator import evaluator
 from tests.conftest import TINY, WORDS, write_checkpoint
 
 TASKS = {"topic": "topic", "mood": "mood", "queue": "queue"}
@@ -64,6 +65,14 @@ def data(files, encoder):
 @pytest.fixture(scope="module")
 def model(data, encoder):
     return mtl.MultiTaskModel(encoder, data.tasks)
+
+
+def headed(model, data, head):
+    return mtl.MultiTaskModel(model.encoder, data.tasks, {"mood": head})
+
+
+def optimizer(model, rates, steps=1, **how):
+    return mtl.make_optimizer(mtl.Partition(model.params, "top_1"), rates, steps, **how)
 
 
 def looped(model, data, scenario, epochs=1, loss=None, optimizer=None, parts=1, **how):
@@ -199,6 +208,9 @@ def test_an_own_loss_is_what_is_trained_and_nothing_compiled_is_reused(model, da
     assert every["loss"]["queue"] == pytest.approx(2 * plain["loss"]["queue"], rel=1e-6)
 
 
+RATES = {"head": 1e-3, "backbone": 1e-4}
+
+
 class Wide(nn.Module):
     classes: int = 3
 
@@ -218,6 +230,47 @@ def test_an_own_head_is_part_of_the_tree(data, encoder):
     params, _ = looped(model, data, "backbone_frozen")
     assert np.abs(params["queue"]["Dense_0"]["kernel"]).max() > 0
     assert mtl.evaluate(model, params, data.validation)["queue"]["examples"] == 40
+
+
+def test_a_head_is_a_module_or_what_makes_one_for_the_classes(data, encoder):
+    model = mtl.MultiTaskModel(encoder, data.tasks, heads={"mood": Wide, "queue": Wide()})
+    assert model.heads == {"mood": Wide(classes=2), "queue": Wide(classes=3)}
+
+
+def test_an_own_metric_stands_beside_the_others_and_compiles_nothing(model, data, encoder):
+    def right(labels, predicted):
+        return (labels == predicted).mean()
+
+    def of_numbers(labels, predicted):
+        return 0.0
+
+    of_numbers.kinds = ("regression",)  # pyright: ignore[reportFunctionMemberAccess]
+    params = model.params
+    scores = mtl.evaluate(model, params, data.validation)
+    before = evaluator.cache_info().misses
+    own = mtl.evaluate(model, params, data.validation, metrics={"right": right})
+    assert evaluator.cache_info().misses == before
+    assert own == {
+        task: {**found, "right": pytest.approx(found["accuracy"])} for task, found in scores.items()
+    }
+    refused: Any = (
+        ({"accuracy": right}, "metrics accuracy already exists"),
+        ({"wrong": lambda labels: 0}, "the metric wrong makes no number of"),
+        ({"far": of_numbers}, "the metric far is for regression alone, and no task is that"),
+    )
+    for metrics, words in refused:
+        with pytest.raises(UserError, match=words):
+            mtl.evaluate(model, params, data.validation, metrics=metrics)
+
+
+def test_classes_in_another_order_than_the_data_have_are_refused(files, encoder):
+    def classes_of(*classes):
+        task = mtl.Task("queue", classes=classes)
+        return mtl.load_data(**files, tasks=[task], encoder=encoder).tasks[0].classes
+
+    assert classes_of("0", "1", "2") == classes_of() == ("0", "1", "2")
+    with pytest.raises(UserError, match="'queue' is given the classes '2', '1', '0', and"):
+        classes_of("2", "1", "0")
 
 
 def test_the_model_is_a_pure_function_of_its_parameters(model, data, encoder):
@@ -246,6 +299,20 @@ def test_the_model_is_a_pure_function_of_its_parameters(model, data, encoder):
         (lambda m, d: looped(m, d, [("backbone/*", "frozen")]), "no rule matches parameter"),
         (lambda m, d: mtl.MultiTaskModel(m.encoder, [mtl.Task("a")]), "'a' has no classes"),
         (lambda m, d: mtl.MultiTaskModel(m.encoder, d.tasks, {"a": Wide()}), "the task 'a'"),
+        (lambda m, d: headed(m, d, Wide()), "the task has 2 classes: make it"),
+        (lambda m, d: headed(m, d, int), "is not a Flax module and does not return one"),
+        (lambda m, d: looped(m, d, "top_1", task_weights={"mood": -1}), "task_weights mood is -1"),
+        (
+            lambda m, d: looped(m, d, "top_1", weighting="famos"),
+            "weighting 'famos' is unknown: use",
+        ),
+        (lambda m, d: looped(m, d, "top_1", parallel="map"), "parallel 'map' is unknown: use auto"),
+        (lambda m, d: optimizer(m, {"head": 1}), "no learning rate for the label 'backbone'"),
+        (lambda m, d: optimizer(m, {**RATES, "body": 1}), "'body', which is not a label"),
+        (lambda m, d: optimizer(m, {**RATES, "head": -1}), "learning rate of head is -1"),
+        (lambda m, d: optimizer(m, RATES, schedule="liner"), "schedule 'liner' is unknown: use"),
+        (lambda m, d: optimizer(m, RATES, 0), "total_steps 0 must be at least 1"),
+        (lambda m, d: optimizer(m, RATES, weight_decay=-1), "weight_decay -1 must be"),
         (lambda m, d: d.train_batches(batch_size=0), "batch_size 0 must be at least 1"),
         (lambda m, d: looped(m, d, "top_1", accumulate=0), "accumulate 0 must be at least 1"),
         (lambda m, d: looped(m, d, "top_1", r_drop=0.0), "r_drop 0.0 must be above 0"),
@@ -267,6 +334,6 @@ def test_the_example_of_a_loop_runs(files, tiny, capsys):
     finally:
         sys.path.remove(str(EXAMPLES))
     words = ["--train", files["train"], "--validation", files["validation"], "--epochs=1"]
-    scores = main([*words, "--backbone", str(tiny), "--tasks", "topic=topic", "mood=mood"])
+    scores = main([*words, "--backbone", str(tiny), "--tasks", "topic=topic", "mood"])
     assert scores.keys() == {"topic", "mood"}
     assert "loss {'topic': " in capsys.readouterr().out

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.core.atomic_write import whole
+from mtl_jax.core.atomic_write import atomic_write
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_read, cannot_write
 from mtl_jax.freezing.partition import Params
@@ -44,7 +44,7 @@ def keep(folder: Path, params: Params, digest: str) -> None:
         source = _file(shared, digest)
         if not _is_whole(source, digest):
             _write(source, params)
-        with whole(file) as draft:
+        with atomic_write(file) as draft:
             try:
                 os.link(source, draft)
             except OSError:
@@ -100,5 +100,5 @@ def _is_whole(file: Path, digest: str) -> bool:
 
 
 def _write(file: Path, params: Params) -> None:
-    with whole(file) as draft:
+    with atomic_write(file) as draft:
         arrays.write(draft, params)

@@ -61,7 +61,7 @@ def kept(needs: Mapping[int, Collection[int]], latest: int, every: int) -> set[i
     return stay.union(*(needs[step] for step in stay))
 
 
-class _Kept(preservation_policy.PreservationPolicy):
+class _KeepSteps(preservation_policy.PreservationPolicy):
     """Keeps the checkpoints of these steps."""
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class CheckpointManager(CheckpointReader):
         # Orbax writes to the path as it is now, and would make a folder that is moved anew there.
         folder = folder.absolute()
         super().__init__(folder, run)
-        self._latest, self._every, self._kept = latest, every, _Kept()
+        self._latest, self._every, self._kept = latest, every, _KeepSteps()
         self._held: _Held | None = None
         handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
         handlers.add(manifest.ITEM, StateSave, StateHandler())

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core import distributed, runtime
-from mtl_jax.core.atomic_write import whole
+from mtl_jax.core.atomic_write import atomic_write
 from mtl_jax.core.errors import UserError, cannot_write, first_line
 from mtl_jax.core.imported import import_function
 
@@ -230,7 +230,7 @@ def _lasting_id(folder: Path) -> str:
     with _written(folder):
         if not file.exists():
             folder.mkdir(exist_ok=True)
-            with whole(file) as draft:
+            with atomic_write(file) as draft:
                 draft.write_text(secrets.token_hex(8), encoding="ascii")
         return file.read_text(encoding="ascii")
 

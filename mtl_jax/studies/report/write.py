@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.measure import Measurement
 from rich.segment import Segments
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from mtl_jax.core.atomic_write import whole
-from mtl_jax.core.console import Terminal
+from mtl_jax.core.atomic_write import atomic_write
+from mtl_jax.core.console import Terminal, name_width, side_by_side
 from mtl_jax.studies.report import tables
 from mtl_jax.studies.report.document import Cell, Document, Picture, Row, Table
 from mtl_jax.studies.report.outline import Failure, baselines_of, failure_text
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 # More columns than any table has.
 _WIDEST = 10_000
+_NARROWEST_NAME = 16
 
 
 def write_report(
@@ -132,23 +135,53 @@ def _summary(results: Sequence[Result], chosen: str | None) -> Table:
 
 
 def show_table(console: Console, table: Table) -> None:
-    """Prints a table with every number in it: what is narrower than that breaks its lines.
+    """Prints a table with every number in it, however many tasks there are.
 
-    The more tasks there are, the wider it is, and a file has no width of its own.
+    In a terminal long names are broken, and columns that do not fit are in further tables, each
+    with the names. A file has no width of its own: its rows are whole.
     """
+    if console.is_terminal:
+        console.print(*_rich_tables(table, console.width), sep="")
+        return
     drawn = _rich_table(table)
     wide = console.options.update(width=_WIDEST)
     whole_rows = wide.update(width=Measurement.get(console, wide, drawn).maximum)
     console.print(Segments(console.render(drawn, whole_rows)), crop=False, soft_wrap=True)
 
 
-def _rich_table(table: Table) -> RichTable:
-    """The chosen row is bold."""
-    drawn = RichTable(
-        title=Text(table.title), title_style="bold", title_justify="left", box=SIMPLE_HEAD
+def _rich_tables(table: Table, width: int) -> list[RichTable]:
+    """Tables below each other that fit so many columns of a terminal."""
+    names, *columns = zip(
+        table.columns, *([cell.shown for cell in row.cells] for row in table.rows), strict=True
     )
-    for index, column in enumerate(table.columns):
-        drawn.add_column(Text(column), justify="right" if index else "left", no_wrap=True)
+    first, widths = name_width(names, width), [max(map(cell_len, column)) for column in columns]
+    # Rather a name in more lines than a second table.
+    if (room := width - 4 - sum(each + 3 for each in widths)) >= _NARROWEST_NAME:
+        first = min(max(map(cell_len, names)), room)
+    found = []
+    for places in side_by_side(first, widths, width):
+        own = [0, *(place + 1 for place in places)]
+        part = dataclasses.replace(
+            table,
+            title="" if found else table.title,
+            columns=tuple(table.columns[i] for i in own),
+            rows=tuple(Row(tuple(row.cells[i] for i in own), row.style) for row in table.rows),
+        )
+        found.append(_rich_table(part, first))
+    return found
+
+
+def _rich_table(table: Table, first: int | None = None) -> RichTable:
+    """The chosen row is bold; names are broken where they are wider than ``first``."""
+    drawn = RichTable(
+        title=Text(table.title) if table.title else None,
+        title_style="bold",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    drawn.add_column(Text(table.columns[0]), width=first, no_wrap=first is None, overflow="fold")
+    for column in table.columns[1:]:
+        drawn.add_column(Text(column), justify="right", no_wrap=True)
     styles = {"chosen": "bold", "reference": "dim italic"}
     for row in table.rows:
         cells = [Text(cell.shown) for cell in row.cells]
@@ -157,5 +190,5 @@ def _rich_table(table: Table) -> RichTable:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_bytes(content)

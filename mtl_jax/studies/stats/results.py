@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mtl_jax.config.tasks import SCORES, Kind
 from mtl_jax.core.errors import UserError, cannot_read, first_line
 from mtl_jax.core.json_files import parse_json
+from mtl_jax.core.paths import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,12 +49,16 @@ def results_file(folder: Path) -> Path:
     return packed if packed.exists() and not path.exists() else path
 
 
-def read_results(path: Path) -> list[Result]:
+def read_results(path: str | Path) -> list[Result]:
     """Reads a ``results.jsonl``, or one that gzip has compressed, passing over empty lines.
+
+        lines = mtl.studies.read_results("runs/freezing/results.jsonl")
+        lines[0]["arm"], lines[0]["seed"], lines[0]["test"]["sentiment"]["macro_f1"]
 
     Raises:
         UserError: It can't be read, or a line is no result.
     """
+    path = expanded(path)
     try:
         content = path.read_bytes()
         lines = (gzip.decompress(content) if path.suffix == ".gz" else content).split(b"\n")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from mtl_jax.core.atomic_write import whole_folder
+from mtl_jax.core.atomic_write import atomic_folder
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_read, cannot_write
 from mtl_jax.core.paths import expanded
@@ -101,7 +101,7 @@ def export(
                 "module file and is loaded with trust_remote_code=True"
             )
     try:
-        with whole_folder(folder) as draft:
+        with atomic_folder(folder) as draft:
             for part in parts:
                 inside = draft / part.path
                 inside.mkdir(exist_ok=True)

@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mtl_jax.core.atomic_write import whole
+from mtl_jax.core.atomic_write import atomic_write
 
 Write = Callable[[int, np.ndarray], None]
 """``write(start, rows)`` puts rows at ``start`` of the first axis."""
@@ -62,7 +62,7 @@ def write_array(
         OSError: It can't be written; nothing is left.
     """
     row_size = array_bytes(shape[1:], dtype)
-    with whole(path, ".part") as draft, draft.open("w+b") as file:
+    with atomic_write(path, ".part") as draft, draft.open("w+b") as file:
 
         def write(start: int, rows: np.ndarray) -> None:
             # Written, not mapped: a disk that fills is then an error, not a signal.

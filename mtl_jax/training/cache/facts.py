@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from mtl_jax.core.atomic_write import whole
+from mtl_jax.core.atomic_write import atomic_write
 from mtl_jax.core.downloads import cache_dir
 
 
@@ -30,7 +30,7 @@ def fact(depends_on: Any, compute: Callable[[], Any]) -> Any:
     value = compute()
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with whole(file) as draft:
+        with atomic_write(file) as draft:
             draft.write_text(json.dumps({"sha256": _digest(value), "value": value}))
     return value
 

@@ -24,14 +24,23 @@ METHODS: Mapping[str, type[Weighting]] = {name: _method(name) for name in WEIGHT
 """The methods by name."""
 
 
+def refuse_weighting(name: str, what: str) -> None:
+    """Refuses what is no method.
+
+    Raises:
+        UserError: It is none; ``what`` is what names it.
+    """
+    if name not in METHODS:
+        raise UserError(f"{what} {name!r} is unknown: use one of {', '.join(METHODS)}")
+
+
 def make_weighting(name: str, steps_per_epoch: int) -> Weighting:
     """The method of that name.
 
     Raises:
         UserError: There is none.
     """
-    if name not in METHODS:
-        raise UserError(f"--weighting {name!r} is unknown: use one of {', '.join(METHODS)}")
+    refuse_weighting(name, "--weighting")
     return METHODS[name].of_epochs(steps_per_epoch)
 
 

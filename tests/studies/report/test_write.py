@@ -1,5 +1,6 @@
 import html
 import io
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -307,6 +308,25 @@ def test_a_table_of_more_than_a_terminal_holds_is_whole():
     (row,) = [row for row in printed.getvalue().splitlines() if row.startswith(f"  {long}  ")]
     assert row.split()[-6:] == ["±", "0.000", "0.700", "0.700", "10", "G"]
     assert "…" not in printed.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_terminal_has_all_numbers_and_names_within_its_width(width):
+    long = json.dumps([["backbone/layer_0/*", "frozen"], ["*", "head"]])
+    results = [line(long, seed, 0.7, 10) for seed in range(2)]
+    printed = io.StringIO()
+    shown = Console(file=printed, width=width, color_system=None, force_terminal=True)
+    print_table(results, (), shown)
+    lines = printed.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    table = lines[: lines.index("")]
+    assert "…" not in "".join(table)
+    for number in ("0.700 ± 0.000", "10 G"):
+        assert any(number in row for row in table)
+    # A broken name is read down its column.
+    rule = next(i for i, row in enumerate(table) if "─" in row)
+    rows = itertools.takewhile(str.strip, table[rule + 1 :])
+    assert "".join(row[2:29] for row in rows).split() == long.split()
 
 
 # Markup of rich, mathtext, Markdown and HTML, an emoji's name, and what a legend leaves out.

@@ -50,6 +50,12 @@ def test_a_line_that_is_no_result_is_named(line, reason, tmp_path):
         read_lines(file, RESULT)
 
 
+def test_a_path_may_be_a_string(tmp_path):
+    file = tmp_path / "results.jsonl"
+    file.write_text('{"arm": "top_1", "seed": 0}\n')
+    assert read_results(str(file)) == read_results(file) == [{"arm": "top_1", "seed": 0}]
+
+
 def test_results_that_can_not_be_read_are_named(tmp_path):
     with pytest.raises(UserError, match=r"can't be read \(Is a directory\): there should be a"):
         read_results(tmp_path)

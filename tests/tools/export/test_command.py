@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 from mtl_jax.cli.commands import run
 from mtl_jax.cli.flags import Command
 from mtl_jax.config.train import TrainConfig
-from mtl_jax.core.atomic_write import whole_folder
+from mtl_jax.core.atomic_write import atomic_folder
 from mtl_jax.core.command_line import parse
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.export import card
@@ -179,7 +179,7 @@ def test_what_can_not_be_written_is_one_line_and_leaves_nothing(
 
 
 def interrupted(path):
-    with whole_folder(path) as draft:
+    with atomic_folder(path) as draft:
         (draft / "half").touch()
         assert not path.exists()
         raise KeyboardInterrupt
@@ -190,10 +190,10 @@ def test_an_interrupted_folder_is_not_there(tmp_path):
         interrupted(tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "empty").mkdir()
-    with whole_folder(tmp_path / "empty") as draft:
+    with atomic_folder(tmp_path / "empty") as draft:
         (draft / "whole").touch()
     assert names(tmp_path) == ["empty/whole"]
-    with pytest.raises(OSError, match="empty"), whole_folder(tmp_path / "empty"):
+    with pytest.raises(OSError, match="empty"), atomic_folder(tmp_path / "empty"):
         pass
     assert names(tmp_path) == ["empty/whole"]
 

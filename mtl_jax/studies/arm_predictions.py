@@ -34,10 +34,10 @@ def recompute(folder: str | Path) -> list[Result]:
     folder = expanded(folder)
     # One line at a time: of many runs all predictions may not fit in memory.
     lines = read_results(results_file(folder))
-    return [recomputed(line, KeptPredictions(folder)) for line in lines]
+    return [recomputed(line, ArmPredictions(folder)) for line in lines]
 
 
-class KeptPredictions:
+class ArmPredictions:
     """What the runs of a study have predicted; each file is read once, when it is asked for.
 
     Args:
@@ -56,7 +56,7 @@ class KeptPredictions:
         return self._read[path]
 
 
-def recomputed(line: Result, kept: KeptPredictions) -> Result:
+def recomputed(line: Result, kept: ArmPredictions) -> Result:
     """A line with every score computed again; see ``recompute``."""
     found = dict(line)
     for split in SPLITS:
