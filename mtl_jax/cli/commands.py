@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mtl_jax import __version__
 from mtl_jax.cli.flags import Check, Command, Evaluate, Export, Extract, Plan, Predict, Train
 from mtl_jax.config.data import refuse_blank
+from mtl_jax.config.earlier import FLAGS
 from mtl_jax.config.files import with_file
 from mtl_jax.config.model import DEFAULT_BACKBONE
 from mtl_jax.core import distributed, preemption
@@ -45,7 +46,7 @@ def _main(argv: Sequence[str]) -> None:
     if argv and argv[0] in kinds:
         # What is checked or planned is a run, whose file of settings serves for that, too.
         argv = [argv[0], *with_file(argv[1:], kinds[argv[0]], of_train=argv[0] != "train")]
-    command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION)
+    command = parse(Command, argv, "python -m mtl_jax", _DESCRIPTION, FLAGS)
     # No help waits for it.
     from mtl_jax.core.console import say_awaited
 

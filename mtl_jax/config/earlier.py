@@ -1,4 +1,4 @@
-"""Settings as earlier versions recorded them, by the names that they have now."""
+"""Settings as earlier versions named and recorded them, by the names that they have now."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from typing import Any
 
 # What took the place of a setting: each has its value.
 _RENAMED = {"max_evaluation_examples": ("max_validation_examples", "max_test_examples")}
+
+FLAGS = {
+    "classifier-weight": "--task-weights classifier=NUMBER",
+    "sentiment-weight": "--task-weights sentiment=NUMBER",
+    "max-evaluation-examples": "--max-validation-examples or --max-test-examples",
+}
+"""What took the place of a flag."""
 
 
 def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:

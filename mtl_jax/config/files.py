@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.config.data import refuse_blank
-from mtl_jax.config.earlier import renamed
+from mtl_jax.config.earlier import FLAGS, renamed
 from mtl_jax.config.extensions import named_paths
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
@@ -63,6 +63,8 @@ def with_file(argv: Sequence[str], kind: type, *, of_train: bool = False) -> lis
         if key not in known:
             close = difflib.get_close_matches(key, [*known, *left_out], n=1)
             hint = f"did you mean {close[0]}? " if close else ""
+            if now := FLAGS.get(key.replace("_", "-")):
+                hint = f"now it is {now}; "
             raise UserError(f"{path}: there is no setting {name!r}: {hint}see --help for all")
         flags += _as_flags(key, value, path)
     return [*flags, *rest]

@@ -13,12 +13,12 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tyro
 
-from mtl_jax.core import distributed, interrupts, streams
+from mtl_jax.core import distributed, flag_mistakes, interrupts, streams
 from mtl_jax.core.errors import (
     REMEDIES,
     SAVED,
@@ -49,8 +49,21 @@ _NO_MAP = "failed to map segment"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-def parse(kind: Any, argv: Sequence[str], prog: str, description: str) -> Any:
+def parse(
+    kind: Any,
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    earlier: Mapping[str, str] | None = None,
+) -> Any:
     """Flags to a dataclass, or to one of a union of them, by subcommand.
+
+    Args:
+        kind: The dataclass, or the union.
+        argv: The flags.
+        prog: How the command is called.
+        description: What stands above the flags in the help.
+        earlier: As of ``flag_mistakes.in_words``.
 
     Raises:
         SystemExit: ``--help`` was asked for (status 0).
@@ -75,9 +88,8 @@ def parse(kind: Any, argv: Sequence[str], prog: str, description: str) -> Any:
         message = _unboxed(errors.getvalue())
         # Of a command of several words tyro names the first one alone.
         first = re.escape(prog.partition(" ")[0])
-        raise UserError(
-            re.sub(rf"(?<=\bin ){first} (?=(\S+ )?--help\b)", f"{prog} ", message)
-        ) from None
+        told = re.sub(rf"(?<=\bin ){first} (?=(\S+ )?--help\b)", f"{prog} ", message)
+        raise UserError(flag_mistakes.in_words(kind, argv, prog, told, earlier or {})) from None
 
 
 def _help_width() -> int:

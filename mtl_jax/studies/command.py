@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mtl_jax.config.earlier import FLAGS
 from mtl_jax.config.files import with_file
 from mtl_jax.config.train import Settings
 from mtl_jax.core import distributed, preemption
@@ -71,7 +72,7 @@ class StudyCommand:
     def _main(self, argv: Sequence[str]) -> None:
         # A terminal has no use for the marks of code in a docstring.
         question = self.question.replace("``", "")
-        study = parse(self.kind, with_file(argv, self.kind), self.called, question)
+        study = parse(self.kind, with_file(argv, self.kind), self.called, question, FLAGS)
         # No help waits for it.
         from mtl_jax.core.console import say_awaited
 

@@ -145,19 +145,15 @@ def test_help_and_errors_have_a_width_of_their_own(columns, monkeypatch, capsys)
     assert 40 < max(map(len, page.splitlines())) <= 250
     assert run(["train", "--workdir", "x", "--epochs", "a----b"]) == 2
     told = capsys.readouterr().err
-    assert "Error parsing --epochs: " in told
-    assert "invalid literal for int() with base 10: 'a----b'" in told
-    assert "─" not in told
-    assert "-----" not in told
+    words = "--epochs a----b is not a whole number or None: see python -m mtl_jax train --help"
+    assert told == f"error: {words}\n"
     assert time.process_time() - started < 10
     assert os.environ["COLUMNS"] == columns
 
 
 def test_a_wrong_flag_is_answered_with_the_whole_command():
-    with pytest.raises(UserError) as told:
-        parse(Command, ["--workdir", "x"], "python -m mtl_jax", "")
-    assert "in python -m mtl_jax train --help" in str(told.value)
-    assert "in python train" not in str(told.value)
+    with pytest.raises(UserError, match=r"see python -m mtl_jax train --help$"):
+        parse(Command, ["train"], "python -m mtl_jax", "")
 
 
 def test_names_that_are_no_utf8_are_refused(capsys):
