@@ -112,6 +112,7 @@ def _instead(flag: str, flags: Mapping[str, bool], earlier: Mapping[str, str]) -
 def _given(flag: str, argv: Sequence[str]) -> str:
     """A flag with the values that it was given last."""
     found: list[str] = []
+    at = False
     for word in argv:
         if word.startswith("--"):
             at = _plain(word) == flag
