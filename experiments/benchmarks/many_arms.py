@@ -91,7 +91,7 @@ class _NoInputs:
         return []
 
 
-def leave_results(configs: list[TrainConfig], _inputs: Any) -> list[dict[str, Any]]:
+def leave_results(configs: list[TrainConfig], *_: Any) -> list[dict[str, Any]]:
     """Leaves what a run leaves, without training."""
     result = {"event": "result", "test": _OF_SPLIT, "validation": _OF_SPLIT, "train": _OF_SPLIT}
     for config in configs:

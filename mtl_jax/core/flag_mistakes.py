@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
+from mtl_jax.core.errors import shortened
+
 _KINDS = {"INT": ("a whole number", "whole numbers"), "FLOAT": ("a number", "numbers")}
 # What the parser says behind the words that it does not know.
 _AFTER = "(?= Perhaps you meant:| Arguments similar to | Available subcommands:| For full helptext)"
@@ -35,7 +37,11 @@ def in_words(
         if named not in commands:
             close = difflib.get_close_matches(named, [*commands, "--help", "--version"], n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            what = f"there is no command {named!r}" if named else "a command is missing"
+            what = (
+                f"there is no command {shortened(named, 100)!r}"
+                if named
+                else "a command is missing"
+            )
             return f"{what}: {hint}use {_joined(commands, 'or')}"
         kind, argv, prog = commands[named], argv[1:], f"{prog} {named}"
     flags, remedy = dict(_flags(kind)), f"{prog} --help"
@@ -43,7 +49,7 @@ def in_words(
         hints = [_instead(flag, flags, earlier) for flag in unknown]
         hint = f"did you mean {_joined(hints, 'and')}? " if all(hints) else ""
         what = "there is no flag" if len(unknown) == 1 else "there are no flags"
-        return f"{what} {_joined(unknown, 'and')}: {hint}{remedy} lists all"
+        return f"{what} {shortened(_joined(unknown, 'and'), 300)}: {hint}{remedy} lists all"
     given = {_plain(word) for word in argv}
     lacking = [flag for flag, needed in flags.items() if needed and flag not in given]
     if "Missing from" in told and any(f" {flag} " in told for flag in lacking):
@@ -55,12 +61,13 @@ def in_words(
         return f"{found[1]} needs a value: see {remedy}"
     if found := re.search(r"invalid choice (.+) for argument '(.+?)'\. .*? of \((.+?),?\)", told):
         choices = [each.strip(" '") for each in found[3].split(",")]
-        return f"{found[2]} {found[1]} is not known: use {_joined(choices, 'or')}"
+        return f"{found[2]} {shortened(found[1], 100)} is not known: use {_joined(choices, 'or')}"
     if found := re.search(_FORM, told):
         flag, form = found.groups()
-        return f"{_given(flag, argv)} is not {_form_in_words(form)}: see {remedy}"
+        return f"{shortened(_given(flag, argv), 100)} is not {_form_in_words(form)}: see {remedy}"
     if found := re.search(rf"Unrecognized options: (.+?){_AFTER}", told):
-        return f"{found[1]!r} is not expected here: a value stands behind its flag, see {remedy}"
+        words = f"{shortened(found[1], 100)!r} is not expected here"
+        return f"{words}: a value stands behind its flag, see {remedy}"
     return told
 
 

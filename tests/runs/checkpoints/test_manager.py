@@ -327,8 +327,11 @@ def test_what_the_system_refuses_is_told_with_its_remedy(run, tmp_path):
     assert "File too large" in str(caught.value)
     assert "): raise the limit on the size of a file (ulimit -f) and run" in str(caught.value)
     with opened(tmp_path) as checkpoints:
-        assert checkpoints.steps == [1]
-        save(checkpoints, run, 2, 0.9)
+        # What failed may be what Orbax notes beside the files, which are whole then.
+        assert checkpoints.steps in ([1], [1, 2])
+        if checkpoints.last_step == 1:
+            save(checkpoints, run, 2, 0.9)
+        assert raw(checkpoints.restore_params(2)) == raw(run.at(2)[0])
     assert steps(tmp_path) == [1, 2]
 
 
