@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -234,14 +235,28 @@ def _combination(results: Sequence[Result]) -> list[Block]:
     """The command's flag that tries together what is above the reference on validation."""
     single = [each for each in against(results, REFERENCE, "validation") if "+" not in each.arm]
     above = [each.arm for each in single if each.mean > 0]
-    joined = "+".join(above)
-    if len(above) < 2 or joined in arms_of(results):
+    # Of two that exclude each other the better one.
+    best = _compatible(sorted(above, key={each.arm: -each.mean for each in single}.__getitem__))
+    joined = "+".join(arm for arm in above if arm in best)
+    if len(best) < 2 or joined in arms_of(results):
         return []
     text = (
         f"{formatting.listing(above)} are above `{REFERENCE}` on validation, in the mean over "
-        "seeds. Together they are one more arm; two that set the same thing exclude each other:"
+        "seeds. Those that do not exclude each other are one more arm together:"
     )
     return [Paragraph(text), Code(f"--arms {' '.join(arms_of(results))} {joined}")]
+
+
+def _compatible(arms: Sequence[str]) -> list[str]:
+    """Those of the arms, the first ones first, whose changes can be made at once."""
+    from mtl_jax.studies.builtin.quality import changes_of
+
+    found: list[str] = []
+    for arm in arms:
+        with contextlib.suppress(UserError):
+            _ = changes_of("+".join([*found, arm]))
+            found.append(arm)
+    return found
 
 
 def _gains(

@@ -11,6 +11,9 @@ from mtl_jax.core.errors import UserError
 from mtl_jax.studies import ensemble, recompute
 from mtl_jax.studies.builtin.quality import ARMS, Quality, run
 from mtl_jax.studies.judge import judge, keep
+from mtl_jax.studies.report import quality_report
+from mtl_jax.studies.report.document import Code
+from tests.synthetic_study import line
 
 SENTENCES = DataConfig(
     max_train_examples=48,
@@ -137,3 +140,26 @@ def test_two_arms_and_their_ensembles(small, tmp_path, capsys):
         ensemble(few, "none_frozen", seeds=[0, 1])
     with pytest.raises(UserError, match="has no result of r_drop with these seeds"):
         ensemble(folder, "r_drop")
+
+
+def test_the_arm_that_the_report_proposes_is_one_that_there_can_be():
+    """Of two changes that exclude each other it has the better one, and none that did harm."""
+    arms = {
+        "none_frozen": 0.70,
+        "soft_labels": 0.75,
+        "soft_labels_of_mean": 0.76,
+        "r_drop": 0.72,
+        "longer": 0.69,
+    }
+    results = [
+        line(arm, seed, score + 0.001 * seed, 10)
+        for arm, score in arms.items()
+        for seed in range(3)
+    ]
+    (flag,) = (
+        block.text
+        for block in quality_report.document(results, [], {}).blocks
+        if isinstance(block, Code) and block.text.startswith("--arms")
+    )
+    assert flag.split() == ["--arms", *arms, "soft_labels_of_mean+r_drop"]
+    assert Quality(workdir="w", arms=tuple(flag.split()[1:])).named_arms[-1] == flag.split()[-1]
