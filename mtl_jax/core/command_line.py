@@ -90,6 +90,11 @@ def parse(
         first = re.escape(prog.partition(" ")[0])
         told = re.sub(rf"(?<=\bin ){first} (?=(\S+ )?--help\b)", f"{prog} ", message)
         raise UserError(flag_mistakes.in_words(kind, argv, prog, told, earlier or {})) from None
+    except TypeError:
+        # tyro 1.0 ends in one where flags of several commands are similar to a wrong one.
+        if words := flag_mistakes.in_words(kind, argv, prog, "", earlier or {}):
+            raise UserError(words) from None
+        raise
 
 
 def _help_width() -> int:

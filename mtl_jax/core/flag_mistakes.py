@@ -57,7 +57,7 @@ def in_words(
         return f"{_joined(lacking, 'and')} {are} missing: see {remedy}"
     if found := re.search(r"Missing from .*?: (?!-)\S+ (.+) \(required\)", told):
         return f"one word is missing, for the {found[1]}: see {remedy}"
-    if found := re.search(r"Missing value for argument '(--[\w-]+)'", told):
+    if found := re.search(r"Missing value for argument '\(?'?(--[\w-]+)'", told):
         return f"{found[1]} needs a value: see {remedy}"
     if found := re.search(r"invalid choice (.+) for argument '(.+?)'\. .*? of \((.+?),?\)", told):
         choices = [each.strip(" '") for each in found[3].split(",")]
