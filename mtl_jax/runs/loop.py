@@ -259,8 +259,8 @@ def _measure(
     score = seed_run.evaluate(state, frozen, done)
     if over := seed_run.progress.over is not None:
         seed_run.end_phase(state, frozen)
-    wanted = over and not seed_run.is_outdone(state, score)
-    if saves or wanted or seed_run.may_be_gone_back_to(state):
+    due = saves or seed_run.may_be_gone_back_to(state)
+    if due or (over and not seed_run.is_outdone(state, score)):
         seed_run.save(state, frozen, score)
     else:
         seed_run.hold(state, frozen, score)
