@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -14,6 +13,7 @@ from mtl_jax.config.earlier import FLAGS, renamed
 from mtl_jax.config.extensions import named_paths
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
+from mtl_jax.core.flag_mistakes import flat_fields
 from mtl_jax.core.imported import refuse_untrusted
 from mtl_jax.core.json_files import read_text
 from mtl_jax.core.paths import expanded
@@ -46,10 +46,10 @@ def with_file(argv: Sequence[str], kind: type, *, of_train: bool = False) -> lis
     refuse_blank("config", file)
     path = expanded(file[-1])
     settings, is_record = _settings(path)
-    known = dict(_fields(kind))
+    known = _fields(kind)
     left_out: Set[str] = set()
     if is_record or of_train:
-        left_out = {name for name, _ in _fields(TrainConfig)} - known.keys()
+        left_out = _fields(TrainConfig).keys() - known.keys()
         settings = _without(settings, left_out)
     trust, rest = _taken(rest, _TRUST)
     refuse_untrusted(named_paths(settings), trust or (), str(path))
@@ -161,17 +161,12 @@ def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def defaults_of(kind: type) -> dict[str, Any]:
     """The default of each setting by its name, as JSON has it."""
-    found = ((name, field.default) for name, field in _fields(kind))
+    found = ((name, field.default) for name, field in _fields(kind).items())
     return {name: list(v) if isinstance(v, tuple) else v for name, v in found}
 
 
-def _fields(kind: type) -> Iterator[tuple[str, Any]]:
-    for field in dataclasses.fields(kind):
-        default = field.default
-        if dataclasses.is_dataclass(default) and not isinstance(default, type):
-            yield from _fields(type(default))
-        else:
-            yield field.name, field
+def _fields(kind: type) -> dict[str, Any]:
+    return {field.name: field for field in flat_fields(kind)}
 
 
 def _as_flags(name: str, value: Any, path: Path) -> list[str]:
@@ -202,7 +197,7 @@ def flags_of(settings: Mapping[str, Any], kind: type) -> list[str]:
         settings: As a run's ``config.json`` has them.
         kind: The dataclass of the settings and their defaults.
     """
-    known, flags = dict(_fields(kind)), []
+    known, flags = _fields(kind), []
     for name, value in _flat(settings):
         default = known[name].default if name in known else None
         default = list(default) if isinstance(default, tuple) else default

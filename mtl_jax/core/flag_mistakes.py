@@ -77,12 +77,18 @@ def _commands(kind: Any) -> dict[str, Any]:
     return {settings[1].name: settings[0] for settings in members if len(settings) > 1}
 
 
-def _flags(kind: Any) -> Iterator[tuple[str, bool]]:
-    """Each flag, and whether it has to be given."""
+def flat_fields(kind: type) -> Iterator[dataclasses.Field[Any]]:
+    """The fields of a dataclass, and in place of one with a dataclass those of that: the flags."""
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(field.default) and not isinstance(field.default, type):
-            yield from _flags(type(field.default))
-            continue
+            yield from flat_fields(type(field.default))
+        else:
+            yield field
+
+
+def _flags(kind: Any) -> Iterator[tuple[str, bool]]:
+    """Each flag, and whether it has to be given."""
+    for field in flat_fields(kind):
         flag = f"--{field.name.replace('_', '-')}"
         needed = field.default is field.default_factory is dataclasses.MISSING
         yield flag, needed
