@@ -17,7 +17,7 @@ from mtl_jax.runs.flops import run_flops
 from mtl_jax.runs.loop import train_seeds
 from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.workdir import Workdir
-from mtl_jax.studies.tuning.job import TuningJob
+from mtl_jax.studies.budget import Budget
 from mtl_jax.studies.tuning.record import Trial, TuningRecord
 from mtl_jax.studies.tuning.space import Space, rounded
 from mtl_jax.training.inputs import Inputs
@@ -40,7 +40,9 @@ class _EndedEarlyError(UserError):
     """A trial that the pruner has ended."""
 
 
-def search(job: TuningJob) -> None:
+def search(
+    config: TrainConfig, inputs: Inputs, space: Space, budget: Budget, record: TuningRecord
+) -> None:
     """Runs trials until the budget is used up; goes on with those that are there.
 
     The first has the default rates and length. Those to come are asked of Optuna's TPE sampler,
@@ -49,11 +51,14 @@ def search(job: TuningJob) -> None:
     trials; a trial that a kill has cut short is begun again, and goes on from its checkpoint.
 
     Args:
-        job: The arm.
+        config: The run, of the seed whose texts the trials have.
+        inputs: Those of it.
+        space: What is searched.
+        budget: For this arm.
+        record: Where the trials are left.
     """
     import optuna
 
-    config, space, record = job.config, job.space, job.record
     study = _study(record)
     while True:
         done = record.trials()
@@ -61,9 +66,9 @@ def search(job: TuningJob) -> None:
         study.sampler = _sampler(len(done))
         trial = _next(study, space, done)
         settings = _settings(trial, space)
-        run = _planned(dataclasses.replace(config, **settings), job.inputs, record)
+        run = _planned(dataclasses.replace(config, **settings), inputs, record)
         flops = sum(phase.total for phase in run_flops(run, [p.steps for p in run.plans]))
-        if not job.budget.has_room(len(done), spent, flops):
+        if not budget.has_room(len(done), spent, flops):
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return
         outcome = _tried(run, trial, settings, space, flops)

@@ -6,11 +6,13 @@ import dataclasses
 
 import numpy as np
 
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.runs.flops import run_flops
 from mtl_jax.runs.head_sweep import Grid, ready, train_heads
-from mtl_jax.studies.tuning.job import TuningJob
-from mtl_jax.studies.tuning.record import Trial
+from mtl_jax.studies.budget import Budget
+from mtl_jax.studies.tuning.record import Trial, TuningRecord
 from mtl_jax.studies.tuning.space import Space
+from mtl_jax.training.inputs import Inputs
 
 # Heads cost so little that a budget in FLOPs would buy thousands.
 _MOST_TRIALS = 24
@@ -18,15 +20,20 @@ _MOST_TRIALS = 24
 _FEWEST_RATES = 4
 
 
-def sweep_arm(job: TuningJob) -> None:
+def sweep_arm(
+    config: TrainConfig, inputs: Inputs, space: Space, budget: Budget, record: TuningRecord
+) -> None:
     """Trains heads with rates spread over their range, a sweep for each length.
 
     Args:
-        job: The arm.
+        config: The run, of the seed whose texts the trials have.
+        inputs: Those of it.
+        space: What is searched.
+        budget: For this arm.
+        record: Where the trials are left.
     """
-    config, space, record = job.config, job.space, job.record
     (rate,) = space.rates
-    for changes, count in shares(space, job.budget.trials or _MOST_TRIALS):
+    for changes, count in shares(space, budget.trials or _MOST_TRIALS):
         done = record.trials()
         # A kill may have left some of a sweep's trials, which are the first.
         left = count - sum(trial.length == changes for trial in done)
@@ -38,9 +45,9 @@ def sweep_arm(job: TuningJob) -> None:
         grid = Grid(
             (config.seed,), rates, () if own.weight_decay is None else (own.weight_decay,), weights
         )
-        run = ready(own, grid, job.inputs)
+        run = ready(own, grid, inputs)
         (flops,) = run_flops(run, [run.total_steps])
-        if not job.budget.has_room(len(done), sum(t.flops for t in done), flops.total * left):
+        if not budget.has_room(len(done), sum(t.flops for t in done), flops.total * left):
             return
         _, measured, scores = train_heads(run, grid)
         found = list(zip(rates, scores[0], strict=True))[count - left :]

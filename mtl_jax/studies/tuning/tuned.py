@@ -14,7 +14,6 @@ from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.runs.workdir import TUNING, Workdir
 from mtl_jax.studies.budget import Budget
 from mtl_jax.studies.settings import Arm
-from mtl_jax.studies.tuning.job import TuningJob
 from mtl_jax.studies.tuning.record import TuningRecord, applied
 from mtl_jax.studies.tuning.search import search
 from mtl_jax.studies.tuning.space import space_of
@@ -82,8 +81,8 @@ def _choose(arm: Arm, inputs: Inputs, budget: Budget, record: TuningRecord) -> d
     space = space_of(PhaseRun(config, inputs))
     if space.rates:
         say(f"tuning {arm.name} on validation: {budget}")
-        job = TuningJob(config, inputs, space, budget, record)
-        (sweep_arm if space.heads_alone else search)(job)
+        tune = sweep_arm if space.heads_alone else search
+        tune(config, inputs, space, budget, record)
     found = record.choose(str(budget))
     if found["chosen"]:
         words = ", ".join(f"{name} {value:g}" for name, value in found["chosen"].items())
