@@ -33,14 +33,16 @@ from mtl_jax.studies.environment import circumstances
 from mtl_jax.studies.inputs_pool import InputsPool
 from mtl_jax.studies.judge import note_circumstances
 from mtl_jax.studies.leases import Claims
-from mtl_jax.studies.planning import power_note
 from mtl_jax.studies.results_store import WEIGHTS, ResultsStore, listed, opened, texts_of
 from mtl_jax.studies.settings import Arm, Plan, StudySettings
+from mtl_jax.studies.stats import power
 from mtl_jax.studies.stats.formatting import count_of
+from mtl_jax.studies.stats.results import BASELINE, by_setting
 from mtl_jax.studies.tuning.record import gather_trials
 from mtl_jax.studies.work_queue import FOLDER, WorkQueue
 
 if TYPE_CHECKING:
+    from mtl_jax.studies.stats.results import Result
     from mtl_jax.training.inputs import Inputs
 
 
@@ -92,7 +94,7 @@ def conduct(plan: Plan, pool: InputsPool, command: str, started: float) -> int:
     with opened(plan) as ledger:
         distributed.call_on_main(ledger.prepare)
         reporter = _Reporter(plan, ledger, pool, command, started)
-        _say_all([*plan.notes, *power_note(plan, pool, ledger.results())])
+        _say_all([*plan.notes, *_power_note(plan, pool, ledger.results())])
         with _queue(ledger, plan, tries=1, alone=True) as queue:
             try:
                 _train_arms(plan, queue, pool, ledger, ledger.add, reporter)
@@ -159,6 +161,21 @@ def gather(plan: Plan, pool: InputsPool, command: str, started: float) -> int:
 def _say_all(notes: Sequence[str]) -> None:
     for note in notes:
         say(note)
+
+
+def _power_note(plan: Plan, pool: InputsPool, done: Sequence[Result]) -> list[str]:
+    """What the study can tell, as a note; of data that have not been read nothing is said.
+
+    The scatter of the results that there are takes the place of what is assumed.
+    """
+    arms = [arm for group in plan.groups for arm in group]
+    inputs = next((found for arm in arms if (found := pool.opened(arm.config))), None)
+    if inputs is None:
+        return []
+    seeds = len({arm.config.seed for arm in arms})
+    trained = len({arm.name for arm in arms if arm.name != BASELINE})
+    first = next(iter(by_setting(done).values()), [])
+    return [power.before(seeds, trained, inputs.corpus.test_counts(), first)]
 
 
 @dataclasses.dataclass(frozen=True)
