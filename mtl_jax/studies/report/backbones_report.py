@@ -6,7 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.studies.report import study_sections
-from mtl_jax.studies.report.cells import arm_cell
+from mtl_jax.studies.report.cells import (
+    arm_cell,
+    difference_cell,
+    flops_cell,
+    mean_cell,
+    seconds_cell,
+    step_cell,
+)
 from mtl_jax.studies.report.document import (
     Block,
     Bullets,
@@ -167,9 +174,9 @@ def _overfitting(
             if arm == BASELINE or not risen:
                 continue
             base = per_seed(having(results, **{SETTING: baseline}), arm, loss_past_its_minimum)
-            over = Cell("") if backbone == baseline else study_sections.difference_cell(risen, base)
-            cells = (study_sections.mean_cell(per_seed(here, arm, n)) for n in numbers_of_run)
-            loss = study_sections.mean_cell(risen)
+            over = Cell("") if backbone == baseline else difference_cell(risen, base)
+            cells = (mean_cell(per_seed(here, arm, n)) for n in numbers_of_run)
+            loss = mean_cell(risen)
             rows.append(Row((Cell(name), arm_cell(arm, controls), loss, over, *cells)))
     columns = (
         "backbone",
@@ -200,22 +207,20 @@ def _table(results: Sequence[Result], names: Mapping[str, str], split: str) -> T
             base = per_seed(
                 having(results, **{SETTING: baseline}), arm, lambda r: quality(r.get(split))
             )
-            over = (
-                Cell("") if backbone == baseline else study_sections.difference_cell(scores, base)
-            )
+            over = Cell("") if backbone == baseline else difference_cell(scores, base)
             trained, total = (
                 mean_interval(numbers(here, arm, key).values())
                 for key in ("trainable_parameters", "total_parameters")
             )
-            flops = study_sections.flops_cell(numbers(here, arm, "train_flops"))
-            seconds = study_sections.seconds_cell(numbers(here, arm, "train_seconds"))
+            flops = flops_cell(numbers(here, arm, "train_flops"))
+            seconds = seconds_cell(numbers(here, arm, "train_seconds"))
             cells = (
                 arm_cell(arm, controls),
                 Cell(str(len({r["seed"] for r in here if r["arm"] == arm}))),
-                study_sections.mean_cell(scores),
+                mean_cell(scores),
                 flops,
                 over,
-                study_sections.step_cell(here, arm),
+                step_cell(here, arm),
                 seconds,
                 Cell(formatting.fixed(trained.mean if trained else None, 0)),
                 Cell(formatting.fixed(total.mean if total else None, 0)),

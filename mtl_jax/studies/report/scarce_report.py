@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax.studies.report import study_sections
+from mtl_jax.studies.report.cells import mean_cell
 from mtl_jax.studies.report.document import Block, Bullets, Cell, Document, Paragraph
 from mtl_jax.studies.report.figures import picture
 from mtl_jax.studies.report.outline import Failure, Parts, assemble
@@ -73,9 +74,7 @@ def document(
                 kept,
                 SETTING,
                 fractions,
-                lambda here, arm, number=number: study_sections.mean_cell(
-                    per_seed(here, arm, number)
-                ),
+                lambda here, arm, number=number: mean_cell(per_seed(here, arm, number)),
                 wording.mean_note(kept, split),
             )
         )

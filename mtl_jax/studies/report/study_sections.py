@@ -10,14 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from mtl_jax.core.console import Terminal
-from mtl_jax.studies.report.cells import (
-    arm_cell,
-    difference_cell,
-    flops_cell,
-    mean_cell,
-    seconds_cell,
-    step_cell,
-)
+from mtl_jax.studies.report.cells import arm_cell, difference_cell, flops_cell, seconds_cell
 from mtl_jax.studies.report.document import (
     Block,
     Bullets,
@@ -40,21 +33,6 @@ from mtl_jax.studies.stats.results import (
     numbers,
     per_seed,
 )
-
-# Beside what is defined here, the cells that ``grid`` is given.
-__all__ = [
-    "comparison_text",
-    "cost_blocks",
-    "difference_cell",
-    "flops_cell",
-    "gain_grid",
-    "grid",
-    "leave",
-    "leaving",
-    "mean_cell",
-    "seconds_cell",
-    "step_cell",
-]
 
 
 def grid(

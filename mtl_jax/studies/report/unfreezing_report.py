@@ -7,6 +7,7 @@ from typing import Any
 
 from mtl_jax.studies.arm_specs import is_recipe
 from mtl_jax.studies.report import study_sections
+from mtl_jax.studies.report.cells import mean_cell
 from mtl_jax.studies.report.document import Block, Bullets, Document, Paragraph
 from mtl_jax.studies.report.figures import picture
 from mtl_jax.studies.report.outline import Failure, Parts, assemble
@@ -79,7 +80,7 @@ def document(
                 results,
                 SETTING,
                 sizes,
-                lambda here, arm: study_sections.mean_cell(per_seed(here, arm, number)),
+                lambda here, arm: mean_cell(per_seed(here, arm, number)),
                 wording.mean_note(results, split),
             ),
         ],
