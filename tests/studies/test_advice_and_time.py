@@ -120,15 +120,8 @@ def busier(value: Any, factors: Iterator[float]) -> Any:
 @pytest.mark.parametrize("name", STUDIES)
 def test_other_times_leave_the_advice_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch):
     # No picture is looked at here, and to write one takes a second.
-    monkeypatch.setattr(
-        "mtl_jax.studies.report.figures.save", lambda _figure, file: file.write(b"")
-    )
-    monkeypatch.setattr(
-        "mtl_jax.studies.report.heads_report.save", lambda _figure, file: file.write(b"")
-    )
-    monkeypatch.setattr(
-        "mtl_jax.studies.report.search_report.save", lambda _figure, file: file.write(b"")
-    )
+    for module in ("figures", "heads_report", "search_report"):
+        monkeypatch.setattr(f"mtl_jax.studies.report.{module}.png", lambda _figure: b"")
     report, results = STUDIES[name]
     context = {"command": "x", "started": "now", "data": []}
     expected = without_measured_columns(report(copy.deepcopy(results), [], context))

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -62,23 +62,19 @@ class Drawn:
 Plot = Callable[[Sequence[Result]], Drawn | None]
 
 
-def save(figure: Figure, file: IO[bytes]) -> None:
-    """Writes a figure as PNG, at twice the resolution of a plain screen."""
+def png(figure: Figure) -> bytes:
+    """A figure as PNG, at twice the resolution of a plain screen."""
+    file = io.BytesIO()
     with styled(), warnings.catch_warnings():
         # A box is drawn for a character that the font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def picture(drawn: Drawn) -> Picture:
     """A figure as a block of a document."""
-
-    def draw() -> bytes:
-        buffer = io.BytesIO()
-        save(drawn.figure, buffer)
-        return buffer.getvalue()
-
-    return Picture(f"{drawn.name}.png", draw, drawn.caption)
+    return Picture(f"{drawn.name}.png", lambda: png(drawn.figure), drawn.caption)
 
 
 def quality_against_cost(results: Sequence[Result]) -> Drawn | None:

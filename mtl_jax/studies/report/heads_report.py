@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from mtl_jax.studies.report.document import (
     Row,
     Table,
 )
-from mtl_jax.studies.report.figures import save
+from mtl_jax.studies.report.figures import png
 from mtl_jax.studies.report.palette import styled
 from mtl_jax.studies.report.search_report import search_blocks
 from mtl_jax.studies.stats.intervals import Interval, mean_interval
@@ -130,9 +129,7 @@ def score_plot(lines: Sequence[Line]) -> bytes:
         axes.set_ylabel("mean macro-F1 on validation")
         if varied:
             axes.legend()
-        file = io.BytesIO()
-        save(figure, file)
-    return file.getvalue()
+    return png(figure)
 
 
 def document(lines: Sequence[Line], context: Mapping[str, Any]) -> Document:

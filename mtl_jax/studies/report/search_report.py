@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import io
 from typing import TYPE_CHECKING
 
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from mtl_jax.studies.report.axes import panel_row
 from mtl_jax.studies.report.document import Block, Cell, Heading, Picture, Row, Table
-from mtl_jax.studies.report.figures import save
+from mtl_jax.studies.report.figures import png
 from mtl_jax.studies.report.palette import styled
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.resampling import expected_best
@@ -75,6 +74,4 @@ def _plot(scores: Sequence[float]) -> bytes:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.set_xlabel("settings tried (log scale)")
         axes.set_ylabel("expected best macro-F1")
-        file = io.BytesIO()
-        save(figure, file)
-    return file.getvalue()
+    return png(figure)

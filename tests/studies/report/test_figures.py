@@ -1,4 +1,3 @@
-import io
 from itertools import combinations
 from typing import Any
 
@@ -28,9 +27,7 @@ def test_nothing_to_draw(plot: figures.Plot):
 def test_one_seed_without_intervals(plot: figures.Plot):
     drawn = plot(study(seeds=(0,)))
     assert drawn is not None
-    file = io.BytesIO()
-    figures.save(drawn.figure, file)
-    assert file.getvalue().startswith(b"\x89PNG")
+    assert figures.png(drawn.figure).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("plot", ALL)
@@ -38,7 +35,7 @@ def test_the_name_of_a_file_leaves_room_for_the_numbers(plot: figures.Plot):
     arms = ("/of a study/" * 20 + "a.json", "/of a study/" * 20 + "b.json")
     drawn = plot([*study(seeds=(0,)), *(line(arm, 0, 0.8, 200) for arm in arms)])
     assert drawn is not None
-    figures.save(drawn.figure, io.BytesIO())
+    figures.png(drawn.figure)
     shown = [text.get_text() for text in drawn.figure.findobj(Text)]
     for name in ("a.json", "b.json"):
         assert {len(text) for text in shown if name in text} == {LONGEST_LABEL}
