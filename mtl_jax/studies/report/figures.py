@@ -193,29 +193,11 @@ def _draw_curves(results: Sequence[Result], curves: _Curves) -> tuple[Figure, li
     for axes, (task, of_task) in zip(panels, curves.items(), strict=True):
         for arm, points in of_task.items():
             places, means, lows, highs = zip(*points, strict=True)
-            style = look[arm]
-            axes.fill_between(places, lows, highs, color=style.colour, alpha=0.15, lw=0)
-            axes.plot(
-                places,
-                means,
-                color=style.colour,
-                marker=style.marker,
-                mfc="white" if style.hollow else style.colour,
-                ms=4.5,
-                lw=1.6,
-            )
+            axes.fill_between(places, lows, highs, color=look[arm].colour, alpha=0.15, lw=0)
+            axes.plot(places, means, **look[arm].line, ms=4.5, lw=1.6)
         axes.set_title(f"{task}, validation")
     handles = [
-        Line2D(
-            [],
-            [],
-            color=look[a].colour,
-            marker=look[a].marker,
-            mfc="white" if look[a].hollow else look[a].colour,
-            ms=5,
-            lw=1.6,
-            label=arm_label(a, controls),
-        )
+        Line2D([], [], **look[a].line, ms=5, lw=1.6, label=arm_label(a, controls))
         for a in trained_arms(results)
         if any(a in of_task for of_task in curves.values())
     ]

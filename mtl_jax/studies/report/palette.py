@@ -82,6 +82,12 @@ class Look:
     marker: str
     hollow: bool = False
 
+    @property
+    def line(self) -> dict[str, Any]:
+        """As arguments of a line of Matplotlib."""
+        fill = "white" if self.hollow else self.colour
+        return {"color": self.colour, "marker": self.marker, "mfc": fill}
+
 
 def styled() -> AbstractContextManager[None]:
     """The fonts, colours and lines that every figure is drawn and saved with."""

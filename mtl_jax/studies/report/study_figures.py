@@ -134,15 +134,7 @@ def curves(
         if not drawn:
             return None
         handles = [
-            Line2D(
-                *([], []),
-                color=each.colour,
-                marker=each.marker,
-                mfc="white" if each.hollow else each.colour,
-                ms=5,
-                lw=1.4,
-                label=arm_label(arm, controls),
-            )
+            Line2D([], [], **each.line, ms=5, lw=1.4, label=arm_label(arm, controls))
             for arm, each in drawn.items()
         ]
         name_lines(figure, handles, 4)
