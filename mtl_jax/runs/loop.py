@@ -256,7 +256,8 @@ def _measure(
     Raises:
         UserError: The loss there is not finite, or nothing can be written.
     """
-    score = seed_run.evaluate(state, frozen, done)
+    with seed_run.meter.timed("measurement"):
+        score = seed_run.evaluate(state, frozen, done)
     if over := seed_run.progress.over is not None:
         seed_run.end_phase(state, frozen)
     due = saves or seed_run.may_be_gone_back_to(state)

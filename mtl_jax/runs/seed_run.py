@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Container, Iterator, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import grain
 import numpy as np
@@ -44,22 +44,6 @@ _LOG_EVERY = 10
 
 Measured = tuple[Mapping[str, Any], Mapping[str, np.ndarray]]
 """The metrics and the logits of a split."""
-
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-def _timed(part: str) -> Callable[[_Method], _Method]:
-    """Has the meter of a ``SeedRun`` take the time of a method; see ``Meter.timed``."""
-
-    def decorated(method: _Method) -> _Method:
-        @functools.wraps(method)
-        def call(self: SeedRun, *args: Any, **kwargs: Any) -> Any:
-            with self.meter.timed(part):
-                return method(self, *args, **kwargs)
-
-        return cast("_Method", call)
-
-    return decorated
 
 
 class SeedRun:
@@ -301,7 +285,6 @@ class SeedRun:
             count = self.progress.schedule_start + done - 1
             self._workdir.metrics.log(results.step_record(self.run, count, self.meter))
 
-    @_timed("measurement")
     def evaluate(self, state: TrainState, frozen: Params, done: int) -> float | None:
         """Measures the phase on validation, and finds whether it is over.
 
@@ -395,31 +378,31 @@ class SeedRun:
         progress, plan = self.progress, self.run.plans[self.run.index]
         return range(progress.start + 1, int(state.step)) if plan.keeps_end else ()
 
-    @_timed("saving")
     def save(self, state: TrainState, frozen: Params, score: float | None = None) -> None:
         """Leaves a checkpoint; see ``CheckpointManager.save``."""
         progress, plan = self.progress, self.run.plans[self.run.index]
-        changed, digest = self.run.changed(Partition.merge(state.trainable, frozen))
-        self.checkpoints.save(
-            changed,
-            state,
-            self.data,
-            {
-                "phase_progress": progress.state(),
-                "meter": self.meter.state(),
-                "lines": self._workdir.metrics.lines,
-                "drawn": self._drawn,
-                "depended_on": self._depends,
-            },
-            score,
-            replaced=self._replaced(state),
-            keep=progress.needed(plan.phase),
-            reference=self._reference.arrays() if self._reference else None,
-            frozen=digest,
-            phase=self.run.index,
-            only_best=self._ended and not self.run.config.keep_final_state,
-        )
-        self._note_best()
+        with self.meter.timed("saving"):
+            changed, digest = self.run.changed(Partition.merge(state.trainable, frozen))
+            self.checkpoints.save(
+                changed,
+                state,
+                self.data,
+                {
+                    "phase_progress": progress.state(),
+                    "meter": self.meter.state(),
+                    "lines": self._workdir.metrics.lines,
+                    "drawn": self._drawn,
+                    "depended_on": self._depends,
+                },
+                score,
+                replaced=self._replaced(state),
+                keep=progress.needed(plan.phase),
+                reference=self._reference.arrays() if self._reference else None,
+                frozen=digest,
+                phase=self.run.index,
+                only_best=self._ended and not self.run.config.keep_final_state,
+            )
+            self._note_best()
 
     @property
     def is_trial(self) -> bool:
