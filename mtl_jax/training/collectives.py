@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.flatten_util import ravel_pytree
 
 # Below this a collective costs by its latency; copying so much costs less.
 _SMALL_BYTES = 2**20
@@ -34,32 +34,28 @@ def summed(tree: Any, axis_name: str, looked_up: Mapping[str, jax.Array] | None 
     """
     found, structure = jax.tree_util.tree_flatten_with_path(tree)
     leaves = [jnp.asarray(leaf) for _, leaf in found]
-    small: dict[Any, list[int]] = {}
+    small: dict[Any, dict[int, jax.Array]] = {}
     by_rows: dict[int, jax.Array] = {}
     for place, (path, _) in enumerate(found):
         rows = _rows_of(path, looked_up or {})
         if leaves[place].nbytes < _SMALL_BYTES:
-            small.setdefault(leaves[place].dtype, []).append(place)
-        elif rows is not None and rows.size * _devices(axis_name) < len(leaves[place]):
+            small.setdefault(leaves[place].dtype, {})[place] = leaves[place]
+        elif rows is not None and rows.size * jax.lax.axis_size(axis_name) < len(leaves[place]):
             by_rows[place] = rows
-    together = {dtype: _joined([leaves[i] for i in places]) for dtype, places in small.items()}
+    joined = {dtype: ravel_pytree(of_type) for dtype, of_type in small.items()}
     done = {i: _sum_by_rows(leaves[i], rows, axis_name) for i, rows in by_rows.items()}
     others = set(range(len(leaves))).difference(by_rows, *small.values())
+    together = {dtype: vector for dtype, (vector, _) in joined.items()}
     together, apart = jax.lax.psum((together, {i: leaves[i] for i in others}), axis_name)
     done |= apart
-    for dtype, places in small.items():
-        shapes = [leaves[i].shape for i in places]
-        done |= zip(places, _parted(together[dtype], shapes), strict=True)
+    for dtype, (_, parted) in joined.items():
+        done |= parted(together[dtype])
     return jax.tree.unflatten(structure, [done[i] for i in range(len(leaves))])
 
 
 def _rows_of(path: Any, looked_up: Mapping[str, jax.Array]) -> jax.Array | None:
     name = f"/{jax.tree_util.keystr(path, simple=True, separator='/')}"
     return next((rows for end, rows in looked_up.items() if name.endswith(f"/{end}")), None)
-
-
-def _devices(axis_name: str) -> int:
-    return jax.lax.psum(1, axis_name)  # a constant, known when the step is traced
 
 
 def _sum_by_rows(table: jax.Array, rows: jax.Array, axis_name: str) -> jax.Array:
@@ -77,14 +73,3 @@ def _sum_by_rows(table: jax.Array, rows: jax.Array, axis_name: str) -> jax.Array
 
     # From 0 and in one order, for the devices to agree to the last bit.
     return jax.lax.scan(add, jnp.zeros_like(table), (indices, values))[0]
-
-
-def _joined(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.concatenate([leaf.ravel() for leaf in leaves])
-
-
-def _parted(joined: jax.Array, shapes: list[tuple[int, ...]]) -> list[jax.Array]:
-    """The inverse of ``_joined``."""
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
-    parts = jnp.split(joined, ends[:-1])
-    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
