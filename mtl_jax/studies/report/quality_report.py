@@ -26,7 +26,7 @@ from mtl_jax.studies.report.document import (
 from mtl_jax.studies.report.outline import Failure, Parts, assemble
 from mtl_jax.studies.stats import formatting, wording
 from mtl_jax.studies.stats.comparisons import Comparison, against
-from mtl_jax.studies.stats.intervals import LEVEL
+from mtl_jax.studies.stats.intervals import LEVEL, text_interval
 from mtl_jax.studies.stats.results import (
     REFERENCE,
     SPLITS,
@@ -42,7 +42,6 @@ from mtl_jax.studies.stats.results import (
     sources_of,
     tasks_of,
 )
-from mtl_jax.studies.stats.text_intervals import text_interval
 from mtl_jax.studies.text_errors import shared_tasks, with_texts
 
 STUDY = "quality"

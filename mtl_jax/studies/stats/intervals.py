@@ -16,9 +16,11 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
+import scipy.special
+
 from mtl_jax.studies.stats.measured import Measured
 from mtl_jax.studies.stats.resampling import family_p, seeds_needed
-from mtl_jax.studies.stats.two_way import estimate
+from mtl_jax.studies.stats.two_way import CONFIDENCE, estimate
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -81,10 +83,8 @@ class PairedDifference:
         return t_p(self.by_seed.values())
 
 
-def mean_interval(
-    values: Collection[float], confidence: float = 0.95, fewest: int = 2
-) -> Interval | None:
-    """Mean and t interval, over seeds and, of ``Measured`` values, over texts; see ``two_way``.
+def mean_interval(values: Collection[float], fewest: int = 2) -> Interval | None:
+    """Mean and 95 % t interval over seeds and, of ``Measured`` values, over texts; see ``two_way``.
 
     Of plain numbers it is ``mean ± t_{n-1} s / sqrt(n)``.
 
@@ -92,7 +92,6 @@ def mean_interval(
 
     Args:
         values: One value per seed.
-        confidence: Coverage of the interval, in (0, 1).
         fewest: Values from which on there are limits, 2 at least.
 
     Returns:
@@ -104,7 +103,23 @@ def mean_interval(
     found = estimate(values) if n >= fewest else None
     if found is None:
         return Interval(math.fsum(values) / n, None, None, n)
-    return Interval(found.mean, *found.limits(confidence), n, found.over_texts is not None)
+    return Interval(found.mean, *found.limits, n, found.over_texts is not None)
+
+
+def text_interval(score: float) -> Interval:
+    """A score with its 95 % limits over other texts, for the seeds that it is of.
+
+    With contributions u of the texts its standard error is ``sqrt(Σ u²)``, see ``measured``; the
+    limits are normal.
+
+    Args:
+        score: A score or a difference of scores; of a plain number there are no limits.
+    """
+    if not isinstance(score, Measured):
+        return Interval(score, None, None, 1)
+    error = math.sqrt(sum(float(each @ each) for each in score.parts.values()))
+    half = -float(scipy.special.ndtri((1 - CONFIDENCE) / 2)) * error
+    return Interval(float(score), float(score) - half, float(score) + half, 1, over_texts=True)
 
 
 def t_p(differences: Collection[float]) -> float | None:
@@ -168,7 +183,7 @@ def flips_suffice(differences: Sequence[PairedDifference]) -> bool:
 
 
 def paired_difference(
-    arm: Mapping[int, float], reference: Mapping[int, float], confidence: float = 0.95
+    arm: Mapping[int, float], reference: Mapping[int, float]
 ) -> PairedDifference | None:
     """Mean difference over shared seeds and texts, its t limits and its p-value.
 
@@ -178,20 +193,17 @@ def paired_difference(
     Args:
         arm: Value per seed.
         reference: Value per seed; seeds that only one of the two has are left out.
-        confidence: Coverage of the interval, in (0, 1).
 
     Returns:
         None where no seed is shared.
     """
     shared = sorted(arm.keys() & reference.keys())
-    return of_differences({seed: arm[seed] - reference[seed] for seed in shared}, confidence)
+    return of_differences({seed: arm[seed] - reference[seed] for seed in shared})
 
 
-def of_differences(
-    by_seed: Mapping[int, float], confidence: float = 0.95
-) -> PairedDifference | None:
+def of_differences(by_seed: Mapping[int, float]) -> PairedDifference | None:
     """The same from the differences themselves; None without any."""
-    interval = mean_interval(by_seed.values(), confidence, FEWEST_FOR_T)
+    interval = mean_interval(by_seed.values(), FEWEST_FOR_T)
     if interval is None:
         return None
     alone = PairedDifference(interval, None, by_seed)

@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
+CONFIDENCE = 0.95
+"""the coverage of every interval"""
+
 # Seeds from which on Satterthwaite's degrees of freedom hold.
 _MANY_SEEDS = 6
 # Degrees of freedom with which t is the normal distribution.
@@ -107,9 +110,10 @@ class Estimate:
         parts = self.over_seeds**4 / of_seeds + self.shared**4 / of_texts
         return self.error**4 / parts if parts else of_seeds
 
-    def limits(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Of the t interval."""
-        half = self.quantile(1 - confidence) * self.error
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Of the 95 % t interval."""
+        half = self.quantile(1 - CONFIDENCE) * self.error
         return self.mean - half, self.mean + half
 
     @property

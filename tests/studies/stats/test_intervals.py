@@ -24,12 +24,10 @@ def test_mean_interval_by_hand():
 
 
 def test_mean_interval_equals_scipy():
-    values, confidence = [0.71, 0.74, 0.69, 0.77, 0.72], 0.9
-    interval = mean_interval(values, confidence)
+    values = [0.71, 0.74, 0.69, 0.77, 0.72]
+    interval = mean_interval(values)
     assert interval is not None
-    expected = scipy.stats.t.interval(
-        confidence, len(values) - 1, interval.mean, scipy.stats.sem(values)
-    )
+    expected = scipy.stats.t.interval(0.95, len(values) - 1, interval.mean, scipy.stats.sem(values))
     assert (interval.low, interval.high) == pytest.approx(expected)
 
 

@@ -155,7 +155,7 @@ def test_without_texts_it_is_the_t_interval():
     known: Any = expected
     interval = known.confidence_interval()
     assert found.p_value == pytest.approx(known.pvalue)
-    assert found.limits() == pytest.approx((interval.low, interval.high))
+    assert found.limits == pytest.approx((interval.low, interval.high))
     assert found.over_texts is None
     mixed = estimate([measured(0.1, test=[9.0, 9.0]), *scores[1:]])
     assert mixed is not None
