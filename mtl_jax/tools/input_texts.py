@@ -14,7 +14,7 @@ from mtl_jax.core.console import in_bytes, say
 from mtl_jax.core.errors import UserError, cannot_read, shortened
 from mtl_jax.data.pairs import Pair
 from mtl_jax.data.sources import files
-from mtl_jax.data.sources.base import Rows, Stream
+from mtl_jax.data.sources.base import Fields, Rows, Stream
 
 # Of what is no text, such as /dev/zero, a line may have no end.
 _LONGEST_LINE = 2**28
@@ -102,8 +102,7 @@ def read_texts(
             raise cannot_read(path, error) from error
         lines = read_lines(stream, str(path))
         return _closing(stream, read_pairs(lines, columns) if len(columns) == 2 else lines)
-    pair_column = columns[1] if len(columns) == 2 else None
-    stream = files.stream_table(path, columns[0], {}, pair_column=pair_column)
+    stream = files.stream_table(path, Fields.of(columns, {}, {}))
     # A file without the column is refused here, whoever asks for its texts.
     first = next(stream.rows)
     return _texts_of(first, stream)

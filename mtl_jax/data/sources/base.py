@@ -17,9 +17,6 @@ from mtl_jax.data.kinds import LabelKind
 from mtl_jax.data.pairs import Pair
 from mtl_jax.data.soft_labels import MostProbable, is_soft, label_kinds
 
-ALL_SINGLE_LABEL: Mapping[str, Kind] = {}
-"""The kinds of tasks that are ``single_label``, as those that are left out are."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
@@ -37,15 +34,10 @@ class Fields:
 
     @classmethod
     def of(
-        cls,
-        text_column: str,
-        columns: Mapping[str, str],
-        kinds: Mapping[str, Kind],
-        pair_column: str | None,
+        cls, texts: Sequence[str], columns: Mapping[str, str], kinds: Mapping[str, Kind]
     ) -> Self:
-        """Those of the arguments that all sources take."""
-        texts = (text_column,) if pair_column is None else (text_column, pair_column)
-        return cls(texts, dict(columns), label_kinds(columns, kinds))
+        """Those columns, by the kinds of tasks, ``single_label`` where one is left out."""
+        return cls(tuple(texts), dict(columns), label_kinds(columns, kinds))
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -12,14 +12,13 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from mtl_jax.config.tasks import Kind
 from mtl_jax.core.atomic_write import other_kind
 from mtl_jax.core.errors import UserError, reason
 from mtl_jax.core.names import quoted
 from mtl_jax.data.columns import Label
 from mtl_jax.data.kinds import LabelKind, type_in_words
 from mtl_jax.data.sources import arrow_csv
-from mtl_jax.data.sources.base import ALL_SINGLE_LABEL, Fields, Rows, Source, Stream
+from mtl_jax.data.sources.base import Fields, Rows, Source, Stream
 from mtl_jax.data.sources.delimited import Columns, MalformedError, Sheet, read_csv, read_tsv
 from mtl_jax.data.sources.parsing_process import pays, read_in_process
 from mtl_jax.data.sources.values import Labels, UnusableError, label_of, text_of
@@ -41,13 +40,7 @@ _PACKED = {
 _MOST_SUSPECTS, _MOST_WARNINGS = 1000, 5
 
 
-def open_files(
-    paths: dict[str, Path],
-    text_column: str,
-    columns: Mapping[str, str],
-    kinds: Mapping[str, Kind] = ALL_SINGLE_LABEL,
-    pair_column: str | None = None,
-) -> Source:
+def open_files(paths: dict[str, Path], fields: Fields) -> Source:
     """Opens the files of a data set.
 
     Every file must be there; it is parsed only when its split is read. The fingerprint
@@ -55,15 +48,11 @@ def open_files(
 
     Args:
         paths: Per split its file: one to train on, maybe one to validate and one to test on.
-        text_column: The column that holds the text.
-        columns: The label column of each task that has one.
-        kinds: The kind of each task; ``single_label`` where it is left out.
-        pair_column: The column of the second text, where each row has a pair.
+        fields: The columns that are read.
 
     Raises:
         UserError: A file is not there or is of another kind.
     """
-    fields = Fields.of(text_column, columns, kinds, pair_column)
     for path in paths.values():
         _check_kind(path)
         with _open(path):
@@ -89,39 +78,25 @@ def open_files(
 
 
 def _soonest(path: Path, fields: Fields) -> Stream:
-    stream = stream_fields(path, fields)
+    stream = stream_table(path, fields)
     if not pays(path.stat().st_size):
         return stream
-    return read_in_process(stream, stream_fields, path, fields)
+    return read_in_process(stream, stream_table, path, fields)
 
 
-def stream_table(
-    path: Path,
-    text_column: str,
-    columns: Mapping[str, str],
-    kinds: Mapping[str, Kind] = ALL_SINGLE_LABEL,
-    pair_column: str | None = None,
-) -> Stream:
+def stream_table(path: Path, fields: Fields) -> Stream:
     """Reads one file from its first row to its last.
 
     Args:
         path: A ``.csv`` or ``.tsv`` file with a header row, or a ``.jsonl`` or ``.json``
             file with one object per line; UTF-8, with or without a byte order mark. Or a
             ``.parquet`` file.
-        text_column: As of ``open_files``.
-        columns: As of ``open_files``.
-        kinds: As of ``open_files``.
-        pair_column: As of ``open_files``.
+        fields: The columns that are read.
 
     Raises:
         UserError: The file cannot be read, lacks a column, or has a malformed line: here, or
             where the rows come to it.
     """
-    return stream_fields(path, Fields.of(text_column, columns, kinds, pair_column))
-
-
-def stream_fields(path: Path, fields: Fields) -> Stream:
-    """As ``stream_table``."""
     _check_kind(path)
     for task, column in fields.labels.items():
         if column in fields.texts:

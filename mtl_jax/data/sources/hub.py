@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from mtl_jax.config.tasks import Kind
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.data.columns import Label
 from mtl_jax.data.kinds import LabelKind
-from mtl_jax.data.sources.base import ALL_SINGLE_LABEL, Fields, Rows, Source, Stream
+from mtl_jax.data.sources.base import Fields, Rows, Source, Stream
 from mtl_jax.data.sources.values import UnusableError, label_of, text_of
 
 PREFIX = "hub:"
@@ -21,27 +20,17 @@ _ROWS = 4096
 _SPLITS = ("train", "validation", "test")
 
 
-def open_dataset(
-    name: str,
-    text_column: str,
-    columns: Mapping[str, str],
-    kinds: Mapping[str, Kind] = ALL_SINGLE_LABEL,
-    pair_column: str | None = None,
-) -> Source:
+def open_dataset(name: str, fields: Fields) -> Source:
     """Loads a data set, which ``datasets`` fetches once and maps from files.
 
     Args:
         name: ``hub:NAME`` or ``hub:NAME:CONFIGURATION``, where NAME is that of the hub or a folder.
-        text_column: The column that holds the text.
-        columns: The label column of each task that has one.
-        kinds: The kind of each task; ``single_label`` where it is left out.
-        pair_column: The column of the second text, where each example is a pair.
+        fields: The columns that are read.
 
     Raises:
         UserError: The package is not there, or the data set is not, or lacks a column.
     """
     splits = _load(name)
-    fields = Fields.of(text_column, columns, kinds, pair_column)
     fields.check(name, splits["train"].column_names)
     names = {
         task: _class_names(splits["train"], column, fields.kinds[task])

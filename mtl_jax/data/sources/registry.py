@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mtl_jax.data.soft_labels import soft_name
+from mtl_jax.data.sources.base import Fields
 
 if TYPE_CHECKING:
     from mtl_jax.config.data import Origin
-    from mtl_jax.config.tasks import Kind
     from mtl_jax.config.train import DataConfig
     from mtl_jax.data.sources.base import Source
 
@@ -29,24 +29,24 @@ def open_sources(config: DataConfig) -> list[tuple[Source, dict[str, str]]]:
     kinds, soft, found = config.kinds, config.soft_columns, []
     for origin, columns in config.origins.items():
         own = {soft_name(task): soft[task] for task in columns if task in soft}
-        found.append((_open(origin, columns | own, kinds), columns | own))
+        fields = Fields.of(origin.text_columns, columns | own, kinds)
+        found.append((_open(origin, fields), columns | own))
     return found
 
 
-def _open(origin: Origin, columns: dict[str, str], kinds: dict[str, Kind]) -> Source:
-    more = origin.text_column, columns, kinds, origin.pair_column
+def _open(origin: Origin, fields: Fields) -> Source:
     if origin.files:
         from mtl_jax.data.sources import files
 
-        return files.open_files(dict(origin.files), *more)
+        return files.open_files(dict(origin.files), fields)
     if origin.dataset == "sentences":
         from mtl_jax.data.sources import vader
 
-        return vader.open_sentences(*more)
+        return vader.open_sentences(fields)
     if origin.dataset.startswith("hub:"):
         from mtl_jax.data.sources import hub
 
-        return hub.open_dataset(origin.dataset, *more)
+        return hub.open_dataset(origin.dataset, fields)
     from mtl_jax.data.sources import tfds
 
-    return tfds.open_dataset(origin.dataset, *more)
+    return tfds.open_dataset(origin.dataset, fields)

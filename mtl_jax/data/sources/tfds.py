@@ -10,19 +10,18 @@ import os
 import reprlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from mtl_jax.config.tasks import Kind
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError, first_line
 from mtl_jax.core.file_lock import exclusive
 from mtl_jax.data.columns import Label
 from mtl_jax.data.kinds import KINDS, LabelKind
-from mtl_jax.data.sources.base import ALL_SINGLE_LABEL, Fields, Rows, Source, Stream
+from mtl_jax.data.sources.base import Fields, Rows, Source, Stream
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -32,34 +31,22 @@ _ROWS = 4096
 _OWN_FEATURES = "tensorflow_datasets.core.features."
 
 
-def open_dataset(
-    name: str,
-    text_column: str,
-    columns: Mapping[str, str],
-    kinds: Mapping[str, Kind] = ALL_SINGLE_LABEL,
-    pair_column: str | None = None,
-) -> Source:
+def open_dataset(name: str, fields: Fields) -> Source:
     """Finds or prepares a data set under ``$TFDS_DATA_DIR``, else in the cache.
 
     Args:
         name: A TFDS name, or a folder that holds a prepared data set.
-        text_column: The feature that holds the text.
-        columns: The label feature of each task that has one.
-        kinds: The kind of each task; ``single_label`` where it is left out.
-        pair_column: The feature that holds the second text, where each example is a pair.
+        fields: The features that are read.
 
     Raises:
         UserError: It is not known, cannot be prepared, or lacks a feature.
     """
-    return source(prepare(_builder(name)), text_column, columns, kinds, pair_column)
+    return source(prepare(_builder(name)), fields)
 
 
 def source(
     builder: tfds.core.DatasetBuilder,
-    text_column: str,
-    columns: Mapping[str, str],
-    kinds: Mapping[str, Kind] = ALL_SINGLE_LABEL,
-    pair_column: str | None = None,
+    fields: Fields,
     group_column: str | None = None,
     notes: tuple[str, ...] = (),
 ) -> Source:
@@ -67,10 +54,7 @@ def source(
 
     Args:
         builder: A prepared builder.
-        text_column: The feature that holds the text.
-        columns: The label feature of each task that has one.
-        kinds: As of ``open_dataset``.
-        pair_column: As of ``open_dataset``.
+        fields: The features that are read.
         group_column: A feature that says where an example comes from.
         notes: What a reader of the data should know.
 
@@ -84,7 +68,6 @@ def source(
             f"{name} has no train split (it has {', '.join(builder.info.splits)}): "
             "name another data set"
         )
-    fields = Fields.of(text_column, columns, kinds, pair_column)
     for column in fields.texts:
         _check_text(builder, column, fields.text_flag)
     names = {

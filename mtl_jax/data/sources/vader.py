@@ -22,14 +22,12 @@ import tensorflow_datasets as tfds
 from mtl_jax.core import downloads
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.sources import tfds as tfds_source
-from mtl_jax.data.sources.base import ALL_SINGLE_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from mtl_jax.config.tasks import Kind
-    from mtl_jax.data.sources.base import Source
+    from mtl_jax.data.sources.base import Fields, Source
 
 SOURCES = {
     "tweet": "tweets",
@@ -231,32 +229,21 @@ def prepare(kind: type[Sentences] = Sentences) -> tfds.core.DatasetBuilder:
     return tfds_source.prepare(builder, log=io.StringIO())
 
 
-def open_sentences(
-    text_column: str,
-    columns: dict[str, str],
-    kinds: Mapping[str, Kind] = ALL_SINGLE_LABEL,
-    pair_column: str | None = None,
-) -> Source:
+def open_sentences(fields: Fields) -> Source:
     """The corpus as a source of examples, grouped by who wrote them.
 
     Args:
-        text_column: The feature that holds the text.
-        columns: The label feature of each task that has one.
-        kinds: As of ``tfds.open_dataset``.
-        pair_column: As of ``tfds.open_dataset``.
+        fields: The features that are read.
 
     Raises:
         UserError: The corpus cannot be fetched, or has no such feature.
     """
-    rated = any(column in _OF_RATERS for column in columns.values())
+    rated = any(column in _OF_RATERS for column in fields.labels.values())
     builder = prepare(RatedSentences if rated else Sentences)
     counts = builder.info.metadata or {}
     source = tfds_source.source(
         builder,
-        text_column,
-        columns,
-        kinds,
-        pair_column,
+        fields,
         group_column="classifier",
         notes=tuple(f"{reason} ({count} sentences)" for reason, count in counts.items()),
     )

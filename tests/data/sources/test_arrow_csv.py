@@ -15,7 +15,7 @@ from mtl_jax.data.sources import arrow_csv, delimited
 from mtl_jax.data.sources.arrow_csv import LARGE
 from mtl_jax.data.sources.files import stream_table
 from mtl_jax.data.sources.values import Labels, UnusableError
-from tests.data.sources.test_files import read
+from tests.data.sources.test_files import FIELDS, read
 
 CELLS = st.text('a\u00e9 ",\n\r\0', max_size=5)
 WELL_WRITTEN = st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=12)
@@ -100,7 +100,7 @@ def test_a_large_file_and_the_line_of_what_is_wrong_in_it(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("id,text,mood\n" + "".join(rows), newline="")
     assert path.stat().st_size > LARGE
-    found = read(stream_table(path, "text", {"sentiment": "mood"}))
+    found = read(stream_table(path, FIELDS))
     assert found.texts[6:9] == [f"{text}6", f'{text}\r\n"two" lines', f"{text}8"]
     assert found.labels["sentiment"][:4] == ["up", "down", None, "up"]
     assert (len(found.texts), found.notes) == (len(rows), ())
@@ -110,10 +110,10 @@ def test_a_large_file_and_the_line_of_what_is_wrong_in_it(tmp_path):
     with path.open("a") as file:
         file.write("1,2\n")
     with pytest.raises(Exception, match=rf"t\.csv, line {len(rows) + 4}: 2 fields and not the"):
-        read(stream_table(path, "text", {"sentiment": "mood"}))
+        read(stream_table(path, FIELDS))
     path.write_text("id,text,mood\n" + "".join(rows) + 'x,y,"one ""\n')
     with pytest.raises(Exception, match=re.escape(f"line {len(rows) + 4}: malformed (")):
-        read(stream_table(path, "text", {"sentiment": "mood"}))
+        read(stream_table(path, FIELDS))
 
 
 def test_a_label_that_is_none_is_found_where_it_first_stands():

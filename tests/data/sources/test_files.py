@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 from mtl_jax.config.train import DataConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.corpus import load_corpus
+from mtl_jax.data.sources.base import Fields
 from mtl_jax.data.sources.files import stream_table
 
-COLUMNS = {"sentiment": "mood"}
+FIELDS = Fields.of(("text",), {"sentiment": "mood"}, {})
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 
 
 def table(tmp_path, name, contents):
     path = tmp_path / name
     path.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
-    return read(stream_table(path, "text", COLUMNS))
+    return read(stream_table(path, FIELDS))
 
 
 @dataclasses.dataclass

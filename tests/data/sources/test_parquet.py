@@ -12,7 +12,7 @@ from mtl_jax.config.train import DataConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.corpus import load_corpus
 from mtl_jax.data.sources.files import stream_table
-from tests.data.sources.test_files import read
+from tests.data.sources.test_files import FIELDS, read
 
 TEXTS = ["a, b", "", "two\nlines", "\u2028 é"]
 
@@ -24,12 +24,12 @@ def write(path, **columns):
 
 def labels(tmp_path, mood):
     path = write(tmp_path / "t.parquet", text=TEXTS[: len(mood)], mood=mood)
-    return read(stream_table(path, "text", {"sentiment": "mood"})).labels["sentiment"]
+    return read(stream_table(path, FIELDS)).labels["sentiment"]
 
 
 def test_texts_labels_and_rows(tmp_path):
     path = write(tmp_path / "t.PARQUET", id=[1, 2, 3, 4], text=TEXTS, mood=["up", None, "", "-1"])
-    found = read(stream_table(path, "text", {"sentiment": "mood"}))
+    found = read(stream_table(path, FIELDS))
     assert found.texts == TEXTS
     assert found.labels == {"sentiment": ["up", None, None, None]}
     assert [found.place(i) for i in (0, 3)] == [f"{path}, row 1", f"{path}, row 4"]
@@ -58,7 +58,7 @@ def test_rows_of_many_groups_are_read_in_order(tmp_path):
     texts = [f"text {i}" for i in range(count)]
     table = pa.table({"text": texts, "mood": [f"m{i % 7}" for i in range(count)]})
     parquet.write_table(table, tmp_path / "t.parquet", row_group_size=999)
-    found = read(stream_table(tmp_path / "t.parquet", "text", {"sentiment": "mood"}))
+    found = read(stream_table(tmp_path / "t.parquet", FIELDS))
     assert found.texts == texts
     assert found.labels["sentiment"] == table["mood"].to_pylist()
     assert found.place(count - 1).endswith(f"row {count}")
@@ -165,7 +165,7 @@ def test_json_lines_may_lack_the_text_of_one_row_but_not_of_all(tmp_path):
     rows = [{"mood": 1}, {"text": "a", "mood": 1}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match="line 1: 'text' is null or absent and not a string"):
-        read(stream_table(path, "text", {"sentiment": "mood"}))
+        read(stream_table(path, FIELDS))
     path.write_text(json.dumps({"mood": 1}) + "\n" + json.dumps({"body": "a"}) + "\n")
     with pytest.raises(UserError, match="has no column 'text'; it has 'body', 'mood'"):
-        read(stream_table(path, "text", {"sentiment": "mood"}))
+        read(stream_table(path, FIELDS))

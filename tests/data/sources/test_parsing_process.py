@@ -5,19 +5,15 @@ import psutil
 import pytest
 
 from mtl_jax.core.errors import UserError
-from mtl_jax.data.sources.base import Fields
-from mtl_jax.data.sources.files import stream_fields, stream_table
+from mtl_jax.data.sources.files import stream_table
 from mtl_jax.data.sources.parsing_process import read_in_process
 from mtl_jax.data.table import hashes_of, read_table
 from mtl_jax.data.texts import KeepAll
-from tests.data.sources.test_files import read
-
-ASKED = "text", {"sentiment": "mood"}
-FIELDS = Fields.of(*ASKED, {}, None)
+from tests.data.sources.test_files import FIELDS, read
 
 
 def in_process(path):
-    return read_in_process(stream_table(path, *ASKED), stream_fields, path, FIELDS)
+    return read_in_process(stream_table(path, FIELDS), stream_table, path, FIELDS)
 
 
 def test_rows_places_and_notes_are_the_same(tmp_path):
@@ -26,7 +22,7 @@ def test_rows_places_and_notes_are_the_same(tmp_path):
     texts[7] = '"' + texts[7]
     rows = "".join(f"m{i % 3}\t{text}\n" for i, text in enumerate(texts))
     path.write_text("mood\ttext\n" + rows)
-    here, there = read(stream_table(path, *ASKED)), read(in_process(path))
+    here, there = read(stream_table(path, FIELDS)), read(in_process(path))
     assert (there.texts, there.labels, there.notes) == (here.texts, here.labels, here.notes)
     assert len(here.notes) == 1
     assert there.place(9_999) == here.place(9_999) == f"{path}, line 10001"
@@ -41,7 +37,7 @@ def test_a_table_is_the_same(tmp_path):
         kinds = {"sentiment": FIELDS.kinds["sentiment"]}
         return read_table(opened, kinds, lambda: (KeepAll(), KeepAll()), set_aside=True)
 
-    here, there = table(lambda: stream_table(path, *ASKED)), table(lambda: in_process(path))
+    here, there = table(lambda: stream_table(path, FIELDS)), table(lambda: in_process(path))
     assert 0 < here.aside.sum() < len(here)
     np.testing.assert_array_equal(there.hashes, here.hashes)
     np.testing.assert_array_equal(there.aside, here.aside)
