@@ -166,7 +166,7 @@ class DataSet:
         if table.groups is not None:
             arrays["groups"] = np.asarray(table.groups.names[1:], np.str_)[table.groups.codes - 1]
         if not carved:
-            self._examples[split] = _examples(table.texts[0], labels, soft, arrays)
+            self._examples[split] = Examples(table.texts[0], labels, soft=soft, **arrays)
             self._odd[split], self._halved[split] = len(table.odd), len(table.halved)
             return
         parts = {"train": ~table.aside, "validation": table.aside}
@@ -177,8 +177,9 @@ class DataSet:
         del table
         masks = list(parts.values())
         kinds = [_parted(each, masks) for each in (labels, soft, arrays)]
-        for part, of_texts, *of_part in zip(parts, texts, *kinds, strict=True):
-            self._examples[part] = _examples(of_texts, *of_part)
+        for part, own, *of_part in zip(parts, texts, *kinds, strict=True):
+            own_labels, own_soft, others = of_part
+            self._examples[part] = Examples(own, own_labels, soft=own_soft, **others)
 
     def _arrays(self, table: Table, split: str) -> dict[str, np.ndarray]:
         return {
@@ -246,17 +247,6 @@ class DataSet:
                 if count
             ]
         return notes
-
-
-def _examples(
-    texts: Sequence[str],
-    labels: dict[str, np.ndarray],
-    soft: dict[str, np.ndarray],
-    others: Mapping[str, np.ndarray],
-) -> Examples:
-    """Those with these texts, labels, distributions, and other arrays by attribute."""
-    groups, hashes, rows = others.get("groups"), others["hashes"], others["rows"]
-    return Examples(texts, labels, groups, hashes=hashes, rows=rows, soft=soft)
 
 
 def _parted(

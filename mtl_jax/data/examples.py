@@ -25,7 +25,7 @@ class Examples:
     labels: dict[str, np.ndarray]
     """per task one label to a text, as ``kinds`` tells: int32 [n], indices into its classes,
     MISSING where there is no label; int8 [n, classes]; or float64 [n]"""
-    groups: np.ndarray | None
+    groups: np.ndarray | None = None
     """str [n]: where each example comes from, for metrics by source; None if unknown"""
     sources: np.ndarray | None = None
     """int32 [n]: which of the corpus's data sets each example is of; None where there is one"""
