@@ -119,12 +119,11 @@ def without_effect(config: TrainConfig, plans: Sequence[PhasePlan]) -> list[str]
             setting: words if setting.startswith("lora_") else why
             for setting, why in reasons.items()
         }
-    if not any(plan.guarded for plan in plans):
-        reasons |= {
-            setting: f"no phase of {name} freezes a head that an earlier one has trained"
-            for setting in ("drift_limit",)
-            if getattr(config, setting) != getattr(TrainConfig, setting)
-        }
+    given = config.drift_limit != TrainConfig.drift_limit
+    if given and not any(plan.guarded for plan in plans):
+        reasons["drift_limit"] = (
+            f"no phase of {name} freezes a head that an earlier one has trained"
+        )
     return [
         f"note: --{setting.replace('_', '-')} {_given(config, setting)} is without effect: {why}"
         for setting, why in reasons.items()

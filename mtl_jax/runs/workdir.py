@@ -188,7 +188,7 @@ class Workdir:
         try:
             mark.touch()
         except OSError as error:
-            raise self._unusable(mark, error) from error
+            raise self._unusable(error) from error
 
     def _look_for(self, mark: Path) -> None:
         if not distributed.awaited(mark.exists):
@@ -220,7 +220,7 @@ class Workdir:
             drafts = {path.name for path in self.path.glob(_DRAFTS)}
             names = {path.name for path in self.path.iterdir()} - drafts
         except OSError as error:
-            raise self._unusable(self.path, error) from error
+            raise self._unusable(error) from error
         if self.exists:
             return
         if self._has_lost_config():
@@ -302,7 +302,7 @@ class Workdir:
             self._lock = hold(self.path / ".lock", shared=shared)
         except OSError as error:
             if (no_locks := without_locks(self.path, error)) is None:
-                raise self._unusable(self.path, error) from error
+                raise self._unusable(error) from error
             if not shared and shared_folder(self.path) is None:
                 raise no_locks from error
             # Workers have claimed what they write, and need no lock.
@@ -320,7 +320,7 @@ class Workdir:
         with contextlib.suppress(OSError):
             (self.path / ".lock").unlink()
 
-    def _unusable(self, _folder: Path, error: OSError) -> UserError:
+    def _unusable(self, error: OSError) -> UserError:
         return UserError(
             f"--workdir {self.path} can't be used ({error.strerror}): name another folder"
         )

@@ -104,10 +104,6 @@ class ResultsStore:
     def _lines(self) -> list[dict[str, Any]]:
         return read_lines(self._results, RESULT)
 
-    def mend(self) -> None:
-        """Drops a line that a kill left unfinished, which the next would else be glued to."""
-        rewrite_lines(self._results, self._lines())
-
     def results(self) -> list[dict[str, Any]]:
         """The lines of ``results.jsonl`` that are of arms of this study; see ``text_errors``."""
         lines = [line for line in self._lines() if _key(line) in self._asked]
@@ -152,7 +148,8 @@ class ResultsStore:
 
     def prepare(self) -> None:
         """Drops a line that a kill left unfinished, and collects what workers have left."""
-        self.mend()
+        # The next line would else be glued to that one.
+        rewrite_lines(self._results, self._lines())
         self.collect()
 
     def collect(self) -> list[tuple[int, dict[str, Any]]]:
