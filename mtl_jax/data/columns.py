@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import array
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -95,18 +95,6 @@ def restored(array: np.ndarray, names: Sequence[Any] | None) -> Column | Numbers
     return Column(array, [tuple(name) if isinstance(name, list) else name for name in names])
 
 
-class Gathering(Protocol):
-    """A column as it grows."""
-
-    def add(self, labels: Sequence[Label]) -> np.ndarray:
-        """Takes k labels; returns which of them are there, bool [k]."""
-        ...
-
-    def column(self) -> Column | Numbers:
-        """What it has."""
-        ...
-
-
 class GatherNames:
     """A ``Column`` as it grows."""
 
@@ -115,7 +103,7 @@ class GatherNames:
         self._found = array.array("i")
 
     def add(self, labels: Sequence[Label]) -> np.ndarray:
-        """See ``Gathering``."""
+        """Takes k labels; returns which of them are there, bool [k]."""
         if isinstance(labels, Column):
             own = [self._codes.setdefault(name, len(self._codes)) for name in labels.names]
             codes = np.array(own, np.int32)[labels.codes]
@@ -128,7 +116,7 @@ class GatherNames:
         return codes != 0
 
     def column(self) -> Column:
-        """See ``Gathering``."""
+        """What it has."""
         return Column(np.frombuffer(self._found, np.int32), list(self._codes))
 
 
@@ -139,7 +127,7 @@ class GatherNumbers:
         self._found = array.array("d")
 
     def add(self, labels: Sequence[Label]) -> np.ndarray:
-        """See ``Gathering``."""
+        """See ``GatherNames``."""
         if isinstance(labels, Column):
             values = np.array(labels.names, np.float64)[labels.codes]
         else:
@@ -148,7 +136,7 @@ class GatherNumbers:
         return ~np.isnan(values)
 
     def column(self) -> Numbers:
-        """See ``Gathering``."""
+        """See ``GatherNames``."""
         return Numbers(np.frombuffer(self._found, np.float64))
 
 

@@ -355,12 +355,12 @@ def _reliability_table(answers: Answers, task: str) -> Table:
 # Mistakes.
 
 
-def mistake_tables(answers: Answers, most: int = MISTAKES) -> list[Block]:
+def mistake_tables(answers: Answers) -> list[Block]:
     """The surest mistakes of each task with their texts, or the ids of these."""
     found: list[Block] = []
     for task in answers.tasks:
         runs = list(answers.of(task).values())
-        mistakes = diagnosis.mistakes(runs, most)
+        mistakes = diagnosis.mistakes(runs, MISTAKES)
         if not mistakes:
             found.append(Paragraph(f"{task}: there is none."))
             continue

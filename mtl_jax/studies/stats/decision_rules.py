@@ -114,7 +114,7 @@ def judge(
 
 
 def within_arm(
-    results: Sequence[Result], arm: str, number: Number, what: str, claimed: int = 1
+    results: Sequence[Result], arm: str, number: Number, what: str
 ) -> tuple[Contrast | Finding | None, list[Contrast]]:
     """A number of each run of one arm against 0, where a run holds both sides of a comparison.
 
@@ -123,7 +123,6 @@ def within_arm(
         arm: The arm.
         number: Of a line; None where the line lacks it. Of several settings a seed has the mean.
         what: The number in words.
-        claimed: See ``Contrast``.
 
     Returns:
         The contrast, None where no run has the number; and no details.
@@ -134,7 +133,7 @@ def within_arm(
             by_seed.setdefault(seed, []).append(value)
     most = max(map(len, by_seed.values()), default=0)
     means = {seed: sum(v) / len(v) for seed, v in by_seed.items() if len(v) == most}
-    return of_seeds(means, what, claimed) if means else (None, [])
+    return of_seeds(means, what, claimed=1) if means else (None, [])
 
 
 def of_seeds(

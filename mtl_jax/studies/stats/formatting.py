@@ -29,17 +29,17 @@ def signed(value: float | None, digits: int = 3) -> str:
     return f"+{text}" if value is not None and value > 0 and float(text.replace(",", "")) else text
 
 
-def plus_minus(interval: Interval | None, digits: int = 3) -> str:
+def plus_minus(interval: Interval | None) -> str:
     """``± half width``; empty where there is no interval."""
     half = interval.half_width if interval else None
-    return "" if half is None else f"± {fixed(half, digits)}"
+    return "" if half is None else f"± {fixed(half)}"
 
 
-def limits(interval: Interval, digits: int = 3) -> str:
+def limits(interval: Interval) -> str:
     """``[low, high]``; empty where there is no interval."""
     if interval.low is None:
         return ""
-    return f"[{signed(interval.low, digits)}, {signed(interval.high, digits)}]"
+    return f"[{signed(interval.low)}, {signed(interval.high)}]"
 
 
 def p_text(p_value: float | None) -> str:

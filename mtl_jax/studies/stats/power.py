@@ -32,23 +32,22 @@ DISAGREEMENT = 0.1
 """part of the texts of a class on which one of two arms alone is right, where nothing is known"""
 
 
-def text_error(counts: Collection[Collection[int]], disagreement: float = DISAGREEMENT) -> float:
+def text_error(counts: Collection[Collection[int]]) -> float:
     """The standard error that the draw of test texts leaves in a difference of macro-F1.
 
-    Where on a part d of the n_k texts of class k one of two arms alone is right, the difference of
-    their recalls has the variance d / n_k; macro-F1 is taken for the mean recall, of K classes
-    ``sqrt(Σ_k d / n_k) / K``, and the score of a study is the mean over tasks, whose errors are
-    taken for independent.
+    Where on a part d, ``DISAGREEMENT``, of the n_k texts of class k one of two arms alone is right,
+    the difference of their recalls has the variance d / n_k; macro-F1 is taken for the mean recall,
+    of K classes ``sqrt(Σ_k d / n_k) / K``, and the score of a study is the mean over tasks, whose
+    errors are taken for independent.
 
     Args:
         counts: Of each task the texts of each class; classes without any are left out.
-        disagreement: d.
 
     Returns:
         0 where no class has a text.
     """
     variances = [
-        sum(disagreement / count for count in classes) / len(classes) ** 2
+        sum(DISAGREEMENT / count for count in classes) / len(classes) ** 2
         for each in counts
         if (classes := [count for count in each if count])
     ]
@@ -138,18 +137,17 @@ def before(
     )
 
 
-def differences(results: Sequence[Result], reference: str | None = None) -> list[Estimate]:
+def differences(results: Sequence[Result]) -> list[Estimate]:
     """What each arm has more than one of them, with its errors, of those that share three seeds.
 
     Args:
-        results: Lines of ``results.jsonl``, of one setting.
-        reference: The one; by default full fine-tuning, and in a study without it the last of the
-            arms that are no controls, which then have no part.
+        results: Lines of ``results.jsonl``, of one setting. The one is full fine-tuning; in a study
+            without it the last of the arms that are no controls, which then have no part.
     """
     arms, split = trained_arms(results), evaluation_split(results)
-    if reference is None and REFERENCE not in arms:
+    if REFERENCE not in arms:
         arms = [arm for arm in arms if arm not in control_heads(results)]
-    reference = reference or (REFERENCE if REFERENCE in arms else (arms or [""])[-1])
+    reference = REFERENCE if REFERENCE in arms else (arms or [""])[-1]
     base, found = qualities(results, reference, split), []
     for arm in arms:
         mine = qualities(results, arm, split)
@@ -159,19 +157,18 @@ def differences(results: Sequence[Result], reference: str | None = None) -> list
     return [each for each in found if each is not None]
 
 
-def after(results: Sequence[Result], reference: str | None = None) -> dict[str, Any] | None:
+def after(results: Sequence[Result]) -> dict[str, Any] | None:
     """What the study's sizes have left: the errors of its differences, and what they can tell.
 
     Args:
         results: Lines of ``results.jsonl``, of one setting.
-        reference: See ``differences``.
 
     Returns:
         The medians over comparisons: ``seeds``; ``over_seeds`` and ``over_texts``, the standard
         errors that either alone leaves, the latter None where predictions are not known;
         ``error``, that of both; and ``detectable``. None where nothing can be compared.
     """
-    found = differences(results, reference)
+    found = differences(results)
     if not found:
         return None
     seeds = min(each.seeds for each in found)
@@ -188,9 +185,9 @@ def after(results: Sequence[Result], reference: str | None = None) -> dict[str, 
     }
 
 
-def after_text(results: Sequence[Result], reference: str | None = None) -> str:
+def after_text(results: Sequence[Result]) -> str:
     """``after`` in a sentence; empty where nothing can be compared."""
-    found = after(results, reference)
+    found = after(results)
     if found is None:
         return ""
     texts = (
