@@ -76,6 +76,10 @@ class Runner(Protocol):
 class _OneSeed:
     """What a runner of one training makes of trees and batches by seed: there is but one."""
 
+    def fetch(self, tree: Any) -> Any:
+        """See ``Runner``."""
+        return tree
+
     def place(self: Runner, trees: Sequence[Any]) -> Any:
         """See ``Runner``."""
         (tree,) = trees
@@ -99,10 +103,6 @@ class JitRunner(_OneSeed):
     def replicate(self, tree: Any) -> Any:
         """See ``Runner``."""
         return jax.device_put(tree)
-
-    def fetch(self, tree: Any) -> Any:
-        """See ``Runner``."""
-        return tree
 
     def shard(self, *batches: Mapping[str, np.ndarray]) -> Any:
         """See ``Runner``."""
@@ -136,8 +136,8 @@ class _Spread:
         """See ``Runner``."""
         return slice(rows) if self.alone else distributed.share(rows)
 
-    def _whole(self, rows: Any) -> Any:
-        """Numpy arrays of all rows, in every process."""
+    def gather(self, rows: Any) -> Any:
+        """See ``Runner``: in every process."""
         if self.alone:
             return jax.tree.map(np.asarray, rows)
         return multihost_utils.process_allgather(rows, tiled=True)
@@ -155,18 +155,10 @@ class MeshRunner(_Spread, _OneSeed):
         """See ``Runner``."""
         return _put(tree, self.everywhere)
 
-    def fetch(self, tree: Any) -> Any:
-        """See ``Runner``."""
-        return tree
-
     def shard(self, *batches: Mapping[str, np.ndarray]) -> Any:
         """See ``Runner``."""
         (batch,) = batches
         return _put(dict(batch), self._by_row)
-
-    def gather(self, rows: Any) -> Any:
-        """See ``Runner``."""
-        return self._whole(rows)
 
     def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
         """See ``Runner``: each device computes with its rows, and reduces as the step says."""
@@ -295,7 +287,7 @@ class PmapRunner(_Spread, _OneSeed):
 
     def gather(self, rows: Any) -> Any:
         """See ``Runner``."""
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), self._whole(rows))
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), super().gather(rows))
 
     def jit(self, step: Callable[..., Any], static: Any, donate: bool) -> Any:
         """See ``Runner``."""
