@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.studies.command import StudyCommand, planned
-from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds
+from mtl_jax.studies.settings import Arm, Plan, StudySettings, by_seeds
 
 if TYPE_CHECKING:
     from mtl_jax.studies.inputs_pool import InputsPool
@@ -72,18 +72,13 @@ def _plan(settings: StudySettings, pool: InputsPool, arms: Arms, question: str) 
     inputs = pool.whole(settings)
     inputs.refuse_long()
 
-    def groups() -> Iterator[list[Arm]]:
-        def arm(name: str, seed: int) -> Arm:
-            workdir = arm_folder(settings.workdir, name, seed, {})
-            fields = {**settings.of_a_run(), "data": settings.drawn(seed), **arms[name]}
-            return Arm(name, TrainConfig(**fields, workdir=workdir, seed=seed))
-
-        return by_seeds(tuple(arms), settings.seeds, settings.at_once(), arm)
+    def arm(name: str, seed: int) -> Arm:
+        return settings.arm(name, seed, arms[name])
 
     return Plan(
         workdir=settings.workdir,
         record={"study": "own", "settings": settings.record(), **inputs.record()},
-        groups=list(groups()),
+        groups=list(by_seeds(tuple(arms), settings.seeds, settings.at_once(), arm)),
         report=leave_report,
         question=question.replace("``", "`") or "Which arm to use",
         settings=settings.described(),

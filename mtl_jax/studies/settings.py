@@ -157,6 +157,18 @@ taken over; more than 60 on NFS, which may show a sign of life as late as that""
         """
         return drawn(dataclasses.replace(self.data, **limits), seed)
 
+    def arm(
+        self,
+        name: str,
+        seed: int,
+        own: Mapping[str, Any],
+        setting: Mapping[str, Any] | None = None,
+    ) -> Arm:
+        """An arm with a seed; ``own`` are fields of its run, in the place of those of all runs."""
+        fields = {**self.of_a_run(), "data": self.drawn(seed), **own}
+        workdir = arm_folder(self.workdir, name, seed, setting or {})
+        return Arm(name, TrainConfig(**fields, workdir=workdir, seed=seed), setting or {})
+
     def at_once(self, **limits: Any) -> int:
         """How many seeds of an arm are trained in one program on this machine.
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtl_jax.config.model import DEFAULT_BACKBONE
-from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.paths import expanded
 from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_nothing_held
 from mtl_jax.studies.command import StudyCommand, planned
-from mtl_jax.studies.settings import ANY_DEPTH, Arm, Plan, StudySettings, arm_folder, by_seeds
+from mtl_jax.studies.settings import ANY_DEPTH, Arm, Plan, StudySettings, by_seeds
 
 if TYPE_CHECKING:
     from mtl_jax.studies.inputs_pool import InputsPool
@@ -58,15 +57,10 @@ class Backbones(StudySettings):
     def groups(self) -> Iterator[list[Arm]]:
         """The arms that are trained at once: one backbone after the other, as each is large."""
         for backbone in self.backbones:
-            shared = {**self.of_a_run(), "backbone": backbone}
 
-            def arm(name: str, seed: int, shared: dict = shared) -> Arm:
-                setting = {SETTING: shared["backbone"]}
-                workdir = arm_folder(self.workdir, name, seed, setting)
-                own = {"workdir": workdir, "seed": seed, **protocol(name, self.workdir)}
-                own["data"] = self.drawn(seed)
-                config = TrainConfig(**{**shared, **own})
-                return Arm(name, config, setting)
+            def arm(name: str, seed: int, backbone: str = backbone) -> Arm:
+                own = {"backbone": backbone, **protocol(name, self.workdir)}
+                return self.arm(name, seed, own, {SETTING: backbone})
 
             yield from by_seeds(self.arms, self.seeds, self.at_once(), arm)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from mtl_jax.config.train import DataConfig, TrainConfig
+from mtl_jax.config.train import DataConfig
 from mtl_jax.freezing.scenarios import usual_scenarios
 from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_nothing_held
 from mtl_jax.studies.command import StudyCommand, planned
 from mtl_jax.studies.inputs_pool import InputsPool, sizes
-from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds
+from mtl_jax.studies.settings import Arm, Plan, StudySettings, by_seeds
 
 
 class _Default(int):
@@ -89,9 +89,7 @@ steps, and otherwise as in train"""
         """The arms that are trained at once, so many seeds at a time."""
 
         def arm(name: str, seed: int) -> Arm:
-            workdir = arm_folder(self.workdir, name, seed, {})
-            shared = {**self.of_a_run(), **protocol(name, self.workdir), "data": self.drawn(seed)}
-            return Arm(name, TrainConfig(**shared, workdir=workdir, seed=seed))
+            return self.arm(name, seed, protocol(name, self.workdir))
 
         return by_seeds(self.named_arms, self.seeds, at_once, arm)
 

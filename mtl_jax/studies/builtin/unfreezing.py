@@ -33,7 +33,6 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.studies.arm_specs import (
     EQUAL_COST,
@@ -46,7 +45,7 @@ from mtl_jax.studies.arm_specs import (
     refuse_nothing_held,
 )
 from mtl_jax.studies.command import StudyCommand, planned
-from mtl_jax.studies.settings import Arm, Plan, StudySettings, arm_folder, by_seeds
+from mtl_jax.studies.settings import Arm, Plan, StudySettings, by_seeds
 
 if TYPE_CHECKING:
     from mtl_jax.studies.inputs_pool import InputsPool
@@ -164,21 +163,11 @@ backbone_frozen and the top third of the layers at equal cost"""
         """The arms that are trained at once: size by size, so that each size is read once."""
         for sentences, limit in self.limits(texts).items():
             limits = {"max_train_examples": limit}
-            setting = {SETTING: sentences}
 
-            def arm(
-                name: str,
-                seed: int,
-                sentences: int = sentences,
-                limits: Any = limits,
-                setting: Any = setting,
-            ) -> Arm:
-                workdir = arm_folder(self.workdir, name, seed, setting)
-                data = self.drawn(seed, **limits)
+            def arm(name: str, seed: int, sentences: int = sentences, limits: Any = limits) -> Arm:
                 passes = self.passes(self.epochs_at_cost(name, sentences, layers))
-                own = {"workdir": workdir, "seed": seed, "data": data, **self._protocol(name)}
-                config = TrainConfig(**{**self.of_a_run(), **passes, **own})
-                return Arm(name, config, setting)
+                own = {**passes, "data": self.drawn(seed, **limits), **self._protocol(name)}
+                return self.arm(name, seed, own, {SETTING: sentences})
 
             yield from by_seeds(self.named_arms(layers), self.seeds, self.at_once(**limits), arm)
 
