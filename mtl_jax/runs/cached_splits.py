@@ -100,9 +100,9 @@ class CachedSplits:
             if name == "validation" or self._plans[index].texts == texts
         }
         depths = sorted(depth for depth in alike if SHALLOWEST <= depth < self._depth)
-        own = self._prefix.pooled_form if self._pooled else self._prefix.states_form
-        forms = [self._prefix.states_form(_kept_of(split))] * len(depths)
-        forms += [own(_kept_of(each)) for each in self._to_come()]
+        own = None if self._pooled else self._depth
+        forms = [self._prefix.form(_kept_of(split), depth) for depth in depths]
+        forms += [self._prefix.form(_kept_of(each), own) for each in self._to_come()]
         files = sum(file_bytes(*form) for form in forms)
         return [] if self._inputs.store.refusals(files) else depths
 

@@ -64,7 +64,7 @@ class FrozenActivations:
         def fill(source: TextSet, write: Write) -> None:
             self._evaluator.states(self._params(), source, depth, write)
 
-        states, seconds = self._get(texts, depth, *self.states_form(texts), fill)
+        states, seconds = self._get(texts, depth, fill)
         return dataclasses.replace(texts, states=states, depth=depth), seconds
 
     def pooled(self, texts: TextSet) -> tuple[TextSet, float]:
@@ -76,19 +76,14 @@ class FrozenActivations:
         def fill(source: TextSet, write: Write) -> None:
             write(0, self._evaluator.pooled(self._params(), source))
 
-        vectors, seconds = self._get(texts, None, *self.pooled_form(texts), fill)
+        vectors, seconds = self._get(texts, None, fill)
         return dataclasses.replace(texts, pooled=vectors), seconds
 
     def _get(
-        self,
-        texts: TextSet,
-        depth: int | None,
-        shape: tuple[int, int],
-        dtype: np.dtype,
-        fill: Callable[[TextSet, Write], None],
+        self, texts: TextSet, depth: int | None, fill: Callable[[TextSet, Write], None]
     ) -> tuple[np.ndarray, float]:
-        key = self.key(texts, depth)
-        if (array := self._store.find(key, shape, dtype)) is None:
+        key, form = self.key(texts, depth), self.form(texts, depth)
+        if (array := self._store.find(key, *form)) is None:
             # Found before room is made, it has just been used, and makes room last.
             source, before = self._deepest(texts, depth)
 
@@ -100,35 +95,29 @@ class FrozenActivations:
                 fill(source, write)
                 return before + working() - started
 
-            array = self._store.make(key, shape, dtype, timed)
+            array = self._store.make(key, *form, timed)
         self._store.use(key, self)
         return array, self._store.seconds[key]
 
     def _params(self) -> Params:
         return self._evaluator.runner.replicate({"backbone": self._backbone.params})
 
-    def states_form(self, texts: TextSet) -> tuple[tuple[int, int], np.dtype]:
-        """Shape and type of the token states of texts."""
-        return (len(texts.tokens.ids), self._spec.bert.hidden_size), np.dtype(np.float32)
-
-    def pooled_form(self, texts: TextSet) -> tuple[tuple[int, int], np.dtype]:
-        """Shape and type of the pooled vectors of texts."""
-        return (len(texts), self._spec.bert.hidden_size), np.dtype(np.float32)
+    def form(self, texts: TextSet, depth: int | None) -> tuple[tuple[int, int], np.dtype]:
+        """Shape and type of what is kept of texts; the arguments are as of ``key``."""
+        rows = len(texts) if depth is None else len(texts.tokens.ids)
+        return (rows, self._spec.bert.hidden_size), np.dtype(np.float32)
 
     def release(self) -> None:
         """Lets what the run has got make room for others."""
         self._store.release(self)
 
-    def _shallower(self, depth: int | None) -> range:
-        """The depths that can be gone on from, the deepest first."""
-        below = 2 + self._spec.bert.num_hidden_layers if depth is None else depth
-        return range(below - 1, SHALLOWEST - 1, -1)
-
     def _deepest(self, texts: TextSet, below: int | None) -> tuple[TextSet, float]:
         """The texts with the deepest states that are kept, and the seconds that these cost."""
-        for depth in self._shallower(below):
+        if below is None:
+            below = 2 + self._spec.bert.num_hidden_layers
+        for depth in range(below - 1, SHALLOWEST - 1, -1):
             key = self.key(texts, depth)
-            states = self._store.find(key, *self.states_form(texts))
+            states = self._store.find(key, *self.form(texts, depth))
             if states is not None:
                 found = dataclasses.replace(texts, states=states, depth=depth)
                 return found, self._store.seconds[key]
