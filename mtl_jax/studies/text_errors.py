@@ -90,9 +90,6 @@ def _measured(metrics: Mapping[str, Any], texts: _Texts) -> dict[str, Any]:
             else value
             for name, value in of_task.items()
         }
-        if isinstance(error := of_task.get("ece"), float):
-            parts = functools.partial(texts.parts_of_ece, task)
-            found[task]["ece"] = Measured(error, parts)
         if by_source := of_task.get(_BY_SOURCE):
             found[task][_BY_SOURCE] = {
                 source: Measured(value, functools.partial(texts.parts, task, "weighted_f1", source))
@@ -103,7 +100,10 @@ def _measured(metrics: Mapping[str, Any], texts: _Texts) -> dict[str, Any]:
 
 # Of all kinds of tasks; the error of another one, as of a correlation, is over seeds alone.
 _KNOWN = frozenset(
-    ("accuracy", "macro_f1", "micro_f1", "subset_accuracy", "hamming_loss", "r2", "rmse", "mae")
+    (
+        *("accuracy", "macro_f1", "micro_f1", "subset_accuracy", "hamming_loss"),
+        *("r2", "rmse", "mae", "ece"),
+    )
 )
 
 
@@ -128,18 +128,6 @@ class _Texts:
             digest.update(b"" if each is None else np.ascontiguousarray(each).tobytes())
         return digest.hexdigest()
 
-    def parts_of_ece(self, task: str) -> Parts:
-        """The same of the calibration error."""
-        of_task = self._read.tasks[task]
-        there, found = has_label(of_task.gold), np.zeros(len(of_task.gold))
-        if there.sum() > 1 and of_task.probabilities is not None:
-            sure = KINDS[of_task.kind].confidences(
-                of_task.gold[there], of_task.probabilities[there]
-            )
-            if sure is not None:
-                found[there] = contributions(calibration_error_without_each(*sure))
-        return {self._key: found}
-
     def parts(self, task: str, metric: str, source: str | None = None) -> Parts:
         """What each text contributes to a metric; see ``Measured``."""
         of_task = self._read.tasks[task]
@@ -147,13 +135,20 @@ class _Texts:
         if source is not None and self._read.groups is not None:
             there = there & (self._read.groups == source)
         found = np.zeros(len(there))
-        if there.sum() > 1:
-            left_out = KINDS[of_task.kind].left_out(
-                metric, of_task.gold[there], of_task.predicted[there], len(of_task.classes)
-            )
-            if left_out is not None:
-                found[there] = contributions(left_out)
+        if there.sum() > 1 and (left_out := _left_out(metric, of_task, there)) is not None:
+            found[there] = contributions(left_out)
         return {self._key: found}
+
+
+def _left_out(metric: str, found: TaskPredictions, there: np.ndarray) -> np.ndarray | None:
+    """A metric of some texts with each of them left out; None where that is not known."""
+    kind, gold = KINDS[found.kind], found.gold[there]
+    if metric != "ece":
+        return kind.left_out(metric, gold, found.predicted[there], len(found.classes))
+    sure = None
+    if found.probabilities is not None:
+        sure = kind.confidences(gold, found.probabilities[there])
+    return None if sure is None else calibration_error_without_each(*sure)
 
 
 def class_scores(found: TaskPredictions) -> dict[str, dict[str, float]]:
