@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtl_jax.core.paths import expanded
-from mtl_jax.studies.settings import arm_folder
+from mtl_jax.studies.best_run import run_folder
 from mtl_jax.studies.stats.results import SPLITS, Result, read_results, results_file
 
 if TYPE_CHECKING:
@@ -88,5 +88,4 @@ def predictions_of(folder: Path, line: Mapping[str, Any], split: str) -> Predict
 
 def predictions_path(folder: Path, line: Mapping[str, Any], split: str) -> Path:
     """Where they are, if they were kept; the arguments are those of ``predictions_of``."""
-    arm = arm_folder(str(folder), line["arm"], line["seed"], line.get("setting") or {})
-    return Path(arm) / f"predictions-{split}.parquet"
+    return run_folder(folder, line) / f"predictions-{split}.parquet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 from mtl_jax.config.data import DataConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.corpus import Corpus, load_corpus
-from mtl_jax.runs.predictions import Predictions, read_predictions
+from mtl_jax.runs.predictions import Predictions
 from mtl_jax.runs.workdir import Workdir
+from mtl_jax.studies.arm_predictions import predictions_of
 from mtl_jax.studies.best_run import run_folder
+from mtl_jax.studies.ensembles import members
 from mtl_jax.studies.report.prediction_sections import Answers
 from mtl_jax.studies.stats.results import Result, evaluation_split
 
@@ -38,23 +41,18 @@ def answers_of(
         return None
     split = evaluation_split(results)
     found: dict[str, dict[int, Predictions]] = {split: {}, "validation": {}}
-    places = {}
-    for result in results:
-        if result["arm"] == arm and (result.get("setting") or None) == (setting or None):
-            places[result["seed"]] = run_folder(folder, result)
-    for seed, place in sorted(places.items()):
+    lines = {line["seed"]: line for line in members(results, arm, setting=setting)}
+    for seed, line in lines.items():
         for name, of_seed in found.items():
-            path = place / f"predictions-{name}.parquet"
-            if path.exists():
-                try:
-                    of_seed[seed] = read_predictions(path)
-                except UserError:
-                    continue
+            with contextlib.suppress(UserError):
+                if (predictions := predictions_of(folder, line, name)) is not None:
+                    of_seed[seed] = predictions
     runs = found[split]
     if not runs or len({tuple(run.examples.tolist()) for run in runs.values()}) > 1:
         return None
     seed, first = next(iter(runs.items()))
-    texts = functools.partial(_texts, places[seed], split, first, context.get("corpora") or {})
+    run = run_folder(folder, lines[seed])
+    texts = functools.partial(_texts, run, split, first, context.get("corpora") or {})
     return Answers(arm, split, runs, found["validation"], texts)
 
 
