@@ -219,7 +219,8 @@ class _Reporter:
         if not self.ledger.failures:
             self.ledger.remove_shared()
         took = time.time() - self.started
-        say(f"{count_of(count, 'arm')} in {took:.0f} s; the report is {path}")
+        # Arms that were done before, or by workers, took longer than that.
+        say(f"the report on {count_of(count, 'arm')} is {path}; this call took {took:.0f} s")
         return len(self.ledger.failures)
 
 

@@ -142,7 +142,11 @@ def test_a_malformed_label_names_file_line_and_column(tmp_path, kind, cell, word
 @pytest.mark.parametrize(
     ("kind", "value", "words"),
     [
-        ("single_label", ["a"], "'own' is a list, and a single_label task has one class: for several give"),
+        (
+            "single_label",
+            ["a"],
+            "'own' is a list, and a single_label task has one class: for several give",
+        ),
         ("multi_label", {"a": 1}, "'own' is an object"),
         ("multi_label", ["a", {"b": 1}], "'own' is a list that has an object"),
         ("regression", [1.0], "'own' is a list, and a regression needs a number"),

@@ -110,7 +110,9 @@ class Fields:
         wanted = {column.strip().lower() for column in self.columns}
         kinds = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
         for delimiter, name in kinds.items() if len(there) == 1 else ():
-            fields = {field.strip().strip('"').strip().lower() for field in there[0].split(delimiter)}
+            fields = {
+                field.strip().strip('"').strip().lower() for field in there[0].split(delimiter)
+            }
             if len(fields) > 1 and wanted & fields:
                 return (
                     f"its fields have {name} between them: save it as .csv with commas, or as .tsv"

@@ -422,7 +422,11 @@ def test_unusual_contents_are_kept(tmp_path, name):
     ("name", "contents", "words"),
     [
         ("t.csv", "text;mood\na;b\n", "semicolons between them: save it as .csv with commas, or"),
-        ("t.csv", 'Text;Mood\n"a;\nb";c\n', "line 1: its fields have semicolons between them: save"),
+        (
+            "t.csv",
+            'Text;Mood\n"a;\nb";c\n',
+            "line 1: its fields have semicolons between them: save",
+        ),
         ("t.csv", "text;mood\na, b;c\n", "line 1: its fields have semicolons between them: save"),
         ("t.csv", "text\tmood\na\tb\n", "its fields have tabs between them: save it as"),
         ("t.tsv", '"text","mood"\na,b\n', "its fields have commas between them: save it as"),
