@@ -220,7 +220,7 @@ class _Reporter:
             self.ledger.remove_shared()
         took = time.time() - self.started
         # Arms that were done before, or by workers, took longer than that.
-        say(f"the report on {count_of(count, 'arm')} is {path}; this call took {took:.0f} s")
+        say(f"{count_of(count, 'arm')}, this call took {took:.0f} s; the report is {path}")
         return len(self.ledger.failures)
 
 
