@@ -28,6 +28,7 @@ SEPARATOR = "|"
 
 _WHOLE = re.compile(r"(-?(?:0|[1-9]\d{0,15}))\.0+", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_COMMA = re.compile(r"[+-]?[\d.]*,[\d.,]*", re.ASCII)
 _SPELLED = re.compile(r"[+-]?(nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 # Standardised values are float32.
 _LARGEST = 1e30
@@ -98,6 +99,11 @@ class SingleLabel:
         Raises:
             ValueError: It can't be a label; says what it is, in words that follow "is".
         """
+        if isinstance(value, list | tuple | np.ndarray):
+            raise ValueError(
+                "a list, and a single_label task has one class: for several give the task the "
+                "kind multi_label with --task-kinds"
+            )
         return _class_of(value)
 
     def declared(self, value: Any, names: Sequence[str]) -> Label:
@@ -229,6 +235,11 @@ class Regression:
                 return None
             if _SPELLED.fullmatch(value):
                 raise ValueError(f"{quoted(value)}, no finite number: leave it empty if missing")
+            if _COMMA.fullmatch(value):
+                raise ValueError(
+                    f"{quoted(value)}, and a regression needs a number: write it with a decimal "
+                    "point, and without separators of thousands"
+                )
             if not _NUMBER.fullmatch(value):
                 raise ValueError(
                     f"{quoted(value)}, and a regression needs a number: correct it, or give the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.partition import Params
 from mtl_jax.runs.checkpoints.reader import CheckpointReader
@@ -10,7 +11,7 @@ from mtl_jax.runs.workdir import Workdir
 
 
 def best_parameters(workdir: Workdir) -> Params:
-    """The parameters of the best checkpoint of a run.
+    """The parameters of the best checkpoint of a run; says so where it is not the run's last word.
 
     Raises:
         UserError: There is none, or it is not what the run has saved.
@@ -20,7 +21,8 @@ def best_parameters(workdir: Workdir) -> Params:
             f"{workdir.path} is done and its checkpoints have been removed: run the study in a "
             "new folder with --keep-checkpoints"
         )
-    end, saved = _end(workdir), CheckpointReader(workdir.checkpoints, identity(workdir.config()))
+    saved = CheckpointReader(workdir.checkpoints, identity(workdir.config()))
+    known, end = _end(workdir)
     if end is not None and saved.last_step != end:
         raise UserError(
             f"{workdir.path} is done, but its last checkpoint, {end}, is lost: run train again on "
@@ -28,14 +30,19 @@ def best_parameters(workdir: Workdir) -> Params:
         )
     if (params := saved.restore_best()) is None:
         raise UserError(f"{workdir.path} has no checkpoint yet: run train again on its --workdir")
+    if known and end is None:
+        say(
+            f"note: {workdir.path} has not finished training: this is the best of what it has "
+            f"saved up to step {saved.last_step}; run train again on its --workdir to finish it"
+        )
     return params
 
 
-def _end(workdir: Workdir) -> int | None:
-    """The last step of a finished run; None where it is not known to be one."""
+def _end(workdir: Workdir) -> tuple[bool, int | None]:
+    """Whether it is known if a run is finished, and its last step where it is."""
     try:
         result = workdir.result()
     except UserError:
         # Of a damaged log nothing is needed here; train makes up for it.
-        return None
-    return result["step"] if result else None
+        return False, None
+    return True, result["step"] if result else None

@@ -119,6 +119,9 @@ def train_seeds(
                     with seed_run.guarded():
                         seed_run.save_end()
                 raise
+            except KeyboardInterrupt:
+                say(f"what was saved before is there: {preemption.AGAIN}")
+                raise
         if inputs is None:
             for seed_run in under_way:
                 for warning in learned_too_little(seed_run.outcome):

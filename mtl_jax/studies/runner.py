@@ -236,7 +236,8 @@ class _Reporter:
         if not self.ledger.failures:
             self.ledger.remove_shared()
         took = time.time() - self.started
-        say(f"{count_of(count, 'arm')} in {took:.0f} s; the report is {path}")
+        # Arms that were done before, or by workers, took longer than that.
+        say(f"{count_of(count, 'arm')}, this call took {took:.0f} s; the report is {path}")
         return len(self.ledger.failures)
 
 

@@ -102,6 +102,12 @@ def read_texts(
             raise cannot_read(path, error) from error
         lines = read_lines(stream, str(path))
         return _closing(stream, read_pairs(lines, columns) if len(columns) == 2 else lines)
+    if path.suffix.lower() not in files.ENDINGS:
+        flag = "--text-column" if len(columns) == 1 else "--text-columns"
+        raise UserError(
+            f"{path} is no table, of which {flag} names a column: leave {flag} out to read a text "
+            f"from each line, or name a file that ends in {', '.join(files.ENDINGS)}"
+        )
     stream = files.stream_table(path, Fields.of(columns, {}, {}))
     # A file without the column is refused here, whoever asks for its texts.
     first = next(stream.rows)

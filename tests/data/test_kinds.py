@@ -123,7 +123,8 @@ def test_lists_and_values_are_read(tmp_path, ending):
         ("regression", "NaN", "no finite number: leave it empty if missing"),
         ("regression", "-inf", "no finite number: leave it empty if missing"),
         ("regression", "1e40", "too large"),
-        ("regression", '"3,5"', "a regression needs a number: correct it"),
+        ("regression", '"3,5"', "needs a number: write it with a decimal point"),
+        ("regression", '"-1.234,5"', "a decimal point, and without separators of thousands"),
         ("regression", "1_000", "a regression needs a number"),
         ("regression", "good", "'good', and a regression needs a number"),
         ("regression", "0x10", "a regression needs a number"),
@@ -141,7 +142,11 @@ def test_a_malformed_label_names_file_line_and_column(tmp_path, kind, cell, word
 @pytest.mark.parametrize(
     ("kind", "value", "words"),
     [
-        ("single_label", ["a"], "'own' is a list: a label is a string, a number or a boolean"),
+        (
+            "single_label",
+            ["a"],
+            "'own' is a list, and a single_label task has one class: for several give",
+        ),
         ("multi_label", {"a": 1}, "'own' is an object"),
         ("multi_label", ["a", {"b": 1}], "'own' is a list that has an object"),
         ("regression", [1.0], "'own' is a list, and a regression needs a number"),

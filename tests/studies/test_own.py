@@ -39,7 +39,7 @@ def test_the_example_runs_as_a_script_and_is_gone_on_with_by_the_launcher(flags,
     assert "python own_study.py --backbone=" in called
     assert (folder / "report.md").read_text().startswith(f"# {QUESTION}\n")
     launched = call("-m", "mtl_jax.launch", "local", "--", "experiment", OWN_STUDY, *more)
-    assert "3 arms in " in launched.stderr
+    assert "3 arms, this call took " in launched.stderr
     assert read_lines(folder / "results.jsonl") == results
     (called,) = command()
     assert f"mtl-jax study {OWN_STUDY} --backbone=" in called

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mtl_jax.core.errors import UserError
+from mtl_jax.studies.own import study
 from mtl_jax.studies.report.document import Bullets, Paragraph, Table
 from mtl_jax.studies.report.outline import Parts, assemble
 from mtl_jax.studies.report.study_sections import comparison_text
@@ -185,3 +186,15 @@ def test_every_run_that_was_asked_for_is_counted():
         "`top_1` seed 3, size 8; `top_1` seed 4, size 8: diverged",
         "`top_2` seed 0, size 8: no file",
     )
+
+
+def test_help_tells_the_defaults_of_a_study_and_not_those_of_a_run(monkeypatch, capsys):
+    """In a study heads on a frozen backbone have no class weights, and no minimum of steps."""
+    monkeypatch.setenv("COLUMNS", "300")
+    main = study({"frozen": {"scenario": "backbone_frozen"}}, "Which?", "python mine.py")
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert "By default 1 in every arm" in told
+    assert "By default 0: a study has --epochs passes" in told
+    assert "cube root" not in told
+    assert "by default 5000" not in told

@@ -32,6 +32,8 @@ def test_texts_come_from_tables_and_from_lines(tmp_path):
         UserError, match=r"no column 'text'.*: name the columns with --text-column$"
     ):
         read_texts(tmp_path / "t.jsonl", None, ("text",))
+    with pytest.raises(UserError, match=r"t\.txt is no table.*: leave --text-column out to read a"):
+        read_texts(tmp_path / "t.txt", ("text",), ("text",))
     with pytest.raises(UserError, match=r"gone\.txt is missing"):
         read_texts(tmp_path / "gone.txt", None, ("text",))
 

@@ -28,6 +28,7 @@ from mtl_jax.tools.input_texts import read_lines, read_texts
 from mtl_jax.tools.predict import Predictor
 from mtl_jax.tools.text_encoder import checkpoint_encoder
 from tests.conftest import TASKS, write_record
+from tests.training.weighting.test_train import interrupted_at
 
 
 @pytest.fixture
@@ -50,6 +51,25 @@ def trained_folder(small_settings, folder):
 @pytest.fixture
 def model(trained_folder):
     return Predictor(trained_folder)
+
+
+def test_a_run_that_is_not_finished_is_told(settings, tmp_path, monkeypatch, capsys):
+    """Its scores would else be taken for those of the run; a finished one is not spoken of."""
+    config = TrainConfig(
+        **settings, workdir=str(tmp_path / "run"), scenario="top_1", checkpoint_every=4
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("mtl_jax.runs.loop.training_bar", interrupted_at(9))
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert "what was saved before is there: run the same command again" in capsys.readouterr().err
+    Predictor(config.workdir)
+    told = capsys.readouterr().err
+    assert "run has not finished training: this is the best of what it has saved up to step" in told
+    train(config)
+    capsys.readouterr()
+    Predictor(config.workdir)
+    assert "not finished" not in capsys.readouterr().err
 
 
 def test_evaluation_repeats_the_run(model, folder):

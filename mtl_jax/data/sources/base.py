@@ -86,16 +86,30 @@ class Fields:
 
     def _remedy(self, column: str, there: Sequence[str]) -> str:
         """What to do about a column that is not there."""
-        kinds = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
-        for delimiter, name in kinds.items() if len(there) == 1 else ():
-            if column in (field.strip().strip('"') for field in there[0].split(delimiter)):
-                return (
-                    f"its fields have {name} between them: save it as .csv with commas, or as .tsv"
-                )
+        if other := self.other_delimiter(there):
+            return other
         labels = f" and {self.label_flags}" if self.labels else ""
         flags = f"name the columns with {self.text_flag}{labels}"
         alike = [name for name in there if name.strip().lower() == column.strip().lower()]
         return f"{flags}; did you mean {alike[0]!r}?" if alike else flags
+
+    def other_delimiter(self, there: Sequence[str]) -> str | None:
+        """What to do about a table whose delimiter is another one, None where that isn't so.
+
+        Args:
+            there: The columns that it has as it was read: one, where so.
+        """
+        wanted = {column.strip().lower() for column in self.columns}
+        kinds = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
+        for delimiter, name in kinds.items() if len(there) == 1 else ():
+            fields = {
+                field.strip().strip('"').strip().lower() for field in there[0].split(delimiter)
+            }
+            if len(fields) > 1 and wanted & fields:
+                return (
+                    f"its fields have {name} between them: save it as .csv with commas, or as .tsv"
+                )
+        return None
 
     def joined(self, texts: Sequence[list[str]]) -> list[str]:
         """The texts of k rows, ``Pair`` where there are two columns, from k of each column."""

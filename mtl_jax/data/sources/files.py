@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import collections
+import csv
 import dataclasses
 import hashlib
 import json
@@ -151,7 +152,15 @@ class _Table:
             notes: What to know of how they were read is added to these.
         """
         commas = _ending(self.path) == ".csv"
-        sheet = self._csv() if commas else read_tsv(self._opened)
+        try:
+            sheet = self._csv() if commas else read_tsv(self._opened)
+        except MalformedError as error:
+            # Of fields with another delimiter, only some lines can't be read.
+            with self._opened() as file:
+                header = next(csv.reader([file.readline()], delimiter="," if commas else "\t"), [])
+            if remedy := self.fields.other_delimiter(header):
+                raise MalformedError(1, remedy) from error
+            raise
         notes += [f"{self.path}: {note}" for note in sheet.notes]
         if sheet.header is None:
             return
@@ -298,7 +307,7 @@ class _Suspects:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
+    raise ValueError(f"{name} is not a JSON value, null is")
 
 
 def _open_text(path: Path, newline: str) -> TextIO:

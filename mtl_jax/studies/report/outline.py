@@ -307,9 +307,18 @@ def origin(results: Sequence[Result], context: Mapping[str, Any]) -> list[Block]
         context: See ``write.write_report``.
     """
     blocks: list[Block] = [Code(str(context["command"]))] if context.get("command") else []
-    facts = [(name, context.get(name)) for name in ("started", "machine", "memory", "seeds")]
+    # Of a study that was resumed, or trained by workers, the last call has seen a part only.
+    facts = [
+        (words, context.get(name))
+        for name, words in (
+            ("started", "last call started"),
+            ("machine", "machine"),
+            ("memory", "memory of the last call"),
+            ("seeds", "seeds"),
+        )
+    ]
     if context.get("seconds") is not None:
-        facts.append(("took", formatting.duration(float(context["seconds"]))))
+        facts.append(("last call took", formatting.duration(float(context["seconds"]))))
     facts.append(("tasks", list(tasks_of(results))))
     for key in ("train_examples", "test_examples", "epochs", "total_parameters"):
         values = sorted({int(result[key]) for result in results if result.get(key)})

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax.core.names import listed
+from mtl_jax.runs.notes import FEWEST_STEPS
 from mtl_jax.studies.stats import formatting
 from mtl_jax.studies.stats.results import (
     Result,
@@ -40,7 +41,8 @@ def doubts(results: Sequence[Result], baselines: Sequence[Mapping[str, Any]] = (
         where = f"{setting}: " if setting else ""
         linear = [line for line in baselines if setting_name(line) == setting]
         each = [
-            *below_words(lines, linear),
+            *few_steps(lines),
+            *below_linear(lines, linear),
             *small_validation(lines),
             *never_predicted(lines),
             *still_improving(lines),
@@ -49,28 +51,68 @@ def doubts(results: Sequence[Result], baselines: Sequence[Mapping[str, Any]] = (
     return [*found, *rates_at_the_edge(results)]
 
 
-def below_words(results: Sequence[Result], baselines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Whether no arm reaches what a linear model of words does, so that none has learned much.
+_LINEAR = {
+    "tf_idf": "of words (TF-IDF)",
+    "logistic_probe": "on the vectors of the frozen backbone",
+}
+"""What each kind of baseline is a linear model of, for a reader."""
+
+
+def below_linear(results: Sequence[Result], baselines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether no arm reaches what a linear model does, so that none has learned what it could.
+
+    Of words, or of the vectors that the backbone has before it is trained; the better one counts.
 
     Args:
         results: Lines of one setting.
         baselines: Lines of ``baselines.jsonl`` of the same.
     """
     split = evaluation_split(results)
-    words = mean_of_known(
-        quality(line.get(split)) for line in baselines if line["baseline"] == "tf_idf"
-    )
+    linear = {
+        kind: known
+        for kind in _LINEAR
+        if (
+            known := mean_of_known(
+                quality(line.get(split)) for line in baselines if line["baseline"] == kind
+            )
+        )
+        is not None
+    }
     means = [
         statistics.fmean(found.values())
         for arm in trained_arms(results)
         if (found := qualities(results, arm, split))
     ]
-    if words is None or not means or max(means) >= words:
+    if not linear or not means or max(means) >= max(linear.values()):
+        return []
+    best = max(linear, key=linear.__getitem__)
+    return [
+        f"no arm reaches what a linear model {_LINEAR[best]} does on {split}, "
+        f"{formatting.fixed(linear[best])}: the best has {formatting.fixed(max(means))}; train "
+        "longer, try other learning rates (--tune), or look at the data"
+    ]
+
+
+def few_steps(results: Sequence[Result]) -> list[str]:
+    """The arms of so few steps that they have hardly been trained, and tell nothing of others.
+
+    Args:
+        results: Lines of one setting.
+    """
+    steps = {
+        arm: max(line.get("step") or 0 for line in results if line["arm"] == arm)
+        for arm in trained_arms(results)
+    }
+    short = [
+        f"`{arm}` for {formatting.count_of(count, 'step')}"
+        for arm, count in steps.items()
+        if 0 < count < FEWEST_STEPS
+    ]
+    if not short:
         return []
     return [
-        f"no arm reaches what a linear model of words (TF-IDF) does on {split}, "
-        f"{formatting.fixed(words)}: the best has {formatting.fixed(max(means))}; train longer, "
-        "try other learning rates (--tune), or look at the data"
+        f"fewer than {FEWEST_STEPS} steps hardly train anything: {listed(short)}; train longer "
+        "(--epochs)"
     ]
 
 

@@ -309,9 +309,9 @@ def test_classes_are_sorted_numbers_as_numbers(tmp_path, labels, classes):
         (
             "t.jsonl",
             '{"text": "a", "mood": NaN}',
-            r"line 1: malformed JSON \(NaN is not a JSON val",
+            r"line 1: malformed JSON \(NaN is not a JSON value, null is",
         ),
-        ("t.jsonl", '{"text": "a", "mood": [1]}', r"line 1: 'mood' is a list: a label is a string"),
+        ("t.jsonl", '{"text": "a", "mood": [1]}', r"line 1: 'mood' is a list, and a single_label"),
         ("t.jsonl", '{"text": 3, "mood": 1}', r"line 1: 'text' is a number and not a string: put"),
         (
             "t.jsonl",
@@ -423,6 +423,12 @@ def test_unusual_contents_are_kept(tmp_path, name):
     ("name", "contents", "words"),
     [
         ("t.csv", "text;mood\na;b\n", "semicolons between them: save it as .csv with commas, or"),
+        (
+            "t.csv",
+            'Text;Mood\n"a;\nb";c\n',
+            "line 1: its fields have semicolons between them: save",
+        ),
+        ("t.csv", "text;mood\na, b;c\n", "line 1: its fields have semicolons between them: save"),
         ("t.csv", "text\tmood\na\tb\n", "its fields have tabs between them: save it as"),
         ("t.tsv", '"text","mood"\na,b\n', "its fields have commas between them: save it as"),
         ("t.csv", "text, Mood\na, b\n", "--label-columns; did you mean ' Mood'?"),

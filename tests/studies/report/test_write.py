@@ -231,6 +231,9 @@ def test_origin(full: Path):
     text = (full / "report.html").read_text(encoding="utf-8")
     for part in ("2025-01-02 03:04", "12 min 34 s", "8 CPU cores &amp; no accelerator", "0.10.0"):
         assert part in text
+    # A study that was resumed, or trained by workers, has not begun and ended with this call.
+    assert "last call took" in text
+    assert "last call started" in text
     assert "1 run failed" in text
 
 
