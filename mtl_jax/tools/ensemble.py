@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.config.data import LongTexts
-from mtl_jax.config.tasks import Task
+from mtl_jax.config.tasks import Task, tasks_in_words
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.examples import Examples
 from mtl_jax.runs.ensembles import mean_probabilities
@@ -69,6 +69,10 @@ class Ensemble:
         self.folder, self.tasks, self.classes = first.folder, first.tasks, first.classes
         self.text_columns, self.columns = first.text_columns, first.columns
         self.reader = first.reader
+
+    def __repr__(self) -> str:
+        folders = ", ".join(repr(str(each.folder)) for each in self.members)
+        return f"<Ensemble of {folders}; {tasks_in_words(self.tasks.values())}>"
 
     @property
     def cut(self) -> int:

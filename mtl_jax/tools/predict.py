@@ -11,6 +11,7 @@ import numpy as np
 
 from mtl_jax.config.data import DataConfig, LongTexts
 from mtl_jax.config.model import Dtype, Pooling
+from mtl_jax.config.tasks import tasks_in_words
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, shortened
 from mtl_jax.data.corpus import load_corpus
@@ -110,6 +111,9 @@ class Predictor(TextEncoder):
         if dtype is not None:
             spec = dataclasses.replace(spec, dtype=dtype)
         super().__init__(spec, params, reader, tasks, layer)
+
+    def __repr__(self) -> str:
+        return f"<Predictor of {str(self.folder)!r}; {tasks_in_words(self.tasks.values())}>"
 
     def evaluate(self, split: str) -> Metrics:
         """The metrics of a split of the data that the run was trained on.

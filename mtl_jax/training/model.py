@@ -12,10 +12,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mtl_jax.config.model import Dtype
-from mtl_jax.config.tasks import Task
-from mtl_jax.core.errors import UserError
+from mtl_jax.config.tasks import Task, tasks_in_words
+from mtl_jax.core.errors import UserError, refuse_other
 from mtl_jax.freezing.partition import Params
-from mtl_jax.models.encoder import Encoder
+from mtl_jax.models.encoder import Encoder, as_tokens
 from mtl_jax.models.multitask import Head
 from mtl_jax.models.precision import default_dtype
 from mtl_jax.training.evaluator import ModelSpec, of_tasks
@@ -59,6 +59,11 @@ class MultiTaskModel:
             UserError: There is no task, a task has no classes, or a head is for an unknown task or
                 makes other logits than its task has.
         """
+        refuse_other(encoder, Encoder, "encoder", "give what load_encoder returns")
+        remedy = "give the tasks of load_data, data.tasks"
+        refuse_other(tasks, Sequence, "tasks", remedy)
+        for task in tasks:
+            refuse_other(task, Task, f"the task {task!r}", remedy)
         self.encoder, self.tasks = encoder, tuple(tasks)
         self.dtype: Dtype = dtype or default_dtype()
         names = [task.name for task in self.tasks]
@@ -75,6 +80,9 @@ class MultiTaskModel:
             ).module
             for name, head in (heads or {}).items()
         }
+
+    def __repr__(self) -> str:
+        return f"<MultiTaskModel of {self.encoder!r}; {tasks_in_words(self.tasks)}>"
 
     def spec(self, **how: Any) -> ModelSpec:
         """What it is built and compiled from; ``how`` is the rest of ``ModelSpec``."""
@@ -123,9 +131,12 @@ class MultiTaskModel:
 
         Returns:
             For each task float32 [batch, classes], or [batch, 1] for a regression.
+
+        Raises:
+            UserError: As of ``as_tokens``.
         """
-        ids = jnp.asarray(input_ids, jnp.int32)
-        mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask)
+        config = self.encoder.config
+        ids, mask, types = as_tokens(config, input_ids, attention_mask, token_type_ids)
         batch = {
             "input_ids": ids,
             "segment_ids": (mask > 0).astype(jnp.int32),
@@ -133,6 +144,6 @@ class MultiTaskModel:
             self.tasks[0].name: jnp.full((len(ids), 1), -1),
         }
         if token_type_ids is not None:
-            batch["token_type_ids"] = jnp.asarray(token_type_ids, jnp.int32)
+            batch["token_type_ids"] = types
         logits = cast("dict[str, jax.Array]", self.module.apply({"params": params}, batch))
         return {task: of_task[:, 0] for task, of_task in logits.items()}
