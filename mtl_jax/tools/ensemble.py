@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ class Ensemble:
         Raises:
             UserError: As of ``Predictor``; or the runs have not the same tasks and classes.
         """
+        if isinstance(folders, str | os.PathLike):
+            raise UserError(f"an ensemble takes a list of folders, and {str(folders)!r} is one")
         if not folders:
             raise UserError("an ensemble needs runs: name the folder of one at least")
         self.members = [Predictor(each, long_texts, trust=trust) for each in folders]

@@ -228,7 +228,8 @@ class Predictor(TextEncoder):
             UserError: It is the other one.
         """
         if not isinstance(text, str):
-            if len(text) != 2 or not all(isinstance(each, str) for each in text):
+            pair = isinstance(text, Sequence) or hasattr(text, "__array__")
+            if not (pair and len(text) == 2 and all(isinstance(each, str) for each in text)):
                 raise UserError(f"{text!r} is neither a text nor a pair of texts: give it one")
             text = Pair(*text)
         columns = self.text_columns
@@ -244,11 +245,18 @@ class Predictor(TextEncoder):
 def refuse_one_text(texts: Iterable[str | Sequence[str]]) -> None:
     """Refuses a text in the place of a list of texts, of which it would be taken letter by letter.
 
+    And a table, of which the names of the columns would be taken.
+
     Raises:
         UserError: It is one.
     """
     if isinstance(texts, str):
         raise UserError(f"predict takes a list of texts, and {shortened(texts, 60)!r} is one text")
+    if isinstance(texts, Mapping) or hasattr(texts, "columns"):
+        raise UserError(
+            f"predict takes a list of texts, and this has the type {type(texts).__name__}: give "
+            'one of its columns, such as table["text"]'
+        )
 
 
 def _fitting(pooling: Pooling, params: Params, folder: str) -> Pooling:

@@ -214,6 +214,8 @@ def test_an_own_loss_is_what_is_trained_and_nothing_compiled_is_reused(model, da
 
 
 RATES = {"head": 1e-3, "backbone": 1e-4}
+NAME: Any = "bert"
+NAMES: Any = ["mood"]
 OTHER = mtl.Task("other", classes=("a", "b"))
 
 
@@ -363,19 +365,19 @@ def test_tokens_that_can_not_be_are_refused(tokens, words, model, encoder):
         ),
         (lambda m, d: mtl.Partition(m, "top_1"), "params has the type MultiTaskModel: give"),
         (lambda m, d: mtl.Partition(m.encoder.params, "top_1"), "params has no backbone: give all"),
-        (lambda m, d: mtl.MultiTaskModel("bert", d.tasks), "encoder has the type str: give what"),
+        (lambda m, d: mtl.MultiTaskModel(NAME, d.tasks), "encoder has the type str: give what"),
         (lambda m, d: mtl.MultiTaskModel(m.encoder, d), "tasks has the type Data: give the tasks"),
-        (lambda m, d: mtl.MultiTaskModel(m.encoder, ["mood"]), "'mood' has the type str: give"),
+        (lambda m, d: mtl.MultiTaskModel(m.encoder, NAMES), "'mood' has the type str: give"),
         (lambda m, d: mtl.evaluate(m, m.params, d), "split has the type Data: give a split of"),
         (
-            lambda m, d: mtl.evaluate(m, m.params, d.validation, metrics=[max]),
+            lambda m, d: mtl.evaluate(m, m.params, d.validation, metrics=NAMES),
             "metrics has the type list: give functions by name",
         ),
         (lambda m, d: loaded(m, tasks="mood"), "tasks has the type str: give the column of each"),
         (lambda m, d: loaded(m, tasks=["mood"]), "the task 'mood' has the type str: give the col"),
         (lambda m, d: loaded(m, tasks={"mood": 1}), "'mood' has the type int: name its column"),
         (lambda m, d: loaded(m, train=[{"text": "a"}]), "train has the type list: write it to a"),
-        (lambda m, d: mtl.load_data(encoder="bert"), "encoder has the type str: give what"),  # pyright: ignore
+        (lambda m, d: mtl.load_data(encoder=NAME), "encoder has the type str: give what"),
     ],
 )
 def test_what_can_not_be_is_refused(make, words, model, data):
