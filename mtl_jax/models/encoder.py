@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,6 +25,9 @@ from mtl_jax.models.tokenizer_checks import tokenizer_notes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Tokens = ArrayLike | Sequence[Sequence[int]]
+"""Whole numbers [batch, length], as an array or as lists."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,9 +65,9 @@ class Encoder:
 
     def __call__(
         self,
-        input_ids: ArrayLike,
-        attention_mask: ArrayLike | None = None,
-        token_type_ids: ArrayLike | None = None,
+        input_ids: Tokens,
+        attention_mask: Tokens | None = None,
+        token_type_ids: Tokens | None = None,
     ) -> jax.Array:
         """Computes the last hidden state of token ids, without dropout.
 
@@ -83,9 +87,9 @@ class Encoder:
 
     def hidden_states(
         self,
-        input_ids: ArrayLike,
-        attention_mask: ArrayLike | None = None,
-        token_type_ids: ArrayLike | None = None,
+        input_ids: Tokens,
+        attention_mask: Tokens | None = None,
+        token_type_ids: Tokens | None = None,
     ) -> tuple[jax.Array, ...]:
         """Returns the output of the embeddings and of every layer, from the lowest to the highest.
 
@@ -118,9 +122,9 @@ class Encoder:
 
 def as_tokens(
     config: EncoderConfig,
-    input_ids: ArrayLike,
-    attention_mask: ArrayLike | None = None,
-    token_type_ids: ArrayLike | None = None,
+    input_ids: Tokens,
+    attention_mask: Tokens | None = None,
+    token_type_ids: Tokens | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns what a user gives as tokens as arrays that an encoder can compute with.
 

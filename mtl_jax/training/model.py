@@ -9,13 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from mtl_jax.config.model import Dtype
 from mtl_jax.config.tasks import Task, tasks_in_words
 from mtl_jax.core.errors import UserError, refuse_other
 from mtl_jax.freezing.partition import Params
-from mtl_jax.models.encoder import Encoder, as_tokens
+from mtl_jax.models.encoder import Encoder, Tokens, as_tokens
 from mtl_jax.models.multitask import Head
 from mtl_jax.models.precision import default_dtype
 from mtl_jax.training.evaluator import ModelSpec, of_tasks
@@ -117,9 +116,9 @@ class MultiTaskModel:
     def __call__(
         self,
         params: Params,
-        input_ids: ArrayLike,
-        attention_mask: ArrayLike | None = None,
-        token_type_ids: ArrayLike | None = None,
+        input_ids: Tokens,
+        attention_mask: Tokens | None = None,
+        token_type_ids: Tokens | None = None,
     ) -> dict[str, jax.Array]:
         """Computes the logits of token ids, without dropout; a pure function of ``params``.
 

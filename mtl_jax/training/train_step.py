@@ -123,7 +123,7 @@ class TrainStep:
         self,
         model: MultiTaskModel,
         partition: Partition,
-        optimizer: optax.GradientTransformation,
+        optimizer: optax.GradientTransformation | optax.MultiSteps,
         loss: Loss | Mapping[str, Loss] | None = None,
         *,
         task_weights: Mapping[str, float] | None = None,
@@ -142,7 +142,8 @@ class TrainStep:
         Args:
             model: The model.
             partition: A partition of ``model.params`` that trains at least one parameter.
-            optimizer: From ``make_optimizer``, or any optax optimizer for the trained parameters.
+            optimizer: From ``make_optimizer``, or any optax optimizer for the trained parameters;
+                ``optax.MultiSteps`` accumulates gradients over several batches.
             loss: (logits, labels) -> (sum, count), for all tasks or by task; by default that of
                 the task's kind. See ``docs/library.md`` for the shapes.
             task_weights: Factors of the mean loss of each task; by default the tasks' own weights.
@@ -167,8 +168,9 @@ class TrainStep:
             partition, Partition, "partition", "give a Partition of the model's parameters"
         )
         remedy = "give what make_optimizer returns, or an optimizer of optax"
-        if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
-            refuse_other(optimizer, optax.GradientTransformation, "optimizer", remedy)
+        if isinstance(optimizer, optax.MultiSteps):
+            optimizer = optimizer.gradient_transformation()
+        refuse_other(optimizer, optax.GradientTransformation, "optimizer", remedy)
         if isinstance(optimizer, Optimizer) and optimizer.adamw.partition != partition:
             raise UserError(
                 "the optimizer was made for another partition: make it with "

@@ -197,6 +197,14 @@ def test_any_optimizer_of_optax(model, data):
     assert metrics["grad_norm"] > 0
 
 
+def test_gradients_are_accumulated_over_batches(model, data):
+    still, _ = looped(model, data, "backbone_frozen", optimizer=optax.MultiSteps(optax.sgd(1), 99))
+    moved, _ = looped(model, data, "backbone_frozen", optimizer=optax.MultiSteps(optax.sgd(1), 2))
+    first = model.init(3)["mood"]["kernel"]
+    np.testing.assert_array_equal(still["mood"]["kernel"], first)
+    assert np.abs(moved["mood"]["kernel"] - first).max() > 0
+
+
 def doubled(logits, labels):
     there = labels >= 0
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
