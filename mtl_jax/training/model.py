@@ -113,6 +113,20 @@ class MultiTaskModel:
         heads = module.init_heads(stream(seed, "heads"))
         return {"backbone": self.encoder.params, **jax.tree.map(np.array, heads)}
 
+    def refuse_other_params(self, params: Params) -> None:
+        """Refuses parameters without one of the model's parts.
+
+        Raises:
+            UserError: A part is not there; which shapes it has is for Flax to tell.
+        """
+        refuse_other(params, Mapping, "params", "give all parameters, such as those of model.init")
+        needed = ["backbone", *(task.name for task in self.tasks)]
+        if missing := [name for name in needed if name not in params]:
+            raise UserError(
+                f"params has no {missing[0]!r}: give all parameters of the model, "
+                f"{', '.join(needed)}, such as those of model.init or TrainStep.params"
+            )
+
     def __call__(
         self,
         params: Params,
@@ -132,8 +146,9 @@ class MultiTaskModel:
             For each task float32 [batch, classes], or [batch, 1] for a regression.
 
         Raises:
-            UserError: As of ``as_tokens``.
+            UserError: As of ``as_tokens``; or ``params`` are not all parameters.
         """
+        self.refuse_other_params(params)
         config = self.encoder.config
         ids, mask, types = as_tokens(config, input_ids, attention_mask, token_type_ids)
         batch = {

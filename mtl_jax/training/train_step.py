@@ -232,8 +232,12 @@ class TrainStep:
             params: All parameters to start from; by default the pre-trained encoder with newly
                 initialised heads. Low-rank factors that the partition trains are continued or
                 added; other factors are merged into their kernels.
+
+        Raises:
+            UserError: These are not all parameters.
         """
         params = self.model.init(seed) if params is None else params
+        self.model.refuse_other_params(params)
         known = params["backbone"] is self._pretrained.params
         params = self.partition.with_factors(params, stream(seed, "lora"))
         trainable, frozen = self.partition.split(params)
@@ -393,6 +397,7 @@ def evaluate(
             one, or fails.
     """
     refuse_other(model, MultiTaskModel, "model", "give a MultiTaskModel")
+    model.refuse_other_params(params)
     refuse_other(split, Split, "split", "give a split of load_data, such as data.validation")
     remedy = 'give functions by name, such as {"kappa": kappa}'
     refuse_other(metrics or {}, Mapping, "metrics", remedy)

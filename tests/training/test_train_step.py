@@ -76,6 +76,10 @@ def optimizer(model, rates, steps=1, scenario="top_1", **how):
     return mtl.make_optimizer(mtl.Partition(model.params, scenario), rates, steps, **how)
 
 
+def begun(model, params):
+    return mtl.TrainStep(model, mtl.Partition(model.params, "top_1"), optax.sgd(1)).init(0, params)
+
+
 def loaded(model, **how):
     return mtl.load_data(encoder=model.encoder, **how)
 
@@ -371,6 +375,12 @@ def test_tokens_that_can_not_be_are_refused(tokens, words, model, encoder):
             lambda m, d: looped(mtl.MultiTaskModel(m.encoder, [OTHER]), d, "top_1"),
             "without the model's task 'other'",
         ),
+        (lambda m, d: mtl.evaluate(m, m.encoder.params, d.validation), "params has no 'backbone'"),
+        (lambda m, d: m({"backbone": m.encoder.params}, [[2, 3]]), "params has no 'topic': give"),
+        (lambda m, d: begun(m, m.encoder.params), "params has no 'backbone': give all parameters"),
+        (lambda m, d: mtl.train(NAMES), "config has the type list: give a TrainConfig"),
+        (lambda m, d: mtl.export("", "", format=NAME), "format 'bert' is unknown: use one of hug"),
+        (lambda m, d: mtl.export("", "", dtype=NAME), "dtype 'bert' is unknown: use one of float"),
         (lambda m, d: mtl.Partition(m, "top_1"), "params has the type MultiTaskModel: give"),
         (lambda m, d: mtl.Partition(m.encoder.params, "top_1"), "params has no backbone: give all"),
         (lambda m, d: mtl.MultiTaskModel(NAME, d.tasks), "encoder has the type str: give what"),
