@@ -1,11 +1,13 @@
 """What a package offers is what its lazy names say, whatever has been imported before."""
 
+import ast
 import importlib
 import inspect
 import pkgutil
 import re
 import textwrap
 from types import ModuleType
+from typing import Any
 
 import mtl_jax
 
@@ -37,9 +39,26 @@ def example_in(docstring: str) -> str:
     return textwrap.dedent("\n".join(line for line in lines if line.startswith("    ")))
 
 
+def calls_in(code: str) -> list[tuple[Any, ast.Call]]:
+    """The calls of public names, with what they call."""
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    places = {"mtl": mtl_jax, "mtl.studies": mtl_jax.studies}
+    return [
+        (getattr(places[ast.unparse(call.func.value)], call.func.attr), call)
+        for call in calls
+        if isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) in places
+    ]
+
+
 def test_the_docstring_of_every_name_shows_its_use():
+    bound = 0
     for package in packages():
         for name in package.__all__:
             code = example_in(inspect.getdoc(getattr(package, name)) or "")
             compile(code, name, "exec")
             assert re.search(rf"\b{name}\b", code, re.IGNORECASE), name
+            for called, call in calls_in(code):
+                named = {word.arg: word.value for word in call.keywords if word.arg}
+                inspect.signature(called).bind(*call.args, **named)
+                bound += 1
+    assert bound > len(mtl_jax.__all__) / 2

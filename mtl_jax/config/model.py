@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Literal
 
 from mtl_jax.config.checks import at_least_0, flag
@@ -74,7 +75,9 @@ inf: no limit"""
 
     def __post_init__(self) -> None:
         for name in ("backbone", "cache_folder"):
-            if (value := getattr(self, name)) is not None:
+            if isinstance(value := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, value := os.fspath(value))
+            if value is not None:
                 refuse_blank(name, [value])
         object.__setattr__(self, "heads", as_paths("heads", self.heads))
         object.__setattr__(self, "mlp_heads", as_pairs(self.mlp_heads))

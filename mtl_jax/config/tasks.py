@@ -81,6 +81,14 @@ class Task:
         return 1 if self.kind == "regression" else len(self.classes)
 
 
+def tasks_in_words(tasks: Iterable[Task]) -> str:
+    """The tasks, each with how many classes it has or that it is a regression, for a line."""
+    return ", ".join(
+        f"{task.name} ({task.kind if task.kind == 'regression' else f'{task.outputs} classes'})"
+        for task in tasks
+    )
+
+
 def refuse_weight(weight: float, where: str) -> None:
     """Refuses what no loss can be multiplied by.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
@@ -18,7 +19,7 @@ from mtl_jax.config.monitoring import MonitoringConfig
 from mtl_jax.config.optimizer import OptimizerSettings
 from mtl_jax.config.scenario import is_inline, scenario_text
 from mtl_jax.config.tasks import numbers_of, pairs_of
-from mtl_jax.core.errors import UserError, no_trained_head
+from mtl_jax.core.errors import UserError, no_trained_head, refuse_other
 from mtl_jax.core.paths import expanded
 
 DEFAULT_DATA = DataConfig()
@@ -66,6 +67,8 @@ tasks, or for the kinds of tasks in the function's attribute kinds"""
     def __post_init__(self) -> None:
         for group in (ModelSettings, OptimizerSettings, LoraSettings, CheckpointSettings):
             group.__post_init__(self)
+        for name, kind in (("data", DataConfig), ("watch", MonitoringConfig)):
+            object.__setattr__(self, name, _made(kind, getattr(self, name), name))
         for name in ("metrics", "callbacks"):
             object.__setattr__(self, name, as_paths(name, getattr(self, name)))
         for name, every in (("heads", False), ("loss", True)):
@@ -190,6 +193,21 @@ tasks, or for the kinds of tasks in the function's attribute kinds"""
         )
 
 
+def _made(kind: type[Any], value: Any, name: str) -> Any:
+    """A group of settings from itself, or from its fields, as ``dataclasses.asdict`` has them.
+
+    Raises:
+        UserError: It is something else, or has a field that there is not.
+    """
+    if isinstance(value, Mapping):
+        fields = [field.name for field in dataclasses.fields(kind)]
+        if strange := [each for each in value if each not in fields]:
+            raise UserError(f"{name} has the field {strange[0]!r}: use {', '.join(fields)}")
+        value = kind(**value)
+    refuse_other(value, kind, name, f"give a {kind.__name__}")
+    return value
+
+
 def _are_weights(value: object) -> bool:
     return isinstance(value, Mapping) and all(
         isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
@@ -233,6 +251,9 @@ on TPU pods, in Kubernetes, under Open MPI, or as ./launch.sh local starts them"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("workdir", "recipe"):
+            if isinstance(path := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(path))
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed {self.seed} must be between 0 and {2**32 - 1}")
         object.__setattr__(self, "scenario", scenario_text(self.scenario))

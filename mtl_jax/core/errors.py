@@ -52,6 +52,22 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+def refuse_other(value: object, kind: type | tuple[type, ...], what: str, remedy: str) -> None:
+    """Refuses an argument of another type than it is meant to have.
+
+    Args:
+        value: The argument.
+        kind: The type, or those that it may have.
+        what: What the argument is called.
+        remedy: What to give in its place.
+
+    Raises:
+        UserError: It is of another type.
+    """
+    if not isinstance(value, kind):
+        raise UserError(f"{what} has the type {type(value).__name__}: {remedy}")
+
+
 class SharedError(UserError):
     """One that every process of a run meets at the same place, so that all can go on after it.
 

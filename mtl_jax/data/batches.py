@@ -55,6 +55,9 @@ class TextSet:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __repr__(self) -> str:
+        return f"<TextSet: {len(self)} texts with labels for {', '.join(self.labels)}>"
+
     def take(self, indices: np.ndarray) -> TextSet:
         """Picks texts, int [m]; the result has them in this order."""
         tokens, places = self.tokens.take(indices)

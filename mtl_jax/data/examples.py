@@ -41,6 +41,9 @@ class Examples:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def __repr__(self) -> str:
+        return f"<Examples: {len(self)} texts with labels for {', '.join(self.labels)}>"
+
     def take(self, indices: Sequence[int] | np.ndarray) -> Examples:
         """Picks examples.
 

@@ -129,7 +129,7 @@ def _drawn(key: jax.Array, path: str, shape: tuple[int, int]) -> np.ndarray:
     if path.endswith("/lora_b"):
         return np.zeros(shape, np.float32)
     own, bound = jax.random.fold_in(key, zlib.crc32(path.encode())), shape[0] ** -0.5
-    return np.array(jax.random.uniform(own, shape, minval=-bound, maxval=bound))
+    return np.array(jax.random.uniform(own, shape, np.float32, -bound, bound))
 
 
 def merge_lora(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -16,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtl_jax.config.lora import Lora, lora_of, refuse_lora
 from mtl_jax.config.scenario import scenario_text
-from mtl_jax.core.errors import UserError
+from mtl_jax.core.errors import UserError, refuse_other
 from mtl_jax.freezing.lora import factor_paths, plain_paths, with_factors
 from mtl_jax.freezing.rules import Rule, assign_labels
 from mtl_jax.freezing.scenarios import FROZEN, LORA, lora_rank, scenario_rules
@@ -71,6 +72,12 @@ class Partition:
             UserError: There is no such scenario, a leaf matches no rule, a rule matches no leaf, or
                 the factors are not possible.
         """
+        refuse_other(params, Mapping, "params", "give the parameters of a model, model.params")
+        if "backbone" not in params:
+            raise UserError(
+                "params has no backbone: give all parameters of a model, model.params, and not "
+                "those of the encoder alone"
+            )
         name = scenario_text(scenario)
         if not isinstance(name, str):
             raise UserError(f"{name!r} is not a scenario: give a name, a file, or a list of rules")
@@ -125,6 +132,11 @@ class Partition:
         factors = factor_paths(flat, lora) if lora else []
         labels = assign_labels([*paths, *factors], rules)
         return cls.from_labels(tuple(sorted(labels.items())), lora)
+
+    def __repr__(self) -> str:
+        counts = collections.Counter(label for _, label in self.labels)
+        leaves = ", ".join(f"{label} {count}" for label, count in sorted(counts.items()))
+        return f"<Partition of {len(self.labels)} leaves: {leaves}>"
 
     @functools.cached_property
     def tree(self) -> Params:

@@ -83,7 +83,8 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 class Phase:
     """One phase of a recipe; fields that are None take the value of the run's settings.
 
-        phases = [mtl.Phase("backbone_frozen", epochs=1), mtl.Phase("top_2", epochs=3, patience=2)]
+        phases = [mtl.Phase(scenario="backbone_frozen", epochs=1),
+                  mtl.Phase(scenario="top_2", epochs=3, patience=2)]
 
     A file with such a list is used as ``--recipe mine.py``.
 

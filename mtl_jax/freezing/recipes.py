@@ -38,7 +38,8 @@ class RecipeContext:
         def phases(context: mtl.RecipeContext) -> list[mtl.Phase]:
             half = context.epochs / 2
             top = f"top_{context.num_layers // 2}"
-            return [mtl.Phase("backbone_frozen", epochs=half), mtl.Phase(top, epochs=half)]
+            return [mtl.Phase(scenario="backbone_frozen", epochs=half),
+                    mtl.Phase(scenario=top, epochs=half)]
 
     A file with such a function is used as ``--recipe mine.py``.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
@@ -23,6 +25,9 @@ from mtl_jax.models.tokenizer_checks import tokenizer_notes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Tokens = ArrayLike | Sequence[Sequence[int]]
+"""Whole numbers [batch, length], as an array or as lists."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,11 +56,18 @@ class Encoder:
     pooling: Pooling
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"<Encoder {self.name!r}: {config.family}, {config.num_hidden_layers} layers, "
+            f"{config.hidden_size} wide, pooling {self.pooling}>"
+        )
+
     def __call__(
         self,
-        input_ids: ArrayLike,
-        attention_mask: ArrayLike | None = None,
-        token_type_ids: ArrayLike | None = None,
+        input_ids: Tokens,
+        attention_mask: Tokens | None = None,
+        token_type_ids: Tokens | None = None,
     ) -> jax.Array:
         """Computes the last hidden state of token ids, without dropout.
 
@@ -69,38 +81,23 @@ class Encoder:
             The last hidden state, float32 [batch, length, hidden].
 
         Raises:
-            UserError: A text has more tokens than the encoder has positions, or there is no such
-                token type.
+            UserError: As of ``as_tokens``.
         """
         return self.hidden_states(input_ids, attention_mask, token_type_ids)[-1]
 
     def hidden_states(
         self,
-        input_ids: ArrayLike,
-        attention_mask: ArrayLike | None = None,
-        token_type_ids: ArrayLike | None = None,
+        input_ids: Tokens,
+        attention_mask: Tokens | None = None,
+        token_type_ids: Tokens | None = None,
     ) -> tuple[jax.Array, ...]:
         """Returns the output of the embeddings and of every layer, from the lowest to the highest.
 
         Takes the arguments of ``__call__``. With L layers there are L + 1 arrays, float32
         [batch, length, hidden].
         """
-        ids = jnp.asarray(input_ids, jnp.int32)
-        mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask)
-        types = jnp.zeros_like(ids) if token_type_ids is None else jnp.asarray(token_type_ids)
-        count = self.config.type_vocab_size
-        known = token_type_ids is not None and not isinstance(types, Tracer)
-        if known and (most := int(types.max(initial=0))) >= max(count, 1):
-            raise UserError(
-                f"the encoder has {count} token types, and none with the number {most}: "
-                "leave token_type_ids out"
-            )
-        if ids.shape[1] > self.config.max_length:
-            raise UserError(
-                f"{ids.shape[1]} tokens are more than the encoder's {self.config.max_length} "
-                "positions: cut the texts (truncation=True, max_length=...)"
-            )
-        return self._compiled(self.params, ids, mask, types)
+        tokens = as_tokens(self.config, input_ids, attention_mask, token_type_ids)
+        return self._compiled(self.params, *tokens)
 
     @functools.cached_property
     def _compiled(self) -> Any:
@@ -121,6 +118,87 @@ class Encoder:
             return cast("tuple[jax.Array, ...]", found)
 
         return apply
+
+
+def as_tokens(
+    config: EncoderConfig,
+    input_ids: Tokens,
+    attention_mask: Tokens | None = None,
+    token_type_ids: Tokens | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns what a user gives as tokens as arrays that an encoder can compute with.
+
+    An id that there is not, or a position, would be read as another one, or as NaN. The values of
+    traced arrays are not known, and only their shapes are checked.
+
+    Args:
+        config: The encoder's.
+        input_ids: int [batch, length].
+        attention_mask: int or bool [batch, length], above 0 at tokens; by default all 1.
+        token_type_ids: int [batch, length]; by default all 0.
+
+    Returns:
+        The three, [batch, length] each; ids and token types are int32.
+
+    Raises:
+        UserError: They are no such arrays, a text has more tokens than the encoder has positions,
+            or there is no such id or token type.
+    """
+    ids = _numbers("input_ids", input_ids)
+    if ids.ndim != 2:
+        raise UserError(f"input_ids has the shape {ids.shape}: give it as [batch, length]")
+    if ids.shape[1] > config.max_length:
+        raise UserError(
+            f"{ids.shape[1]} tokens are more than the encoder's {config.max_length} "
+            "positions: cut the texts (truncation=True, max_length=...)"
+        )
+    least, most = _range(ids)
+    if least < 0 or most >= config.vocab_size:
+        raise UserError(
+            f"input_ids has the id {least if least < 0 else most}, and the encoder's are 0 to "
+            f"{config.vocab_size - 1}: use its own tokenizer, encoder.tokenizer"
+        )
+    mask = (
+        jnp.ones_like(ids) if attention_mask is None else _numbers("attention_mask", attention_mask)
+    )
+    types = (
+        jnp.zeros_like(ids)
+        if token_type_ids is None
+        else _numbers("token_type_ids", token_type_ids)
+    )
+    for name, array in (("attention_mask", mask), ("token_type_ids", types)):
+        if array.shape != ids.shape:
+            raise UserError(
+                f"{name} has the shape {array.shape}, and input_ids {ids.shape}: give them alike"
+            )
+    count = config.type_vocab_size
+    if token_type_ids is not None and (most := _range(types)[1]) >= max(count, 1):
+        raise UserError(
+            f"the encoder has {count} token types, and none with the number {most}: "
+            "leave token_type_ids out"
+        )
+    return ids.astype(jnp.int32), mask, types.astype(jnp.int32)
+
+
+def _numbers(name: str, given: Any) -> jax.Array:
+    """The array that an argument is, or stands for."""
+    try:
+        array = given if isinstance(given, jax.Array) else np.asarray(given)
+    except ValueError:  # Rows of different lengths.
+        array = np.asarray(None)
+    if array.dtype.kind not in ("iub" if name != "attention_mask" else "iubf"):
+        raise UserError(
+            f"{name} is no array of whole numbers: give what the tokenizer makes, as in "
+            'encoder(**encoder.tokenizer(texts, padding=True, return_tensors="np"))'
+        )
+    return jnp.asarray(array)
+
+
+def _range(array: jax.Array) -> tuple[int, int]:
+    """The least and the largest number of an array; 0 of one whose values are not known."""
+    if isinstance(array, Tracer):
+        return 0, 0
+    return int(array.min(initial=0)), int(array.max(initial=0))
 
 
 def load_encoder(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import errors
 
 
 def parameter(
     module: nn.Module, name: str, initializer: nn.initializers.Initializer, shape: tuple[int, ...]
 ) -> jax.Array:
-    """Returns ``module.param(name, initializer, shape)``.
+    """Returns ``module.param(name, initializer, shape, jnp.float32)``.
 
     Flax traces the initializer of a parameter that is there, too, each time it is asked for, to
     compare shapes: a quarter of the time that the trace of an encoder's gradient takes. Here the
@@ -26,7 +27,7 @@ def parameter(
         flax.errors.ScopeParamShapeError: It has another shape.
     """
     if not module.has_variable("params", name):
-        return module.param(name, initializer, shape)
+        return module.param(name, initializer, shape, jnp.float32)
     found: jax.Array = module.get_variable("params", name)
     if found.shape != shape:
         path = "/".join(module.path)

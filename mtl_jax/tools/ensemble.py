@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.config.data import LongTexts
-from mtl_jax.config.tasks import Task
+from mtl_jax.config.tasks import Task, tasks_in_words
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.examples import Examples
 from mtl_jax.runs.ensembles import mean_probabilities
@@ -56,6 +57,8 @@ class Ensemble:
         Raises:
             UserError: As of ``Predictor``; or the runs have not the same tasks and classes.
         """
+        if isinstance(folders, str | os.PathLike):
+            raise UserError(f"an ensemble takes a list of folders, and {str(folders)!r} is one")
         if not folders:
             raise UserError("an ensemble needs runs: name the folder of one at least")
         self.members = [Predictor(each, long_texts, trust=trust) for each in folders]
@@ -69,6 +72,10 @@ class Ensemble:
         self.folder, self.tasks, self.classes = first.folder, first.tasks, first.classes
         self.text_columns, self.columns = first.text_columns, first.columns
         self.reader = first.reader
+
+    def __repr__(self) -> str:
+        folders = ", ".join(repr(str(each.folder)) for each in self.members)
+        return f"<Ensemble of {folders}; {tasks_in_words(self.tasks.values())}>"
 
     @property
     def cut(self) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mtl_jax.config.data import DataConfig, LongTexts
 from mtl_jax.config.model import Dtype, Pooling
+from mtl_jax.config.tasks import tasks_in_words
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, shortened
 from mtl_jax.data.corpus import load_corpus
@@ -110,6 +111,9 @@ class Predictor(TextEncoder):
         if dtype is not None:
             spec = dataclasses.replace(spec, dtype=dtype)
         super().__init__(spec, params, reader, tasks, layer)
+
+    def __repr__(self) -> str:
+        return f"<Predictor of {str(self.folder)!r}; {tasks_in_words(self.tasks.values())}>"
 
     def evaluate(self, split: str) -> Metrics:
         """The metrics of a split of the data that the run was trained on.
@@ -224,7 +228,8 @@ class Predictor(TextEncoder):
             UserError: It is the other one.
         """
         if not isinstance(text, str):
-            if len(text) != 2 or not all(isinstance(each, str) for each in text):
+            pair = isinstance(text, Sequence) or hasattr(text, "__array__")
+            if not (pair and len(text) == 2 and all(isinstance(each, str) for each in text)):
                 raise UserError(f"{text!r} is neither a text nor a pair of texts: give it one")
             text = Pair(*text)
         columns = self.text_columns
@@ -240,11 +245,18 @@ class Predictor(TextEncoder):
 def refuse_one_text(texts: Iterable[str | Sequence[str]]) -> None:
     """Refuses a text in the place of a list of texts, of which it would be taken letter by letter.
 
+    And a table, of which the names of the columns would be taken.
+
     Raises:
         UserError: It is one.
     """
     if isinstance(texts, str):
         raise UserError(f"predict takes a list of texts, and {shortened(texts, 60)!r} is one text")
+    if isinstance(texts, Mapping) or hasattr(texts, "columns"):
+        raise UserError(
+            f"predict takes a list of texts, and this has the type {type(texts).__name__}: give "
+            'one of its columns, such as table["text"]'
+        )
 
 
 def _fitting(pooling: Pooling, params: Params, folder: str) -> Pooling:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import jax
 
 from mtl_jax.config.data import DataConfig
-from mtl_jax.config.tasks import Task, refuse_task_name
+from mtl_jax.config.tasks import Task, refuse_task_name, tasks_in_words
 from mtl_jax.config.train import Settings
-from mtl_jax.core.errors import UserError
+from mtl_jax.core.errors import UserError, refuse_other
 from mtl_jax.core.names import listed, shown
 from mtl_jax.data.batches import WHOLE, EpochOrder, HostBatch, TextSet, make_batch
 from mtl_jax.data.packing.plan import Layout, PackingPlan, Placement
@@ -33,6 +34,9 @@ class TrainBatch:
     data: Data
     plan: PackingPlan
     placement: Placement
+
+    def __repr__(self) -> str:
+        return f"<TrainBatch of {len(self.placement.texts)} texts>"
 
     def arrays(self, texts: TextSet | None = None, own: slice = WHOLE) -> HostBatch:
         """Lays the texts out.
@@ -66,6 +70,9 @@ class TrainBatches:
     plan: PackingPlan
     epochs: int
     seed: int
+
+    def __repr__(self) -> str:
+        return f"<TrainBatches: {self.epochs} epochs of {self.plan.steps}, seed {self.seed}>"
 
     def __len__(self) -> int:
         """How many batches there are."""
@@ -119,6 +126,10 @@ class Data:
             for task in self.inputs.tasks.values()
         )
         self._layout: Layout | None = None
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train.texts)} texts to train on, {len(self.validation.texts)} to"
+        return f"<Data: {sizes} validate; {tasks_in_words(self.tasks)}>"
 
     @property
     def train(self) -> Split:
@@ -214,6 +225,11 @@ def load_data(
         UserError: The data can't be found, or something is wrong with them, or a task is given
             other classes than they have.
     """
+    refuse_other(encoder, Encoder, "encoder", "give what load_encoder returns")
+    files = {"train_file": train, "validation_file": validation, "test_file": test}
+    for name, file in files.items():
+        if file is not None:
+            refuse_other(file, (str, os.PathLike), name.removesuffix("_file"), _NAME_A_FILE)
     weights: dict[str, float] = {}
     classes: dict[str, tuple[str, ...]] = {}
     if tasks is not None:
@@ -226,7 +242,6 @@ def load_data(
         classes = {task.name: task.classes for task in given}
     if not isinstance(text, str):
         settings["text_columns"], text = tuple(text), "text"
-    files = {"train_file": train, "validation_file": validation, "test_file": test}
     config = DataConfig(
         dataset=dataset,
         text_column=text,
@@ -240,6 +255,13 @@ def load_data(
     return data
 
 
+# Of tables in memory, too, a run has to say where they are.
+_NAME_A_FILE = (
+    "write it to a file and name that, such as with pandas' to_parquet, datasets' to_parquet, or "
+    "a list of dicts as JSON Lines"
+)
+
+
 def _refuse_other_classes(task: Task, given: Sequence[str]) -> None:
     """Refuses classes in another order than a user's own loss would count them in."""
     if given and tuple(given) != task.classes:
@@ -251,12 +273,17 @@ def _refuse_other_classes(task: Task, given: Sequence[str]) -> None:
 
 
 def _as_tasks(tasks: Mapping[str, str | Task] | Sequence[Task]) -> list[Task]:
+    remedy = 'give the column of each task, such as {"topic": "topic"}, or a list of Task'
+    refuse_other(tasks, (Mapping, list, tuple), "tasks", remedy)
     if not isinstance(tasks, Mapping):
+        for task in tasks:
+            refuse_other(task, Task, f"the task {task!r}", remedy)
         return list(tasks)
     found = []
     for name, task in tasks.items():
         # A pair of the settings would end the name at its first equals sign.
         refuse_task_name(name, "tasks names the task")
+        refuse_other(task, (str, Task), f"the task {name!r}", "name its column, or give a Task")
         found.append(Task(name, column=task) if isinstance(task, str) else task)
         if found[-1].name != name:
             raise UserError(

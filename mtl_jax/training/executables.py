@@ -52,7 +52,14 @@ class Compiled:
         return self._jit().lower(*args)
 
     def __call__(self, *args: Any) -> Any:
-        """Runs the step on arguments as the runner places them."""
+        """Runs the step on arguments as the runner places them.
+
+        Under ``jax.disable_jit`` nothing is compiled: the step runs operation by operation, so that
+        a debugger or a print in a user's loss or head sees the numbers.
+        """
+        config: Any = jax.config
+        if config.jax_disable_jit:
+            return self._jit()(*args)
         kind = kind_of(args)
         executable = self._executables.get(kind)
         if executable is None:

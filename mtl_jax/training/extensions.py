@@ -121,7 +121,7 @@ def load_extensions(
         own_heads.append((task, make_head(found, tasks[task].outputs, hidden_size, what)))
     for task, path in paths_by_name("--loss", loss, names, every=True).items():
         function = import_function(path, f"--loss {task}")
-        _check_loss(function, f"--loss {task} {path}", tasks[task])
+        check_loss(function, f"--loss {task} {path}", tasks[task])
         own_losses.append((task, function))
     for name, path in paths_by_name("--metrics", metrics, None).items():
         refuse_built_in(name, "--metrics")
@@ -233,18 +233,31 @@ def _metric(function: Any, what: str) -> Metric:
     return Metric(function, what, tuple(kinds))
 
 
-def _check_loss(loss: Loss, what: str, task: Task) -> None:
+def check_loss(loss: Loss, what: str, task: Task, *, soft: bool = False) -> None:
+    """Tries a user's loss on the shapes that it will have.
+
+    Args:
+        loss: (logits, labels) -> (sum, count).
+        what: What it is called in an error.
+        task: The task that it is for.
+        soft: Whether it is given distributions over the classes as well.
+
+    Raises:
+        UserError: It can't be called so, or returns something else.
+    """
     logits = jax.ShapeDtypeStruct((2, 3, task.outputs), np.float32)
     blank = LABELS[task.kind].blank(1, len(task.classes))
     dtype = np.float32 if task.kind == "regression" else blank.dtype
     labels = jax.ShapeDtypeStruct((2, 3, *blank.shape[1:]), dtype)
     try:
-        made = jax.eval_shape(loss, logits, labels)
+        made = jax.eval_shape(loss, logits, labels, *((logits,) if soft else ()))
     except Exception as error:
         many = f"..., {len(task.classes)}" if task.kind == "multi_label" else "..."
+        given = f"{'' if soft else 'and '}labels, {np.dtype(dtype)} [{many}]"
+        shares = f", and shares, float32 [..., {task.outputs}]" if soft else ""
         raise UserError(
-            f"{what} can't be called with logits, float32 [..., {task.outputs}], and labels, "
-            f"{np.dtype(dtype)} [{many}] ({first_line(error)}): correct it"
+            f"{what} can't be called with logits, float32 [..., {task.outputs}], {given}{shares} "
+            f"({first_line(error)}): correct it"
         ) from error
     shapes = [getattr(each, "shape", None) for each in jax.tree.leaves(made)]
     if not isinstance(made, tuple) or shapes != [(), ()]:

@@ -64,6 +64,9 @@ class Split:
     drawn_from: TextSet | None = None
     places: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        return f"<Split: {len(self.texts)} texts with labels for {', '.join(self.texts.labels)}>"
+
     def take(self, indices: np.ndarray) -> Split:
         """Picks examples, int [m]; the result has them in this order."""
         texts = self.texts.take(indices)

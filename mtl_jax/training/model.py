@@ -9,13 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from mtl_jax.config.model import Dtype
-from mtl_jax.config.tasks import Task
-from mtl_jax.core.errors import UserError
+from mtl_jax.config.tasks import Task, tasks_in_words
+from mtl_jax.core.errors import UserError, refuse_other
 from mtl_jax.freezing.partition import Params
-from mtl_jax.models.encoder import Encoder
+from mtl_jax.models.encoder import Encoder, Tokens, as_tokens
 from mtl_jax.models.multitask import Head
 from mtl_jax.models.precision import default_dtype
 from mtl_jax.training.evaluator import ModelSpec, of_tasks
@@ -59,6 +58,11 @@ class MultiTaskModel:
             UserError: There is no task, a task has no classes, or a head is for an unknown task or
                 makes other logits than its task has.
         """
+        refuse_other(encoder, Encoder, "encoder", "give what load_encoder returns")
+        remedy = "give the tasks of load_data, data.tasks"
+        refuse_other(tasks, Sequence, "tasks", remedy)
+        for task in tasks:
+            refuse_other(task, Task, f"the task {task!r}", remedy)
         self.encoder, self.tasks = encoder, tuple(tasks)
         self.dtype: Dtype = dtype or default_dtype()
         names = [task.name for task in self.tasks]
@@ -75,6 +79,9 @@ class MultiTaskModel:
             ).module
             for name, head in (heads or {}).items()
         }
+
+    def __repr__(self) -> str:
+        return f"<MultiTaskModel of {self.encoder!r}; {tasks_in_words(self.tasks)}>"
 
     def spec(self, **how: Any) -> ModelSpec:
         """What it is built and compiled from; ``how`` is the rest of ``ModelSpec``."""
@@ -106,12 +113,26 @@ class MultiTaskModel:
         heads = module.init_heads(stream(seed, "heads"))
         return {"backbone": self.encoder.params, **jax.tree.map(np.array, heads)}
 
+    def refuse_other_params(self, params: Params) -> None:
+        """Refuses parameters without one of the model's parts.
+
+        Raises:
+            UserError: A part is not there; which shapes it has is for Flax to tell.
+        """
+        refuse_other(params, Mapping, "params", "give all parameters, such as those of model.init")
+        needed = ["backbone", *(task.name for task in self.tasks)]
+        if missing := [name for name in needed if name not in params]:
+            raise UserError(
+                f"params has no {missing[0]!r}: give all parameters of the model, "
+                f"{', '.join(needed)}, such as those of model.init or TrainStep.params"
+            )
+
     def __call__(
         self,
         params: Params,
-        input_ids: ArrayLike,
-        attention_mask: ArrayLike | None = None,
-        token_type_ids: ArrayLike | None = None,
+        input_ids: Tokens,
+        attention_mask: Tokens | None = None,
+        token_type_ids: Tokens | None = None,
     ) -> dict[str, jax.Array]:
         """Computes the logits of token ids, without dropout; a pure function of ``params``.
 
@@ -123,9 +144,13 @@ class MultiTaskModel:
 
         Returns:
             For each task float32 [batch, classes], or [batch, 1] for a regression.
+
+        Raises:
+            UserError: As of ``as_tokens``; or ``params`` are not all parameters.
         """
-        ids = jnp.asarray(input_ids, jnp.int32)
-        mask = jnp.ones_like(ids) if attention_mask is None else jnp.asarray(attention_mask)
+        self.refuse_other_params(params)
+        config = self.encoder.config
+        ids, mask, types = as_tokens(config, input_ids, attention_mask, token_type_ids)
         batch = {
             "input_ids": ids,
             "segment_ids": (mask > 0).astype(jnp.int32),
@@ -133,6 +158,6 @@ class MultiTaskModel:
             self.tasks[0].name: jnp.full((len(ids), 1), -1),
         }
         if token_type_ids is not None:
-            batch["token_type_ids"] = jnp.asarray(token_type_ids, jnp.int32)
+            batch["token_type_ids"] = types
         logits = cast("dict[str, jax.Array]", self.module.apply({"params": params}, batch))
         return {task: of_task[:, 0] for task, of_task in logits.items()}

@@ -15,7 +15,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtl_jax.config.optimizer import WEIGHT_DECAY, Schedule
-from mtl_jax.core.errors import UserError
+from mtl_jax.core.errors import UserError, refuse_other
 from mtl_jax.freezing.partition import Params, Partition, longest_prefix
 from mtl_jax.freezing.scenarios import LORA
 from mtl_jax.training.schedules import (
@@ -24,6 +24,7 @@ from mtl_jax.training.schedules import (
     Ramps,
     as_float32,
     factors_of_block,
+    refuse_no_schedule,
 )
 
 
@@ -253,12 +254,18 @@ def make_optimizer(
 
     Raises:
         UserError: A label of the partition has no learning rate, a rate is for a label that there
-            is not, ``schedule`` is unknown, or a number is none that training can have.
+            is not, ``schedule`` is unknown or makes none, or a number is none that training can
+            have.
     """
+    refuse_other(partition, Partition, "partition", "give a Partition of the model's parameters")
+    remedy = 'give one rate for each label, such as {"head": 1e-3, "backbone": 1e-4}'
+    refuse_other(learning_rates, Mapping, "learning_rates", remedy)
     _refuse_rates(partition, learning_rates)
     if not callable(schedule) and schedule not in get_args(Schedule):
         known = ", ".join(get_args(Schedule))
         raise UserError(f"schedule {schedule!r} is unknown: use {known}, or a function")
+    if callable(schedule):
+        refuse_no_schedule(schedule, "schedule")
     if total_steps < 1:
         raise UserError(f"total_steps {total_steps} must be at least 1")
     for name, number in (("weight_decay", weight_decay), ("warmup_steps", warmup_steps or 0)):

@@ -15,7 +15,7 @@ import optax
 from mtl_jax.config.model import Parallel
 from mtl_jax.config.optimizer import WeightingName
 from mtl_jax.config.tasks import Task, refuse_weight
-from mtl_jax.core.errors import UserError
+from mtl_jax.core.errors import UserError, refuse_other
 from mtl_jax.data.batches import TextSet
 from mtl_jax.data.packing.plan import PackingPlan
 from mtl_jax.freezing.partition import Params, Partition, Stages
@@ -23,7 +23,7 @@ from mtl_jax.models.multitask import Loss
 from mtl_jax.training.compiled_step import CompiledTrainStep, drops_out, micro_batches
 from mtl_jax.training.data import Data, TrainBatch
 from mtl_jax.training.evaluator import ModelSpec, evaluator
-from mtl_jax.training.extensions import make_metric, refuse_built_in
+from mtl_jax.training.extensions import check_loss, make_metric, refuse_built_in
 from mtl_jax.training.frozen_activations import SHALLOWEST, FrozenActivations
 from mtl_jax.training.inputs import Split
 from mtl_jax.training.metrics import Metrics
@@ -50,9 +50,18 @@ class LoopState:
     backbone: Stages
 
     @property
+    def used(self) -> bool:
+        """Whether a step has taken it, whose buffers are gone since."""
+        step: Any = self.train.step  # Of numpy where it was read from a file.
+        return isinstance(step, jax.Array) and step.is_deleted()
+
+    @property
     def steps(self) -> int:
         """Steps done."""
         return int(self.train.step)
+
+    def __repr__(self) -> str:
+        return f"<LoopState, {'used by a step' if self.used else f'{self.steps} steps done'}>"
 
 
 class StepMetrics(Mapping[str, Any]):
@@ -86,6 +95,9 @@ class StepMetrics(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def __repr__(self) -> str:
+        return repr(self._values)
+
 
 class TrainStep:
     """One training step for the parameters that a partition trains.
@@ -111,7 +123,7 @@ class TrainStep:
         self,
         model: MultiTaskModel,
         partition: Partition,
-        optimizer: optax.GradientTransformation,
+        optimizer: optax.GradientTransformation | optax.MultiSteps,
         loss: Loss | Mapping[str, Loss] | None = None,
         *,
         task_weights: Mapping[str, float] | None = None,
@@ -130,9 +142,10 @@ class TrainStep:
         Args:
             model: The model.
             partition: A partition of ``model.params`` that trains at least one parameter.
-            optimizer: From ``make_optimizer``, or any optax optimizer for the trained parameters.
-            loss: (logits, labels) -> (sum, count), for all tasks or by task; by default softmax
-                cross-entropy.
+            optimizer: From ``make_optimizer``, or any optax optimizer for the trained parameters;
+                ``optax.MultiSteps`` accumulates gradients over several batches.
+            loss: (logits, labels) -> (sum, count), for all tasks or by task; by default that of
+                the task's kind. See ``docs/library.md`` for the shapes.
             task_weights: Factors of the mean loss of each task; by default the tasks' own weights.
             weighting: A name as in ``TrainConfig``, or a ``Weighting``.
             parallel: See ``TrainConfig``.
@@ -145,11 +158,29 @@ class TrainStep:
                 reaches what is trained.
 
         Raises:
-            UserError: Nothing is trained, an unknown task, ``weighting`` or ``parallel`` is named,
-                a weight is negative, ``accumulate`` is not a number of micro-batches, or ``r_drop``
-                is not above 0 or has no task with classes.
+            UserError: An argument has another type, nothing is trained, an unknown task,
+                ``weighting`` or ``parallel`` is named, a weight is negative, the optimizer is for
+                other parameters, ``accumulate`` is not a number of micro-batches, or ``r_drop`` is
+                not above 0 or has no task with classes.
         """
+        refuse_other(model, MultiTaskModel, "model", "give a MultiTaskModel")
+        refuse_other(
+            partition, Partition, "partition", "give a Partition of the model's parameters"
+        )
+        remedy = "give what make_optimizer returns, or an optimizer of optax"
+        if isinstance(optimizer, optax.MultiSteps):
+            optimizer = optimizer.gradient_transformation()
+        refuse_other(optimizer, optax.GradientTransformation, "optimizer", remedy)
+        if isinstance(optimizer, Optimizer) and optimizer.adamw.partition != partition:
+            raise UserError(
+                "the optimizer was made for another partition: make it with "
+                "make_optimizer(partition, ...) for this one"
+            )
+        remedy = "name a method, or give a Weighting"
+        refuse_other(weighting, (str, Weighting), "weighting", remedy)
         names = [task.name for task in model.tasks]
+        if not callable(loss):
+            refuse_other(loss or {}, Mapping, "loss", "give a function, or one for each task")
         losses = dict.fromkeys(names, loss) if callable(loss) else dict(loss or {})
         for what, named in (("loss", losses), ("task_weights", task_weights or {})):
             if strange := [task for task in named if task not in names]:
@@ -190,6 +221,9 @@ class TrainStep:
         self._compiled_steps: dict[int, tuple[CompiledTrainStep, PackingPlan]] = {}
         self._texts: dict[tuple[int, int], tuple[TextSet, Any, Any]] = {}
 
+    def __repr__(self) -> str:
+        return f"<TrainStep of {self.model!r}; {self.partition!r}>"
+
     def init(self, seed: int = 0, params: Params | None = None) -> LoopState:
         """Returns the state before the first step.
 
@@ -198,8 +232,12 @@ class TrainStep:
             params: All parameters to start from; by default the pre-trained encoder with newly
                 initialised heads. Low-rank factors that the partition trains are continued or
                 added; other factors are merged into their kernels.
+
+        Raises:
+            UserError: These are not all parameters.
         """
         params = self.model.init(seed) if params is None else params
+        self.model.refuse_other_params(params)
         known = params["backbone"] is self._pretrained.params
         params = self.partition.with_factors(params, stream(seed, "lora"))
         trainable, frozen = self.partition.split(params)
@@ -221,8 +259,16 @@ class TrainStep:
             The next state, and the metrics of the step.
 
         Raises:
-            UserError: The batch was made for another number of micro-batches.
+            UserError: The state has been used already, the batch is of other tasks or was made for
+                another number of micro-batches, or a loss can't be called.
         """
+        refuse_other(state, LoopState, "state", "give what init or the previous step returned")
+        refuse_other(batch, TrainBatch, "batch", "give one of Data.train_batches")
+        if state.used:
+            raise UserError(
+                "the state has been used by a step already, which reuses its buffers: go on with "
+                "the state that the step returned, or begin anew with init"
+            )
         number, rows = self._micro_batches.number, batch.plan.layout.rows
         if rows % (number * self._runner.devices):
             raise UserError(
@@ -275,6 +321,7 @@ class TrainStep:
         """The compiled step for the batches of a plan."""
         plan = batch.plan
         if id(plan) not in self._compiled_steps:
+            self._check(batch.data)
             spec = self._spec(batch.data, plan.layout)
             made = CompiledTrainStep(
                 self._template(spec, plan.layout.blocks, plan.steps),
@@ -285,6 +332,21 @@ class TrainStep:
             )
             self._compiled_steps[id(plan)] = made, plan
         return self._compiled_steps[id(plan)][0]
+
+    def _check(self, data: Data) -> None:
+        """Refuses data of other tasks, and losses that can't be computed for them."""
+        there = {task.name: task.outputs for task in data.tasks}
+        for task in self.model.tasks:
+            if there.get(task.name) != task.outputs:
+                raise UserError(
+                    f"the batch is of data without the model's task {task.name!r}, or with other "
+                    "classes of it: make the model of the same data, MultiTaskModel(encoder, "
+                    "data.tasks)"
+                )
+        soft = data.train.texts.soft
+        tasks = {task.name: task for task in self.model.tasks}
+        for name, loss in self._losses:
+            check_loss(loss, f"the loss of {name}", tasks[name], soft=name in soft)
 
     def _as_read(
         self, backbone: Stages, batch: TrainBatch, compiled_step: CompiledTrainStep
@@ -331,8 +393,14 @@ def evaluate(
         ``weighted_f1_by_source``, and the additional metrics.
 
     Raises:
-        UserError: An additional metric has the name of another one, or fails.
+        UserError: An argument has another type, or an additional metric has the name of another
+            one, or fails.
     """
+    refuse_other(model, MultiTaskModel, "model", "give a MultiTaskModel")
+    model.refuse_other_params(params)
+    refuse_other(split, Split, "split", "give a split of load_data, such as data.validation")
+    remedy = 'give functions by name, such as {"kappa": kappa}'
+    refuse_other(metrics or {}, Mapping, "metrics", remedy)
     own = []
     for name, function in (metrics or {}).items():
         refuse_built_in(name, "metrics")

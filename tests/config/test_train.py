@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from typing import Any
 
@@ -202,3 +203,23 @@ def test_settings_by_task_or_for_all():
     # A regression has no classes to smooth.
     assert config.smoothing == {"topic": 0.1}
     assert config.hidden_units == {"topic": (64, 32), "stars": (64, 32)}
+
+
+def test_settings_are_made_of_their_fields_again():
+    data = DataConfig(train_file="train.csv", label_columns=("topic=topic",))
+    config = TrainConfig(workdir="runs/mine", data=data, task_weights=("topic=2",))
+    assert TrainConfig(**dataclasses.asdict(config)) == config
+    wrong: Any = {"train": "train.csv"}
+    with pytest.raises(UserError, match="data has the field 'train': use dataset, train_file"):
+        TrainConfig(workdir="", data=wrong)
+    wrong = "train.csv"
+    with pytest.raises(UserError, match="data has the type str: give a DataConfig"):
+        TrainConfig(workdir="", data=wrong)
+
+
+def test_paths_are_names(tmp_path):
+    paths: Any = {"workdir": tmp_path, "backbone": tmp_path, "cache_folder": tmp_path / "cache"}
+    names: dict[str, Any] = {name: str(path) for name, path in paths.items()}
+    assert TrainConfig(**paths) == TrainConfig(**names)
+    recipe: Any = tmp_path / "mine.py"
+    assert TrainConfig(workdir="", recipe=recipe).recipe == str(recipe)

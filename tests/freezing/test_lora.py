@@ -306,3 +306,10 @@ def test_a_backbone_without_what_a_scenario_trains_is_refused():
     assert (
         dict(Partition(bare, "layer_norm_only").labels)["backbone/layer_0/norm/scale"] == "backbone"
     )
+
+
+def test_factors_are_float32_where_jax_has_64_bits():
+    with jax.enable_x64(True):
+        wide = with_factors(PARAMS, EVERY, KEY)
+    assert {leaf.dtype for leaf in jax.tree.leaves(wide)} == {np.dtype(np.float32)}
+    jax.tree.map(np.testing.assert_array_equal, wide, with_factors(PARAMS, EVERY, KEY))

@@ -1,6 +1,7 @@
 """Parameters as Flax gives them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -51,3 +52,12 @@ def test_it_is_initialised_found_and_refused_as_flax_does():
                 module.apply(variables, given)
             said.append(str(told.value))
         assert said[0] == said[1]
+
+
+def test_it_is_float32_where_jax_has_64_bits():
+    x = jnp.ones((2, 3))
+    init: Callable[..., Any] = Outer(parameter).init
+    with jax.enable_x64(True):
+        found = init(jax.random.key(1), x)["params"]["inner"]["scale"]
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, init(jax.random.key(1), x)["params"]["inner"]["scale"])

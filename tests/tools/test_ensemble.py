@@ -77,6 +77,8 @@ def test_only_runs_of_the_same_tasks_are_one(runs, small_settings, reviews, tmp_
     mtl.train(TrainConfig(**settings, workdir=str(tmp_path / "other")))
     with pytest.raises(UserError, match=r"other has other tasks, classes or text columns than"):
         Ensemble([runs[0], tmp_path / "other"])
+    with pytest.raises(UserError, match="takes a list of folders, and 'runs/one' is one"):
+        Ensemble("runs/one")
     with pytest.raises(UserError, match="an ensemble needs runs: name the folder of one"):
         Ensemble([])
 

@@ -134,6 +134,27 @@ def test_one_text_is_no_list_of_texts(model):
         model.predict("a film")
 
 
+class Table(dict):
+    """What a data frame has."""
+
+    columns = ("text",)
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (Table(text=["a film"]), "this has the type Table: give one of its columns, such as table"),
+        ({"text": "a film"}, "this has the type dict: give one of its columns"),
+        (["a film", None], "None is neither a text nor a pair of texts: give it one"),
+        ([1.5], "1.5 is neither a text nor a pair"),
+        ([{"text": "a film", "topic": "film"}], "is neither a text nor a pair"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(texts, words, model):
+    with pytest.raises(UserError, match=words):
+        model.predict(texts)
+
+
 # Nothing here takes this long, unless it would wait for ever.
 PATIENCE = 60
 

@@ -95,3 +95,17 @@ def test_a_step_is_compiled_once_for_each_kind_of_arguments():
         seconds.append(compiled.seconds)
     assert seconds == sorted(set(seconds))
     assert len(compiled._executables) == 4
+
+
+def test_without_jit_a_step_runs_operation_by_operation():
+    seen = []
+
+    def step(static: int, numbers: jax.Array) -> jax.Array:
+        seen.append(numbers)
+        return static * numbers.sum()
+
+    compiled = Compiled(JitRunner(), step, 2, donate=True)
+    with jax.disable_jit():
+        assert float(compiled(jnp.ones(19))) == 38
+    assert float(seen[0].sum()) == 19
+    assert not compiled._executables

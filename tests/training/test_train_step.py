@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import importlib
 import sys
 from pathlib import Path
@@ -71,8 +72,16 @@ def headed(model, data, head):
     return mtl.MultiTaskModel(model.encoder, data.tasks, {"mood": head})
 
 
-def optimizer(model, rates, steps=1, **how):
-    return mtl.make_optimizer(mtl.Partition(model.params, "top_1"), rates, steps, **how)
+def optimizer(model, rates, steps=1, scenario="top_1", **how):
+    return mtl.make_optimizer(mtl.Partition(model.params, scenario), rates, steps, **how)
+
+
+def begun(model, params):
+    return mtl.TrainStep(model, mtl.Partition(model.params, "top_1"), optax.sgd(1)).init(0, params)
+
+
+def loaded(model, **how):
+    return mtl.load_data(encoder=model.encoder, **how)
 
 
 def looped(model, data, scenario, epochs=1, loss=None, optimizer=None, parts=1, **how):
@@ -192,6 +201,14 @@ def test_any_optimizer_of_optax(model, data):
     assert metrics["grad_norm"] > 0
 
 
+def test_gradients_are_accumulated_over_batches(model, data):
+    still, _ = looped(model, data, "backbone_frozen", optimizer=optax.MultiSteps(optax.sgd(1), 99))
+    moved, _ = looped(model, data, "backbone_frozen", optimizer=optax.MultiSteps(optax.sgd(1), 2))
+    first = model.init(3)["mood"]["kernel"]
+    np.testing.assert_array_equal(still["mood"]["kernel"], first)
+    assert np.abs(moved["mood"]["kernel"] - first).max() > 0
+
+
 def doubled(logits, labels):
     there = labels >= 0
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
@@ -209,6 +226,9 @@ def test_an_own_loss_is_what_is_trained_and_nothing_compiled_is_reused(model, da
 
 
 RATES = {"head": 1e-3, "backbone": 1e-4}
+NAME: Any = "bert"
+NAMES: Any = ["mood"]
+OTHER = mtl.Task("other", classes=("a", "b"))
 
 
 class Wide(nn.Module):
@@ -287,6 +307,25 @@ def test_the_model_is_a_pure_function_of_its_parameters(model, data, encoder):
 
 
 @pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (([2, 5, 3],), r"input_ids has the shape \(3,\): give it as \[batch, length\]"),
+        (([[2, 5, 999]],), "input_ids has the id 999, and the encoder's are 0 to 40: use its own"),
+        (([[2, -5, 3]],), "input_ids has the id -5, and"),
+        (([[2.0, 5.5]],), "input_ids is no array of whole numbers: give what the tokenizer makes"),
+        ((["a text"],), "input_ids is no array of whole numbers"),
+        (([[2, 5], [3]],), "input_ids is no array of whole numbers"),
+        (([[2] * 25],), "25 tokens are more than the encoder's 24 positions: cut the texts"),
+        (([[2, 5], [6, 3]], [[1, 1]]), r"attention_mask has the shape \(1, 2\), and input_ids"),
+    ],
+)
+def test_tokens_that_can_not_be_are_refused(tokens, words, model, encoder):
+    for call in (encoder, functools.partial(model, model.params)):
+        with pytest.raises(UserError, match=words):
+            call(*tokens)
+
+
+@pytest.mark.parametrize(
     ("make", "words"),
     [
         (
@@ -318,11 +357,79 @@ def test_the_model_is_a_pure_function_of_its_parameters(model, data, encoder):
         (lambda m, d: looped(m, d, "top_1", r_drop=0.0), "r_drop 0.0 must be above 0"),
         (lambda m, d: looped(m, d, "top_1", accumulate=3), r"train_batches\(accumulate=3\)"),
         (lambda m, d: d.test, "no test split"),
+        (lambda m, d: optimizer(m, 1e-3), "learning_rates has the type float: give one rate for"),
+        (lambda m, d: optimizer(m, RATES, schedule=lambda step: step), "schedule makes no sched"),
+        (
+            lambda m, d: looped(m, d, "top_1", optimizer=optimizer(m, RATES, scenario="top_2")),
+            "the optimizer was made for another partition",
+        ),
+        (lambda m, d: looped(m, d, "top_1", optimizer=1e-3), "optimizer has the type float: give"),
+        (lambda m, d: looped(m, d, "top_1", loss="mine:loss"), "loss has the type str: give a fun"),
+        (lambda m, d: looped(m, d, "top_1", weighting=1), "weighting has the type int: name a"),
+        (lambda m, d: looped(m, d, "top_1", loss=len), "the loss of topic can't be called with"),
+        (
+            lambda m, d: looped(m, d, "top_1", loss={"mood": lambda logits, labels: logits.sum()}),
+            "the loss of mood returns .* let it return the sum of the losses and the number",
+        ),
+        (
+            lambda m, d: looped(mtl.MultiTaskModel(m.encoder, [OTHER]), d, "top_1"),
+            "without the model's task 'other'",
+        ),
+        (lambda m, d: mtl.evaluate(m, m.encoder.params, d.validation), "params has no 'backbone'"),
+        (lambda m, d: m({"backbone": m.encoder.params}, [[2, 3]]), "params has no 'topic': give"),
+        (lambda m, d: begun(m, m.encoder.params), "params has no 'backbone': give all parameters"),
+        (lambda m, d: mtl.train(NAMES), "config has the type list: give a TrainConfig"),
+        (lambda m, d: mtl.export("", "", format=NAME), "format 'bert' is unknown: use one of hug"),
+        (lambda m, d: mtl.export("", "", dtype=NAME), "dtype 'bert' is unknown: use one of float"),
+        (lambda m, d: mtl.Partition(m, "top_1"), "params has the type MultiTaskModel: give"),
+        (lambda m, d: mtl.Partition(m.encoder.params, "top_1"), "params has no backbone: give all"),
+        (lambda m, d: mtl.MultiTaskModel(NAME, d.tasks), "encoder has the type str: give what"),
+        (lambda m, d: mtl.MultiTaskModel(m.encoder, d), "tasks has the type Data: give the tasks"),
+        (lambda m, d: mtl.MultiTaskModel(m.encoder, NAMES), "'mood' has the type str: give"),
+        (lambda m, d: mtl.evaluate(m, m.params, d), "split has the type Data: give a split of"),
+        (
+            lambda m, d: mtl.evaluate(m, m.params, d.validation, metrics=NAMES),
+            "metrics has the type list: give functions by name",
+        ),
+        (lambda m, d: loaded(m, tasks="mood"), "tasks has the type str: give the column of each"),
+        (lambda m, d: loaded(m, tasks=["mood"]), "the task 'mood' has the type str: give the col"),
+        (lambda m, d: loaded(m, tasks={"mood": 1}), "'mood' has the type int: name its column"),
+        (lambda m, d: loaded(m, train=[{"text": "a"}]), "train has the type list: write it to a"),
+        (lambda m, d: mtl.load_data(encoder=NAME), "encoder has the type str: give what"),
     ],
 )
 def test_what_can_not_be_is_refused(make, words, model, data):
     with pytest.raises(UserError, match=words):
         make(model, data)
+
+
+def test_a_state_is_used_once(model, data):
+    partition = mtl.Partition(model.params, "backbone_frozen")
+    step = mtl.TrainStep(model, partition, optax.sgd(0.1))
+    batch = next(iter(data.train_batches(batch_size=16)))
+    with pytest.raises(UserError, match="batch has the type dict: give one of"):
+        step(step.init(), batch.arrays())
+    first = step.init()
+    second, _ = step(first, batch)
+    with pytest.raises(UserError, match="used by a step already, which reuses its buffers: go on"):
+        step(first, batch)
+    assert repr(first) == "<LoopState, used by a step>"
+    assert repr(second) == "<LoopState, 1 steps done>"
+
+
+def test_a_notebook_shows_each_part_in_a_line(model, data):
+    partition = mtl.Partition(model.params, "backbone_frozen")
+    step = mtl.TrainStep(model, partition, optax.sgd(0.1))
+    batches = data.train_batches(batch_size=16)
+    batch = next(iter(batches))
+    _, metrics = step(step.init(), batch)
+    shown = [model.encoder, model, partition, data, data.train, data.train.examples, step, batch]
+    for each in (*shown, data.train.texts, batches):
+        words = repr(each)
+        assert words.startswith(f"<{type(each).__name__}")
+        assert len(words) < 500
+        assert " object at 0x" not in words
+    assert repr(metrics) == repr(dict(metrics))
 
 
 def test_the_example_of_a_loop_runs(files, tiny, capsys):

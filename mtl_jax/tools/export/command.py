@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from mtl_jax.core.atomic_write import atomic_folder
 from mtl_jax.core.console import say
@@ -79,6 +79,9 @@ def export(
             be exported in that format, or the hub refuses. Except in the last case no folder is
             left.
     """
+    for name, value, known in (("format", format, Format), ("dtype", dtype, Dtype)):
+        if value not in get_args(known):
+            raise UserError(f"{name} {value!r} is unknown: use one of {', '.join(get_args(known))}")
     folder = _free(output)
     if format == "stablehlo":
         require_flatbuffers()
