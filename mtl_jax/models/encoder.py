@@ -158,13 +158,10 @@ def as_tokens(
             f"input_ids has the id {least if least < 0 else most}, and the encoder's are 0 to "
             f"{config.vocab_size - 1}: use its own tokenizer, encoder.tokenizer"
         )
-    mask = (
-        jnp.ones_like(ids) if attention_mask is None else _numbers("attention_mask", attention_mask)
-    )
-    types = (
-        jnp.zeros_like(ids)
-        if token_type_ids is None
-        else _numbers("token_type_ids", token_type_ids)
+    given = (("attention_mask", attention_mask, 1), ("token_type_ids", token_type_ids, 0))
+    mask, types = (
+        jnp.full(ids.shape, otherwise, jnp.int32) if array is None else _numbers(name, array)
+        for name, array, otherwise in given
     )
     for name, array in (("attention_mask", mask), ("token_type_ids", types)):
         if array.shape != ids.shape:
@@ -177,11 +174,11 @@ def as_tokens(
             f"the encoder has {count} token types, and none with the number {most}: "
             "leave token_type_ids out"
         )
-    return ids.astype(jnp.int32), mask, types.astype(jnp.int32)
+    return jnp.asarray(ids, jnp.int32), jnp.asarray(mask), jnp.asarray(types, jnp.int32)
 
 
-def _numbers(name: str, given: Any) -> jax.Array:
-    """The array that an argument is, or stands for."""
+def _numbers(name: str, given: Any) -> jax.Array | np.ndarray:
+    """The array that an argument is, or stands for; one of numpy is looked at without a device."""
     try:
         array = given if isinstance(given, jax.Array) else np.asarray(given)
     except ValueError:  # Rows of different lengths.
@@ -191,10 +188,10 @@ def _numbers(name: str, given: Any) -> jax.Array:
             f"{name} is no array of whole numbers: give what the tokenizer makes, as in "
             'encoder(**encoder.tokenizer(texts, padding=True, return_tensors="np"))'
         )
-    return jnp.asarray(array)
+    return array
 
 
-def _range(array: jax.Array) -> tuple[int, int]:
+def _range(array: jax.Array | np.ndarray) -> tuple[int, int]:
     """The least and the largest number of an array; 0 of one whose values are not known."""
     if isinstance(array, Tracer):
         return 0, 0
