@@ -21,12 +21,12 @@ import mtl_jax as mtl
 from experiments.benchmarks.__main__ import Benchmark
 from experiments.benchmarks.many_arms import ManyArms
 from mtl_jax.cli.flags import Check, Command, Evaluate, Export, Extract, Plan, Predict, Train
-from mtl_jax.cli.study import JUDGE, run_study
+from mtl_jax.cli.study import run_study
 from mtl_jax.config.files import defaults_of, with_file
 from mtl_jax.core.command_line import parse
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.recipes import recipe_named
-from mtl_jax.launch.__main__ import Place, _Status
+from mtl_jax.launch.__main__ import Place
 from mtl_jax.launch.command import read_work
 from mtl_jax.launch.kubernetes import Kubernetes
 from mtl_jax.launch.local import Local
@@ -34,8 +34,9 @@ from mtl_jax.launch.sky import Sky
 from mtl_jax.launch.slurm import Slurm
 from mtl_jax.studies.command import StudyCommand
 from mtl_jax.studies.judge import Judge
-from mtl_jax.studies.registry import built_in, find_study
+from mtl_jax.studies.registry import JUDGE, STATUS, built_in, find_study
 from mtl_jax.studies.stats.results import read_results, results_file
+from mtl_jax.studies.status import ShowStatus
 from tests.conftest import WORDS
 from tests.faults.__main__ import Faults
 from tests.faults.workers import Kills
@@ -69,7 +70,7 @@ FLAGS = {"--config", "--help", "--version", "--account"}.union(
     f"--{no}{name.replace('_', '-')}"
     for kind in (
         *(Train, Check, Plan, Evaluate, Predict, Extract, Export, Judge),
-        *(Local, Slurm, Kubernetes, Sky, _Status, *PROGRAMS.values()),
+        *(Local, Slurm, Kubernetes, Sky, ShowStatus, *PROGRAMS.values()),
         *(flags_of_a_study([name])[0] for name in built_in()),
     )
     for name, default in defaults_of(kind).items()
@@ -135,7 +136,7 @@ def read(words):
         case ["python", file, *argv]:
             read_study([file, *argv])
         case ["./launch.sh", "status", *argv]:
-            parse(_Status, argv, "./launch.sh", "")
+            parse(ShowStatus, argv, "./launch.sh", "")
         case ["./launch.sh", "test" | "lint", *argv]:
             for word in argv:
                 assert (ROOT / word).exists() or not word.startswith("tests/"), word
@@ -160,6 +161,8 @@ def read_study(words):
         assert run_study(words) == 0
     elif words[0] == JUDGE:
         parse(Judge, words[1:], "mtl-jax study judge", "")
+    elif words[0] == STATUS:
+        parse(ShowStatus, words[1:], "mtl-jax study status", "")
     else:
         parse(*flags_of_a_study(words), "mtl-jax study", "")
 

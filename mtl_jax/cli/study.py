@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mtl_jax.core.errors import UserError
-from mtl_jax.studies.registry import built_in, find_study, questions
-
-JUDGE = "judge"
-"""What stands in the place of a study's name where one is judged again."""
+from mtl_jax.studies.registry import JUDGE, STATUS, built_in, find_study, questions
 
 _USAGE = "mtl-jax study NAME|module|FILE.py [flags]"
 
@@ -38,6 +35,11 @@ def run_study(argv: Sequence[str]) -> int:
         from mtl_jax.studies.judge import judge_study
 
         return judge_study(argv[1:])
+    if argv[0] == STATUS:
+        from mtl_jax.studies.status import show_status
+
+        show_status(argv[1:], f"mtl-jax study {STATUS}")
+        return 0
     return find_study(argv[0]).run(argv[1:])
 
 
@@ -55,6 +57,7 @@ def _listing() -> str:
             "file with a function main(argv), such as mtl_jax.studies.study makes; see",
             "docs/studies.md.",
             "",
+            f"mtl-jax study {STATUS} --workdir DIR shows the progress of a study's workers.",
             f"mtl-jax study {JUDGE} DIR writes the report of a study again without training.",
         ]
     )

@@ -20,7 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtl_jax.config.lora import KERNELS, Lora
-from mtl_jax.core.errors import UserError
+from mtl_jax.core.errors import UserError, refuse_other
 
 FACTORS = ("lora_a", "lora_b")
 _CONSTANTS = ("lora_scale", "lora_dropout")
@@ -146,7 +146,11 @@ def merge_lora(params: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The parameters without factors; each kernel W with factors is replaced by W + s A B, in
         float32.
+
+    Raises:
+        UserError: ``params`` are no parameters.
     """
+    refuse_other(params, Mapping, "params", "give the parameters of a model, model.params")
     flat = _flat(params)
     merged = {path: flat[path] for path in plain_paths(flat)}
     for path in flat:

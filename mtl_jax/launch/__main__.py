@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -11,7 +9,6 @@ from typing import Annotated
 from tyro.conf import subcommand
 
 from mtl_jax.core.command_line import guarded, parse
-from mtl_jax.core.console import Terminal
 from mtl_jax.core.errors import UserError
 from mtl_jax.launch.command import read_work
 from mtl_jax.launch.kubernetes import Kubernetes
@@ -38,29 +35,6 @@ Place = (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Status:
-    """Show the progress of a study: arms done, running (and where), and failed (and why)."""
-
-    workdir: str
-    """folder of the study"""
-    json: bool = False
-    """print JSON in a terminal, too"""
-
-
-def _show_status(argv: Sequence[str]) -> None:
-    from mtl_jax.studies.status import status_of, status_tables
-
-    asked = parse(_Status, argv, "./launch.sh status", _Status.__doc__ or "")
-    status = status_of(asked.workdir)
-    if asked.json or not sys.stdout.isatty():
-        print(json.dumps(dataclasses.asdict(status)))
-        return
-    console = Terminal()
-    for each in status_tables(status):
-        console.print(each)
-
-
 def main(argv: Sequence[str]) -> None:
     """Reads the options before the first ``--``, and what is to be run behind it.
 
@@ -72,7 +46,9 @@ def main(argv: Sequence[str]) -> None:
     """
     words = list(argv)
     if words[:1] == ["status"]:
-        _show_status(words[1:])
+        from mtl_jax.studies.status import show_status
+
+        show_status(words[1:], "./launch.sh status")
         return
     cut = words.index("--") if "--" in words else len(words)
     place: Local | Slurm | Kubernetes | Sky = parse(Place, words[:cut], "./launch.sh", _DESCRIPTION)

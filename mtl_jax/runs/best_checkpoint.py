@@ -11,7 +11,7 @@ from mtl_jax.runs.workdir import Workdir
 
 
 def best_parameters(workdir: Workdir) -> Params:
-    """The parameters of the best checkpoint of a run; says so where it is not the run's last word.
+    """The parameters of the best checkpoint of a run; tells of a run that has not finished.
 
     Raises:
         UserError: There is none, or it is not what the run has saved.
@@ -29,7 +29,8 @@ def best_parameters(workdir: Workdir) -> Params:
             "its --workdir, which recreates it"
         )
     if (params := saved.restore_best()) is None:
-        raise UserError(f"{workdir.path} has no checkpoint yet: run train again on its --workdir")
+        lacks = "has no checkpoint yet" if saved.last_step is None else "has not been measured yet"
+        raise UserError(f"{workdir.path} {lacks}: run train again on its --workdir")
     if known and end is None:
         say(
             f"note: {workdir.path} has not finished training: this is the best of what it has "

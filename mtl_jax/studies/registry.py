@@ -24,6 +24,9 @@ from mtl_jax.core.paths import expanded
 from mtl_jax.studies import builtin
 from mtl_jax.studies.command import StudyCommand
 
+JUDGE, STATUS = "judge", "status"
+"""What stands in the place of a study's name where one is judged again, or looked at."""
+
 _MAIN = "main(argv), which returns the exit status"
 
 
@@ -117,11 +120,13 @@ def _imported(word: str) -> ModuleType:
     with _told(word):
         known = _is_there(word)
     if not known:
-        close = difflib.get_close_matches(word.replace("-", "_"), built_in(), n=1)
+        known_words = (*built_in(), JUDGE, STATUS)
+        close = difflib.get_close_matches(word.replace("-", "_"), known_words, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(
             f"unknown study {word!r}: {hint}use {', '.join(built_in())}, a module that can be "
-            "imported from here, or the path of a .py file"
+            f"imported from here, or the path of a .py file; {JUDGE} and {STATUS} are for a study "
+            "that there is"
         )
     with _told(word):
         module = importlib.import_module(word)

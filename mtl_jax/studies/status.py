@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import statistics
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from mtl_jax.core.console import duration
+from mtl_jax.core.command_line import parse
+from mtl_jax.core.console import Terminal, duration
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.json_files import OBJECT, read_json
 from mtl_jax.core.paths import expanded
@@ -27,6 +30,16 @@ _ARMS = {
 }
 # Of so many arms, the last ones, the time is looked at: of a thousand it would take its own.
 _TIMED = 50
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShowStatus:
+    """Show the progress of a study: arms done, running (and where), and failed (and why)."""
+
+    workdir: str
+    """folder of the study"""
+    json: bool = False
+    """print JSON in a terminal, too"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +63,26 @@ class Status:
     failed: list[dict[str, Any]]
     waiting: int
     seconds_left: float | None
+
+
+def show_status(argv: Sequence[str], called: str) -> None:
+    """Prints how far a study is: tables in a terminal, JSON elsewhere.
+
+    Args:
+        argv: The flags of ``ShowStatus``.
+        called: The command that they belong to, for help and errors.
+
+    Raises:
+        UserError: As of ``status_of``, or the flags are wrong.
+    """
+    asked = parse(ShowStatus, argv, called, ShowStatus.__doc__ or "")
+    status = status_of(asked.workdir)
+    if asked.json or not sys.stdout.isatty():
+        print(json.dumps(dataclasses.asdict(status)))
+        return
+    console = Terminal()
+    for each in status_tables(status):
+        console.print(each)
 
 
 def status_of(workdir: str) -> Status:

@@ -114,9 +114,9 @@ def shortfalls(validation: Metrics, baseline: Metrics) -> list[str]:
     """A warning for each task in which a run has learned less than a bag of words."""
     return [
         f"warning: {task}: {score_name({task: of_task})} {mine:.3f} on validation, where TF-IDF "
-        f"with {of_metrics(of_task).text_model} reaches {theirs:.3f}: train longer (--epochs), "
-        "with other learning rates, or more of the backbone, before concluding that the texts do "
-        "not tell"
+        f"with {of_metrics(of_task).text_model} reaches {theirs:.3f}: try other learning rates, "
+        "more epochs, or training more of the backbone, before concluding that the texts do not "
+        "tell"
         for task, of_task in validation.items()
         if of_task["examples"]
         and (mine := score(of_task)) is not None

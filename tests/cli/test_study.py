@@ -45,6 +45,7 @@ def test_help_is_that_of_the_study_as_it_was_called_and_needs_no_jax():
     ("words", "said"),
     [
         (["unfreezin"], "unknown study 'unfreezin': did you mean unfreezing?"),
+        (["judgement"], "unknown study 'judgement': did you mean judge?"),
         (["gone.py", "--help"], "study gone.py is not there"),
         (["--workdir=x", "freezing"], "--workdir=x stands where the name of the study should be"),
         (["freezing", "--workdir=x", "--arms=top_1", "--seed=1"], "--seed"),

@@ -81,6 +81,9 @@ def test_merged_they_compute_the_same():
     # A backbone by itself, and parameters without factors, are merged alike.
     assert digest(merge_lora(params["backbone"])) == digest(merged["backbone"])
     assert digest(merge_lora(PARAMS)) == digest(PARAMS)
+    model: Any = "a model"
+    with pytest.raises(UserError, match="params has the type str: give the parameters of a model"):
+        merge_lora(model)
 
 
 def test_a_loop_over_layers_and_half_precision_compute_the_same():

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from mtl_jax.cli.study import run_study
 from mtl_jax.core.command_line import guarded
 from mtl_jax.core.errors import UserError
 from mtl_jax.launch.__main__ import main
@@ -50,8 +51,9 @@ def test_arms_done_running_failed_and_the_time_left(study, capsys):
     assert status.failed == [{"arm": "a2", "seed": 0, "error": "it is wrong", "tries": 2}]
     # Of three arms that take 20 s on the average, one worker has begun one just now.
     assert status.seconds_left == pytest.approx(60, abs=1)
-    assert guarded(main, ["status", f"--workdir={folder}"]) == 0
-    assert json.loads(capsys.readouterr().out)["seconds_left"] == status.seconds_left
+    for command in (main, run_study):
+        assert guarded(command, ["status", f"--workdir={folder}"]) == 0
+        assert json.loads(capsys.readouterr().out)["done"] == 2
     line, running, failed = status_tables(status)
     assert line == "2 of 6 arms done, 2 running, 1 waiting, 1 failed, 1 min left"
     assert not isinstance(running, str)

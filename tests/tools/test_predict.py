@@ -58,10 +58,15 @@ def test_a_run_that_is_not_finished_is_told(settings, tmp_path, monkeypatch, cap
     config = TrainConfig(
         **settings, workdir=str(tmp_path / "run"), scenario="top_1", checkpoint_every=4
     )
-    with monkeypatch.context() as patch:
-        patch.setattr("mtl_jax.runs.loop.training_bar", interrupted_at(9))
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
+    # An epoch is 6 steps, after which it is measured.
+    for step in (5, 9):
+        with monkeypatch.context() as patch:
+            patch.setattr("mtl_jax.runs.loop.training_bar", interrupted_at(step))
+            with pytest.raises(KeyboardInterrupt):
+                train(config)
+        if step == 5:
+            with pytest.raises(UserError, match="run has not been measured yet: run train again"):
+                Predictor(config.workdir)
     assert "what was saved before is there: run the same command again" in capsys.readouterr().err
     Predictor(config.workdir)
     told = capsys.readouterr().err

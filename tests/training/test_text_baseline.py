@@ -56,7 +56,7 @@ def test_what_a_run_has_not_learned_is_told():
 
     (line,) = shortfalls(scores(0.098, 0.4), scores(0.65, 0.4))
     assert line.startswith("warning: classifier: macro-F1 0.098 on validation, where TF-IDF with")
-    assert "reaches 0.650: train longer" in line
+    assert "reaches 0.650: try other learning rates, more epochs" in line
     assert shortfalls(scores(None, 0.4), scores(None, 0.3)) == []
     assert in_words(scores(None, 0.3)) == (
         "for comparison: TF-IDF with logistic regression reaches sentiment accuracy 0.500, "

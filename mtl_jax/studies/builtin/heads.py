@@ -154,7 +154,7 @@ def run(study: Heads, command: str) -> int:
         report = write_document(folder.path, document(lines, context))
         rewrite_lines(results_file, lines)
     show_table(Terminal(), setting_table(lines, most=12))
-    say(f"{count} runs in {time.time() - started:.0f} s; the report is {report}")
+    say(f"{count} runs, this call took {time.time() - started:.0f} s; the report is {report}")
     return 0
 
 
