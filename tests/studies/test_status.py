@@ -51,9 +51,10 @@ def test_arms_done_running_failed_and_the_time_left(study, capsys):
     assert status.failed == [{"arm": "a2", "seed": 0, "error": "it is wrong", "tries": 2}]
     # Of three arms that take 20 s on the average, one worker has begun one just now.
     assert status.seconds_left == pytest.approx(60, abs=1)
-    for command in (main, run_study):
-        assert guarded(command, ["status", f"--workdir={folder}"]) == 0
-        assert json.loads(capsys.readouterr().out)["done"] == 2
+    asked = ["status", f"--workdir={folder}"]
+    assert guarded(main, asked) == run_study(asked) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["done"] == second["done"] == 2
     line, running, failed = status_tables(status)
     assert line == "2 of 6 arms done, 2 running, 1 waiting, 1 failed, 1 min left"
     assert not isinstance(running, str)
