@@ -1,4 +1,4 @@
-"""What do attention weights without dropout cost, where its output has that in their place?
+r"""What do attention weights without dropout cost, where its output has that in their place?
 
     python -m experiments.attention_dropout --workdir runs/attention-dropout --seeds 0 1 2 3 4 5 \
         --max-train-examples 256 --max-validation-examples 320 --max-test-examples 1200

@@ -1,4 +1,4 @@
-"""Train the top two layers and a head per task in a loop of one's own.
+r"""Train the top two layers and a head per task in a loop of one's own.
 
     python experiments/examples/own_loop.py --train train.csv --validation dev.csv \
         --tasks topic=topic mood=mood

@@ -1,4 +1,4 @@
-"""A head and a loss of one's own: a hidden layer, and a loss that looks away from easy texts.
+r"""A head and a loss of one's own: a hidden layer, and a loss that looks away from easy texts.
 
     cd experiments/examples
     mtl-jax train --workdir runs/own --train-file train.csv --label-columns topic=topic \
