@@ -1,7 +1,7 @@
 r"""What do attention weights without dropout cost, where its output has that in their place?
 
     python -m experiments.attention_dropout --workdir runs/attention-dropout --seeds 0 1 2 3 4 5 \
-        --max-train-examples 256 --max-validation-examples 320 --max-test-examples 1200
+        --epochs 3 --max-train-examples 256 --max-validation-examples 320 --max-test-examples 1200
 
 Full fine-tuning with the checkpoint's dropout of the attention weights, with as much of what they
 mix (``--attention-dropout-on output``), and with none. Only the latter two can use cuDNN's fused

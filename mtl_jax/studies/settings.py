@@ -52,14 +52,6 @@ class StudySettings(Settings):
 
     workdir: str
     """folder for the arms, results.jsonl and the report; run the same command again to resume"""
-    epochs: int | None = 3
-    """passes over the training examples"""
-    min_steps: int | None = None
-    """minimum number of steps of a phase that trains parts of the backbone; few texts then get \
-more passes than --epochs. By default 0: a study has --epochs passes"""
-    head_min_steps: int | None = None
-    """minimum number of steps of a phase that trains only heads on cached vectors, where a step \
-takes a millisecond; by default 0"""
     class_weights: tuple[str, ...] = ()
     """task=balanced pairs: give all classes of a task the same influence on its loss; or \
 task={"class": 2}, in JSON, with 1 for classes that are not named. By default 1 in every arm, so \

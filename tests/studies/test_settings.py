@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.errors import UserError
 from mtl_jax.studies.own import study
 from mtl_jax.studies.report.document import Bullets, Paragraph, Table
@@ -189,12 +190,17 @@ def test_every_run_that_was_asked_for_is_counted():
 
 
 def test_help_tells_the_defaults_of_a_study_and_not_those_of_a_run(monkeypatch, capsys):
-    """In a study heads on a frozen backbone have no class weights, and no minimum of steps."""
+    """In a study heads on a frozen backbone have no class weights."""
     monkeypatch.setenv("COLUMNS", "300")
     main = study({"frozen": {"scenario": "backbone_frozen"}}, "Which?", "python mine.py")
     assert main(["--help"]) == 0
     told = capsys.readouterr().out
     assert "By default 1 in every arm" in told
-    assert "By default 0: a study has --epochs passes" in told
     assert "cube root" not in told
-    assert "by default 5000" not in told
+
+
+def test_few_texts_have_enough_steps_in_a_study_as_in_a_run():
+    settings = StudySettings(workdir="x")
+    of_a_run = TrainConfig(**settings.of_a_run(), workdir="x")
+    for name in ("epochs", "min_steps", "head_min_steps"):
+        assert getattr(settings, name) == getattr(of_a_run, name) == getattr(TrainConfig, name)

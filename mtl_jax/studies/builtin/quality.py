@@ -98,6 +98,8 @@ class Quality(StudySettings):
     """what to compare with none_frozen: soft_labels, soft_labels_of_mean, mean_rating, \
 layer_decay_ema, r_drop, longer, or several joined with +; by default each, and of one's own data \
 those that need nothing of the default corpus"""
+    epochs: int = EPOCHS
+    """passes over the training examples; the arm longer makes twice as many"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,7 +140,7 @@ those that need nothing of the default corpus"""
                 added = isinstance(value, tuple)
                 own[field] = getattr(self, field) + value if added else value
             if change.passes != 1:
-                own["epochs"] = change.passes * (self.epochs or EPOCHS)
+                own["epochs"] = change.passes * self.epochs
         workdir = arm_folder(self.workdir, arm, seed, {})
         shared = {**self.of_a_run(), **own, "data": data}
         return TrainConfig(**shared, workdir=workdir, seed=seed)
