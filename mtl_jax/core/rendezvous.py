@@ -159,6 +159,9 @@ class Meeting:
         """
         ended = threading.Event()
         with futures.ThreadPoolExecutor(1) as pool:
+            # The thread is there before anyone can call. Of one whose start a signal interrupts
+            # the pool knows nothing, and would not wait for it.
+            pool.submit(ended.is_set).result()
             try:
                 calls = pool.submit(self._take_calls, peers, ended)
                 # A signal that comes just before a wait is heeded only when the wait ends.

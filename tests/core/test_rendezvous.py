@@ -133,11 +133,22 @@ def test_when_the_first_ends_the_others_do(port):
     assert str(found[1]).startswith("process 1 of 2 lost another one, which ended before")
 
 
-def test_sigterm_ends_the_waiting_of_all(port):
-    heard = []
+@pytest.mark.parametrize("busy", [False, True])
+def test_sigterm_ends_the_waiting_of_all(busy, port, monkeypatch):
+    heard, called, start = [], threading.Event(), threading.Thread.start
+
+    def start_late(thread):
+        start(thread)
+        # The processor is given to the new thread, as may be on a busy machine.
+        if thread.name.startswith("ThreadPool"):
+            called.wait(0.3)
+
+    if busy:
+        monkeypatch.setattr(threading.Thread, "start", start_late)
 
     def come_and_tell():
         with call(port, 1, 3) as caller:
+            called.set()
             os.kill(os.getpid(), signal.SIGTERM)
             heard.append(caller.recv(100))
 
