@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from mtl_jax.config.extensions import as_pairs
 from mtl_jax.config.tasks import Kind, numbers_of, pairs_of, refuse_kind
+from mtl_jax.core.converted import ByTask, Converted, PathText, default
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
 
@@ -17,6 +18,9 @@ LongTexts = Literal["cut", "refuse"]
 Mixing = Literal["size", "temperature", "equal"]
 PerTask = str | tuple[str, ...]
 """One value for all tasks, or ``task=value`` for each."""
+GivenPerTask = PathText | Sequence[str] | Mapping[str, PathText]
+"""What becomes one, with paths or a mapping by task."""
+
 
 _FILES = ("train_file", "validation_file", "test_file")
 _OF_TASKS = ("label_columns", "soft_labels", "label_fraction", "task_kinds")
@@ -57,33 +61,37 @@ class DataConfig:
     Its fields are the flags of the data of ``train --help``, which describes each.
     """
 
-    dataset: PerTask = "sentences"
+    dataset: Converted[GivenPerTask, PerTask] = default("sentences")
     """data set to use instead of files: the default corpus `sentences`, the name of a TFDS data \
 set, or hub:NAME or hub:NAME:CONFIGURATION for the Hugging Face hub (needs the package datasets); \
 task=name pairs if the tasks have different data sets"""
-    train_file: PerTask | None = None
+    train_file: Converted[GivenPerTask | None, PerTask | None] = default(None)
     """CSV, TSV, JSON Lines or Parquet file to train on, instead of --dataset; task=file pairs if \
 the tasks have different files"""
-    validation_file: PerTask | None = None
+    validation_file: Converted[GivenPerTask | None, PerTask | None] = default(None)
     """validation file; without one, a tenth of the training texts is set aside by hash"""
-    test_file: PerTask | None = None
+    test_file: Converted[GivenPerTask | None, PerTask | None] = default(None)
     """test file; without one, there are no test metrics"""
-    text_column: PerTask = "text"
+    text_column: Converted[GivenPerTask, PerTask] = default("text")
     """column or feature with the texts; task=column pairs if the tasks differ"""
-    text_columns: tuple[str, ...] = ()
+    text_columns: Converted[Sequence[str] | Mapping[str, Sequence[str]], tuple[str, ...]] = default(
+        ()
+    )
     """for pairs of texts, instead of --text-column: the two columns, such as premise hypothesis; \
 task=column pairs, two per task, if the tasks differ"""
-    label_columns: tuple[str, ...] = ("classifier=classifier", "sentiment=sentiment")
+    label_columns: Converted[ByTask, tuple[str, ...]] = default(
+        ("classifier=classifier", "sentiment=sentiment")
+    )
     """task=column pairs: the tasks, with names of your choice, and the columns of their labels. \
 An empty label is missing, and so is -1 unless the task is a regression"""
-    task_kinds: tuple[str, ...] = ()
+    task_kinds: Converted[ByTask, tuple[str, ...]] = default(())
     """task=kind pairs: single_label (the default); multi_label, lists of classes, as JSON or \
 separated by |; or regression, numbers"""
-    soft_labels: tuple[str, ...] = ()
+    soft_labels: Converted[ByTask, tuple[str, ...]] = default(())
     """task=column pairs: train on distributions over the classes of a single_label task: JSON \
 objects of shares by class, or lists in the order of the classes. Metrics compare with the task's \
 own label, which is the most probable class if both are the same column"""
-    label_fraction: tuple[str, ...] = ()
+    label_fraction: Converted[ByTask, tuple[str, ...]] = default(())
     """task=fraction pairs: train on this fraction of a task's labels only"""
     mixing: Mixing = "size"
     """share of each of several data sets in an epoch: proportional to its size, to its size ^ (1 \

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from mtl_jax.core.converted import Converted, default
 from mtl_jax.core.errors import UserError
 
 # Hu et al. 2022 (arXiv:2106.09685), section 4.2 and table 9: in RoBERTa base factors beside the
@@ -108,7 +110,7 @@ def refuse_lora(name: str, targets: Any, alpha: float | None, dropout: float | N
 class LoraSettings:
     """The factors that ``lora_r`` trains, and at what rate."""
 
-    lora_targets: tuple[str, ...] | None = None
+    lora_targets: Converted[str | Sequence[str] | None, tuple[str, ...] | None] = default(None)
     """for lora_r: the kernels of each layer that get factors, by name (query, key, value, \
 output, intermediate, mlp_output; ModernBERT also has gate) or as path patterns such as \
 layer_5/attention/*; by default query value"""

@@ -9,6 +9,7 @@ from typing import Literal
 from mtl_jax.config.checks import at_least_0, flag
 from mtl_jax.config.data import refuse_blank
 from mtl_jax.config.extensions import as_pairs, as_paths
+from mtl_jax.core.converted import ByTask, CodeByName, Converted, PathText, default
 from mtl_jax.core.errors import UserError
 
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -26,15 +27,15 @@ Placement = Literal["auto", "jit", "pmap", "mesh", "fsdp"]
 class ModelSettings:
     """The encoder, its heads, and what they are computed with."""
 
-    backbone: str = DEFAULT_BACKBONE
+    backbone: Converted[PathText, str] = default(DEFAULT_BACKBONE)
     """pre-trained checkpoint: a folder, or a name on the Hugging Face hub"""
     pooling: Pooling | None = None
     """how the token vectors of a text become one vector; by default as the checkpoint declares, \
 otherwise mean"""
-    heads: tuple[str, ...] = ()
+    heads: Converted[CodeByName, tuple[str, ...]] = default(())
     """task=module:name pairs: a Flax module to use as the head of a task instead of a dense \
 layer, or a function from the number of classes to such a module"""
-    mlp_heads: tuple[str, ...] = ()
+    mlp_heads: Converted[ByTask | int, tuple[str, ...]] = default(())
     """units of the hidden layers of the heads, with GELU, such as 256 or 256,64; for all tasks, \
 or task=units pairs"""
     dtype: Dtype | None = None
@@ -70,7 +71,7 @@ slower"""
     cache_size: float = 20.0
     """maximum size of this cache on disk, in GiB; the least recently used files are removed. \
 inf: no limit"""
-    cache_folder: str | None = None
+    cache_folder: Converted[PathText | None, str | None] = default(None)
     """folder of this cache; by default `activations` in the cache folder of mtl_jax"""
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from mtl_jax.config.checks import above_0, at_least_0, at_least_1, flag, in_float32
 from mtl_jax.config.data import refuse_blank
 from mtl_jax.config.extensions import as_pairs, as_paths, refuse_schedule
+from mtl_jax.core.converted import ByTask, Code, CodeByName, Converted, default
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.imported import import_path
 
@@ -79,7 +80,7 @@ heads, a rate from a quick sweep if its validation score is clearly better"""
 if only heads are trained, 1200 / training texts, at most 1"""
     layer_decay: float = 1.0
     """factor from the learning rate of each layer to that of the layer below it"""
-    schedule: str = "linear"
+    schedule: Converted[Code, str] = default("linear")
     """how the learning rates fall after the warm-up: linear (to 0), slanted_triangular (to 1/32 \
 of the peak), constant, or module:function, which is called with the peak rate, warm-up steps and \
 total steps and returns an optax schedule"""
@@ -93,18 +94,18 @@ average is measured, kept and exported; each phase of a recipe starts from that 
     r_drop: float | None = None
     """weight of R-Drop (Liang 2021): each text is passed twice with different dropout masks, and \
 the KL divergences of the two predictions are added to the loss of each task with classes"""
-    loss: tuple[str, ...] = ()
+    loss: Converted[CodeByName, tuple[str, ...]] = default(())
     """module:function or task=module:function pairs: (logits, labels) -> (sum, count), instead \
 of softmax cross-entropy (single_label), sigmoid cross-entropy averaged over the classes \
 (multi_label) or the squared error (regression)"""
-    class_weights: tuple[str, ...] = ()
+    class_weights: Converted[ByTask, tuple[str, ...]] = default(())
     """task=balanced pairs: give all classes of a task the same influence on its loss; or \
 task={"class": 2}, in JSON, with 1 for classes that are not named. By default 1, or, if only heads \
 are trained and classes are imbalanced, the cube root of one over their number; none: always 1"""
-    label_smoothing: tuple[str, ...] = ()
+    label_smoothing: Converted[ByTask | float, tuple[str, ...]] = default(())
     """fraction of each label that is spread evenly over the classes, such as 0.1; for all tasks \
 with classes, or task=fraction pairs"""
-    task_weights: tuple[str, ...] = ()
+    task_weights: Converted[ByTask, tuple[str, ...]] = default(())
     """task=weight pairs: factors of the mean loss of each task; 1 for tasks that are not named"""
     weighting: WeightingName = "fixed"
     """method that adapts further task weights during training: uncertainty (Kendall 2018), \

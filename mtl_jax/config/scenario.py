@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from typing import Any
+
+Rules = Sequence[Sequence[str]]
+"""``(pattern, label)`` pairs; the first that matches a parameter says its label."""
 
 
 def scenario_text(scenario: Any) -> Any:
@@ -13,8 +18,10 @@ def scenario_text(scenario: Any) -> Any:
         scenario: A name, a file, a list of rules, or anything that ``scenario_rules`` refuses.
 
     Returns:
-        The JSON of a list; anything else as it is.
+        The JSON of a list, the text of a path; anything else as it is.
     """
+    if isinstance(scenario, os.PathLike):
+        return os.fspath(scenario)
     if not isinstance(scenario, list | tuple):
         return scenario
     try:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 from mtl_jax.config.checkpoint import CheckpointSettings
@@ -17,8 +17,9 @@ from mtl_jax.config.lora import LoraSettings
 from mtl_jax.config.model import ModelSettings
 from mtl_jax.config.monitoring import MonitoringConfig
 from mtl_jax.config.optimizer import OptimizerSettings
-from mtl_jax.config.scenario import is_inline, scenario_text
+from mtl_jax.config.scenario import Rules, is_inline, scenario_text
 from mtl_jax.config.tasks import numbers_of, pairs_of
+from mtl_jax.core.converted import Code, CodeByName, Converted, PathText, default
 from mtl_jax.core.errors import UserError, no_trained_head, refuse_other
 from mtl_jax.core.paths import expanded
 
@@ -55,14 +56,16 @@ LIMITS = (
 class Settings(CheckpointSettings, LoraSettings, OptimizerSettings, ModelSettings):
     """What a run and a study of many runs have in common."""
 
-    data: DataConfig = DEFAULT_DATA
+    data: Converted[DataConfig | Mapping[str, Any], DataConfig] = default(DEFAULT_DATA)
     """Which texts and labels a run reads."""
-    metrics: tuple[str, ...] = ()
+    metrics: Converted[CodeByName, tuple[str, ...]] = default(())
     """name=module:function pairs: additional metrics, (labels, predictions) -> number, for all \
 tasks, or for the kinds of tasks in the function's attribute kinds"""
-    callbacks: tuple[str, ...] = ()
+    callbacks: Converted[Code | Sequence[Code], tuple[str, ...]] = default(())
     """module:function to call with every line of metrics.jsonl, as a dict, when it is written"""
-    watch: MonitoringConfig = DEFAULT_WATCH
+    watch: Converted[MonitoringConfig | Mapping[str, Any], MonitoringConfig] = default(
+        DEFAULT_WATCH
+    )
 
     def __post_init__(self) -> None:
         for group in (ModelSettings, OptimizerSettings, LoraSettings, CheckpointSettings):
@@ -219,15 +222,15 @@ def _are_weights(value: object) -> bool:
 class _RunSettings:
     """What one run trains, and where; a base of its own, so that ``--help`` lists it first."""
 
-    workdir: str
+    workdir: Converted[PathText, str]
     """folder for settings, metrics, certificate and checkpoints; run the same command again to \
 resume"""
-    scenario: str | None = None
+    scenario: Converted[PathText | Rules | None, str | None] = default(None)
     """what to freeze: all_frozen, backbone_frozen (the default), bias_only, layer_norm_only, \
 none_frozen, or the head of a task (classifier_frozen); top_1, top_2, ..., first_k, middle_k or \
 only_i to train some layers only; lora_8, ... to train low-rank factors; or [pattern, label] \
 rules, as a JSON file or directly"""
-    recipe: str | None = None
+    recipe: Converted[PathText | None, str | None] = default(None)
     """instead of a scenario, a sequence of phases: gradual_unfreezing, top_down_1, top_down_2, \
 ..., lp_ft, sequential_heads, scarce_head_last, auto, or a .json or .py file of phases"""
     seed: int = 0

@@ -19,12 +19,15 @@ from mtl_jax.config.optimizer import (
     MOST_STEPS,
     Schedule,
 )
-from mtl_jax.config.scenario import scenario_text
+from mtl_jax.config.scenario import Rules, scenario_text
 from mtl_jax.config.train import TrainConfig
+from mtl_jax.core.converted import Converted, PathText, default
 from mtl_jax.core.errors import UserError
 from mtl_jax.freezing.scenarios import LORA, lora_rank
 
 Metric = Literal["mean_macro_f1", "loss"]
+Rates = Mapping[str, float] | Sequence[tuple[str, float]]
+"""A number by name, or pairs of both."""
 
 
 def _is_number(value: Any) -> bool:
@@ -127,7 +130,7 @@ class Phase:
         lora_dropout: For a scenario ``lora_r``, as in the settings.
     """
 
-    scenario: str
+    scenario: Converted[PathText | Rules, str]
     epochs: float | None = None
     steps: int | None = None
     min_steps: int | None = None
@@ -137,15 +140,15 @@ class Phase:
     task_metric: str | None = None
     keep_best: bool = False
     requires_gain: float | None = None
-    learning_rates: tuple[tuple[str, float], ...] = ()
+    learning_rates: Converted[Rates, tuple[tuple[str, float], ...]] = default(())
     layer_decay: float | None = None
     schedule: str | None = None
     warmup_fraction: float | None = None
     restart: bool = True
-    task_weights: tuple[tuple[str, float], ...] | None = None
+    task_weights: Converted[Rates | None, tuple[tuple[str, float], ...] | None] = default(None)
     drift_limit: float | None = None
     hold_frozen_heads: float | None = None
-    lora_targets: tuple[str, ...] | None = None
+    lora_targets: Converted[str | Sequence[str] | None, tuple[str, ...] | None] = default(None)
     lora_alpha: float | None = None
     lora_dropout: float | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from mtl_jax.config.data import DataConfig
 from mtl_jax.config.train import LIMITS, UNWEIGHTED, Settings, TrainConfig
 from mtl_jax.core import distributed
+from mtl_jax.core.converted import ByTask, Converted, PathText, default
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.file_lock import LEASE_SECONDS
 from mtl_jax.core.paths import expanded
@@ -50,9 +52,9 @@ class StudySettings(Settings):
     Its fields are the flags of every study, whose ``--help`` describes each.
     """
 
-    workdir: str
+    workdir: Converted[PathText, str]
     """folder for the arms, results.jsonl and the report; run the same command again to resume"""
-    class_weights: tuple[str, ...] = ()
+    class_weights: Converted[ByTask, tuple[str, ...]] = default(())
     """task=balanced pairs: give all classes of a task the same influence on its loss; or \
 task={"class": 2}, in JSON, with 1 for classes that are not named. By default 1 in every arm, so \
 that all have the same loss"""
@@ -90,6 +92,7 @@ taken over; more than 60 on NFS, which may show a sign of life as late as that""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "workdir", os.fspath(self.workdir))
         self._refuse_empty("seeds")
         if strange := [seed for seed in self.seeds if not 0 <= seed < 2**32]:
             raise UserError(f"--seeds {strange[0]} must be between 0 and {2**32 - 1}")

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -74,22 +73,22 @@ def test_a_record_gives_the_settings_again():
 
 
 def test_settings_by_task_are_mappings_too():
-    mappings: Any = {
-        "train_file": {"topic": "a.csv", "stars": "b.csv"},
-        "text_columns": {"topic": ("premise", "hypothesis")},
-        "label_columns": {"topic": "label", "stars": "rating"},
-        "task_kinds": {"stars": "regression"},
-        "label_fraction": {"topic": 0.5},
-    }
-    assert DataConfig(**mappings) == DataConfig(
+    mappings = DataConfig(
+        train_file={"topic": "a.csv", "stars": "b.csv"},
+        text_columns={"topic": ("premise", "hypothesis")},
+        label_columns={"topic": "label", "stars": "rating"},
+        task_kinds={"stars": "regression"},
+        label_fraction={"topic": 0.5},
+    )
+    assert mappings == DataConfig(
         train_file=("topic=a.csv", "stars=b.csv"),
         text_columns=("topic=premise", "topic=hypothesis"),
         label_columns=("topic=label", "stars=rating"),
         task_kinds=("stars=regression",),
         label_fraction=("topic=0.5",),
     )
-    single: Any = {"train_file": Path("a.csv"), "label_columns": "topic=label"}
-    assert DataConfig(**single) == DataConfig(train_file="a.csv", label_columns=("topic=label",))
+    single = DataConfig(train_file=Path("a.csv"), label_columns="topic=label")
+    assert single == DataConfig(train_file="a.csv", label_columns=("topic=label",))
 
 
 def test_files_of_each_task_hold_from_any_folder(tmp_path, monkeypatch):

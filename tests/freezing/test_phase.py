@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-from typing import Any
 
 import pytest
 
@@ -206,8 +205,7 @@ def test_phases_from_json():
 
 
 def test_a_phase_may_weigh_some_tasks_only():
-    weights: Any = {"classifier": 0}
-    phase = Phase(scenario="top_1", task_weights=weights).completed(CONFIG)
+    phase = Phase(scenario="top_1", task_weights={"classifier": 0}).completed(CONFIG)
     assert phase.weights == {"classifier": 0, "sentiment": 0.5}
     assert phase.tasks == ("sentiment",)
 

@@ -7,9 +7,11 @@ default corpus. Of your own data all texts are used, unless a flag limits them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from mtl_jax.config.train import DataConfig
+from mtl_jax.core.converted import Converted, default
 from mtl_jax.freezing.scenarios import usual_scenarios
 from mtl_jax.studies.arm_specs import check_arms, files_of, protocol, refuse_nothing_held
 from mtl_jax.studies.command import StudyCommand, planned
@@ -45,7 +47,7 @@ class Freezing(StudySettings):
 with lower learning rates for lower layers. By default all_frozen, backbone_frozen, top_1, top_2 \
 and none_frozen, and on your own data also bias_only, lora_8, layer_decay and one arm with the \
 head of each task frozen"""
-    data: DataConfig = _QUICK
+    data: Converted[DataConfig | Mapping[str, Any], DataConfig] = default(_QUICK)
     batch_size: int = 16
     """examples per step, over all devices"""
     head_learning_rate: float | None = _DefaultRate(1e-2)
