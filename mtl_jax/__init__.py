@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mtl_jax.tools.ensemble import Ensemble as Ensemble
     from mtl_jax.tools.export.command import export as export
     from mtl_jax.tools.predict import Predictor as Predictor
+    from mtl_jax.tools.text_encoder import load_text_encoder as load_text_encoder
     from mtl_jax.training.data import Data as Data
     from mtl_jax.training.data import load_data as load_data
     from mtl_jax.training.exported import load_exported as load_exported
@@ -65,6 +66,7 @@ _HOMES = {
     "load_data": "training.data",
     "load_encoder": "models.encoder",
     "load_exported": "training.exported",
+    "load_text_encoder": "tools.text_encoder",
     "make_optimizer": "training.optimizer",
     "merge_lora": "freezing.lora",
     "train": "runs.loop",
@@ -88,6 +90,7 @@ __all__ = [  # noqa: RUF022  (as a script uses them)
     "Phase",
     "RecipeContext",
     "Predictor",
+    "load_text_encoder",
     "Ensemble",
     "export",
     "load_exported",

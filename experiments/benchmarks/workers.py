@@ -91,12 +91,12 @@ def _torch_device(platform: str) -> str:
 def _extract(config: TrainConfig, job: Job, platform: str) -> dict[str, Any]:
     """The vectors of the training sentences by the checkpoint as it is, once it is loaded."""
     from mtl_jax.data.corpus import load_corpus
-    from mtl_jax.tools.text_encoder import checkpoint_encoder
+    from mtl_jax.tools.text_encoder import load_text_encoder
 
     del platform
     texts = list(load_corpus(config.data).read("train").texts)
     length = config.data.max_length
-    encoder = checkpoint_encoder(config.backbone, None, length, dtype=job.dtype)
+    encoder = load_text_encoder(config.backbone, None, length, dtype=job.dtype)
     started = time.perf_counter()
     count = sum(len(vectors) for _, vectors in encoder.pooled(texts))
     seconds = time.perf_counter() - started

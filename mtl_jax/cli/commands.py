@@ -320,7 +320,7 @@ def _print_json(lines: Iterable[Mapping[str, Any]]) -> None:
 def _extract(command: Extract) -> None:
     from mtl_jax.core.console import say
     from mtl_jax.tools.predict import Predictor
-    from mtl_jax.tools.text_encoder import checkpoint_encoder
+    from mtl_jax.tools.text_encoder import load_text_encoder
     from mtl_jax.tools.vectors import check_vector_file, write_vectors
 
     if command.backbone is not None:
@@ -346,7 +346,7 @@ def _extract(command: Extract) -> None:
         )
         columns, known = encoder.text_columns, encoder.columns
     else:
-        encoder = checkpoint_encoder(
+        encoder = load_text_encoder(
             command.backbone or DEFAULT_BACKBONE,
             command.pooling,
             128 if command.max_length is None else command.max_length,

@@ -13,6 +13,7 @@ from mtl_jax.config.tasks import Kind, numbers_of, pairs_of, refuse_kind
 from mtl_jax.core.converted import ByTask, Converted, PathText, default
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.paths import expanded
+from mtl_jax.core.type_checks import refuse_types
 
 LongTexts = Literal["cut", "refuse"]
 Mixing = Literal["size", "temperature", "equal"]
@@ -118,6 +119,7 @@ case"""
     """maximum number of test examples"""
 
     def __post_init__(self) -> None:
+        refuse_types(self, DataConfig)
         # A record has lists for tuples.
         for name in _OF_TASKS:
             object.__setattr__(self, name, as_pairs(getattr(self, name)))

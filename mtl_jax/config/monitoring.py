@@ -8,6 +8,7 @@ import math
 import re
 
 from mtl_jax.core.errors import UserError
+from mtl_jax.core.type_checks import refuse_types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ profile in --workdir"""
 pre-trained weights, and that of a nearest-neighbour probe on its vectors"""
 
     def __post_init__(self) -> None:
+        refuse_types(self, MonitoringConfig)
         if not 0 <= self.heartbeat < math.inf:
             raise UserError(
                 f"--heartbeat {self.heartbeat} must be a number of seconds, 0 for no heartbeat"

@@ -20,8 +20,9 @@ from mtl_jax.config.optimizer import OptimizerSettings
 from mtl_jax.config.scenario import Rules, is_inline, scenario_text
 from mtl_jax.config.tasks import numbers_of, pairs_of
 from mtl_jax.core.converted import Code, CodeByName, Converted, PathText, default
-from mtl_jax.core.errors import UserError, no_trained_head, refuse_other
+from mtl_jax.core.errors import UserError, no_trained_head
 from mtl_jax.core.paths import expanded
+from mtl_jax.core.type_checks import refuse_types
 
 DEFAULT_DATA = DataConfig()
 DEFAULT_WATCH = MonitoringConfig()
@@ -68,6 +69,7 @@ tasks, or for the kinds of tasks in the function's attribute kinds"""
     )
 
     def __post_init__(self) -> None:
+        refuse_types(self, Settings)
         for group in (ModelSettings, OptimizerSettings, LoraSettings, CheckpointSettings):
             group.__post_init__(self)
         for name, kind in (("data", DataConfig), ("watch", MonitoringConfig)):
@@ -200,14 +202,13 @@ def _made(kind: type[Any], value: Any, name: str) -> Any:
     """A group of settings from itself, or from its fields, as ``dataclasses.asdict`` has them.
 
     Raises:
-        UserError: It is something else, or has a field that there is not.
+        UserError: It has a field that there is not.
     """
     if isinstance(value, Mapping):
         fields = [field.name for field in dataclasses.fields(kind)]
         if strange := [each for each in value if each not in fields]:
             raise UserError(f"{name} has the field {strange[0]!r}: use {', '.join(fields)}")
-        value = kind(**value)
-    refuse_other(value, kind, name, f"give a {kind.__name__}")
+        return kind(**value)
     return value
 
 
@@ -253,6 +254,7 @@ class TrainConfig(Settings, _RunSettings):
 on TPU pods, in Kubernetes, under Open MPI, or as ./launch.sh local starts them"""
 
     def __post_init__(self) -> None:
+        refuse_types(self, _RunSettings)
         super().__post_init__()
         for name in ("workdir", "recipe"):
             if isinstance(path := getattr(self, name), os.PathLike):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 _Given_contra = TypeVar("_Given_contra", contravariant=True)
 _Kept_co = TypeVar("_Kept_co", covariant=True)
@@ -19,12 +20,19 @@ CodeByName = Code | Sequence[Code] | Mapping[str, Code]
 """Code for all tasks or by itself, or by the name of a task or a metric."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What such a field may be given, beside its annotation."""
+
+    type: Any
+
+
 class Converted(Generic[_Given_contra, _Kept_co]):
     """The type of a field whose ``__post_init__`` makes what is kept of what is given.
 
     To a type checker it is a descriptor, whose ``__set__`` says what the constructor takes and
     whose ``__get__`` says what is read (typing specification, "Dataclasses"). When a program runs,
-    it is the type of what is kept.
+    it is the type of what is kept, annotated with what is given.
     """
 
     if TYPE_CHECKING:
@@ -36,7 +44,8 @@ class Converted(Generic[_Given_contra, _Kept_co]):
     else:
 
         def __class_getitem__(cls, types):
-            return types[1]
+            given, kept = types
+            return Annotated[kept, Given(given)]
 
 
 def default(value: object) -> Any:

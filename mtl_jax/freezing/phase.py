@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
 from mtl_jax.config.extensions import refuse_schedule
@@ -23,63 +22,12 @@ from mtl_jax.config.scenario import Rules, scenario_text
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.converted import Converted, PathText, default
 from mtl_jax.core.errors import UserError
+from mtl_jax.core.type_checks import refuse_types
 from mtl_jax.freezing.scenarios import LORA, lora_rank
 
 Metric = Literal["mean_macro_f1", "loss"]
 Rates = Mapping[str, float] | Sequence[tuple[str, float]]
 """A number by name, or pairs of both."""
-
-
-def _is_number(value: Any) -> bool:
-    # Of an integer that is more, JSON has no end, there is no float.
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_switch(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, tuple) and all(map(_is_text, value))
-
-
-def _are_pairs(value: Any) -> bool:
-    pairs = isinstance(value, tuple) and all(
-        isinstance(pair, list | tuple) and len(pair) == 2 for pair in value
-    )
-    return pairs and all(_is_text(name) and _is_number(number) for name, number in value)
-
-
-_KINDS: dict[str, Callable[[Any], bool]] = {
-    "scenario": _is_text,
-    "epochs": _is_number,
-    "steps": _is_count,
-    "min_steps": _is_count,
-    "patience": _is_count,
-    "min_gain": _is_number,
-    "keep_best": _is_switch,
-    "requires_gain": _is_number,
-    "learning_rates": _are_pairs,
-    "layer_decay": _is_number,
-    "schedule": _is_text,
-    "warmup_fraction": _is_number,
-    "restart": _is_switch,
-    "task_weights": _are_pairs,
-    "drift_limit": _is_number,
-    "hold_frozen_heads": _is_number,
-    "lora_targets": _are_texts,
-    "lora_alpha": _is_number,
-    "lora_dropout": _is_number,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,17 +101,13 @@ class Phase:
     lora_dropout: float | None = None
 
     def __post_init__(self) -> None:
+        refuse_types(self, Phase)
         object.__setattr__(self, "scenario", scenario_text(self.scenario))
         for name in ("learning_rates", "task_weights"):
-            if isinstance(value := getattr(self, name), Mapping):
-                object.__setattr__(self, name, tuple(value.items()))
+            if (value := getattr(self, name)) is not None:
+                pairs = value.items() if isinstance(value, Mapping) else value
+                object.__setattr__(self, name, tuple(map(tuple, pairs)))
         object.__setattr__(self, "lora_targets", as_targets(self.lora_targets))
-        for name, kind in _KINDS.items():
-            value = getattr(self, name)
-            if not (kind(value) or (value is None and name in _OPTIONAL)):
-                raise UserError(f"{name} {value!r} is of the wrong kind: correct it")
-        if self.metric not in get_args(Metric):
-            raise UserError(f"metric {self.metric!r}: use {', '.join(get_args(Metric))}")
         if self.schedule is not None:
             refuse_schedule(self.schedule, get_args(Schedule))
         for other in ("epochs", "min_steps"):
@@ -183,6 +127,10 @@ class Phase:
             if value is not None and not (value > least if strict else value >= least):
                 words = "above" if strict else "at least"
                 raise UserError(f"{name} {value} must be {words} {least}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{field.name} {value} must be finite")
         for name in ("epochs", "steps", "min_steps"):
             if (getattr(self, name) or 0) > MOST_STEPS:
                 raise UserError(f"{name} {getattr(self, name)} must be at most {MOST_STEPS}")
@@ -198,14 +146,13 @@ class Phase:
                 f"{given[0]} is for a scenario lora_r, and that of this phase is {self.scenario}: "
                 "leave it out"
             )
-        if any(not rate >= 0 for _, rate in self.learning_rates):
-            raise UserError("learning_rates must not be negative")
-        for field in ("learning_rates", "task_weights"):
-            names = [name for name, _ in getattr(self, field) or ()]
-            if twice := [name for name in names if names.count(name) > 1]:
-                raise UserError(f"{field} names {twice[0]!r} twice: leave one of them out")
-        if any(not weight >= 0 for _, weight in self.task_weights or ()):
-            raise UserError(f"task_weights {dict(self.task_weights or ())} must not be negative")
+        for name in ("learning_rates", "task_weights"):
+            pairs = getattr(self, name) or ()
+            names = [each for each, _ in pairs]
+            if twice := [each for each in names if names.count(each) > 1]:
+                raise UserError(f"{name} names {twice[0]!r} twice: leave one of them out")
+            if any(not 0 <= number < math.inf for _, number in pairs):
+                raise UserError(f"{name} {dict(pairs)} must be finite and not negative")
 
     def completed(self, config: TrainConfig) -> Self:
         """The same with what the settings say in the place of every None that they fill.
@@ -313,8 +260,6 @@ class Phase:
 # The labels that settings give a rate, and what else they say of factors.
 _RATED = ("head", "backbone", LORA)
 _OF_LORA = ("lora_targets", "lora_alpha", "lora_dropout")
-# What the settings fill, or what is off where it is not given.
-_OPTIONAL = {field.name for field in dataclasses.fields(Phase) if field.default is None}
 
 
 def untaken(config: TrainConfig, phases: Sequence[Phase]) -> list[str]:

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from mtl_jax.config.model import Dropped, Pooling
 from mtl_jax.core.errors import UserError
+from mtl_jax.core.type_checks import refuse_arguments
 from mtl_jax.models.encoder_config import EncoderConfig
 from mtl_jax.models.encoder_module import EncoderModule
 from mtl_jax.models.pretrained import load_backbone, resolve_backbone, without_unused_pooler
@@ -219,6 +220,7 @@ def load_encoder(
     Raises:
         UserError: The checkpoint can't be found or used.
     """
+    refuse_arguments(load_encoder, locals())
     folder = resolve_backbone(str(name))
     config, params = load_backbone(folder)
     if attention_dropout is not None:

@@ -17,6 +17,7 @@ from mtl_jax.core.converted import ByTask, Converted, PathText, default
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.file_lock import LEASE_SECONDS
 from mtl_jax.core.paths import expanded
+from mtl_jax.core.type_checks import refuse_types
 from mtl_jax.studies.budget import Budget
 from mtl_jax.studies.work_queue import claim_name
 
@@ -91,6 +92,7 @@ taken over; more than 60 on NFS, which may show a sign of life as late as that""
     """train nothing, and write the report from what the workers have finished so far"""
 
     def __post_init__(self) -> None:
+        refuse_types(self, StudySettings)
         super().__post_init__()
         object.__setattr__(self, "workdir", os.fspath(self.workdir))
         self._refuse_empty("seeds")

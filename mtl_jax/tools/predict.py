@@ -14,6 +14,7 @@ from mtl_jax.config.model import Dtype, Pooling
 from mtl_jax.config.tasks import tasks_in_words
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, shortened
+from mtl_jax.core.type_checks import refuse_arguments
 from mtl_jax.data.corpus import load_corpus
 from mtl_jax.data.examples import Examples
 from mtl_jax.data.packing.plan import Layout
@@ -73,6 +74,7 @@ class Predictor(TextEncoder):
             UserError: The folder has no finished checkpoint of a run, or it names code of a module
                 that is not trusted.
         """
+        refuse_arguments(Predictor.__init__, locals())
         workdir = Workdir(folder)
         self.folder = workdir.path
         record = self._record = read_record(workdir, "train one there first")

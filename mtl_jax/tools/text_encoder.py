@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from mtl_jax.config.tasks import Task
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.prefetch import ahead
+from mtl_jax.core.type_checks import refuse_arguments
 from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.kinds import KINDS as LABELS
 from mtl_jax.data.packing.plan import Layout
@@ -132,15 +134,18 @@ class TextEncoder:
             )
 
 
-def checkpoint_encoder(
-    backbone: str,
-    pooling: Pooling | None,
-    max_length: int,
+def load_text_encoder(
+    backbone: str | Path,
+    pooling: Pooling | None = None,
+    max_length: int = 128,
     long_texts: LongTexts = "cut",
     layer: int | None = None,
     dtype: Dtype = "float32",
 ) -> TextEncoder:
-    """The encoder of a pre-trained checkpoint, as ``all_frozen`` sees it.
+    """Loads a checkpoint that turns texts into vectors, as ``extract`` does.
+
+        encoder = mtl.load_text_encoder("bert-base-uncased", "mean", layer=11)
+        vectors = np.concatenate([some for _, some in encoder.pooled(["a text"])])
 
     Args:
         backbone: A folder, or a name on the hub.
@@ -153,6 +158,7 @@ def checkpoint_encoder(
     Raises:
         UserError: The checkpoint can't be used, or max_length leaves no room for a text.
     """
+    refuse_arguments(load_text_encoder, locals())
     encoder = load_encoder(backbone, pooling)
     reader = TextReader(encoder.tokenizer, encoder.config, max_length, long_texts)
     for note in (*encoder.notes, *left_out(encoder.folder, vectors=True)):

@@ -13,6 +13,7 @@ import numpy as np
 from mtl_jax.config.model import Dtype
 from mtl_jax.config.tasks import Task, tasks_in_words
 from mtl_jax.core.errors import UserError, refuse_other
+from mtl_jax.core.type_checks import refuse_type
 from mtl_jax.freezing.partition import Params
 from mtl_jax.models.encoder import Encoder, Tokens, as_tokens
 from mtl_jax.models.multitask import Head
@@ -63,6 +64,7 @@ class MultiTaskModel:
         refuse_other(tasks, Sequence, "tasks", remedy)
         for task in tasks:
             refuse_other(task, Task, f"the task {task!r}", remedy)
+        refuse_type("dtype", dtype, Dtype | None)
         self.encoder, self.tasks = encoder, tuple(tasks)
         self.dtype: Dtype = dtype or default_dtype()
         names = [task.name for task in self.tasks]

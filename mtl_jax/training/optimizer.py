@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtl_jax.config.optimizer import WEIGHT_DECAY, Schedule
 from mtl_jax.core.errors import UserError, refuse_other
+from mtl_jax.core.type_checks import refuse_arguments
 from mtl_jax.freezing.partition import Params, Partition, longest_prefix
 from mtl_jax.freezing.scenarios import LORA
 from mtl_jax.training.schedules import (
@@ -266,6 +267,7 @@ def make_optimizer(
         raise UserError(f"schedule {schedule!r} is unknown: use {known}, or a function")
     if callable(schedule):
         refuse_no_schedule(schedule, "schedule")
+    refuse_arguments(make_optimizer, locals())
     if total_steps < 1:
         raise UserError(f"total_steps {total_steps} must be at least 1")
     for name, number in (("weight_decay", weight_decay), ("warmup_steps", warmup_steps or 0)):

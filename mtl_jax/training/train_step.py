@@ -16,6 +16,7 @@ from mtl_jax.config.model import Parallel
 from mtl_jax.config.optimizer import WeightingName
 from mtl_jax.config.tasks import Task, refuse_weight
 from mtl_jax.core.errors import UserError, refuse_other
+from mtl_jax.core.type_checks import refuse_type
 from mtl_jax.data.batches import TextSet
 from mtl_jax.data.packing.plan import PackingPlan
 from mtl_jax.freezing.partition import Params, Partition, Stages
@@ -189,6 +190,9 @@ class TrainStep:
             refuse_weight(weight, f"task_weights {task}")
         if isinstance(weighting, str):
             refuse_weighting(weighting, "weighting")
+        refuse_type("accumulate", accumulate, int)
+        refuse_type("r_drop", r_drop, float | None)
+        refuse_type("head_dropout", head_dropout, float | None)
         if accumulate < 1:
             raise UserError(f"accumulate {accumulate} must be at least 1")
         if r_drop is not None and not 0 < r_drop < math.inf:

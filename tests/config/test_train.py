@@ -204,7 +204,7 @@ def test_settings_are_made_of_their_fields_again():
     with pytest.raises(UserError, match="data has the field 'train': use dataset, train_file"):
         TrainConfig(workdir="", data=wrong)
     wrong = "train.csv"
-    with pytest.raises(UserError, match="data has the type str: give a DataConfig"):
+    with pytest.raises(UserError, match=r"data is 'train\.csv': give a DataConfig"):
         TrainConfig(workdir="", data=wrong)
 
 

@@ -26,7 +26,7 @@ from mtl_jax.runs.loop import train
 from mtl_jax.runs.workdir import Workdir
 from mtl_jax.tools.input_texts import read_lines, read_texts
 from mtl_jax.tools.predict import Predictor
-from mtl_jax.tools.text_encoder import checkpoint_encoder
+from mtl_jax.tools.text_encoder import load_text_encoder
 from tests.conftest import TASKS, write_record
 from tests.training.weighting.test_train import interrupted_at
 
@@ -224,7 +224,7 @@ def test_long_texts_are_cut_and_counted_or_refused(trained_folder, tiny):
     encoders = (
         Predictor(trained_folder),
         Predictor(trained_folder, "cut"),
-        checkpoint_encoder(str(tiny), None, 128),
+        load_text_encoder(str(tiny), None, 128),
     )
     for encoder in encoders:
         assert np.concatenate([found for _, found in encoder.pooled(LONG)]).shape == (4, 16)
@@ -240,7 +240,7 @@ def test_long_texts_are_cut_and_counted_or_refused(trained_folder, tiny):
         next(answers)
     words = r"^lines 1 to 4: 2 of 4 .*: shorten them, raise --max-length, or use --long-texts cut$"
     with pytest.raises(UserError, match=words):
-        list(checkpoint_encoder(str(tiny), None, 128, "refuse").pooled(LONG))
+        list(load_text_encoder(str(tiny), None, 128, "refuse").pooled(LONG))
 
 
 def test_a_run_that_refused_long_texts_refuses_them_later_unless_told(settings, tmp_path, capsys):
@@ -266,13 +266,13 @@ def test_a_run_that_refused_long_texts_refuses_them_later_unless_told(settings, 
 def test_an_encoder_needs_room_for_a_text(length, tiny):
     words = rf"^--max-length {length} leaves no room beside 2 special tokens: use at least 3$"
     with pytest.raises(UserError, match=words):
-        checkpoint_encoder(str(tiny), None, length)
+        load_text_encoder(str(tiny), None, length)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
 def test_extraction_is_the_pooled_encoder(tiny, pooling):
     texts = ["the film was good !", "a book", "", "we liked the phone very much ."]
-    encoder = checkpoint_encoder(str(tiny), pooling, 128)
+    encoder = load_text_encoder(str(tiny), pooling, 128)
     vectors = np.concatenate([of_chunk for _, of_chunk in encoder.pooled(texts)])
     config, params = pretrained.load_backbone(tiny)
     tokenizer = load_tokenizer(tiny)
@@ -291,7 +291,7 @@ def test_any_layer_can_be_extracted(tiny, layer, pooling):
     texts = ["the film was good !", "a book", "we liked the phone very much ."]
     encoder = load_encoder(tiny)
     assert encoder.config.num_hidden_layers == 3
-    found = checkpoint_encoder(str(tiny), pooling, 128, layer=layer).pooled(texts)
+    found = load_text_encoder(str(tiny), pooling, 128, layer=layer).pooled(texts)
     vectors = np.concatenate([of_chunk for _, of_chunk in found])
     for text, vector in zip(texts, vectors, strict=True):
         states = encoder.hidden_states(np.array([encoder.tokenizer(text)["input_ids"]]))
@@ -303,7 +303,7 @@ def test_any_layer_can_be_extracted(tiny, layer, pooling):
 def test_vectors_of_half_precision_are_float32_and_near(tiny, trained_folder):
     texts = ["the film was good !", "a book", "we liked the phone very much ."]
     encoders = [
-        [checkpoint_encoder(str(tiny), "mean", 128, dtype=dtype) for dtype in get_args(Dtype)],
+        [load_text_encoder(str(tiny), "mean", 128, dtype=dtype) for dtype in get_args(Dtype)],
         [Predictor(trained_folder, dtype=dtype) for dtype in get_args(Dtype)],
     ]
     for of_source in encoders:
@@ -315,13 +315,13 @@ def test_vectors_of_half_precision_are_float32_and_near(tiny, trained_folder):
 def test_many_short_texts_have_the_vectors_that_each_has_alone(tiny):
     texts = [f"a {('film', 'book', 'phone')[i % 3]} {'very ' * (i % 5)}good !" for i in range(1024)]
     texts += ["the " * 20, texts[3]]
-    encoder = checkpoint_encoder(str(tiny), "mean", 128)
+    encoder = load_text_encoder(str(tiny), "mean", 128)
     vectors = np.concatenate([of_chunk for _, of_chunk in encoder.pooled(texts)])
     # The first 1,024 texts have told how long the blocks of rows need be; a longer one fits.
     assert min(length for _, length in encoder.layout.blocks) < 24
     assert max(length for _, length in encoder.layout.blocks) == 24
     some = [texts[i] for i in (3, 500, 1024)]
-    alone = checkpoint_encoder(str(tiny), "mean", 128)
+    alone = load_text_encoder(str(tiny), "mean", 128)
     expected = np.concatenate([of_chunk for _, of_chunk in alone.pooled(some)])
     assert alone.layout.blocks == ((1, 24),)
     np.testing.assert_allclose(vectors[[3, 500, 1024]], expected, atol=2e-6)
@@ -331,11 +331,11 @@ def test_many_short_texts_have_the_vectors_that_each_has_alone(tiny):
 def test_a_layer_that_is_not_there_or_has_no_pooler_is_refused(tiny, trained_folder):
     for layer in (-1, 4):
         with pytest.raises(UserError, match=f"--layer {layer}: the encoder has 3 layers: use 0"):
-            checkpoint_encoder(str(tiny), "mean", 128, layer=layer)
+            load_text_encoder(str(tiny), "mean", 128, layer=layer)
         with pytest.raises(UserError, match=f"--layer {layer}: the encoder has 1 layers: use 0"):
             Predictor(trained_folder, layer=layer)
     with pytest.raises(UserError, match="pooler is for the last layer, 3: add --pooling mean or c"):
-        checkpoint_encoder(str(tiny), "pooler", 128, layer=1)
+        load_text_encoder(str(tiny), "pooler", 128, layer=1)
     with pytest.raises(UserError, match="was trained without a pooler: use --pooling mean or cls"):
         Predictor(trained_folder, pooling="pooler")
 
@@ -357,9 +357,9 @@ def doubtful(tiny, tmp_path):
 
 def test_doubts_of_a_checkpoint_are_told_before_its_vectors(doubtful, capsys):
     with pytest.raises(UserError, match="choose one by --pooling"):
-        checkpoint_encoder(str(doubtful), None, 128)
+        load_text_encoder(str(doubtful), None, 128)
     capsys.readouterr()
-    checkpoint_encoder(str(doubtful), "mean", 128)
+    load_text_encoder(str(doubtful), "mean", 128)
     capitals, dense, unit = capsys.readouterr().err.splitlines()
     assert capitals.startswith("note: 2 of 41 tokens of the vocabulary have capitals")
     assert dense.startswith("note: what modules.json of the checkpoint has besides")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from mtl_jax.core.atomic_write import atomic_folder
 from mtl_jax.core.console import say
 from mtl_jax.core.errors import UserError, cannot_read, cannot_write
 from mtl_jax.core.paths import expanded
+from mtl_jax.core.type_checks import refuse_arguments
 from mtl_jax.models.exported import is_native
 from mtl_jax.tools.export import card, hub
 from mtl_jax.tools.export.onnx import require_packages, write_onnx
@@ -79,9 +80,7 @@ def export(
             be exported in that format, or the hub refuses. Except in the last case no folder is
             left.
     """
-    for name, value, known in (("format", format, Format), ("dtype", dtype, Dtype)):
-        if value not in get_args(known):
-            raise UserError(f"{name} {value!r} is unknown: use one of {', '.join(get_args(known))}")
+    refuse_arguments(export, locals())
     folder = _free(output)
     if format == "stablehlo":
         require_flatbuffers()
