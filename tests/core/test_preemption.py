@@ -25,8 +25,8 @@ from mtl_jax.studies.runner import InputsPool, conduct
 from mtl_jax.studies.stats.results import quality
 from mtl_jax.training.inputs import Inputs
 from tests import forked
+from tests.end_to_end.test_recipes import everything
 from tests.faults.runs import without_times
-from tests.runs.test_recipes import everything
 from tests.studies.test_runner import plan_of
 
 NOTED = "SIGTERM: saving after this step"

@@ -25,9 +25,9 @@ from mtl_jax.tools.predict import Predictor
 from mtl_jax.training.inputs import Inputs
 from tests import forked
 from tests.conftest import SMALL, write_checkpoint
+from tests.end_to_end.test_recipes import everything
+from tests.end_to_end.test_seeds_together import assert_same_params
 from tests.faults.runs import without_times
-from tests.runs.test_recipes import everything
-from tests.runs.test_seeds_together import assert_same_params
 
 # Of 12 steps the sixth and the last are measured; all of them stay.
 KEPT = {"checkpoint_every": 4, "keep_latest": 9}

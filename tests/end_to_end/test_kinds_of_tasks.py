@@ -32,7 +32,7 @@ from mtl_jax.training.text_reader import TextReader
 from tests.conftest import WORDS, metrics_of
 
 TASKS = ("topic", "tags", "stars")
-EXAMPLES = Path(__file__).parents[1] / "experiments" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "experiments" / "examples"
 KINDS = ("tags=multi_label", "stars=regression")
 NOUNS, GOOD = ("film", "book", "phone"), {"good": 1.0, "great": 2.0, "bad": -1.0, "awful": -2.5}
 

@@ -15,8 +15,8 @@ from mtl_jax.runs.phase_run import PhaseRun
 from mtl_jax.tools.predict import Predictor
 from mtl_jax.training.inputs import Inputs
 from tests.conftest import TASKS
+from tests.end_to_end.test_recipes import certificate_of, ends_the_same, with_snapshots
 from tests.runs.test_loop import final_params
-from tests.runs.test_recipes import certificate_of, ends_the_same, with_snapshots
 from tests.training.test_step import flat
 
 PHASES = [
