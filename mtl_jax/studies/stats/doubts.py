@@ -26,6 +26,8 @@ from mtl_jax.studies.stats.two_way import estimate
 
 # Macro-F1 that an arm has to gain between its last two measurements to be called improving.
 _GAIN = 0.002
+# Of two rates either is at the edge.
+_FEWEST_TRIALS = 3
 
 
 def doubts(results: Sequence[Result], baselines: Sequence[Mapping[str, Any]] = ()) -> list[str]:
@@ -235,15 +237,19 @@ def _curve(line: Result) -> list[float]:
 
 
 def rates_at_the_edge(results: Sequence[Result]) -> list[str]:
-    """The arms whose tuned rate, or length, is at the edge of what was tried.
+    """The arms whose tuned rate, or length, is at the edge of what was tried, or may well be.
 
     Args:
         results: Lines of ``results.jsonl``; one that was tuned has ``tuned``, with ``chosen``, the
-            settings, ``at_edge``, those of them at the edge, and ``longest``.
+            settings, ``trials``, their number, ``at_edge``, the settings at the edge, and
+            ``longest``.
     """
     found: dict[str, None] = {}
+    few: dict[str, None] = {}
     for line in results:
         tuned = line.get("tuned") or {}
+        if 0 < tuned.get("trials", 0) < _FEWEST_TRIALS:
+            few[line["arm"]] = None
         for name in tuned.get("at_edge") or ():
             found[
                 f"`{line['arm']}` was tuned to a {name} at the edge of what was tried, "
@@ -254,4 +260,10 @@ def rates_at_the_edge(results: Sequence[Result]) -> list[str]:
                 f"`{line['arm']}` was tuned to the longest training that was tried: a longer one "
                 "may be better"
             ] = None
+    if few:
+        arms, verb = formatting.listing(list(few)), "was" if len(few) == 1 else "were"
+        found[
+            f"{arms} {verb} tuned with fewer than {_FEWEST_TRIALS} trials, "
+            "too few to tell whether a rate beyond them is better; give --tune more"
+        ] = None
     return list(found)

@@ -159,8 +159,8 @@ def _separated(advice: Recommendation) -> str:
     if len(advice.seeds) < FEWEST_FOR_T:
         return f"{below}."
     return (
-        f"{below}, and either told apart from it by the t-test with Holm's correction, or "
-        f"more than {MOST_LOSS:g} below."
+        f"{below}; those at most {MOST_LOSS:g} below are told apart from it by the t-test with "
+        "Holm's correction."
     )
 
 

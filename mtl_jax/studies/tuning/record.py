@@ -123,7 +123,7 @@ def chosen_of(trials: Sequence[Trial]) -> dict[str, Any]:
     Returns:
         ``chosen``, the settings, ``{}`` where no trial has a score; ``validation``, its score;
         ``trials`` and ``flops``, of all of them; ``at_edge``, the rates that are the lowest or
-        the highest of several that were tried; ``longest``, whether no longer run was tried.
+        the highest of three or more that were tried; ``longest``, whether no longer run was tried.
     """
     scored = [t for t in trials if t.validation is not None and not t.pruned]
     common = {"trials": len(trials), "flops": sum(trial.flops for trial in trials)}
@@ -134,7 +134,8 @@ def chosen_of(trials: Sequence[Trial]) -> dict[str, Any]:
     edges = []
     for field, rate in best.rates.items():
         tried = {trial.rates[field] for trial in trials}
-        if len(tried) > 1 and rate in (min(tried), max(tried)):
+        # Of two, one that is chosen is at the edge whatever it is.
+        if len(tried) > 2 and rate in (min(tried), max(tried)):
             edges.append(field)
     lengths = {trial.length["epochs"] for trial in trials}
     longest = len(lengths) > 1 and best.length["epochs"] == max(lengths)

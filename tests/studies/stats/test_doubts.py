@@ -127,3 +127,10 @@ def test_a_rate_at_the_edge_of_what_was_tried():
     found, _ = doubts(lines(tuned={**tuned, "at_edge": [], "longest": True}))
     assert found.startswith("`top_1` was tuned to the longest training that was tried")
     assert doubts(lines(tuned={**tuned, "at_edge": [], "longest": False})) == []
+
+
+def test_few_trials_are_told_once():
+    tuned = {"chosen": {"epochs": 9}, "at_edge": [], "longest": False}
+    (told,) = doubts(lines(tuned={**tuned, "trials": 2}))
+    assert told.startswith("`top_1` and `none_frozen` were tuned with fewer than 3 trials, too few")
+    assert doubts(lines(tuned={**tuned, "trials": 3})) == []
