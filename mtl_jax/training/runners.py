@@ -300,7 +300,7 @@ class PmapRunner(_Spread, _OneSeed):
 
 
 def make_runner(kind: Placement, *, alone: bool = False) -> Runner:
-    """The runner of that name; ``auto`` is jit on one device and a mesh over several.
+    """The runner of that name; ``auto`` is jit on one device, a mesh over several.
 
     Args:
         kind: Which.
@@ -319,7 +319,9 @@ def make_runner(kind: Placement, *, alone: bool = False) -> Runner:
         )
     if kind == "auto":
         devices = jax.local_device_count() if alone else jax.device_count()
-        kind = "jit" if devices == 1 else "mesh"
+        # Operation by operation JAX computes no derivative of a function of ours over a mesh.
+        config: Any = jax.config
+        kind = "jit" if devices == 1 or (alone and config.jax_disable_jit) else "mesh"
     if kind == "jit":
         return JitRunner()
     kinds = {"pmap": PmapRunner, "mesh": MeshRunner, "fsdp": ShardedRunner}

@@ -110,6 +110,11 @@ def test_four_devices():
     }
 
 
+def test_operation_by_operation_one_device_computes():
+    with jax.disable_jit():
+        assert isinstance(make_runner("auto"), JitRunner)
+
+
 def test_some_device_has_no_label():
     for seed in range(3):
         counts = {
