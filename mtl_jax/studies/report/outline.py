@@ -325,6 +325,7 @@ def origin(results: Sequence[Result], context: Mapping[str, Any]) -> list[Block]
         facts.append((key.replace("_", " "), ", ".join(f"{value:,}" for value in values)))
     blocks += _pairs("", {name: value for name, value in facts if value})
     if context.get("data"):
+        blocks.append(Paragraph("The data, from which each arm takes its training examples:"))
         blocks.append(Bullets(tuple(Verbatim(str(note)) for note in context["data"])))
     blocks += _pairs("Settings", context.get("settings") or {})
     blocks += _pairs("Versions", context.get("versions") or {})
