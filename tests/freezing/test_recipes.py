@@ -208,7 +208,7 @@ def test_rules_are_found_from_the_folder_of_the_recipe(tmp_path, monkeypatch):
         (
             "own.py",
             "from mtl_jax.freezing.phase import Phase\nPhase(scenario=1)",
-            "scenario 1 is of the",
+            "scenario is 1: give a text, a path or a list",
         ),
         ("own.py", "phase = 1", "defines no phases"),
         ("own.py", "phases = []", "defines no phases"),
