@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import numbers
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from types import NoneType, UnionType
@@ -30,7 +31,7 @@ _LONGEST = 100
 def refuse_types(settings: Any, kind: type) -> None:
     """Refuses fields of a dataclass whose values are of other types than may be given.
 
-    Numbers of numpy become those of Python, which records are written with.
+    Numbers of numpy become those of Python.
 
     Args:
         settings: The instance, frozen or not.
@@ -42,9 +43,14 @@ def refuse_types(settings: Any, kind: type) -> None:
     for name, hint in _hints(kind).items():
         value = getattr(settings, name)
         refuse_type(name, value, hint)
-        if isinstance(value, numbers.Real) and not isinstance(value, (int, float)):
-            plain = int(value) if isinstance(value, numbers.Integral) else float(value)
-            object.__setattr__(settings, name, plain)
+        object.__setattr__(settings, name, plain(value))
+
+
+def plain(value: Any) -> Any:
+    """Returns Python's number of one of numpy, which JSON can't hold; anything else as it is."""
+    if not isinstance(value, numbers.Real) or isinstance(value, (int, float)):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def refuse_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
@@ -124,7 +130,7 @@ def _is_number(value: object, kind: type) -> bool:
         return False
     if isinstance(value, numbers.Integral):
         # JSON has integers for which there is no float.
-        return kind is int or abs(int(value)) < 10**300
+        return kind is int or abs(int(value)) <= sys.float_info.max
     return kind is float and isinstance(value, numbers.Real)
 
 

@@ -22,7 +22,7 @@ from mtl_jax.config.scenario import Rules, scenario_text
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core.converted import Converted, PathText, default
 from mtl_jax.core.errors import UserError
-from mtl_jax.core.type_checks import refuse_types
+from mtl_jax.core.type_checks import plain, refuse_types
 from mtl_jax.freezing.scenarios import LORA, lora_rank
 
 Metric = Literal["mean_macro_f1", "loss"]
@@ -106,7 +106,7 @@ class Phase:
         for name in ("learning_rates", "task_weights"):
             if (value := getattr(self, name)) is not None:
                 pairs = value.items() if isinstance(value, Mapping) else value
-                object.__setattr__(self, name, tuple(map(tuple, pairs)))
+                object.__setattr__(self, name, tuple((each, plain(x)) for each, x in pairs))
         object.__setattr__(self, "lora_targets", as_targets(self.lora_targets))
         if self.schedule is not None:
             refuse_schedule(self.schedule, get_args(Schedule))

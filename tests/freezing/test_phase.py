@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import re
+from typing import Any
 
+import numpy as np
 import pytest
 
 from mtl_jax.config.train import DataConfig, TrainConfig
@@ -71,6 +73,14 @@ CONFIG = TrainConfig(
 def test_a_phase_that_can_not_be_is_refused(fields, words):
     with pytest.raises(UserError, match=words):
         Phase(**{"scenario": "top_1", **fields})
+
+
+def test_rates_are_kept_as_pairs_of_plain_numbers():
+    rates: Any = [["head", np.float32(0.5)], ("backbone", 1)]
+    assert Phase(scenario="top_1", learning_rates=rates) == Phase(
+        scenario="top_1", learning_rates={"head": 0.5, "backbone": 1}
+    )
+    assert json.dumps(Phase(scenario="top_1", learning_rates=rates).learning_rates)
 
 
 def test_settings_fill_what_a_phase_leaves_open():
