@@ -15,8 +15,8 @@ from mtl_jax.config.tasks import Task, tasks_in_words
 from mtl_jax.core.errors import UserError
 from mtl_jax.data.examples import Examples
 from mtl_jax.runs.ensembles import mean_probabilities
-from mtl_jax.tools.predict import Predictor, refuse_one_text
-from mtl_jax.tools.text_encoder import CHUNK
+from mtl_jax.tools.predict import Predictor
+from mtl_jax.tools.text_encoder import CHUNK, refuse_other_texts
 from mtl_jax.training.inputs import standardised
 from mtl_jax.training.kinds.base import Metrics
 from mtl_jax.training.kinds.registry import KINDS, kind_of
@@ -93,11 +93,11 @@ class Ensemble:
 
     def predict(self, texts: Iterable[str | Sequence[str]]) -> list[dict[str, Any]]:
         """As of ``Predictor``."""
-        refuse_one_text(texts)
         return list(self.answers(texts))
 
     def answers(self, texts: Iterable[str | Sequence[str]]) -> Iterator[dict[str, Any]]:
         """As of ``Predictor``."""
+        refuse_other_texts(texts)
         texts = iter(texts)
         while some := list(itertools.islice(texts, CHUNK)):
             found = [list(member.logits(some)) for member in self.members]

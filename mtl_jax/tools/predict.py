@@ -167,16 +167,15 @@ class Predictor(TextEncoder):
             texts: Texts, or pairs of two texts.
 
         Raises:
-            UserError: A text is too long, and long texts are refused; or it is one text alone.
+            UserError: As of ``answers``.
         """
-        refuse_one_text(texts)
         return list(self.answers(texts))
 
     def answers(self, texts: Iterable[str | Sequence[str]]) -> Iterator[dict[str, Any]]:
         """Yields what ``predict`` returns, while the texts are being read.
 
         Raises:
-            UserError: A text is too long, and long texts are refused.
+            UserError: As of ``pooled``.
         """
         for lines, logits in self.logits(texts):
             yield from self.as_answers(lines, logits)
@@ -187,9 +186,9 @@ class Predictor(TextEncoder):
         """Chunk by chunk the texts, k of them, and per task their logits, float32 [k, outputs].
 
         Raises:
-            UserError: A text is too long, where these are refused.
+            UserError: As of ``pooled``.
         """
-        for chunk in self._chunks(map(self._as_trained, texts)):
+        for chunk in self._chunks(texts):
             yield chunk.lines, self._evaluator.logits(self._params, chunk.texts, chunk.batches)[0]
 
     def as_answers(
@@ -217,23 +216,13 @@ class Predictor(TextEncoder):
         path = self.folder / f"predictions-{split}.parquet"
         return path if path.exists() else None
 
-    def pooled(
-        self, texts: Iterable[str | Sequence[str]]
-    ) -> Iterator[tuple[list[str], np.ndarray]]:
-        """See ``TextEncoder``."""
-        return super().pooled(map(self._as_trained, texts))
-
-    def _as_trained(self, text: str | Sequence[str]) -> str:
+    def _as_text(self, given: str | Sequence[str]) -> str:
         """A text or a pair, whichever the model was trained on.
 
         Raises:
-            UserError: It is the other one.
+            UserError: It is the other one, or neither.
         """
-        if not isinstance(text, str):
-            pair = isinstance(text, Sequence) or hasattr(text, "__array__")
-            if not (pair and len(text) == 2 and all(isinstance(each, str) for each in text)):
-                raise UserError(f"{text!r} is neither a text nor a pair of texts: give it one")
-            text = Pair(*text)
+        text = super()._as_text(given)
         columns = self.text_columns
         if columns is not None and len(columns) != 1 + isinstance(text, Pair):
             wanted = "single texts" if len(columns) == 1 else "pairs of texts"
@@ -242,23 +231,6 @@ class Predictor(TextEncoder):
                 f"{'a pair' if isinstance(text, Pair) else 'one text'}: see --text-columns"
             )
         return text
-
-
-def refuse_one_text(texts: Iterable[str | Sequence[str]]) -> None:
-    """Refuses a text in the place of a list of texts, of which it would be taken letter by letter.
-
-    And a table, of which the names of the columns would be taken.
-
-    Raises:
-        UserError: It is one.
-    """
-    if isinstance(texts, str):
-        raise UserError(f"predict takes a list of texts, and {shortened(texts, 60)!r} is one text")
-    if isinstance(texts, Mapping) or hasattr(texts, "columns"):
-        raise UserError(
-            f"predict takes a list of texts, and this has the type {type(texts).__name__}: give "
-            'one of its columns, such as table["text"]'
-        )
 
 
 def _fitting(pooling: Pooling, params: Params, folder: str) -> Pooling:

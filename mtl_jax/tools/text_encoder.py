@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,13 @@ from mtl_jax.config.data import LongTexts
 from mtl_jax.config.model import Dtype, Pooling
 from mtl_jax.config.tasks import Task
 from mtl_jax.core.console import say
-from mtl_jax.core.errors import UserError
+from mtl_jax.core.errors import UserError, refuse_other, shortened
 from mtl_jax.core.prefetch import ahead
 from mtl_jax.core.type_checks import refuse_arguments
 from mtl_jax.data.batches import HostBatch, TextSet
 from mtl_jax.data.kinds import KINDS as LABELS
 from mtl_jax.data.packing.plan import Layout
+from mtl_jax.data.pairs import Pair
 from mtl_jax.freezing.partition import Params
 from mtl_jax.models.encoder import load_encoder
 from mtl_jax.models.sentence_transformers import left_out
@@ -35,6 +36,24 @@ class _Chunk:
     lines: list[str]
     texts: TextSet
     batches: list[HostBatch]
+
+
+def refuse_other_texts(texts: Iterable[str | Sequence[str]]) -> None:
+    """Refuses what is no list of texts, or would be taken for one letter by letter.
+
+    Of a table the names of the columns would be taken.
+
+    Raises:
+        UserError: It is a text, a table, or nothing to go through.
+    """
+    if isinstance(texts, str):
+        raise UserError(f"{shortened(texts, 60)!r} is one text: give a list of texts")
+    if isinstance(texts, Mapping) or hasattr(texts, "columns"):
+        raise UserError(
+            f"the texts have the type {type(texts).__name__}: give one of its columns, such as "
+            'table["text"]'
+        )
+    refuse_other(texts, Iterable, "the list of texts", "give a list of texts")
 
 
 class TextEncoder:
@@ -101,8 +120,21 @@ class TextEncoder:
         """What compiling took so far."""
         return self._evaluator.compile_seconds
 
-    def _read(self, lines: Iterable[str]) -> Iterator[_Chunk]:
-        lines, first = iter(lines), 1
+    def _as_text(self, given: str | Sequence[str]) -> str:
+        """A text, or a pair as one.
+
+        Raises:
+            UserError: It is neither.
+        """
+        if isinstance(given, str):
+            return given
+        pair = isinstance(given, Sequence) or hasattr(given, "__array__")
+        if not (pair and len(given) == 2 and all(isinstance(each, str) for each in given)):
+            raise UserError(f"{given!r} is neither a text nor a pair of texts: give it one")
+        return Pair(*given)
+
+    def _read(self, lines: Iterable[str | Sequence[str]]) -> Iterator[_Chunk]:
+        lines, first = map(self._as_text, lines), 1
         while chunk := list(itertools.islice(lines, CHUNK)):
             blank = {
                 name: LABELS[task.kind].blank(len(chunk), len(task.classes))
@@ -115,17 +147,21 @@ class TextEncoder:
             yield _Chunk(chunk, texts, list(self._evaluator.batches(texts)))
             first += len(chunk)
 
-    def _chunks(self, lines: Iterable[str]) -> Iterator[_Chunk]:
+    def _chunks(self, lines: Iterable[str | Sequence[str]]) -> Iterator[_Chunk]:
+        refuse_other_texts(lines)
         for chunk in ahead(self._read(lines)):
             self.cut += chunk.texts.tokens.truncated
             self.empty += chunk.texts.tokens.empty
             yield chunk
 
-    def pooled(self, texts: Iterable[str]) -> Iterator[tuple[list[str], np.ndarray]]:
+    def pooled(
+        self, texts: Iterable[str | Sequence[str]]
+    ) -> Iterator[tuple[list[str], np.ndarray]]:
         """Chunk by chunk ``texts``, k of them, and their vectors, float32 [k, hidden].
 
         Raises:
-            UserError: A text is too long, where these are refused.
+            UserError: As of ``refuse_other_texts``, or a text is too long, where these are
+                refused.
         """
         for chunk in self._chunks(texts):
             yield (

@@ -134,11 +134,6 @@ def test_predictions_are_in_order_and_probabilities(model):
         assert answers[0][task]["probability"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_one_text_is_no_list_of_texts(model):
-    with pytest.raises(UserError, match="predict takes a list of texts, and 'a film' is one text"):
-        model.predict("a film")
-
-
 class Table(dict):
     """What a data frame has."""
 
@@ -148,16 +143,20 @@ class Table(dict):
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
-        (Table(text=["a film"]), "this has the type Table: give one of its columns, such as table"),
-        ({"text": "a film"}, "this has the type dict: give one of its columns"),
+        (Table(text=["a film"]), "the texts have the type Table: give one of its columns, such as"),
+        ("a film", "'a film' is one text: give a list of texts"),
+        (3, "the list of texts has the type int"),
+        ({"text": "a film"}, "the texts have the type dict: give one of its columns"),
         (["a film", None], "None is neither a text nor a pair of texts: give it one"),
         ([1.5], "1.5 is neither a text nor a pair"),
         ([{"text": "a film", "topic": "film"}], "is neither a text nor a pair"),
     ],
 )
-def test_what_is_no_list_of_texts_is_refused(texts, words, model):
+def test_what_is_no_list_of_texts_is_refused(texts, words, model, tiny):
     with pytest.raises(UserError, match=words):
         model.predict(texts)
+    with pytest.raises(UserError, match=words):
+        list(load_text_encoder(tiny).pooled(texts))
 
 
 # Nothing here takes this long, unless it would wait for ever.
