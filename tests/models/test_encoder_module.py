@@ -48,6 +48,11 @@ def run(encoder, params, *args, **flags) -> Any:
     return encoder.apply({"params": params}, *args, **flags)
 
 
+def initial(config, ids) -> Any:
+    """Random parameters, of one program."""
+    return jax.jit(EncoderModule(config).init)(jax.random.key(0), ids)["params"]
+
+
 def states_and_pooler(encoder, ids, mask, types):
     """float32 [1 + layers, batch, length, hidden] and [batch, hidden], layer by layer."""
     views = encoder.views(mask)
@@ -316,7 +321,7 @@ def test_layers_and_initial_spread_follow_the_configuration(model):
     wide = dataclasses.replace(
         config, num_hidden_layers=2, hidden_size=96, intermediate_size=384, initializer_range=0.07
     )
-    params = EncoderModule(wide).init(jax.random.key(0), TINY_IDS)["params"]
+    params = initial(wide, TINY_IDS)
     assert set(params) == {"embeddings", *(f"layer_{i}" for i in range(2))}
     for path, leaf in flat(params).items():
         if leaf.size >= 96 * 96:
@@ -510,15 +515,15 @@ def test_a_segment_is_encoded_as_if_alone(model):
     config, params = model
     encoder = EncoderModule(config)
     row = np.array([[2, 5, 8, 3, 2, 9, 3, 0]], np.int32)
-    packed = run(
-        encoder,
+    encode_row = jax.jit(functools.partial(run, encoder))
+    packed = encode_row(
         params,
         row,
         position_ids=np.array([[0, 1, 2, 3, 0, 1, 2, 0]]),
         segment_ids=np.array([[1, 1, 1, 1, 2, 2, 2, 0]]),
     )
     for span in (slice(0, 4), slice(4, 7)):
-        alone = run(encoder, params, row[:, span])
+        alone = encode_row(params, row[:, span])
         np.testing.assert_allclose(packed[:, span], alone, rtol=0, atol=1e-6)
 
 
@@ -550,7 +555,7 @@ def with_flags(**flags):
     """A loss of every parameter, and its gradients, in training."""
     ids = jnp.arange(12).reshape(2, 6)
     config = dataclasses.replace(SMALL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    params = EncoderModule(config).init(jax.random.key(0), ids)["params"]
+    params = initial(config, ids)
     encoder = EncoderModule(config, **flags)
 
     def loss(params) -> Any:
@@ -558,7 +563,7 @@ def with_flags(**flags):
         return (run(encoder, params, ids, train=True, rngs=rngs) ** 3).sum()
 
     program = str(jax.make_jaxpr(loss)(params))
-    value, gradient = jax.value_and_grad(loss)(params)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     return program, {"value": value, **flat(gradient)}
 
 
@@ -577,27 +582,30 @@ def test_scanned_layers_compute_the_same(remat):
 def test_scanned_layers_draw_dropout_of_their_own():
     ids = jnp.zeros((1, 6), jnp.int32)
     encoder = EncoderModule(dataclasses.replace(SMALL, hidden_dropout_prob=0.5), scan_layers=True)
-    params = encoder.init(jax.random.key(0), ids)["params"]
+    params = jax.jit(encoder.init)(jax.random.key(0), ids)["params"]
     # Two layers without effect but for their dropout: the same mask twice would go unseen in one.
     hidden = jnp.ones((1, 6, 8))
     params = jax.tree.map(jnp.zeros_like, params)
     for layer in ("layer_0", "layer_1"):
         params[layer]["mlp"]["output"]["bias"] = jnp.arange(8.0)
         params[layer]["mlp"]["layer_norm"]["scale"] = jnp.ones(8)
-    drawn = []
-    for key in (0, 0, 1):
+    args = hidden, run(encoder, params, jnp.ones((1, 6)), method="views")
+
+    @jax.jit
+    def dropped(key):
         rngs = {"dropout": jax.random.key(key)}
-        args = hidden, run(encoder, params, jnp.ones((1, 6)), method="views")
-        drawn.append(run(encoder, params, *args, train=True, rngs=rngs, method="run_layers"))
+        return run(encoder, params, *args, train=True, rngs=rngs, method="run_layers")
+
+    drawn = [dropped(key) for key in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
-    still = run(encoder, params, *args, method="run_layers")
+    still = jax.jit(functools.partial(run, encoder, method="run_layers"))(params, *args)
     assert not np.array_equal(drawn[0], still)
 
 
 def test_rematerialised_layers_compute_the_same_gradients():
     ids = jnp.arange(12).reshape(2, 6)
-    params = EncoderModule(SMALL).init(jax.random.key(0), ids)["params"]
+    params = initial(SMALL, ids)
     gradients = []
     for remat in (False, True):
         encoder = EncoderModule(SMALL, remat=remat)
@@ -606,8 +614,9 @@ def test_rematerialised_layers_compute_the_same_gradients():
             rngs = {"dropout": jax.random.key(3)}
             return (run(encoder, params, ids, train=True, rngs=rngs) ** 2).sum()
 
-        assert ("prevent_cse" in str(jax.make_jaxpr(jax.grad(loss))(params))) == remat
-        gradients.append(flat(jax.grad(loss)(params)))
+        gradient = jax.grad(loss)
+        assert ("prevent_cse" in str(jax.make_jaxpr(gradient)(params))) == remat
+        gradients.append(flat(jax.jit(gradient)(params)))
     for path, gradient in gradients[0].items():
         np.testing.assert_allclose(gradients[1][path], gradient, rtol=1e-5, atol=5e-6)
 
@@ -617,7 +626,7 @@ def test_fused_attention_computes_the_plain_one_where_weights_have_no_dropout(tr
     config = dataclasses.replace(SMALL, attention_probs_dropout_prob=0.0)
     ids = jnp.arange(16).reshape(2, 8) % 12
     segments = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 2]])
-    params = EncoderModule(config).init(jax.random.key(0), ids)["params"]
+    params = initial(config, ids)
 
     def value_and_gradient(fused):
         def loss(params):
@@ -631,7 +640,7 @@ def test_fused_attention_computes_the_plain_one_where_weights_have_no_dropout(tr
             )
             return (jnp.where(segments[..., None] > 0, states, 0) ** 3).sum()
 
-        value, gradient = jax.value_and_grad(loss)(params)
+        value, gradient = jax.jit(jax.value_and_grad(loss))(params)
         return {"value": value, **flat(gradient)}
 
     fused = value_and_gradient("xla")
@@ -647,7 +656,8 @@ def test_fused_attention_of_seeds_at_once_is_that_of_each_by_itself(remat):
     # The last one has other texts in its rows.
     segments = jnp.stack([segments, segments, segments[::-1]])
     keys = jax.random.split(jax.random.key(0), 3)
-    params = jax.vmap(lambda key: EncoderModule(config).init(key, ids[0])["params"])(keys)
+    init = jax.jit(jax.vmap(lambda key: EncoderModule(config).init(key, ids[0])["params"]))
+    params = init(keys)
 
     def gradient(fused):
         def loss(params, ids, segments):
@@ -659,9 +669,10 @@ def test_fused_attention_of_seeds_at_once_is_that_of_each_by_itself(remat):
         return jax.value_and_grad(loss)
 
     together = jax.jit(jax.vmap(gradient(of_seeds("xla"))))(params, ids, segments)
+    by_itself = jax.jit(gradient("xla"))
     for seed in range(3):
         own = jax.tree.map(operator.itemgetter(seed), (params, ids, segments))
-        alone = jax.tree.leaves_with_path(gradient("xla")(*own))
+        alone = jax.tree.leaves_with_path(by_itself(*own))
         for (path, expected), found in zip(alone, jax.tree.leaves(together), strict=True):
             np.testing.assert_allclose(found[seed], expected, 2e-5, 1e-5, err_msg=str(path))
 
@@ -738,7 +749,7 @@ def test_what_a_device_multiplies_in_by_default():
 def test_dropout_of_attention_is_never_left_out(on):
     """The kernel drops no weights, so that it is used in training where the output is dropped."""
     ids = jnp.arange(16).reshape(2, 8) % 12
-    params = EncoderModule(SMALL).init(jax.random.key(0), ids)["params"]
+    params = initial(SMALL, ids)
     config = dataclasses.replace(SMALL, attention_dropout_on=on)
     states = [
         run(
