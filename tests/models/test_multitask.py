@@ -1,6 +1,7 @@
 """Texts that share a row are computed as if each were alone."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -138,16 +139,12 @@ def losses(model, params, batch):
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_packed_gradients_are_those_of_each_text_alone(pooling, batch, blocks, loaded):
     config, params = loaded
-    packed, alone = (
-        flat(
-            jax.grad(
-                lambda p, batch=batch, blocks=blocks: losses(
-                    MultiTaskModule(config, head_sizes(*CLASSES), pooling, blocks=blocks), p, batch
-                )
-            )(params)
-        )
-        for batch, blocks in ((batch, blocks), (UNPACKED, None))
-    )
+
+    def gradients(batch, blocks):
+        model = MultiTaskModule(config, head_sizes(*CLASSES), pooling, blocks=blocks)
+        return flat(jax.jit(jax.grad(functools.partial(losses, model)))(params, batch))
+
+    packed, alone = gradients(batch, blocks), gradients(UNPACKED, None)
     assert packed.keys() == alone.keys()
     for name, gradient in packed.items():
         found, expected = np.asarray(gradient), np.asarray(alone[name])
@@ -182,7 +179,8 @@ def test_a_batch_without_any_text_gives_zeros_and_no_nan(pooling, loaded):
     model = MultiTaskModule(config, head_sizes(*CLASSES), pooling)
     fill = {"example": -1, "classifier": -1, "sentiment": -1}
     empty = {name: np.full_like(array, fill.get(name, 0)) for name, array in PACKED.items()}
-    value, gradient = jax.value_and_grad(lambda p: losses(model, p, empty))(params)
+    loss = functools.partial(losses, model)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params, empty)
     assert float(value) == 0.0
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run(model, params, empty)))

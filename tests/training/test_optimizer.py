@@ -124,7 +124,7 @@ def test_decay_applies_to_kernels_and_embeddings(params):
 def test_one_step_without_gradient_is_the_decay_alone(params):
     optimizer, trainable = optimizer_and_trainable(params, CONFIG)
     nothing = jax.tree.map(np.zeros_like, trainable)
-    updates, _ = optimizer.update(nothing, optimizer.init(trainable), trainable)
+    updates, _ = jax.jit(optimizer.update)(nothing, optimizer.init(trainable), trainable)
     before, after = flat(trainable), flat(optax.apply_updates(trainable, updates))
     for path, leaf in after.items():
         if is_decayed(path):
