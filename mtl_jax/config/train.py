@@ -19,7 +19,7 @@ from mtl_jax.config.monitoring import MonitoringConfig
 from mtl_jax.config.optimizer import OptimizerSettings
 from mtl_jax.config.scenario import Rules, is_inline, scenario_text
 from mtl_jax.config.tasks import numbers_of, pairs_of
-from mtl_jax.core.converted import Code, CodeByName, Converted, PathText, default
+from mtl_jax.core.converted import Code, CodeByName, Converted, PathText, default, required
 from mtl_jax.core.errors import UserError, no_trained_head
 from mtl_jax.core.paths import expanded
 from mtl_jax.core.type_checks import refuse_types
@@ -223,7 +223,7 @@ def _are_weights(value: object) -> bool:
 class _RunSettings:
     """What one run trains, and where; a base of its own, so that ``--help`` lists it first."""
 
-    workdir: Converted[PathText, str]
+    workdir: Converted[PathText, str] = required()
     """folder for settings, metrics, certificate and checkpoints; run the same command again to \
 resume"""
     scenario: Converted[PathText | Rules | None, str | None] = default(None)

@@ -51,3 +51,11 @@ class Converted(Generic[_Given_contra, _Kept_co]):
 def default(value: object) -> Any:
     """Returns the default of such a field, which is of the type that is kept."""
     return value
+
+
+def required() -> Any:
+    """Returns what such a field has where it has no default.
+
+    mypy takes a field without a value for no descriptor, and would refuse what may be given.
+    """
+    return dataclasses.field()

@@ -20,7 +20,7 @@ from mtl_jax.config.optimizer import (
 )
 from mtl_jax.config.scenario import Rules, scenario_text
 from mtl_jax.config.train import TrainConfig
-from mtl_jax.core.converted import Converted, PathText, default
+from mtl_jax.core.converted import Converted, PathText, default, required
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.type_checks import plain, refuse_types
 from mtl_jax.freezing.scenarios import LORA, lora_rank
@@ -78,7 +78,7 @@ class Phase:
         lora_dropout: For a scenario ``lora_r``, as in the settings.
     """
 
-    scenario: Converted[PathText | Rules, str]
+    scenario: Converted[PathText | Rules, str] = required()
     epochs: float | None = None
     steps: int | None = None
     min_steps: int | None = None

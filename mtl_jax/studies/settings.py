@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from mtl_jax.config.data import DataConfig
 from mtl_jax.config.train import LIMITS, UNWEIGHTED, Settings, TrainConfig
 from mtl_jax.core import distributed
-from mtl_jax.core.converted import ByTask, Converted, PathText, default
+from mtl_jax.core.converted import ByTask, Converted, PathText, default, required
 from mtl_jax.core.errors import UserError
 from mtl_jax.core.file_lock import LEASE_SECONDS
 from mtl_jax.core.paths import expanded
@@ -53,7 +53,7 @@ class StudySettings(Settings):
     Its fields are the flags of every study, whose ``--help`` describes each.
     """
 
-    workdir: Converted[PathText, str]
+    workdir: Converted[PathText, str] = required()
     """folder for the arms, results.jsonl and the report; run the same command again to resume"""
     class_weights: Converted[ByTask, tuple[str, ...]] = default(())
     """task=balanced pairs: give all classes of a task the same influence on its loss; or \
