@@ -102,8 +102,8 @@ MIXED = [
     {"scenario": "classifier_frozen", "steps": 4, "hold_frozen_heads": 2.0},
     {"scenario": "none_frozen", "steps": 3, "restart": False},
 ]
-# So large that measurements get worse, and phases end by it.
-MIXED[1] |= {"learning_rates": {"head": 0.3, "backbone": 0.3}}
+# So large that the second measurement is worse than the first, and the phase ends by it.
+MIXED[1] |= {"learning_rates": {"head": 0.1, "backbone": 0.1}}
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +190,8 @@ def test_the_mixed_recipe_interrupted_at_any_step_ends_the_same(phase, mixed, in
         ends_the_same(step, config, folder, result, inputs, tmp_path / str(step))
 
 
-# In a phase of four steps: before it is measured, when it is, and at its end.
-@pytest.mark.parametrize("step", [1, 3, 4, 6, 8, 11, STEPS])
+# In phases of four steps: when one is measured, at its end, and before it is measured.
+@pytest.mark.parametrize("step", [3, 4, 6, 11, STEPS])
 def test_interrupted_in_any_phase_it_ends_the_same(step, gradual, inputs, tmp_path):
     """At every single step: as the mixed recipe above."""
     config, folder, result = gradual
