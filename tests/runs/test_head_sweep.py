@@ -191,8 +191,6 @@ def test_a_diverged_setting_is_not_chosen(swept):
     result = sweep(config, Grid((0, 1), (1e38, 1e-2), (0.0,), weights((1.0,), (1.0,))), inputs)
     assert np.isnan(result.validation[:, 0]).any()
     assert result.chosen == 1
-    with pytest.raises(UserError, match="every setting of the sweep diverged"):
-        sweep(config, Grid((0,), (1e38,), (0.0,), weights((1.0,), (1.0,))), inputs)
 
 
 @pytest.mark.parametrize(("schedule", "epoch"), [("constant", 1), ("linear", 3)])
