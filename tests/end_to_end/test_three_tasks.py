@@ -140,7 +140,7 @@ def test_a_study_of_three_tasks_names_them_and_no_others(three, called, refused,
     folder, file = tmp_path / "study", tmp_path / "rules.json"
     file.write_text('[["*/bias", "head"], ["*", "frozen"]]')
     rules = '[["backbone/*", "frozen"], ["*", "head"]]'
-    arms = ["top_1", "queue_frozen", "sequential_heads", str(file), rules, "none_frozen"]
+    arms = ["queue_frozen", "sequential_heads", str(file), rules, "none_frozen"]
     words = [f"--workdir={folder}", "--seeds", "0", *three, "--epochs=4"]
     out, _ = called(*words, "--arms", *arms, main=freezing.main)
     results = {line["arm"]: line for line in read_lines(folder / "results.jsonl")}
@@ -358,9 +358,9 @@ def test_the_example_that_predicts_runs(trained, capsys):
         assert [part.split()[0] for part in line.partition(": ")[2].split(", ")] == list(TASKS)
 
 
-def test_the_example_of_a_study_runs(three, tiny, called, tmp_path):
+def test_the_example_of_a_study_runs(three, double, called, tmp_path):
     study = example("own_study")
-    words = [f"--workdir={tmp_path / 'warmup'}", *three, f"--backbone={tiny}", "--seeds", "0"]
+    words = [f"--workdir={tmp_path / 'warmup'}", *three, f"--backbone={double}", "--seeds", "0"]
     called(*words, "--epochs=1", main=study.main)
     arms = [line["arm"] for line in read_lines(tmp_path / "warmup" / "results.jsonl")]
     assert arms == list(study.ARMS)
