@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -93,24 +94,46 @@ def run(program, partition, params, batches, seed=0):
     """The state after a step per batch, and the metrics of each."""
     trainable, frozen = partition.split(params)
     state, logged = program.init(trainable, seed), []
+    step = jax.jit(functools.partial(train_step, program))
     for batch in batches:
-        state, metrics = train_step(program, state, frozen, batch)
+        state, metrics = step(state, frozen, batch)
         logged.append(metrics)
     return state, logged
 
 
+def looking(program):
+    """The program with an optimizer that changes nothing and keeps the gradient as its state.
+
+    Returns:
+        The program, and its step as one compiled function of the tasks' weights, too.
+    """
+
+    def look(updates, _state, _params=None):
+        return jax.tree.map(jnp.zeros_like, updates), updates
+
+    init = functools.partial(jax.tree.map, jnp.zeros_like)
+    program = dataclasses.replace(program, optimizer=optax.GradientTransformation(init, look))
+
+    @jax.jit
+    def step(weights, state, frozen, batch):
+        weighted = dataclasses.replace(program, task_weights=tuple(weights))
+        return train_step(weighted, state, frozen, batch)
+
+    return program, step
+
+
+@functools.cache
+def _looking(rules, config):
+    partition, program = make_program(random_params(config), rules, config)
+    return partition, *looking(program)
+
+
 def gradient_of(params, batch, rules=RULES, config=NO_DROPOUT, weights=(1.0, 1.0)):
     """What ``train_step`` hands to the optimizer, and its metrics."""
-    partition, program = make_program(params, rules, config, weights=weights)
-    seen = []
-
-    def look(updates, _=None):
-        seen.append(updates)
-        return jax.tree.map(np.zeros_like, updates)
-
-    program = dataclasses.replace(program, optimizer=optax.stateless(look))
-    _, [metrics] = run(program, partition, params, [batch])
-    return flat(seen[0]), metrics
+    partition, program, step = _looking(tuple(rules), config)
+    trainable, frozen = partition.split(params)
+    state, metrics = step(jnp.array(weights), program.init(trainable, 0), frozen, batch)
+    return flat(state.opt_state), metrics
 
 
 def losses_of(metrics):
@@ -163,8 +186,10 @@ def test_the_gradient_is_that_of_the_weighted_sum_of_task_means():
 
     model = MultiTaskModule(NO_DROPOUT, head_sizes(*CLASSES))
 
+    apply = jax.jit(model.apply)
+
     def loss(params):
-        logits: Any = model.apply({"params": params}, batch)
+        logits: Any = apply({"params": params}, batch)
         means = [np.divide(*softmax_losses(logits[task], batch[task])) for task in TASKS]
         return 0.7 * means[0] + 0.2 * means[1]
 
@@ -233,13 +258,13 @@ def test_the_loss_of_a_frozen_head_reaches_the_backbone(head):
 def test_dropout_depends_on_the_seed_and_the_step_alone():
     params, batch = random_params(), random_batch()
     partition, program = make_program(params)
-    losses = {}
+    losses, compiled = {}, jax.jit(functools.partial(train_step, program))
     for seed in (0, 1):
         trainable, frozen = partition.split(params)
         for step in (0, 1):
             state = program.init(trainable, seed)
             state = state.replace(step=state.step + step)
-            _, metrics = train_step(program, state, frozen, batch)
+            _, metrics = compiled(state, frozen, batch)
             losses[seed, step] = losses_of(metrics)["classifier"][0]
     assert len(set(losses.values())) == 4
     state, logged = run(program, partition, params, [batch, batch])

@@ -36,6 +36,7 @@ from tests.training.test_step import (
     NO_DROPOUT,
     flat,
     gradient_of,
+    looking,
     make_program,
     random_batch,
     random_params,
@@ -101,21 +102,14 @@ def test_fixed_weights_are_one_backward_pass_bit_for_bit():
 # Against the gradients of single tasks.
 
 
-def weighted_gradient_of(method, batch, state=None, task_weights=(1.0, 1.0)):
+def weighted_gradient_of(method, batch, task_weights=(1.0, 1.0)):
     """What a step hands to the optimizer, and its metrics."""
-    partition, program = weighted_program(method, "none_frozen", NO_DROPOUT, task_weights)
-    seen = []
-
-    def look(updates, _=None):
-        seen.append(updates)
-        return jax.tree.map(np.zeros_like, updates)
-
-    program = dataclasses.replace(program, optimizer=optax.stateless(look))
+    partition, program = weighted_program(method, "none_frozen", NO_DROPOUT)
+    program, step = looking(program)
     trainable, frozen = partition.split(random_params())
     start = program.init(trainable, 0)
-    start = start.replace(weighting=start.weighting if state is None else state)
-    after, metrics = train_step(program, start, frozen, batch)
-    return flat(seen[0]), metrics, after.weighting
+    after, metrics = step(jnp.array(task_weights), start, frozen, batch)
+    return flat(after.opt_state), metrics, after.weighting
 
 
 def shared_vector(gradient):
@@ -195,7 +189,8 @@ def test_famo_looks_again_with_the_same_dropout():
     partition, program = weighted_program(Famo(gamma=0.0))
     program = dataclasses.replace(program, optimizer=optax.set_to_zero())
     trainable, frozen = partition.split(random_params())
-    state, metrics = train_step(program, program.init(trainable, 0), frozen, random_batch())
+    step = jax.jit(functools.partial(train_step, program))
+    state, metrics = step(program.init(trainable, 0), frozen, random_batch())
     # The first moment, which holds a tenth of the gradient: rounding, and no other dropout.
     assert np.abs(state.weighting["adam"][1][0].mu).max() < 1e-7
     losses = np.array([float(np.divide(*metrics["loss"][task])) for task in TASKS])
