@@ -127,7 +127,7 @@ def test_a_bias_s_gradient_counts_every_token():
         y: Any = dense.apply(params, x)
         return y.astype(HALF).astype(jnp.float32).sum()
 
-    gradient: Any = jax.grad(loss)(params)
+    gradient: Any = jax.jit(jax.grad(loss))(params)
     assert gradient["params"]["bias"].tolist() == [512 * 128] * 4
 
 
@@ -169,8 +169,13 @@ def test_an_activation_in_half_precision_is_as_good_as_its_argument(name):
     x = np.unique(rounded(np.linspace(-8, 8, 4001)))
     x = x[x != 0]  # ReLU has no slope there
     activated = FeedForward(config, HALF)._activated
-    values, pull = jax.vjp(activated, jnp.asarray(x, jnp.float32))
-    (slopes,) = pull(jnp.ones(len(x), jnp.float32))
+
+    @jax.jit
+    def both(x):
+        values, pull = jax.vjp(activated, x)
+        return values, *pull(jnp.ones_like(x))
+
+    values, slopes = both(np.asarray(x, np.float32))
     value, slope = EXACT[name](x)
     # What is float32's own, with the tanh of the compiler that tests have: beside what they are
     # added to, values below it are nothing.
@@ -234,7 +239,8 @@ HEAD = drawn((WIDE.hidden_size, 3), 5)
 @pytest.fixture(scope="module")
 def backbone():
     """Random, with biases and scales that are not all alike."""
-    params: Any = EncoderModule(WIDE).init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    init = jax.jit(EncoderModule(WIDE).init)
+    params: Any = init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
     rng = np.random.default_rng(1)
     return jax.tree.map(
         lambda leaf: np.asarray(leaf + 0.02 * rng.standard_normal(leaf.shape), np.float32),
@@ -329,10 +335,10 @@ def kinds(gradient, frequent):
     return parts
 
 
-@pytest.mark.parametrize(("rows", "length"), [(16, 128), (128, 128)], ids=["2048", "16384"])
-def test_it_is_as_near_to_float32_as_pytorch_s_autocast(rows, length, backbone):
+def test_it_is_as_near_to_float32_as_pytorch_s_autocast(backbone):
+    """Over 16,384 tokens: the more of them are summed, the more a rounded sum would lose."""
     pytest.importorskip("torch")
-    batch = packed(*texts(rows, length, WIDE))
+    batch = packed(*texts(128, 128, WIDE))
     there = batch["input_ids"][batch["segment_ids"] > 0]
     frequent = np.argsort(-np.bincount(there, minlength=WIDE.vocab_size))[:5]
     exact, half = (ours(backbone, batch, dtype) for dtype in (jnp.float32, HALF))
