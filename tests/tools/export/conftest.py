@@ -1,6 +1,7 @@
 """One trained run that all tests of exporting share."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
@@ -65,6 +66,11 @@ def expected_logits(run, texts=TEXTS):
     return {head.name: vectors @ head.params["kernel"] + head.params["bias"] for head in run.heads}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _pooled(module, params, batch):
+    return module.apply(params, batch, method="pooled")
+
+
 def expected_vectors(run, texts):
     """The pooled vectors of texts or pairs, each by itself: float32 [texts, hidden]."""
     spec = ModelSpec(run.config, (("x", 1),), run.pooling, "float32", run.max_length)
@@ -76,15 +82,15 @@ def expected_vectors(run, texts):
         encoded = run.tokenizer(*words, truncation="longest_first", **how)
         ids = encoded["input_ids"][0]
         batch = {
-            "input_ids": jnp.array([ids]),
-            "segment_ids": jnp.ones((1, len(ids)), jnp.int32),
-            "position_ids": jnp.arange(len(ids))[None],
-            "x": jnp.full((1, 1), -1),
+            "input_ids": np.array([ids]),
+            "segment_ids": np.ones((1, len(ids)), np.int32),
+            "position_ids": np.arange(len(ids))[None],
+            "x": np.full((1, 1), -1),
         }
         if run.token_types:
-            batch["token_type_ids"] = jnp.array(encoded["token_type_ids"])
+            batch["token_type_ids"] = np.array(encoded["token_type_ids"])
         params = {"params": {"backbone": run.backbone}}
-        found.append(np.asarray(module.apply(params, batch, method="pooled"))[0, 0])
+        found.append(np.asarray(_pooled(module, params, batch))[0, 0])
     return np.stack(found)
 
 
