@@ -1,6 +1,7 @@
 """The three ways to run the steps give the same numbers, on unevenly labelled batches."""
 
 import dataclasses
+import functools
 import math
 import re
 from typing import Any
@@ -326,6 +327,11 @@ def test_the_state_is_donated_and_the_frozen_part_is_not(kind):
     assert jax.tree.all(jax.tree.map(np.array_equal, params, random_params()))
 
 
+@functools.cache
+def compiled(step, model):
+    return jax.jit(functools.partial(step, model))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_gathers_the_rows_in_their_order(kind):
     batch, params = pooled_batch(1), random_params()
@@ -336,7 +342,7 @@ def test_evaluation_gathers_the_rows_in_their_order(kind):
     logits, losses = step(*placed)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(placed[0]))
     found, totals = runner.gather(logits), runner.fetch(losses)
-    expected, expected_totals = eval_step(model, params, batch)
+    expected, expected_totals = compiled(eval_step, model)(params, batch)
     for task in TASKS:
         assert isinstance(found[task], np.ndarray)
         np.testing.assert_allclose(found[task], expected[task], rtol=1e-5, atol=1e-5)
@@ -350,7 +356,7 @@ def test_pooled_vectors_are_those_of_the_model(kind):
     runner = make_runner(kind)
     step = Compiled(runner, pooled_step, model)
     found = runner.gather(step(runner.replicate(params), runner.shard(batch)))
-    expected = pooled_step(model, params, batch)
+    expected = compiled(pooled_step, model)(params, batch)
     assert found.shape == (ROWS, SLOTS, CONFIG.hidden_size)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
