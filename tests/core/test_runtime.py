@@ -84,7 +84,8 @@ def compiled(**variables):
 
 def test_compiled_code_is_found_by_the_next_process(tmp_path):
     cache = tmp_path / "cache"
-    variables = {"MTL_JAX_CACHE": str(cache), **EVERYTHING}
+    variables = {"MTL_JAX_CACHE": str(cache)}
+    # Also what compiles in no time.
     assert compiled(**variables) == (cache / "xla", 0.0, "0 1")
     kept = {path: path.read_bytes() for path in (cache / "xla").glob("*-cache")}
     assert len(kept) == 1
@@ -99,11 +100,6 @@ def test_jax_settings_come_first(tmp_path):
     assert compiled(**variables) == (own, 0.0, "1 0")
     assert len(list(own.glob("*-cache"))) == 1
     assert not cache.exists()
-
-
-def test_what_compiles_in_no_time_is_kept_too(tmp_path):
-    assert compiled(MTL_JAX_CACHE=str(tmp_path)) == (tmp_path / "xla", 0.0, "0 1")
-    assert compiled(MTL_JAX_CACHE=str(tmp_path)) == (tmp_path / "xla", 0.0, "1 0")
 
 
 def test_a_damaged_entry_is_compiled_again_and_replaced(tmp_path):
