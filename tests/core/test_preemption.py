@@ -32,6 +32,12 @@ from tests.studies.test_runner import plan_of
 NOTED = "SIGTERM: saving after this step"
 
 
+@pytest.fixture
+def settings(small_settings):
+    """Of one layer: when a signal comes does not depend on how many there are."""
+    return dict(small_settings)
+
+
 def terminate():
     signal.raise_signal(signal.SIGTERM)
 
@@ -193,11 +199,11 @@ def test_scanned_steps_cut_anywhere_end_the_same(settings, tmp_path, monkeypatch
     assert everything(cut, inputs) == everything(whole, inputs)
 
 
-def test_where_nothing_could_be_saved_it_says_why(settings, small_disk, monkeypatch):
+def test_where_nothing_could_be_saved_it_says_why(shared_settings, small_disk, monkeypatch):
     disk = small_disk(1)
     free = os.statvfs(disk)
     (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - 2**17))
-    config = TrainConfig(**settings, workdir=str(disk / "run"), scenario="top_1")
+    config = TrainConfig(**shared_settings, workdir=str(disk / "run"), scenario="top_1")
     draw = SeedRun.draw
 
     def draw_and_terminate(member, steps):
