@@ -50,9 +50,9 @@ def test_both_passes_are_flax_s(shape, sums, monkeypatch):
     _, their_gradients = passes(THEIRS, *given)
     # One operation after the other: a compiler might round one of two programs otherwise.
     params, x, _ = given
-    np.testing.assert_array_equal(
-        *(module.apply({"params": params}, x) for module in (OURS, THEIRS))
-    )
+    modules: tuple[Any, ...] = (OURS, THEIRS)
+    value, their_value = (np.asarray(module.apply({"params": params}, x)) for module in modules)
+    np.testing.assert_array_equal(value, their_value)
     assert_close(gradients, their_gradients, 1e-5)
 
 

@@ -328,14 +328,14 @@ def test_the_state_is_donated_and_the_frozen_part_is_not(kind):
 
 
 @functools.cache
-def compiled(step, model):
+def compiled(step, model: Any):
     return jax.jit(functools.partial(step, model))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluation_gathers_the_rows_in_their_order(kind):
     batch, params = pooled_batch(1), random_params()
-    model = MultiTaskModule(CONFIG, head_sizes(*CLASSES))
+    model: Any = MultiTaskModule(CONFIG, head_sizes(*CLASSES))
     runner = make_runner(kind)
     step = Compiled(runner, eval_step, model)
     placed = runner.replicate(params), runner.shard(batch)
@@ -352,7 +352,7 @@ def test_evaluation_gathers_the_rows_in_their_order(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_pooled_vectors_are_those_of_the_model(kind):
     batch, params = random_batch(ROWS, seed=2), random_params()
-    model = MultiTaskModule(CONFIG, head_sizes(*CLASSES))
+    model: Any = MultiTaskModule(CONFIG, head_sizes(*CLASSES))
     runner = make_runner(kind)
     step = Compiled(runner, pooled_step, model)
     found = runner.gather(step(runner.replicate(params), runner.shard(batch)))

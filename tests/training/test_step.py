@@ -108,10 +108,13 @@ def looking(program):
         The program, and its step as one compiled function of the tasks' weights, too.
     """
 
-    def look(updates, _state, _params=None):
-        return jax.tree.map(jnp.zeros_like, updates), updates
+    def init(params):
+        return jax.tree.map(jnp.zeros_like, params)
 
-    init = functools.partial(jax.tree.map, jnp.zeros_like)
+    def look(updates, state, params=None):
+        del state, params
+        return init(updates), updates
+
     program = dataclasses.replace(program, optimizer=optax.GradientTransformation(init, look))
 
     @jax.jit
