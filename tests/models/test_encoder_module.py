@@ -48,9 +48,9 @@ def run(encoder, params, *args, **flags) -> Any:
     return encoder.apply({"params": params}, *args, **flags)
 
 
-def initial(config, ids) -> Any:
-    """Random parameters, of one program."""
-    return jax.jit(EncoderModule(config).init)(jax.random.key(0), ids)["params"]
+def run_compiled(encoder, params, *args, **flags) -> Any:
+    """The same in one program, in the place of one for each operation."""
+    return jax.jit(lambda params: run(encoder, params, *args, **flags))(params)
 
 
 def states_and_pooler(encoder, ids, mask, types):
@@ -321,7 +321,7 @@ def test_layers_and_initial_spread_follow_the_configuration(model):
     wide = dataclasses.replace(
         config, num_hidden_layers=2, hidden_size=96, intermediate_size=384, initializer_range=0.07
     )
-    params = initial(wide, TINY_IDS)
+    params = jax.jit(EncoderModule(wide).init)(jax.random.key(0), TINY_IDS)["params"]
     assert set(params) == {"embeddings", *(f"layer_{i}" for i in range(2))}
     for path, leaf in flat(params).items():
         if leaf.size >= 96 * 96:
@@ -361,7 +361,7 @@ def test_every_dropout_drops_at_the_rate_of_its_field(rates, model):
     ids = np.random.RandomState(0).randint(1, config.vocab_size, (48, 24))
 
     def outputs(train):
-        _, state = run(
+        _, state = run_compiled(
             encoder,
             params,
             ids,
@@ -515,15 +515,15 @@ def test_a_segment_is_encoded_as_if_alone(model):
     config, params = model
     encoder = EncoderModule(config)
     row = np.array([[2, 5, 8, 3, 2, 9, 3, 0]], np.int32)
-    encode_row = jax.jit(functools.partial(run, encoder))
-    packed = encode_row(
+    packed = run_compiled(
+        encoder,
         params,
         row,
         position_ids=np.array([[0, 1, 2, 3, 0, 1, 2, 0]]),
         segment_ids=np.array([[1, 1, 1, 1, 2, 2, 2, 0]]),
     )
     for span in (slice(0, 4), slice(4, 7)):
-        alone = encode_row(params, row[:, span])
+        alone = run_compiled(encoder, params, row[:, span])
         np.testing.assert_allclose(packed[:, span], alone, rtol=0, atol=1e-6)
 
 
@@ -531,7 +531,7 @@ def test_a_text_of_padding_alone_gives_numbers(model):
     config, params = model
     ids = np.zeros((1, 4), np.int32)
     for given in ({"attention_mask": ids}, {"segment_ids": ids}):
-        assert np.isfinite(run(EncoderModule(config), params, ids, **given)).all()
+        assert np.isfinite(run_compiled(EncoderModule(config), params, ids, **given)).all()
 
 
 def test_a_default_configuration_is_bert_base():
@@ -551,12 +551,17 @@ SMALL = EncoderConfig(
 )
 
 
+@functools.cache
+def small_params():
+    init = jax.jit(EncoderModule(SMALL).init)
+    return init(jax.random.key(0), jnp.zeros((2, 6), jnp.int32))["params"]
+
+
 def with_flags(**flags):
     """A loss of every parameter, and its gradients, in training."""
     ids = jnp.arange(12).reshape(2, 6)
     config = dataclasses.replace(SMALL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    params = initial(config, ids)
-    encoder = EncoderModule(config, **flags)
+    params, encoder = small_params(), EncoderModule(config, **flags)
 
     def loss(params) -> Any:
         rngs = {"dropout": jax.random.key(3)}
@@ -580,33 +585,30 @@ def test_scanned_layers_compute_the_same(remat):
 
 
 def test_scanned_layers_draw_dropout_of_their_own():
-    ids = jnp.zeros((1, 6), jnp.int32)
     encoder = EncoderModule(dataclasses.replace(SMALL, hidden_dropout_prob=0.5), scan_layers=True)
-    params = jax.jit(encoder.init)(jax.random.key(0), ids)["params"]
     # Two layers without effect but for their dropout: the same mask twice would go unseen in one.
     hidden = jnp.ones((1, 6, 8))
-    params = jax.tree.map(jnp.zeros_like, params)
+    params = jax.tree.map(np.zeros_like, small_params())
     for layer in ("layer_0", "layer_1"):
-        params[layer]["mlp"]["output"]["bias"] = jnp.arange(8.0)
-        params[layer]["mlp"]["layer_norm"]["scale"] = jnp.ones(8)
-    args = hidden, run(encoder, params, jnp.ones((1, 6)), method="views")
+        params[layer]["mlp"]["output"]["bias"] = np.arange(8, dtype=np.float32)
+        params[layer]["mlp"]["layer_norm"]["scale"] = np.ones(8, np.float32)
+    views = run(encoder, params, jnp.ones((1, 6)), method="views")
 
     @jax.jit
-    def dropped(key):
-        rngs = {"dropout": jax.random.key(key)}
-        return run(encoder, params, *args, train=True, rngs=rngs, method="run_layers")
+    def draw(key):
+        flags = {"train": True, "rngs": {"dropout": key}, "method": "run_layers"}
+        return run(encoder, params, hidden, views, **flags)
 
-    drawn = [dropped(key) for key in (0, 0, 1)]
+    drawn = [draw(jax.random.key(key)) for key in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
-    still = jax.jit(functools.partial(run, encoder, method="run_layers"))(params, *args)
+    still = run_compiled(encoder, params, hidden, views, method="run_layers")
     assert not np.array_equal(drawn[0], still)
 
 
 def test_rematerialised_layers_compute_the_same_gradients():
     ids = jnp.arange(12).reshape(2, 6)
-    params = initial(SMALL, ids)
-    gradients = []
+    params, gradients = small_params(), []
     for remat in (False, True):
         encoder = EncoderModule(SMALL, remat=remat)
 
@@ -614,9 +616,8 @@ def test_rematerialised_layers_compute_the_same_gradients():
             rngs = {"dropout": jax.random.key(3)}
             return (run(encoder, params, ids, train=True, rngs=rngs) ** 2).sum()
 
-        gradient = jax.grad(loss)
-        assert ("prevent_cse" in str(jax.make_jaxpr(gradient)(params))) == remat
-        gradients.append(flat(jax.jit(gradient)(params)))
+        assert ("prevent_cse" in str(jax.make_jaxpr(jax.grad(loss))(params))) == remat
+        gradients.append(flat(jax.jit(jax.grad(loss))(params)))
     for path, gradient in gradients[0].items():
         np.testing.assert_allclose(gradients[1][path], gradient, rtol=1e-5, atol=5e-6)
 
@@ -626,10 +627,11 @@ def test_fused_attention_computes_the_plain_one_where_weights_have_no_dropout(tr
     config = dataclasses.replace(SMALL, attention_probs_dropout_prob=0.0)
     ids = jnp.arange(16).reshape(2, 8) % 12
     segments = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0], [1, 1, 1, 1, 1, 1, 1, 2]])
-    params = initial(config, ids)
 
     def value_and_gradient(fused):
-        def loss(params):
+        @jax.jit
+        @jax.value_and_grad
+        def gradient_of(params):
             states = run(
                 EncoderModule(config, fused=fused),
                 params,
@@ -640,7 +642,7 @@ def test_fused_attention_computes_the_plain_one_where_weights_have_no_dropout(tr
             )
             return (jnp.where(segments[..., None] > 0, states, 0) ** 3).sum()
 
-        value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+        value, gradient = gradient_of(small_params())
         return {"value": value, **flat(gradient)}
 
     fused = value_and_gradient("xla")
@@ -656,8 +658,8 @@ def test_fused_attention_of_seeds_at_once_is_that_of_each_by_itself(remat):
     # The last one has other texts in its rows.
     segments = jnp.stack([segments, segments, segments[::-1]])
     keys = jax.random.split(jax.random.key(0), 3)
-    init = jax.jit(jax.vmap(lambda key: EncoderModule(config).init(key, ids[0])["params"]))
-    params = init(keys)
+    init = jax.vmap(lambda key: EncoderModule(config).init(key, ids[0])["params"])
+    params = jax.jit(init)(keys)
 
     def gradient(fused):
         def loss(params, ids, segments):
@@ -669,10 +671,10 @@ def test_fused_attention_of_seeds_at_once_is_that_of_each_by_itself(remat):
         return jax.value_and_grad(loss)
 
     together = jax.jit(jax.vmap(gradient(of_seeds("xla"))))(params, ids, segments)
-    by_itself = jax.jit(gradient("xla"))
+    of_one = jax.jit(gradient("xla"))
     for seed in range(3):
         own = jax.tree.map(operator.itemgetter(seed), (params, ids, segments))
-        alone = jax.tree.leaves_with_path(by_itself(*own))
+        alone = jax.tree.leaves_with_path(of_one(*own))
         for (path, expected), found in zip(alone, jax.tree.leaves(together), strict=True):
             np.testing.assert_allclose(found[seed], expected, 2e-5, 1e-5, err_msg=str(path))
 
@@ -705,7 +707,7 @@ def test_fused_attention_is_given_a_mask_of_every_query(monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", noted)
     config = dataclasses.replace(SMALL, attention_probs_dropout_prob=0.0)
     ids = jnp.ones((2, 8), jnp.int32)
-    EncoderModule(config, fused="xla").init(jax.random.key(0), ids, ids)
+    jax.eval_shape(EncoderModule(config, fused="xla").init, jax.random.key(0), ids, ids)
     assert shapes == [(2, 1, 8, 8)] * 2
 
 
@@ -749,12 +751,11 @@ def test_what_a_device_multiplies_in_by_default():
 def test_dropout_of_attention_is_never_left_out(on):
     """The kernel drops no weights, so that it is used in training where the output is dropped."""
     ids = jnp.arange(16).reshape(2, 8) % 12
-    params = initial(SMALL, ids)
     config = dataclasses.replace(SMALL, attention_dropout_on=on)
     states = [
-        run(
+        run_compiled(
             EncoderModule(config, fused=fused),
-            params,
+            small_params(),
             ids,
             train=True,
             rngs={"dropout": jax.random.key(3)},
