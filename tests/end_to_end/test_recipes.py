@@ -190,8 +190,8 @@ def test_the_mixed_recipe_interrupted_at_any_step_ends_the_same(phase, mixed, in
         ends_the_same(step, config, folder, result, inputs, tmp_path / str(step))
 
 
-# In phases of four steps: when one is measured, at its end, and before it is measured.
-@pytest.mark.parametrize("step", [3, 4, 6, 11, STEPS])
+# In a phase of four steps: before it is measured, when it is, and at its end.
+@pytest.mark.parametrize("step", [1, 3, 4, 6, 8, 11, STEPS])
 def test_interrupted_in_any_phase_it_ends_the_same(step, gradual, inputs, tmp_path):
     """At every single step: as the mixed recipe above."""
     config, folder, result = gradual
