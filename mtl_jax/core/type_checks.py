@@ -26,6 +26,7 @@ _WORDS = {
     tuple: "a tuple",
 }
 _LONGEST = 100
+_MISSING = object()
 
 
 def refuse_types(settings: Any, kind: type) -> None:
@@ -42,8 +43,10 @@ def refuse_types(settings: Any, kind: type) -> None:
     """
     for name, hint in _hints(kind).items():
         value = getattr(settings, name)
-        refuse_type(name, value, hint)
-        object.__setattr__(settings, name, plain(value))
+        # Most are as the class has them, and a study makes thousands of settings.
+        if value is not getattr(kind, name, _MISSING):
+            refuse_type(name, value, hint)
+            object.__setattr__(settings, name, plain(value))
 
 
 def plain(value: Any) -> Any:
