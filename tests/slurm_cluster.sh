@@ -56,14 +56,14 @@ SlurmdPidFile=$dir/slurmd.own.pid
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool
 AuthType=auth/munge
-AuthInfo=socket=$dir/munge.socket,cred_expire=15
+AuthInfo=socket=$dir/munge.socket,cred_expire=8
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_min_interval=0
+SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=1,sched_min_interval=0
 SlurmdParameters=config_overrides
 ReturnToService=2
 MailProg=/bin/true

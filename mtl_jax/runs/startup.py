@@ -7,6 +7,7 @@ from mtl_jax.core import runtime
 
 def prepare() -> None:
     """What a command does before its first array; for processes of our own only."""
+    runtime.collect_less_often()
     import_transformers_alone()
     runtime.keep_freed_memory()
     runtime.keep_compiled()

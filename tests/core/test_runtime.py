@@ -59,6 +59,20 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+COLLECT = """
+import gc
+import sys
+from mtl_jax.core.runtime import collect_less_often
+
+if sys.argv[1] == "less often":
+    collect_less_often()
+gc.collect()
+before = sum(generation["collections"] for generation in gc.get_stats())
+objects = [[] for _ in range(15_000)]
+print(sum(generation["collections"] for generation in gc.get_stats()) - before)
+"""
+
+
 def run(code, *arguments, **variables):
     """A process with only these of JAX's and our variables set; its warnings are errors."""
     ours = ("JAX_", "MTL_JAX_", "XLA_", "XDG_")
@@ -146,6 +160,11 @@ def test_freed_memory_is_used_again_without_faults():
     assert kept < 100
     # 40 arrays of 32 pages each, where pages are as large as they can be.
     assert given_back > 1000
+
+
+def test_garbage_is_looked_for_less_often():
+    less_often, as_ever = (int(run(COLLECT, how).stdout) for how in ("less often", "as ever"))
+    assert less_often == 0 < as_ever
 
 
 @pytest.mark.parametrize(
