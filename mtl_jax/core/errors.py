@@ -52,8 +52,8 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
-def refuse_other(value: object, kind: type | tuple[type, ...], what: str, remedy: str) -> None:
-    """Refuses an argument of another type than it is meant to have.
+def require_type(value: object, kind: type | tuple[type, ...], what: str, remedy: str) -> None:
+    """Requires an argument to be of a type.
 
     Args:
         value: The argument.

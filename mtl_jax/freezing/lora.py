@@ -20,7 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtl_jax.config.lora import KERNELS, Lora
-from mtl_jax.core.errors import UserError, refuse_other
+from mtl_jax.core.errors import UserError, require_type
 
 FACTORS = ("lora_a", "lora_b")
 _CONSTANTS = ("lora_scale", "lora_dropout")
@@ -150,7 +150,7 @@ def merge_lora(params: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: ``params`` are no parameters.
     """
-    refuse_other(params, Mapping, "params", "give the parameters of a model, model.params")
+    require_type(params, Mapping, "params", "give the parameters of a model, model.params")
     flat = _flat(params)
     merged = {path: flat[path] for path in plain_paths(flat)}
     for path in flat:

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtl_jax.config.lora import Lora, lora_of, refuse_lora
 from mtl_jax.config.scenario import scenario_text
-from mtl_jax.core.errors import UserError, refuse_other
+from mtl_jax.core.errors import UserError, require_type
 from mtl_jax.freezing.lora import factor_paths, plain_paths, with_factors
 from mtl_jax.freezing.rules import Rule, assign_labels
 from mtl_jax.freezing.scenarios import FROZEN, LORA, lora_rank, scenario_rules
@@ -72,7 +72,7 @@ class Partition:
             UserError: There is no such scenario, a leaf matches no rule, a rule matches no leaf, or
                 the factors are not possible.
         """
-        refuse_other(params, Mapping, "params", "give the parameters of a model, model.params")
+        require_type(params, Mapping, "params", "give the parameters of a model, model.params")
         if "backbone" not in params:
             raise UserError(
                 "params has no backbone: give all parameters of a model, model.params, and not "

@@ -16,7 +16,7 @@ from typing import Any, cast
 from mtl_jax.config.train import TrainConfig
 from mtl_jax.core import preemption
 from mtl_jax.core.console import say, training_bar
-from mtl_jax.core.errors import Preempted, UserError, refuse_other
+from mtl_jax.core.errors import Preempted, UserError, require_type
 from mtl_jax.freezing.partition import Params
 from mtl_jax.runs.monitoring.profiling import Trace, training_trace
 from mtl_jax.runs.monitoring.progress_log import Heartbeat, training_heartbeat
@@ -47,7 +47,7 @@ def train(config: TrainConfig, inputs: Inputs | None = None) -> dict[str, Any]:
             is as it was.
         Preempted: SIGTERM has come, where that is heeded; see ``preemption``.
     """
-    refuse_other(config, TrainConfig, "config", "give a TrainConfig")
+    require_type(config, TrainConfig, "config", "give a TrainConfig")
     (outcome,) = train_seeds([config], inputs)
     if isinstance(outcome, UserError):
         raise outcome

@@ -13,7 +13,7 @@ from mtl_jax.config.data import LongTexts
 from mtl_jax.config.model import Dtype, Pooling
 from mtl_jax.config.tasks import Task
 from mtl_jax.core.console import say
-from mtl_jax.core.errors import UserError, refuse_other, shortened
+from mtl_jax.core.errors import UserError, require_type, shortened
 from mtl_jax.core.prefetch import ahead
 from mtl_jax.core.type_checks import refuse_arguments
 from mtl_jax.data.batches import HostBatch, TextSet
@@ -53,7 +53,7 @@ def refuse_other_texts(texts: Iterable[str | Sequence[str]]) -> None:
             f"the texts have the type {type(texts).__name__}: give one of its columns, such as "
             'table["text"]'
         )
-    refuse_other(texts, Iterable, "the list of texts", "give a list of texts")
+    require_type(texts, Iterable, "the list of texts", "give a list of texts")
 
 
 class TextEncoder:

@@ -13,7 +13,7 @@ import jax
 from mtl_jax.config.data import DataConfig
 from mtl_jax.config.tasks import Task, refuse_task_name, tasks_in_words
 from mtl_jax.config.train import Settings
-from mtl_jax.core.errors import UserError, refuse_other
+from mtl_jax.core.errors import UserError, require_type
 from mtl_jax.core.names import listed, shown
 from mtl_jax.data.batches import WHOLE, EpochOrder, HostBatch, TextSet, make_batch
 from mtl_jax.data.packing.plan import Layout, PackingPlan, Placement
@@ -225,11 +225,11 @@ def load_data(
         UserError: The data can't be found, or something is wrong with them, or a task is given
             other classes than they have.
     """
-    refuse_other(encoder, Encoder, "encoder", "give what load_encoder returns")
+    require_type(encoder, Encoder, "encoder", "give what load_encoder returns")
     files = {"train_file": train, "validation_file": validation, "test_file": test}
     for name, file in files.items():
         if file is not None:
-            refuse_other(file, (str, os.PathLike), name.removesuffix("_file"), _NAME_A_FILE)
+            require_type(file, (str, os.PathLike), name.removesuffix("_file"), _NAME_A_FILE)
     weights: dict[str, float] = {}
     classes: dict[str, tuple[str, ...]] = {}
     if tasks is not None:
@@ -274,16 +274,16 @@ def _refuse_other_classes(task: Task, given: Sequence[str]) -> None:
 
 def _as_tasks(tasks: Mapping[str, str | Task] | Sequence[Task]) -> list[Task]:
     remedy = 'give the column of each task, such as {"topic": "topic"}, or a list of Task'
-    refuse_other(tasks, (Mapping, list, tuple), "tasks", remedy)
+    require_type(tasks, (Mapping, list, tuple), "tasks", remedy)
     if not isinstance(tasks, Mapping):
         for task in tasks:
-            refuse_other(task, Task, f"the task {task!r}", remedy)
+            require_type(task, Task, f"the task {task!r}", remedy)
         return list(tasks)
     found = []
     for name, task in tasks.items():
         # A pair of the settings would end the name at its first equals sign.
         refuse_task_name(name, "tasks names the task")
-        refuse_other(task, (str, Task), f"the task {name!r}", "name its column, or give a Task")
+        require_type(task, (str, Task), f"the task {name!r}", "name its column, or give a Task")
         found.append(Task(name, column=task) if isinstance(task, str) else task)
         if found[-1].name != name:
             raise UserError(

@@ -12,7 +12,7 @@ import numpy as np
 
 from mtl_jax.config.model import Dtype
 from mtl_jax.config.tasks import Task, tasks_in_words
-from mtl_jax.core.errors import UserError, refuse_other
+from mtl_jax.core.errors import UserError, require_type
 from mtl_jax.core.type_checks import refuse_type
 from mtl_jax.freezing.partition import Params
 from mtl_jax.models.encoder import Encoder, Tokens, as_tokens
@@ -59,11 +59,11 @@ class MultiTaskModel:
             UserError: There is no task, a task has no classes, or a head is for an unknown task or
                 makes other logits than its task has.
         """
-        refuse_other(encoder, Encoder, "encoder", "give what load_encoder returns")
+        require_type(encoder, Encoder, "encoder", "give what load_encoder returns")
         remedy = "give the tasks of load_data, data.tasks"
-        refuse_other(tasks, Sequence, "tasks", remedy)
+        require_type(tasks, Sequence, "tasks", remedy)
         for task in tasks:
-            refuse_other(task, Task, f"the task {task!r}", remedy)
+            require_type(task, Task, f"the task {task!r}", remedy)
         refuse_type("dtype", dtype, Dtype | None)
         self.encoder, self.tasks = encoder, tuple(tasks)
         self.dtype: Dtype = dtype or default_dtype()
@@ -121,7 +121,7 @@ class MultiTaskModel:
         Raises:
             UserError: A part is not there; which shapes it has is for Flax to tell.
         """
-        refuse_other(params, Mapping, "params", "give all parameters, such as those of model.init")
+        require_type(params, Mapping, "params", "give all parameters, such as those of model.init")
         needed = ["backbone", *(task.name for task in self.tasks)]
         if missing := [name for name in needed if name not in params]:
             raise UserError(

@@ -15,7 +15,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtl_jax.config.optimizer import WEIGHT_DECAY, Schedule
-from mtl_jax.core.errors import UserError, refuse_other
+from mtl_jax.core.errors import UserError, require_type
 from mtl_jax.core.type_checks import refuse_arguments
 from mtl_jax.freezing.partition import Params, Partition, longest_prefix
 from mtl_jax.freezing.scenarios import LORA
@@ -258,9 +258,9 @@ def make_optimizer(
             is not, ``schedule`` is unknown or makes none, or a number is none that training can
             have.
     """
-    refuse_other(partition, Partition, "partition", "give a Partition of the model's parameters")
+    require_type(partition, Partition, "partition", "give a Partition of the model's parameters")
     remedy = 'give one rate for each label, such as {"head": 1e-3, "backbone": 1e-4}'
-    refuse_other(learning_rates, Mapping, "learning_rates", remedy)
+    require_type(learning_rates, Mapping, "learning_rates", remedy)
     _refuse_rates(partition, learning_rates)
     if not callable(schedule) and schedule not in get_args(Schedule):
         known = ", ".join(get_args(Schedule))

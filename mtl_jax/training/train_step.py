@@ -15,7 +15,7 @@ import optax
 from mtl_jax.config.model import Parallel
 from mtl_jax.config.optimizer import WeightingName
 from mtl_jax.config.tasks import Task, refuse_weight
-from mtl_jax.core.errors import UserError, refuse_other
+from mtl_jax.core.errors import UserError, require_type
 from mtl_jax.core.type_checks import refuse_type
 from mtl_jax.data.batches import TextSet
 from mtl_jax.data.packing.plan import PackingPlan
@@ -164,24 +164,24 @@ class TrainStep:
                 other parameters, ``accumulate`` is not a number of micro-batches, or ``r_drop`` is
                 not above 0 or has no task with classes.
         """
-        refuse_other(model, MultiTaskModel, "model", "give a MultiTaskModel")
-        refuse_other(
+        require_type(model, MultiTaskModel, "model", "give a MultiTaskModel")
+        require_type(
             partition, Partition, "partition", "give a Partition of the model's parameters"
         )
         remedy = "give what make_optimizer returns, or an optimizer of optax"
         if isinstance(optimizer, optax.MultiSteps):
             optimizer = optimizer.gradient_transformation()
-        refuse_other(optimizer, optax.GradientTransformation, "optimizer", remedy)
+        require_type(optimizer, optax.GradientTransformation, "optimizer", remedy)
         if isinstance(optimizer, Optimizer) and optimizer.adamw.partition != partition:
             raise UserError(
                 "the optimizer was made for another partition: make it with "
                 "make_optimizer(partition, ...) for this one"
             )
         remedy = "name a method, or give a Weighting"
-        refuse_other(weighting, (str, Weighting), "weighting", remedy)
+        require_type(weighting, (str, Weighting), "weighting", remedy)
         names = [task.name for task in model.tasks]
         if not callable(loss):
-            refuse_other(loss or {}, Mapping, "loss", "give a function, or one for each task")
+            require_type(loss or {}, Mapping, "loss", "give a function, or one for each task")
         losses = dict.fromkeys(names, loss) if callable(loss) else dict(loss or {})
         for what, named in (("loss", losses), ("task_weights", task_weights or {})):
             if strange := [task for task in named if task not in names]:
@@ -266,8 +266,8 @@ class TrainStep:
             UserError: The state has been used already, the batch is of other tasks or was made for
                 another number of micro-batches, or a loss can't be called.
         """
-        refuse_other(state, LoopState, "state", "give what init or the previous step returned")
-        refuse_other(batch, TrainBatch, "batch", "give one of Data.train_batches")
+        require_type(state, LoopState, "state", "give what init or the previous step returned")
+        require_type(batch, TrainBatch, "batch", "give one of Data.train_batches")
         if state.used:
             raise UserError(
                 "the state has been used by a step already, which reuses its buffers: go on with "
@@ -400,11 +400,11 @@ def evaluate(
         UserError: An argument has another type, or an additional metric has the name of another
             one, or fails.
     """
-    refuse_other(model, MultiTaskModel, "model", "give a MultiTaskModel")
+    require_type(model, MultiTaskModel, "model", "give a MultiTaskModel")
     model.refuse_other_params(params)
-    refuse_other(split, Split, "split", "give a split of load_data, such as data.validation")
+    require_type(split, Split, "split", "give a split of load_data, such as data.validation")
     remedy = 'give functions by name, such as {"kappa": kappa}'
-    refuse_other(metrics or {}, Mapping, "metrics", remedy)
+    require_type(metrics or {}, Mapping, "metrics", remedy)
     own = []
     for name, function in (metrics or {}).items():
         refuse_built_in(name, "metrics")

@@ -153,7 +153,7 @@ _KINDS = {
 }
 
 
-def refuse_other(folder: Path, known: Manifest, run: Mapping[str, str]) -> None:
+def refuse_other_run(folder: Path, known: Manifest, run: Mapping[str, str]) -> None:
     """Refuses a checkpoint that is not of a run.
 
     Args:

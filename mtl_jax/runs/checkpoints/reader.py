@@ -104,7 +104,7 @@ class CheckpointReader:
         """
         known = manifest.read(self.folder / str(step))
         if self.run is not None:
-            manifest.refuse_other(self.folder / str(step), known, self.run)
+            manifest.refuse_other_run(self.folder / str(step), known, self.run)
         return known
 
     def progress(self, step: int) -> dict[str, Any]:
