@@ -6,8 +6,7 @@ A small run is trained without interruption. Then, again and again, it is killed
 a random moment, some of them while it saves, and started again; ended by SIGTERM likewise; and
 the checkpoints in a copy of its folder are damaged. Each time it has to come to the end of the
 uninterrupted run: parameters, optimizer state, metrics.jsonl and certificate, bit for bit. After
-damage it may also refuse, in one line. By default these are 55 trials of a minute or two on two
-cores.
+damage it may also refuse, in one line. By default these are 55 trials, half an hour on two cores.
 
 What comes after ``--`` are flags of ``python -m mtl_jax train``, in the place of the default's:
 
